@@ -1,0 +1,72 @@
+"""Continual forgetting for pre-trained models: GS-LoRA and GS-LoRA++ as a PEFT adapter and a Trainer.
+
+`import gs_lora_peft` makes the tuner type `GS_LORA` known to PEFT. Everything beyond the tuner is imported on first use.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from .tuner import GSLoraConfig, GSLoraModel, LoraGroups, NoFFNFoundError, export_lora, find_ffn_blocks
+
+if TYPE_CHECKING:
+    from .data import ForgettingSplit, split_dataset
+    from .metrics import ContinualForgetting
+    from .sequence import (
+        ContinualForgetter,
+        ForgetRequest,
+        ForgettingLedger,
+        LedgerError,
+        load_forgotten,
+        weights_fingerprint,
+    )
+    from .training import GSLoraTrainer, GSLoraTrainingArguments, NonFiniteLossError
+
+__version__ = version("gs-lora-peft")
+
+_LAZY = {
+    "ContinualForgetter": "sequence",
+    "ContinualForgetting": "metrics",
+    "ForgetRequest": "sequence",
+    "ForgettingLedger": "sequence",
+    "ForgettingSplit": "data",
+    "GSLoraTrainer": "training",
+    "GSLoraTrainingArguments": "training",
+    "LedgerError": "sequence",
+    "NonFiniteLossError": "training",
+    "load_forgotten": "sequence",
+    "split_dataset": "data",
+    "weights_fingerprint": "sequence",
+}
+
+__all__ = [
+    "ContinualForgetter",
+    "ContinualForgetting",
+    "ForgetRequest",
+    "ForgettingLedger",
+    "ForgettingSplit",
+    "GSLoraConfig",
+    "GSLoraModel",
+    "GSLoraTrainer",
+    "GSLoraTrainingArguments",
+    "LedgerError",
+    "LoraGroups",
+    "NoFFNFoundError",
+    "NonFiniteLossError",
+    "export_lora",
+    "find_ffn_blocks",
+    "load_forgotten",
+    "split_dataset",
+    "weights_fingerprint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The Trainer and `datasets` take seconds to import; somebody who only loads an adapter needs neither.
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,253 @@
+"""The classes of a dataset: what somebody calls them, the ids the labels hold, and the label of every row."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
+
+_SHOWN = 10  # at most so many names or ids are listed in a message
+_NEAREST = 3
+
+
+class UnknownClassError(ValueError):
+    """A class was asked for that the labels do not have."""
+
+
+def resolve_classes(
+    requested: Sequence[str | int], *, names: Sequence[str] | None, num_classes: int | None = None
+) -> list[int]:
+    """Turns class names and ids into ids.
+
+    A string is a name first: it must match exactly, letter case included. Only where no class has that name, a string
+    that writes a whole number ("3") is taken for an id.
+
+    Args:
+        requested (`Sequence[str | int]`): Names or ids of one or more classes, each class once.
+        names (`Sequence[str]`, *optional*): `names[i]` is the name of class `i`; `None` where classes have ids alone.
+        num_classes (`int`, *optional*, defaults to the number of `names`):
+            Ids go from 0 to `num_classes - 1`. Without names and without this number every id from 0 up is accepted.
+
+    Returns:
+        `list[int]`: The ids, in the order asked for.
+
+    Raises:
+        UnknownClassError: A name that no class has (the message offers the nearest ones), or an id out of range.
+        ValueError: Nothing was asked for; an item is neither a name nor an id; two items mean the same class; two
+            classes share the name asked for; or `names` and `num_classes` disagree.
+
+    Example:
+
+    ```python
+    >>> resolve_classes(["tench", 2], names=["tench", "golf ball", "church"])
+    [0, 2]
+    ```
+    """
+    items = _checked_request(requested)
+    names, num_classes = _checked_label_space(names, num_classes)
+    ids_of_name: dict[str, list[int]] = {}
+    for class_id, name in enumerate(names or ()):
+        ids_of_name.setdefault(name, []).append(class_id)
+
+    ids: list[int] = []
+    unknown: list[str] = []
+    for item in items:
+        if isinstance(item, str) and item in ids_of_name:
+            if len(ids_of_name[item]) > 1:
+                raise ValueError(
+                    f"{item!r} is the name of several classes, with the ids {ids_of_name[item]}; expected one class. "
+                    "Ask for the id that is meant."
+                )
+            ids.append(ids_of_name[item][0])
+            continue
+        class_id = _written_id(item) if isinstance(item, str) else item
+        if class_id is not None and class_id >= 0 and (num_classes is None or class_id < num_classes):
+            ids.append(class_id)
+        else:
+            unknown.append(_describe_unknown(item, class_id, names))
+    if unknown:
+        raise UnknownClassError(
+            f"unknown classes: {', '.join(unknown)}; expected {_describe_label_space(names, num_classes)}. "
+            "Correct the request, or check that it is meant for these labels."
+        )
+    _refuse_repeats(items, ids)
+    return ids
+
+
+def label_names(dataset: Any, label_column: str = "label") -> list[str] | None:
+    """The names of the classes in a label column.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): Only its features are looked at, no row is read.
+        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row.
+
+    Returns:
+        `list[str]` or `None`: `names[i]` is the name of class `i`; `None` where the column has no `ClassLabel`.
+
+    Raises:
+        ValueError: There is no such column, or the dataset does not say which columns it has.
+    """
+    feature = _label_feature(dataset, label_column)
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def read_labels(dataset: Any, label_column: str) -> tuple[np.ndarray, list[str] | None]:
+    """The label of every row, int64, and the names of the classes where they have any."""
+    _check_dataset(dataset)
+    feature = _label_feature(dataset, label_column)
+    _check_feature(feature, label_column)
+    # Straight from the table: `dataset[column]` would run a transform, and through an indices mapping (after
+    # `select`, `filter`, `shuffle`) it goes over Python lists, seconds for a million rows.
+    column = dataset.data.column(label_column)
+    labels, absent = column.fill_null(-1).to_numpy().astype(np.int64), column.is_null().to_numpy()
+    if dataset._indices is not None:
+        mapping = dataset._indices.column(0).to_numpy()
+        labels, absent = labels[mapping], absent[mapping]
+    names = list(feature.names) if isinstance(feature, ClassLabel) else None
+    highest = len(names) - 1 if names is not None else np.iinfo(np.int64).max
+    bad = np.flatnonzero((labels < 0) | (labels > highest))
+    if bad.size:
+        value = None if absent[bad[0]] else int(labels[bad[0]])
+        wanted = f"0 to {highest}" if names is not None else "0 up"
+        raise ValueError(
+            f"{label_column!r} is {value} in row {bad[0]} (and in {bad.size - 1} more rows); expected a class id from "
+            f"{wanted} in every row. Remove unlabelled rows, for instance with `dataset.filter`."
+        )
+    return labels, names
+
+
+def _label_feature(dataset: Any, label_column: str) -> Any:
+    """The feature of the label column.
+
+    Raises:
+        ValueError: There is no such column, or the dataset does not say which columns it has.
+    """
+    features = getattr(dataset, "features", None)
+    if features is None:
+        raise ValueError(
+            f"the dataset is a {type(dataset).__name__} that does not tell its features; expected one split of a "
+            "dataset with features. Pick a split, or cast the dataset to its features."
+        )
+    if label_column not in features:
+        class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        hint = f"Pass label_column={class_labels[0]!r}." if len(class_labels) == 1 else "Pass one as label_column."
+        labels = f", of which {class_labels} hold class labels" if class_labels else ""
+        raise ValueError(f"label_column is {label_column!r}; expected one of {list(features)}{labels}. {hint}")
+    return features[label_column]
+
+
+def _check_dataset(dataset: Any) -> None:
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        splits = list(dataset)
+        example = f"dataset[{splits[0]!r}]" if splits else "dataset['train']"
+        raise ValueError(f"the dataset has the splits {splits}; expected one of them. Pass {example}.")
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(
+            "the dataset is an IterableDataset, whose rows cannot be picked by number; expected a datasets.Dataset. "
+            "Load it with streaming=False, or collect the rows needed with `Dataset.from_list(list(dataset))`."
+        )
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"the dataset is a {type(dataset).__name__}; expected a datasets.Dataset. Build one, for instance with "
+            "`Dataset.from_dict` or `Dataset.from_list`."
+        )
+
+
+def _check_feature(feature: Any, label_column: str) -> None:
+    if isinstance(feature, ClassLabel):
+        return
+    dtype = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+    if dtype in ("string", "large_string", "string_view"):
+        mend = f"Name the classes with `dataset = dataset.class_encode_column({label_column!r})`."
+    elif isinstance(feature, Value):
+        mend = f"Make it integers with `dataset.cast_column({label_column!r}, Value('int64'))`."
+    else:
+        mend = "Pass a column with one class for each row as label_column."
+    if not (isinstance(feature, Value) and dtype.startswith(("int", "uint"))):
+        raise ValueError(f"{label_column!r} is a column of {dtype}; expected ClassLabel or integers. {mend}")
+
+
+def _checked_request(requested: Any) -> list[str | int]:
+    """The items as plain strings and ints. Unordered collections are refused: every process must see one order."""
+    if isinstance(requested, (str, bytes)) or not isinstance(requested, Iterable):
+        raise ValueError(f"classes is {requested!r}; expected a list of class names or ids. Write [{requested!r}].")
+    if isinstance(requested, (Mapping, Set)):
+        raise ValueError(f"classes is {requested!r}; expected a list, which has an order. Pass a list.")
+    items = [_checked_item(item) for item in requested]
+    if not items:
+        raise ValueError("no class was asked for; expected one class name or id at least. Name the classes.")
+    return items
+
+
+def _checked_item(item: Any) -> str | int:
+    if isinstance(item, str):
+        return str(item)  # numpy strings become plain ones
+    # True would otherwise pass for class 1; NumPy and torch tell their booleans by dtype.
+    if not isinstance(item, bool) and "bool" not in str(getattr(item, "dtype", "")):
+        try:
+            return operator.index(item)
+        except TypeError:
+            pass
+    raise ValueError(f"a class is {item!r}; expected a name or a whole number. Give the class's name or id.")
+
+
+def _checked_label_space(names: Any, num_classes: int | None) -> tuple[list[str] | None, int | None]:
+    if names is None:
+        return None, num_classes
+    if isinstance(names, (str, Mapping)):
+        raise ValueError(
+            f"names is a {type(names).__name__}; expected a list in which item i names class i. "
+            "From an `id2label` take `[id2label[i] for i in range(len(id2label))]`."
+        )
+    names = list(names)
+    if num_classes is not None and num_classes != len(names):
+        raise ValueError(
+            f"num_classes is {num_classes}, but there are {len(names)} names; expected one number. Pass one."
+        )
+    return names, len(names)
+
+
+def _written_id(text: str) -> int | None:
+    """The id that a string writes. "03" is none: it looks like a name, and taking it for class 3 would be a guess."""
+    return int(text) if text.isascii() and text.isdecimal() and str(int(text)) == text else None
+
+
+def _describe_unknown(item: str | int, class_id: int | None, names: list[str] | None) -> str:
+    nearest = _nearest(item, names) if isinstance(item, str) and names else []
+    if nearest:
+        return f"{item!r} (nearest: {', '.join(map(repr, nearest))})"
+    return repr(item) if class_id is None else f"{item!r} (out of range)"
+
+
+def _nearest(name: str, names: list[str]) -> list[str]:
+    """Names equal but for letter case, then similar ones, then longer ones ("tench" in "tench, Tinca tinca")."""
+    folded: dict[str, list[str]] = {}
+    for candidate in names:
+        folded.setdefault(candidate.casefold(), []).append(candidate)
+    wanted = name.casefold()
+    close = [c for match in difflib.get_close_matches(wanted, folded, n=_NEAREST) for c in folded[match]]
+    longer = [candidate for candidate in names if wanted and wanted in candidate.casefold()]
+    return list(dict.fromkeys([*folded.get(wanted, []), *close, *longer]))[:_NEAREST]
+
+
+def _describe_label_space(names: list[str] | None, num_classes: int | None) -> str:
+    ids = "an id from 0 up" if num_classes is None else f"an id from 0 to {num_classes - 1}"
+    if names is None:
+        return f"{ids} (these labels have no names)"
+    shown = ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
+    return f"{ids} or a name out of {shown}"
+
+
+def _refuse_repeats(items: list[str | int], ids: list[int]) -> None:
+    repeated = [class_id for class_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        spelled = "; ".join(
+            f"class {class_id} as {', '.join(repr(i) for i, c in zip(items, ids, strict=True) if c == class_id)}"
+            for class_id in repeated
+        )
+        raise ValueError(f"asked for more than once: {spelled}; expected each class once. Remove the repeats.")

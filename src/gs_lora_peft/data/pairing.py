@@ -1,0 +1,163 @@
+"""Paired batches: every training batch holds as many samples to keep as samples to forget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+Pair = tuple[int, int]
+
+
+class PairedDataset(Dataset):
+    """
+    Samples addressed by a pair of indices: one into the retain set, one into the forget set.
+
+    Args:
+        retain (map-style dataset): D_r, what stays.
+        forget (map-style dataset): D_f, what goes.
+
+    Raises:
+        ValueError: if one of them is empty or has no length.
+    """
+
+    def __init__(self, retain: Any, forget: Any):
+        for name, dataset in (("retain", retain), ("forget", forget)):
+            if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+                raise ValueError(
+                    f"the {name} set must be a map-style dataset with a length, got {type(dataset).__name__}. A stream "
+                    "can be collected with datasets.Dataset.from_generator(...)."
+                )
+            if len(dataset) == 0:
+                raise ValueError(f"the {name} set is empty; a paired batch needs at least one sample of each.")
+        self.retain = retain
+        self.forget = forget
+
+    def __len__(self) -> int:
+        return len(self.retain)
+
+    def __getitem__(self, pair: Pair) -> tuple[Any, Any]:
+        return self.retain[pair[0]], self.forget[pair[1]]
+
+    def __getitems__(self, pairs: Sequence[Pair]) -> list[tuple[Any, Any]]:
+        """The samples of a whole batch; `datasets` reads a list of rows in one go, several times faster than one by one."""
+        retain = _rows(self.retain, [pair[0] for pair in pairs])
+        forget = _rows(self.forget, [pair[1] for pair in pairs])
+        return list(zip(retain, forget, strict=True))
+
+
+def _rows(dataset: Any, indices: list[int]) -> list[Any]:
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(indices)
+    return [dataset[index] for index in indices]
+
+
+class PairedSampler(Sampler[Pair]):
+    """
+    The order of the pairs: an epoch runs once over the retain set, the forget set cycles as often as needed.
+
+    The order is a pure function of (`seed`, epoch), so that a run that was stopped can go on with exactly the batches
+    that were left, and so that one process and many see the same global batches. The forget set is shuffled anew
+    for every pass over it, and passes run on across epochs, so that each of its samples is seen equally often.
+
+    Args:
+        num_retain (`int`): size of the retain set.
+        num_forget (`int`): size of the forget set.
+        global_batch_size (`int`, *optional*, defaults to 1):
+            Pairs of one batch over all processes. An epoch is filled up to a whole number of batches from the start
+            of its own order, so that every process gets as many samples in every step.
+        seed (`int`, *optional*, defaults to 0): seed of both orders.
+        drop_last (`bool`, *optional*, defaults to `False`): cut the last incomplete batch off instead of filling it up.
+
+    Raises:
+        ValueError: if a size is < 1, or if `drop_last` leaves no batch.
+    """
+
+    def __init__(
+        self, num_retain: int, num_forget: int, global_batch_size: int = 1, seed: int = 0, drop_last: bool = False
+    ):
+        for name, value in (
+            ("num_retain", num_retain),
+            ("num_forget", num_forget),
+            ("global_batch_size", global_batch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if drop_last and num_retain < global_batch_size:
+            raise ValueError(
+                f"`dataloader_drop_last` leaves no batch: {num_retain} samples to keep, {global_batch_size} in a global "
+                "batch. Use a smaller batch or do not drop the last one."
+            )
+        self.num_retain = num_retain
+        self.num_forget = num_forget
+        self.seed = seed
+        self.epoch = 0
+        batches = num_retain // global_batch_size if drop_last else -(-num_retain // global_batch_size)
+        self._length = batches * global_batch_size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Pair]:
+        retain = self._order(self.num_retain, stream=0, turn=self.epoch)
+        forget = self._forget_order(start=self.epoch * self._length)
+        for position in range(self._length):
+            yield retain[position % self.num_retain], next(forget)
+
+    def _forget_order(self, start: int) -> Iterator[int]:
+        turn, offset = divmod(start, self.num_forget)
+        while True:
+            yield from self._order(self.num_forget, stream=1, turn=turn)[offset:]
+            turn, offset = turn + 1, 0
+
+    def _order(self, size: int, stream: int, turn: int) -> list[int]:
+        # One 63-bit seed from (seed, stream, turn); the odd multipliers keep neighbouring seeds and turns apart.
+        mixed = (self.seed * 0x9E3779B97F4A7C15 + turn * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
+        return torch.randperm(size, generator=torch.Generator().manual_seed(mixed)).tolist()
+
+
+class PairedCollator:
+    """
+    Turns pairs into one joint batch: the samples to keep first, then as many samples to forget.
+
+    Args:
+        collate (`Callable`): the collator for a plain list of samples; it sees the retain half followed by the forget half.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+        return self.collate([retain for retain, _ in pairs] + [forget for _, forget in pairs])
+
+
+class ImageCollator:
+    """
+    Collates rows with an image into `pixel_values` and `labels`.
+
+    Args:
+        processor (`transformers.BaseImageProcessor`): the model's image processor.
+        image_column (`str`, *optional*, defaults to `"image"`): column that holds PIL images or arrays.
+        label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
+
+    Returns:
+        `dict`: `pixel_values`, float, shape `(batch, channels, height, width)`, and `labels`, int64, shape `(batch,)`.
+    """
+
+    def __init__(self, processor: Any, image_column: str = "image", label_column: str = "label"):
+        self.processor = processor
+        self.image_column = image_column
+        self.label_column = label_column
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images = [row[self.image_column] for row in rows]
+        # Grey or palette images: image processors expect three channels.
+        images = [image.convert("RGB") if hasattr(image, "convert") else image for image in images]
+        pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values, "labels": torch.tensor([int(row[self.label_column]) for row in rows])}

@@ -1,0 +1,269 @@
+"""Which rows are to be forgotten, which are replayed, and which are only scored.
+
+Everything here works on the label column alone: no image is decoded and no transform is run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from .classes import read_labels, resolve_classes
+
+_SHOWN = 20  # at most so many classes are listed in a message
+
+
+@dataclass(frozen=True)
+class ForgettingSplit:
+    """A dataset taken apart for one forgetting task. Each part keeps the order, features and format of the whole.
+
+    Args:
+        forget (`datasets.Dataset`): Rows of the classes to forget, the paper's D_f.
+        retain (`datasets.Dataset`): Rows of the classes to keep that are replayed, the paper's D_r.
+        old (`datasets.Dataset`): Rows of classes that earlier tasks forgot; for scoring Acc_o only.
+        missing (`datasets.Dataset`): Rows of classes to keep that are not replayed; for scoring Acc_m only.
+        forget_classes (`list[int]`): Ids behind `forget`, in the order of the request.
+        retain_classes (`list[int]`): Ids behind `retain`.
+        old_classes (`list[int]`): Ids behind `old`, with or without rows.
+        missing_classes (`list[int]`): Ids behind `missing`, with or without rows.
+    """
+
+    forget: Dataset
+    retain: Dataset
+    old: Dataset
+    missing: Dataset
+    forget_classes: list[int]
+    retain_classes: list[int]
+    old_classes: list[int]
+    missing_classes: list[int]
+
+
+def split_dataset(
+    dataset: Dataset,
+    forget: Sequence[str | int],
+    *,
+    label_column: str = "label",
+    old: Sequence[str | int] = (),
+    missing: Sequence[str | int] = (),
+    retain: Sequence[str | int] | None = None,
+    replay_ratio: float = 1.0,
+    shots: int | None = None,
+    seed: int = 1337,
+) -> ForgettingSplit:
+    """Takes a dataset apart for one forgetting task.
+
+    Classes are given by `ClassLabel` name or by id; a column of plain integers knows ids alone. Which rows of a class
+    are drawn depends on `seed` and the rows' places only, not on the request: a class keeps its replayed rows from
+    task to task, and a smaller draw is part of a larger one.
+
+    Args:
+        dataset (`datasets.Dataset`): One row for each sample.
+        forget (`Sequence[str | int]`): The classes to forget.
+        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row.
+        old (`Sequence[str | int]`, *optional*, defaults to none):
+            Classes that earlier tasks forgot. They are in neither D_f nor D_r and need not have rows.
+        missing (`Sequence[str | int]`, *optional*, defaults to none):
+            Classes to keep although none of their data is replayed. They need not have rows.
+        retain (`Sequence[str | int]`, *optional*, defaults to every other class that has rows):
+            The classes to replay. Classes named nowhere are then left out.
+        replay_ratio (`float`, *optional*, defaults to 1.0):
+            The share in (0, 1] of each retained class's rows that goes into D_r, rounded half up, one row at least.
+        shots (`int`, *optional*): Take exactly so many rows of every class to forget and of every class to retain.
+        seed (`int`, *optional*, defaults to 1337): Decides which rows `replay_ratio` and `shots` draw.
+
+    Returns:
+        [`ForgettingSplit`]: The four parts and their classes. `retain_classes` is sorted unless `retain` is given.
+
+    Raises:
+        UnknownClassError: A name or id that the labels do not have.
+        ValueError: No class to forget, or none left to retain; a class with two roles; a class to forget or to retain
+            without rows, or with fewer than `shots`; a dataset, column or label that cannot be split; settings out of
+            range, or `replay_ratio` together with `shots`.
+
+    Example:
+
+    ```python
+    >>> split = split_dataset(dataset, forget=["tench", "cassette player"], replay_ratio=0.1)
+    >>> split.forget_classes
+    [0, 482]
+    ```
+    """
+    _check_sampling(replay_ratio, shots, seed)
+    labels, names = read_labels(dataset, label_column)
+    classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
+    roles = _assign_roles(
+        {"forget": forget, "old": old, "missing": missing, "retain": retain}, names=names, present=list(count_of)
+    )
+    _require_rows(roles, count_of, shots, names)
+
+    role_of_code = np.full(len(classes), -1)
+    quota = counts.copy()
+    for number, (role, ids) in enumerate(roles.items()):
+        members = np.isin(classes, ids)
+        role_of_code[members] = number
+        if shots is not None and role in ("forget", "retain"):
+            quota[members] = shots
+        elif role == "retain":
+            quota[members] = np.maximum(1, _rounded_share(counts[members], replay_ratio))
+    drawn = _draw(codes, quota, seed) if np.any(quota < counts) else np.ones(len(codes), dtype=bool)
+    parts = {
+        role: dataset.select(np.flatnonzero(drawn & (role_of_code[codes] == number)))
+        for number, role in enumerate(roles)
+    }
+    return ForgettingSplit(**parts, **{f"{role}_classes": ids for role, ids in roles.items()})
+
+
+def train_validation_split(
+    dataset: Dataset, label_column: str = "label", fraction: float = 0.1, seed: int = 1337
+) -> tuple[Dataset, Dataset]:
+    """Takes a validation part out of training data, the same share of every class.
+
+    Args:
+        dataset (`datasets.Dataset`): One row for each sample.
+        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row.
+        fraction (`float`, *optional*, defaults to 0.1):
+            The share in (0, 1) of each class that goes into the validation part, rounded half up. One row of each
+            class stays in the training part whatever the share.
+        seed (`int`, *optional*, defaults to 1337): Decides which rows are taken.
+
+    Returns:
+        `tuple[datasets.Dataset, datasets.Dataset]`: The training part and the validation part, both in the order of
+        the dataset.
+
+    Raises:
+        ValueError: The fraction or the seed is out of range, the column or a label cannot be used, or every class is
+            too small to give a row.
+    """
+    if not _is_real(fraction) or not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction!r}; expected a number between 0 and 1. Take for instance 0.1.")
+    _check_seed(seed)
+    labels, _ = read_labels(dataset, label_column)
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    quota = np.minimum(counts - 1, _rounded_share(counts, fraction))
+    if not quota.any():
+        raise ValueError(
+            f"fraction is {fraction}, and the largest class has {counts.max(initial=0)} rows; expected a share that "
+            "takes one row of a class at least and leaves one. Raise the fraction, or pass a dataset with more rows."
+        )
+    taken = _draw(codes, quota, seed)
+    return dataset.select(np.flatnonzero(~taken)), dataset.select(np.flatnonzero(taken))
+
+
+def _check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
+    if not _is_real(replay_ratio) or not 0 < replay_ratio <= 1:
+        raise ValueError(f"replay_ratio is {replay_ratio!r}; expected a number in (0, 1]. Take for instance 0.1.")
+    if shots is not None:
+        if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
+            raise ValueError(f"shots is {shots!r}; expected a whole number from 1 up. Leave it out to take every row.")
+        if replay_ratio != 1:
+            raise ValueError(
+                f"replay_ratio is {replay_ratio} and shots is {shots}; expected one of them, both say how much is "
+                "replayed. Leave one out."
+            )
+    _check_seed(seed)
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; expected a whole number from 0 up. Take for instance 1337.")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _assign_roles(
+    requested: dict[str, Sequence[str | int] | None], *, names: list[str] | None, present: list[int]
+) -> dict[str, list[int]]:
+    """Class ids of each role; a class has one role at most."""
+    roles: dict[str, list[int]] = {}
+    for role, classes in requested.items():
+        if classes is None:
+            continue
+        # No class to forget is a mistake, no old or missing class is the usual case.
+        if role in ("old", "missing") and not isinstance(classes, str) and not len(classes):
+            roles[role] = []
+        else:
+            try:
+                roles[role] = resolve_classes(classes, names=names)
+            except ValueError as error:
+                raise type(error)(f"`{role}`: {error}") from None
+    for first, second in combinations(roles, 2):
+        both = [class_id for class_id in roles[first] if class_id in set(roles[second])]
+        if both and {first, second} == {"forget", "old"}:
+            raise ValueError(
+                f"already forgotten: {_show(both, names)}, named in `forget` and in `old`; expected classes that are "
+                "still known. Leave them out of the request."
+            )
+        if both:
+            raise ValueError(
+                f"`{first}` and `{second}` both name {_show(both, names)}; expected one role for each class. "
+                "Take them out of one."
+            )
+    if "retain" not in roles:
+        named = {class_id for ids in roles.values() for class_id in ids}
+        roles["retain"] = [class_id for class_id in present if class_id not in named]
+        if not roles["retain"]:
+            raise ValueError(
+                f"nothing is left to retain: the request names all {len(present)} classes of the dataset; expected "
+                "one class to keep at least. Forget fewer classes, or pass a dataset with classes to keep."
+            )
+    return roles
+
+
+def _require_rows(
+    roles: dict[str, list[int]], count_of: dict[int, int], shots: int | None, names: list[str] | None
+) -> None:
+    """Classes to forget and to retain need rows: one, or as many as `shots`."""
+    needed = shots or 1
+    short = {
+        role: [class_id for class_id in roles[role] if count_of.get(class_id, 0) < needed]
+        for role in ("forget", "retain")
+    }
+    if shots is not None and any(short.values()):
+        counted = [f"{_show([i], names)} has {count_of.get(i, 0)}" for ids in short.values() for i in ids]
+        raise ValueError(
+            f"shots is {shots}, but {', '.join(counted)}; expected that many rows of every class to forget or to retain. "
+            f"Lower shots to {min(count_of.get(i, 0) for ids in short.values() for i in ids)}, or leave these classes out."
+        )
+    for role, mend in (
+        ("forget", "Pass data they are in."),
+        ("retain", "Name them in `missing`, or pass their data."),
+    ):
+        if short[role]:
+            raise ValueError(
+                f"`{role}` names classes without a row: {_show(short[role], names)}; expected one row at least. {mend}"
+            )
+
+
+def _show(ids: list[int], names: list[str] | None) -> str:
+    shown = [str(i) if names is None else f"{names[i]!r} (id {i})" for i in ids[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+
+
+def _rounded_share(counts: np.ndarray, share: float) -> np.ndarray:
+    """Half up, for NumPy's half-to-even would take 2 of 5 rows and 2 of 3 at one share of a half."""
+    return np.floor(counts * share + 0.5).astype(counts.dtype)
+
+
+def _draw(codes: np.ndarray, quota: np.ndarray, seed: int) -> np.ndarray:
+    """Marks `quota[c]` rows of each class c, `codes` being the class of each row. bool, one for each row.
+
+    Every row gets a random key and each class gives its lowest ones, so draws do not depend on one another and a
+    smaller draw lies within a larger one.
+    """
+    keys = np.random.Generator(np.random.PCG64(seed)).random(len(codes))
+    order = np.lexsort((keys, codes))
+    sorted_codes = codes[order]
+    rank = np.arange(len(codes)) - np.searchsorted(sorted_codes, sorted_codes)
+    drawn = np.zeros(len(codes), dtype=bool)
+    drawn[order] = rank < quota[sorted_codes]
+    return drawn

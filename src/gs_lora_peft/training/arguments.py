@@ -1,0 +1,120 @@
+"""The arguments of a forgetting run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+SPARSITY_METHODS = ("proximal", "penalty", "none")
+
+
+@dataclass
+class GSLoraTrainingArguments(TrainingArguments):
+    r"""
+    Everything of [`transformers.TrainingArguments`], and what forgetting adds.
+
+    The loss is L_retain + `forget_weight` · ReLU(`forget_bound` − L_forget) + sparsity (GS-LoRA,
+    https://arxiv.org/abs/2403.11530). Defaults of `TrainingArguments` that differ here:
+    `learning_rate=1e-2`, `lr_scheduler_type="cosine"`, `weight_decay=0.05`, `num_train_epochs=30`,
+    `per_device_train_batch_size=48` (48 samples to keep and 48 to forget in each joint batch, as in the paper),
+    `per_device_eval_batch_size=64`, `logging_strategy="epoch"`, `logging_nan_inf_filter=False` (a NaN stops the run),
+    `save_strategy="no"`, `report_to="none"`, `remove_unused_columns=False` (image columns are read by the collator),
+    `dataloader_pin_memory` as before.
+
+    Args:
+        forget_weight (`float`, *optional*, defaults to 0.5):
+            β, weight of the forgetting term. Not negative.
+        forget_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            BND in nats: forgetting stops pushing once the mean cross-entropy of the forget half exceeds it. `"auto"` is
+            2 · ln C for a head of C classes, derived in [`auto_forget_bound`].
+        sparsity (`"proximal"`, `"penalty"` or `"none"`, *optional*, defaults to `"proximal"`):
+            `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
+            entries, so that dropped groups are exactly zero. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the paper
+            (no group ever becomes exactly zero). `"none"`: dense LoRA.
+        sparsity_weight (`float`, *optional*, defaults to 0.1):
+            α. With `"proximal"` it is compared with how far one entry moves in an optimizer step (Adam: about 1), so
+            that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the paper's α. Not negative.
+        sparsity_warmup_epochs (`float`, *optional*, defaults to 0):
+            K: α is 0 for the first K epochs.
+        sparsity_until_epoch (`float`, *optional*):
+            From this epoch on α is 0 again, so that the groups that survived are trained without shrinkage; dropped
+            groups stay dropped. By default sparsity acts to the end.
+        ema_decay (`float`, *optional*, defaults to 0):
+            Decay of an exponential moving average of the adapter, updated once per epoch, in [0, 1). The average is what is
+            evaluated, saved and left in the model at the end. 0: none.
+        ema_start_epoch (`float`, *optional*, defaults to 0):
+            The average starts from the weights at the end of this epoch.
+        validation_fraction (`float`, *optional*, defaults to 0):
+            Fraction of every class of both training sets that is held out for evaluation during training, in [0, 1).
+            Used for `eval_strategy`, `load_best_model_at_end` and early stopping where no `eval_dataset` is given.
+
+    Raises:
+        ValueError: if a value is outside its range; the message names it.
+    """
+
+    learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over the retain set."})
+    per_device_train_batch_size: int = field(
+        default=48, metadata={"help": "Samples to keep in a joint batch; as many to forget come on top."}
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size of evaluation."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: 'epoch', 'steps' or 'no'."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses (off: they stop the run)."})
+    save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints: 'no', 'epoch', 'steps', 'best'."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Experiment trackers: 'tensorboard', 'wandb', 'trackio', … or 'none'."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Remove columns the model does not take."})
+
+    forget_weight: float = field(default=0.5, metadata={"help": "Beta: weight of the forgetting term."})
+    forget_bound: str = field(
+        default="auto", metadata={"help": "BND in nats, or 'auto' (2 ln C for a softmax head of C classes)."}
+    )
+    sparsity: str = field(
+        default="proximal", metadata={"help": "'proximal' (exact zeros), 'penalty' (the paper's), or 'none'."}
+    )
+    sparsity_weight: float = field(default=0.1, metadata={"help": "Alpha: strength of the group sparsity."})
+    sparsity_warmup_epochs: float = field(default=0.0, metadata={"help": "K: alpha is 0 for the first K epochs."})
+    sparsity_until_epoch: float | None = field(
+        default=None, metadata={"help": "From this epoch on, surviving groups are trained without shrinkage."}
+    )
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of the adapter's moving average; 0 for none."})
+    ema_start_epoch: float = field(default=0.0, metadata={"help": "First epoch of the moving average."})
+    validation_fraction: float = field(
+        default=0.0, metadata={"help": "Fraction of each training class held out to evaluate on during training."}
+    )
+
+    def __post_init__(self):
+        if self.forget_bound != "auto":
+            try:
+                self.forget_bound = float(self.forget_bound)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"`forget_bound` must be a number in nats or 'auto', got {self.forget_bound!r}."
+                ) from error
+        self._check_values()
+        super().__post_init__()
+
+    def _check_values(self) -> None:
+        for name in ("forget_weight", "sparsity_weight", "sparsity_warmup_epochs", "ema_start_epoch"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
+        if self.forget_bound != "auto" and not (math.isfinite(self.forget_bound) and self.forget_bound > 0):
+            raise ValueError(f"`forget_bound` must be positive and finite or 'auto', got {self.forget_bound!r}.")
+        if self.sparsity not in SPARSITY_METHODS:
+            raise ValueError(f"`sparsity` must be one of {list(SPARSITY_METHODS)}, got {self.sparsity!r}.")
+        for name in ("ema_decay", "validation_fraction"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"`{name}` must be in [0, 1), got {value!r}.")
+        until = self.sparsity_until_epoch
+        if until is not None and not until > self.sparsity_warmup_epochs:
+            raise ValueError(
+                f"`sparsity_until_epoch`={until!r} must be greater than `sparsity_warmup_epochs`="
+                f"{self.sparsity_warmup_epochs!r}, or sparsity never acts. Use sparsity='none' for dense LoRA."
+            )

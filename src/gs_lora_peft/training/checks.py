@@ -1,0 +1,88 @@
+"""What must hold before a run starts, and the error of a run that cannot go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+
+class NonFiniteLossError(ValueError):
+    """A loss or a gradient became NaN or infinite. The weights are those before the step that would have used it."""
+
+
+def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
+    """Distinct labels of a data set, sorted, read from the label column alone where there is one.
+
+    Raises:
+        ValueError: if there is no such column, or a label is no integer of at least 0.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None:
+        if label_column not in columns:
+            raise ValueError(
+                f"the {name} set has no column {label_column!r}, it has {columns}. Name the column with `label_column`."
+            )
+        labels = dataset.with_format(None)[label_column]
+    else:
+        labels = [dataset[index][label_column] for index in range(len(dataset))]
+    values = np.unique(np.asarray(labels[:]))
+    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+        raise ValueError(
+            f"labels of the {name} set must be integers of at least 0, got {values[:3].tolist()} … ({values.dtype}). Encode "
+            f"names with dataset.class_encode_column({label_column!r})."
+        )
+    return [int(value) for value in values]
+
+
+def check_labels(model: nn.Module, forget: Sequence[int], retain: Sequence[int], old: Sequence[int]) -> None:
+    """Forget, retain and old classes must be disjoint and inside the model's head.
+
+    Raises:
+        ValueError: naming the classes that are not.
+    """
+    for name, other in (("retain", retain), ("old", old)):
+        if shared := sorted(set(forget) & set(other)):
+            raise ValueError(
+                f"classes {shared} are in the forget set and in the {name} set; a class is either forgotten or it is not. "
+                "Use split_dataset, which keeps the sets apart."
+            )
+    if shared := sorted(set(retain) & set(old)):
+        raise ValueError(
+            f"classes {shared} were forgotten by earlier tasks and are in the retain set; training on them would bring them "
+            "back. Pass them as `old` to split_dataset."
+        )
+    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    largest = max([*forget, *retain, *old])
+    if num_labels is not None and largest >= num_labels:
+        raise ValueError(
+            f"label {largest} lies outside the model's head of {num_labels} classes. Use the label ids the model was trained "
+            "with, or a model with a head of the right size."
+        )
+
+
+def check_distribution(trainer: Any) -> None:
+    """Refuse set-ups in which a process sees only a part of each matrix, so that a group's norm would be wrong.
+
+    Raises:
+        ValueError: with FSDP, DeepSpeed stage 3, or `ddp_find_unused_parameters=False` together with exact zeros.
+    """
+    if trainer.is_fsdp_enabled:
+        raise ValueError(
+            "GSLoraTrainer does not support FSDP yet: group norms and proximal steps need whole matrices. Use DDP "
+            "(`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it."
+        )
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3:
+        raise ValueError(
+            "GSLoraTrainer does not support DeepSpeed ZeRO stage 3 yet: group norms and proximal steps need whole "
+            "matrices. Use stage 2 or plain DDP."
+        )
+    args = trainer.args
+    if args.world_size > 1 and args.sparsity == "proximal" and args.ddp_find_unused_parameters is False:
+        raise ValueError(
+            "`ddp_find_unused_parameters=False` does not work with sparsity='proximal': dropped groups stop taking part in the "
+            "forward. Leave it unset."
+        )

@@ -1,0 +1,259 @@
+"""The groups of one adapter: norms, penalty, proximal step, and which of them are exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer, LoraModel
+from torch import Tensor, nn
+
+from .blocks import find_blocks_of
+
+GroupScale = Literal["sqrt_size", "none"]
+
+
+class LoraGroups:
+    """
+    The LoRA matrices of one adapter, in groups that are kept or dropped together.
+
+    Group g is, by default, every LoRA matrix of one Transformer block (symbol 𝓖_g in GS-LoRA,
+    https://arxiv.org/abs/2403.11530, eq. 7). All arithmetic runs in `torch._foreach` kernels on the device of the
+    matrices, in float32 whatever their dtype, and without a host synchronisation, except in the methods that return
+    Python values: `zero_groups`, `zero_group_ratio`, `freeze_zero_groups`.
+
+    Groups are derived from the modules, so that any model with LoRA layers will do: a `PeftModel`, a tuner, or a model
+    that `inject_adapter_in_model` or transformers' `add_adapter` has changed.
+
+    Args:
+        model (`torch.nn.Module`): a model that holds the adapter.
+        adapter_name (`str`, *optional*, defaults to `"default"`): the adapter.
+        group_by (`"block"`, `"module"` or `"matrix"`, *optional*): what is kept or dropped together. By default what
+            the adapter's [`GSLoraConfig`] says, or `"block"` where it has none.
+
+    Attributes:
+        names (`list[str]`): block paths, module paths, or `"<module path>.lora_A"` / `".lora_B"`, in module order.
+        sizes (`list[int]`): number of entries of each group.
+        parameters (`list[torch.nn.Parameter]`): the matrices; `group_of[i]` is the group of `parameters[i]`.
+
+    Raises:
+        ValueError: if the model holds no LoRA matrices of that adapter, or `group_by` is unknown.
+    """
+
+    def __init__(self, model: nn.Module, adapter_name: str = "default", group_by: str | None = None):
+        base = _base_of(model)
+        layers = {
+            path: module
+            for path, module in base.named_modules()
+            if isinstance(module, LoraLayer) and adapter_name in module.lora_A
+        }
+        if not layers:
+            known = sorted({name for m in base.modules() if isinstance(m, LoraLayer) for name in m.lora_A})
+            raise ValueError(
+                f"the model holds no LoRA matrices of an adapter named {adapter_name!r}; it has {known or 'none'}. Wrap it "
+                "with get_peft_model(model, GSLoraConfig(...)) or give one of these names."
+            )
+        config = getattr(model, "peft_config", {}).get(adapter_name)
+        group_by = group_by or getattr(config, "group_by", "block")
+        if group_by not in ("block", "module", "matrix"):
+            raise ValueError(f"`group_by` must be 'block', 'module' or 'matrix', got {group_by!r}.")
+
+        self.adapter_name = adapter_name
+        self.names: list[str] = []
+        self.parameters: list[nn.Parameter] = []
+        self.group_of: list[int] = []
+        self._layers = layers
+        self._groups_of_layer: dict[str, set[int]] = {}
+        blocks = find_blocks_of(base, list(layers)) if group_by == "block" else {}
+        index_of: dict[str, int] = {}
+        for path, layer in layers.items():
+            self._groups_of_layer[path] = set()
+            for kind in ("lora_A", "lora_B"):
+                group = {"block": blocks.get(path, path), "module": path, "matrix": f"{path}.{kind}"}[group_by]
+                index = index_of.setdefault(group, len(index_of))
+                self.parameters.append(getattr(layer, kind)[adapter_name].weight)
+                self.group_of.append(index)
+                self._groups_of_layer[path].add(index)
+        self.names = list(index_of)
+        self.sizes = [0] * len(self.names)
+        for parameter, index in zip(self.parameters, self.group_of, strict=True):
+            self.sizes[index] += parameter.numel()
+        self._frozen: set[int] = set()
+        self._thawed_flags: dict[int, bool] = {}
+        self._device: torch.device | None = None
+        self._dropped: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _prepare(self) -> None:
+        """Index tensors on the device the matrices are on now (the model may have been moved since)."""
+        device = self.parameters[0].device
+        if self._device == device:
+            return
+        dropped = self._dropped.to(device) if self._device is not None else torch.zeros(len(self), dtype=torch.bool)
+        self._device = device
+        self._dropped = dropped.to(device)
+        self._index = torch.tensor(self.group_of, device=device)
+        self._sqrt_sizes = torch.tensor(self.sizes, dtype=torch.float32, device=device).sqrt()
+        self._several_devices = any(p.device != device for p in self.parameters)
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """Frobenius norm of each group: (Σ_{p∈g} ‖p‖²_F)^½.
+
+        Returns:
+            `torch.Tensor`: float32, shape `(number of groups,)`, on the device of the first matrix. This is the norm
+            that is penalised, not the sum of per-matrix norms.
+        """
+        self._prepare()
+        matrix_norms: list[Tensor] = list(torch._foreach_norm(self.parameters, 2, dtype=torch.float32))
+        if self._several_devices:
+            matrix_norms = [norm.to(self._device, non_blocking=True) for norm in matrix_norms]
+        squares = torch.stack(matrix_norms).square_()
+        return torch.zeros(len(self), device=self._device).index_add_(0, self._index, squares).sqrt_()
+
+    def penalty(self) -> Tensor:
+        """The group lasso Σ_g ‖g‖ (eq. 7 of the paper, without α), differentiable.
+
+        Its gradient p / ‖g‖ is replaced by 0 where ‖g‖ = 0, the subgradient of least norm; the published code gives
+        NaN there.
+
+        Returns:
+            `torch.Tensor`: float32 scalar.
+        """
+        return _GroupLasso.apply(self, *self.parameters)
+
+    @torch.no_grad()
+    def proximal_step(self, step: float | Tensor, scale: GroupScale = "sqrt_size") -> None:
+        """One step of proximal gradient descent on the group lasso, in place.
+
+        g ← max(0, 1 − t_g / ‖g‖) · g with t_g = `step` · √n_g (`scale="sqrt_size"`) or `step` (`scale="none"`). A
+        group that has reached zero stays exactly zero from then on, also where momentum would move it away again.
+
+        Args:
+            step (`float` or `torch.Tensor`): learning rate of the optimizer's step just taken, times the sparsity
+                weight α. A tensor may hold one value per group.
+            scale (`"sqrt_size"` or `"none"`, *optional*, defaults to `"sqrt_size"`): with √n_g, n_g the number of
+                entries of the group, α is compared with how far one *entry* moves. An Adam step moves a group of n
+                entries by up to lr · √n, so only then does one α suit models of every size.
+        """
+        norms = self.norms()
+        threshold = self._sqrt_sizes * step if scale == "sqrt_size" else torch.full_like(norms, 1.0) * step
+        kept = (norms > threshold) & ~self._dropped
+        self._dropped = ~kept
+        # The inner `where` keeps 0/0 out; NaN norms compare as not kept and are multiplied by zero, staying NaN.
+        factors = torch.where(kept, 1.0 - threshold / torch.where(kept, norms, 1.0), 0.0)[self._index]
+        self._scale_matrices(factors)
+
+    def _scale_matrices(self, factors: Tensor) -> None:
+        data = [p.detach() for p in self.parameters]
+        per_matrix = [f.to(p.device, p.dtype) for f, p in zip(factors.unbind(), data, strict=True)]
+        torch._foreach_mul_(data, per_matrix)
+
+    def zero_groups(self) -> list[str]:
+        """Names of the groups whose every entry is exactly 0 (one host synchronisation)."""
+        return [name for name, norm in zip(self.names, self.norms().tolist(), strict=True) if norm == 0.0]
+
+    def active_groups(self) -> list[str]:
+        """Names of the groups that are not exactly zero (one host synchronisation)."""
+        zero = set(self.zero_groups())
+        return [name for name in self.names if name not in zero]
+
+    def zero_group_ratio(self) -> float:
+        """Zero groups / all groups, in [0, 1] (one host synchronisation)."""
+        return len(self.zero_groups()) / len(self)
+
+    def freeze_zero_groups(self) -> list[str]:
+        """Stop training groups that are zero, and skip LoRA pairs that can no longer contribute (one host synchronisation).
+
+        A frozen matrix gets no gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that
+        it costs nothing. `thaw` takes both back.
+
+        Returns:
+            `list[str]`: the groups frozen by this call.
+        """
+        zero = {index for index, norm in enumerate(self.norms().tolist()) if norm == 0.0}
+        new = sorted(zero - self._frozen)
+        if not new:
+            return []
+        self._dropped = self._dropped | torch.tensor([i in zero for i in range(len(self))], device=self._device)
+        for position, (parameter, group) in enumerate(zip(self.parameters, self.group_of, strict=True)):
+            if group in new:
+                self._thawed_flags[position] = parameter.requires_grad
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        self._frozen |= set(new)
+        for path, groups in self._groups_of_layer.items():
+            if groups & set(new):
+                layer = self._layers[path]
+                # Straight to the attribute: the layer's `set_adapter` would also flip which adapters train.
+                layer._active_adapter = [name for name in layer.active_adapters if name != self.adapter_name]
+        return [self.names[index] for index in new]
+
+    def thaw(self) -> None:
+        """Undo `freeze_zero_groups`: frozen groups take part in the forward again and their matrices train as before.
+
+        Zero stays zero until somebody trains on; what changes is that the model is an ordinary PEFT model again, e.g.
+        for loading other weights into the adapter.
+        """
+        for position, requires_grad in self._thawed_flags.items():
+            self.parameters[position].requires_grad_(requires_grad)
+        for path, groups in self._groups_of_layer.items():
+            layer = self._layers[path]
+            if groups & self._frozen and self.adapter_name not in layer.active_adapters:
+                layer._active_adapter = [*layer.active_adapters, self.adapter_name]
+        self._frozen.clear()
+        self._thawed_flags.clear()
+        if self._device is not None:
+            self._dropped = torch.zeros_like(self._dropped)
+
+    def state(self) -> dict[str, Any]:
+        """What a log or a ledger records: `{"total": int, "active": [names], "zero": [names], "zero_group_ratio": float}`."""
+        zero = self.zero_groups()
+        active = [name for name in self.names if name not in set(zero)]
+        return {"total": len(self), "active": active, "zero": zero, "zero_group_ratio": len(zero) / len(self)}
+
+
+class _GroupLasso(torch.autograd.Function):
+    """Σ_g ‖g‖ with the gradient written down, so that it is finite at 0 and runs in foreach kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, groups: LoraGroups, *parameters: Tensor) -> Tensor:
+        norms = groups.norms()
+        ctx.groups = groups
+        ctx.save_for_backward(norms, *parameters)
+        return norms.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        norms, *parameters = ctx.saved_tensors
+        positive = norms > 0
+        inverse = torch.where(positive, grad_outputs[0] / torch.where(positive, norms, 1.0), 0.0)
+        factors = inverse[ctx.groups._index].unbind()
+        per_matrix = [f.to(p.device, p.dtype) for f, p in zip(factors, parameters, strict=True)]
+        return (None, *torch._foreach_mul(parameters, per_matrix))
+
+
+def _base_of(model: nn.Module) -> nn.Module:
+    """The model whose module paths have no `base_model.model.` prefix."""
+    if isinstance(model, PeftModel):
+        return model.get_base_model()
+    if isinstance(model, LoraModel):
+        return model.model
+    return model
+
+
+def trainable_adapters(model: nn.Module) -> Sequence[str]:
+    """Names of the adapters that have at least one LoRA matrix with `requires_grad`, sorted."""
+    return sorted(
+        {
+            name
+            for layer in model.modules()
+            if isinstance(layer, LoraLayer)
+            for name, linear in layer.lora_A.items()
+            if linear.weight.requires_grad or layer.lora_B[name].weight.requires_grad
+        }
+    )

@@ -1,0 +1,125 @@
+import dataclasses
+import json
+from datetime import datetime
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gs_lora_peft.sequence.request import ForgetRequest, parse_utc
+
+
+def test_what_was_given_is_kept():
+    request = ForgetRequest(["tench", 3], note="why", requested_at="2025-01-31T13:00:00+01:00", request_id="A-7")
+    assert request.classes == ("tench", 3)
+    assert request.to_dict() == {
+        "classes": ["tench", 3],
+        "note": "why",
+        "requested_at": "2025-01-31T12:00:00Z",
+        "request_id": "A-7",
+    }
+
+
+def test_the_time_defaults_to_now_in_utc():
+    request = ForgetRequest([0])
+    assert request.requested_at.endswith("Z")
+    age = datetime.now().astimezone() - datetime.fromisoformat(request.requested_at)
+    assert 0 <= age.total_seconds() < 10
+    assert set(request.to_dict()) == {"classes", "requested_at"}
+
+
+def test_it_is_frozen_and_compares_by_value():
+    request = ForgetRequest([0], requested_at="2025-01-31T12:00:00Z")
+    assert request == ForgetRequest((0,), requested_at="2025-01-31T12:00:00Z")
+    assert len({request, request}) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request.note = "x"
+
+
+def test_numpy_ids_and_ranges_become_plain_integers():
+    request = ForgetRequest(np.array([4, 2]))
+    assert request.classes == (4, 2)
+    assert all(type(c) is int for c in request.classes)
+    assert ForgetRequest(range(2)).classes == (0, 1)
+    assert json.dumps(request.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ([], "at least one"),
+        ("tench", r"Write \['tench'\]"),
+        (7, r"Write \[7\]"),
+        (None, "Pass a list"),
+        ({"a", "b"}, "ordered"),
+        ({"a": 1}, "ordered"),
+        (["a", "b", "a"], "twice"),
+        ([1, 2, 1], "twice"),
+        ([True], "True.*bool"),
+        ([1.0], "1.0.*float"),
+        ([np.float32(1)], "float32"),
+        ([None], "NoneType"),
+        ([["a"]], "list"),
+        ([-1], "-1.*negative"),
+        ([""], "blank"),
+        (["  "], "blank"),
+    ],
+)
+def test_bad_classes_are_refused(classes, said):
+    with pytest.raises(ValueError, match=f"(?s)classes.*{said}"):
+        ForgetRequest(classes)
+
+
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        ("2025-01-31T12:00:00", "Add 'Z'"),
+        ("2025-01-31", "Add 'Z'"),
+        ("yesterday", "ISO 8601"),
+        ("", "ISO 8601"),
+        ("0001-01-01T00:00:00+12:00", "ISO 8601"),
+        (datetime(2025, 1, 31), "isoformat"),
+        (1738324800, "isoformat"),
+    ],
+)
+def test_bad_times_are_refused(moment, said):
+    with pytest.raises(ValueError, match=said):
+        ForgetRequest([0], requested_at=moment)
+
+
+@pytest.mark.parametrize("field", ["note", "request_id"])
+def test_other_fields_are_text(field):
+    with pytest.raises(ValueError, match=f"{field} is 3; expected text"):
+        ForgetRequest([0], **{field: 3})
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"note": "x"}, "key 'classes'"),
+        ([0], "mapping"),
+        ({"classes": [0], "class": 1}, r"\['class'\]"),
+    ],
+)
+def test_bad_dicts_are_refused(data, said):
+    with pytest.raises(ValueError, match=said):
+        ForgetRequest.from_dict(data)
+
+
+names = st.text(min_size=1).filter(str.strip)
+moments = st.datetimes(min_value=datetime(1900, 1, 1), timezones=st.timezones()).map(datetime.isoformat)
+
+
+@given(
+    classes=st.lists(names | st.integers(min_value=0), min_size=1, unique=True),
+    note=st.none() | st.text(),
+    moment=st.none() | moments,
+    number=st.none() | st.text(),
+)
+def test_round_trip(classes, note, moment, number):
+    request = ForgetRequest(classes, note=note, requested_at=moment, request_id=number)
+    assert ForgetRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+    assert parse_utc(request.requested_at) == request.requested_at
+    if moment is not None:
+        assert datetime.fromisoformat(request.requested_at) == datetime.fromisoformat(moment)
