@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -652,6 +653,15 @@ def test_a_full_disk_leaves_the_old_ledger(tmp_path, monkeypatch, function):
     assert len(ForgettingLedger.load(tmp_path).tasks) == 4
 
 
+ROOT = Path(ledger_module.__file__).parent.parent
+# What the package imports on its own takes seconds and plays no part here, so other processes go round it.
+LIGHT_IMPORTS = f"""
+import sys, types
+for name, path in {[("gs_lora_peft", str(ROOT)), ("gs_lora_peft.sequence", str(ROOT / "sequence"))]!r}:
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path]
+"""
+
 HELPER = """
     import sys
     from gs_lora_peft.sequence.ledger import ForgettingLedger, TaskEntry
@@ -664,7 +674,7 @@ HELPER = """
 
 
 def helper(code, folder, **more):
-    program = textwrap.dedent(HELPER) + textwrap.dedent(code)
+    program = LIGHT_IMPORTS + textwrap.dedent(HELPER) + textwrap.dedent(code)
     return subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True, **more)
 
 

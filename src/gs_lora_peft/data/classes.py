@@ -65,11 +65,11 @@ def resolve_classes(
                 )
             ids.append(ids_of_name[item][0])
             continue
-        class_id = _written_id(item) if isinstance(item, str) else item
-        if class_id is not None and class_id >= 0 and (num_classes is None or class_id < num_classes):
-            ids.append(class_id)
+        written = _written_id(item) if isinstance(item, str) else item
+        if written is not None and written >= 0 and (num_classes is None or written < num_classes):
+            ids.append(written)
         else:
-            unknown.append(_describe_unknown(item, class_id, names))
+            unknown.append(_describe_unknown(item, written, names))
     if unknown:
         raise UnknownClassError(
             f"unknown classes: {', '.join(unknown)}; expected {_describe_label_space(names, num_classes)}. "
@@ -104,13 +104,13 @@ def read_labels(dataset: Any, label_column: str) -> tuple[np.ndarray, list[str] 
     # Straight from the table: `dataset[column]` would run a transform, and through an indices mapping (after
     # `select`, `filter`, `shuffle`) it goes over Python lists, seconds for a million rows.
     column = dataset.data.column(label_column)
-    labels, absent = column.fill_null(-1).to_numpy().astype(np.int64), column.is_null().to_numpy()
+    labels, absent = column.fill_null(0).to_numpy().astype(np.int64), column.is_null().to_numpy()
     if dataset._indices is not None:
         mapping = dataset._indices.column(0).to_numpy()
         labels, absent = labels[mapping], absent[mapping]
     names = list(feature.names) if isinstance(feature, ClassLabel) else None
     highest = len(names) - 1 if names is not None else np.iinfo(np.int64).max
-    bad = np.flatnonzero((labels < 0) | (labels > highest))
+    bad = np.flatnonzero(absent | (labels < 0) | (labels > highest))
     if bad.size:
         value = None if absent[bad[0]] else int(labels[bad[0]])
         wanted = f"0 to {highest}" if names is not None else "0 up"

@@ -6,7 +6,7 @@ Everything here works on the label column alone: no image is decoded and no tran
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import combinations
 from numbers import Integral, Real
@@ -99,9 +99,8 @@ def split_dataset(
     labels, names = read_labels(dataset, label_column)
     classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
-    roles = _assign_roles(
-        {"forget": forget, "old": old, "missing": missing, "retain": retain}, names=names, present=list(count_of)
-    )
+    requested: dict[str, Any] = {"forget": forget, "old": old, "missing": missing, "retain": retain}
+    roles = _assign_roles(requested, names=names, present=list(count_of))
     _require_rows(roles, count_of, shots, names)
 
     role_of_code = np.full(len(classes), -1)
@@ -180,16 +179,14 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _assign_roles(
-    requested: dict[str, Sequence[str | int] | None], *, names: list[str] | None, present: list[int]
-) -> dict[str, list[int]]:
+def _assign_roles(requested: dict[str, Any], *, names: list[str] | None, present: list[int]) -> dict[str, list[int]]:
     """Class ids of each role; a class has one role at most."""
     roles: dict[str, list[int]] = {}
     for role, classes in requested.items():
-        if classes is None:
+        if role == "retain" and classes is None:
             continue
         # No class to forget is a mistake, no old or missing class is the usual case.
-        if role in ("old", "missing") and not isinstance(classes, str) and not len(classes):
+        if role in ("old", "missing") and isinstance(classes, Sized) and len(classes) == 0:
             roles[role] = []
         else:
             try:
@@ -197,7 +194,7 @@ def _assign_roles(
             except ValueError as error:
                 raise type(error)(f"`{role}`: {error}") from None
     for first, second in combinations(roles, 2):
-        both = [class_id for class_id in roles[first] if class_id in set(roles[second])]
+        both = sorted(set(roles[first]) & set(roles[second]))
         if both and {first, second} == {"forget", "old"}:
             raise ValueError(
                 f"already forgotten: {_show(both, names)}, named in `forget` and in `old`; expected classes that are "
@@ -211,18 +208,13 @@ def _assign_roles(
     if "retain" not in roles:
         named = {class_id for ids in roles.values() for class_id in ids}
         roles["retain"] = [class_id for class_id in present if class_id not in named]
-        if not roles["retain"]:
-            raise ValueError(
-                f"nothing is left to retain: the request names all {len(present)} classes of the dataset; expected "
-                "one class to keep at least. Forget fewer classes, or pass a dataset with classes to keep."
-            )
     return roles
 
 
 def _require_rows(
     roles: dict[str, list[int]], count_of: dict[int, int], shots: int | None, names: list[str] | None
 ) -> None:
-    """Classes to forget and to retain need rows: one, or as many as `shots`."""
+    """Refuses classes to forget or retain with fewer rows than one, or than `shots`, and a task that retains none."""
     needed = shots or 1
     short = {
         role: [class_id for class_id in roles[role] if count_of.get(class_id, 0) < needed]
@@ -231,8 +223,8 @@ def _require_rows(
     if shots is not None and any(short.values()):
         counted = [f"{_show([i], names)} has {count_of.get(i, 0)}" for ids in short.values() for i in ids]
         raise ValueError(
-            f"shots is {shots}, but {', '.join(counted)}; expected that many rows of every class to forget or to retain. "
-            f"Lower shots to {min(count_of.get(i, 0) for ids in short.values() for i in ids)}, or leave these classes out."
+            f"shots is {shots}, but {', '.join(counted)}; expected that many rows of every class to forget or to "
+            "retain. Lower shots, or leave these classes out."
         )
     for role, mend in (
         ("forget", "Pass data they are in."),
@@ -242,6 +234,11 @@ def _require_rows(
             raise ValueError(
                 f"`{role}` names classes without a row: {_show(short[role], names)}; expected one row at least. {mend}"
             )
+    if not roles["retain"]:
+        raise ValueError(
+            f"nothing is left to retain: the request names all {len(count_of)} classes of the dataset; expected one "
+            "class to keep at least. Forget fewer classes, or pass a dataset with classes to keep."
+        )
 
 
 def _show(ids: list[int], names: list[str] | None) -> str:

@@ -1,0 +1,24 @@
+"""How well was it forgotten, how well kept?"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .scores import continual_forgetting_scores, h_mean
+
+if TYPE_CHECKING:
+    from .continual_forgetting import ContinualForgetting
+
+__all__ = ["ContinualForgetting", "continual_forgetting_scores", "h_mean"]
+
+# `evaluate` takes seconds to import: a metric built on it is imported when somebody asks for it.
+_LAZY = {"ContinualForgetting": "continual_forgetting"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

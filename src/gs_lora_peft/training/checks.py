@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from torch import nn
+
+from ..data.classes import read_labels
 
 
 class NonFiniteLossError(ValueError):
@@ -19,20 +22,15 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
     Raises:
         ValueError: if there is no such column, or a label is no integer of at least 0.
     """
-    columns = getattr(dataset, "column_names", None)
-    if columns is not None:
-        if label_column not in columns:
-            raise ValueError(
-                f"the {name} set has no column {label_column!r}, it has {columns}. Name the column with `label_column`."
-            )
-        labels = dataset.with_format(None)[label_column]
+    if isinstance(dataset, Dataset):
+        labels, _ = read_labels(dataset, label_column)
     else:
-        labels = [dataset[index][label_column] for index in range(len(dataset))]
-    values = np.unique(np.asarray(labels[:]))
+        labels = np.asarray([dataset[index][label_column] for index in range(len(dataset))])
+    values = np.unique(labels)
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
         raise ValueError(
-            f"labels of the {name} set must be integers of at least 0, got {values[:3].tolist()} … ({values.dtype}). Encode "
-            f"names with dataset.class_encode_column({label_column!r})."
+            f"labels of the {name} set must be integers of at least 0, got {values[:3].tolist()} … ({values.dtype}). Give the "
+            "ids of the model's head."
         )
     return [int(value) for value in values]
 

@@ -216,16 +216,31 @@ class GSLoraTrainer(Trainer):
         }
 
     def _scores(self, prediction: Any) -> dict[str, float]:
+        scores = self._forgetting_scores(prediction, self.accuracy_forget_before)
+        return {name: value for name, value in scores.items() if value is not None}
+
+    def _forgetting_scores(self, prediction: Any, accuracy_forget_before: float | None) -> dict[str, Any]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        scores = continual_forgetting_scores(
+        return continual_forgetting_scores(
             np.asarray(logits).argmax(-1),
             np.asarray(prediction.label_ids),
             forget_classes=self.forget_classes,
             retain_classes=self.retain_classes,
             old_classes=self.old_classes,
-            accuracy_forget_before=self.accuracy_forget_before,
+            accuracy_forget_before=accuracy_forget_before,
         )
-        return {name: value for name, value in scores.items() if value is not None}
+
+    def score(self, dataset: Any, accuracy_forget_before: float | None = None) -> dict[str, Any]:
+        """Acc_r, Acc_f, Acc_o, Drop and H of the model as it is now, on any labelled data, without logging anything.
+
+        Args:
+            dataset (map-style dataset): labelled samples.
+            accuracy_forget_before (`float`, *optional*): Acc_f before the task, for Drop and H.
+
+        Returns:
+            `dict`: as [`continual_forgetting_scores`] gives it.
+        """
+        return self._forgetting_scores(self.predict(dataset, metric_key_prefix="score"), accuracy_forget_before)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         swap = self.ema is not None and self.is_in_train

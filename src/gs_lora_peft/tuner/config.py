@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from peft import LoraConfig, PeftType
 
@@ -40,11 +41,44 @@ _REFUSED = {
 }
 
 
+# `False` starts B at random (PEFT's own way to test an adapter); "gaussian" and "orthogonal" only draw the matrices
+# differently. All other initialisations rewrite the base weights or need data of the base task.
+_HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
+
+
+def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
+    """Refuse options of `LoraConfig` that are no plain LoRA on whole matrices.
+
+    Args:
+        values (`Mapping[str, Any]`): fields of a `LoraConfig`; those that are absent are at their defaults.
+        what (`str`, *optional*, defaults to `"GS-LoRA"`): what they do not work with, for the message.
+
+    Raises:
+        ValueError: naming the first option that cannot work, its value, the reason and the mend.
+    """
+    for name, reason in _REFUSED.items():
+        value = values.get(name)
+        if value:
+            raise ValueError(f"`{name}`={value!r} does not work with {what}: {reason}. Leave `{name}` at its default.")
+    if values.get("bias", "none") != "none":
+        raise ValueError(
+            f"`bias`={values['bias']!r} does not work with {what}: trained biases belong to no group and would change "
+            "the model even where every group is zero. Leave `bias` at 'none'."
+        )
+    init = values.get("init_lora_weights", True)
+    if init not in _HARMLESS_INITS:
+        raise ValueError(
+            f"`init_lora_weights`={init!r} does not work with {what}: it changes the base weights or needs data of the "
+            "base task, so that base + published adapter would not be the model that was trained. Use True (default), "
+            "False, 'gaussian' or 'orthogonal'."
+        )
+
+
 def _compiled(pattern: str, field_name: str) -> None:
     """Fail early on a pattern that is no regular expression."""
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(
             f"`{field_name}` must be a regular expression, got {pattern!r}: {error}. Escape special characters, e.g. "
             rf"r'encoder\.layers\.[0-5]$'."
@@ -83,8 +117,13 @@ class GSLoraConfig(LoraConfig):
     Raises:
         ValueError: if an option of `LoraConfig` is set that cannot work with groups that are exactly zero or with the
             plain LoRA export (DoRA, bias training, `modules_to_save`, initialisations that change base weights, layer
-            replication, …), if `r` < 1, if `lora_alpha` is 0 or not finite, if `lora_dropout` is outside [0, 1), or if
-            a pattern is no regular expression. The message names the value, the reason and the mend.
+            replication, …), if a rank is below 1, if `lora_alpha` is 0 or not finite, if `lora_dropout` is outside
+            [0, 1), if a pattern is no regular expression, or if `layers_to_transform` is combined with a keyword (use
+            `block_pattern`). The message names the value, the reason and the mend.
+
+    A pickled configuration, or a pickled model with one, can be read by a process that has not imported this package:
+    unpickling imports it. A saved `adapter_config.json` cannot, because PEFT looks the type up by name; give out
+    [`export_lora`]'s form, or `import gs_lora_peft` first.
 
     Example:
 
@@ -114,12 +153,14 @@ class GSLoraConfig(LoraConfig):
     )
 
     def __post_init__(self):
-        super().__post_init__()
-        self.peft_type = PeftType.GS_LORA  # type: ignore[attr-defined]
         if self.target_modules is None:
             self.target_modules = "ffn"
-        self._check_values()
-        self._check_refused_options()
+        # Before PEFT's own checks, which only warn about some of these options and drop them.
+        check_plain_lora(vars(self))
+        self._check_targets()
+        self._check_numbers()
+        super().__post_init__()
+        self.peft_type = PeftType.GS_LORA  # type: ignore[attr-defined]
         # Full module names that a structural target stands for in one particular model. No dataclass field: it is
         # derived anew for every model and must not be written to adapter_config.json.
         self._resolved_targets: frozenset[str] | None = None
@@ -129,16 +170,15 @@ class GSLoraConfig(LoraConfig):
         """Whether `target_modules` is a keyword (`"ffn"`, `"attention"`) that the model's structure answers."""
         return isinstance(self.target_modules, str) and self.target_modules in STRUCTURAL_TARGETS
 
-    def _check_values(self) -> None:
-        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
-            raise ValueError(f"`r` must be an integer of at least 1, got {self.r!r}. The papers use r=8.")
-        if not math.isfinite(self.lora_alpha) or self.lora_alpha == 0:
-            raise ValueError(
-                f"`lora_alpha` must be a finite number other than 0, got {self.lora_alpha!r}: with a scaling of 0 "
-                "nothing could be forgotten. The papers use lora_alpha=1."
-            )
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout!r}.")
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as they are written to `adapter_config.json`.
+
+        PEFT keeps lists of module names as sets, whose order changes from process to process; here they are sorted
+        lists, so that the same configuration always gives the same file.
+        """
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}
+
+    def _check_targets(self) -> None:
         if self.group_by not in get_args(GroupBy):
             raise ValueError(f"`group_by` must be one of {list(get_args(GroupBy))}, got {self.group_by!r}.")
         for name in ("block_pattern", "exclude_blocks"):
@@ -151,26 +191,50 @@ class GSLoraConfig(LoraConfig):
                     f"`{name}`={pattern!r} works with target_modules='ffn' or 'attention' only, got "
                     f"target_modules={self.target_modules!r}. Put the restriction into `target_modules` itself."
                 )
-        if isinstance(self.target_modules, str) and not self.is_structural:
-            _compiled(self.target_modules, "target_modules")
-
-    def _check_refused_options(self) -> None:
-        for name, reason in _REFUSED.items():
-            value = getattr(self, name, None)
-            if value:
-                raise ValueError(
-                    f"`{name}`={value!r} does not work with GS-LoRA: {reason}. Leave `{name}` at its default."
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value not in STRUCTURAL_TARGETS:
+                _compiled(value, name)
+        if not self.target_modules:
+            raise ValueError(
+                f"`target_modules`={self.target_modules!r} names no module. Leave it at 'ffn', or list the modules to adapt."
+            )
+        for name in ("layers_to_transform", "layers_pattern"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(self.target_modules, str):
+                mend = (
+                    r"Choose blocks with `block_pattern` instead, e.g. block_pattern=r'layers\.(0|1|2)$'."
+                    if self.is_structural
+                    else "Put the restriction into the regular expression itself."
                 )
-        if self.bias != "none":
+                raise ValueError(
+                    f"`{name}`={value!r} works with a list of module names only, got "
+                    f"target_modules={self.target_modules!r}. {mend}"
+                )
+            if value == []:
+                raise ValueError(
+                    f"`{name}`=[] would adapt every layer, not none: PEFT reads an empty list as no restriction. Leave "
+                    f"`{name}` out, or name layers."
+                )
+
+    def _check_numbers(self) -> None:
+        for name, rank in [("r", self.r), *_named("rank_pattern", self.rank_pattern)]:
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {rank!r}. The papers use r=8.")
+        for name, alpha in [("lora_alpha", self.lora_alpha), *_named("alpha_pattern", self.alpha_pattern)]:
+            if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha == 0:
+                raise ValueError(
+                    f"`{name}` must be a finite number other than 0, got {alpha!r}: with a scaling of 0 nothing could be "
+                    "forgotten. The papers use lora_alpha=1."
+                )
+        if not isinstance(self.lora_dropout, int | float) or not 0.0 <= self.lora_dropout < 1.0:
             raise ValueError(
-                f"`bias`={self.bias!r} does not work with GS-LoRA: trained biases belong to no group and would change "
-                "the model even where every group is zero. Leave `bias` at 'none'."
+                f"`lora_dropout` must be in [0, 1), got {self.lora_dropout!r}. The papers use no dropout: leave it at 0."
             )
-        # `False` starts B at random (PEFT's own way to test an adapter); "gaussian" and "orthogonal" only draw A
-        # differently. All other initialisations rewrite the base weights or need data of the base task.
-        if self.init_lora_weights not in (True, False, "gaussian", "orthogonal"):
-            raise ValueError(
-                f"`init_lora_weights`={self.init_lora_weights!r} does not work with GS-LoRA: it changes the base weights "
-                "or needs data of the base task, so that base + published adapter would not be the model that was "
-                "trained. Use True (default), False, 'gaussian' or 'orthogonal'."
-            )
+
+
+def _named(name: str, pattern: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    """The values of a `rank_pattern` or `alpha_pattern`, each with a name for messages."""
+    return [(f"{name}[{key!r}]", value) for key, value in (pattern or {}).items()]

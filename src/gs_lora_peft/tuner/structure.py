@@ -1,15 +1,17 @@
-"""What each module of a network is for, read off its name, its class and its place: token mixer, feed-forward or neither.
+"""What each module of a network is for, read off its name, its class and its place.
 
-[`read_structure`] flattens a model into a list of [`Node`]s in module order, once; `tuner/blocks.py` finds the blocks in
-that list. Nothing here knows an architecture: there is a small vocabulary of names, and everything else is structure.
+[`read_structure`] flattens a model into a list of [`Node`]s in module order, once, and tells token mixers from
+feed-forwards; `tuner/block_search.py` finds the blocks in that list. Nothing here knows an architecture: there is a
+small vocabulary of names, and the rest is structure.
 """
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Literal
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -17,14 +19,14 @@ from transformers.pytorch_utils import Conv1D
 
 Role = Literal["attention", "mixer", "ffn", "skip", ""]
 
-# Matched against snake_case names of modules and classes: `Blip2QFormerSelfAttention` is `blip2_q_former_self_attention`.
-_ATTENTION = re.compile(r"attn|attention|(?:^|_)m(?:ulti)?_?h?(?:s|c)?a\d*(?:_|$)")
+# All of these are matched against snake_case: `Blip2QFormerSelfAttention` is `blip2_q_former_self_attention`.
+_ATTENTION = re.compile(r"attn|attention|(?:^|_)(?:mha|msa|mhsa|mhca)\d*(?:_|$)")
 _FFN = re.compile(
-    r"mlp|ffn|ffwd|feed_?forward|(?:^|_)ff\d*(?:_|$)|intermediate|expert|(?:^|_)moe(?:_|$)|dense_relu|glu(?:_|$)"
+    r"mlp|ffn|ffwd|feed_?forward|(?:^|_)ff\d*(?:_|$)|intermediate|expert|(?:^|_)moe(?:_layer|_block)?$|dense_relu|glu$"
 )
-# Names that mean a feed-forward only on a Linear that stands in the block itself (OPT, DAB-DETR, nn.TransformerEncoderLayer).
+# Feed-forward only where they name a Linear that stands in the block itself (OPT, nn.TransformerEncoderLayer).
 _FFN_LINEAR = re.compile(
-    r"(?:fc|lin|linear|w|w_|dense|dense_|layer_)\d(?:_|$)|c_fc|wi(?:_\d)?$|wo$|(?:gate|up|down|gate_up)_?proj(?:_|$)"
+    r"(?:fc|lin|linear|w|dense|layer)_?\d(?:_|$)|c_fc|wi(?:_\d)?$|wo$|(?:gate|up|down|gate_up)_?proj(?:_|$)"
     r"|dense_\d?h_to_\d?h"
 )
 # Mixers other than attention. Weaker than the words above: Nemotron-H calls its feed-forward `mixer`, too.
@@ -32,19 +34,23 @@ _MIXER = re.compile(
     r"mixer|mamba|(?:^|_)ssm|retention|delta_net|(?:^|_)lru|recurrent|time_mix|token_mix|temporal_block|short_conv"
     r"|modulation|hyena|wkv"
 )
-# Small networks of the same shape d → h → d that are no feed-forward: routers, adapters, position biases, norms.
-_SKIP_LEAF = re.compile(
-    r"router|adapt[eo]r|(?:^|_)norm\d*$|^norm|layer_?norm\d*$|ada_?ln|bias|cpb|(?:^|_)rpe|rel(?:ative)?_pos"
-    r"|pos(?:ition)?s?_(?:emb|enc|mlp|head|proj)|(?:time|timestep|rotary|patch)_emb|offset|attention_weights"
+# Small networks of the shape d → h → d that are no feed-forward: routers, adapters, position biases. A name with
+# `attn` or `attention` in it is spared: `RelPosAttention` is attention.
+_SKIP = re.compile(
+    r"router|adapt[eo]r|embeddings?$|offset|attention_weights"
+    r"|^(?!.*att(?:n|ention)).*(?:rel(?:ative)?_pos|cpb|(?:^|_)rpe(?:_|$)|bias|(?:time|timestep|rotary|patch)_emb"
+    r"|pos(?:ition)?s?_(?:emb|enc|mlp|head|proj))"
 )
-_SKIP_CLASS = re.compile(r"router|adapt[eo]r|(?:emb|embeddings?)$|bias")
+# Norms with matrices of their own (adaptive ones). By what the instance is called only: the class `PreNorm` wraps the
+# real thing, and `NormMlp` is it.
+_SKIP_INSTANCE = re.compile(r"(?:^|_)norm\d*$|^norm\d*_|layer_?norm|batch_?norm|ada_?ln")
 
-_FUSED_QKV = re.compile(r"(?:to_|w_?|c_|in_proj_|linear_|proj_)?qkv(?:_proj|_linear)?|query_key_value|queries_keys_values")
-_QUERY = re.compile(r"(?:to_|w_?|linear_|proj_|fc_)?(?:q|query|queries)(?:_proj|_linear|_lin)?")
-_KEY = re.compile(r"(?:to_|w_?|linear_|proj_|fc_)?(?:k|kv|key|keys)(?:_proj|_linear|_lin)?")
-_VALUE_OR_OUT = re.compile(
-    r"(?:to_|w_?|linear_|proj_|fc_)?(?:v|value|values|o|out)(?:_proj|_linear|_lin)?|proj|c_proj|projection|dense"
-)
+# Attention that is called something else, or nothing, is told by its projections.
+_PREFIX = r"(?:to_|w_?|c_|in_proj_|linear_|proj_|fc_)?"
+_FUSED_QKV = re.compile(_PREFIX + r"qkv(?:_proj|_linear)?|query_key_value|queries_keys_values")
+_QUERY = re.compile(_PREFIX + r"(?:q|query|queries)(?:_proj|_linear|_lin)?")
+_KEY = re.compile(_PREFIX + r"(?:k|kv|key|keys)(?:_proj|_linear|_lin)?")
+_VALUE_OR_OUT = re.compile(_PREFIX + r"(?:v|value|values|o|out)(?:_proj|_linear|_lin)?|(?:c_)?proj|projection|dense")
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -63,7 +69,7 @@ class Node:
         end (`int`): Index one past the last descendant; descendants of node i are `nodes[i + 1 : nodes[i].end]`.
         role (`str`): What the module is by its own name and class.
         region (`str`): What it is part of: its own role or that of the module around it.
-        opens_region (`bool`): Whether the region begins here, i.e. this is a whole attention module, not its part.
+        region_root (`int`): Index of the module that the region begins with, e.g. the whole attention; -1 if in none.
     """
 
     path: str
@@ -74,7 +80,7 @@ class Node:
     end: int = 0
     role: Role = ""
     region: Role = ""
-    opens_region: bool = False
+    region_root: int = -1
 
     @property
     def leaf(self) -> str:
@@ -90,7 +96,7 @@ class Node:
 
     @property
     def holds_fused_experts(self) -> bool:
-        return self.region == "ffn" and any(p is not None and p.dim() == 3 for p in self.module._parameters.values())
+        return self.region == "ffn" and not self.is_convolution and 3 in _dimensions(self.module)
 
 
 def read_structure(model: nn.Module) -> list[Node]:
@@ -98,16 +104,15 @@ def read_structure(model: nn.Module) -> list[Node]:
 
     Args:
         model (`nn.Module`): Any model. PEFT wrappers are looked through, so that the paths are those of the unwrapped
-            model; of a `PeftModel` they are relative to the base model (`get_submodule` understands them on both).
+            model; those of a `PeftModel` are relative to its base model (`get_submodule` understands them on both).
 
     Returns:
         `list[Node]`: The nodes; a module shared by several parents appears once, under its first path.
     """
-    while isinstance(model, BaseTuner) or hasattr(model, "get_base_model"):
-        inner = model.model if isinstance(model, BaseTuner) else model.get_base_model()
-        if inner is model:
-            break
-        model = inner
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
+    if isinstance(model, BaseTuner):
+        model = model.model
     nodes: list[Node] = []
     _flatten(model, "", -1, False, nodes, set())
     _assign_roles(nodes)
@@ -152,37 +157,48 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a Linear of whatever make: torch's, GPT-2's transposed one, or a quantised stand-in."""
     if isinstance(module, Conv1D):
         return module.nx, module.nf
-    shape = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if not all(isinstance(size, int) for size in shape):
+    d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if not isinstance(d_in, int) or not isinstance(d_out, int):
         return None
+    # Packed weights have other names or are methods; but one of three dimensions is a stack of Linears, not one.
     weight = getattr(module, "weight", None)
-    # Packed weights (4-bit, GPTQ's `qweight`) have other shapes or none, but a grouped one of more dimensions is no Linear.
-    if isinstance(weight, torch.Tensor) and weight.dim() != 2:
-        return None
-    return shape  # type: ignore[return-value]
+    return None if isinstance(weight, torch.Tensor) and weight.dim() != 2 else (d_in, d_out)
 
 
-@lru_cache(maxsize=None)
+def _dimensions(module: nn.Module) -> set[int]:
+    """Numbers of dimensions of the parameters that the module itself holds."""
+    return {parameter.dim() for parameter in module._parameters.values() if parameter is not None}
+
+
+@cache
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-@lru_cache(maxsize=None)
-def _role_by_name(leaf: str, class_name: str, is_linear: bool) -> Role:
-    """The role that the words give. What the author called the instance weighs more than what they called the class."""
-    leaf, class_name = _snake(leaf), _snake(class_name)
-    if _SKIP_LEAF.search(leaf) or _SKIP_CLASS.search(class_name):
+@cache
+def _role_by_name(instance: str, class_name: str, class_first: bool, is_linear: bool, mixes_below: bool) -> Role:
+    """The role that the words give. What the author called the instance weighs more than the name of its class."""
+    instance, class_name = _snake(instance), _snake(class_name)
+    # A class `RelPosBlock` that holds attention is no position bias.
+    if _SKIP.search(instance) or _SKIP_INSTANCE.search(instance) or (_SKIP.search(class_name) and not mixes_below):
         return "skip"
-    for name in (leaf, class_name):
+    names = (class_name, instance) if class_first else (instance, class_name)
+    for name in names:
         if _ATTENTION.search(name):
             return "attention"
         if _FFN.search(name):
             return "ffn"
-    if is_linear and _FFN_LINEAR.match(leaf):
+    if is_linear and _FFN_LINEAR.match(instance):
         return "ffn"
-    if _MIXER.search(leaf) or _MIXER.search(class_name):
-        return "mixer"
-    return ""
+    return "mixer" if any(map(_MIXER.search, names)) else ""
+
+
+def _role_of(nodes: list[Node], node: Node, mixes_below: bool) -> Role:
+    parent = nodes[node.parent]
+    # An element of a list has no name but a number: it goes by its class, and then by the name of the list.
+    numbered = isinstance(parent.module, nn.ModuleList)
+    instance = parent.leaf if numbered else node.leaf
+    return _role_by_name(instance, type(node.module).__name__, numbered, node.shape is not None, mixes_below)
 
 
 def _assign_roles(nodes: list[Node]) -> None:
@@ -192,10 +208,12 @@ def _assign_roles(nodes: list[Node]) -> None:
     feeds_below = [False] * len(nodes)
     for i in range(len(nodes) - 1, 0, -1):
         node, up = nodes[i], nodes[i].parent
-        weighty[i] |= node.shape is not None or any(p is not None and p.dim() > 1 for p in node.module._parameters.values())
-        role = _role_by_name(node.leaf, type(node.module).__name__, node.shape is not None) if weighty[i] else ""
-        # A module called `AttentionBlock` or `MambaDecoderLayer` that holds a mixer and a feed-forward is a block.
-        if (role in ("attention", "mixer") and mixes_below[i] and feeds_below[i]) or (role == "ffn" and mixes_below[i]):
+        weighty[i] |= node.shape is not None or max(_dimensions(node.module), default=0) > 1
+        # A ModuleList is never one attention or feed-forward; XLM's `attentions` and `ffns` hold one per block.
+        named = weighty[i] and not isinstance(node.module, nn.ModuleList)
+        role = _role_of(nodes, node, mixes_below[i]) if named else ""
+        # A class `AttentionBlock` or `MambaDecoderLayer` that holds a mixer and a feed-forward is a block.
+        if mixes_below[i] and (role == "ffn" or (role in ("attention", "mixer") and feeds_below[i])):
             role = ""
         node.role = role
         weighty[up] |= weighty[i]
@@ -211,10 +229,10 @@ def _assign_roles(nodes: list[Node]) -> None:
 
 
 def _find_unnamed_attention(node: Node, children: list[Node], has_ffn: bool) -> None:
-    """Recognises attention by its projections: a module of any name with q and k, or a block with them laid out flat."""
+    """Recognises attention by its projections: a module of any name with q and k, or a block that holds them flat."""
     leaves = [_snake(child.leaf) for child in children]
-    fused = any(map(_FUSED_QKV.fullmatch, leaves))
-    if not fused and not (any(map(_QUERY.fullmatch, leaves)) and any(map(_KEY.fullmatch, leaves))):
+    separate = any(map(_QUERY.fullmatch, leaves)) and any(map(_KEY.fullmatch, leaves))
+    if not separate and not any(map(_FUSED_QKV.fullmatch, leaves)):
         return
     if not has_ffn and node.parent >= 0:
         node.role = "attention"
@@ -225,9 +243,9 @@ def _find_unnamed_attention(node: Node, children: list[Node], has_ffn: bool) -> 
 
 
 def _assign_regions(nodes: list[Node]) -> None:
-    """Hands roles down. Skipped parts stay skipped; inside attention everything is attention, whatever it is called."""
+    """Hands roles down. Skipped parts stay skipped; inside attention everything is attention, whatever its name."""
     rank = {"skip": 3, "attention": 2, "mixer": 2, "ffn": 1, "": 0}
-    for node in nodes[1:]:
-        around = nodes[node.parent].region
-        node.opens_region = rank[node.role] > rank[around]
-        node.region = node.role if node.opens_region else around
+    for i, node in enumerate(nodes[1:], start=1):
+        around = nodes[node.parent]
+        opens = rank[node.role] > rank[around.region]
+        node.region, node.region_root = (node.role, i) if opens else (around.region, around.region_root)

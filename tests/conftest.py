@@ -1,0 +1,16 @@
+"""Fixtures for every room."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the benchmark data, outside the repository; the test is skipped where it is absent."""
+    root = os.environ.get("GS_LORA_SHARED") or Path(__file__).resolve().parents[1].parent / "shared"
+    folder = Path(root) / "data"
+    if not folder.is_dir():
+        pytest.skip("the shared benchmark data is absent; GS_LORA_SHARED can name the folder it is in")
+    return folder

@@ -1,0 +1,134 @@
+"""A request must end at the class that was meant, or be refused: forgetting the wrong class cannot be undone."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from gs_lora_peft.data.classes import UnknownClassError, label_names, resolve_classes
+
+NAMES = ["tench", "golf ball", "church", "cassette player"]
+
+
+@pytest.mark.parametrize(
+    ("requested", "ids"),
+    [
+        (["church", "tench"], [2, 0]),
+        ([3, 0], [3, 0]),
+        (["golf ball", 0], [1, 0]),
+        (("3",), [3]),
+        (np.array([2, 1]), [2, 1]),
+        (np.array(["tench"]), [0]),
+        (torch.tensor([1]), [1]),
+        (range(2), [0, 1]),
+        ((n for n in ["tench"]), [0]),
+    ],
+)
+def test_names_and_ids_in_the_order_asked_for(requested, ids):
+    resolved = resolve_classes(requested, names=NAMES, num_classes=4)
+    assert resolved == ids
+    assert all(type(i) is int for i in resolved), "ids go to JSON and must be plain ints"
+
+
+def test_a_digit_string_is_a_name_before_it_is_an_id():
+    assert resolve_classes(["2"], names=["2", "1", "0"]) == [0]
+    assert resolve_classes(["2"], names=None) == [2]
+
+
+def test_a_padded_number_is_not_taken_for_an_id():
+    with pytest.raises(UnknownClassError, match="'03'"):
+        resolve_classes(["03"], names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("Tench", "'tench'"),
+        ("tensch", "'tench'"),
+        ("CASSETTE PLAYER", "'cassette player'"),
+        ("casette-player", "'cassette player'"),
+        ("golf", "'golf ball'"),
+    ],
+)
+def test_an_unknown_name_offers_the_nearest(wrong, nearest):
+    with pytest.raises(UnknownClassError) as caught:
+        resolve_classes([wrong], names=NAMES)
+    assert repr(wrong) in str(caught.value)
+    assert f"nearest: {nearest}" in str(caught.value)
+
+
+def test_all_unknown_classes_are_told_at_once():
+    with pytest.raises(UnknownClassError, match=r"'xyzzy', 4 \(out of range\), -1 \(out of range\).*0 to 3"):
+        resolve_classes(["tench", "xyzzy", 4, -1], names=NAMES)
+
+
+def test_names_asked_of_labels_without_names():
+    with pytest.raises(UnknownClassError, match="these labels have no names"):
+        resolve_classes(["tench"], names=None)
+
+
+@pytest.mark.parametrize(("num_classes", "accepted"), [(None, True), (6, True), (5, False)])
+def test_the_range_of_ids_without_names(num_classes, accepted):
+    if accepted:
+        assert resolve_classes([5], names=None, num_classes=num_classes) == [5]
+    else:
+        with pytest.raises(UnknownClassError, match="0 to 4"):
+            resolve_classes([5], names=None, num_classes=num_classes)
+
+
+@pytest.mark.parametrize(
+    "item", [True, False, np.True_, torch.tensor(True), 1.0, np.float32(1), None, ["tench"], b"a"]
+)
+def test_neither_a_name_nor_an_id(item):
+    with pytest.raises(ValueError, match="expected a name or a whole number") as caught:
+        resolve_classes([item], names=NAMES)
+    assert not isinstance(caught.value, UnknownClassError)
+
+
+@pytest.mark.parametrize("requested", ["tench", 3, None, {"tench"}, {"tench": 0}])
+def test_what_is_no_list_is_refused(requested):
+    """A bare string would be read letter by letter, a set in another order in every process."""
+    with pytest.raises(ValueError, match="expected a list"):
+        resolve_classes(requested, names=NAMES)
+
+
+@pytest.mark.parametrize("requested", [["tench", "tench"], ["tench", 0], [0, "0"]])
+def test_a_class_asked_for_twice(requested):
+    with pytest.raises(ValueError, match="more than once: class 0 as"):
+        resolve_classes(requested, names=NAMES)
+
+
+def test_an_empty_request():
+    with pytest.raises(ValueError, match="no class was asked for"):
+        resolve_classes([], names=NAMES)
+
+
+def test_one_name_for_two_classes_needs_the_id():
+    """ImageNet has two cranes, a bird and a machine."""
+    names = ["crane", "tench", "crane"]
+    with pytest.raises(ValueError, match=r"ids \[0, 2\]"):
+        resolve_classes(["crane"], names=names)
+    assert resolve_classes([2, "tench"], names=names) == [2, 1]
+
+
+def test_the_label_space_must_agree_with_itself():
+    with pytest.raises(ValueError, match="num_classes is 3, but there are 4 names"):
+        resolve_classes([0], names=NAMES, num_classes=3)
+    with pytest.raises(ValueError, match="id2label"):
+        resolve_classes([0], names=dict(enumerate(NAMES)))
+
+
+def test_label_names():
+    features = Features({"label": ClassLabel(names=NAMES), "fine": Value("int32"), "coarse": ClassLabel(names=["a"])})
+    dataset = Dataset.from_dict({"label": [0], "fine": [3], "coarse": [0]}, features=features)
+    assert label_names(dataset) == NAMES
+    assert label_names(dataset.to_iterable_dataset(), "label") == NAMES
+    assert label_names(dataset, "fine") is None
+    with pytest.raises(
+        ValueError, match=r"'target'; expected one of .*'fine'.*\['label', 'coarse'\] hold class labels"
+    ):
+        label_names(dataset, "target")
+    with pytest.raises(ValueError, match="Pass label_column='coarse'"):
+        label_names(dataset.remove_columns("label"))
+    with pytest.raises(ValueError, match="DatasetDict"):
+        label_names(DatasetDict(train=dataset))
