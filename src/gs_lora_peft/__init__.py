@@ -11,6 +11,7 @@ from .tuner import GSLoraConfig, GSLoraModel, LoraGroups, NoFFNFoundError, expor
 
 if TYPE_CHECKING:
     from .data import ForgettingSplit, split_dataset
+    from .hub import push_to_hub
     from .metrics import ContinualForgetting
     from .sequence import (
         ContinualForgetter,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         ForgettingLedger,
         LedgerError,
         load_forgotten,
+        parse_requests,
         weights_fingerprint,
     )
     from .training import GSLoraTrainer, GSLoraTrainingArguments, NonFiniteLossError
@@ -35,6 +37,8 @@ _LAZY = {
     "LedgerError": "sequence",
     "NonFiniteLossError": "training",
     "load_forgotten": "sequence",
+    "parse_requests": "sequence",
+    "push_to_hub": "hub",
     "split_dataset": "data",
     "weights_fingerprint": "sequence",
 }
@@ -56,6 +60,8 @@ __all__ = [
     "export_lora",
     "find_ffn_blocks",
     "load_forgotten",
+    "parse_requests",
+    "push_to_hub",
     "split_dataset",
     "weights_fingerprint",
 ]

@@ -1,4 +1,4 @@
-"""What happens between two steps: the proximal step, the moving average, and the check for numbers that are no numbers."""
+"""What happens between two steps: the order of the data, the proximal step and the moving average."""
 
 from __future__ import annotations
 
@@ -6,12 +6,32 @@ import os
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import TrainerCallback
+from transformers.utils import logging
 
+from ..data.pairing import PairedSampler
 from ..tuner import LoraGroups
 
 EMA_FILE = "ema.safetensors"
+
+logger = logging.get_logger(__name__)
+
+
+class SamplerEpochCallback(TrainerCallback):
+    """
+    Tells the sampler its epoch.
+
+    The dataloader does so too, except when several processes resume in the middle of an epoch: what skips the batches
+    that are done hides the sampler from it.
+    """
+
+    sampler: PairedSampler | None = None
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        steps = max(-(-len(train_dataloader) // args.gradient_accumulation_steps), 1)
+        self.sampler.set_epoch(state.global_step // steps)
 
 
 class SparsityCallback(TrainerCallback):
@@ -19,8 +39,9 @@ class SparsityCallback(TrainerCallback):
     Group sparsity by proximal steps: right after the optimizer's step, with the learning rate just used.
 
     Groups that have reached zero are frozen. Finding out which have costs a host synchronisation, so on accelerators it
-    is done when something is logged; on CPU, where it is free, after every step. Results do not depend on it: a
-    dropped group stays exactly zero, and passes on a gradient of exactly zero, from the step that dropped it.
+    is done when something is logged or saved; on CPU, where it is free, after every step. Results do not depend on it:
+    a dropped group stays exactly zero, and passes on a gradient of exactly zero, from the step that dropped it. Where
+    every group has been dropped nothing is left to train and training stops.
 
     Args:
         groups ([`LoraGroups`]): the groups of the adapter that trains.
@@ -28,11 +49,13 @@ class SparsityCallback(TrainerCallback):
 
     def __init__(self, groups: LoraGroups):
         self.groups = groups
-        self._settled = False
+        # Whether every group that is zero has been frozen.
+        self._settled = True
 
-    def weight_now(self, args: Any, state: Any) -> float:
+    @staticmethod
+    def weight_now(args: Any, state: Any) -> float:
         """α at the step that is being taken: 0 in the warm-up and once the surviving groups are refitted."""
-        epoch = state.global_step * args.num_train_epochs / max(state.max_steps, 1)
+        epoch = state.epoch or 0.0
         if epoch < args.sparsity_warmup_epochs:
             return 0.0
         if args.sparsity_until_epoch is not None and epoch >= args.sparsity_until_epoch:
@@ -40,9 +63,14 @@ class SparsityCallback(TrainerCallback):
         return args.sparsity_weight
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._settled = False
-        # A resumed run: what was zero when it was saved stays out.
-        self.groups.freeze_zero_groups()
+        # What is zero when training begins, again or from a checkpoint, stays out.
+        if args.sparsity == "proximal":
+            self.settle(control)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        # Without a proximal step after it, the optimizer's momentum would move dropped groups away from zero.
+        if not self._settled and self.weight_now(args, state) == 0.0:
+            self.settle(control)
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         if args.sparsity != "proximal" or getattr(optimizer, "step_was_skipped", False):
@@ -51,19 +79,30 @@ class SparsityCallback(TrainerCallback):
         if weight > 0.0:
             self.groups.proximal_step(self._learning_rates(optimizer) * weight)
             self._settled = False
-            if self.groups.parameters[0].device.type == "cpu":
-                self.groups.freeze_zero_groups()
-        elif not self._settled:
-            # The last proximal step may have dropped groups that are not frozen yet.
-            self.groups.freeze_zero_groups()
-            self._settled = True
+            if self._synchronises_for_free():
+                self.settle(control)
 
     def on_log(self, args, state, control, **kwargs):
-        if args.sparsity == "proximal" and not self._settled:
-            self.groups.freeze_zero_groups()
+        if not self._settled:
+            self.settle(control)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.groups.thaw()
+        self._settled = True
+
+    def settle(self, control: Any = None) -> None:
+        """Freeze the groups that are zero; stop the training if none is left."""
+        self._settled = True
+        if self.groups.freeze_zero_groups() and not any(p.requires_grad for p in self.groups.parameters):
+            logger.warning(
+                "Every group of the adapter is zero, so that it does nothing any more. Training stops; a smaller "
+                "`sparsity_weight` keeps some groups."
+            )
+            if control is not None:
+                control.should_training_stop = True
+
+    def _synchronises_for_free(self) -> bool:
+        return self.groups.parameters[0].device.type == "cpu"
 
     def _learning_rates(self, optimizer: Any) -> float | torch.Tensor:
         """The learning rate of each group; one number where all are the same (the usual case)."""
@@ -80,8 +119,9 @@ class EMACallback(TrainerCallback):
     """
     Exponential moving average of the adapter over epochs (GS-LoRA++, https://arxiv.org/abs/2501.09705, §3.5).
 
-    ē ← d · ē + (1 − d) · w at the end of every epoch from `ema_start_epoch` on, in float32. A group that has been
-    dropped is zero in the average too.
+    ē ← d · ē + (1 − d) · w at the end of every epoch from `ema_start_epoch` on, in float32, and at the end of a last epoch
+    that is cut short. A group that has been dropped is zero in the average too. Checkpoints hold the average next to
+    the weights that train.
 
     Args:
         groups ([`LoraGroups`]): the groups of the adapter that trains.
@@ -90,20 +130,33 @@ class EMACallback(TrainerCallback):
     def __init__(self, groups: LoraGroups):
         self.groups = groups
         self.average: list[torch.Tensor] | None = None
+        self._step = 0  # the step of the last update
         self._raw: list[torch.Tensor] | None = None
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.average, self._step = None, 0
+        elif self._step != state.global_step and _is_whole(state.epoch or 0.0):
+            # A checkpoint written at the last step of an epoch, before the epoch's end.
+            self._update(args, state)
+
     def on_epoch_end(self, args, state, control, **kwargs):
-        if (state.epoch or 0.0) < args.ema_start_epoch:
-            return
-        current = [p.detach().float() for p in self.groups.parameters]
-        if self.average is None:
-            self.average = [p.clone() for p in current]
-            return
-        torch._foreach_lerp_(self.average, current, 1.0 - args.ema_decay)
+        if _is_whole(state.epoch or 0.0) or state.global_step >= state.max_steps:
+            self._update(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.swap_in()
         self._raw = None
+
+    def _update(self, args: Any, state: Any) -> None:
+        if (state.epoch or 0.0) < args.ema_start_epoch:
+            return
+        self._step = state.global_step
+        current = [p.detach().float() for p in self.groups.parameters]
+        if self.average is None:
+            self.average = [p.clone() for p in current]
+        else:
+            torch._foreach_lerp_(self.average, current, 1.0 - args.ema_decay)
 
     @torch.no_grad()
     def swap_in(self) -> None:
@@ -113,7 +166,7 @@ class EMACallback(TrainerCallback):
         self._raw = [p.detach().clone() for p in self.groups.parameters]
         alive = (self.groups.norms() > 0).float()
         for position, parameter in enumerate(self.groups.parameters):
-            parameter.copy_(self.average[position] * alive[self.groups.group_of[position]])
+            parameter.copy_(self.average[position] * alive[self.groups.group_of[position]].to(parameter.device))
 
     @torch.no_grad()
     def swap_out(self) -> None:
@@ -126,14 +179,18 @@ class EMACallback(TrainerCallback):
     def save(self, folder: str) -> None:
         """Write the average into a checkpoint."""
         if self.average is not None:
-            save_file({str(i): t.cpu().contiguous() for i, t in enumerate(self.average)}, os.path.join(folder, EMA_FILE))
+            tensors = {str(i): t.cpu().contiguous() for i, t in enumerate(self.average)}
+            save_file(tensors, os.path.join(folder, EMA_FILE), metadata={"step": str(self._step)})
 
     def load(self, folder: str) -> None:
-        """Read the average from a checkpoint, if it has one."""
+        """Read the average from a checkpoint; none if it has none."""
+        self.average, self._step = None, 0
         path = os.path.join(folder, EMA_FILE)
         if os.path.isfile(path):
-            tensors = load_file(path)
-            self.average = [
-                tensors[str(i)].to(parameter.device) for i, parameter in enumerate(self.groups.parameters)
-            ]
+            with safe_open(path, framework="pt") as file:
+                self.average = [file.get_tensor(str(i)).to(p.device) for i, p in enumerate(self.groups.parameters)]
+                self._step = int(file.metadata()["step"])
 
+
+def _is_whole(epoch: float) -> bool:
+    return abs(epoch - round(epoch)) < 1e-9

@@ -9,7 +9,7 @@ from ..objectives import ObjectiveOutput
 
 
 class LossMeter:
-    """Sums the parts of the loss on the device; `read` is the only host synchronisation."""
+    """Sums the parts of the loss on the device, without a host synchronisation."""
 
     NAMES = ("retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy")
 
@@ -26,10 +26,10 @@ class LossMeter:
         self._finite = finite if self._finite is None else self._finite & finite
         self._count += 1
 
-    def finite(self) -> Tensor | None:
+    def finite(self) -> Tensor:
         """Whether L_retain and L_forget have been finite since the last call: bool, shape `(2,)`, on the device."""
         finite, self._finite = self._finite, None
-        return finite
+        return finite if finite is not None else torch.ones(2, dtype=torch.bool)
 
     def means(self) -> Tensor | None:
         """Means since the last call, in the order of `NAMES`, on the device."""

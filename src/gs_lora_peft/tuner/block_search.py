@@ -75,6 +75,10 @@ def _raise_to_blocks(nodes: list[Node], joint: int, feeds: list[bool], mixes: li
     ]
     feeding = [i for i in elements if feeds[i] and len(_ffn_linears(nodes, i, named)) > 1]
     mixing = [i for i in elements if mixes[i]]
+    # A list of layers that only mix (their experts are fused, say) and one MLP beside the list: that is a head.
+    layers = (i for i in range(joint + 1, nodes[joint].end) if nodes[i].is_element and nodes[i].parent != joint)
+    if not feeding and any(mixes[i] and (nodes[i].region_root != i or not nodes[joint].is_element) for i in layers):
+        return []
     element = nearest_element(nodes, joint)
     # One feed-forward after several attentions is a decoder's block; several of each in one list stand side by side.
     side_by_side = min(len(feeding), len(mixing)) > 1 and (nodes[joint].is_container or element is None)

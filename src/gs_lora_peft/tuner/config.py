@@ -46,6 +46,10 @@ _REFUSED = {
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
 
 
+# Task types whose PeftModel adds the head to `modules_to_save`.
+_HEAD_TRAINING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
 def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
     """Refuse options of `LoraConfig` that are no plain LoRA on whole matrices.
 
@@ -68,9 +72,9 @@ def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
     init = values.get("init_lora_weights", True)
     if init not in _HARMLESS_INITS:
         raise ValueError(
-            f"`init_lora_weights`={init!r} does not work with {what}: it changes the base weights or needs data of the "
-            "base task, so that base + published adapter would not be the model that was trained. Use True (default), "
-            "False, 'gaussian' or 'orthogonal'."
+            f"`init_lora_weights`={init!r} does not work with {what}: it changes the base weights or needs data of "
+            "the base task, so that base + published adapter would not be the model that was trained. Use True "
+            "(default), False, 'gaussian' or 'orthogonal'."
         )
 
 
@@ -116,10 +120,10 @@ class GSLoraConfig(LoraConfig):
 
     Raises:
         ValueError: if an option of `LoraConfig` is set that cannot work with groups that are exactly zero or with the
-            plain LoRA export (DoRA, bias training, `modules_to_save`, initialisations that change base weights, layer
-            replication, …), if a rank is below 1, if `lora_alpha` is 0 or not finite, if `lora_dropout` is outside
-            [0, 1), if a pattern is no regular expression, or if `layers_to_transform` is combined with a keyword (use
-            `block_pattern`). The message names the value, the reason and the mend.
+            plain LoRA export (DoRA, bias training, `modules_to_save` and the task types that imply it, initialisations
+            that change base weights, layer replication, …), if a rank is below 1, if `lora_alpha` is 0 or not finite,
+            if `lora_dropout` is outside [0, 1), if a pattern is no regular expression, or if `layers_to_transform` is
+            combined with a keyword (use `block_pattern`). The message names the value, the reason and the mend.
 
     A pickled configuration, or a pickled model with one, can be read by a process that has not imported this package:
     unpickling imports it. A saved `adapter_config.json` cannot, because PEFT looks the type up by name; give out
@@ -157,6 +161,11 @@ class GSLoraConfig(LoraConfig):
             self.target_modules = "ffn"
         # Before PEFT's own checks, which only warn about some of these options and drop them.
         check_plain_lora(vars(self))
+        if self.task_type in _HEAD_TRAINING_TASKS:
+            raise ValueError(
+                f"`task_type`={str(self.task_type)!r} makes PEFT train and save the model's head too, as if it stood "
+                "in `modules_to_save`; a forgetting task trains LoRA matrices only. Leave `task_type` out."
+            )
         self._check_targets()
         self._check_numbers()
         super().__post_init__()
@@ -197,7 +206,8 @@ class GSLoraConfig(LoraConfig):
                 _compiled(value, name)
         if not self.target_modules:
             raise ValueError(
-                f"`target_modules`={self.target_modules!r} names no module. Leave it at 'ffn', or list the modules to adapt."
+                f"`target_modules`={self.target_modules!r} names no module. Leave it at 'ffn', or list the modules to "
+                "adapt."
             )
         for name in ("layers_to_transform", "layers_pattern"):
             value = getattr(self, name)
@@ -215,8 +225,8 @@ class GSLoraConfig(LoraConfig):
                 )
             if value == []:
                 raise ValueError(
-                    f"`{name}`=[] would adapt every layer, not none: PEFT reads an empty list as no restriction. Leave "
-                    f"`{name}` out, or name layers."
+                    f"`{name}`=[] would adapt every layer, not none: PEFT reads an empty list as no restriction. "
+                    f"Leave `{name}` out, or name layers."
                 )
 
     def _check_numbers(self) -> None:
@@ -226,12 +236,13 @@ class GSLoraConfig(LoraConfig):
         for name, alpha in [("lora_alpha", self.lora_alpha), *_named("alpha_pattern", self.alpha_pattern)]:
             if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha == 0:
                 raise ValueError(
-                    f"`{name}` must be a finite number other than 0, got {alpha!r}: with a scaling of 0 nothing could be "
-                    "forgotten. The papers use lora_alpha=1."
+                    f"`{name}` must be a finite number other than 0, got {alpha!r}: with a scaling of 0 nothing could "
+                    "be forgotten. The papers use lora_alpha=1."
                 )
         if not isinstance(self.lora_dropout, int | float) or not 0.0 <= self.lora_dropout < 1.0:
             raise ValueError(
-                f"`lora_dropout` must be in [0, 1), got {self.lora_dropout!r}. The papers use no dropout: leave it at 0."
+                f"`lora_dropout` must be in [0, 1), got {self.lora_dropout!r}. The papers use no dropout: leave it at "
+                "0."
             )
 
 

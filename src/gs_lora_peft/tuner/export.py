@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from .config import check_plain_lora
+
 _PREFIX = "base_model.model."
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
 
@@ -29,7 +31,15 @@ def export_lora(
     A LoRA pair with a factor that is entirely zero adds exactly 0 to its layer, so it is left out. Everything that
     remains is written as it is, so that stock PEFT, `AutoPeftModel` and transformers' `load_adapter` give bit-equal
     outputs in a process that never imports this package. The same adapter gives the same bytes every time. An adapter
-    whose groups are all zero is written as one pair of zeros of rank 1, because PEFT refuses an adapter without modules.
+    whose groups are all zero is written as one pair of zeros of rank 1, because PEFT refuses an adapter without
+    modules.
+
+    `target_modules` is the sorted list of the full names of the modules that remain. Where such a name is also the end
+    of another module's name, so that PEFT's suffix matching would hit both, it is a regular expression; a folder does
+    not say what else the model holds, so that this is seen for a live model only.
+
+    `torch.nn.TransformerEncoder` ignores stock PEFT's LoRA in eval mode. Merge the adapter there, or call
+    `torch.backends.mha.set_fastpath_enabled(False)`.
 
     Args:
         model_or_folder (`PeftModel`, `str` or `os.PathLike`): a live model, or a folder that `save_pretrained` wrote.
@@ -41,20 +51,23 @@ def export_lora(
 
     Raises:
         ValueError: if the adapter does not exist, if several are active and none is named, if the folder holds no
-            readable adapter, or if the adapter is of a type that has no plain LoRA form.
+            readable adapter, or if the adapter is of a type, or has options, that have no plain LoRA form. Nothing
+            has been written then.
     """
     if isinstance(model_or_folder, PeftModel):
         config, tensors = _from_model(model_or_folder, adapter_name)
-        all_paths = [path for path, _ in model_or_folder.get_base_model().named_modules()]
     else:
         config, tensors = _from_folder(Path(model_or_folder))
-        all_paths = []
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    _check_exportable(config, tensors)
     kept = drop_zero_pairs(tensors)
     if not kept:
         config, kept = _all_zero(config, tensors)
-    plain = _plain_config(config, sorted(_module_paths(kept)), all_paths)
+    known_paths = _module_paths(tensors)
+    if isinstance(model_or_folder, PeftModel):
+        known_paths |= {path for path, _ in _inner(model_or_folder).named_modules()}
+    plain = _plain_config(config, sorted(_module_paths(kept)), known_paths)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     _replace(out / SAFETENSORS_WEIGHTS_NAME, save(kept, metadata={"format": "pt"}))
     _replace(out / CONFIG_NAME, (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
     return out
@@ -70,9 +83,7 @@ def drop_zero_pairs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         `dict[str, torch.Tensor]`: contiguous CPU tensors, sorted by name.
     """
     zero = {_pair_of(name) for name, tensor in tensors.items() if _pair_of(name) and not tensor.any()}
-    return {
-        name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors) if _pair_of(name) not in zero
-    }
+    return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors) if _pair_of(name) not in zero}
 
 
 def _pair_of(name: str) -> str | None:
@@ -83,21 +94,29 @@ def _pair_of(name: str) -> str | None:
     return None
 
 
+def _inner(model: PeftModel) -> Any:
+    """The adapted model; `get_base_model` would ask for the active adapter first, which may have been deleted."""
+    return model.base_model.model
+
+
 def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if adapter_name is None:
         if len(model.active_adapters) != 1:
             raise ValueError(
-                f"{len(model.active_adapters)} adapters are active ({model.active_adapters}); name the one to export with "
-                "`adapter_name`."
+                f"{len(model.active_adapters)} adapters are active ({model.active_adapters}); name the one to export "
+                "with `adapter_name`."
             )
         adapter_name = model.active_adapters[0]
     if adapter_name not in model.peft_config:
-        raise ValueError(f"there is no adapter named {adapter_name!r}; the model has {sorted(model.peft_config)}.")
+        raise ValueError(
+            f"there is no adapter named {adapter_name!r}; the model has {sorted(model.peft_config)}. Give one of "
+            "these."
+        )
     config = model.peft_config[adapter_name]
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"only LORA and GS_LORA adapters have a plain LoRA form, got {config.peft_type!r}.")
     values = config.to_dict()
-    base = model.get_base_model()
+    if not isinstance(config, LoraConfig):
+        return values, {}
+    base = _inner(model)
     values["base_model_name_or_path"] = config.base_model_name_or_path or getattr(base, "name_or_path", None) or None
     if values.get("auto_mapping") is None and config.task_type is None:
         # What PEFT's own save_pretrained writes; AutoPeftModel needs it to find the base model's class.
@@ -110,17 +129,40 @@ def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for path in (config_path, weights_path):
         if not path.is_file():
             raise ValueError(
-                f"{str(folder)!r} is no adapter folder: {path.name!r} is missing. Give a folder that save_pretrained wrote "
-                "(safetensors only; pickled weights are never read)."
+                f"{str(folder)!r} is no adapter folder: {path.name!r} is missing. Give a folder that save_pretrained "
+                "wrote (safetensors only; pickled weights are never read)."
             )
     try:
-        config = json.loads(config_path.read_text())
+        config = json.loads(config_path.read_text(encoding="utf-8"))
         tensors = load_file(weights_path)
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise ValueError(f"the adapter in {str(folder)!r} cannot be read: {error}. Save it again.") from error
-    if config.get("peft_type") not in ("LORA", "GS_LORA"):
-        raise ValueError(f"only LORA and GS_LORA adapters have a plain LoRA form, got {config.get('peft_type')!r}.")
+    if not isinstance(config, dict):
+        raise ValueError(f"the adapter in {str(folder)!r} cannot be read: {CONFIG_NAME} is no object. Save it again.")
     return config, tensors
+
+
+def _check_exportable(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Refuse what the plain form would lose, rather than publish another adapter than the one that was trained."""
+    kind = config.get("peft_type")
+    kind = getattr(kind, "value", kind)
+    if kind not in ("LORA", "GS_LORA"):
+        raise ValueError(
+            f"only LORA and GS_LORA adapters have a plain LoRA form, got peft_type={kind!r}. Export an adapter of one "
+            "of these types."
+        )
+    check_plain_lora(config, "the plain LoRA form")
+    if missing := [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]:
+        raise ValueError(f"{CONFIG_NAME} lacks {missing}, so that LoRA's scaling is unknown. Save the adapter again.")
+    pairs = {pair for name in tensors if (pair := _pair_of(name))}
+    complete = {pair + factor for pair in pairs for factor in _FACTORS}
+    if not tensors or complete != set(tensors):
+        odd = sorted(complete ^ set(tensors))
+        raise ValueError(
+            "only pairs of lora_A and lora_B matrices have a plain LoRA form; this adapter has "
+            + (f"tensors that are none, or lacks their partners: {odd[:3]} ({len(odd)} in all)." if odd else "none.")
+            + " Export an adapter that was trained on Linear layers, without further trained modules."
+        )
 
 
 def _module_paths(tensors: dict[str, Tensor]) -> set[str]:
@@ -139,10 +181,11 @@ def _all_zero(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[
     return {**config, "r": 1, "rank_pattern": {}, "alpha_pattern": {}}, zeros
 
 
-def _plain_config(config: dict[str, Any], paths: list[str], all_paths: list[str]) -> dict[str, Any]:
+def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str]) -> dict[str, Any]:
     """The few fields of `LoraConfig` that decide the outputs; everything else is left at PEFT's defaults."""
     # A list entry also matches as a suffix ("layers.0.fc1" hits "decoder.layers.0.fc1"); then only a regex is exact.
-    ambiguous = any(other.endswith(f".{path}") for path in paths for other in all_paths) if all_paths else False
+    suffixes = tuple(f".{path}" for path in paths)
+    ambiguous = any(other.endswith(suffixes) for other in known_paths - set(paths))
     plain = {
         "peft_type": "LORA",
         "base_model_name_or_path": config.get("base_model_name_or_path"),
@@ -160,11 +203,22 @@ def _plain_config(config: dict[str, Any], paths: list[str], all_paths: list[str]
         if config.get(option):
             plain[option] = True
     for option in ("rank_pattern", "alpha_pattern"):
-        patterns = config.get(option) or {}
-        used = {get_pattern_key(patterns.keys(), path) for path in paths}
-        if kept := {key: patterns[key] for key in sorted(patterns) if key in used}:
-            plain[option] = kept
+        if patterns := _used_patterns(config.get(option) or {}, paths):
+            plain[option] = patterns
     return plain
+
+
+def _used_patterns(patterns: dict[str, Any], paths: list[str]) -> dict[str, Any]:
+    """The entries of a `rank_pattern` or `alpha_pattern` that the remaining modules use.
+
+    PEFT takes the first entry that matches, and the file is sorted. Where sorting would let another entry match first,
+    each module gets an entry of its own.
+    """
+    key_of = {path: get_pattern_key(list(patterns), path) for path in paths}
+    kept = {key: patterns[key] for key in sorted(patterns) if key in key_of.values()}
+    if all(get_pattern_key(list(kept), path) == key for path, key in key_of.items()):
+        return kept
+    return {f"^{re.escape(path)}": patterns[key] for path, key in key_of.items() if key in patterns}
 
 
 def _replace(path: Path, data: bytes) -> None:

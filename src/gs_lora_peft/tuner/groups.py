@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .blocks import find_blocks_of
 
@@ -25,7 +27,8 @@ class LoraGroups:
     Python values: `zero_groups`, `zero_group_ratio`, `freeze_zero_groups`.
 
     Groups are derived from the modules, so that any model with LoRA layers will do: a `PeftModel`, a tuner, or a model
-    that `inject_adapter_in_model` or transformers' `add_adapter` has changed.
+    that `inject_adapter_in_model` or transformers' `add_adapter` has changed. Make them once the weights are in place:
+    loading with `low_cpu_mem_usage` puts new matrices where the old ones were.
 
     Args:
         model (`torch.nn.Module`): a model that holds the adapter.
@@ -34,7 +37,8 @@ class LoraGroups:
             the adapter's [`GSLoraConfig`] says, or `"block"` where it has none.
 
     Attributes:
-        names (`list[str]`): block paths, module paths, or `"<module path>.lora_A"` / `".lora_B"`, in module order.
+        names (`list[str]`): block paths, module paths, or `"<module path>.lora_A"` / `".lora_B"`, in module order. By
+            matrix, a matrix whose partner is dropped can no longer contribute and is dropped with it.
         sizes (`list[int]`): number of entries of each group.
         parameters (`list[torch.nn.Parameter]`): the matrices; `group_of[i]` is the group of `parameters[i]`.
 
@@ -52,8 +56,8 @@ class LoraGroups:
         if not layers:
             known = sorted({name for m in base.modules() if isinstance(m, LoraLayer) for name in m.lora_A})
             raise ValueError(
-                f"the model holds no LoRA matrices of an adapter named {adapter_name!r}; it has {known or 'none'}. Wrap it "
-                "with get_peft_model(model, GSLoraConfig(...)) or give one of these names."
+                f"the model holds no LoRA matrices of an adapter named {adapter_name!r}; it has {known or 'none'}. "
+                "Wrap it with get_peft_model(model, GSLoraConfig(...)) or give one of these names."
             )
         config = getattr(model, "peft_config", {}).get(adapter_name)
         group_by = group_by or getattr(config, "group_by", "block")
@@ -61,7 +65,6 @@ class LoraGroups:
             raise ValueError(f"`group_by` must be 'block', 'module' or 'matrix', got {group_by!r}.")
 
         self.adapter_name = adapter_name
-        self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []
         self.group_of: list[int] = []
         self._layers = layers
@@ -76,12 +79,17 @@ class LoraGroups:
                 self.parameters.append(getattr(layer, kind)[adapter_name].weight)
                 self.group_of.append(index)
                 self._groups_of_layer[path].add(index)
-        self.names = list(index_of)
+        self.names: list[str] = list(index_of)
         self.sizes = [0] * len(self.names)
-        for parameter, index in zip(self.parameters, self.group_of, strict=True):
+        self._members: list[list[int]] = [[] for _ in self.names]
+        for position, (parameter, index) in enumerate(zip(self.parameters, self.group_of, strict=True)):
             self.sizes[index] += parameter.numel()
+            self._members[index].append(position)
+        # By matrix, the groups of a pair are neighbours; otherwise each group stands alone.
+        self._partner_of = [index ^ 1 if group_by == "matrix" else index for index in range(len(self.names))]
         self._frozen: set[int] = set()
         self._thawed_flags: dict[int, bool] = {}
+        self._skipping: dict[str, tuple[list[str], list[str]]] = {}
         self._device: torch.device | None = None
         self._dropped: Tensor
 
@@ -97,6 +105,12 @@ class LoraGroups:
         self._device = device
         self._dropped = dropped.to(device)
         self._index = torch.tensor(self.group_of, device=device)
+        self._partners = torch.tensor(self._partner_of, device=device)
+        # Row g lists the matrices of group g, filled up with the index of an extra zero. Gathered and summed along the
+        # row, a group's norm does not depend on the order in which an accelerator's threads happen to finish.
+        longest, extra = max(map(len, self._members)), len(self.parameters)
+        rows = [row + [extra] * (longest - len(row)) for row in self._members]
+        self._rows = torch.tensor(rows, device=device)
         self._sqrt_sizes = torch.tensor(self.sizes, dtype=torch.float32, device=device).sqrt()
         self._several_devices = any(p.device != device for p in self.parameters)
 
@@ -109,11 +123,12 @@ class LoraGroups:
             that is penalised, not the sum of per-matrix norms.
         """
         self._prepare()
-        matrix_norms: list[Tensor] = list(torch._foreach_norm(self.parameters, 2, dtype=torch.float32))
+        data = [p.detach() for p in self.parameters]
+        matrix_norms: list[Tensor] = list(torch._foreach_norm(data, 2, dtype=torch.float32))
         if self._several_devices:
             matrix_norms = [norm.to(self._device, non_blocking=True) for norm in matrix_norms]
-        squares = torch.stack(matrix_norms).square_()
-        return torch.zeros(len(self), device=self._device).index_add_(0, self._index, squares).sqrt_()
+        squares = nn.functional.pad(torch.stack(matrix_norms).square_(), (0, 1))
+        return squares[self._rows].sum(dim=1).sqrt_()
 
     def penalty(self) -> Tensor:
         """The group lasso Σ_g ‖g‖ (eq. 7 of the paper, without α), differentiable.
@@ -139,14 +154,23 @@ class LoraGroups:
             scale (`"sqrt_size"` or `"none"`, *optional*, defaults to `"sqrt_size"`): with √n_g, n_g the number of
                 entries of the group, α is compared with how far one *entry* moves. An Adam step moves a group of n
                 entries by up to lr · √n, so only then does one α suit models of every size.
+
+        Raises:
+            ValueError: if `step` is a negative or non-finite number (a tensor is not looked at, which would take a
+                host synchronisation), or `scale` is unknown.
         """
+        if scale not in get_args(GroupScale):
+            raise ValueError(f"`scale` must be one of {list(get_args(GroupScale))}, got {scale!r}.")
+        if not isinstance(step, Tensor) and not 0.0 <= step < math.inf:
+            raise ValueError(f"`step` must be a finite number of at least 0, got {step!r}: learning rate times α.")
         norms = self.norms()
-        threshold = self._sqrt_sizes * step if scale == "sqrt_size" else torch.full_like(norms, 1.0) * step
-        kept = (norms > threshold) & ~self._dropped
-        self._dropped = ~kept
-        # The inner `where` keeps 0/0 out; NaN norms compare as not kept and are multiplied by zero, staying NaN.
-        factors = torch.where(kept, 1.0 - threshold / torch.where(kept, norms, 1.0), 0.0)[self._index]
-        self._scale_matrices(factors)
+        threshold = (self._sqrt_sizes if scale == "sqrt_size" else torch.ones_like(norms)) * step
+        # A step of 0 drops nothing, not even what is zero because it has not been trained yet. A NaN norm compares as
+        # not dropped and stays NaN.
+        dropped = self._dropped | ((norms <= threshold) & (threshold > 0))
+        self._dropped = dropped | dropped[self._partners]
+        factors = torch.where(self._dropped, 0.0, 1.0 - threshold / torch.where(norms == 0, 1.0, norms))
+        self._scale_matrices(factors[self._index])
 
     def _scale_matrices(self, factors: Tensor) -> None:
         data = [p.detach() for p in self.parameters]
@@ -167,30 +191,34 @@ class LoraGroups:
         return len(self.zero_groups()) / len(self)
 
     def freeze_zero_groups(self) -> list[str]:
-        """Stop training groups that are zero, and skip LoRA pairs that can no longer contribute (one host synchronisation).
+        """Stop training groups that are zero, and skip their LoRA pairs in the forward (one host synchronisation).
 
         A frozen matrix gets no gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that
-        it costs nothing. `thaw` takes both back.
+        it costs nothing. `thaw` takes both back. Call it again after something has activated the adapter anew
+        (`set_adapter`). By matrix, a `lora_B` that is zero only because its `lora_A` has not been trained yet is left
+        alone.
 
         Returns:
             `list[str]`: the groups frozen by this call.
         """
-        zero = {index for index, norm in enumerate(self.norms().tolist()) if norm == 0.0}
+        is_zero = [norm == 0.0 for norm in self.norms().tolist()]
+        zero = {index for index, partner in enumerate(self._partner_of) if is_zero[index] and is_zero[partner]}
         new = sorted(zero - self._frozen)
-        if not new:
-            return []
-        self._dropped = self._dropped | torch.tensor([i in zero for i in range(len(self))], device=self._device)
+        if new:
+            self._dropped = self._dropped | torch.tensor([i in zero for i in range(len(self))], device=self._device)
+            self._frozen |= set(new)
         for position, (parameter, group) in enumerate(zip(self.parameters, self.group_of, strict=True)):
-            if group in new:
-                self._thawed_flags[position] = parameter.requires_grad
+            if group in self._frozen and (parameter.requires_grad or group in new):
+                self._thawed_flags.setdefault(position, parameter.requires_grad)
                 parameter.requires_grad_(False)
                 parameter.grad = None
-        self._frozen |= set(new)
         for path, groups in self._groups_of_layer.items():
-            if groups & set(new):
-                layer = self._layers[path]
+            layer = self._layers[path]
+            if groups & self._frozen and self.adapter_name in layer.active_adapters:
                 # Straight to the attribute: the layer's `set_adapter` would also flip which adapters train.
-                layer._active_adapter = [name for name in layer.active_adapters if name != self.adapter_name]
+                before = list(layer.active_adapters)
+                layer._active_adapter = [name for name in before if name != self.adapter_name]
+                self._skipping[path] = (before, layer._active_adapter)
         return [self.names[index] for index in new]
 
     def thaw(self) -> None:
@@ -201,17 +229,23 @@ class LoraGroups:
         """
         for position, requires_grad in self._thawed_flags.items():
             self.parameters[position].requires_grad_(requires_grad)
-        for path, groups in self._groups_of_layer.items():
-            layer = self._layers[path]
-            if groups & self._frozen and self.adapter_name not in layer.active_adapters:
-                layer._active_adapter = [*layer.active_adapters, self.adapter_name]
+        for path, (before, skipping) in self._skipping.items():
+            now = self._layers[path].active_adapters
+            # Another list than ours: somebody has chosen adapters since. A shorter one: an adapter was deleted.
+            if now is skipping or set(now) < set(skipping):
+                self._layers[path]._active_adapter = [n for n in before if n in now or n == self.adapter_name]
+        self._skipping.clear()
         self._frozen.clear()
         self._thawed_flags.clear()
         if self._device is not None:
             self._dropped = torch.zeros_like(self._dropped)
 
     def state(self) -> dict[str, Any]:
-        """What a log or a ledger records: `{"total": int, "active": [names], "zero": [names], "zero_group_ratio": float}`."""
+        """What a log or a ledger records (one host synchronisation).
+
+        Returns:
+            `dict`: `{"total": int, "active": [names], "zero": [names], "zero_group_ratio": float}`.
+        """
         zero = self.zero_groups()
         active = [name for name in self.names if name not in set(zero)]
         return {"total": len(self), "active": active, "zero": zero, "zero_group_ratio": len(zero) / len(self)}
@@ -228,6 +262,7 @@ class _GroupLasso(torch.autograd.Function):
         return norms.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         norms, *parameters = ctx.saved_tensors
         positive = norms > 0
@@ -240,7 +275,8 @@ class _GroupLasso(torch.autograd.Function):
 def _base_of(model: nn.Module) -> nn.Module:
     """The model whose module paths have no `base_model.model.` prefix."""
     if isinstance(model, PeftModel):
-        return model.get_base_model()
+        # `get_base_model` asks for the active adapter first, which may have been deleted.
+        model = model.base_model
     if isinstance(model, LoraModel):
         return model.model
     return model

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from peft import LoraModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .blocks import find_attention_blocks, find_ffn_blocks
-from .config import GSLoraConfig
+from .config import GSLoraConfig, check_plain_lora
 
 _BLOCK_FINDERS = {"ffn": find_ffn_blocks, "attention": find_attention_blocks}
+
+Flags = dict[tuple[str, str, str], bool]
 
 
 class GSLoraModel(LoraModel):
     """
     Puts LoRA matrices on the feed-forward Linears of every Transformer block (GS-LoRA, https://arxiv.org/abs/2403.11530).
 
-    Made by `get_peft_model(model, GSLoraConfig(...))`; all of `LoraModel` stays available. It differs in two points:
+    Made by `get_peft_model(model, GSLoraConfig(...))`; all of `LoraModel` stays available. It differs in these points:
 
     - `target_modules="ffn"` and `"attention"` are answered by [`find_ffn_blocks`] and [`find_attention_blocks`].
-    - Which adapter trains changes only when one adapter is chosen by name (`set_adapter("name")`). Entering and leaving
-      `disable_adapter()`, deleting or adding an adapter, and activating several adapters at once keep every
-      `requires_grad` flag as it was. (Plain LoRA makes all active adapters trainable in these cases, so that a frozen
-      earlier task would silently train along.)
+    - Which adapter trains changes only when one adapter is chosen by name (`set_adapter("name")`) or when gradients
+      are asked for (`set_requires_grad`, `load_adapter(is_trainable=True)`). Entering and leaving `disable_adapter()`,
+      deleting or adding an adapter, and activating several adapters at once keep every `requires_grad` flag as it
+      was. (Plain LoRA makes all active adapters trainable in these cases, so that a frozen earlier task would silently
+      train along.)
+    - Only Linear layers are adapted, and `nn.TransformerEncoder` leaves its fused inference path, which ignores LoRA.
+    - `add_weighted_adapter` accepts adapters that sit on different modules.
+
+    Limits that PEFT sets: `PeftModel.set_adapter` takes one name, several are activated with
+    `model.base_model.set_adapter(["a", "b"])`. When the adapter that `PeftModel.active_adapter` names is deleted while
+    several others stay active, `PeftModel` goes on naming it (and e.g. `disable_adapter()` raises `KeyError`): choose
+    one with `model.set_adapter("name")`. Models changed by transformers' own `add_adapter`, or by
+    `inject_adapter_in_model`, keep no tuner, so that transformers' own functions decide which adapter trains.
 
     Args:
         model (`torch.nn.Module`): the model to adapt, in place.
@@ -37,8 +51,13 @@ class GSLoraModel(LoraModel):
 
     Raises:
         NoFFNFoundError: if the model has no feed-forward Linear to put LoRA on.
-        ValueError: if the adapter's name has a dot, or a block pattern leaves no block.
+        ValueError: if the adapter's name has a dot, a block pattern leaves no block, or a target is not Linear.
     """
+
+    # requires_grad as it was before the adapters were disabled; `None` while they are enabled.
+    _flags_while_disabled: Flags | None = None
+    # (module path, attribute) → what the fused path of `nn.TransformerEncoder` had there.
+    _fast_path: dict[tuple[str, str], Any] | None = None
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         if "." in adapter_name:
@@ -46,14 +65,19 @@ class GSLoraModel(LoraModel):
                 f"an adapter's name becomes part of parameter names and must not contain dots, got {adapter_name!r}. "
                 f"Use {adapter_name.replace('.', '_')!r}."
             )
-        self._resolve_targets(model, self.peft_config[adapter_name])
+        config: Any = self.peft_config[adapter_name]
+        check_plain_lora(vars(config))  # once more: PEFT sets some options after a configuration has been made
+        self._resolve_targets(model, config)
+        self._check_targets(model, config)
         others = {name for name in self.peft_config if name != adapter_name}
+        flags_while_disabled = self._flags_while_disabled
         with self._kept_flags(others):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        _disable_encoder_fast_path(model)
+        self._flags_while_disabled = flags_while_disabled
+        self._leave_encoder_fast_path(model)
 
     @staticmethod
-    def _resolve_targets(model: nn.Module, config: GSLoraConfig) -> None:
+    def _resolve_targets(model: nn.Module, config: Any) -> None:
         # A plain LoraConfig can be handed in through PeftModel.add_adapter by transformers' native integration.
         if not getattr(config, "is_structural", False):
             return
@@ -62,8 +86,32 @@ class GSLoraModel(LoraModel):
         )
         config._resolved_targets = frozenset(path for paths in blocks.values() for path in paths)
 
+    def _check_targets(self, model: nn.Module, config: GSLoraConfig) -> None:
+        """Refuse targets that LoRA cannot act on through a pair of matrices, before anything has been changed."""
+        if getattr(config, "is_structural", False) or config.target_modules == "all-linear" or config._custom_modules:
+            return
+        adapted: tuple[str, ...] = ()  # what is below an adapted layer belongs to PEFT
+        for path, module in model.named_modules():
+            if not path or path.startswith(adapted):
+                continue
+            if isinstance(module, LoraLayer):
+                adapted += (f"{path}.",)
+                module = module.get_base_layer()
+            if not self._check_target_module_exists(config, path):
+                continue
+            if not _is_linear(module):
+                why = "it is no Linear layer, and groups are formed over Linear layers only"
+            elif isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention):
+                why = "nn.MultiheadAttention reads its weight without calling it, so that LoRA would do nothing"
+            else:
+                continue
+            raise ValueError(
+                f"target_modules={config.target_modules!r} matches {path!r} ({type(module).__name__}), which GS-LoRA "
+                f"cannot adapt: {why}. Narrow `target_modules`, or leave the module out with `exclude_modules`."
+            )
+
     @staticmethod
-    def _check_target_module_exists(peft_config: GSLoraConfig, key: str):
+    def _check_target_module_exists(peft_config: Any, key: str):
         targets = getattr(peft_config, "_resolved_targets", None)
         if targets is None or not peft_config.is_structural:
             return check_target_module_exists(peft_config, key)
@@ -83,26 +131,106 @@ class GSLoraModel(LoraModel):
             return []
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        several = not isinstance(adapter_name, str) and len(adapter_name) > 1
-        if not several:
+        one = isinstance(adapter_name, str) or len(adapter_name) == 1
+        if one or inference_mode:
             super().set_adapter(adapter_name, inference_mode=inference_mode)
+            if self._flags_while_disabled is not None:  # a choice made meanwhile outlives `disable_adapter()`
+                self._flags_while_disabled = dict(self._flags(set(self.peft_config)))
             return
         with self._kept_flags(set(self.peft_config)):
-            super().set_adapter(adapter_name, inference_mode=inference_mode)
+            super().set_adapter(adapter_name)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad=requires_grad)
+        if self._flags_while_disabled is not None:
+            names = {adapter_names} if isinstance(adapter_names, str) else set(adapter_names)
+            self._flags_while_disabled.update(self._flags(names))
 
     def delete_adapter(self, adapter_name: str) -> None:
+        active = [name for name in self.active_adapters if name != adapter_name]
         with self._kept_flags(set(self.peft_config) - {adapter_name}):
             super().delete_adapter(adapter_name)
+            # PEFT asks the first layer which adapters are left. That layer may hold none of them, or skip one whose
+            # group is zero.
+            if active:
+                self.active_adapter = active
+            elif self.peft_config:
+                self.active_adapter = [min(self.peft_config)]
+                for layer in self.model.modules():
+                    if isinstance(layer, LoraLayer):
+                        layer.set_adapter(self.active_adapter)
 
     def disable_adapter_layers(self) -> None:
-        if getattr(self, "_flags_while_disabled", None) is None:
+        if self._flags_while_disabled is None:
             self._flags_while_disabled = dict(self._flags(set(self.peft_config)))
         super().disable_adapter_layers()
 
     def enable_adapter_layers(self) -> None:
+        flags = self._flags_while_disabled
+        if flags is None:
+            flags = dict(self._flags(set(self.peft_config)))
         super().enable_adapter_layers()
-        self._restore(getattr(self, "_flags_while_disabled", None) or {})
+        self._restore(flags)
         self._flags_while_disabled = None
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """As `LoraModel.add_weighted_adapter`; the adapters may sit on different modules.
+
+        The new adapter's `target_modules` is a regular expression of all their modules. Of the ways to combine, only
+        `combination_type="cat"` is exact; its rank is the sum of theirs.
+        """
+        originals: dict[str, Any] = dict(self.peft_config)
+        try:
+            for name in set(adapters) & set(originals):
+                # PEFT joins the targets as text, which says nothing about keywords. The scaling is worked into the new
+                # matrices, so that rank-stabilised scaling must not be applied once more.
+                self.peft_config[name] = replace(
+                    originals[name],
+                    target_modules="|".join(map(re.escape, self._paths_of(name))),
+                    exclude_modules=None,
+                    block_pattern=None,
+                    exclude_blocks=None,
+                    layers_to_transform=None,
+                    layers_pattern=None,
+                    use_rslora=False,
+                )
+            super().add_weighted_adapter(adapters, weights, adapter_name, *args, **kwargs)
+        finally:
+            self.peft_config.update(originals)
+
+    def _paths_of(self, adapter_name: str) -> list[str]:
+        return [
+            path
+            for path, layer in self.model.named_modules()
+            if isinstance(layer, LoraLayer) and adapter_name in layer.lora_A
+        ]
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        super()._unload_and_optionally_merge(*args, **kwargs)
+        for (path, attribute), value in (self._fast_path or {}).items():
+            setattr(self.model.get_submodule(path), attribute, value)
+        return self.model
+
+    def _leave_encoder_fast_path(self, model: nn.Module) -> None:
+        """Make `nn.TransformerEncoderLayer` call its Linears in eval mode too.
+
+        Its fused inference path reads `linear1.weight` instead of calling the module, so that LoRA would work in
+        training and silently do nothing in evaluation. The flag only says "no fused activation"; the activation itself
+        is unchanged. An encoder around such a layer may not hand it nested tensors, which only the fused path takes.
+        """
+        self._fast_path = dict(self._fast_path or {})
+        for path, module in model.named_modules():
+            if isinstance(module, nn.TransformerEncoderLayer):
+                attribute, value = "activation_relu_or_gelu", 0
+            elif isinstance(module, nn.TransformerEncoder):
+                attribute, value = "use_nested_tensor", False
+            else:
+                continue
+            if any(isinstance(child, LoraLayer) for child in module.modules()):
+                self._fast_path.setdefault((path, attribute), getattr(module, attribute))
+                setattr(module, attribute, value)
 
     def _flags(self, adapter_names: set[str]) -> Iterator[tuple[tuple[str, str, str], bool]]:
         """(module path, matrix kind, adapter) → requires_grad, by name so that a deep copy can use it too."""
@@ -113,7 +241,7 @@ class GSLoraModel(LoraModel):
                         if adapter in adapter_names:
                             yield (path, kind, adapter), linear.weight.requires_grad
 
-    def _restore(self, flags: dict[tuple[str, str, str], bool]) -> None:
+    def _restore(self, flags: Flags) -> None:
         for (path, kind, adapter), requires_grad in flags.items():
             matrices = getattr(self.model.get_submodule(path), kind)
             if adapter in matrices:
@@ -122,8 +250,10 @@ class GSLoraModel(LoraModel):
     @contextmanager
     def _kept_flags(self, adapter_names: set[str]) -> Iterator[None]:
         flags = dict(self._flags(adapter_names))
-        yield
-        self._restore(flags)
+        try:
+            yield
+        finally:
+            self._restore(flags)
 
 
 class _OnlyExclusion:
@@ -137,12 +267,10 @@ class _OnlyExclusion:
         self.exclude_modules = config.exclude_modules
 
 
-def _disable_encoder_fast_path(model: nn.Module) -> None:
-    """Make `nn.TransformerEncoderLayer` call its Linears in eval mode too.
-
-    Its fused inference path reads `linear1.weight` instead of calling the module, so that LoRA would work in training
-    and silently do nothing in evaluation. The flag only says "no fused activation"; the activation itself is unchanged.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, LoraLayer) for m in module.modules()):
-            module.activation_relu_or_gelu = 0
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a Linear of whatever make: torch's, GPT-2's transposed one, or a quantised stand-in."""
+    if isinstance(module, nn.Linear | Conv1D):
+        return True
+    return any(
+        isinstance(getattr(module, name, None), int) for name in ("out_features", "outfeatures")
+    ) and not isinstance(module, nn.Bilinear)

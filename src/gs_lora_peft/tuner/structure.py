@@ -96,7 +96,9 @@ class Node:
 
     @property
     def holds_fused_experts(self) -> bool:
-        return self.region == "ffn" and not self.is_convolution and 3 in _dimensions(self.module)
+        # A stack of matrices; RWKV's feed-forward has vectors of shape (1, 1, d).
+        stacks = (p.dim() == 3 and min(p.shape[1:]) > 1 for p in self.module._parameters.values() if p is not None)
+        return self.region == "ffn" and not self.is_convolution and any(stacks)
 
 
 def read_structure(model: nn.Module) -> list[Node]:
@@ -165,11 +167,6 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None if isinstance(weight, torch.Tensor) and weight.dim() != 2 else (d_in, d_out)
 
 
-def _dimensions(module: nn.Module) -> set[int]:
-    """Numbers of dimensions of the parameters that the module itself holds."""
-    return {parameter.dim() for parameter in module._parameters.values() if parameter is not None}
-
-
 @cache
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
@@ -208,7 +205,8 @@ def _assign_roles(nodes: list[Node]) -> None:
     feeds_below = [False] * len(nodes)
     for i in range(len(nodes) - 1, 0, -1):
         node, up = nodes[i], nodes[i].parent
-        weighty[i] |= node.shape is not None or max(_dimensions(node.module), default=0) > 1
+        dimensions = (p.dim() for p in node.module._parameters.values() if p is not None)
+        weighty[i] |= node.shape is not None or max(dimensions, default=0) > 1
         # A ModuleList is never one attention or feed-forward; XLM's `attentions` and `ffns` hold one per block.
         named = weighty[i] and not isinstance(node.module, nn.ModuleList)
         role = _role_of(nodes, node, mixes_below[i]) if named else ""

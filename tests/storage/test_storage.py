@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gs_lora_peft.sequence import storage
-from gs_lora_peft.sequence.storage import (
+from gs_lora_peft import storage
+from gs_lora_peft.storage import (
+    locks,
+    reading,
     content_problem,
     exclusive_lock,
     parse_json,
@@ -42,9 +44,8 @@ ROOT = Path(storage.__file__).parent.parent
 # What the package imports on its own takes seconds and plays no part here, so other processes go round it.
 LIGHT_IMPORTS = f"""
 import sys, types
-for name, path in {[("gs_lora_peft", str(ROOT)), ("gs_lora_peft.sequence", str(ROOT / "sequence"))]!r}:
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [path]
+sys.modules["gs_lora_peft"] = types.ModuleType("gs_lora_peft")
+sys.modules["gs_lora_peft"].__path__ = [{str(ROOT)!r}]
 """
 
 
@@ -129,7 +130,7 @@ def test_a_missing_folder(tmp_path):
 
 LIMITED = """
     import resource, sys
-    from gs_lora_peft.sequence.storage import staged_folder, write_bytes_atomic
+    from gs_lora_peft.storage import staged_folder, write_bytes_atomic
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
     try:
         if sys.argv[2] == "file":
@@ -163,7 +164,7 @@ def test_a_really_full_disk(tmp_path):
     code = """
         import sys
         from pathlib import Path
-        from gs_lora_peft.sequence.storage import write_bytes_atomic
+        from gs_lora_peft.storage import write_bytes_atomic
         path = Path(sys.argv[1]) / "file"
         write_bytes_atomic(path, b"o" * 40_000)
         try:
@@ -287,7 +288,7 @@ def test_long_names(tmp_path):
 
 HELD = """
     import os, sys, time
-    from gs_lora_peft.sequence.storage import staged_folder
+    from gs_lora_peft.storage import staged_folder
     with staged_folder(sys.argv[1]) as folder:
         (folder / "half").write_bytes(b"x")
         print("ready", flush=True)
@@ -295,7 +296,7 @@ HELD = """
 """
 
 
-@pytest.mark.skipif(storage.fcntl is None, reason="needs file locks")
+@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks")
 def test_only_what_killed_runs_left_is_removed(tmp_path):
     run = subprocess.Popen(python(HELD, tmp_path / "task_001"), stdout=subprocess.PIPE, text=True)
     try:
@@ -340,7 +341,7 @@ def test_a_run_killed_between_the_two_moves_is_mended(tmp_path):
 
 
 def test_without_locks_everything_else_works(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     with exclusive_lock(tmp_path / "lock"), exclusive_lock(tmp_path / "lock"):
         write_bytes_atomic(tmp_path / "file", b"x")
     with staged_folder(tmp_path / "task") as folder:
@@ -349,12 +350,12 @@ def test_without_locks_everything_else_works(tmp_path, monkeypatch):
     assert names(tmp_path) == ["file", "task"]
 
 
-@pytest.mark.skipif(storage.fcntl is None, reason="needs file locks")
+@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks")
 def test_two_writers_do_not_disturb_each_other(tmp_path):
     path = tmp_path / "file"
     code = """
         import sys
-        from gs_lora_peft.sequence.storage import write_bytes_atomic
+        from gs_lora_peft.storage import write_bytes_atomic
         for _ in range(100):
             write_bytes_atomic(sys.argv[1], sys.argv[2].encode() * 10_000)
     """
@@ -371,7 +372,7 @@ def test_two_writers_do_not_disturb_each_other(tmp_path):
 # Locks
 
 
-@pytest.mark.skipif(storage.fcntl is None, reason="needs file locks")
+@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks")
 def test_a_lock_is_held_once_and_leaves_a_harmless_file(tmp_path):
     path = tmp_path / "lock"
     for _ in range(2):
@@ -380,7 +381,7 @@ def test_a_lock_is_held_once_and_leaves_a_harmless_file(tmp_path):
     assert path.read_bytes() == b""
 
 
-@pytest.mark.skipif(storage.fcntl is None, reason="needs file locks")
+@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks")
 def test_file_systems_without_locks_and_links(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError), exclusive_lock(tmp_path / "link"):
@@ -390,7 +391,7 @@ def test_file_systems_without_locks_and_links(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(storage.fcntl, "flock", unsupported)
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
     with exclusive_lock(tmp_path / "lock"):
         write_bytes_atomic(tmp_path / "file", b"x")
 
@@ -537,5 +538,5 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (tmp_path / "file").write_bytes(b"x")
-    monkeypatch.setattr(storage, "sha256_of", denied)
+    monkeypatch.setattr(reading, "sha256_of", denied)
     assert content_problem(tmp_path / "file", "0" * 64) == "it cannot be read (Permission denied)"

@@ -1,0 +1,44 @@
+.PHONY: demo test style types
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
+export TRANSFORMERS_VERBOSITY ?= error
+export TOKENIZERS_PARALLELISM ?= false
+
+# The main job: a small ViT forgets handwritten digits, three requests one after another.
+demo: $(VENV)/.demo
+	$(VENV)/bin/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		examples/forget.py --disable_tqdm true
+
+# The whole suite, on both cores. Tests that need ../shared are skipped where it is missing.
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
+
+style: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by its exact version: a range would fetch the newest build with several GB of CUDA packages.
+$(VENV)/.torch: $(VENV)/bin/python constraints.txt
+	$(PIP) install "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) install -e ".[examples]" -c constraints.txt
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) install -e ".[test]" -c constraints.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) install -e ".[dev]" -c constraints.txt
+	touch $@

@@ -1,0 +1,161 @@
+r"""Make an image classifier forget classes, one request after another.
+
+Without arguments: a small ViT forgets the handwritten digits three, then seven, then zero and one.
+
+    accelerate launch examples/forget.py
+
+Any model and data set of the Hub, or local folders (parquet, an image folder, or `save_to_disk`):
+
+    accelerate launch examples/forget.py \
+        --model_name_or_path google/vit-base-patch16-224 --dataset_name frgfm/imagenette --dataset_config_name 160px \
+        --forget "tench,cassette player;church" --output_dir runs/imagenette
+
+Settings may come from a YAML file, and the command line wins: `--config settings.yaml --learning_rate 5e-3`. A run
+that was stopped goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from accelerate import PartialState
+from datasets import DatasetDict, load_dataset, load_from_disk
+from digits import load_digits, pretrained_vit
+from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
+
+from gs_lora_peft import ContinualForgetter, GSLoraConfig, GSLoraTrainingArguments, parse_requests, push_to_hub
+from gs_lora_peft.sequence import format_table
+
+
+@dataclass
+class ScriptArguments:
+    """What to forget, and where model and data come from."""
+
+    forget: str = field(
+        default="three;seven;zero,one",
+        metadata={
+            "help": "Classes by name or id; tasks split by ';', classes by ','. E.g. 'tench,cassette player;church'."
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Image classifier: a Hub id or a local folder. Default: a small ViT on digits."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set: a Hub id, or a local folder (parquet, images, save_to_disk)."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    test_split: str = field(default="test", metadata={"help": "Split to score on; 'validation' is tried too."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column: str = field(default="label", metadata={"help": "Column of the labels."})
+    replay_ratio: float = field(
+        default=1.0, metadata={"help": "Share of each kept class that is replayed, in (0, 1]."}
+    )
+    shots: int | None = field(default=None, metadata={"help": "Few-shot: exactly this many samples of every class."})
+    config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
+
+
+@dataclass
+class AdapterArguments:
+    """The adapter of each task; see GSLoraConfig."""
+
+    r: int = field(default=8, metadata={"help": "Rank."})
+    lora_alpha: int = field(default=1, metadata={"help": "LoRA scaling is lora_alpha / r."})
+    target_modules: str = field(default="ffn", metadata={"help": "'ffn', 'attention' or a regular expression."})
+    block_pattern: str | None = field(default=None, metadata={"help": "Regex: only these blocks are adapted."})
+    exclude_blocks: str | None = field(default=None, metadata={"help": "Regex: these blocks are left alone."})
+    group_by: str = field(default="block", metadata={"help": "Kept or dropped together: block, module or matrix."})
+
+
+def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments, GSLoraTrainingArguments]:
+    """Defaults, then the YAML file, then the command line."""
+    parser = HfArgumentParser(
+        (ScriptArguments, AdapterArguments, GSLoraTrainingArguments), description=__doc__, prog="forget.py"
+    )
+    parser.set_defaults(output_dir="runs/digits")
+    if "--config" in argv:
+        path = argv[argv.index("--config") + 1]
+        settings = yaml.safe_load(Path(path).read_text()) or {}
+        known = {action.dest for action in parser._actions}
+        if unknown := sorted(set(settings) - known):
+            parser.error(f"{path} has unknown settings {unknown}; --help lists the known ones")
+        parser.set_defaults(**settings)
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_data(script: ScriptArguments) -> DatasetDict:
+    """Train and test split, from the Hub or a folder."""
+    name = script.dataset_name
+    if Path(name, "dataset_dict.json").is_file():
+        dataset = load_from_disk(name)
+    elif Path(name).is_file():
+        dataset = load_dataset(Path(name).suffix.lstrip("."), data_files=name)
+    else:
+        dataset = load_dataset(name, script.dataset_config_name)
+    test = script.test_split if script.test_split in dataset else "validation"
+    if script.train_split not in dataset or test not in dataset:
+        raise ValueError(
+            f"{name!r} has the splits {list(dataset)}, not {script.train_split!r} and {script.test_split!r}. "
+            "Set --train_split and --test_split."
+        )
+    return DatasetDict(train=dataset[script.train_split], test=dataset[test])
+
+
+def load_model_and_data(script: ScriptArguments):
+    """Model, data and image processor; the embedded default without arguments."""
+    if (script.model_name_or_path is None) != (script.dataset_name is None):
+        raise ValueError(
+            "--model_name_or_path and --dataset_name belong together; give both, or neither for the digits."
+        )
+    if script.model_name_or_path is None:
+        dataset = load_digits()
+        return pretrained_vit(dataset), dataset, None
+    dataset = load_data(script)
+    model = AutoModelForImageClassification.from_pretrained(script.model_name_or_path, revision=script.model_revision)
+    processor = AutoImageProcessor.from_pretrained(script.model_name_or_path, revision=script.model_revision)
+    names = getattr(dataset["train"].features.get(script.label_column), "names", None)
+    if names and set(names) <= set(model.config.label2id) and names != list(model.config.label2id):
+        # The model numbers the same names in another order, or knows more of them.
+        dataset = DatasetDict(
+            {
+                split: part.align_labels_with_mapping(model.config.label2id, script.label_column)
+                for split, part in dataset.items()
+            }
+        )
+    if script.image_column != "image":
+        dataset = dataset.rename_column(script.image_column, "image")
+    return model, dataset, processor
+
+
+def main(argv: list[str] | None = None) -> None:
+    script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    requests = parse_requests(script.forget)
+    model, dataset, processor = load_model_and_data(script)
+    forgetter = ContinualForgetter(
+        model,
+        dataset,
+        args.output_dir,
+        config=GSLoraConfig(**vars(adapter)),
+        args=args,
+        label_column=script.label_column,
+        processing_class=processor,
+        replay_ratio=script.replay_ratio,
+        shots=script.shots,
+    )
+    forgetter.run(requests)
+    if not PartialState().is_main_process:
+        return
+    print(format_table(forgetter.ledger))
+    print(f"\nLedger:   {Path(args.output_dir, 'forgetting.json')}\nAdapters: {Path(args.output_dir, 'tasks')}")
+    if args.push_to_hub:
+        repo_id = args.hub_model_id or Path(args.output_dir).name
+        print(f"Hub:      {push_to_hub(args.output_dir, repo_id, token=args.hub_token)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The part of a ledger that says on which base weights its tasks rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .plain import LedgerError, plain_json, short
+
+_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def checked_base_model(base_model: Any) -> dict[str, Any]:
+    """What [`model_identity`] returns, as plain JSON types.
+
+    Raises:
+        LedgerError: It is something else; the message names the field.
+    """
+    if not isinstance(base_model, Mapping):
+        raise LedgerError(
+            f"base_model is {short(base_model)}; expected what model_identity(model) returns. Pass that."
+        )
+    base: dict[str, Any] = plain_json(base_model, "base_model")
+    fingerprint = base.get("fingerprint")
+    if not isinstance(fingerprint, str) or not _FINGERPRINT.fullmatch(fingerprint):
+        raise LedgerError(
+            f"base_model.fingerprint is {short(fingerprint)}; expected 'sha256:' and 64 hexadecimal digits. Take it "
+            "from model_identity(model)."
+        )
+    for key in ("name_or_path", "revision", "model_class"):
+        if not isinstance(base.get(key), (str, type(None))):
+            raise LedgerError(f"base_model.{key} is {short(base[key])}; expected text or None. Correct it.")
+    count = base.get("num_labels")
+    if count is not None and (type(count) is not int or count < 0):
+        raise LedgerError(
+            f"base_model.num_labels is {short(count)}; expected a number of classes or None. Correct it."
+        )
+    return base
+
+
+def base_model_problem(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """Says in what way a model is not the one expected, or `None` if it is. The weights decide, not the name."""
+    mine, other = expected["fingerprint"], given.get("fingerprint")
+    if other == mine:
+        return None
+    differences = [
+        f"{key} {given[key]!r} instead of {expected[key]!r}"
+        for key in ("name_or_path", "revision", "model_class", "num_labels")
+        if given.get(key) is not None and expected.get(key) is not None and given[key] != expected[key]
+    ]
+    revision = f" at revision {expected['revision']}" if expected.get("revision") else ""
+    return (
+        f"the weights given have the fingerprint {_first_digits(other)}, the ledger's have {_first_digits(mine)}"
+        + (f" ({'; '.join(differences)})" if differences else "")
+        + f". Load {expected.get('name_or_path') or 'the original model'!r}{revision} in the dtype it had then and "
+        "without merged adapters"
+    )
+
+
+def _first_digits(fingerprint: Any) -> str:
+    return f"{fingerprint.removeprefix('sha256:')[:12]}..." if isinstance(fingerprint, str) else repr(fingerprint)

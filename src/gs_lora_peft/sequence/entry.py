@@ -1,0 +1,124 @@
+"""The entry that records what came of one request to forget."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..storage import relative_path_problem
+from .plain import LedgerError, is_names, plain_json, short
+from .request import parse_utc
+
+_TASK_NAME = re.compile(r"task_((?!000)\d{3}|[1-9]\d{3,8})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One request to forget and what came of it. Everything is reduced to plain JSON types and checked.
+
+    Args:
+        name (`str`): `"task_001"` and so on, in order.
+        request (`dict`): The request as it was made, see [`ForgetRequest.to_dict`].
+        classes (`list[int]` or `None`): Ids of the classes forgotten; `None` where they are withheld.
+        started_at (`str`): ISO 8601 with an offset from UTC; stored in UTC.
+        finished_at (`str`): The same for the end.
+        class_names (`list[str]`, *optional*): One name for each of `classes`.
+        sizes (`dict`): Number of samples by split: `forget`, `retain`, ...
+        settings (`dict`): What the run was told: training arguments and adapter configuration.
+        versions (`dict`): Library versions, see [`library_versions`].
+        files (`dict[str, str]`): SHA-256 (hexadecimal) by path relative to the ledger's folder, with `/`.
+        groups (`dict`): `total`, `active` and `zero` (names) and `zero_group_ratio`.
+        scores (`dict`): `before` and `after`, each a dict of numbers. NaN and infinities are refused.
+        status (`str`, defaults to `"done"`): Or `"revoked"`.
+        revocation (`dict`, *optional*): `revoked_at`, `reason`, `scores_before`, `scores_after`, ...; present if and
+            only if the task is revoked.
+        extra (`dict`): Keys that this version does not know; they are kept as they are.
+
+    Raises:
+        LedgerError: A field has a wrong type or value; the message names it.
+    """
+
+    name: str
+    request: dict[str, Any]
+    classes: list[int] | None
+    started_at: str
+    finished_at: str
+    class_names: list[str] | None = None
+    sizes: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    status: Literal["done", "revoked"] = "done"
+    revocation: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _TASK_NAME.fullmatch(self.name):
+            raise LedgerError(f"a task's name is {self.name!r}; expected 'task_001', 'task_002', ... Correct it.")
+        for item in dataclasses.fields(self):
+            object.__setattr__(self, item.name, plain_json(getattr(self, item.name), f"{self.name}.{item.name}"))
+        for key in ("request", "sizes", "settings", "versions", "files", "groups", "scores", "extra"):
+            self._expect(key, isinstance(getattr(self, key), dict), "a dict")
+        for key in ("started_at", "finished_at"):
+            try:
+                object.__setattr__(self, key, parse_utc(getattr(self, key), f"{self.name}.{key}"))
+            except ValueError as error:
+                raise LedgerError(str(error)) from None
+        self._expect(
+            "extra",
+            not self.extra.keys() & self.__dict__.keys() - {"extra"},
+            "only keys that are no fields of an entry",
+        )
+        ids, names = self.classes, self.class_names
+        self._expect("classes", ids is None or _is_ids(ids), "a list of different class ids from 0")
+        fits = names is None or (is_names(names) and (ids is None or len(names) == len(ids)))
+        self._expect("class_names", fits, "a list with one name for each of `classes`")
+        self._expect("status", self.status in ("done", "revoked"), "'done' or 'revoked'")
+        fits = isinstance(self.revocation, dict) if self.status == "revoked" else self.revocation is None
+        self._expect("revocation", fits, "a dict for a revoked task, nothing for any other")
+        for path, digest in self.files.items():
+            problem = relative_path_problem(path)
+            self._expect("files", problem is None, f"relative paths inside the folder ({path!r}: {problem})")
+            fits = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
+            self._expect("files", fits, f"64 hexadecimal digits for {path!r}")
+        for key in ("active", "zero"):
+            self._expect("groups", is_names(self.groups.get(key, [])), f"a list of names under {key!r}")
+        for key in ("before", "after"):
+            self._expect("scores", isinstance(self.scores.get(key, {}), dict), f"a dict under {key!r}")
+
+    def _expect(self, key: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise LedgerError(f"{self.name}.{key} is {short(getattr(self, key))}; expected {expected}. Correct it.")
+
+    @property
+    def number(self) -> int:
+        """The number in the name: 7 for `"task_007"`."""
+        return int(self.name.removeprefix("task_"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as plain JSON types."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
+        if self.revocation is None:
+            del data["revocation"]
+        return {**self.extra, **data}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> TaskEntry:
+        """The entry that [`~TaskEntry.to_dict`] gave; LedgerError if something is missing or wrong."""
+        if not isinstance(data, dict):
+            raise LedgerError(f"a task is {short(data)}; expected an object. Fetch a clean copy of the ledger.")
+        fields = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        missing = sorted(fields - {"revocation"} - set(data))
+        if missing:
+            raise LedgerError(f"the task {data.get('name')!r} lacks {missing}. Fetch a clean copy of the ledger.")
+        known = {key: value for key, value in data.items() if key in fields}
+        return cls(**known, extra={key: value for key, value in data.items() if key not in fields})
+
+
+def _is_ids(value: Any) -> bool:
+    fits = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return fits and 0 < len(value) == len(set(value))

@@ -1,0 +1,50 @@
+"""The values a ledger can hold, and the error for what it cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+
+class LedgerError(ValueError):
+    """The ledger, or something it vouches for, is not what it should be."""
+
+
+def plain_json(value: Any, where: str) -> Any:
+    """A copy of `value` in plain JSON types; LedgerError, with the place, for what JSON cannot hold."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise LedgerError(f"{where} is {value!r}; expected text that UTF-8 can encode. Correct it.")
+        return str.__str__(value)  # the bare text of an enum member
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        if not math.isfinite(value):
+            raise LedgerError(f"{where} is {float(value)}; expected a finite number. Leave it out or find its cause.")
+        return float(value)
+    if isinstance(value, Mapping):
+        strange = [key for key in value if not isinstance(key, str)]
+        if strange:
+            raise LedgerError(f"{where} has the key {strange[0]!r}; expected only text as keys. Convert it.")
+        return {plain_json(key, where): plain_json(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise LedgerError(
+        f"{where} is a {type(value).__name__}; expected text, numbers, True, False, None, or lists and dicts of them. "
+        "Convert it first."
+    )
+
+
+def is_names(value: Any) -> bool:
+    """Whether `value` is a list of text."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def short(value: Any) -> str:
+    """A `repr` that does not flood a message."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

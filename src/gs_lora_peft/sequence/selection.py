@@ -1,0 +1,39 @@
+"""Picking tasks by number or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .entry import TaskEntry
+from .plain import LedgerError
+
+
+def select_tasks(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -> list[TaskEntry]:
+    """Picks tasks in effect, always in the order in which they were carried out.
+
+    Args:
+        entries (`Sequence[TaskEntry]`): All tasks, the revoked ones too.
+        wanted (`int`, `Sequence[str]` or `None`): The first so many of the tasks in effect, or their names; or all.
+
+    Raises:
+        LedgerError: Fewer tasks, an unknown name, a revoked task, or something else altogether.
+    """
+    active = [entry for entry in entries if entry.status != "revoked"]
+    there = f"The tasks in effect are: {', '.join(entry.name for entry in active) or 'none'}."
+    if wanted is None:
+        return active
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        if not 0 <= wanted <= len(active):
+            raise LedgerError(f"tasks is {wanted}; expected a number from 0 to {len(active)}. {there}")
+        return active[:wanted]
+    if isinstance(wanted, (str, bytes)) or not isinstance(wanted, Sequence):
+        raise LedgerError(f"tasks is {wanted!r}; expected None, a number or a list of names. {there}")
+    status = {entry.name: entry.status for entry in entries}
+    for name in wanted:
+        if not isinstance(name, str) or name not in status:
+            raise LedgerError(f"there is no task {name!r}. {there}")
+        if status[name] == "revoked":
+            raise LedgerError(f"the task {name!r} was revoked and is no longer in effect. {there}")
+    if len(set(wanted)) < len(wanted):
+        raise LedgerError(f"tasks is {list(wanted)!r}; expected each name once. {there}")
+    return [entry for entry in active if entry.name in wanted]

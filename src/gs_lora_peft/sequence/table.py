@@ -1,0 +1,57 @@
+"""The ledger as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .ledger import ForgettingLedger
+
+_COLUMNS = (
+    "task",
+    "forgotten",
+    "Acc_f before",
+    "Acc_f",
+    "Acc_r before",
+    "Acc_r",
+    "Acc_o",
+    "H",
+    "active groups",
+    "steps",
+)
+
+
+def format_table(ledger: ForgettingLedger) -> str:
+    """Plain text, one row per task: accuracies in percent on the evaluation data, and how many groups are not zero.
+
+    Acc_f: forgotten classes, Acc_r: kept classes, Acc_o: classes forgotten by earlier tasks; before and after the task.
+    """
+    rows = [_COLUMNS]
+    for entry in ledger.tasks:
+        before, after = entry.scores.get("before", {}), entry.scores.get("after", {})
+        rows.append(
+            (
+                entry.name + (" (revoked)" if entry.status == "revoked" else ""),
+                _shortened(entry.class_names or entry.classes or ["withheld"]),
+                _percent(before.get("acc_forget")),
+                _percent(after.get("acc_forget")),
+                _percent(before.get("acc_retain")),
+                _percent(after.get("acc_retain")),
+                _percent(after.get("acc_old")),
+                _percent(after.get("h_mean")),
+                f"{len(entry.groups.get('active', []))} of {entry.groups.get('total', 0)}",
+                str(entry.sizes.get("steps", "")),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _shortened(names: Sequence[Any], limit: int = 30) -> str:
+    text = ", ".join(map(str, names))
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

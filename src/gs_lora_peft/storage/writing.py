@@ -1,0 +1,228 @@
+"""Files and folders that are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from . import locks
+from .reading import StrPath
+
+STAGING_PREFIX = ".staging-"
+REPLACED_PREFIX = ".replaced-"
+_STAGED_NAME = re.compile(r"\.staging-.+-[0-9a-f]{16}\Z", re.DOTALL)
+
+
+def json_bytes(obj: Any) -> bytes:
+    """Readable JSON in UTF-8, keys in the order given; ValueError for NaN, infinities and lone surrogates."""
+    return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def write_json_atomic(path: StrPath, obj: Any) -> None:
+    """Writes `obj` as JSON so that `path` holds the old content or the new one, whatever happens in between."""
+    write_bytes_atomic(path, json_bytes(obj))
+
+
+def write_bytes_atomic(path: StrPath, data: bytes) -> None:
+    """Writes `data` so that `path` holds the old content or the new one, whatever happens in between.
+
+    The bytes go to a temporary file beside `path`, reach the disk and are then moved into place. What a killed run
+    left behind of such files is removed first.
+
+    Raises:
+        OSError: The write failed (disk full, no permission, ...). `path` is as it was, the temporary file is gone.
+    """
+    path = Path(path)
+    remove_abandoned(path.parent)
+    try:
+        staged, fd = _new_staged(path, folder=False)
+    except OSError as error:
+        raise _explained(error, path) from error
+    # Where there are locks the file is moved while still open, so that nobody takes it for abandoned.
+    with open(fd, "wb", buffering=0, closefd=True) as file:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+            if locks.fcntl is None:
+                file.close()
+            os.replace(staged, path)
+        except BaseException as error:
+            with suppress(OSError):
+                file.close()
+            with suppress(OSError):
+                os.unlink(staged)
+            if isinstance(error, OSError):
+                raise _explained(error, path) from error
+            raise
+    _fsync_folder(path.parent)
+
+
+@contextmanager
+def staged_folder(target: StrPath) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place, whole and on disk, when the block ends well.
+
+    On an error the temporary folder is removed and `target` is as it was. A `target` that exists is replaced; as no
+    system swaps two folders in one step, it is first moved aside, and a run killed in that instant is mended by the
+    next call. What killed runs left behind in the same parent (names with the prefix `.staging-`) is removed; folders
+    that a living process still fills are not.
+
+    Args:
+        target (`str` or `os.PathLike`): The folder to make. Missing parents are created.
+
+    Yields:
+        `Path`: The folder to fill.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent)
+        _recover_replaced(target)
+    except OSError as error:
+        raise _explained(error, target) from error
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ValueError(
+            f"'{target}' is a file or a link; expected a folder or nothing. Move it away or choose another."
+        )
+    try:
+        staged, fd = _new_staged(target, folder=True)
+    except OSError as error:
+        raise _explained(error, target) from error
+    try:
+        yield staged
+        try:
+            _fsync_tree(staged)
+            old = _move_folder(staged, target)
+        except OSError as error:
+            raise _explained(error, target) from error
+        try:
+            _fsync_folder(target.parent)
+        finally:
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def remove_abandoned(folder: StrPath) -> None:
+    """Removes the staged files and folders in `folder` whose writers are no longer alive.
+
+    A writer keeps its staged file or folder locked for as long as it lives, so what can be locked is abandoned.
+    """
+    if locks.fcntl is None or not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        staged = [entry for entry in entries if _STAGED_NAME.match(entry.name)]
+    for entry in staged:
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if not is_folder and not entry.is_file(follow_symlinks=False):
+            continue
+        with suppress(OSError):
+            fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                locks.fcntl.flock(fd, locks.fcntl.LOCK_EX | locks.fcntl.LOCK_NB)
+                shutil.rmtree(entry.path, ignore_errors=True) if is_folder else os.unlink(entry.path)
+            finally:
+                os.close(fd)
+
+
+def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
+    """A new file or folder beside `target` and the descriptor through which it is locked (-1 if it is not)."""
+    while True:
+        staged = target.with_name(f"{STAGING_PREFIX}{target.name[:40]}-{secrets.token_hex(8)}")
+        flags = os.O_RDONLY if folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        if folder:  # mkdir and open, unlike `tempfile`, leave the permissions to the umask
+            staged.mkdir()
+            if locks.fcntl is None:
+                return staged, -1
+        try:
+            fd = os.open(staged, flags, 0o666)
+        except FileNotFoundError:
+            if folder:
+                continue  # another process tidied it up before it could be locked
+            raise
+        if locks.fcntl is not None:
+            with suppress(OSError):
+                locks.fcntl.flock(fd, locks.fcntl.LOCK_EX)
+            if not staged.exists():
+                os.close(fd)
+                continue
+        return staged, fd
+
+
+def _replaced_names(target: Path) -> list[Path]:
+    pattern = re.compile(re.escape(f"{REPLACED_PREFIX}{target.name[:40]}-") + r"[0-9a-f]{16}\Z")
+    return [path for path in target.parent.iterdir() if pattern.match(path.name)]
+
+
+def _recover_replaced(target: Path) -> None:
+    for old in _replaced_names(target):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, target)
+
+
+def _move_folder(staged: Path, target: Path) -> Path | None:
+    """Moves `staged` to `target`; returns where the former `target` is now."""
+    old: Path | None = None
+    if target.exists():
+        old = target.with_name(f"{REPLACED_PREFIX}{target.name[:40]}-{secrets.token_hex(8)}")
+        os.rename(target, old)
+    try:
+        os.rename(staged, target)
+    except BaseException:
+        if old is not None:
+            os.rename(old, target)
+        raise
+    return old
+
+
+def _fsync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            if os.path.islink(path):
+                continue
+            fd = os.open(path, os.O_RDONLY if locks.fcntl else os.O_RDWR)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        _fsync_folder(parent)
+
+
+def _fsync_folder(folder: StrPath) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(fd)
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    """The same error with what it means for `path` and what to do."""
+    mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend the cause"
+    message = (
+        f"could not write {path.name} ({error.strerror or error}); what was there before is unchanged and nothing "
+        f"half-written is left. Please {mend} and run again"
+    )
+    return OSError(error.errno, message, str(path))

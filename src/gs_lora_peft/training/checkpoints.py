@@ -1,0 +1,88 @@
+"""Reading adapters back into a model without changing which of them are active or train."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+STATE_FILE = "forgetting_state.json"
+
+
+def write_state(folder: str, state: dict[str, Any]) -> None:
+    """Write what the trainer adds to a checkpoint."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, STATE_FILE), "w") as file:
+        json.dump(state, file)
+
+
+def read_state(folder: str) -> dict[str, Any]:
+    """What `write_state` wrote; empty for a checkpoint of another trainer."""
+    path = os.path.join(folder, STATE_FILE)
+    if not os.path.isfile(path):
+        return {}
+    with open(path) as file:
+        return json.load(file)
+
+
+def load_adapters(model: PeftModel, folder: str) -> None:
+    """Load the weights of every adapter in place, from a checkpoint of this very model.
+
+    The Trainer's own way goes through `load_adapter`, which changes what is active and what trains as soon as an adapter
+    is not named "default" or two are active.
+
+    Args:
+        model (`PeftModel`): a model with the adapters that the saved one had.
+        folder (`str`): the checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint is absent or damaged, or its adapters are not those of the model. The model is then
+            unchanged.
+    """
+    files = _adapter_files(folder)
+    if set(files) != set(model.peft_config):
+        raise ValueError(
+            f"the checkpoint {folder!r} holds the adapters {sorted(files) or 'none'}, the model holds "
+            f"{sorted(model.peft_config)}. Resume with a model that holds the adapters of the one that was saved."
+        )
+    states = {name: _read(path) for name, path in files.items()}
+    for name, state in states.items():
+        _check_same(state, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False), folder, name)
+    for name, state in states.items():
+        set_peft_model_state_dict(model, state, adapter_name=name)
+
+
+def _adapter_files(folder: str) -> dict[str, str]:
+    """Adapter name → file. PEFT writes "default" to the folder itself, every other adapter to a folder of its name."""
+    if not os.path.isdir(folder):
+        raise ValueError(f"there is no checkpoint at {folder!r}. Give the path of a 'checkpoint-<step>' folder.")
+    folders = {"default": folder, **{entry.name: entry.path for entry in os.scandir(folder) if entry.is_dir()}}
+    paths = {name: os.path.join(path, SAFETENSORS_WEIGHTS_NAME) for name, path in folders.items()}
+    return {name: path for name, path in paths.items() if os.path.isfile(path)}
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path!r} is damaged ({error}). Resume from an earlier checkpoint.") from error
+
+
+def _check_same(found: dict[str, Tensor], expected: dict[str, Tensor], folder: str, name: str) -> None:
+    shapes = {key: tuple(tensor.shape) for key, tensor in found.items()}
+    wanted = {key: tuple(tensor.shape) for key, tensor in expected.items()}
+    if shapes == wanted:
+        return
+    differ = sorted(key for key in shapes.keys() | wanted.keys() if shapes.get(key) != wanted.get(key))
+    saved, own = (s.get(differ[0], "absent") for s in (shapes, wanted))
+    raise ValueError(
+        f"the adapter {name!r} in the checkpoint {folder!r} belongs to another architecture or rank: {len(differ)} matrices "
+        f"differ, e.g. {differ[0]!r}, saved: {saved}, in the model: {own}. Resume with the model that was saved, or "
+        "start anew in another `output_dir`."
+    )
