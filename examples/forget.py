@@ -27,6 +27,7 @@ from digits import load_digits, pretrained_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from gs_lora_peft import ContinualForgetter, GSLoraConfig, GSLoraTrainingArguments, parse_requests, push_to_hub
+from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.sequence import format_table
 
 
@@ -119,14 +120,13 @@ def load_model_and_data(script: ScriptArguments):
     model = AutoModelForImageClassification.from_pretrained(script.model_name_or_path, revision=script.model_revision)
     processor = AutoImageProcessor.from_pretrained(script.model_name_or_path, revision=script.model_revision)
     names = getattr(dataset["train"].features.get(script.label_column), "names", None)
-    if names and set(names) <= set(model.config.label2id) and names != list(model.config.label2id):
+    label2id = model.config.label2id
+    if names and set(names) <= set(label2id) and [label2id[name] for name in names] != list(range(len(label2id))):
         # The model numbers the same names in another order, or knows more of them.
-        dataset = DatasetDict(
-            {
-                split: part.align_labels_with_mapping(model.config.label2id, script.label_column)
-                for split, part in dataset.items()
-            }
-        )
+        splits = {
+            split: part.align_labels_with_mapping(label2id, script.label_column) for split, part in dataset.items()
+        }
+        dataset = DatasetDict(splits)
     if script.image_column != "image":
         dataset = dataset.rename_column(script.image_column, "image")
     return model, dataset, processor
@@ -158,4 +158,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    start_missing_cpu_processes()
     main()

@@ -3,7 +3,13 @@
 import os
 from pathlib import Path
 
+# Tiny models on few cores: threads that wait for each other cost more than they bring, in child processes too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+import torch
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 
 from gs_lora_peft import storage
 from gs_lora_peft.storage import (
-    locks,
-    reading,
     content_problem,
     exclusive_lock,
+    locks,
     parse_json,
     read_limited,
+    reading,
     remove_abandoned,
     safe_join,
     sha256_of,

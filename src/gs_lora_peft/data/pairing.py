@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
+from transformers import BaseImageProcessor, default_data_collator
 
 Pair = tuple[int, int]
 
@@ -156,8 +157,37 @@ class ImageCollator:
         self.label_column = label_column
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if self.image_column not in rows[0]:
+            raise ValueError(
+                f"a row holds {sorted(rows[0])} and no {self.image_column!r}. Rename the column of the images, or give "
+                "a `data_collator` that reads what is there."
+            )
         images = [row[self.image_column] for row in rows]
         # Grey or palette images: image processors expect three channels.
         images = [image.convert("RGB") if hasattr(image, "convert") else image for image in images]
         pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values, "labels": torch.tensor([int(row[self.label_column]) for row in rows])}
+
+
+class TensorCollator:
+    """
+    Collates rows of tensors, arrays and numbers as [`transformers.default_data_collator`] does, with the labels as `labels`.
+
+    Args:
+        label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
+    """
+
+    def __init__(self, label_column: str = "label"):
+        self.label_column = label_column
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        column = self.label_column
+        renamed = [{"label" if name == column else name: value for name, value in row.items()} for row in rows]
+        return default_data_collator(renamed)
+
+
+def default_collator(processing_class: Any = None, label_column: str = "label") -> ImageCollator | TensorCollator:
+    """[`ImageCollator`] where there is an image processor, else [`TensorCollator`]."""
+    if isinstance(processing_class, BaseImageProcessor):
+        return ImageCollator(processing_class, label_column=label_column)
+    return TensorCollator(label_column)

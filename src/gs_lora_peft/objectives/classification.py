@@ -105,7 +105,15 @@ class ClassificationObjective:
 
         Returns:
             [`ObjectiveOutput`]
+
+        Raises:
+            ValueError: if the batch has no two equal halves.
         """
+        if labels.shape[0] % 2:
+            raise ValueError(
+                f"a joint batch must hold as many samples to keep as to forget, got {labels.shape[0]} samples. The "
+                "collator must neither drop nor add any."
+            )
         half = labels.shape[0] // 2
         # Float32: bf16 logits have 8 bits of mantissa, too few for a loss that is compared with a bound.
         losses = F.cross_entropy(logits.float(), labels, reduction="none")

@@ -1,11 +1,13 @@
 """Requests, the ledger, and the run over many tasks."""
 
+from .entry import TaskEntry
 from .fingerprint import model_identity, weights_fingerprint
 from .forgetter import ContinualForgetter
 from .ledger import ForgettingLedger
 from .loading import load_forgotten
 from .parsing import parse_requests
-from .request import ForgetRequest, LedgerError, TaskEntry
+from .plain import LedgerError
+from .request import ForgetRequest
 from .table import format_table
 
 __all__ = [

@@ -3,71 +3,85 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from peft import get_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from ..data import ForgettingSplit, split_dataset
-from ..data.classes import label_names, resolve_classes
-from ..training import GSLoraTrainer, GSLoraTrainingArguments
+from ..data import ForgettingSplit
+from ..data.pairing import default_collator
+from ..metrics import continual_forgetting_scores
+from ..storage import sha256_of, staged_folder, write_json_atomic
+from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig, LoraGroups, export_lora
+from .entry import TaskEntry
 from .fingerprint import model_identity
-from .ledger import ForgettingLedger, library_versions
-from .loading import TASKS_FOLDER, merge_tasks, task_folder
-from .request import ForgetRequest, LedgerError, TaskEntry, utc_now
-from .scoring import score_classes
-from .storage import sha256_of, staged_folder, write_json_atomic
+from .ledger import ForgettingLedger
+from .loading import check_tasks, refuse_adapters
+from .merging import TASKS_FOLDER, fresh_adapter, merge_tasks, restore_weights, task_folder
+from .plain import LedgerError
+from .planning import check_sequence, match_requests, resolve_request
+from .processes import on_main
+from .recipe import Recipe, adapter_settings
+from .request import ForgetRequest, utc_now
+from .scoring import accuracies, predict_classes
+from .sources import checked_label_names, train_and_test
+from .versions import library_versions
+from .work import WORK_FOLDER, Start, WorkFolder, remove_others
 
-WORK_FOLDER = "work"
-REQUEST_FILE = "request.json"
+LOGS_FOLDER = "logs"
 TRAINING_CONFIG = "gs_lora_config.json"
-_RECORDED_ARGS = (
-    "forget_weight", "forget_bound", "sparsity", "sparsity_weight", "sparsity_warmup_epochs", "sparsity_until_epoch",
-    "ema_decay", "ema_start_epoch", "validation_fraction", "learning_rate", "weight_decay", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed", "data_seed", "bf16", "fp16",
-)  # fmt: skip
 
 
 class ContinualForgetter:
     """
     Carries out forgetting requests one after another and keeps the ledger of them.
 
-    Each request trains a fresh adapter `task_NNN` on the model with all earlier ones merged in, so that a step costs the
-    same at the first task and at the hundredth. It leaves `tasks/task_NNN/` (plain LoRA, loadable by stock PEFT) and one
-    more entry in `forgetting.json`. Opening a folder that has a ledger goes on from there; a run that was killed is
-    continued by asking for the same request again.
+    Each request trains a fresh adapter `task_NNN` on the model with all earlier ones merged in, so that a step costs
+    the same at the first task and at the hundredth. It leaves `tasks/task_NNN/` (plain LoRA, loadable by stock PEFT)
+    and one more entry in `forgetting.json`. Opening a folder that has a ledger goes on from there; a run that was
+    killed is continued by asking for the same request again, from the last checkpoint if `args` has them saved
+    (`save_strategy`).
+
+    Works in one process and under `accelerate launch`: every process makes the same calls, the main one writes. All of
+    them must see the folder. One run at a time: the folder is locked while a request is carried out.
 
     Args:
-        base_model (`transformers.PreTrainedModel`): the classifier, without adapters. It is changed in place: `self.model`
-            is the same object with all tasks merged.
-        dataset (`datasets.Dataset` or `datasets.DatasetDict`): labelled samples. Of a `DatasetDict`, `train` is trained on
-            and `test` (else `validation`) is scored on; nothing of the latter influences the training.
+        base_model (`transformers.PreTrainedModel`): the classifier, without adapters. It is changed in place:
+            `self.model` is the same object with all tasks merged, in eval mode, its `requires_grad` flags as they were.
+        dataset (`datasets.Dataset` or `datasets.DatasetDict`): labelled samples. Of a `DatasetDict`, `train` is trained
+            on and `test` (else `validation`) is scored on; nothing of the latter influences the training.
         folder (`str` or `os.PathLike`): where the ledger and the tasks go.
         config ([`GSLoraConfig`], *optional*): by default `GSLoraConfig()`.
-        args ([`GSLoraTrainingArguments`], *optional*): by default its defaults. `output_dir` is replaced by a working folder
-            below `folder`, which is removed once the task is done.
-        eval_dataset (`datasets.Dataset`, *optional*): scored on instead of the test split.
+        args ([`GSLoraTrainingArguments`], *optional*): by default its defaults. They are not changed. `output_dir` is
+            replaced by a working folder below `folder`, which is removed once the task is done (logs stay, in
+            `logs/`), and `push_to_hub` is not acted upon: checkpoints of a request are nobody's business.
+        eval_dataset (`datasets.Dataset`, *optional*): scored on instead of the test split. Without either, the
+            training data is scored on; the ledger says which.
         label_column (`str`, *optional*, defaults to `"label"`): column of the labels.
         processing_class (*optional*), data_collator (`Callable`, *optional*): as in [`GSLoraTrainer`].
         replay_ratio (`float`, *optional*, defaults to 1.0), shots (`int`, *optional*): as in [`split_dataset`].
-        callbacks (`Sequence[TrainerCallback]`, *optional*): handed to every trainer.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): handed to every trainer; those that keep a state, as
+            `EarlyStoppingCallback`, start anew with each request.
 
     Attributes:
         model: the model with every task in effect merged.
         ledger ([`ForgettingLedger`]): what was carried out.
+        recipe: `config`, `args` and the rest of what tasks are trained with; may be changed between two requests.
 
     Raises:
-        LedgerError: if the folder's ledger belongs to another base model, was edited, or its files differ.
-        ValueError: if the model holds adapters already, or the data has no label column.
+        LedgerError: if the folder's ledger belongs to another base model or to other labels, was edited, or its files
+            differ.
+        ValueError: if the model holds adapters already, or the data has no label column or labels outside the head.
 
     Example:
 
@@ -95,46 +109,41 @@ class ContinualForgetter:
         shots: int | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        if hasattr(base_model, "peft_config"):
-            raise ValueError(
-                "`base_model` holds adapters already, but each request adds its own. Give the bare model: "
-                "model.unload() takes adapters off, model.merge_and_unload() keeps what they do."
-            )
+        refuse_adapters(base_model)
         self.folder = Path(folder)
-        self.train_dataset, test = _train_and_test(dataset)
-        self.eval_dataset = eval_dataset if eval_dataset is not None else test
-        self.config = config or GSLoraConfig()
-        self.args = args or GSLoraTrainingArguments(output_dir=str(self.folder / WORK_FOLDER))
-        self.label_column = label_column
-        self._split_options = {"label_column": label_column, "replay_ratio": replay_ratio, "shots": shots}
-        self._trainer_options: dict[str, Any] = {
-            "label_column": label_column,
-            "processing_class": processing_class,
-            "data_collator": data_collator,
-            "callbacks": list(callbacks),
-        }
-        self.label_names = label_names(self.train_dataset, label_column)
+        self.train_dataset, self.eval_dataset, self.scored_on = train_and_test(dataset, eval_dataset)
+        self.recipe = Recipe(
+            config=config or GSLoraConfig(),
+            args=args or GSLoraTrainingArguments(output_dir=str(self.folder / WORK_FOLDER)),
+            label_column=label_column,
+            processing_class=processing_class,
+            data_collator=data_collator or default_collator(processing_class, label_column),
+            replay_ratio=replay_ratio,
+            shots=shots,
+            callbacks=callbacks,
+        )
+        self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
         self.ledger = self._open_ledger(base_model)
+        self.label_names = self.label_names or self.ledger.label_names
         # Weights of the layers that tasks change, so that a revocation can rebuild the model from them exactly.
-        self._original: dict[str, torch.Tensor] = {}
-        self._keep_originals(base_model)
-        self.model = merge_tasks(base_model, self.folder, self.ledger.active_tasks)
+        self._originals: dict[str, torch.Tensor] = {}
+        self.model = base_model.eval()
+        self._merge([entry.name for entry in self.ledger.active_tasks])
 
     def _open_ledger(self, base_model: PreTrainedModel) -> ForgettingLedger:
         identity = model_identity(base_model)
-        if (self.folder / "forgetting.json").exists():
-            ledger = ForgettingLedger.load(self.folder)
-            ledger.check_base(identity)
-            ledger.check_files()
-            return ledger
-        return ForgettingLedger.create(self.folder, base_model=identity, label_names=self.label_names)
-
-    def _keep_originals(self, model: PreTrainedModel) -> None:
-        probe = get_peft_model(model, copy.deepcopy(self.config), adapter_name="probe", low_cpu_mem_usage=True)
-        targets = list(probe.base_model.targeted_module_names)
-        probe.unload()
-        for path in targets:
-            self._original[path] = model.get_submodule(path).weight.detach().to("cpu", copy=True)
+        if not (self.folder / "forgetting.json").exists():
+            return ForgettingLedger.create(self.folder, base_model=identity, label_names=self.label_names)
+        ledger = ForgettingLedger.load(self.folder)
+        ledger.check_base(identity)
+        if self.label_names is not None and ledger.label_names not in (None, self.label_names):
+            raise LedgerError(
+                f"the labels of the data and of the ledger in '{self.folder}' have other names or another order, so "
+                "that the same id would mean another class. Give the data the run was begun with, or choose another "
+                "folder."
+            )
+        check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
+        return ledger
 
     def forget(self, request: ForgetRequest) -> TaskEntry:
         """Carry out one request.
@@ -146,91 +155,46 @@ class ContinualForgetter:
             [`TaskEntry`]: the new entry of the ledger.
 
         Raises:
-            UnknownClassError, LedgerError, ValueError: before any training and without touching a file, if a class does not
-                exist, was forgotten already, has no samples, or nothing would be left to keep; if an unfinished other
-                request lies in the folder; or if another process holds the ledger.
-            NonFiniteLossError: if training broke down. The ledger is unchanged and the request can be repeated.
-        """
-        classes = self._resolve(request)
-        split = split_dataset(
-            self.train_dataset, forget=classes, old=self.ledger.forgotten_classes, **self._split_options
-        )
-        name = self.ledger.next_task_name()
-        work = self.folder / WORK_FOLDER / name
-        self._check_pending(work, request, classes)
-        main = PartialState().is_main_process
-        if main:
-            work.mkdir(parents=True, exist_ok=True)
-            write_json_atomic(work / REQUEST_FILE, {"request": request.to_dict(), "classes": classes})
-        PartialState().wait_for_everyone()
+            UnknownClassError, LedgerError, ValueError: before any training and without touching a file, if a class does
+                not exist, was forgotten already, has no samples, or nothing would be left to keep; if an unfinished
+                other request lies in the folder; or if another process works in the folder or has changed the ledger.
+            NonFiniteLossError: if training broke down.
+            OSError: if a file could not be written.
 
-        started = utc_now()
-        trainer = self._trainer(split, name, work)
-        before = self._score(trainer, split)
-        trainer.train(resume_from_checkpoint=_last_complete_checkpoint(work))
-        after = self._score(trainer, split, before.get("acc_forget"))
-        groups = trainer.groups.state()
-        target = task_folder(self.folder, name)
-        if main:
-            with staged_folder(target) as staged:
-                export_lora(trainer.model, staged, adapter_name=name)
-                write_json_atomic(staged / TRAINING_CONFIG, self._training_config(name, trainer.groups))
-        PartialState().wait_for_everyone()
-        bare = trainer.model.unload()
-        entry = TaskEntry(
-            name=name,
-            request=request.to_dict(),
-            classes=classes,
-            class_names=[self.label_names[c] for c in classes] if self.label_names else None,
-            started_at=started,
-            finished_at=utc_now(),
-            sizes={"forget": len(split.forget), "retain": len(split.retain), "steps": trainer.state.global_step},
-            settings=self._settings(),
-            versions=library_versions(),
-            files={f"{TASKS_FOLDER}/{name}/{path.name}": sha256_of(path) for path in sorted(target.iterdir())},
-            groups=groups,
-            scores={"before": before, "after": after},
-        )
-        self.ledger.append(entry)
-        if main:
-            with self.ledger.lock():
-                self.ledger.save()
-            shutil.rmtree(work, ignore_errors=True)
-        PartialState().wait_for_everyone()
-        self.model = merge_tasks(bare, self.folder, [entry])
-        return entry
+        After an error, also one from within training, the ledger and `self.model` are what they were before, and the
+        same or another request can be carried out.
+        """
+        classes = resolve_request(request, self.ledger, self.label_names)
+        split = self._split(classes, self.ledger.forgotten_classes)
+        with self._exclusively():
+            return self._carry_out(request, split)
 
     def run(self, requests: Sequence[ForgetRequest]) -> list[TaskEntry]:
         """Carry out a sequence of requests, leaving out those at its start that the ledger already has.
 
-        A run that was killed is thus continued by giving the same sequence again.
+        A run that was killed is thus continued by giving the same sequence again. All requests are checked before the
+        first one trains.
 
         Returns:
             `list[TaskEntry]`: one entry per request, those done before included.
 
         Raises:
             LedgerError: if the ledger has tasks that do not begin this sequence.
+            UnknownClassError, ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
         """
-        done = self.ledger.active_tasks
-        entries: list[TaskEntry] = []
-        for index, request in enumerate(requests):
-            if index < len(done):
-                if sorted(done[index].classes or []) != sorted(self._resolve(request, again=True)):
-                    raise LedgerError(
-                        f"request {index + 1} asks for {list(request.classes)!r}, but {done[index].name} in '{self.folder}' forgot "
-                        f"{done[index].class_names or done[index].classes!r}. Give the requests in the order they were "
-                        "carried out, or choose another folder."
-                    )
-                entries.append(done[index])
-            else:
-                entries.append(self.forget(request))
-        return entries
+        done = match_requests(requests, self.ledger, self.label_names)
+        rest = requests[len(done) :]
+        check_sequence(rest, self.ledger, self.label_names, self._split)
+        with self._exclusively():
+            on_main(lambda: remove_others(self._work(self.ledger.next_task_name()).path))
+            return [*done, *(self.forget(request) for request in rest)]
 
     def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
         """Take one request back: its adapter is no longer merged, and what that does is measured and recorded.
 
         Later tasks were trained on a model that had forgotten this one; without it they act on slightly other weights.
-        Scores on the revoked, the still forgotten and the kept classes are taken before and after, on the evaluation data.
+        Scores on the revoked, the still forgotten and the kept classes (`acc_revoked`, `acc_still_forgotten`,
+        `acc_retain`) are taken before and after, on the evaluation data. The files of the task are left alone.
 
         Args:
             task (`str`): the task, e.g. `"task_002"`.
@@ -240,123 +204,168 @@ class ContinualForgetter:
             [`TaskEntry`]: the entry with its `revocation`.
 
         Raises:
-            LedgerError: if there is no such task in effect.
+            LedgerError: if there is no such task in effect, or another process works in the folder. Like after any
+                other error, ledger and model are what they were.
         """
         (entry,) = self.ledger.select([task])
-        before = self._score_revocation(entry)
-        kept = [other for other in self.ledger.active_tasks if other.name != task]
-        for path, weight in self._original.items():
-            parameter = self.model.get_submodule(path).weight
-            parameter.data = weight.to(parameter.device, copy=True)
-        self.model = merge_tasks(self.model, self.folder, kept)
-        after = self._score_revocation(entry)
-        revoked = self.ledger.revoke(task, reason=reason, scores_before=before, scores_after=after)
-        if PartialState().is_main_process:
-            with self.ledger.lock():
-                self.ledger.save()
-        PartialState().wait_for_everyone()
-        return revoked
+        kept = [other.name for other in self.ledger.active_tasks if other.name != task]
+        with self._exclusively(), self._rebuilt_on_error():
+            before = self._score_revocation(entry)
+            self._rebuild(kept)
+            after = self._score_revocation(entry)
+            self._record(lambda: self.ledger.revoke(task, reason=reason, scores_before=before, scores_after=after))
+        return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
 
     def discard_unfinished(self) -> None:
-        """Remove the working folder of a request that was not finished, so that another one can be carried out."""
-        shutil.rmtree(self.folder / WORK_FOLDER, ignore_errors=True)
+        """Give up a request that was not finished, so that another one can be carried out."""
+
+        def remove() -> None:
+            # A run killed before it could save the ledger left the task itself behind.
+            for path in (self.folder / WORK_FOLDER, task_folder(self.folder, self.ledger.next_task_name())):
+                shutil.rmtree(path, ignore_errors=True)
+
+        with self._exclusively():
+            on_main(remove)
+
+    # The folder, and the model that stands for it
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Keeps other runs out of the folder for the time of the block, and checks that none has been there."""
+        with ExitStack() as held:
+
+            def enter() -> None:
+                held.enter_context(self.ledger.lock())
+                self.ledger.check_unchanged()
+
+            on_main(enter)
+            yield
+
+    def _record(self, change: Callable[[], Any]) -> None:
+        """Makes a change to the ledger, in the file and in every process."""
+
+        def save() -> tuple[TaskEntry, ...]:
+            with self.ledger.changes():
+                change()
+            return self.ledger.tasks
+
+        self.ledger.tasks = on_main(save)
+
+    def _merge(self, names: Sequence[str]) -> None:
+        merge_tasks(self.model, self.folder, names, self._originals)
+
+    def _rebuild(self, names: Sequence[str]) -> None:
+        restore_weights(self.model, self._originals)
+        self._merge(names)
+
+    @contextmanager
+    def _rebuilt_on_error(self) -> Iterator[None]:
+        """Makes the model what the ledger says, if the block that changes both fails."""
+        try:
+            yield
+        except BaseException:
+            self._rebuild([entry.name for entry in self.ledger.active_tasks])
+            raise
 
     # Parts of `forget`
 
-    def _resolve(self, request: ForgetRequest, again: bool = False) -> list[int]:
-        count = self.ledger.base_model.get("num_labels")
-        classes = resolve_classes(request.classes, names=self.label_names, num_classes=count)
-        for class_id in [] if again else classes:
-            if earlier := self.ledger.task_of_class(class_id):
-                shown = self.label_names[class_id] if self.label_names else class_id
-                raise LedgerError(
-                    f"class {shown!r} was forgotten already, by {earlier.name} at {earlier.finished_at}. Leave it out of the "
-                    "request."
-                )
-        return classes
+    def _split(self, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
+        return self.recipe.split(self.train_dataset, classes, old)
 
-    def _check_pending(self, work: Path, request: ForgetRequest, classes: list[int]) -> None:
-        if not (work / REQUEST_FILE).is_file():
-            return
-        pending = json.loads((work / REQUEST_FILE).read_text())
-        if sorted(pending["classes"]) != sorted(classes):
-            raise LedgerError(
-                f"an unfinished request for {pending['request']['classes']!r} lies in '{work}', but {list(request.classes)!r} "
-                "was asked for. Ask for the unfinished one first, or call discard_unfinished()."
-            )
+    def _work(self, name: str) -> WorkFolder:
+        return WorkFolder(self.folder / WORK_FOLDER / name)
 
-    def _trainer(self, split: ForgettingSplit, name: str, work: Path) -> GSLoraTrainer:
-        args = copy.copy(self.args)
-        args.output_dir = str(work)
+    def _carry_out(self, request: ForgetRequest, split: ForgettingSplit) -> TaskEntry:
+        name = self.ledger.next_task_name()
+        plan = {
+            "request": request.to_dict(),
+            "classes": split.forget_classes,
+            "sizes": {"forget": len(split.forget), "retain": len(split.retain)},
+            "settings": self.recipe.settings(),
+            "tasks": [entry.name for entry in self.ledger.active_tasks],
+        }
+        work = self._work(name)
+        start = on_main(lambda: work.find_start(plan))
+        before = self._score(split)
+        groups, steps = self._train(name, split, work, plan, start)
+        with self._rebuilt_on_error():
+            self._merge([name])
+            scores = {"before": before, "after": self._score(split, before["acc_forget"]), "data": self.scored_on}
+            self._record(lambda: self.ledger.append(self._entry(name, plan, start, groups, steps, scores)))
+        on_main(lambda: work.finish(self.folder / LOGS_FOLDER / name))
+        return self.ledger.tasks[-1]
+
+    def _train(
+        self, name: str, split: ForgettingSplit, work: WorkFolder, plan: dict[str, Any], start: Start
+    ) -> tuple[dict[str, Any], int]:
+        """Trains the adapter and writes it; gives the state of its groups and the number of steps."""
+        config = copy.deepcopy(self.recipe.config)
+        config.revision = self.ledger.base_model.get("revision")
         # The adapter's random start depends on the seed alone, not on what ran before in this process.
-        set_seed(args.seed)
-        peft_model = get_peft_model(self.model, copy.deepcopy(self.config), adapter_name=name)
-        return GSLoraTrainer(
-            peft_model,
-            args,
-            forget_dataset=split.forget,
-            retain_dataset=split.retain,
-            old_classes=split.old_classes,
-            **self._trainer_options,
+        set_seed(self.recipe.args.seed)
+        try:
+            with fresh_adapter(self.model, config, name) as peft_model:
+                trainer = self.recipe.trainer(peft_model, split, work.path)
+                on_main(lambda: work.begin(plan, start))
+                try:
+                    trainer.train(resume_from_checkpoint=start.checkpoint)
+                    on_main(lambda: self._export(peft_model, trainer.groups, name))
+                except Exception:
+                    if PartialState().is_main_process:
+                        work.fail()
+                    raise
+                return trainer.groups.state(), trainer.state.global_step
+        finally:
+            if PartialState().is_main_process:
+                work.remove_if_empty()
+
+    def _export(self, model: PeftModel, groups: LoraGroups, name: str) -> None:
+        # What training on needs beyond the plain form: placement, grouping and the full list of groups.
+        own = {"adapter": name, **adapter_settings(self.recipe.config), "groups": groups.names}
+        with staged_folder(task_folder(self.folder, name)) as staged:
+            public_name = self.ledger.base_model.get("name_or_path")
+            export_lora(model, staged, adapter_name=name, base_model_name_or_path=public_name)
+            write_json_atomic(staged / TRAINING_CONFIG, own)
+
+    def _entry(
+        self, name: str, plan: dict[str, Any], start: Start, groups: dict[str, Any], steps: int, scores: dict[str, Any]
+    ) -> TaskEntry:
+        files = sorted(task_folder(self.folder, name).iterdir())
+        return TaskEntry(
+            name=name,
+            request=start.request,
+            classes=plan["classes"],
+            class_names=[self.label_names[c] for c in plan["classes"]] if self.label_names else None,
+            started_at=start.started_at,
+            finished_at=utc_now(),
+            sizes={**plan["sizes"], "steps": steps},
+            settings=plan["settings"],
+            versions=library_versions(),
+            files={f"{TASKS_FOLDER}/{name}/{path.name}": sha256_of(path) for path in files},
+            groups=groups,
+            scores=scores,
         )
 
-    def _score(
-        self, trainer: GSLoraTrainer, split: ForgettingSplit, accuracy_forget_before: float | None = None
-    ) -> dict[str, Any]:
-        if self.eval_dataset is None:
-            return {}
-        return trainer.score(self.eval_dataset, accuracy_forget_before=accuracy_forget_before)
+    # Scores
+
+    def _score(self, split: ForgettingSplit, accuracy_forget_before: float | None = None) -> dict[str, Any]:
+        predictions, labels = self._predict()
+        return continual_forgetting_scores(
+            predictions,
+            labels,
+            forget_classes=split.forget_classes,
+            retain_classes=split.retain_classes,
+            old_classes=split.old_classes,
+            accuracy_forget_before=accuracy_forget_before,
+        )
 
     def _score_revocation(self, entry: TaskEntry) -> dict[str, Any]:
-        if self.eval_dataset is None:
-            return {}
-        others = [c for c in self.ledger.forgotten_classes if c not in set(entry.classes or ())]
-        return score_classes(
-            self.model,
-            self.eval_dataset,
-            {"acc_revoked": entry.classes or [], "acc_still_forgotten": others},
-            rest="acc_retain",
-            args=self.args,
-            **self._trainer_options,
+        revoked = entry.classes or []
+        others = [c for c in self.ledger.forgotten_classes if c not in revoked]
+        predictions, labels = self._predict()
+        return accuracies(
+            predictions, labels, {"acc_revoked": revoked, "acc_still_forgotten": others}, rest="acc_retain"
         )
 
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "config": _own_settings(self.config),
-            "training": {name: getattr(self.args, name) for name in _RECORDED_ARGS},
-            "data": {key: value for key, value in self._split_options.items() if key != "label_column"},
-        }
-
-    def _training_config(self, name: str, groups: LoraGroups) -> dict[str, Any]:
-        """What training on needs beyond the plain form: placement, grouping and the full list of groups."""
-        return {"adapter": name, **_own_settings(self.config), "groups": groups.names}
-
-
-def _own_settings(config: GSLoraConfig) -> dict[str, Any]:
-    """The settings of a configuration that decide the adapter, as plain JSON."""
-    names = (
-        "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "block_pattern",
-        "exclude_blocks", "group_by", "rank_pattern", "alpha_pattern",
-    )  # fmt: skip
-    values = {name: getattr(config, name) for name in names}
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
-
-
-def _train_and_test(dataset: Dataset | DatasetDict) -> tuple[Dataset, Dataset | None]:
-    if not isinstance(dataset, DatasetDict):
-        return dataset, None
-    if "train" not in dataset:
-        raise ValueError(f"the data set has no split 'train', it has {list(dataset)}. Rename one, or give a Dataset.")
-    return dataset["train"], dataset.get("test", dataset.get("validation"))
-
-
-def _last_complete_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint whose last file (the trainer's state) was written whole."""
-    folders = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    for folder in folders:
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        return str(folder)
-    return None
+    def _predict(self) -> tuple[np.ndarray, np.ndarray]:
+        return predict_classes(self.model, self.eval_dataset, self.recipe.args, self.recipe.data_collator)

@@ -275,7 +275,9 @@ class ForgettingLedger:
         """
         owners = {digest: path for entry in self.tasks for path, digest in entry.files.items()}
         files = {name: digest for entry in self.select(tasks) for name, digest in entry.files.items()}
-        problems = [f"{name}: {said}" for name, digest in files.items() if (said := self._problem(name, digest, owners))]
+        problems = [
+            f"{name}: {said}" for name, digest in files.items() if (said := self._problem(name, digest, owners))
+        ]
         if problems:
             raise LedgerError(
                 f"{len(problems)} file(s) in '{self.folder}' are not what the ledger vouches for:\n  "

@@ -20,8 +20,8 @@ _held: set[int] = set()
 def exclusive_lock(path: StrPath) -> Iterator[None]:
     """Holds an advisory lock on the file `path`, which is created and left there; it means nothing by itself.
 
-    The system lets go of the lock when its holder ends, however it ends; processes that the holder forks, as workers of
-    a data loader, do not hold it. Where the platform or the file system knows no locks, this does nothing.
+    The system lets go of the lock when its holder ends, however it ends; processes that the holder forks, as workers
+    of a data loader, do not hold it. Where the platform or the file system knows no locks, this does nothing.
 
     Raises:
         BlockingIOError: Somebody else holds the lock.

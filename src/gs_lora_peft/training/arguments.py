@@ -17,11 +17,12 @@ class GSLoraTrainingArguments(TrainingArguments):
 
     The loss is L_retain + `forget_weight` · ReLU(`forget_bound` − L_forget) + sparsity (GS-LoRA,
     https://arxiv.org/abs/2403.11530). Defaults of `TrainingArguments` that differ here:
-    `learning_rate=1e-2`, `lr_scheduler_type="cosine"`, `weight_decay=0.05`, `num_train_epochs=30`,
+    `learning_rate=1e-2`, `lr_scheduler_type="cosine"`, `weight_decay=0.05`, `num_train_epochs=10`,
     `per_device_train_batch_size=48` (48 samples to keep and 48 to forget in each joint batch, as in the paper),
     `per_device_eval_batch_size=64`, `logging_strategy="epoch"`, `logging_nan_inf_filter=False` (a NaN stops the run),
     `save_strategy="no"`, `report_to="none"`, `remove_unused_columns=False` (image columns are read by the collator),
-    `dataloader_pin_memory` as before.
+    and, where a best checkpoint is asked for without saying by what, `metric_for_best_model="h_mean"` (the Trainer's own
+    choice, the loss over all classes, is best where nothing has been forgotten).
 
     Args:
         forget_weight (`float`, *optional*, defaults to 0.5):
@@ -43,12 +44,14 @@ class GSLoraTrainingArguments(TrainingArguments):
             groups stay dropped. By default sparsity acts to the end.
         ema_decay (`float`, *optional*, defaults to 0):
             Decay of an exponential moving average of the adapter, updated once per epoch, in [0, 1). The average is what is
-            evaluated, saved and left in the model at the end. 0: none.
+            evaluated, and what is left in the model at the end; checkpoints hold it next to the weights. 0: none.
         ema_start_epoch (`float`, *optional*, defaults to 0):
             The average starts from the weights at the end of this epoch.
         validation_fraction (`float`, *optional*, defaults to 0):
             Fraction of every class of both training sets that is held out for evaluation during training, in [0, 1).
             Used for `eval_strategy`, `load_best_model_at_end` and early stopping where no `eval_dataset` is given.
+
+    `label_smoothing_factor` is refused: a bound on a smoothed loss would mean something else.
 
     Raises:
         ValueError: if a value is outside its range; the message names it.
@@ -57,14 +60,16 @@ class GSLoraTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: float = field(default=30.0, metadata={"help": "Passes over the retain set."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the retain set."})
     per_device_train_batch_size: int = field(
         default=48, metadata={"help": "Samples to keep in a joint batch; as many to forget come on top."}
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size of evaluation."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: 'epoch', 'steps' or 'no'."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses (off: they stop the run)."})
-    save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints: 'no', 'epoch', 'steps', 'best'."})
+    save_strategy: str = field(
+        default="no", metadata={"help": "When to save checkpoints: 'no', 'epoch', 'steps', 'best'."}
+    )
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Experiment trackers: 'tensorboard', 'wandb', 'trackio', … or 'none'."}
     )
@@ -97,6 +102,11 @@ class GSLoraTrainingArguments(TrainingArguments):
                     f"`forget_bound` must be a number in nats or 'auto', got {self.forget_bound!r}."
                 ) from error
         self._check_values()
+        best_is_asked_for = (
+            self.load_best_model_at_end or str(getattr(self.save_strategy, "value", self.save_strategy)) == "best"
+        )
+        if best_is_asked_for and self.metric_for_best_model is None:
+            self.metric_for_best_model = "h_mean"
         super().__post_init__()
 
     def _check_values(self) -> None:
@@ -108,6 +118,11 @@ class GSLoraTrainingArguments(TrainingArguments):
             raise ValueError(f"`forget_bound` must be positive and finite or 'auto', got {self.forget_bound!r}.")
         if self.sparsity not in SPARSITY_METHODS:
             raise ValueError(f"`sparsity` must be one of {list(SPARSITY_METHODS)}, got {self.sparsity!r}.")
+        if self.label_smoothing_factor != 0.0:
+            raise ValueError(
+                f"`label_smoothing_factor`={self.label_smoothing_factor!r} is not supported: `forget_bound` bounds the plain "
+                "cross-entropy. Leave it at 0."
+            )
         for name in ("ema_decay", "validation_fraction"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:

@@ -27,7 +27,7 @@ class SamplerEpochCallback(TrainerCallback):
     that are done hides the sampler from it.
     """
 
-    sampler: PairedSampler | None = None
+    sampler: PairedSampler
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         steps = max(-(-len(train_dataloader) // args.gradient_accumulation_steps), 1)
@@ -49,8 +49,8 @@ class SparsityCallback(TrainerCallback):
 
     def __init__(self, groups: LoraGroups):
         self.groups = groups
-        # Whether every group that is zero has been frozen.
-        self._settled = True
+        # Whether every group that is zero is known to be frozen.
+        self.settled = True
 
     @staticmethod
     def weight_now(args: Any, state: Any) -> float:
@@ -69,7 +69,7 @@ class SparsityCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         # Without a proximal step after it, the optimizer's momentum would move dropped groups away from zero.
-        if not self._settled and self.weight_now(args, state) == 0.0:
+        if not self.settled and self.weight_now(args, state) == 0.0:
             self.settle(control)
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
@@ -78,21 +78,21 @@ class SparsityCallback(TrainerCallback):
         weight = self.weight_now(args, state)
         if weight > 0.0:
             self.groups.proximal_step(self._learning_rates(optimizer) * weight)
-            self._settled = False
+            self.settled = False
             if self._synchronises_for_free():
                 self.settle(control)
 
     def on_log(self, args, state, control, **kwargs):
-        if not self._settled:
+        if not self.settled:
             self.settle(control)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.groups.thaw()
-        self._settled = True
+        self.settled = True
 
     def settle(self, control: Any = None) -> None:
         """Freeze the groups that are zero; stop the training if none is left."""
-        self._settled = True
+        self.settled = True
         if self.groups.freeze_zero_groups() and not any(p.requires_grad for p in self.groups.parameters):
             logger.warning(
                 "Every group of the adapter is zero, so that it does nothing any more. Training stops; a smaller "

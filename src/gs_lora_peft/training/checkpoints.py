@@ -53,7 +53,9 @@ def load_adapters(model: PeftModel, folder: str) -> None:
         )
     states = {name: _read(path) for name, path in files.items()}
     for name, state in states.items():
-        _check_same(state, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False), folder, name)
+        _check_same(
+            state, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False), folder, name
+        )
     for name, state in states.items():
         set_peft_model_state_dict(model, state, adapter_name=name)
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import nn
 
 from ..data.classes import read_labels
+from ..tuner import LoraGroups, trainable_adapters
 
 
 class NonFiniteLossError(ValueError):
@@ -23,14 +24,23 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
         ValueError: if there is no such column, or a label is no integer of at least 0.
     """
     if isinstance(dataset, Dataset):
-        labels, _ = read_labels(dataset, label_column)
+        try:
+            labels, _ = read_labels(dataset, label_column)
+        except ValueError as error:
+            raise ValueError(f"the {name} set: {error}") from error
     else:
-        labels = np.asarray([dataset[index][label_column] for index in range(len(dataset))])
+        try:
+            labels = np.asarray([dataset[index][label_column] for index in range(len(dataset))])
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"a sample of the {name} set has no {label_column!r}; expected dictionaries with an integer under that "
+                "key. Give the key of the labels as `label_column`."
+            ) from error
     values = np.unique(labels)
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
         raise ValueError(
-            f"labels of the {name} set must be integers of at least 0, got {values[:3].tolist()} … ({values.dtype}). Give the "
-            "ids of the model's head."
+            f"labels of the {name} set must be integers of at least 0, got {values[:3].tolist()} … ({values.dtype}). "
+            "Give the ids of the model's head."
         )
     return [int(value) for value in values]
 
@@ -44,21 +54,43 @@ def check_labels(model: nn.Module, forget: Sequence[int], retain: Sequence[int],
     for name, other in (("retain", retain), ("old", old)):
         if shared := sorted(set(forget) & set(other)):
             raise ValueError(
-                f"classes {shared} are in the forget set and in the {name} set; a class is either forgotten or it is not. "
-                "Use split_dataset, which keeps the sets apart."
+                f"classes {shared} are in the forget set and in the {name} set; a class is either forgotten or it is "
+                "not. Use split_dataset, which keeps the sets apart."
             )
     if shared := sorted(set(retain) & set(old)):
         raise ValueError(
-            f"classes {shared} were forgotten by earlier tasks and are in the retain set; training on them would bring them "
-            "back. Pass them as `old` to split_dataset."
+            f"classes {shared} were forgotten by earlier tasks and are in the retain set; training on them would bring "
+            "them back. Pass them as `old` to split_dataset."
         )
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
     largest = max([*forget, *retain, *old])
     if num_labels is not None and largest >= num_labels:
         raise ValueError(
-            f"label {largest} lies outside the model's head of {num_labels} classes. Use the label ids the model was trained "
-            "with, or a model with a head of the right size."
+            f"label {largest} lies outside the model's head of {num_labels} classes. Use the label ids the model was "
+            "trained with, or a model with a head of the right size."
         )
+
+
+def training_adapter(model: nn.Module) -> str:
+    """Name of the one adapter that trains.
+
+    Raises:
+        ValueError: if none or several train, or if anything besides trains, which no group covers and no checkpoint
+            holds.
+    """
+    adapters = trainable_adapters(model)
+    if len(adapters) != 1:
+        raise ValueError(
+            f"exactly one adapter must train, but {list(adapters) or 'none'} would. Wrap the model with "
+            'get_peft_model(model, GSLoraConfig(...)), or choose one with model.set_adapter("name").'
+        )
+    known = {id(parameter) for parameter in LoraGroups(model, adapters[0]).parameters}
+    if others := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]:
+        raise ValueError(
+            f"{len(others)} parameters besides the LoRA matrices would train, e.g. {others[0]!r}; forgetting changes "
+            "the adapter alone. Freeze them with requires_grad_(False)."
+        )
+    return adapters[0]
 
 
 def check_distribution(trainer: Any) -> None:
@@ -81,6 +113,6 @@ def check_distribution(trainer: Any) -> None:
     args = trainer.args
     if args.world_size > 1 and args.sparsity == "proximal" and args.ddp_find_unused_parameters is False:
         raise ValueError(
-            "`ddp_find_unused_parameters=False` does not work with sparsity='proximal': dropped groups stop taking part in the "
-            "forward. Leave it unset."
+            "`ddp_find_unused_parameters=False` does not work with sparsity='proximal': dropped groups stop taking part "
+            "in the forward. Leave it unset."
         )

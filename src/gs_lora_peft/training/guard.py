@@ -17,7 +17,7 @@ class FiniteCallback(TrainerCallback):
     """
     Stops before the optimizer's step where a loss or a gradient is not finite, so that the weights stay good.
 
-    One host synchronisation a step. The losses are means over all processes, so that all of them stop at the same step.
+    One host synchronisation a step. The losses are means over all processes, so that all stop at the same step.
 
     Args:
         trainer ([`GSLoraTrainer`]): the trainer that runs.

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import nn
-from transformers import BaseImageProcessor, Trainer, TrainerCallback, default_data_collator
+from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import get_last_checkpoint
 
-from ..data.pairing import ImageCollator, PairedCollator, PairedDataset, PairedSampler
+from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
 from ..data.splits import train_validation_split
-from ..metrics.scores import continual_forgetting_scores
 from ..objectives import ClassificationObjective
-from ..tuner import LoraGroups, trainable_adapters
+from ..tuner import LoraGroups
 from .arguments import GSLoraTrainingArguments
-from .callbacks import EMACallback, SparsityCallback
-from .checks import NonFiniteLossError, check_distribution, check_labels, classes_of
+from .callbacks import EMACallback, SamplerEpochCallback, SparsityCallback
+from .checkpoints import load_adapters, read_state, write_state
+from .checks import check_distribution, check_labels, classes_of, training_adapter
+from .evaluation import ForgettingEvaluation
+from .guard import FiniteCallback
 from .meter import LossMeter
 
-STATE_FILE = "forgetting_state.json"
 
-
-class GSLoraTrainer(Trainer):
+class GSLoraTrainer(ForgettingEvaluation, Trainer):
     """
     Makes a classifier forget some classes and keep the rest, by training one LoRA adapter with group sparsity.
 
@@ -85,65 +82,50 @@ class GSLoraTrainer(Trainer):
         data_collator: Any = None,
         **kwargs: Any,
     ):
-        args = args or GSLoraTrainingArguments(output_dir="forgetting")
-        self.label_column = label_column
-        if args.validation_fraction > 0 and eval_dataset is None:
-            retain_dataset, forget_dataset, eval_dataset = self._hold_out(retain_dataset, forget_dataset, args)
-        if args.eval_strategy != "no" and eval_dataset is None:
-            raise ValueError(
-                f"`eval_strategy`={str(args.eval_strategy)!r} needs something to evaluate on: give `eval_dataset` or hold a part "
-                "of the training data out with `validation_fraction` (never the test data)."
-            )
+        args = args if args is not None else GSLoraTrainingArguments(output_dir="forgetting")
+        _check_arguments(args, eval_dataset, kwargs)
         pairs = PairedDataset(retain_dataset, forget_dataset)
+        self.label_column = label_column
         self.forget_classes = classes_of(forget_dataset, label_column, "forget")
         self.retain_classes = classes_of(retain_dataset, label_column, "retain")
         self.old_classes = sorted(int(c) for c in old_classes)
         check_labels(model, self.forget_classes, self.retain_classes, self.old_classes)
+        self.adapter_name = training_adapter(model)
+        if args.validation_fraction > 0 and eval_dataset is None:
+            pairs, eval_dataset = self._hold_out(pairs, args)
 
-        adapters = trainable_adapters(model)
-        if len(adapters) != 1:
-            raise ValueError(
-                f"exactly one adapter must train, but {list(adapters) or 'none'} would. Wrap the model with "
-                'get_peft_model(model, GSLoraConfig(...)), or choose one with model.set_adapter("name").'
-            )
-        self.adapter_name = adapters[0]
         self.groups = LoraGroups(model, self.adapter_name)
         self.objective = ClassificationObjective(args.forget_weight, args.forget_bound)
-        self.accuracy_forget_before: float | None = None
-        self._meter = LossMeter()
-        if data_collator is None:
-            is_image = isinstance(processing_class, BaseImageProcessor)
-            data_collator = (
-                ImageCollator(processing_class, label_column=label_column) if is_image else default_data_collator
-            )
-        kwargs.setdefault("compute_metrics", self._scores)
+        self.meter = LossMeter()
         super().__init__(
             model=model,
             args=args,
             train_dataset=pairs,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator,
+            data_collator=data_collator or default_collator(processing_class, label_column),
             **kwargs,
         )
         # PeftModel hides the labels of the wrapped model from the Trainer's own search where the base is no transformers model.
         self.label_names = ["labels"]
+        # The model never computes the loss, so nobody has to count its labels (a host synchronisation a step).
+        self.model_accepts_loss_kwargs = False
         check_distribution(self)
-        if args.sparsity == "proximal":
-            self.add_callback(SparsityCallback(self.groups))
+        self.sparsity = SparsityCallback(self.groups)
         self.ema = EMACallback(self.groups) if args.ema_decay > 0 else None
-        if self.ema:
-            self.add_callback(self.ema)
-        self.add_callback(_FiniteCallback(self))
+        self._epochs = SamplerEpochCallback()
+        for callback in (self._epochs, self.sparsity, self.ema, FiniteCallback(self)):
+            if callback is not None:
+                self.add_callback(callback)
 
-    def _hold_out(self, retain: Any, forget: Any, args: GSLoraTrainingArguments) -> tuple[Any, Any, Any]:
+    def _hold_out(self, pairs: PairedDataset, args: GSLoraTrainingArguments) -> tuple[PairedDataset, Any]:
         from datasets import concatenate_datasets
 
-        parts = [
+        (retain, kept), (forget, gone) = (
             train_validation_split(dataset, self.label_column, args.validation_fraction, args.seed)
-            for dataset in (retain, forget)
-        ]
-        return parts[0][0], parts[1][0], concatenate_datasets([held_out for _, held_out in parts])
+            for dataset in (pairs.retain, pairs.forget)
+        )
+        return PairedDataset(retain, forget), concatenate_datasets([kept, gone])
 
     # Data
 
@@ -164,18 +146,23 @@ class GSLoraTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        self._sampler = PairedSampler(
+        sampler = PairedSampler(
             len(dataset.retain),
             len(dataset.forget),
             global_batch_size=self._train_batch_size * self.args.world_size,
             seed=seed,
             drop_last=self.args.dataloader_drop_last,
         )
-        return self._sampler
+        self._epochs.sampler = sampler
+        return sampler
 
     # Loss
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
+        if "labels" not in inputs:
+            raise ValueError(
+                f"a batch holds {sorted(inputs)} and no 'labels'. Let `data_collator` put the integer labels there."
+            )
         labels = inputs["labels"]
         # Without labels the model does not compute a loss of its own, over both halves, for nothing.
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
@@ -184,167 +171,120 @@ class GSLoraTrainer(Trainer):
             loss = nn.functional.cross_entropy(logits.float(), labels)
             return (loss, {"logits": logits}) if return_outputs else loss
         result = self.objective(logits, labels, global_mean=self._global_mean)
-        self._meter.add(result)
+        self.meter.add(result)
         loss = result.loss
         if self.args.sparsity == "penalty":
-            loss = loss + self._penalty_weight() * self.groups.penalty()
+            loss = loss + self.sparsity.weight_now(self.args, self.state) * self.groups.penalty()
+        if not loss.requires_grad:
+            # Every group is zero and frozen. Training stops after this step, which must still be able to go backward.
+            loss = loss.detach().requires_grad_()
         return (loss, outputs) if return_outputs else loss
 
     def _global_mean(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor, reduction="mean") if self.args.world_size > 1 else tensor
 
-    def _penalty_weight(self) -> float:
-        return SparsityCallback(self.groups).weight_now(self.args, self.state)
-
-    # Logs and scores
+    # Logs
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and (means := self._meter.means()) is not None:
-            logs.update(self._training_logs(means))
+        if "loss" in logs and (means := self.meter.means()) is not None:
+            logs.update(self._training_logs(self._global_mean(means)))
         super().log(logs, *args, **kwargs)
 
     def _training_logs(self, means: torch.Tensor) -> dict[str, float]:
         """Both losses, both accuracies, the sparsity term, active groups and every group's norm, in one host synchronisation."""
         norms = self.groups.norms()
-        values = torch.cat([means, norms]).tolist()
+        values = torch.cat([means, norms.to(means.device)]).tolist()
         names = list(LossMeter.NAMES) + [f"group_norm/{name}" for name in self.groups.names]
         norm_values = values[len(LossMeter.NAMES) :]
         return {
             **dict(zip(names, values, strict=True)),
-            "sparsity_term": self._penalty_weight() * sum(norm_values) if self.args.sparsity != "none" else 0.0,
+            "sparsity_term": self._sparsity_term(norm_values),
             "active_groups": float(sum(norm > 0 for norm in norm_values)),
         }
 
-    def _scores(self, prediction: Any) -> dict[str, float]:
-        scores = self._forgetting_scores(prediction, self.accuracy_forget_before)
-        return {name: value for name, value in scores.items() if value is not None}
-
-    def _forgetting_scores(self, prediction: Any, accuracy_forget_before: float | None) -> dict[str, Any]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        return continual_forgetting_scores(
-            np.asarray(logits).argmax(-1),
-            np.asarray(prediction.label_ids),
-            forget_classes=self.forget_classes,
-            retain_classes=self.retain_classes,
-            old_classes=self.old_classes,
-            accuracy_forget_before=accuracy_forget_before,
-        )
-
-    def score(self, dataset: Any, accuracy_forget_before: float | None = None) -> dict[str, Any]:
-        """Acc_r, Acc_f, Acc_o, Drop and H of the model as it is now, on any labelled data, without logging anything.
-
-        Args:
-            dataset (map-style dataset): labelled samples.
-            accuracy_forget_before (`float`, *optional*): Acc_f before the task, for Drop and H.
-
-        Returns:
-            `dict`: as [`continual_forgetting_scores`] gives it.
-        """
-        return self._forgetting_scores(self.predict(dataset, metric_key_prefix="score"), accuracy_forget_before)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        swap = self.ema is not None and self.is_in_train
-        if swap:
-            self.ema.swap_in()
-        try:
-            return super().evaluate(*args, **kwargs)
-        finally:
-            if swap:
-                self.ema.swap_out()
+    def _sparsity_term(self, norms: Sequence[float]) -> float:
+        """α · Σ ‖g‖, with the factor √n_g that the proximal step gives each group."""
+        if self.args.sparsity == "none":
+            return 0.0
+        scales = [size**0.5 if self.args.sparsity == "proximal" else 1.0 for size in self.groups.sizes]
+        weight = self.sparsity.weight_now(self.args, self.state)
+        return weight * sum(scale * norm for scale, norm in zip(scales, norms, strict=True))
 
     # Training, checkpoints, resume
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
-        if self.eval_dataset is not None and self.args.eval_strategy != "no" and not resume_from_checkpoint:
-            before = super().evaluate(metric_key_prefix="before")
-            self.accuracy_forget_before = before.get("before_acc_forget")
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self.meter = LossMeter()
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"there is no checkpoint in {self.args.output_dir!r} to resume from. Train without "
+                    "`resume_from_checkpoint`, or give the path of one."
+                )
+        if resume_from_checkpoint:
+            self.accuracy_forget_before.update(read_state(resume_from_checkpoint).get("accuracy_forget_before", {}))
+        if self.args.eval_strategy != "no" and not self.accuracy_forget_before:
+            self.measure_before()
+        self._forget_preparation()
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        finally:
+            # Also after an error: the model is an ordinary PEFT model again, and evaluation scores its weights.
+            self.groups.thaw()
+            self.is_in_train = False
+
+    def _forget_preparation(self) -> None:
+        """Undo what evaluation before training did to the model.
+
+        It marks the model as prepared, whereupon training would not wrap it in DDP: every process would train by itself.
+        """
+        if self.model_wrapped is self.model:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model.__dict__.pop("_is_accelerate_prepared", None)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         # A pickle: nothing reads it, and it must not be published by accident.
         pickled = os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
-        if os.path.exists(pickled):
+        if self.args.should_save and os.path.exists(pickled):
             os.remove(pickled)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # A run resumed from here freezes what is zero; so must the one that goes on.
+        if not self.sparsity.settled:
+            self.sparsity.settle(self.control)
         if self.args.should_save:
             folder = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-            os.makedirs(folder, exist_ok=True)
-            with open(os.path.join(folder, STATE_FILE), "w") as file:
-                json.dump({"accuracy_forget_before": self.accuracy_forget_before}, file)
+            write_state(folder, {"accuracy_forget_before": self.accuracy_forget_before})
             if self.ema:
                 self.ema.save(folder)
         super()._save_checkpoint(model, trial)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Checkpoints hold pickles and stay on this machine, whatever `hub_strategy` says."""
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._load_adapters(resume_from_checkpoint)
-        state = os.path.join(resume_from_checkpoint, STATE_FILE)
-        if os.path.isfile(state):
-            with open(state) as file:
-                self.accuracy_forget_before = json.load(file)["accuracy_forget_before"]
+        load_adapters(self.model, resume_from_checkpoint)
         if self.ema:
             self.ema.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        # A group that is zero now may have been alive in the best checkpoint.
         self.groups.thaw()
-        self._load_adapters(self.state.best_model_checkpoint)
-
-    def _load_adapters(self, folder: str) -> None:
-        """Load the weights of every adapter in place.
-
-        The Trainer's own way goes through `load_adapter`, which changes what is active and what trains as soon as an adapter
-        is not named "default" or two are active.
-        """
-        for name in self.model.peft_config:
-            # PEFT writes "default" to the folder itself, every other adapter to a folder of its name.
-            path = os.path.join(folder, "" if name == "default" else name, SAFETENSORS_WEIGHTS_NAME)
-            if not os.path.isfile(path):
-                raise ValueError(
-                    f"the checkpoint {folder!r} has no weights of the adapter {name!r}. Resume with a model that holds the "
-                    "same adapters as the one that was saved."
-                )
-            result = set_peft_model_state_dict(self.model, load_file(path), adapter_name=name)
-            if result.unexpected_keys:
-                raise ValueError(
-                    f"the checkpoint {folder!r} belongs to another architecture: it has {len(result.unexpected_keys)} unknown "
-                    f"weights, e.g. {result.unexpected_keys[0]!r}."
-                )
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-class _FiniteCallback(TrainerCallback):
-    """Stops before the optimizer's step where a loss or a gradient is not finite, so that the weights stay good."""
-
-    def __init__(self, trainer: GSLoraTrainer):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # After a resume the dataloader that skips the first batches does not pass the epoch on to the sampler.
-        steps_per_epoch = max(round(state.max_steps / args.num_train_epochs), 1) if args.max_steps <= 0 else None
-        epoch = state.global_step // steps_per_epoch if steps_per_epoch else int((state.epoch or 0.0) + 1e-6)
-        self.trainer._sampler.set_epoch(epoch)
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        finite = self.trainer._meter.finite()
-        gradients = [p.grad for p in self.trainer.groups.parameters if p.grad is not None]
-        # With a loss scaler (fp16) an infinite gradient is normal: the scaler skips the step and halves the scale.
-        scaled = self.trainer.accelerator.scaler is not None
-        flags = [finite] if finite is not None else []
-        if gradients and not scaled:
-            flags.append(torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()).reshape(1))
-        if not flags or torch.cat(flags).all():
-            return
-        retain, forget, *gradient = torch.cat(flags).tolist()
-        parts = [
-            name
-            for name, good in (("retain half's loss", retain), ("forget half's loss", forget), ("gradient", all(gradient)))
-            if not good
-        ]
-        folder = os.path.join(args.output_dir, "last-good")
-        self.trainer.groups.thaw()
-        self.trainer.save_model(folder, _internal_call=True)
-        raise NonFiniteLossError(
-            f"at step {state.global_step + 1} the {' and the '.join(parts)} is NaN or infinite. The adapter before that step is in "
-            f"{folder!r} and in the model. Lower `learning_rate` (now {args.learning_rate}) or `forget_weight` (now "
-            f"{args.forget_weight}), or look for broken samples in that half."
+def _check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> None:
+    if not isinstance(args, GSLoraTrainingArguments):
+        raise ValueError(f"`args` must be GSLoraTrainingArguments, got {type(args).__name__}.")
+    for name in ("train_dataset", "model_init", "compute_loss_func"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"GSLoraTrainer takes no `{name}`: it trains the given model's adapter on pairs of `retain_dataset` and "
+                "`forget_dataset`, with the loss described above."
+            )
+    if args.eval_strategy != "no" and eval_dataset is None and args.validation_fraction == 0:
+        raise ValueError(
+            f"`eval_strategy`={args.eval_strategy.value!r} needs something to evaluate on: give `eval_dataset` or hold a "
+            "part of the training data out with `validation_fraction` (never the test data)."
         )

@@ -4,11 +4,11 @@ from .registration import GS_LORA, add_peft_type, register
 
 add_peft_type(GS_LORA)  # before `config`, whose classes name the member
 
-from .blocks import NoFFNFoundError, find_attention_blocks, find_blocks_of, find_ffn_blocks  # noqa: E402
-from .config import GSLoraConfig  # noqa: E402
-from .export import export_lora  # noqa: E402
-from .groups import LoraGroups, trainable_adapters  # noqa: E402
-from .model import GSLoraModel  # noqa: E402
+from .blocks import NoFFNFoundError, find_attention_blocks, find_blocks_of, find_ffn_blocks
+from .config import GSLoraConfig
+from .export import export_lora
+from .groups import LoraGroups, trainable_adapters
+from .model import GSLoraModel
 
 register(GSLoraConfig, GSLoraModel)
 

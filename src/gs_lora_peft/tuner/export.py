@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ..storage import write_bytes_atomic
 from .config import check_plain_lora
 
 _PREFIX = "base_model.model."
@@ -23,7 +24,11 @@ _FACTORS = (".lora_A.weight", ".lora_B.weight")
 
 
 def export_lora(
-    model_or_folder: PeftModel | str | os.PathLike, out: str | os.PathLike, adapter_name: str | None = None
+    model_or_folder: PeftModel | str | os.PathLike,
+    out: str | os.PathLike,
+    adapter_name: str | None = None,
+    *,
+    base_model_name_or_path: str | None = None,
 ) -> Path:
     """
     Write an adapter as plain LoRA: `adapter_config.json` and `adapter_model.safetensors`, without what is zero.
@@ -38,13 +43,18 @@ def export_lora(
     of another module's name, so that PEFT's suffix matching would hit both, it is a regular expression; a folder does
     not say what else the model holds, so that this is seen for a live model only.
 
-    `torch.nn.TransformerEncoder` ignores stock PEFT's LoRA in eval mode. Merge the adapter there, or call
-    `torch.backends.mha.set_fastpath_enabled(False)`.
+    Limits of the loaders: `torch.nn.TransformerEncoder` ignores stock PEFT's LoRA in eval mode (merge the adapter
+    there, or call `torch.backends.mha.set_fastpath_enabled(False)`). transformers' `load_adapter` rounds the matrices
+    to the dtype of the base model, where PEFT keeps them in float32. On detectors with tied heads (Deformable DETR,
+    DAB-DETR, RT-DETRv2, D-FINE) stock PEFT raises `NotImplementedError` unless `config.tie_word_embeddings` is `False`
+    while it loads.
 
     Args:
         model_or_folder (`PeftModel`, `str` or `os.PathLike`): a live model, or a folder that `save_pretrained` wrote.
         out (`str` or `os.PathLike`): folder to write to; made if missing. Both files are replaced atomically.
         adapter_name (`str`, *optional*): which adapter of a live model. By default the active one, if only one is.
+        base_model_name_or_path (`str`, *optional*): what the configuration calls the base model. By default the name
+            it was loaded by, which for a local folder is a path on this machine.
 
     Returns:
         `pathlib.Path`: `out`.
@@ -65,11 +75,13 @@ def export_lora(
     known_paths = _module_paths(tensors)
     if isinstance(model_or_folder, PeftModel):
         known_paths |= {path for path, _ in _inner(model_or_folder).named_modules()}
+    if base_model_name_or_path is not None:
+        config = {**config, "base_model_name_or_path": base_model_name_or_path}
     plain = _plain_config(config, sorted(_module_paths(kept)), known_paths)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    _replace(out / SAFETENSORS_WEIGHTS_NAME, save(kept, metadata={"format": "pt"}))
-    _replace(out / CONFIG_NAME, (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
+    write_bytes_atomic(out / SAFETENSORS_WEIGHTS_NAME, save(kept, metadata={"format": "pt"}))
+    write_bytes_atomic(out / CONFIG_NAME, (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
     return out
 
 
@@ -121,7 +133,8 @@ def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, A
     if values.get("auto_mapping") is None and config.task_type is None:
         # What PEFT's own save_pretrained writes; AutoPeftModel needs it to find the base model's class.
         values["auto_mapping"] = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
-    return values, get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(base, adapter_name=adapter_name, save_embedding_layers=False)
+    return values, {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}
 
 
 def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -188,7 +201,7 @@ def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str
     ambiguous = any(other.endswith(suffixes) for other in known_paths - set(paths))
     plain = {
         "peft_type": "LORA",
-        "base_model_name_or_path": config.get("base_model_name_or_path"),
+        "base_model_name_or_path": config.get("base_model_name_or_path") or None,
         "revision": config.get("revision"),
         "task_type": config.get("task_type"),
         "auto_mapping": config.get("auto_mapping"),
@@ -219,16 +232,3 @@ def _used_patterns(patterns: dict[str, Any], paths: list[str]) -> dict[str, Any]
     if all(get_pattern_key(list(kept), path) == key for path, key in key_of.items()):
         return kept
     return {f"^{re.escape(path)}": patterns[key] for path, key in key_of.items() if key in patterns}
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -27,8 +27,7 @@ class LoraGroups:
     Python values: `zero_groups`, `zero_group_ratio`, `freeze_zero_groups`.
 
     Groups are derived from the modules, so that any model with LoRA layers will do: a `PeftModel`, a tuner, or a model
-    that `inject_adapter_in_model` or transformers' `add_adapter` has changed. Make them once the weights are in place:
-    loading with `low_cpu_mem_usage` puts new matrices where the old ones were.
+    that `inject_adapter_in_model` or transformers' `add_adapter` has changed.
 
     Args:
         model (`torch.nn.Module`): a model that holds the adapter.
@@ -65,7 +64,7 @@ class LoraGroups:
             raise ValueError(f"`group_by` must be 'block', 'module' or 'matrix', got {group_by!r}.")
 
         self.adapter_name = adapter_name
-        self.parameters: list[nn.Parameter] = []
+        self._factors: list[Any] = []
         self.group_of: list[int] = []
         self._layers = layers
         self._groups_of_layer: dict[str, set[int]] = {}
@@ -76,7 +75,7 @@ class LoraGroups:
             for kind in ("lora_A", "lora_B"):
                 group = {"block": blocks.get(path, path), "module": path, "matrix": f"{path}.{kind}"}[group_by]
                 index = index_of.setdefault(group, len(index_of))
-                self.parameters.append(getattr(layer, kind)[adapter_name].weight)
+                self._factors.append(getattr(layer, kind)[adapter_name])
                 self.group_of.append(index)
                 self._groups_of_layer[path].add(index)
         self.names: list[str] = list(index_of)
@@ -93,26 +92,32 @@ class LoraGroups:
         self._device: torch.device | None = None
         self._dropped: Tensor
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        # Asked for anew: loading with `low_cpu_mem_usage` puts new parameters where the old ones were.
+        return [factor.weight for factor in self._factors]
+
     def __len__(self) -> int:
         return len(self.names)
 
     def _prepare(self) -> None:
         """Index tensors on the device the matrices are on now (the model may have been moved since)."""
-        device = self.parameters[0].device
+        parameters = self.parameters
+        device = parameters[0].device
         if self._device == device:
             return
-        dropped = self._dropped.to(device) if self._device is not None else torch.zeros(len(self), dtype=torch.bool)
+        known = self._device is not None and self._device.type != "meta"
+        self._dropped = (self._dropped if known else torch.zeros(len(self), dtype=torch.bool)).to(device)
         self._device = device
-        self._dropped = dropped.to(device)
         self._index = torch.tensor(self.group_of, device=device)
         self._partners = torch.tensor(self._partner_of, device=device)
         # Row g lists the matrices of group g, filled up with the index of an extra zero. Gathered and summed along the
         # row, a group's norm does not depend on the order in which an accelerator's threads happen to finish.
-        longest, extra = max(map(len, self._members)), len(self.parameters)
+        longest, extra = max(map(len, self._members)), len(parameters)
         rows = [row + [extra] * (longest - len(row)) for row in self._members]
         self._rows = torch.tensor(rows, device=device)
         self._sqrt_sizes = torch.tensor(self.sizes, dtype=torch.float32, device=device).sqrt()
-        self._several_devices = any(p.device != device for p in self.parameters)
+        self._several_devices = any(p.device != device for p in parameters)
 
     @torch.no_grad()
     def norms(self) -> Tensor:
@@ -124,7 +129,10 @@ class LoraGroups:
         """
         self._prepare()
         data = [p.detach() for p in self.parameters]
-        matrix_norms: list[Tensor] = list(torch._foreach_norm(data, 2, dtype=torch.float32))
+        if any(p.dtype == torch.float64 for p in data):  # which the kernel does not narrow
+            matrix_norms = [norm.float() for norm in torch._foreach_norm(data, 2)]
+        else:
+            matrix_norms = list(torch._foreach_norm(data, 2, dtype=torch.float32))
         if self._several_devices:
             matrix_norms = [norm.to(self._device, non_blocking=True) for norm in matrix_norms]
         squares = nn.functional.pad(torch.stack(matrix_norms).square_(), (0, 1))
@@ -227,8 +235,9 @@ class LoraGroups:
         Zero stays zero until somebody trains on; what changes is that the model is an ordinary PEFT model again, e.g.
         for loading other weights into the adapter.
         """
+        parameters = self.parameters
         for position, requires_grad in self._thawed_flags.items():
-            self.parameters[position].requires_grad_(requires_grad)
+            parameters[position].requires_grad_(requires_grad)
         for path, (before, skipping) in self._skipping.items():
             now = self._layers[path].active_adapters
             # Another list than ours: somebody has chosen adapters since. A shorter one: an adapter was deleted.

@@ -73,6 +73,11 @@ class GSLoraModel(LoraModel):
         flags_while_disabled = self._flags_while_disabled
         with self._kept_flags(others):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if not self._paths_of(adapter_name):  # PEFT 0.20 says nothing about a second adapter
+            raise ValueError(
+                f"target_modules={config.target_modules!r} not found in the base model: no module is adapted. Check "
+                "it against the names in `model.named_modules()`."
+            )
         self._flags_while_disabled = flags_while_disabled
         self._leave_encoder_fast_path(model)
 

@@ -1,0 +1,106 @@
+"""What every task of a run is trained with, and how the ledger records it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from ..data import ForgettingSplit, split_dataset
+from ..training import GSLoraTrainer, GSLoraTrainingArguments
+from ..tuner import GSLoraConfig
+from .plain import plain_json
+
+# What decides the weights that come out. Paths, logging and other matters of the machine stay out of the record.
+_OF_TRANSFORMERS = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "dataloader_drop_last", "load_best_model_at_end", "seed", "data_seed", "bf16",
+    "fp16",
+)  # fmt: skip
+_OF_ADAPTER = (
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "target_modules", "exclude_modules",
+    "block_pattern", "exclude_blocks", "group_by", "rank_pattern", "alpha_pattern",
+)  # fmt: skip
+
+
+@dataclass
+class Recipe:
+    """What every task of a run is trained with. It may be changed between two requests.
+
+    Args:
+        config ([`GSLoraConfig`]): The adapter; each task gets a copy.
+        args ([`GSLoraTrainingArguments`]): The training; each task gets a copy.
+        label_column (`str`): Column of the labels.
+        processing_class (*optional*): The model's image processor.
+        data_collator (`Callable`): Collates rows into a batch with `labels`.
+        replay_ratio (`float`), shots (`int`, *optional*): As in [`split_dataset`].
+        callbacks (`Sequence[TrainerCallback]`): Handed to every trainer; those that keep a state start anew.
+    """
+
+    config: GSLoraConfig
+    args: GSLoraTrainingArguments
+    label_column: str
+    processing_class: Any
+    data_collator: Callable
+    replay_ratio: float = 1.0
+    shots: int | None = None
+    callbacks: Sequence[TrainerCallback] = ()
+
+    def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
+        """The parts of the training data for one task."""
+        return split_dataset(
+            dataset,
+            forget=classes,
+            old=old,
+            label_column=self.label_column,
+            replay_ratio=self.replay_ratio,
+            shots=self.shots,
+        )
+
+    def trainer(self, model: PeftModel, split: ForgettingSplit, output_dir: Path) -> GSLoraTrainer:
+        """A trainer for one task. Nothing is pushed to the Hub: checkpoints of a request are nobody's business."""
+        args = copy.copy(self.args)
+        args.output_dir, args.push_to_hub = str(output_dir), False
+        return GSLoraTrainer(
+            model,
+            args,
+            forget_dataset=split.forget,
+            retain_dataset=split.retain,
+            old_classes=split.old_classes,
+            label_column=self.label_column,
+            processing_class=self.processing_class,
+            data_collator=self.data_collator,
+            callbacks=[_started_anew(callback) for callback in self.callbacks],
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe as plain JSON types: `config`, `training` and `data`."""
+        inherited = {field.name for field in fields(TrainingArguments)}
+        own = [field.name for field in fields(GSLoraTrainingArguments) if field.name not in inherited]
+        training = {name: getattr(self.args, name) for name in (*own, *_OF_TRANSFORMERS)}
+        data = {"replay_ratio": self.replay_ratio, "shots": self.shots}
+        values = {
+            "config": adapter_settings(self.config),
+            "training": {**training, "num_processes": self.args.world_size},
+            "data": data,
+        }
+        return plain_json(values, "settings")
+
+
+def adapter_settings(config: GSLoraConfig) -> dict[str, Any]:
+    """The settings of a configuration that decide the adapter, as plain JSON types."""
+    values = {name: getattr(config, name) for name in _OF_ADAPTER}
+    values = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+    return plain_json(values, "config")
+
+
+def _started_anew(callback: TrainerCallback) -> TrainerCallback:
+    return type(callback)(**callback.state()["args"]) if isinstance(callback, ExportableState) else callback

@@ -1,0 +1,63 @@
+"""Which data a run trains on and is scored on, and whether both fit the model's head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from ..data.classes import read_labels
+
+
+def train_and_test(dataset: Dataset | DatasetDict, eval_dataset: Dataset | None) -> tuple[Dataset, Dataset, str]:
+    """The data to train on, the data to score on, and what the latter is.
+
+    Raises:
+        ValueError: A `DatasetDict` has no split `train`.
+    """
+    if not isinstance(dataset, DatasetDict):
+        train, splits = dataset, {}
+    elif "train" in dataset:
+        train, splits = dataset["train"], dict(dataset)
+    else:
+        raise ValueError(f"the data set has no split 'train', it has {list(dataset)}. Rename one, or give a Dataset.")
+    if eval_dataset is not None:
+        return train, eval_dataset, "eval_dataset"
+    for name in ("test", "validation"):
+        if name in splits:
+            return train, splits[name], name
+    return train, train, "train"
+
+
+def checked_label_names(train: Dataset, test: Dataset, label_column: str, model: Any) -> list[str] | None:
+    """The names of the classes, by id, or `None` where labels have ids alone.
+
+    Raises:
+        ValueError: There is no such column, labels lie outside the model's head, or both data sets number their
+            classes differently.
+    """
+    count = getattr(getattr(model, "config", None), "num_labels", None)
+    all_names = []
+    for title, dataset in (("training", train), ("evaluation", test)):
+        try:
+            labels, names = read_labels(dataset, label_column)
+        except ValueError as error:
+            raise type(error)(f"{title} data: {error}") from None
+        if not len(labels):
+            raise ValueError(
+                f"{title} data: there are no rows; expected labelled samples. Give a split that has some."
+            )
+        if count is not None and (labels.max() >= count or (names is not None and len(names) != count)):
+            classes = f"{len(names)} classes" if names is not None else f"labels up to {labels.max()}"
+            raise ValueError(
+                f"{title} data: {label_column!r} has {classes}, but the model's head has {count}. Use the model that "
+                "was trained on these labels, or map them with `dataset.align_labels_with_mapping`."
+            )
+        all_names.append(names)
+    of_train, of_test = all_names
+    if of_train is not None and of_test is not None and of_train != of_test:
+        raise ValueError(
+            f"training and evaluation data name the classes of {label_column!r} differently, so that the same id "
+            "would mean another class. Cast both to the same ClassLabel."
+        )
+    return of_train or of_test

@@ -1,0 +1,191 @@
+"""The working folder of a request that is being carried out, from which a run that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..storage import parse_json, read_limited, write_json_atomic
+from .plain import LedgerError
+from .request import utc_now
+
+WORK_FOLDER = "work"
+REQUEST_FILE = "request.json"
+FAILED_FILE = "failed.json"
+MAX_REQUEST_BYTES = 2**24
+_MEND = "or call discard_unfinished() to give it up."
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a request starts.
+
+    Args:
+        request (`dict`): The request; one that was begun before keeps the time at which it was asked first.
+        started_at (`str`): When the training began: ISO 8601 in UTC.
+        checkpoint (`str`, *optional*): The checkpoint to go on from; `None`: from the beginning.
+    """
+
+    request: dict[str, Any]
+    started_at: str
+    checkpoint: str | None = None
+
+
+class WorkFolder:
+    """The working folder of one request: `request.json` says what was asked for, the rest is the trainer's.
+
+    `request.json` is there from the moment training begins until the task is in the ledger. So whoever finds it knows
+    that a run was killed, and what it was at. When training breaks down with an error, its caller is told, and the
+    file becomes `failed.json`: the same request with the same settings still goes on from its last checkpoint, but
+    nobody is held to it.
+
+    Args:
+        path (`Path`): The folder; its name is the task's.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def find_start(self, plan: dict[str, Any]) -> Start:
+        """Decides where a request starts; only reads.
+
+        Args:
+            plan (`dict`): The request (`request`, `classes`), and everything else that a checkpoint depends on.
+
+        Raises:
+            LedgerError: Another request is unfinished, or this one was begun with other settings and has checkpoints.
+        """
+        unfinished, failed = self._read(REQUEST_FILE), self._read(FAILED_FILE)
+        found = unfinished or failed
+        anew = Start(plan["request"], utc_now())
+        if found is None:
+            return anew
+        if sorted(found["classes"]) != sorted(plan["classes"]):
+            if unfinished is None:
+                return anew
+            raise LedgerError(
+                f"an unfinished request for {found['request']['classes']!r} lies in '{self.path}', but "
+                f"{plan['request']['classes']!r} was asked for. Ask for the unfinished one first, {_MEND}"
+            )
+        different = _differences(found, plan)
+        if different and unfinished is not None and any(self._checkpoints()):
+            raise LedgerError(
+                f"the unfinished request in '{self.path}' was begun with other settings: {'; '.join(different)}. Give "
+                f"the same ones to go on with it, {_MEND}"
+            )
+        processes = plan["settings"]["training"]["num_processes"]
+        whole = (folder for folder in self._checkpoints() if not different and _is_whole(folder, processes))
+        checkpoint = next(whole, None)
+        request = {**plan["request"], "requested_at": found["request"]["requested_at"]}
+        if checkpoint is None:
+            return replace(anew, request=request)
+        return Start(request, found["started_at"], str(checkpoint))
+
+    def begin(self, plan: dict[str, Any], start: Start) -> None:
+        """Writes down what is begun and removes what is not gone on from.
+
+        Raises:
+            OSError: The write failed (disk full, no permission, ...).
+        """
+        remove_others(self.path)
+        if start.checkpoint is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._checkpoints():
+            if _step(folder) > _step(Path(start.checkpoint or folder)):
+                shutil.rmtree(folder, ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self.path / REQUEST_FILE, {**plan, "request": start.request, "started_at": start.started_at})
+        (self.path / FAILED_FILE).unlink(missing_ok=True)
+
+    def fail(self) -> None:
+        """Notes that the caller was told of an error."""
+        with suppress(OSError):
+            os.replace(self.path / REQUEST_FILE, self.path / FAILED_FILE)
+
+    def finish(self, logs: Path) -> None:
+        """Removes the folder of a task that is in the ledger; logs that were written to it go to `logs`."""
+        with suppress(OSError):
+            if (self.path / "runs").is_dir():
+                logs.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.path / "runs", logs)
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.remove_if_empty()
+
+    def remove_if_empty(self) -> None:
+        """Removes the folder, and the one above it, if there is nothing in them."""
+        with suppress(OSError):
+            self.path.rmdir()
+        with suppress(OSError):
+            self.path.parent.rmdir()
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            found = parse_json(read_limited(self.path / name, MAX_REQUEST_BYTES))
+            (
+                found["request"]["classes"],
+                found["request"]["requested_at"],
+                found["started_at"],
+                sorted(found["classes"]),
+            )
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise LedgerError(
+                f"'{self.path / name}' is damaged ({error}), so that it is not known what is unfinished. Restore it, "
+                f"{_MEND}"
+            ) from None
+        return found
+
+    def _checkpoints(self) -> list[Path]:
+        """The trainer's checkpoints, the newest first."""
+        return sorted((path for path in self.path.glob("checkpoint-*") if _step(path) >= 0), key=_step, reverse=True)
+
+
+def remove_others(path: Path) -> None:
+    """Removes the working folders beside `path`: their tasks are done, or it would be their turn."""
+    for other in path.parent.glob("*"):
+        if other != path:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() else -1
+
+
+def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+    """Where two plans differ, apart from the request, of which only the classes count."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = dict.fromkeys([*wanted, *found])
+        skipped = () if name else ("request", "started_at", "classes")
+        return [
+            text
+            for key in keys
+            if key not in skipped
+            for text in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if found == wanted else [f"{name.rsplit('.', 1)[-1]} was {found!r} and is {wanted!r}"]
+
+
+def _is_whole(checkpoint: Path, processes: int) -> bool:
+    """Whether nothing of a checkpoint is missing or cut off, so that training goes on from it bit for bit."""
+    names = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    archives = {checkpoint / name for name in ("optimizer.pt", "scheduler.pt", *names)} | {*checkpoint.glob("*.pt")}
+    try:
+        # The trainer writes this file last; the others are looked at because a system that crashed may lose any.
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+        weights = list(checkpoint.rglob("*.safetensors"))
+        for path in weights:
+            with safe_open(path, framework="numpy"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return bool(weights) and all(zipfile.is_zipfile(path) for path in archives)

@@ -1,0 +1,232 @@
+"""Pairs: their order over epochs and processes, how they are read, and how they become a batch."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import BatchSampler, DataLoader
+from transformers import ViTImageProcessor
+
+from gs_lora_peft.data import ImageCollator, PairedCollator, PairedDataset, PairedSampler
+from gs_lora_peft.data.pairing import TensorCollator, default_collator
+
+SIZES = {
+    "num_retain": st.integers(1, 40),
+    "num_forget": st.integers(1, 25),
+    "global_batch_size": st.integers(1, 12),
+    "seed": st.integers(0, 2**31),
+}
+
+
+def epoch_of(sampler: PairedSampler, epoch: int) -> list[tuple[int, int]]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@settings(deadline=None)
+@given(**SIZES, epoch=st.integers(0, 50))
+def test_order_is_a_pure_function_of_seed_and_epoch(epoch, **sizes):
+    """Resume rests on it: a fresh sampler, asked for one epoch only, gives what a used one gives."""
+    used = PairedSampler(**sizes)
+    epoch_of(used, 3)
+    torch.manual_seed(epoch)  # the global generator must not matter
+    assert epoch_of(used, epoch) == epoch_of(PairedSampler(**sizes), epoch)
+
+
+@settings(deadline=None)
+@given(**SIZES, epoch=st.integers(0, 5))
+def test_an_epoch_shows_every_sample_to_keep_once_then_fills_its_last_batch(epoch, **sizes):
+    """Nothing is left out, and every batch is full, so that all processes get as much."""
+    sampler = PairedSampler(**sizes)
+    retain = [pair[0] for pair in epoch_of(sampler, epoch)]
+    size, batch = sizes["num_retain"], sizes["global_batch_size"]
+    assert sorted(retain[:size]) == list(range(size))
+    assert len(retain) == len(sampler) == -(-size // batch) * batch
+    assert retain[size:] == (retain * batch)[: len(retain) - size]
+
+
+@settings(deadline=None)
+@given(**SIZES, epochs=st.integers(1, 6))
+def test_forget_samples_are_seen_equally_often_over_epochs(epochs, **sizes):
+    """The forget set cycles on across epochs: at any moment counts differ by one at most."""
+    sampler = PairedSampler(**sizes)
+    seen = [pair[1] for epoch in range(epochs) for pair in epoch_of(sampler, epoch)]
+    for stop in {len(seen), len(seen) // 2, len(seen) // 3}:
+        counts = Counter(seen[:stop])
+        values = [counts[i] for i in range(sizes["num_forget"])]
+        assert max(values) - min(values) <= 1
+    size = sizes["num_forget"]
+    for start in range(0, len(seen) - size + 1, size):
+        assert sorted(seen[start : start + size]) == list(range(size))
+
+
+@settings(deadline=None)
+@given(
+    num_retain=st.integers(1, 40),
+    num_forget=st.integers(1, 25),
+    processes=st.integers(1, 4),
+    per_process=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_any_number_of_processes_sees_the_same_global_batches(num_retain, num_forget, processes, per_process, seed):
+    """What one process does with a batch of n·b, n processes do with batches of b."""
+    sampler = PairedSampler(num_retain, num_forget, processes * per_process, seed)
+    whole = list(BatchSampler(sampler, processes * per_process, drop_last=False))
+    shards = [
+        list(BatchSamplerShard(BatchSampler(sampler, per_process, drop_last=False), processes, rank))
+        for rank in range(processes)
+    ]
+    assert [sum(parts, []) for parts in zip(*shards, strict=True)] == whole
+
+
+def test_seeds_epochs_and_sets_have_orders_of_their_own():
+    """Neighbouring seeds and epochs must not repeat each other, nor the two sets go in step."""
+    orders = {
+        tuple(pair[half] for pair in epoch_of(PairedSampler(30, 30, 1, seed), epoch))
+        for seed in range(4)
+        for epoch in range(4)
+        for half in (0, 1)
+    }
+    assert len(orders) == 32
+
+
+def test_drop_last_cuts_the_incomplete_batch_off():
+    """`dataloader_drop_last` shortens an epoch instead of repeating samples."""
+    sampler = PairedSampler(10, 3, global_batch_size=4, drop_last=True)
+    assert len(sampler) == 8
+    assert len({pair[0] for pair in sampler}) == 8
+    with pytest.raises(ValueError, match="leaves no batch"):
+        PairedSampler(3, 3, global_batch_size=4, drop_last=True)
+
+
+@pytest.mark.parametrize("name", ["num_retain", "num_forget", "global_batch_size"])
+def test_sizes_below_one_are_refused(name):
+    """An empty set would make an endless or an empty loop."""
+    sizes = {"num_retain": 2, "num_forget": 2, "global_batch_size": 2, name: 0}
+    with pytest.raises(ValueError, match=name):
+        PairedSampler(**sizes)
+
+
+def columns(offset: int, rows: int) -> Dataset:
+    return Dataset.from_dict({"x": [[offset + i, 0.5] for i in range(rows)], "label": list(range(rows))})
+
+
+class Listed(torch.utils.data.Dataset):
+    """A map-style data set that knows nothing of batches."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+@pytest.mark.parametrize("form", ["arrow", "torch format", "transform", "list"])
+def test_reading_a_batch_is_reading_its_rows(form):
+    """The fast path for `datasets` gives what one row after another gives, with formats and transforms."""
+    retain, forget = columns(0, 7), columns(100, 3)
+    if form == "torch format":
+        retain, forget = retain.with_format("torch"), forget.with_format("torch")
+    elif form == "transform":
+        retain = retain.with_transform(lambda rows: {"x": [[2 * v for v in x] for x in rows["x"]]})
+    elif form == "list":
+        retain, forget = Listed([retain[i] for i in range(7)]), Listed([forget[i] for i in range(3)])
+    paired = PairedDataset(retain, forget)
+    pairs = [(5, 0), (2, 2), (5, 1)]
+    batch = paired.__getitems__(pairs)
+    assert len(paired) == 7
+    for (kept, gone), pair in zip(batch, pairs, strict=True):
+        for row, expected in zip((kept, gone), paired[pair], strict=True):
+            assert row.keys() == expected.keys()
+            for name in row:
+                np.testing.assert_array_equal(row[name], expected[name])
+
+
+def test_a_loader_reads_whole_batches_at_once():
+    """The loader's fetcher must take the batched path; one by one `datasets` is several times slower."""
+    calls = []
+
+    class Watched(PairedDataset):
+        def __getitem__(self, pair):
+            calls.append(pair)
+            return super().__getitem__(pair)
+
+    paired = Watched(columns(0, 6).with_format("torch"), columns(100, 4).with_format("torch"))
+    sampler = PairedSampler(6, 4, 3)
+    loader = DataLoader(paired, batch_size=3, sampler=sampler, collate_fn=PairedCollator(TensorCollator()))
+    batches = list(loader)
+    assert not calls
+    assert [len(batch["labels"]) for batch in batches] == [6, 6]
+    for batch in batches:
+        assert (batch["x"][:3, 0] < 100).all()
+        assert (batch["x"][3:, 0] >= 100).all()
+
+
+@pytest.mark.parametrize("bad", [None, iter([1]), {"label": 3}.values()])
+@pytest.mark.parametrize("which", ["retain", "forget"])
+def test_sets_without_length_or_rows_are_refused(bad, which):
+    """A stream has no epoch; the message says which set and what to do."""
+    sets = {"retain": columns(0, 2), "forget": columns(0, 2), which: bad}
+    with pytest.raises(ValueError, match=f"the {which} set must be a map-style dataset"):
+        PairedDataset(**sets)
+
+
+@pytest.mark.parametrize("which", ["retain", "forget"])
+def test_empty_sets_are_refused(which):
+    """Without samples on one side there is no pair."""
+    sets = {"retain": columns(0, 2), "forget": columns(0, 2), which: columns(0, 0)}
+    with pytest.raises(ValueError, match=f"the {which} set is empty"):
+        PairedDataset(**sets)
+
+
+def picture(mode: str, size=(20, 30)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK"])
+def test_images_of_every_mode_become_three_channels(mode):
+    """Real collections mix grey, palette and transparent pictures; a ViT takes three channels."""
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    rows = [{"image": picture(mode), "label": 3}, {"image": picture("RGB", (8, 12)), "label": 1}]
+    batch = ImageCollator(processor)(rows)
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+    assert batch["pixel_values"].dtype == torch.float32
+    assert batch["labels"].tolist() == [3, 1]
+    alone = processor(images=[rows[0]["image"].convert("RGB")], return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(batch["pixel_values"][0], alone)
+
+
+def test_arrays_and_named_columns_work_too():
+    """Images may be arrays, and columns may have other names."""
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    rows = [{"photo": np.zeros((10, 10, 3), dtype=np.uint8), "person": np.int64(2)}]
+    batch = ImageCollator(processor, image_column="photo", label_column="person")(rows)
+    assert batch["pixel_values"].shape == (1, 3, 8, 8)
+    assert batch["labels"].dtype == torch.int64
+
+
+def test_rows_without_the_image_column_are_named():
+    """The message lists what the row has instead."""
+    collate = ImageCollator(ViTImageProcessor())
+    with pytest.raises(ValueError, match=r"holds \['label', 'photo'\] and no 'image'"):
+        collate([{"photo": picture("RGB"), "label": 0}])
+
+
+def test_default_collator_follows_the_processor_and_the_label_column():
+    """Without a collator of one's own, images go through the processor and labels arrive as `labels`."""
+    assert isinstance(default_collator(ViTImageProcessor()), ImageCollator)
+    assert default_collator(ViTImageProcessor(), "person").label_column == "person"
+    for column in ("label", "labels", "person"):
+        batch = default_collator(None, column)([{"x": torch.ones(2), column: 4}, {"x": torch.ones(2), column: 5}])
+        assert batch["labels"].tolist() == [4, 5]
+        assert batch["x"].shape == (2, 2)

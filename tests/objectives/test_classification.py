@@ -1,0 +1,128 @@
+"""The loss of a joint batch: its value, its gradient, and when the bound closes."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gs_lora_peft.objectives import ClassificationObjective
+from gs_lora_peft.objectives.classification import auto_forget_bound, bounded_forget_loss
+
+
+def batch(seed: int, half: int, classes: int, spread: float = 1.0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(2 * half, 5, generator=generator)
+    labels = torch.randint(classes, (2 * half,), generator=generator)
+    weight = spread * torch.randn(classes, 5, generator=generator)
+    return inputs, labels, weight
+
+
+def slow_reference(inputs, labels, weight, forget_weight: float, bound: float):
+    """The paper's formula in float64: two forwards, log-probabilities written out, sample by sample."""
+    weight = weight.double().requires_grad_()
+    half = len(labels) // 2
+
+    def mean_cross_entropy(part, targets):
+        logits = part.double() @ weight.T
+        losses = [torch.logsumexp(row, 0) - row[target] for row, target in zip(logits, targets, strict=True)]
+        return sum(losses) / len(losses)
+
+    retain = mean_cross_entropy(inputs[:half], labels[:half])
+    forget = mean_cross_entropy(inputs[half:], labels[half:])
+    loss = retain + forget_weight * torch.relu(bound - forget)
+    loss.backward()
+    return loss.item(), retain.item(), forget.item(), weight.grad
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    half=st.integers(1, 9),
+    classes=st.integers(2, 7),
+    forget_weight=st.floats(0, 3),
+    bound=st.floats(0.1, 6),
+    spread=st.sampled_from([0.1, 1.0, 4.0]),
+)
+def test_value_and_gradient_agree_with_two_forwards_in_float64(seed, half, classes, forget_weight, bound, spread):
+    """One joint forward is the loss of the paper, value and gradient, on both sides of the bound."""
+    inputs, labels, weight = batch(seed, half, classes, spread)
+    loss, retain, forget, gradient = slow_reference(inputs, labels, weight, forget_weight, bound)
+    if abs(forget - bound) < 1e-4:  # at the kink float32 may fall on the other side
+        return
+    fast = weight.clone().requires_grad_()
+    output = ClassificationObjective(forget_weight, bound)(inputs @ fast.T, labels)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(loss, rel=2e-5, abs=2e-5)
+    assert output.retain_loss.item() == pytest.approx(retain, rel=2e-5, abs=2e-5)
+    assert output.forget_loss.item() == pytest.approx(forget, rel=2e-5, abs=2e-5)
+    torch.testing.assert_close(fast.grad.double(), gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_reported_carries_no_gradient_and_is_unbounded():
+    """Logs must not keep the graph alive, and the forget loss is logged as it is, not as the hinge sees it."""
+    inputs, labels, weight = batch(0, 4, 3, spread=10.0)
+    output = ClassificationObjective(1.0, 0.01)(inputs @ weight.requires_grad_().T, labels)
+    reported = [output.retain_loss, output.forget_loss, output.retain_accuracy, output.forget_accuracy]
+    assert not any(tensor.requires_grad for tensor in reported)
+    assert output.forget_loss > 0.01
+    hits = ((inputs @ weight.T).argmax(-1) == labels).float()
+    assert output.retain_accuracy == hits[:4].mean()
+    assert output.forget_accuracy == hits[4:].mean()
+
+
+def test_closed_hinge_leaves_no_gradient_on_the_forget_half():
+    """Once forgotten enough, forgetting must not push on."""
+    logits = torch.zeros(8, 4)
+    logits[4:, 0] = -50.0
+    logits.requires_grad_()
+    labels = torch.tensor([1, 2, 3, 1, 0, 0, 0, 0])
+    ClassificationObjective(1.0, 2.0)(logits, labels).loss.backward()
+    assert torch.equal(logits.grad[4:], torch.zeros(4, 4))
+    assert logits.grad[:4].abs().sum() > 0
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_auto_bound_is_two_ln_c_of_the_heads_size(classes):
+    """The default bound follows the head: 2 ln C, twice the loss of a head that knows nothing."""
+    assert auto_forget_bound(classes) == pytest.approx(2 * math.log(classes))
+    logits, labels = torch.zeros(2, classes), torch.tensor([0, 1])
+    output = ClassificationObjective(1.0, "auto")(logits, labels)
+    assert output.loss.item() == pytest.approx(math.log(classes) + (2 * math.log(classes) - math.log(classes)))
+
+
+def test_auto_bound_refuses_a_head_of_one_class():
+    """2 ln 1 = 0 would switch forgetting off without a word."""
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        auto_forget_bound(1)
+
+
+def test_hinge_opens_by_the_mean_over_all_processes():
+    """With processes at 1 and 5 and a bound of 3.5 the joint batch is still open, also where the local mean is beyond."""
+    for local, mean, expected in [(5.0, 3.0, 3.5 - 5.0), (1.0, 3.0, 3.5 - 1.0), (1.0, 4.0, 0.0), (5.0, 4.0, 0.0)]:
+        value = bounded_forget_loss(torch.tensor(local), 3.5, torch.tensor(mean))
+        assert value.item() == expected
+
+
+def test_bf16_logits_are_compared_in_float32():
+    """8 bits of mantissa are too few for a loss near its bound: 2.302 and 2.31 would be the same number."""
+    logits = torch.zeros(2, 10, dtype=torch.bfloat16)
+    output = ClassificationObjective(1.0, 2.31)(logits, torch.tensor([0, 1]))
+    assert output.loss.dtype == torch.float32
+    assert output.loss.item() == pytest.approx(2.31, abs=1e-5)
+
+
+def test_a_batch_without_two_equal_halves_is_refused():
+    """A collator that drops a sample would shift the border between what stays and what goes."""
+    with pytest.raises(ValueError, match="as many samples to keep as to forget, got 5"):
+        ClassificationObjective(1.0, "auto")(torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64))
+
+
+def test_documented_example_runs():
+    """The few lines of the docstring are what a new kind of model starts from."""
+    objective = ClassificationObjective(forget_weight=0.5, forget_bound="auto")
+    model = nn.Linear(4, 3)
+    objective(model(torch.randn(6, 4)), torch.tensor([0, 1, 0, 2, 2, 2])).loss.backward()
+    assert model.weight.grad is not None

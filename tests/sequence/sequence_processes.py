@@ -1,0 +1,82 @@
+"""What two processes of one launch see; started by test_sequence_distributed.py."""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+
+import sequence_cases as cases
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from gs_lora_peft import ForgetRequest, weights_fingerprint
+from gs_lora_peft.sequence import ForgettingLedger
+from gs_lora_peft.storage import writing
+
+
+class Stopped(BaseException):
+    """The end of all processes, as far as they can play it."""
+
+
+class StoppedAt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.output_dir.endswith("task_002") and state.global_step == 5:
+            raise Stopped
+
+
+def told(action):
+    """The error that an action ends with, as this process sees it."""
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def main(base, folder):
+    folder = Path(folder)
+    requests = cases.requests(["cassowary"], ["aardvark", 4])
+    args = cases.make_args(per_device_train_batch_size=8, ddp_backend="gloo")
+    rank = PartialState().process_index
+    seen = {"processes": PartialState().num_processes}
+
+    forgetter = cases.make_forgetter(base, folder / "whole", args=args)
+    forgetter.run(requests)
+    seen["whole"] = weights_fingerprint(forgetter.model)
+    seen["ledger"] = forgetter.ledger.to_dict()
+
+    forgetter = cases.make_forgetter(base, folder / "stopped", args=args, callbacks=[StoppedAt()])
+    try:
+        forgetter.run(requests)
+    except Stopped:
+        seen["stopped_with"] = len(forgetter.ledger.tasks)
+    PartialState().wait_for_everyone()
+    forgetter = cases.make_forgetter(base, folder / "stopped", args=args)
+    forgetter.run(requests)
+    seen["stopped"] = weights_fingerprint(forgetter.model)
+
+    seen["unknown"] = told(lambda: forgetter.forget(ForgetRequest(["flamengo"])))
+    other = ForgettingLedger.load(folder / "stopped")
+    with other.lock() if rank == 0 else open(os.devnull):
+        seen["locked"] = told(lambda: forgetter.forget(ForgetRequest(["flamingo"])))
+    write_bytes = writing.write_bytes_atomic
+    if rank == 0:
+
+        def full(path, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        writing.write_bytes_atomic = full
+    seen["full"] = told(lambda: forgetter.forget(ForgetRequest(["flamingo"])))
+    writing.write_bytes_atomic = write_bytes
+    seen["after_errors"] = weights_fingerprint(forgetter.model)
+
+    forgetter.revoke("task_001")
+    seen["revoked"] = weights_fingerprint(forgetter.model)
+    seen["revoked_ledger"] = forgetter.ledger.to_dict()
+    (folder / f"seen-{rank}.json").write_text(json.dumps(seen))
+    PartialState().wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

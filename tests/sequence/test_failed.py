@@ -1,0 +1,294 @@
+"""Requests that break down: an error leaves model, ledger and files as they were, and the next request works."""
+
+import contextlib
+import errno
+import json
+import os
+
+import pytest
+import sequence_cases as cases
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import TrainerCallback
+
+from gs_lora_peft import ContinualForgetter, ForgetRequest, LedgerError, NonFiniteLossError, load_forgotten
+from gs_lora_peft.sequence import forgetter as forgetter_module
+from gs_lora_peft.sequence.work import WorkFolder
+from gs_lora_peft.storage import writing
+
+
+class Breaks(TrainerCallback):
+    """Raises an error at one step of one task, as long as it is armed."""
+
+    def __init__(self, step, task="task_001", error=RuntimeError):
+        self.step, self.task, self.error, self.armed = step, task, error, True
+        self.steps = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(state.global_step)
+        if self.armed and state.global_step == self.step and args.output_dir.endswith(self.task):
+            raise self.error("broken on purpose")
+
+
+@contextlib.contextmanager
+def full_disk(monkeypatch, *names):
+    """Files whose name begins with one of `names` cannot be written any more."""
+    write, opened = os.write, {}
+    new_staged = writing._new_staged
+
+    def watched(target, *, folder):
+        path, fd = new_staged(target, folder=folder)
+        opened[fd] = target.name
+        return path, fd
+
+    def full(fd, data):
+        if opened.get(fd, "").startswith(names):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "_new_staged", watched)
+        patched.setattr(os, "write", full)
+        yield
+
+
+def is_bare(model, base, folder):
+    """The model is what the ledger says, to the bit, and nothing of PEFT is left on it."""
+    assert not any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    assert not hasattr(model, "peft_config")
+    assert not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    rebuilt = cases.load_base(base)
+    if (folder / "forgetting.json").exists():
+        rebuilt = load_forgotten(rebuilt, folder, merge=True)
+    return cases.same(cases.weights(model), cases.weights(rebuilt))
+
+
+@pytest.mark.parametrize(("step", "task"), [(1, "task_001"), (5, "task_001"), (3, "task_002"), (9, "task_002")])
+def test_an_error_in_training(base, data, tmp_path, finished, step, task):
+    """The wrapper comes off, weights and ledger are those before, and the same request then gives the same adapter."""
+    breaks = Breaks(step, task)
+    forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[breaks])
+    done = 0
+    with pytest.raises(RuntimeError, match="on purpose"):
+        for request in cases.requests():
+            forgetter.forget(request)
+            done += 1
+    assert is_bare(forgetter.model, base, tmp_path)
+    assert len(forgetter.ledger.tasks) == done
+    breaks.armed, breaks.steps = False, []
+    forgetter.run(cases.requests())
+    # Steps before the last checkpoint (every fourth) were not taken again.
+    assert breaks.steps[0] == step // 4 * 4 + 1
+    assert cases.snapshot(tmp_path / "tasks") == cases.snapshot(finished[0] / "tasks")
+    assert cases.same(cases.weights(forgetter.model), cases.weights(finished[1].model))
+    assert not (tmp_path / "work").exists()
+
+
+def test_another_request_after_an_error(base, data, tmp_path, finished):
+    """Whoever was told of the error may ask for something else; what the failed request left is not used for it."""
+    breaks = Breaks(5)
+    forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[breaks])
+    with pytest.raises(RuntimeError):
+        forgetter.forget(ForgetRequest(["dragonfly"]))
+    assert (tmp_path / "work" / "task_001" / "failed.json").exists()
+    breaks.armed = False
+    forgetter.forget(cases.requests()[0])
+    written = cases.snapshot(tmp_path / "tasks" / "task_001")
+    assert written == cases.snapshot(finished[0] / "tasks" / "task_001")
+
+
+def test_other_settings_after_an_error(base, data, tmp_path):
+    """After an error the same request may be asked for with other settings; it then starts from the beginning."""
+    breaks = Breaks(5)
+    forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[breaks])
+    with pytest.raises(RuntimeError):
+        forgetter.forget(ForgetRequest([2]))
+    breaks.armed, breaks.steps = False, []
+    forgetter.recipe.args.learning_rate = 0.01
+    entry = forgetter.forget(ForgetRequest([2]))
+    assert breaks.steps[0] == 1
+    assert entry.settings["training"]["learning_rate"] == 0.01
+
+
+def test_an_interrupted_request_is_not_forgotten(base, data, tmp_path, finished):
+    """A run that was stopped is continued: not with another request, not with other settings, unless it is given up."""
+    breaks = Breaks(5, error=KeyboardInterrupt)
+    forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[breaks])
+    with pytest.raises(KeyboardInterrupt):
+        forgetter.forget(ForgetRequest(["dragonfly"]))
+    assert is_bare(forgetter.model, base, tmp_path)
+    before = cases.snapshot(tmp_path)
+    other = cases.make_forgetter(base, tmp_path, data, args=cases.make_args(learning_rate=0.01, seed=3))
+    for classes, said in (
+        (["cassowary"], r"unfinished request for \['dragonfly'\].* but \['cassowary'\].*discard_unfinished"),
+        (
+            ["dragonfly"],
+            "other settings: learning_rate was 0.05 and is 0.01; seed was 42 and is 3.*discard_unfinished",
+        ),
+    ):
+        with pytest.raises(LedgerError, match=said):
+            other.forget(ForgetRequest(classes))
+        assert cases.snapshot(tmp_path) == before
+    breaks.armed = False
+    forgetter.discard_unfinished()
+    assert cases.snapshot(tmp_path) == {}
+    forgetter.forget(cases.requests()[0])
+    written = cases.snapshot(tmp_path / "tasks" / "task_001")
+    assert written == cases.snapshot(finished[0] / "tasks" / "task_001")
+
+
+def test_a_task_revoked_meanwhile(base, data, one_task):
+    """A checkpoint rests on the tasks that were in effect; it is not gone on from when they have changed."""
+    breaks = Breaks(5, "task_002", KeyboardInterrupt)
+    forgetter = cases.make_forgetter(base, one_task, data, callbacks=[breaks])
+    with pytest.raises(KeyboardInterrupt):
+        forgetter.forget(ForgetRequest([2]))
+    breaks.armed = False
+    forgetter.revoke("task_001")
+    with pytest.raises(LedgerError, match=r"tasks was \['task_001'\] and is \[\]"):
+        forgetter.forget(ForgetRequest([2]))
+    forgetter.discard_unfinished()
+    assert forgetter.forget(ForgetRequest([2])).name == "task_002"
+
+
+@pytest.mark.parametrize("half", ["forget", "retain"])
+def test_a_loss_that_is_no_number(base, data, one_task, half):
+    """NaN stops the run, the error says which half, the last good state is kept, and nothing else has changed."""
+    rows = data["train"].with_format("numpy")[:]
+    forgotten = 2
+    where = (rows["label"] == forgotten) if half == "forget" else (rows["label"] == 5)
+    rows["pixel_values"][where] = float("nan")
+    broken = type(data["train"]).from_dict(rows, features=data["train"].features).with_format("torch")
+    before = cases.snapshot(one_task)
+    forgetter = cases.make_forgetter(base, one_task, broken, eval_dataset=data["test"])
+    with pytest.raises(NonFiniteLossError, match=f"{half} half"):
+        forgetter.forget(ForgetRequest([forgotten]))
+    assert is_bare(forgetter.model, base, one_task)
+    after = cases.snapshot(one_task)
+    assert {path: content for path, content in after.items() if not path.startswith("work/")} == before
+    assert any(path.startswith("work/task_002/last-good/") for path in after)
+    assert len(forgetter.ledger.tasks) == 1
+    forgetter = cases.make_forgetter(base, one_task, data)
+    assert forgetter.forget(ForgetRequest([forgotten])).name == "task_002"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["request.json", "adapter_model.safetensors", "adapter_config.json", "gs_lora_config.json", "forgetting.json"],
+)
+def test_a_full_disk(base, data, one_task, monkeypatch, name):
+    """Whichever file cannot be written: the old ones stay byte for byte, and with space again the request works."""
+    forgetter = cases.make_forgetter(base, one_task, data)
+    before = cases.snapshot(one_task)
+    with full_disk(monkeypatch, name), pytest.raises(OSError, match=f"could not write {name}") as caught:
+        forgetter.forget(ForgetRequest([2]))
+    assert caught.value.errno == errno.ENOSPC
+    assert before.items() <= cases.snapshot(one_task).items()
+    assert not list(one_task.rglob(".staging-*"))
+    assert (one_task / "work").exists() == (name != "request.json")
+    assert is_bare(forgetter.model, base, one_task)
+    assert [entry.name for entry in forgetter.ledger.tasks] == ["task_001"]
+    assert forgetter.forget(ForgetRequest([2])).name == "task_002"
+    assert cases.make_forgetter(base, one_task, data).ledger.to_dict() == forgetter.ledger.to_dict()
+    assert is_bare(forgetter.model, base, one_task)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_error_while_scoring(base, data, one_task, monkeypatch, call):
+    """Scores are taken before and after training; an error in either leaves everything as it was."""
+    predict, calls = forgetter_module.predict_classes, []
+
+    def fails(*args):
+        calls.append(1)
+        if len(calls) == call:
+            raise RuntimeError("broken on purpose")
+        return predict(*args)
+
+    forgetter = cases.make_forgetter(base, one_task, data)
+    before = cases.snapshot(one_task)
+    monkeypatch.setattr(forgetter_module, "predict_classes", fails)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        forgetter.forget(ForgetRequest([2]))
+    monkeypatch.undo()
+    assert before.items() <= cases.snapshot(one_task).items()
+    assert is_bare(forgetter.model, base, one_task)
+    assert forgetter.forget(ForgetRequest([2])).name == "task_002"
+    assert is_bare(forgetter.model, base, one_task)
+
+
+def test_a_trainer_that_cannot_be_made(base, data, one_task):
+    """Settings that the trainer refuses leave no trace of the request."""
+    args = cases.make_args(eval_strategy="epoch")
+    forgetter = cases.make_forgetter(base, one_task, data, args=args)
+    before = cases.snapshot(one_task)
+    with pytest.raises(ValueError, match="eval_strategy"):
+        forgetter.forget(ForgetRequest([2]))
+    assert cases.snapshot(one_task) == before
+    assert not (one_task / "work").exists()
+    assert is_bare(forgetter.model, base, one_task)
+
+
+# What a checkpoint must have to be gone on from
+
+
+@pytest.fixture(scope="module")
+def stopped(base, data, tmp_path_factory):
+    """A run stopped at step 9, with checkpoints at 4 and 8."""
+    folder = tmp_path_factory.mktemp("stopped")
+    forgetter = cases.make_forgetter(base, folder, data, callbacks=[Breaks(9, error=KeyboardInterrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        forgetter.forget(cases.requests()[0])
+    return folder / "work" / "task_001"
+
+
+def test_only_whole_checkpoints_are_gone_on_from(stopped):
+    """Whatever is missing or cut off, the last whole checkpoint is taken, and none if there is none."""
+    plan = json.loads((stopped / "request.json").read_text())
+    last = stopped / "checkpoint-8"
+    assert WorkFolder(stopped).find_start(plan).checkpoint == str(last)
+    names = [
+        "trainer_state.json",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "task_001/adapter_model.safetensors",
+    ]
+    for path in (last / name for name in names):
+        content = path.read_bytes()
+        for damaged in (None, b"", content[: len(content) // 2], content[:-1]):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            if path.suffix == ".json" and damaged == content[:-1]:
+                continue  # all but a line break
+            assert WorkFolder(stopped).find_start(plan).checkpoint == str(stopped / "checkpoint-4"), (path, damaged)
+        path.write_bytes(content)
+    assert WorkFolder(stopped).find_start(plan).checkpoint == str(last)
+    for checkpoint in ("checkpoint-8", "checkpoint-4"):
+        (stopped / checkpoint / "trainer_state.json").rename(stopped / checkpoint / "gone")
+    assert WorkFolder(stopped).find_start(plan).checkpoint is None
+    for checkpoint in ("checkpoint-8", "checkpoint-4"):
+        (stopped / checkpoint / "gone").rename(stopped / checkpoint / "trainer_state.json")
+
+
+def test_a_damaged_request_file(stopped):
+    """What is unfinished is not guessed: a damaged note of it is an error that says how to go on."""
+    path = stopped / "request.json"
+    content = path.read_bytes()
+    for damaged in (b"", content[:50], b"[]", b"{}", b'{"classes": 1, "request": 2, "started_at": 3}'):
+        path.write_bytes(damaged)
+        with pytest.raises(LedgerError, match=r"is damaged .*discard_unfinished"):
+            WorkFolder(stopped).find_start(json.loads(content))
+    path.write_bytes(content)
+
+
+def test_a_number_of_processes_that_changed(stopped):
+    """The batches of a checkpoint belong to the number of processes; another one is not passed over in silence."""
+    plan = json.loads((stopped / "request.json").read_text())
+    plan["settings"]["training"]["num_processes"] = 2
+    with pytest.raises(LedgerError, match="num_processes was 1 and is 2"):
+        WorkFolder(stopped).find_start(plan)
+
+
+def test_the_public_methods_are_the_documented_ones():
+    """The face of the class is small, and stays so."""
+    public = [name for name in vars(ContinualForgetter) if not name.startswith("_")]
+    assert sorted(public) == ["discard_unfinished", "forget", "revoke", "run"]

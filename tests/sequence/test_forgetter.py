@@ -1,0 +1,521 @@
+"""Requests carried out one after another by `ContinualForgetter`, in one process and without disturbance."""
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+
+import pytest
+import sequence_cases as cases
+import torch
+from datasets import Array3D, DatasetDict, Value
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback, ViTForImageClassification
+
+from gs_lora_peft import ForgetRequest, GSLoraConfig, GSLoraTrainer, LedgerError, load_forgotten, weights_fingerprint
+from gs_lora_peft.sequence import ForgettingLedger
+from gs_lora_peft.storage import sha256_of
+
+
+class Seen(TrainerCallback):
+    """Notes what is in the model when a training begins, and how many steps are taken."""
+
+    def __init__(self):
+        self.names, self.states, self.steps = [], [], 0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.names.append(list(model.peft_config))
+        tensors = model.get_base_model().state_dict()
+        bare = {name.replace(".base_layer", ""): tensor for name, tensor in tensors.items() if "lora_" not in name}
+        self.states.append({name: tensor.clone() for name, tensor in bare.items()})
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+
+def never_trains(monkeypatch):
+    def train(*args, **kwargs):
+        raise AssertionError("training was started")
+
+    monkeypatch.setattr(GSLoraTrainer, "train", train)
+
+
+# What a request leaves behind
+
+
+def test_a_request_leaves_its_files_and_its_entry(finished):
+    """The ledger records everything the issue lists, and vouches for exactly the files that are there."""
+    folder, forgetter = finished
+    assert sorted(path.name for path in folder.iterdir()) == ["forgetting.json", "forgetting.lock", "tasks"]
+    files = ["adapter_config.json", "adapter_model.safetensors", "gs_lora_config.json"]
+    ledger = ForgettingLedger.load(folder)
+    assert [entry.name for entry in ledger.tasks] == ["task_001", "task_002", "task_003"]
+    assert ledger.to_dict() == forgetter.ledger.to_dict()
+    assert ledger.base_model["fingerprint"].startswith("sha256:")
+    assert ledger.label_names == cases.NAMES
+    for entry in ledger.tasks:
+        assert sorted(path.name for path in (folder / "tasks" / entry.name).iterdir()) == files
+        assert entry.files == {
+            f"tasks/{entry.name}/{name}": sha256_of(folder / "tasks" / entry.name / name) for name in files
+        }
+        assert {"total", "active", "zero", "zero_group_ratio"} == set(entry.groups)
+        assert entry.started_at <= entry.finished_at
+        assert {"python", "torch", "peft", "transformers", "gs_lora_peft"} <= set(entry.versions)
+        assert entry.settings["training"]["learning_rate"] == 0.05
+        assert entry.settings["training"]["forget_weight"] == 0.5
+        assert entry.settings["config"]["target_modules"] == "ffn"
+    second = ledger.tasks[1]
+    assert second.request["classes"] == ["aardvark", 4]
+    assert second.classes == [0, 4]
+    assert second.class_names == ["aardvark", "earthworm"]
+    assert second.sizes == {"forget": 24, "retain": 36, "steps": 9}
+
+
+def test_scores_before_and_after_are_measured_on_the_test_data(finished, base, data):
+    """Scores are those of the published files: recomputed from a reloaded model they agree."""
+    folder, _ = finished
+    rows = data["test"][:]
+    entries = ForgettingLedger.load(folder).tasks
+    for number, entry in enumerate(entries):
+        assert entry.scores["data"] == "test"
+        for tasks, scores in ((number, entry.scores["before"]), (number + 1, entry.scores["after"])):
+            model = load_forgotten(cases.load_base(base), folder, tasks=tasks, merge=True)
+            hits = model(rows["pixel_values"]).logits.argmax(-1) == rows["label"]
+            forgotten = torch.isin(rows["label"], torch.tensor(entry.classes))
+            assert scores["acc_forget"] == pytest.approx(hits[forgotten].float().mean().item())
+            assert (scores["acc_old"] is None) == (number == 0)
+        assert entry.scores["before"]["acc_forget"] > 0.8
+        assert entry.scores["after"]["acc_forget"] == 0.0
+        assert entry.scores["after"]["drop"] == entry.scores["before"]["acc_forget"]
+
+
+def test_each_adapter_trains_alone_on_the_model_with_the_earlier_ones_merged(base, data, tmp_path, finished):
+    """Task t starts from exactly the weights that merging tasks 1 … t-1 from their files gives, with one fresh adapter."""
+    seen = Seen()
+    forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[seen])
+    forgetter.run(cases.requests())
+    assert seen.names == [["task_001"], ["task_002"], ["task_003"]]
+    for count, state in enumerate(seen.states):
+        rebuilt = load_forgotten(cases.load_base(base), tmp_path, tasks=count, merge=True)
+        assert cases.same(cases.weights(rebuilt), state)
+    # One after another through PEFT's own merge gives the same bits.
+    model = cases.load_base(base)
+    for name in ("task_001", "task_002", "task_003"):
+        model = PeftModel.from_pretrained(model, tmp_path / "tasks" / name).merge_and_unload()
+    assert cases.same(cases.weights(model), cases.weights(forgetter.model))
+    assert cases.snapshot(tmp_path / "tasks") == cases.snapshot(finished[0] / "tasks")
+
+
+def test_a_folder_can_be_continued_later(base, data, tmp_path, finished):
+    """A new process goes on where the last one ended, and gets what one process would have got."""
+    for request in cases.requests():
+        forgetter = cases.make_forgetter(base, tmp_path, data)
+        forgetter.forget(request)
+    assert cases.snapshot(tmp_path / "tasks") == cases.snapshot(finished[0] / "tasks")
+    assert cases.same(cases.weights(forgetter.model), cases.weights(finished[1].model))
+
+
+def test_what_ran_before_in_the_process_does_not_matter(base, data, tmp_path, finished):
+    """The adapter depends on the seed, not on the state of the random generators."""
+    torch.manual_seed(999)
+    torch.rand(7)
+    cases.make_forgetter(base, tmp_path, data).forget(cases.requests()[0])
+    written = cases.snapshot(tmp_path / "tasks" / "task_001")
+    assert written == cases.snapshot(finished[0] / "tasks" / "task_001")
+
+
+# What is left as it was
+
+
+def test_model_arguments_and_data_are_left_as_they_were(base, tmp_path):
+    """The base model stays the same object with the same flags; arguments, configuration and transforms stay the caller's."""
+    model = cases.load_base(base)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("mlp.fc1" in name)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    args, config = cases.make_args(report_to="none"), GSLoraConfig(r=4, lora_alpha=4)
+    before = copy.deepcopy(args.to_dict()), config.to_dict()
+    data = cases.make_data()
+    calls = []
+
+    def transform(rows):
+        calls.append(len(rows["label"]))
+        return {
+            "pixel_values": [torch.tensor(image, dtype=torch.float32) for image in rows["pixel_values"]],
+            "label": rows["label"],
+        }
+
+    data = DatasetDict({name: part.with_transform(transform) for name, part in data.items()})
+    forgetter = cases.make_forgetter(model, tmp_path / "run", data, args=args, config=config)
+    for step in (lambda: forgetter.forget(ForgetRequest([1])), lambda: forgetter.revoke("task_001")):
+        step()
+        assert forgetter.model is model
+        assert not model.training
+        assert not any(isinstance(module, BaseTunerLayer) for module in model.modules())
+        assert not hasattr(model, "peft_config")
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+    assert args.to_dict() == before[0]
+    assert config.to_dict() == before[1]
+    assert data["train"].format["type"] == "custom"
+    assert sum(calls) > 0
+    assert not os.path.exists("not-used")
+
+
+def test_running_statistics_do_not_drift(base, data, tmp_path):
+    """Buffers that training changes belong to no adapter, so they are put back: what is scored is what is published."""
+
+    class WithBatchNorm(ViTForImageClassification):
+        def __init__(self, config):
+            super().__init__(config)
+            self.input_norm = nn.BatchNorm2d(1)
+
+        def forward(self, pixel_values, **more):
+            return super().forward(pixel_values=self.input_norm(pixel_values), **more)
+
+    model = WithBatchNorm(cases.load_base(base).config).eval()
+    original = copy.deepcopy(model)
+    forgetter = cases.make_forgetter(model, tmp_path, data)
+    forgetter.forget(ForgetRequest([1]))
+    assert torch.equal(model.input_norm.running_mean, original.input_norm.running_mean)
+    assert torch.equal(model.input_norm.num_batches_tracked, original.input_norm.num_batches_tracked)
+    assert cases.same(cases.weights(load_forgotten(original, tmp_path, merge=True)), cases.weights(model))
+
+
+def test_nothing_but_the_ledger_names_classes_or_paths(base, data, tmp_path):
+    """What is published of a task says neither what was forgotten nor where on this machine it happened."""
+    folder = tmp_path / "run"
+    request = ForgetRequest(["cassowary", 0], note="a secret note", request_id="number-4711")
+    cases.make_forgetter(base, folder, data).forget(request)
+    secrets = [*cases.NAMES, "secret", "4711", str(tmp_path), str(base), str(base.parent)]
+    for path in [folder / "tasks", *(folder / "tasks").rglob("*")]:
+        assert not any(secret in path.relative_to(folder).as_posix() for secret in secrets)
+        if path.is_file():
+            content = path.read_bytes().lower()
+            assert not any(secret.lower().encode() in content for secret in secrets), path
+    ledger = (folder / "forgetting.json").read_text()
+    assert "cassowary" in ledger
+    assert str(tmp_path) not in ledger
+    assert str(base) not in ledger
+
+
+def test_the_adapter_names_its_base_model(base, data, tmp_path):
+    """A Hub id and its revision stay, so that AutoPeftModel finds the base model; of a local folder only the name does."""
+    model = cases.load_base(base)
+    cases.make_forgetter(model, tmp_path / "local", data).forget(ForgetRequest([1]))
+    model = cases.load_base(base)
+    model.name_or_path = model.config._name_or_path = "org/tiny-vit"
+    model.config._commit_hash = "0123456789abcdef0123456789abcdef01234567"
+    # Without checkpoints, at which PEFT would ask the Hub for the size of the vocabulary.
+    args = cases.make_args(save_strategy="no")
+    cases.make_forgetter(model, tmp_path / "hub", data, args=args).forget(ForgetRequest([1]))
+    found = {}
+    for name in ("local", "hub"):
+        config = json.loads((tmp_path / name / "tasks" / "task_001" / "adapter_config.json").read_text())
+        found[name] = config["base_model_name_or_path"], config["revision"]
+    assert found == {
+        "local": ("tiny-vit", None),
+        "hub": ("org/tiny-vit", "0123456789abcdef0123456789abcdef01234567"),
+    }
+
+
+# Data of other shapes
+
+
+def test_a_plain_dataset_is_scored_on_itself(base, data, tmp_path):
+    """Without test data the scores are taken on the training data, and the ledger says so."""
+    entry = cases.make_forgetter(base, tmp_path, data["train"]).forget(ForgetRequest([2]))
+    assert entry.scores["data"] == "train"
+    assert entry.scores["after"]["n_forget"] == 12
+    given = cases.make_forgetter(base, tmp_path / "given", data["train"], eval_dataset=data["test"])
+    entry = given.forget(ForgetRequest([2]))
+    assert entry.scores["data"] == "eval_dataset"
+    assert entry.scores["after"]["n_forget"] == 5
+
+
+def test_evaluation_data_do_not_influence_training(base, data, tmp_path, finished):
+    """The test split is scored on and nothing else: with other test data the same adapter comes out."""
+    other = DatasetDict(train=data["train"], validation=cases.make_dataset(per_class=2, seed=77))
+    entry = cases.make_forgetter(base, tmp_path, other).forget(cases.requests()[0])
+    assert entry.scores["data"] == "validation"
+    written = cases.snapshot(tmp_path / "tasks" / "task_001")
+    assert written == cases.snapshot(finished[0] / "tasks" / "task_001")
+
+
+def test_labels_may_be_called_otherwise_and_have_no_names(base, data, tmp_path, finished):
+    """A label column of another name, with plain integers, gives the same adapter; requests are then by id."""
+    plain = DatasetDict({name: part.cast_column("label", Value("int64")) for name, part in data.items()})
+    renamed = plain.rename_column("label", "kind")
+    forgetter = cases.make_forgetter(base, tmp_path, renamed, label_column="kind")
+    entry = forgetter.forget(ForgetRequest([2]))
+    assert entry.class_names is None
+    assert forgetter.ledger.label_names is None
+    written = cases.snapshot(tmp_path / "tasks" / "task_001")
+    assert written == cases.snapshot(finished[0] / "tasks" / "task_001")
+
+
+def test_all_groups_zero(base, data, tmp_path):
+    """A task whose groups were all dropped is recorded, changes nothing, and does not disturb the next one."""
+    args = cases.make_args(sparsity_weight=100.0)
+    forgetter = cases.make_forgetter(base, tmp_path, data, args=args)
+    entry = forgetter.forget(ForgetRequest([2]))
+    assert entry.groups["zero_group_ratio"] == 1.0
+    assert entry.groups["active"] == []
+    assert cases.same(cases.weights(forgetter.model), cases.weights(cases.load_base(base)))
+    args.sparsity_weight = 0.1
+    forgetter.forget(ForgetRequest([3]))
+    model = load_forgotten(cases.load_base(base), tmp_path, merge=True)
+    assert cases.same(cases.weights(model), cases.weights(forgetter.model))
+
+
+def test_callbacks_trackers_and_the_hub(base, data, tmp_path, monkeypatch):
+    """Callbacks with a state start anew with each request, logs outlive the working folder, nothing is pushed."""
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda *_, **__: pytest.fail("pushed to the Hub"))
+    stopping = EarlyStoppingCallback(early_stopping_patience=1)
+    args = cases.make_args(
+        report_to="tensorboard",
+        push_to_hub=True,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_h_mean",
+        validation_fraction=0.2,
+    )
+    forgetter = cases.make_forgetter(base, tmp_path, data, args=args, callbacks=[stopping])
+    for classes in ([1], [2]):
+        forgetter.forget(ForgetRequest(classes))
+    assert stopping.early_stopping_patience_counter == 0
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["task_001", "task_002"]
+    assert any((tmp_path / "logs" / "task_001").rglob("events.*"))
+    assert not (tmp_path / "work").exists()
+
+
+# Sequences
+
+
+def test_run_leaves_out_what_is_done(base, data, tmp_path, finished, monkeypatch):
+    """Asking again for a finished sequence returns its entries and trains nothing."""
+    never_trains(monkeypatch)
+    folder, _ = finished
+    forgetter = cases.make_forgetter(base, folder, data)
+    before = cases.snapshot(folder)
+    assert forgetter.run(cases.requests()) == list(forgetter.ledger.tasks)
+    assert forgetter.run(cases.requests()[:1]) == list(forgetter.ledger.tasks[:1])
+    assert forgetter.run([]) == []
+    assert cases.snapshot(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("sequence", "error", "said"),
+    [
+        ([["cassowary"], ["flamingo"]], LedgerError, "request 2 asks for .* but task_002 .* forgot"),
+        ([*cases.REQUESTS, ["bumblebee"], ["dragonfli"]], ValueError, "nearest: 'dragonfly'"),
+        ([*cases.REQUESTS, ["bumblebee"], [1]], LedgerError, "'bumblebee', which an earlier one of the sequence"),
+        ([*cases.REQUESTS, ["bumblebee"], ["dragonfly"]], ValueError, "nothing is left to retain"),
+        ([*cases.REQUESTS, [4]], LedgerError, "'earthworm' was forgotten already, by task_002"),
+    ],
+)
+def test_a_sequence_is_checked_before_its_first_request_trains(
+    base, data, finished, monkeypatch, sequence, error, said
+):
+    """A mistake in the last request of a long run is not found out after hours."""
+    never_trains(monkeypatch)
+    folder, _ = finished
+    forgetter = cases.make_forgetter(base, folder, data)
+    before = cases.snapshot(folder)
+    with pytest.raises(error, match=said):
+        forgetter.run(cases.requests(*sequence))
+    assert cases.snapshot(folder) == before
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["casowary"], "nearest: 'cassowary'"),
+        ([6], r"6 \(out of range\).*an id from 0 to 5"),
+        (["bumblebee"], "'bumblebee' was forgotten already, by task_001"),
+        ([0, "1"], "forgotten already"),
+        ([0, 2, 3, 4, 5], "nothing is left to retain"),
+        ([0, "aardvark"], "more than once"),
+    ],
+)
+def test_bad_requests(base, data, one_task, monkeypatch, classes, said):
+    """A request that cannot be carried out is refused before any training, and no file changes."""
+    forgetter = cases.make_forgetter(base, one_task, data)
+    before, state = cases.snapshot(one_task), cases.weights(forgetter.model)
+    never_trains(monkeypatch)
+    with pytest.raises(ValueError, match=said):
+        forgetter.forget(ForgetRequest(classes))
+    assert cases.snapshot(one_task) == before
+    assert cases.same(cases.weights(forgetter.model), state)
+    assert not list(one_task.rglob("work"))
+
+
+def with_labels_outside(data):
+    part = data["train"].cast_column("label", Value("int64"))
+    labels = part.with_format(None)["label"][:-1]
+    return part.remove_columns("label").add_column("label", [*labels, 6]).with_format("torch")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["train"].rename_column("label", "kind"), r"label_column is 'label'; expected one of .*'kind'"),
+        (
+            lambda d: DatasetDict(train=d["train"], test=d["test"].remove_columns("label")),
+            "evaluation data: label_col",
+        ),
+        (with_labels_outside, "labels up to 6, but the model's head has 6"),
+        (lambda d: cases.make_data(names=cases.NAMES[:5]), "has 5 classes, but the model's head has 6"),
+        (lambda d: DatasetDict(test=d["test"]), "has no split 'train'"),
+        (lambda d: d["train"].select([]), "no rows"),
+        (
+            lambda d: DatasetDict(train=d["train"], test=cases.make_dataset(names=cases.NAMES[::-1])),
+            "name the classes of 'label' differently",
+        ),
+        (lambda d: cases.make_data(names=cases.NAMES[::-1]), "other names or another order"),
+    ],
+)
+def test_bad_data(base, data, one_task, change, said):
+    """Data that do not fit model, ledger or each other are refused when the folder is opened."""
+    before = cases.snapshot(one_task)
+    model = cases.load_base(base)
+    with pytest.raises(ValueError, match=said):
+        cases.make_forgetter(model, one_task, change(data))
+    assert cases.snapshot(one_task) == before
+    assert cases.same(cases.weights(model), cases.weights(cases.load_base(base)))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda base: cases.make_model(num_labels=7), "has 6 classes, but the model's head has 7"),
+        (lambda base: cases.make_model(seed=5), "belongs to another base model"),
+        (lambda base: cases.make_model(layers=3), "belongs to another base model"),
+        (lambda base: PeftModel(cases.load_base(base), GSLoraConfig()), "holds adapters already"),
+    ],
+)
+def test_bad_models(base, data, one_task, make, said):
+    """A model that is not the one on which the tasks rest, or is not bare, is refused and stays what it is."""
+    before = cases.snapshot(one_task)
+    model = make(base)
+    fingerprint = weights_fingerprint(model)
+    with pytest.raises(ValueError, match=said):
+        cases.make_forgetter(model, one_task, data)
+    assert cases.snapshot(one_task) == before
+    assert weights_fingerprint(model) == fingerprint
+
+
+def test_a_configuration_that_does_not_fit_the_model(base, data, tmp_path):
+    """An adapter for another architecture is refused before training; model and folder are as they were."""
+    model = cases.load_base(base)
+    forgetter = cases.make_forgetter(model, tmp_path / "run", data, config=GSLoraConfig(target_modules=["none_such"]))
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(ValueError, match="none_such"):
+        forgetter.forget(ForgetRequest([1]))
+    assert cases.snapshot(tmp_path / "run") == {}
+    assert not hasattr(model, "peft_config")
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    forgetter.recipe.config = GSLoraConfig(r=4, lora_alpha=4)
+    forgetter.forget(ForgetRequest([1]))
+
+
+def edit_ledger(folder):
+    path = folder / "forgetting.json"
+    path.write_text(path.read_text().replace('"acc_forget": 0.0', '"acc_forget": 0.5'))
+
+
+def truncate(folder):
+    path = folder / "tasks" / "task_001" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def remove(folder):
+    (folder / "tasks" / "task_001" / "adapter_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [(edit_ledger, "edited or damaged"), (truncate, "truncated"), (remove, "it is missing")]
+)
+def test_damaged_folders(base, data, one_task, damage, said):
+    """A folder that was edited or damaged is refused when it is opened, and not touched."""
+    damage(one_task)
+    before = cases.snapshot(one_task)
+    with pytest.raises(LedgerError, match=said):
+        cases.make_forgetter(base, one_task, data)
+    assert cases.snapshot(one_task) == before
+
+
+def test_swapped_files(base, data, finished, tmp_path):
+    """Adapters exchanged between two tasks are noticed, and the message says which."""
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    first, second = (folder / "tasks" / name / "adapter_model.safetensors" for name in ("task_001", "task_002"))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(LedgerError, match=r"task_001/adapter_model.safetensors: swapped, it has the content of .*002"):
+        cases.make_forgetter(base, folder, data)
+
+
+def test_one_run_at_a_time(base, data, one_task, monkeypatch):
+    """Whoever comes second gets a clear error before training; so does a forgetter whose folder has moved on."""
+    first, second = (cases.make_forgetter(base, one_task, data) for _ in range(2))
+
+    class Meanwhile(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                before = cases.snapshot(one_task)
+                with monkeypatch.context() as patched:
+                    never_trains(patched)
+                    for action in (
+                        lambda: second.forget(ForgetRequest([2])),
+                        lambda: second.run(cases.requests(["bumblebee"], [2])),
+                        lambda: second.revoke("task_001"),
+                        second.discard_unfinished,
+                    ):
+                        with pytest.raises(LedgerError, match="another process is working in"):
+                            action()
+                assert cases.snapshot(one_task) == before
+
+    first.recipe.callbacks = [Meanwhile()]
+    first.forget(ForgetRequest([2]))
+    never_trains(monkeypatch)
+    before = cases.snapshot(one_task)
+    for action in (lambda: second.forget(ForgetRequest([3])), lambda: second.revoke("task_001")):
+        with pytest.raises(LedgerError, match="was changed since it was read"):
+            action()
+    assert cases.snapshot(one_task) == before
+
+
+def test_withheld_classes_cannot_be_continued(base, data, one_task):
+    """Where the ledger does not say what was forgotten, going on would train it back; so it is refused."""
+    ledger = ForgettingLedger.load(one_task)
+    hidden = dataclasses.replace(ledger.tasks[0], classes=None, class_names=None, request={})
+    ledger.tasks = (hidden,)
+    ledger.save()
+    with pytest.raises(LedgerError, match="withholds the classes of task_001"):
+        cases.make_forgetter(base, one_task, data).forget(ForgetRequest([2]))
+
+
+def test_images_go_through_the_processor(base, tmp_path):
+    """Rows with images and the model's image processor work as rows of tensors do."""
+    from PIL import Image
+    from transformers import ViTImageProcessor
+
+    def draw(row):
+        pixels = ((row["pixel_values"][0] + 4) * 30).clamp(0, 255).to(torch.uint8).numpy()
+        return {"image": Image.fromarray(pixels), "label": row["label"]}
+
+    data = cases.make_data().map(draw, remove_columns="pixel_values").with_format(None)
+    assert not isinstance(data["train"].features["image"], Array3D)
+    model = cases.make_model()
+    model.vit.embeddings.patch_embeddings.num_channels = 3
+    model.vit.embeddings.patch_embeddings.projection = nn.Conv2d(3, 16, 4, 4)
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    entry = cases.make_forgetter(model, tmp_path, data, processing_class=processor).forget(ForgetRequest([2]))
+    assert entry.sizes["forget"] == 12

@@ -1,0 +1,125 @@
+"""examples/forget.py as a user runs it: a local model, local images, settings from a file, one process and two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+CLASSES = ["church", "school bus", "tench"]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory) -> dict[str, str]:
+    """An image folder of three colours, and a tiny ViT with its processor, as `save_pretrained` writes them."""
+    root = tmp_path_factory.mktemp("local")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 3)):
+        for channel, name in enumerate(CLASSES):
+            folder = root / "images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 60, (12, 12, 3), dtype=np.uint8)
+                pixels[..., channel] += 150
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    torch.manual_seed(0)
+    # The model numbers the classes in another order than the folder does.
+    names = CLASSES[::-1]
+    model = ViTForImageClassification(
+        ViTConfig(
+            image_size=8,
+            patch_size=4,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+        )
+    )
+    model.save_pretrained(root / "model")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(root / "model")
+    return {"model": str(root / "model"), "images": str(root / "images")}
+
+
+def run(command: list[str], cwd: Path, ok: bool = True) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert (result.returncode == 0) is ok, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_local_model_and_images(local, tmp_path):
+    """Local folders, classes by name, settings from YAML that the command line overrides; a second call does nothing anew."""
+    settings = {
+        "learning_rate": 0.002,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 4,
+        "r": 2,
+        "use_cpu": True,
+    }
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    command = [
+        sys.executable, str(EXAMPLES / "forget.py"), "--model_name_or_path", local["model"], "--dataset_name", local["images"],
+        "--forget", "tench;school bus", "--config", "settings.yaml", "--learning_rate", "0.004", "--output_dir", "out",
+    ]  # fmt: skip
+    printed = run(command, tmp_path)
+    assert "task_002" in printed
+    assert "forgetting.json" in printed
+    ledger = json.loads((tmp_path / "out/forgetting.json").read_text())
+    assert [task["class_names"] for task in ledger["tasks"]] == [["tench"], ["school bus"]]
+    assert [task["classes"] for task in ledger["tasks"]] == [[0], [1]]  # the model's numbering
+    assert ledger["tasks"][0]["settings"]["training"]["learning_rate"] == 0.004
+    assert ledger["tasks"][0]["settings"]["config"]["r"] == 2
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
+    run(command, tmp_path)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")} == files
+    more = [*command]
+    more[more.index("tench;school bus")] = "tench;church"
+    assert "school bus" in run(more, tmp_path, ok=False)
+
+
+@pytest.mark.slow
+def test_two_processes(local, tmp_path):
+    """`accelerate launch --cpu --num_processes 2` gives the scores that one process gives at the same global batch."""
+    scores = {}
+    for processes, batch in ((1, 4), (2, 2)):
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+            str(EXAMPLES / "forget.py"), "--model_name_or_path", local["model"], "--dataset_name", local["images"],
+            "--forget", "tench", "--num_train_epochs", "2", "--per_device_train_batch_size", str(batch),
+            "--output_dir", f"out{processes}", "--use_cpu", "true",
+        ]  # fmt: skip
+        run(command, tmp_path)
+        task = json.loads((tmp_path / f"out{processes}/forgetting.json").read_text())["tasks"][0]
+        scores[processes] = task["scores"]["after"], task["sizes"]
+    assert scores[1] == scores[2]
+
+
+def test_mistakes_are_named_before_any_work(local, tmp_path):
+    """A class that does not exist, half a pair of options and an unknown setting end with their own message."""
+    base = [sys.executable, str(EXAMPLES / "forget.py"), "--output_dir", "out", "--use_cpu", "true"]
+    pair = ["--model_name_or_path", local["model"], "--dataset_name", local["images"]]
+    assert "tench" in run([*base, *pair, "--forget", "tensch"], tmp_path, ok=False)
+    assert "belong together" in run([*base, *pair[:2]], tmp_path, ok=False)
+    (tmp_path / "bad.yaml").write_text("learning_rte: 1\n")
+    assert "learning_rte" in run([*base, *pair, "--config", "bad.yaml"], tmp_path, ok=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_reads_well(tmp_path):
+    """`--help` shows an example and what this package adds."""
+    text = run([sys.executable, str(EXAMPLES / "forget.py"), "--help"], tmp_path)
+    assert "accelerate launch examples/forget.py" in text
+    for option in ("--forget ", "--sparsity_weight", "--forget_bound", "--push_to_hub", "--config"):
+        assert option in text

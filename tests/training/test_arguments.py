@@ -1,0 +1,112 @@
+"""The arguments: what they refuse, how the command line reads them, and what they change in the Trainer's."""
+
+import math
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from gs_lora_peft import GSLoraTrainingArguments
+
+
+def parse(*words: str) -> GSLoraTrainingArguments:
+    (args,) = HfArgumentParser(GSLoraTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", "out", "--use_cpu", "true", *words]
+    )
+    return args
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--forget_bound", "auto"], "forget_bound", "auto"),
+        (["--forget_bound", "7.5"], "forget_bound", 7.5),
+        (["--sparsity_until_epoch", "5"], "sparsity_until_epoch", 5.0),
+        (["--sparsity", "penalty"], "sparsity", "penalty"),
+        (["--forget_weight", "0.25"], "forget_weight", 0.25),
+        (["--ema_decay", "0.9", "--ema_start_epoch", "3"], "ema_decay", 0.9),
+        (["--validation_fraction", "0.2"], "validation_fraction", 0.2),
+        (["--report_to", "tensorboard"], "report_to", ["tensorboard"]),
+        (["--learning_rate", "5e-3"], "learning_rate", 5e-3),
+        (["--lr_scheduler_type", "linear"], "lr_scheduler_type", "linear"),
+        (["--logging_nan_inf_filter", "false"], "logging_nan_inf_filter", False),
+    ],
+)
+def test_command_line_reads_every_kind_of_field(words, name, value):
+    """`--forget_bound auto|7.5` and optional numbers go through HfArgumentParser as written."""
+    assert getattr(parse(*words), name) == value
+
+
+def test_command_line_defaults_are_the_classs_defaults():
+    """A script without options runs with the documented defaults."""
+    own, parsed = GSLoraTrainingArguments("out", use_cpu=True), parse()
+    for name in GSLoraTrainingArguments.__dataclass_fields__:
+        if name not in ("logging_dir", "run_name"):
+            assert getattr(own, name) == getattr(parsed, name), name
+
+
+def test_help_of_every_added_field_is_one_readable_line():
+    """`--help` names what each option does."""
+    text = HfArgumentParser(GSLoraTrainingArguments).format_help()
+    own = set(GSLoraTrainingArguments.__dataclass_fields__) - set(TrainingArguments.__dataclass_fields__)
+    assert len(own) == 9
+    for name in own:
+        assert f"--{name}" in text
+        assert GSLoraTrainingArguments.__dataclass_fields__[name].metadata["help"]
+
+
+def test_docstring_lists_the_defaults_that_differ_from_the_trainers():
+    """Somebody who knows TrainingArguments must find every surprise in one place."""
+    own, stock = GSLoraTrainingArguments.__dataclass_fields__, TrainingArguments.__dataclass_fields__
+    changed = {name for name in stock if own[name].default != stock[name].default}
+    assert changed
+    for name in changed:
+        assert f"`{name}=" in GSLoraTrainingArguments.__doc__, name
+
+
+def test_arguments_survive_json_and_a_round_trip():
+    """The Trainer, trackers and the ledger write them down."""
+    args = GSLoraTrainingArguments("out", use_cpu=True, forget_bound=7, sparsity_until_epoch=2)
+    assert '"forget_bound": 7.0' in args.to_json_string()
+    again = GSLoraTrainingArguments("out", use_cpu=True, forget_bound=args.to_dict()["forget_bound"])
+    assert again.forget_bound == 7.0
+    assert args.to_sanitized_dict()["sparsity"] == "proximal"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"forget_weight": -0.1}, r"`forget_weight` must be a finite number of at least 0, got -0.1"),
+        ({"forget_weight": math.nan}, "`forget_weight`"),
+        ({"sparsity_weight": -1}, "`sparsity_weight`"),
+        ({"sparsity_weight": math.inf}, "`sparsity_weight`"),
+        ({"sparsity_warmup_epochs": -1}, "`sparsity_warmup_epochs`"),
+        ({"ema_start_epoch": -1}, "`ema_start_epoch`"),
+        ({"forget_bound": 0}, "`forget_bound` must be positive"),
+        ({"forget_bound": "automatic"}, "`forget_bound` must be a number in nats or 'auto', got 'automatic'"),
+        ({"forget_bound": "inf"}, "`forget_bound` must be positive and finite"),
+        ({"forget_bound": None}, "`forget_bound` must be a number"),
+        ({"sparsity": "lasso"}, r"`sparsity` must be one of \['proximal', 'penalty', 'none'\], got 'lasso'"),
+        ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
+        ({"ema_decay": math.nan}, "`ema_decay`"),
+        ({"validation_fraction": 1}, r"`validation_fraction` must be in \[0, 1\)"),
+        ({"sparsity_until_epoch": 0}, "or sparsity never acts"),
+        ({"sparsity_until_epoch": 3, "sparsity_warmup_epochs": 3}, "or sparsity never acts"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`=0.1 is not supported"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(settings, message):
+    """Each message gives the bad value and what was expected, before anything has been built."""
+    with pytest.raises(ValueError, match=message):
+        GSLoraTrainingArguments("out", use_cpu=True, **settings)
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_h_mean():
+    """The Trainer's own default, the lowest loss over all classes, would keep the model that has forgotten least."""
+    best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    args = GSLoraTrainingArguments("out", use_cpu=True, **best)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("h_mean", True)
+    args = GSLoraTrainingArguments("out", use_cpu=True, eval_strategy="epoch", save_strategy="best")
+    assert args.metric_for_best_model == "h_mean"
+    args = GSLoraTrainingArguments("out", use_cpu=True, metric_for_best_model="eval_acc_retain", **best)
+    assert args.metric_for_best_model == "eval_acc_retain"
+    assert GSLoraTrainingArguments("out", use_cpu=True).metric_for_best_model is None

@@ -1,0 +1,437 @@
+"""What cannot work is refused before any training, with the bad value and the mend; a NaN stops a run in time."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from safetensors.torch import load_file
+from tasks import (
+    FORGET,
+    RETAIN,
+    adapter_state,
+    differences,
+    forget_set,
+    knowing_vit,
+    peft_vit,
+    retain_set,
+    samples,
+    scoring_set,
+    trainable,
+    trainer_for,
+    vit,
+)
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from gs_lora_peft import GSLoraConfig, GSLoraTrainer, NonFiniteLossError
+from gs_lora_peft.training.checks import check_distribution
+from gs_lora_peft.training.guard import FiniteCallback
+
+
+@pytest.fixture
+def trains():
+    """Asked for by the tests that train."""
+
+
+@pytest.fixture(autouse=True)
+def no_training(monkeypatch, request):
+    """Nothing else in this file may take a step."""
+    if "trains" not in request.fixturenames:
+        monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: pytest.fail("training has begun"))
+
+
+# Data
+
+
+@pytest.mark.parametrize("which", ["forget", "retain"])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (None, "set must be a map-style dataset with a length, got NoneType"),
+        (Dataset.from_dict({"label": []}), "set is empty"),
+        (Dataset.from_dict({"label": [0]}).to_iterable_dataset(), "set must be a map-style dataset"),
+        (Dataset.from_dict({"target": [0]}), "set: .*'label'"),
+        (Dataset.from_dict({"label": ["cat"]}), "set: .*'label'"),
+        (Dataset.from_dict({"label": [0.5]}), "set: .*'label'"),
+        (Dataset.from_dict({"label": [-1]}), "set: 'label' is -1 in row 0"),
+        ([{"target": 0}], "a sample of the .* set has no 'label'"),
+        ([(torch.zeros(3), 0)], "a sample of the .* set has no 'label'"),
+        ([{"label": "cat"}], "must be integers"),
+    ],
+)
+def test_sets_that_cannot_be_read(tmp_path, which, bad, message):
+    """Missing, empty, streamed or unlabelled sets: the message says which one and why."""
+    with pytest.raises(ValueError, match=message):
+        trainer_for(peft_vit(), tmp_path, kwargs={f"{which}_dataset": bad})
+
+
+def test_both_sets_have_to_be_named(tmp_path):
+    """They have no default and no order."""
+    with pytest.raises(TypeError, match="forget_dataset"):
+        GSLoraTrainer(peft_vit(), retain_dataset=retain_set())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"retain_dataset": samples((0, 4))}, r"classes \[4\] are in the forget set and in the retain set"),
+        ({"old_classes": [5]}, r"classes \[5\] are in the forget set and in the old set"),
+        ({"old_classes": [0, 1]}, r"classes \[0, 1\] were forgotten by earlier tasks and are in the retain set"),
+        ({"forget_dataset": [{"label": 6}]}, "label 6 lies outside the model's head of 6 classes"),
+        ({"old_classes": [77]}, "label 77 lies outside"),
+    ],
+)
+def test_classes_that_overlap_or_do_not_exist(tmp_path, kwargs, message):
+    """A class has one role, and the head has to know it."""
+    with pytest.raises(ValueError, match=message):
+        trainer_for(peft_vit(), tmp_path, kwargs=kwargs)
+
+
+def test_a_head_of_another_size(tmp_path):
+    """A model with fewer classes than the data."""
+    model = get_peft_model(vit(num_labels=4), GSLoraConfig(r=2))
+    with pytest.raises(ValueError, match="label 5 lies outside the model's head of 4 classes"):
+        trainer_for(model, tmp_path)
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_evaluation_without_data(tmp_path, strategy):
+    """The message offers a validation part and warns of the test data."""
+    with pytest.raises(ValueError, match=f"`eval_strategy`='{strategy}' needs something to evaluate on.*never the test"):
+        trainer_for(peft_vit(), tmp_path, eval_strategy=strategy, eval_steps=2)
+
+
+def test_a_validation_part_of_nothing(tmp_path):
+    """One sample a class leaves none to hold out."""
+    data = {"retain_dataset": samples(RETAIN, 1), "forget_dataset": samples(FORGET, 1)}
+    with pytest.raises(ValueError, match="fraction is 0.1"):
+        trainer_for(peft_vit(), tmp_path, kwargs=data, validation_fraction=0.1)
+
+
+def test_a_validation_part_of_a_plain_list(tmp_path):
+    """Holding out works on `datasets.Dataset`, whose rows can be picked."""
+    retain = [{"pixel_values": torch.zeros(3, 8, 8), "label": 0}] * 8
+    with pytest.raises(ValueError, match=r"expected a datasets\.Dataset"):
+        trainer_for(peft_vit(), tmp_path, kwargs={"retain_dataset": retain}, validation_fraction=0.5)
+
+
+@pytest.mark.usefixtures("trains")
+def test_a_collator_without_labels(tmp_path):
+    """The loss needs them; the message lists what the batch has."""
+    kwargs = {"data_collator": lambda rows: {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}}
+    with pytest.raises(ValueError, match=r"a batch holds \['pixel_values'\] and no 'labels'"):
+        trainer_for(peft_vit(), tmp_path, kwargs=kwargs).train()
+
+
+# Model
+
+
+def frozen(model):
+    return model.requires_grad_(False)
+
+
+def two_trainable():
+    model = peft_vit("task_001")
+    model.add_adapter("task_002", GSLoraConfig(r=2))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return model
+
+
+def trainable_head():
+    model = peft_vit()
+    model.base_model.model.classifier.requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: knowing_vit().requires_grad_(False), "exactly one adapter must train, but none would"),
+        (lambda: frozen(peft_vit()), "exactly one adapter must train, but none would"),
+        (two_trainable, r"exactly one adapter must train, but \['task_001', 'task_002'\] would"),
+        (trainable_head, r"2 parameters besides the LoRA matrices would train, e\.g\. .*classifier"),
+    ],
+)
+def test_models_in_which_not_exactly_one_adapter_trains(tmp_path, build, message):
+    """Nothing is guessed: which adapter trains is the user's choice, and nothing trains along unseen."""
+    with pytest.raises(ValueError, match=message):
+        trainer_for(build(), tmp_path)
+
+
+# Arguments and set-ups
+
+
+def test_stock_training_arguments(tmp_path):
+    """They lack what forgetting needs; an attribute error later would not say so."""
+    with pytest.raises(ValueError, match="`args` must be GSLoraTrainingArguments, got TrainingArguments"):
+        GSLoraTrainer(
+            peft_vit(),
+            TrainingArguments(str(tmp_path), use_cpu=True),
+            forget_dataset=forget_set(),
+            retain_dataset=retain_set(),
+        )
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "model_init", "compute_loss_func"])
+def test_arguments_of_the_stock_trainer_that_would_be_ignored(tmp_path, name):
+    """Silently ignored they would look as if they worked."""
+    with pytest.raises(ValueError, match=f"takes no `{name}`"):
+        trainer_for(peft_vit(), tmp_path, kwargs={name: lambda: None})
+
+
+def set_up(**changes):
+    plugin = SimpleNamespace(zero_stage=changes.pop("zero_stage", None))
+    args = SimpleNamespace(
+        world_size=changes.pop("world_size", 1),
+        sparsity=changes.pop("sparsity", "proximal"),
+        ddp_find_unused_parameters=changes.pop("ddp_find_unused_parameters", None),
+    )
+    state = SimpleNamespace(deepspeed_plugin=plugin)
+    defaults = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False}
+    return SimpleNamespace(accelerator=SimpleNamespace(state=state), args=args, **{**defaults, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"is_fsdp_enabled": True}, "does not support FSDP yet"),
+        ({"is_deepspeed_enabled": True, "zero_stage": 3}, "does not support DeepSpeed ZeRO stage 3 yet"),
+        ({"world_size": 2, "ddp_find_unused_parameters": False}, "`ddp_find_unused_parameters=False`"),
+    ],
+)
+def test_set_ups_that_split_matrices_or_would_hang(changes, message):
+    """A norm of a part of a matrix is wrong without a sign; the message says what to use instead."""
+    with pytest.raises(ValueError, match=message):
+        check_distribution(set_up(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"is_deepspeed_enabled": True, "zero_stage": 2},
+        {"world_size": 2},
+        {"world_size": 2, "ddp_find_unused_parameters": False, "sparsity": "penalty"},
+        {"ddp_find_unused_parameters": False},
+    ],
+)
+def test_set_ups_that_work_are_let_through(changes):
+    """ZeRO-2 and DDP keep whole matrices on every process."""
+    check_distribution(set_up(**changes))
+
+
+def test_the_trainer_checks_how_it_is_distributed(tmp_path, monkeypatch):
+    """The check runs where the trainer is built, before any training."""
+    original = GSLoraTrainer.create_accelerator_and_postprocess
+
+    def sharded(self):
+        original(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(GSLoraTrainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(ValueError, match="does not support FSDP yet"):
+        trainer_for(peft_vit(), tmp_path)
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint of the usual model, after four steps."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer_for(peft_vit(), folder, save_strategy="epoch", num_train_epochs=1).train()
+    return folder / "checkpoint-4"
+
+
+def renamed():
+    return peft_vit("task_002")
+
+
+def two_of_them():
+    model = peft_vit()
+    model.add_adapter("task_002", GSLoraConfig(r=2))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: peft_vit(layers=2), "belongs to another architecture or rank: 4 matrices differ.*in the model: absent"),
+        (lambda: peft_vit(layers=4), "4 matrices differ.*saved: absent"),
+        (lambda: peft_vit(r=3), r"12 matrices differ.*saved: \(2, .*in the model: \(3, "),
+        (lambda: peft_vit(target_modules="attention"), "belongs to another architecture"),
+        (renamed, r"holds the adapters \['default'\], the model holds \['task_002'\]"),
+        (two_of_them, r"holds the adapters \['default'\], the model holds \['default', 'task_002'\]"),
+    ],
+)
+def test_a_checkpoint_of_another_model(tmp_path, checkpoint, build, message):
+    """Loaded by name it would be dropped in part, in silence. The model stays as it was."""
+    model = build()
+    before, training = adapter_state(model), trainable(model)
+    with pytest.raises(ValueError, match=message):
+        trainer_for(model, tmp_path).train(resume_from_checkpoint=str(checkpoint))
+    assert not differences(before, adapter_state(model))
+    assert trainable(model) == training
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "swapped for text"])
+def test_a_damaged_checkpoint(tmp_path, checkpoint, damage):
+    """A crash while writing, or a bad copy: the file is named."""
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(checkpoint, folder)
+    weights = folder / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes({"truncated": content[:-100], "emptied": b"", "swapped for text": b"version https://git-lfs"}[damage])
+    model = peft_vit()
+    before = adapter_state(model)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors' is damaged"):
+        trainer_for(model, tmp_path).train(resume_from_checkpoint=str(folder))
+    assert not differences(before, adapter_state(model))
+
+
+@pytest.mark.parametrize("resume", [True, "checkpoint-99"])
+def test_no_checkpoint_where_one_was_asked_for(tmp_path, resume):
+    """Training from the start instead would lose work without a word."""
+    resume = resume if resume is True else str(tmp_path / resume)
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        trainer_for(peft_vit(), tmp_path).train(resume_from_checkpoint=resume)
+
+
+# Numbers that are no numbers
+
+
+def with_nan(dataset: Dataset, row: int, value: float = float("nan")) -> Dataset:
+    """One pixel of one sample is no number."""
+    pixels = torch.stack(list(dataset[:]["pixel_values"]))
+    pixels[row, 0, 0, 0] = value
+    columns = {"pixel_values": pixels.tolist(), "label": dataset[:]["label"].tolist()}
+    return Dataset.from_dict(columns).with_format("torch")
+
+
+class Before(TrainerCallback):
+    """The adapter before each optimizer step."""
+
+    def __init__(self, model):
+        self.model, self.states = model, []
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.states.append(adapter_state(self.model))
+
+
+@pytest.mark.usefixtures("trains")
+@pytest.mark.parametrize("half", ["retain", "forget"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_nan_in_one_half_stops_the_run_before_it_reaches_the_weights(tmp_path, half, value, accumulate):
+    """At that very step, naming that half; the weights are those before it, in the model and on disk."""
+    data = {"retain": retain_set(), "forget": forget_set()}
+    data[half] = with_nan(data[half], 2, value)
+    model = peft_vit("task_002")
+    before = Before(model)
+    trainer = trainer_for(
+        model,
+        tmp_path,
+        kwargs={"callbacks": [before], **{f"{name}_dataset": dataset for name, dataset in data.items()}},
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulate,
+        sparsity_weight=0.2,
+    )
+    order = list(trainer._get_train_sampler())
+    step = next(i for i, pair in enumerate(order) if pair[half == "forget"] == 2) // (2 * accumulate) + 1
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.train()
+    other = "retain" if half == "forget" else "forget"
+    assert f"at step {step} the loss of the {half} half is NaN or infinite" in str(caught.value)
+    assert other not in str(caught.value).split("is NaN")[0]
+    assert str(tmp_path / "last-good") in str(caught.value)
+    assert "learning_rate" in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+    assert len(before.states) == step
+    good = before.states[-1]
+    assert not differences(good, adapter_state(model))
+    assert all(torch.isfinite(tensor).all() for tensor in good.values())
+    assert all(p.grad is None for p in model.parameters())
+    saved = load_file(tmp_path / "last-good" / "task_002" / "adapter_model.safetensors")
+    for name, tensor in good.items():
+        assert torch.equal(saved[name.replace(".task_002.", ".")], tensor)
+    assert not list(tmp_path.rglob("training_args.bin"))
+
+
+@pytest.mark.usefixtures("trains")
+def test_a_run_that_broke_can_go_on_with_good_data(tmp_path):
+    """The trainer, the model and earlier checkpoints stay usable; an earlier NaN is not remembered."""
+    model = peft_vit()
+    trainer = trainer_for(model, tmp_path, save_strategy="steps", save_steps=1)
+    good = trainer.train_dataset.forget
+    trainer.train_dataset.forget = with_nan(good, int(next(iter(trainer._get_train_sampler()))[1]))
+    with pytest.raises(NonFiniteLossError, match="at step 1 "):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+    trainer.train_dataset.forget = good
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert trainer.score(scoring_set())["acc_retain"] > 0.9
+
+
+class Exploding(torch.autograd.Function):
+    """Harmless forward, infinite backward."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+
+@pytest.mark.usefixtures("trains")
+def test_a_gradient_that_overflows_stops_the_run_too(tmp_path):
+    """With finite losses the message names the gradient."""
+    model = peft_vit()
+    model.get_base_model().classifier.register_forward_hook(lambda module, args, output: Exploding.apply(output))
+    before = adapter_state(model)
+    with pytest.raises(NonFiniteLossError, match="at step 1 the gradient is NaN or infinite"):
+        trainer_for(model, tmp_path).train()
+    assert not differences(before, adapter_state(model))
+
+
+@pytest.mark.usefixtures("trains")
+def test_a_loss_scaler_may_see_infinite_gradients(tmp_path):
+    """fp16: the scaler looks for a scale by letting gradients overflow; only the losses are judged then."""
+    model = peft_vit()
+    model.get_base_model().classifier.register_forward_hook(lambda module, args, output: Exploding.apply(output))
+    trainer = trainer_for(model, tmp_path, max_steps=1)
+    guard = next(c for c in trainer.callback_handler.callbacks if isinstance(c, FiniteCallback))
+    guard.trainer = SimpleNamespace(
+        meter=trainer.meter, groups=trainer.groups, accelerator=SimpleNamespace(scaler=object())
+    )
+    for parameter in trainer.groups.parameters:
+        parameter.grad = torch.full_like(parameter, float("inf"))
+    guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+
+
+@pytest.mark.usefixtures("trains")
+def test_groups_that_were_frozen_are_saved_with_the_last_good_adapter(tmp_path):
+    """The file holds every matrix, zero or not, and the model is thawed."""
+    model = peft_vit()
+
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                with torch.no_grad():
+                    model.get_base_model().classifier.weight.fill_(float("nan"))
+
+    settings = {"sparsity_weight": 0.9, "sparsity_until_epoch": 2, "learning_rate": 3e-2, "lr_scheduler_type": "constant"}
+    trainer = trainer_for(model, tmp_path, kwargs={"callbacks": [Poison()]}, **settings)
+    with pytest.raises(NonFiniteLossError, match="the loss of the retain half and the loss of the forget half"):
+        trainer.train()
+    assert len(trainer.groups.zero_groups()) == 2
+    assert len(load_file(tmp_path / "last-good" / "adapter_model.safetensors")) == 12
+    assert trainable(model) == {"default"}
+    assert all(p.requires_grad for p in trainer.groups.parameters)

@@ -1,0 +1,189 @@
+"""The same runs in one process and in several. Started by `accelerate launch`, it writes down what each process saw."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from safetensors.torch import save_file
+from tasks import (
+    adapter_state,
+    arguments,
+    differences,
+    forget_set,
+    peft_vit,
+    retain_set,
+    scoring_set,
+    trainable,
+    two_adapters,
+)
+from torch.nn import functional as F
+
+from gs_lora_peft import GSLoraTrainer, NonFiniteLossError
+from gs_lora_peft.data import PairedSampler
+
+GLOBAL_BATCH = 8
+DYING = {
+    "sparsity_weight": 0.9,
+    "sparsity_until_epoch": 2.75,
+    "learning_rate": 2e-2,
+    "num_train_epochs": 4,
+    "lr_scheduler_type": "constant",
+}
+PLAIN_SGD = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0}
+
+
+class WatchedTrainer(GSLoraTrainer):
+    """Writes down which samples each micro-batch held."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.batches: list[dict[str, list[float]]] = []
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training:
+            prints = inputs["pixel_values"].double().sum(dim=(1, 2, 3)).tolist()
+            half = len(prints) // 2
+            self.batches.append({"retain": prints[:half], "forget": prints[half:]})
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def broken(dataset: Dataset, row: int) -> Dataset:
+    """One sample's pixels are NaN."""
+    pixels = torch.stack(list(dataset[:]["pixel_values"]))
+    pixels[row] = torch.nan
+    rows = Dataset.from_dict({"pixel_values": pixels.tolist(), "label": dataset[:]["label"].tolist()})
+    return rows.with_format("torch")
+
+
+def bounds_between_processes() -> dict[str, float]:
+    """Bounds that two processes would judge differently by their own means, at the first step, with a fresh adapter."""
+    pairs = list(PairedSampler(len(retain_set(8)), len(forget_set(5)), GLOBAL_BATCH, seed=42))[:GLOBAL_BATCH]
+    rows = forget_set(5)[[pair[1] for pair in pairs]]
+    with torch.no_grad():
+        logits = peft_vit()(pixel_values=rows["pixel_values"]).logits
+    losses = F.cross_entropy(logits, rows["label"], reduction="none")
+    means = losses.view(2, -1).mean(dim=1)
+    middle, (low, high) = means.mean(), means.sort().values
+    return {"hinge closed": float(low + middle) / 2, "hinge open": float(high + middle) / 2}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    bounds = bounds_between_processes()
+    return {
+        "plain": {"logging_strategy": "steps", "logging_steps": 1},
+        "accumulating": {"logging_strategy": "steps", "logging_steps": 1, "gradient_accumulation_steps": 2},
+        "hinge closed": {"max_steps": 1, "forget_bound": bounds["hinge closed"], **PLAIN_SGD},
+        "hinge open": {"max_steps": 1, "forget_bound": bounds["hinge open"], **PLAIN_SGD},
+        "zero groups": DYING,
+        "evaluated": {"eval_strategy": "epoch", "learning_rate": 2e-2, "forget_weight": 1.0, "num_train_epochs": 8},
+        "broken forget": {},
+        "broken retain": {},
+    }[name]
+
+
+RUNS = ("plain", "accumulating", "hinge closed", "hinge open", "zero groups", "evaluated")
+
+
+def trainer_of(model: Any, folder: Path, processes: int, **settings: Any) -> WatchedTrainer:
+    per_process = GLOBAL_BATCH // processes // settings.get("gradient_accumulation_steps", 1)
+    args = arguments(folder, per_device_train_batch_size=per_process, **settings)
+    sets = {"forget_dataset": forget_set(5), "retain_dataset": retain_set(8)}
+    return WatchedTrainer(model, args, eval_dataset=scoring_set(), **sets)
+
+
+def run(name: str, folder: Path, processes: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """One run: what was logged and seen, and the adapter it ends with."""
+    model = peft_vit()
+    trainer = trainer_of(model, folder, processes, **settings_of(name))
+    if name == "accumulating":
+        trainer.score(scoring_set())  # evaluation must not keep training from synchronising gradients
+    trainer.train()
+    history = trainer.state.log_history
+    logged = ("loss", "retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy", "grad_norm")
+    return {
+        "logs": [{key: entry[key] for key in logged} for entry in history if "retain_loss" in entry],
+        "scores": [entry["eval_h_mean"] for entry in history if "eval_h_mean" in entry],
+        "zero": trainer.groups.zero_groups(),
+        "batches": trainer.batches,
+        "steps": trainer.state.global_step,
+    }, adapter_state(model)
+
+
+def resume(build: Any, folder: Path, processes: int, steps: tuple[int, ...], **settings: Any) -> dict[str, Any]:
+    """What differs between a run and the same run resumed from some of its steps."""
+
+    def start(where: str, **more: Any):
+        torch.manual_seed(5 + PartialState().process_index)
+        model = build()
+        return model, trainer_of(model, folder / where, processes, **settings, **more)
+
+    model, through = start("through", save_strategy="steps", save_steps=1)
+    through.train()
+    final, found = adapter_state(model), {}
+    for step in steps:
+        model, resumed = start("resumed")
+        resumed.train(resume_from_checkpoint=str(folder / "through" / f"checkpoint-{step}"))
+        same_batches = resumed.batches == through.batches[-len(resumed.batches) :]
+        found[str(step)] = {
+            "different": differences(final, adapter_state(model)),
+            "same batches": same_batches,
+            "trains": sorted(trainable(model)),
+        }
+    return found
+
+
+def broken_run(half: str, folder: Path, processes: int) -> dict[str, Any]:
+    """A NaN that only one of the processes gets to see."""
+    model = peft_vit()
+    trainer = trainer_of(model, folder, processes)
+    data = trainer.train_dataset
+    setattr(data, half, broken(getattr(data, half), 3))
+    before = adapter_state(model)
+    try:
+        trainer.train()
+    except NonFiniteLossError as error:
+        step = trainer.state.global_step
+        saved = (folder / "last-good" / "adapter_model.safetensors").is_file()
+        return {"error": str(error), "step": step, "saved": saved, "moved": len(differences(before, adapter_state(model)))}
+    return {"error": ""}
+
+
+def refused(folder: Path) -> str:
+    try:
+        trainer_of(peft_vit(), folder, 2, ddp_find_unused_parameters=False)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def main(folder: Path) -> None:
+    state = PartialState(cpu=True)
+    processes, rank = state.num_processes, state.process_index
+    report: dict[str, Any] = {"processes": processes, "backend": torch.distributed.get_backend()}
+    for name in RUNS:
+        report[name], adapter = run(name, folder / name, processes)
+        save_file(adapter, folder / f"{name}-{rank}.safetensors")
+    report["resume"] = {
+        "two adapters, dropout": resume(lambda: two_adapters(dropout=0.3), folder / "a", processes, (2, 4, 7)),
+        "zero groups, average": resume(
+            lambda: peft_vit("task_002"), folder / "b", processes, (6, 11, 12), ema_decay=0.7, **DYING
+        ),
+        "accumulating": resume(
+            lambda: peft_vit(dropout=0.3), folder / "c", processes, (5, 8), gradient_accumulation_steps=2
+        ),
+    }
+    report["broken"] = {half: broken_run(half, folder / f"broken-{half}", processes) for half in ("retain", "forget")}
+    report["refused"] = refused(folder / "refused")
+    (folder / f"report-{rank}.json").write_text(json.dumps(report))
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

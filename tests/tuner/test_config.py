@@ -1,0 +1,266 @@
+"""The configuration: defaults, what it refuses and how it says so, and how it is stored."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import in_new_process, vit
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_config, get_peft_model
+from peft.tuners.lora.config import (
+    ArrowConfig,
+    BdLoraConfig,
+    CordaConfig,
+    EvaConfig,
+    LoftQConfig,
+    LoraGAConfig,
+    MontecloraConfig,
+    VeloraConfig,
+)
+
+from gs_lora_peft import GSLoraConfig, GSLoraModel
+from gs_lora_peft.tuner.config import check_plain_lora
+
+
+def test_defaults_are_the_papers():
+    """Rank 8, scaling 1/8, feed-forward Linears, groups by block, no dropout."""
+    config = GSLoraConfig()
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 1, 0.0, "none")
+    assert (config.target_modules, config.group_by) == ("ffn", "block")
+    assert config.is_structural
+    assert config.peft_type == "GS_LORA"
+    assert GSLoraConfig(target_modules=None).target_modules == "ffn"
+    assert GSLoraConfig(target_modules="attention").is_structural
+    assert not GSLoraConfig(target_modules=["fc1"]).is_structural
+    assert not GSLoraConfig(target_modules=r".*fc1").is_structural
+
+
+REFUSED = [
+    ({"use_dora": True}, "magnitude"),
+    ({"use_qalora": True}, "pools the layer's input"),
+    ({"lora_bias": True}, "not part of any group"),
+    ({"modules_to_save": ["classifier"]}, "LoRA matrices only"),
+    ({"trainable_token_indices": [1, 2]}, "LoRA matrices only"),
+    ({"layer_replication": [(0, 1), (0, 1)]}, "two blocks would claim"),
+    ({"target_parameters": ["experts.weight"]}, "Linear modules"),
+    ({"ensure_weight_tying": True}, "two groups at once"),
+    ({"megatron_config": {"tensor_model_parallel_size": 1}}, "norm would be local"),
+    ({"alora_invocation_tokens": [1]}, "cannot be merged"),
+    ({"arrow_config": ArrowConfig()}, "cannot be merged"),
+    ({"eva_config": EvaConfig()}, "data of the base task"),
+    ({"corda_config": CordaConfig()}, "changes the base weights"),
+    ({"lora_ga_config": LoraGAConfig()}, "changes the base weights"),
+    ({"loftq_config": LoftQConfig()}, "changes the base weights"),
+    ({"velora_config": VeloraConfig()}, "plain LoRA form"),
+    ({"monteclora_config": MontecloraConfig()}, "samples its weights"),
+    ({"use_bdlora": BdLoraConfig()}, "plain LoRA form"),
+    ({"bias": "all"}, "belong to no group"),
+    ({"bias": "lora_only"}, "belong to no group"),
+    *[
+        ({"init_lora_weights": init}, "changes the base weights or needs data")
+        for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "eva", "lora_ga", "mica")
+    ],
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("options", "reason"), REFUSED, ids=lambda value: str(value)[:60])
+def test_options_that_cannot_work_are_refused(options, reason):
+    """The error names option and value, gives the reason and what to do; PEFT's softer warnings do not come first."""
+    with pytest.raises(ValueError, match=reason) as caught:
+        GSLoraConfig(**options)
+    (name, value), message = next(iter(options.items())), str(caught.value)
+    assert f"`{name}`={value!r}" in message
+    assert any(mend in message for mend in ("Leave", "Use"))
+
+
+def test_every_variant_of_lora_is_accounted_for():
+    """An option that PEFT marks as a variant of LoRA is refused here, unless it is a plain one; new ones show up."""
+    variants = [f for f in LoraConfig.__dataclass_fields__.values() if f.metadata.get("is_lora_variant")]
+    unknown = [f.name for f in variants if f.name != "init_lora_weights"]
+    for name in unknown:
+        with pytest.raises(ValueError, match=f"`{name}`="):
+            check_plain_lora({name: {"anything": 1}})
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"])
+def test_task_types_that_train_the_head_are_refused(task):
+    """These task types put the head into `modules_to_save` behind the user's back."""
+    with pytest.raises(ValueError, match=rf"`task_type`='.*{task}'.*head") as caught:
+        GSLoraConfig(task_type=task)
+    assert "Leave `task_type` out" in str(caught.value)
+    assert GSLoraConfig(task_type="CAUSAL_LM").task_type == "CAUSAL_LM"
+
+
+def test_options_set_after_the_configuration_was_made_are_refused():
+    """Changing a field later does not get around the check."""
+    config = GSLoraConfig()
+    config.modules_to_save = ["classifier"]
+    with pytest.raises(ValueError, match="`modules_to_save`"):
+        get_peft_model(vit(), config)
+
+
+BAD_VALUES: list[tuple[dict[str, Any], str]] = [
+    *[({"r": r}, rf"`r`.*at least 1, got {r!r}") for r in (0, -3, 2.0, True, "8", None)],
+    ({"rank_pattern": {"fc1": 0}}, r"rank_pattern\['fc1'\].*at least 1, got 0"),
+    *[({"lora_alpha": a}, r"`lora_alpha`.*finite number other than 0") for a in (0, float("nan"), float("inf"), "1")],
+    ({"alpha_pattern": {"fc1": 0}}, r"alpha_pattern\['fc1'\].*other than 0, got 0"),
+    *[({"lora_dropout": d}, rf"`lora_dropout` must be in \[0, 1\), got {d!r}") for d in (-0.1, 1.0, "0")],
+    ({"group_by": "layer"}, r"`group_by` must be one of \['block', 'module', 'matrix'\], got 'layer'"),
+    ({"block_pattern": "layers.["}, r"`block_pattern` must be a regular expression, got 'layers\.\['.*Escape"),
+    ({"exclude_blocks": "(", "target_modules": "attention"}, r"`exclude_blocks` must be a regular expression"),
+    ({"block_pattern": 3}, r"`block_pattern` must be a regular expression, got 3"),
+    ({"target_modules": "*.fc1"}, r"`target_modules` must be a regular expression, got '\*\.fc1'"),
+    ({"exclude_modules": "*.fc1"}, r"`exclude_modules` must be a regular expression"),
+    ({"target_modules": []}, r"`target_modules`=\[\] names no module"),
+    ({"target_modules": ""}, r"`target_modules`='' names no module"),
+    ({"block_pattern": "vision", "target_modules": ["fc1"]}, r"`block_pattern`='vision' works with .*\['fc1'\]"),
+    ({"exclude_blocks": "text", "target_modules": ".*fc1"}, r"`exclude_blocks`='text' works with .*got .*fc1"),
+    ({"layers_to_transform": [0]}, r"`layers_to_transform`=\[0\].*'ffn'.*`block_pattern`"),
+    ({"layers_to_transform": 0, "target_modules": "attention"}, r"`layers_to_transform`=0.*`block_pattern`"),
+    ({"layers_pattern": "layers"}, r"`layers_pattern`='layers'.*`block_pattern`"),
+    (
+        {"layers_to_transform": [0], "target_modules": ".*fc1"},
+        r"`layers_to_transform`=\[0\].*regular expression itself",
+    ),
+    ({"layers_to_transform": [], "target_modules": ["fc1"]}, r"`layers_to_transform`=\[\] would adapt every layer"),
+    ({"task_type": "FORGETTING"}, "FORGETTING"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_VALUES, ids=lambda value: str(value)[:60])
+def test_bad_values_are_refused(options, message):
+    """A value that means nothing is refused where it is given, with the value in the message."""
+    with pytest.raises(ValueError, match=message):
+        GSLoraConfig(**options)
+
+
+def test_layers_to_transform_works_with_a_list():
+    """PEFT's own restriction stays available where PEFT itself reads the targets."""
+    model = get_peft_model(vit(3), GSLoraConfig(target_modules=["fc1"], layers_to_transform=[0, 2]))
+    assert model.base_model.targeted_module_names == ["vit.layers.0.mlp.fc1", "vit.layers.2.mlp.fc1"]
+
+
+def full_config(**options: Any) -> GSLoraConfig:
+    return GSLoraConfig(
+        **{
+            "r": 4,
+            "lora_alpha": 3,
+            "block_pattern": r"layers\.\d",
+            "exclude_blocks": r"layers\.1",
+            "group_by": "module",
+            "rank_pattern": {"fc1": 2},
+            "exclude_modules": ["z.fc2", "a.fc2", "m.fc2"],
+            **options,
+        }
+    )
+
+
+def test_json_round_trip(tmp_path):
+    """Every field comes back, through the class itself and through PEFT's generic entry points."""
+    config = full_config()
+    config.save_pretrained(tmp_path)
+    for loaded in (GSLoraConfig.from_pretrained(tmp_path), PeftConfig.from_pretrained(tmp_path)):
+        assert type(loaded) is GSLoraConfig
+        assert loaded == config
+    values = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert type(get_peft_config(values)) is GSLoraConfig
+
+
+def test_runtime_attributes_are_not_stored(tmp_path):
+    """What belongs to one model or one process stays out of adapter_config.json, also after injection."""
+    config = full_config(exclude_modules=None)
+    model = get_peft_model(vit(3), config)
+    assert config._resolved_targets
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "adapter_config.json").read_text())
+    fields = set(GSLoraConfig.__dataclass_fields__) - {"runtime_config"}
+    assert set(values) == fields
+    assert values["target_modules"] == "ffn"
+    assert values["peft_type"] == "GS_LORA"
+
+
+@pytest.mark.slow
+def test_saved_configuration_is_reproducible(tmp_path):
+    """Lists of modules are written sorted, whatever order strings hash in, so that the same adapter gives the same
+    bytes."""
+    code = (
+        "import sys; from gs_lora_peft import GSLoraConfig; "
+        "GSLoraConfig(target_modules=list('gfedcba'), exclude_modules=['y', 'x', 'z']).save_pretrained(sys.argv[1])"
+    )
+    in_new_process(code, str(tmp_path / "there"), PYTHONHASHSEED="7")
+    GSLoraConfig(target_modules=list("cdefgab"), exclude_modules=["x", "z", "y"]).save_pretrained(tmp_path / "here")
+    here, there = ((tmp_path / side / "adapter_config.json").read_bytes() for side in ("here", "there"))
+    assert here == there
+    values = json.loads(here)
+    assert values["target_modules"] == list("abcdefg")
+    assert values["exclude_modules"] == ["x", "y", "z"]
+
+
+@given(st.lists(st.text("abc.", min_size=1, max_size=6), min_size=1, max_size=6, unique=True))
+def test_to_dict_loses_no_module(names):
+    """Sorting neither drops nor invents a name, and the dictionary builds the same configuration."""
+    config = GSLoraConfig(target_modules=names)
+    assert config.to_dict()["target_modules"] == sorted(names)
+    assert GSLoraConfig(**config.to_dict()) == config
+
+
+def test_copies_and_pickles():
+    """Copies are equal and independent; the runtime attribute travels with a pickle."""
+    config = full_config()
+    config._resolved_targets = frozenset({"layers.0.fc1"})
+    for twin in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert twin == config
+        assert twin is not config
+        assert twin._resolved_targets == config._resolved_targets
+        assert twin.peft_type is config.peft_type
+
+
+@pytest.mark.slow
+def test_pickle_is_read_by_a_process_that_imports_nothing(tmp_path):
+    """A pickled configuration, its dictionary and the bare type bring the package along by themselves."""
+    path = tmp_path / "config.pickle"
+    config = GSLoraConfig(r=3)
+    path.write_bytes(pickle.dumps([config.peft_type, config.to_dict(), config]))
+    code = (
+        "import pickle, sys; import peft; assert 'gs_lora_peft' not in sys.modules; "
+        "kind, values, config = pickle.load(open(sys.argv[1], 'rb')); "
+        "assert kind is peft.PeftType.GS_LORA is values['peft_type'] is config.peft_type; "
+        "print(type(config).__name__, config.r)"
+    )
+    assert in_new_process(code, str(path)).split() == ["GSLoraConfig", "3"]
+
+
+@pytest.mark.slow
+def test_a_process_without_the_package_cannot_read_the_training_form(tmp_path):
+    """What the docstring says about adapter_config.json: PEFT alone does not know the type; one import is enough."""
+    GSLoraConfig().save_pretrained(tmp_path)
+    code = (
+        "import sys; from peft import PeftConfig\n"
+        "try: PeftConfig.from_pretrained(sys.argv[1])\n"
+        "except (KeyError, ValueError) as error: print('unknown')\n"
+        "import gs_lora_peft; print(PeftConfig.from_pretrained(sys.argv[1]).peft_type.value)"
+    )
+    assert in_new_process(code, str(tmp_path)).split() == ["unknown", "GS_LORA"]
+
+
+def test_one_configuration_for_two_models():
+    """Structural targets are answered anew for every model, so that a configuration can be used again."""
+    config = GSLoraConfig(r=2)
+    three, two = get_peft_model(vit(3), config), get_peft_model(vit(2), copy.deepcopy(config))
+    assert len(three.base_model.targeted_module_names) == 6
+    assert len(two.base_model.targeted_module_names) == 4
+    assert len(get_peft_model(vit(3), config).base_model.targeted_module_names) == 6
+
+
+def test_readme_example(tmp_path: Path):
+    """The example of the docstring works and stays structural after saving."""
+    model = get_peft_model(vit(), GSLoraConfig(r=8))
+    assert isinstance(model, PeftModel)
+    assert isinstance(model.base_model, GSLoraModel)
+    model.save_pretrained(tmp_path)
+    assert PeftConfig.from_pretrained(tmp_path).target_modules == "ffn"
