@@ -81,7 +81,7 @@ def sweep(data: str, work: Path, size: str) -> None:
     fit, held_out = train_validation_split(dataset["train"], "label", 0.25, seed=0)
     results = work / f"sweep_{size}.jsonl"
     for weight in WEIGHTS:
-        for until in (None, 0.7 * GSLoraTrainingArguments.num_train_epochs) if weight >= 0.2 else (None,):
+        for until in (None, 0.7 * GSLoraTrainingArguments.num_train_epochs) if weight in (0.3, 0.5) else (None,):
             row = one_run(work / size, fit, held_out, sparsity_weight=weight, sparsity_until_epoch=until)
             print(json.dumps(row), flush=True)
             with open(results, "a") as file:

@@ -85,12 +85,12 @@ def test_closed_hinge_leaves_no_gradient_on_the_forget_half():
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_auto_bound_is_two_ln_c_of_the_heads_size(classes):
-    """The default bound follows the head: 2 ln C, twice the loss of a head that knows nothing."""
-    assert auto_forget_bound(classes) == pytest.approx(2 * math.log(classes))
+def test_auto_bound_is_five_ln_c_of_the_heads_size(classes):
+    """The default bound follows the head: 5 ln C, five times the loss of a head that knows nothing."""
+    assert auto_forget_bound(classes) == pytest.approx(5 * math.log(classes))
     logits, labels = torch.zeros(2, classes), torch.tensor([0, 1])
     output = ClassificationObjective(1.0, "auto")(logits, labels)
-    assert output.loss.item() == pytest.approx(math.log(classes) + (2 * math.log(classes) - math.log(classes)))
+    assert output.loss.item() == pytest.approx(math.log(classes) + (5 * math.log(classes) - math.log(classes)))
 
 
 def test_auto_bound_refuses_a_head_of_one_class():
@@ -100,7 +100,7 @@ def test_auto_bound_refuses_a_head_of_one_class():
 
 
 def test_hinge_opens_by_the_mean_over_all_processes():
-    """With processes at 1 and 5 and a bound of 3.5 the joint batch is still open, also where the local mean is beyond."""
+    """With processes at 1 and 5 and a bound of 3.5 the joint batch is open, also where the local mean is beyond."""
     for local, mean, expected in [(5.0, 3.0, 3.5 - 5.0), (1.0, 3.0, 3.5 - 1.0), (1.0, 4.0, 0.0), (5.0, 4.0, 0.0)]:
         value = bounded_forget_loss(torch.tensor(local), 3.5, torch.tensor(mean))
         assert value.item() == expected

@@ -37,7 +37,7 @@ def make_data(names=NAMES):
     return DatasetDict(train=make_dataset(names=names), test=make_dataset(per_class=5, seed=1, names=names))
 
 
-def make_model(num_labels=len(NAMES), seed=0, layers=2):
+def make_model(num_labels=6, seed=0, layers=2):
     torch.manual_seed(seed)
     return ViTForImageClassification(
         ViTConfig(
@@ -71,8 +71,15 @@ def load_base(folder):
 
 
 def make_args(**more):
+    """Settings under which the tiny classifier forgets; those of forgetting do not follow the package's defaults."""
     values = {
         "output_dir": "not-used",
+        "forget_weight": 0.5,
+        "forget_bound": 4.0,
+        "sparsity": "proximal",
+        "sparsity_weight": 0.1,
+        "sparsity_until_epoch": None,
+        "weight_decay": 0.0,
         "num_train_epochs": 3,
         "per_device_train_batch_size": 16,
         "learning_rate": 0.05,

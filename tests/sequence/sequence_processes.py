@@ -25,6 +25,17 @@ class StoppedAt(TrainerCallback):
             raise Stopped
 
 
+class Trained(TrainerCallback):
+    """Notes the adapter that each process has trained."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        lora = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
+        self.seen.append(weights_fingerprint(lora))
+
+
 def told(action):
     """The error that an action ends with, as this process sees it."""
     try:
@@ -41,8 +52,10 @@ def main(base, folder):
     rank = PartialState().process_index
     seen = {"processes": PartialState().num_processes}
 
-    forgetter = cases.make_forgetter(base, folder / "whole", args=args)
+    trained = Trained()
+    forgetter = cases.make_forgetter(base, folder / "whole", args=args, callbacks=[trained])
     forgetter.run(requests)
+    seen["trained"] = trained.seen
     seen["whole"] = weights_fingerprint(forgetter.model)
     seen["ledger"] = forgetter.ledger.to_dict()
 

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, LedgerError, NonFiniteLossError, load_forgotten
-from gs_lora_peft.sequence import forgetter as forgetter_module
+from gs_lora_peft.sequence import scoring
 from gs_lora_peft.sequence.work import WorkFolder
 from gs_lora_peft.storage import writing
 
@@ -68,13 +68,10 @@ def test_an_error_in_training(base, data, tmp_path, finished, step, task):
     """The wrapper comes off, weights and ledger are those before, and the same request then gives the same adapter."""
     breaks = Breaks(step, task)
     forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[breaks])
-    done = 0
     with pytest.raises(RuntimeError, match="on purpose"):
-        for request in cases.requests():
-            forgetter.forget(request)
-            done += 1
+        forgetter.run(cases.requests())
     assert is_bare(forgetter.model, base, tmp_path)
-    assert len(forgetter.ledger.tasks) == done
+    assert forgetter.ledger.next_task_name() == task
     breaks.armed, breaks.steps = False, []
     forgetter.run(cases.requests())
     # Steps before the last checkpoint (every fourth) were not taken again.
@@ -111,7 +108,7 @@ def test_other_settings_after_an_error(base, data, tmp_path):
 
 
 def test_an_interrupted_request_is_not_forgotten(base, data, tmp_path, finished):
-    """A run that was stopped is continued: not with another request, not with other settings, unless it is given up."""
+    """A run that was stopped is continued: with no other request and no other settings, unless it is given up."""
     breaks = Breaks(5, error=KeyboardInterrupt)
     forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[breaks])
     with pytest.raises(KeyboardInterrupt):
@@ -193,10 +190,33 @@ def test_a_full_disk(base, data, one_task, monkeypatch, name):
     assert is_bare(forgetter.model, base, one_task)
 
 
+def test_giving_up_a_task_that_only_the_ledger_lacks(base, data, one_task, monkeypatch):
+    """Files of a task that never got into the ledger go with the request when it is given up."""
+    forgetter = cases.make_forgetter(base, one_task, data)
+    before = cases.snapshot(one_task)
+    with full_disk(monkeypatch, "forgetting.json"), pytest.raises(OSError, match="could not write"):
+        forgetter.forget(ForgetRequest([2]))
+    assert (one_task / "tasks" / "task_002").exists()
+    forgetter.discard_unfinished()
+    assert cases.snapshot(one_task) == before
+    assert not (one_task / "tasks" / "task_002").exists()
+
+
+def test_the_time_of_the_first_asking_is_kept(base, data, tmp_path):
+    """A request that is asked for again after an interruption was still asked for when it was asked for."""
+    breaks = Breaks(5, error=KeyboardInterrupt)
+    forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[breaks])
+    with pytest.raises(KeyboardInterrupt):
+        forgetter.forget(ForgetRequest([2], requested_at="2025-01-31T12:00:00Z"))
+    breaks.armed = False
+    entry = forgetter.forget(ForgetRequest([2], note="again"))
+    assert entry.request == {"classes": [2], "requested_at": "2025-01-31T12:00:00Z", "note": "again"}
+
+
 @pytest.mark.parametrize("call", [1, 2])
 def test_an_error_while_scoring(base, data, one_task, monkeypatch, call):
     """Scores are taken before and after training; an error in either leaves everything as it was."""
-    predict, calls = forgetter_module.predict_classes, []
+    predict, calls = scoring.predict_classes, []
 
     def fails(*args):
         calls.append(1)
@@ -206,7 +226,7 @@ def test_an_error_while_scoring(base, data, one_task, monkeypatch, call):
 
     forgetter = cases.make_forgetter(base, one_task, data)
     before = cases.snapshot(one_task)
-    monkeypatch.setattr(forgetter_module, "predict_classes", fails)
+    monkeypatch.setattr(scoring, "predict_classes", fails)
     with pytest.raises(RuntimeError, match="on purpose"):
         forgetter.forget(ForgetRequest([2]))
     monkeypatch.undo()

@@ -66,7 +66,7 @@ def in_child(action, timeout=60):
 
 
 def deadly(owner, name, *, call=2, before=False, of=lambda *_: True):
-    """Replaces a function by one that kills the process before or after one of its calls, of those that `of` counts."""
+    """Replaces a function by one that kills the process before or after one of the calls that `of` counts."""
     original, calls = getattr(owner, name), []
 
     def kills(*args, **kwargs):
@@ -175,7 +175,7 @@ def test_killed_again_and_again(base, data, tmp_path, finished):
         if child == 0:
             works()
             os._exit(0)
-        pause = 0.1 + 0.9 * torch.rand((), generator=generator).item() + 0.05 * kills
+        pause = 0.3 + 0.9 * torch.rand((), generator=generator).item() + 0.15 * kills
         deadline = time.monotonic() + pause
         ended = 0
         while not ended and time.monotonic() < deadline:
@@ -244,7 +244,7 @@ class StoppedAt(TrainerCallback):
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stops=st.lists(st.integers(1, 12), max_size=3), known=st.integers(0, 3))
 def test_any_interruptions(base, data, finished, tmp_path_factory, stops, known):
-    """Stopped after any steps, any number of times, and with requests given in portions: the order and the bits are kept."""
+    """Stopped after any steps, any number of times, with requests given in portions: order and bits are kept."""
     folder = tmp_path_factory.mktemp("interrupted")
     args = cases.make_args(save_steps=3)
     portion = cases.requests()[:known]

@@ -1,4 +1,4 @@
-"""A run over several processes: the main one writes, all of them go on with the same model, or end with the same error."""
+"""A run over several processes: the main one writes, all go on with the same model, or end with the same error."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_two_processes(base, tmp_path):
     assert run.returncode == 0, run.stderr[-5000:]
     first, second = (json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1))
 
-    assert first == second
+    assert first == second  # also the adapters, before they were exported
     assert first["processes"] == 2
     assert first["stopped_with"] == 1
     assert first["stopped"] == first["whole"] == first["after_errors"]

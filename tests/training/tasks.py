@@ -115,6 +115,13 @@ def arguments(folder: str | Path, **changes: Any) -> GSLoraTrainingArguments:
         "per_device_train_batch_size": 4,
         "num_train_epochs": 3,
         "logging_strategy": "no",
+        # What the tests rely on, whatever the defaults are.
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.05,
+        "forget_weight": 0.5,
+        "forget_bound": "auto",
+        "sparsity": "proximal",
         "sparsity_weight": 0.0,
     }
     return GSLoraTrainingArguments(**{**settings, **changes})

@@ -229,13 +229,16 @@ def test_an_interrupted_run_leaves_an_ordinary_model(tmp_path):
                 raise KeyboardInterrupt
 
     model = peft_vit()
-    trainer = dying_task(tmp_path, model)
+    trainer = dying_task(tmp_path, model, ema_decay=0.9)
     trainer.add_callback(Stop())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert trainer.groups.zero_groups()
     assert all(p.requires_grad for p in trainer.groups.parameters)
-    assert not trainer.is_in_train
+    left, scored = adapter_state(model), []
+    model.get_base_model().register_forward_hook(lambda *_: scored.append(adapter_state(model)))
+    trainer.score(scoring_set())
+    assert not differences(left, scored[0])
 
 
 def test_when_groups_are_frozen_does_not_change_the_result(tmp_path, monkeypatch):
@@ -341,7 +344,11 @@ def test_average_is_evaluated_and_does_not_disturb_training(tmp_path):
     trainer_for(plain, tmp_path).train()
     model = peft_vit()
     trainer = trainer_for(
-        model, tmp_path, kwargs={"eval_dataset": scoring_set(), "callbacks": [Spy()]}, ema_decay=0.9, eval_strategy="epoch"
+        model,
+        tmp_path,
+        kwargs={"eval_dataset": scoring_set(), "callbacks": [Spy()]},
+        ema_decay=0.9,
+        eval_strategy="epoch",
     )
     original = trainer.prediction_step
     trainer.prediction_step = lambda *args, **kwargs: (runs.append(adapter_state(model)), original(*args, **kwargs))[1]
@@ -387,7 +394,7 @@ def test_a_last_epoch_cut_short_counts(tmp_path):
 
 
 def test_the_best_model_is_the_average_that_was_scored(tmp_path):
-    """`load_best_model_at_end` with an average: the one of the best epoch, which gave the best score, not the last one."""
+    """`load_best_model_at_end` with an average: that of the best epoch, which gave the best score, not the last."""
     model = peft_vit(r=8)
     trainer = trainer_for(
         model,
@@ -415,7 +422,10 @@ def test_half_precision_matrices_are_averaged_in_float32(tmp_path):
     """bf16 steps of 1 − d would be lost in bf16."""
     model = peft_vit().to(torch.bfloat16)
     average = EMACallback(LoraGroups(model))
-    args, state = SimpleNamespace(ema_decay=0.999, ema_start_epoch=0.0), SimpleNamespace(epoch=1.0, global_step=1, max_steps=9)
+    args, state = (
+        SimpleNamespace(ema_decay=0.999, ema_start_epoch=0.0),
+        SimpleNamespace(epoch=1.0, global_step=1, max_steps=9),
+    )
     average.on_epoch_end(args, state, None)
     start = [tensor.clone() for tensor in average.average]
     with torch.no_grad():

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_two_processes_see_the_batches_of_one(reports, both):
     assert len(one["batches"]) == len(two[0]) == len(two[1]) > 0
     for expected, *parts in zip(one["batches"], *two, strict=True):
         for half in ("retain", "forget"):
-            assert expected[half] == sum((part[half] for part in parts), [])
+            assert expected[half] == list(chain(*(part[half] for part in parts)))
             assert len(parts[0][half]) == len(parts[1][half])
 
 
@@ -85,7 +86,7 @@ def test_losses_accuracies_and_gradient_norms_agree(reports, both):
 
 
 def test_adapters_agree(folder, both):
-    """Also where the bound is judged by the mean over both processes, and either process alone would judge otherwise."""
+    """Also where the bound is judged by the mean over both processes, and one of them alone would judge otherwise."""
     name, _, adapter = both
     two = load_file(folder / f"{name}-0.safetensors")
     tolerance = 1e-6 if name.startswith("hinge") else 2e-4

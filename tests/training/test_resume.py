@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 DYING = {"sparsity_weight": 0.9, "sparsity_until_epoch": 1.75, "learning_rate": 3e-2, "lr_scheduler_type": "constant"}
 EVALUATED = {"kwargs": {"eval_dataset": scoring_set()}, "eval_strategy": "epoch"}
 
-# Name → (how to build the model, arguments, steps to resume from). An epoch has 4 optimizer steps unless said otherwise.
+# Name → (how to build the model, arguments, steps to resume from). An epoch has 4 steps unless said otherwise.
 RUNS = {
     "plain": (peft_vit, {}, (1, 4, 6)),
     "sparse": (peft_vit, {"sparsity_weight": 0.3, "warmup_steps": 2}, (1, 4, 7)),
@@ -63,7 +63,7 @@ def start(run, folder, **changes):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_resumed_runs_end_bit_equal(tmp_path, run):
-    """From checkpoints in the middle and at the end of epochs; the same adapter trains and the same ones are active."""
+    """From checkpoints within and at the end of epochs; the same adapter trains and the same ones are active."""
     model, trainer = start(run, tmp_path / "through", save_strategy="steps", save_steps=1)
     trainer.train()
     final, total = adapter_state(model), trainer.state.global_step
@@ -81,24 +81,27 @@ def test_resumed_runs_end_bit_equal(tmp_path, run):
 
 
 class StopAt(TrainerCallback):
-    """Ends a run as a signal would: at a step, after saving."""
+    """Ends a run as a signal would: at a step, after saving there or when the epoch is left."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, save):
+        self.step, self.save = step, save
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop, control.should_save = True, self.save == "no"
 
 
-@pytest.mark.parametrize(("run", "step"), [("average", 4), ("evaluated", 6), ("zero groups, average", 6)])
-def test_a_run_that_really_stopped_goes_on_from_its_last_checkpoint(tmp_path, run, step):
+@pytest.mark.parametrize(
+    ("run", "step", "save"),
+    [("average", 4, "no"), ("average", 6, "epoch"), ("evaluated", 6, "no"), ("zero groups, average", 6, "no")],
+)
+def test_a_run_that_really_stopped_goes_on_from_its_last_checkpoint(tmp_path, run, step, save):
     """`resume_from_checkpoint=True` in the same folder, as somebody who starts the script again does it."""
     model, trainer = start(run, tmp_path / "through")
     trainer.train()
     final = adapter_state(model)
-    _, stopped = start(run, tmp_path / "stopped")
-    stopped.add_callback(StopAt(step))
+    _, stopped = start(run, tmp_path / "stopped", save_strategy=save)
+    stopped.add_callback(StopAt(step, save))
     stopped.train()
     assert stopped.state.global_step == step
     model, resumed = start(run, tmp_path / "stopped")
@@ -131,7 +134,7 @@ def test_zero_groups_are_frozen_from_the_first_resumed_step(tmp_path):
     """A resumed run does not pay for, or revive, what was dropped before."""
     _, trainer = start("zero groups", tmp_path, save_strategy="epoch")
     trainer.train()
-    model, resumed = start("zero groups", tmp_path)
+    _, resumed = start("zero groups", tmp_path)
     seen = []
 
     class Watch(TrainerCallback):

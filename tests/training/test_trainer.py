@@ -1,4 +1,4 @@
-"""A run: its loss, its gradient under accumulation and mixed precision, its logs, its evaluation and what it leaves."""
+"""A run: its loss, accumulation and mixed precision, its logs, its evaluation, what it leaves and what it costs."""
 
 import json
 import math
@@ -32,6 +32,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, ViTImageProcess
 
 from gs_lora_peft import GSLoraTrainer, LoraGroups
 from gs_lora_peft.training import SparsityCallback
+
 
 class Recorder(TrainerCallback):
     """Keeps each step's gradients and gradient norm, as the optimizer gets them."""
@@ -89,7 +90,7 @@ def pairs_of(trainer, steps: int, batch: int):
 @pytest.mark.parametrize("bound", ["auto", 0.05, 30.0])
 @pytest.mark.parametrize("sparsity", ["none", "penalty"])
 def test_first_steps_gradient_is_that_of_the_papers_loss(tmp_path, bound, sparsity):
-    """Mean CE of the half to keep + β · ReLU(BND − mean CE of the half to forget) + α Σ ‖g‖, against a slow reference."""
+    """Mean CE to keep + β · ReLU(BND − mean CE to forget) + α Σ ‖g‖, against a slow reference in float64."""
     model, reference = peft_vit(init_lora_weights=False), peft_vit(init_lora_weights=False)
     settings = {"forget_weight": 0.7, "forget_bound": bound, "sparsity": sparsity, "sparsity_weight": 0.3}
     trainer, recorder = record(model, tmp_path, max_grad_norm=0.0, max_steps=1, **settings)
@@ -98,7 +99,7 @@ def test_first_steps_gradient_is_that_of_the_papers_loss(tmp_path, bound, sparsi
         trainer,
         pairs_of(trainer, 1, 4),
         0.7,
-        2 * math.log(6) if bound == "auto" else bound,
+        5 * math.log(6) if bound == "auto" else bound,
         penalty=0.3 if sparsity == "penalty" else 0.0,
     )
     assert expected.keys() == recorder.gradients[0].keys()
@@ -169,7 +170,7 @@ def test_accumulating_four_small_batches_is_one_large_batch(tmp_path):
 
 
 def test_the_last_incomplete_accumulation_window_is_a_mean_too(tmp_path):
-    """16 samples in batches of 3 make 6 micro-batches; accumulating 4 leaves a window of 2, divided by 2 and not by 4."""
+    """16 samples in batches of 3 are 6 micro-batches; accumulating 4 leaves a window of 2, divided by 2, not by 4."""
     model = peft_vit(init_lora_weights=False)
     trainer, recorder = record(
         model,
@@ -223,9 +224,8 @@ def test_bf16_autocast_trains_float32_matrices(tmp_path):
 
 def test_pictures_are_read_through_the_processor(tmp_path):
     """Rows with PIL images need nothing but the model's processor; labels may have another column name."""
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
-    from datasets import Value
 
     def pictures(classes):
         rng = np.random.default_rng(0)
@@ -391,7 +391,7 @@ def test_each_of_several_evaluation_sets_has_its_own_h(tmp_path):
 
 
 def test_training_does_not_depend_on_whether_it_is_evaluated(tmp_path):
-    """With dropout: evaluation neither draws from the generator that training uses nor changes weights, nor does an EMA."""
+    """With dropout: evaluation neither draws from the generator that training uses nor, with an EMA, moves weights."""
     states = []
     for settings in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
         model = peft_vit(dropout=0.3)
@@ -519,7 +519,7 @@ def test_the_state_file_is_small_json(tmp_path):
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_one_host_synchronisation_a_step(tmp_path, monkeypatch, on_cpu):
-    """A step may look at the device once, for NaN. On CPU dropped groups are looked for too, on accelerators at logs."""
+    """A step may wait for the device once, for NaN. On CPU it looks for dropped groups too, elsewhere at logs only."""
     monkeypatch.setattr(SparsityCallback, "_synchronises_for_free", lambda self: on_cpu)
     counts = Counter()
 

@@ -1,4 +1,4 @@
-"""The same runs in one process and in several. Started by `accelerate launch`, it writes down what each process saw."""
+"""The same runs in one process and in several. Started by `torchrun`, it writes down what each process saw."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def broken(dataset: Dataset, row: int) -> Dataset:
 
 
 def bounds_between_processes() -> dict[str, float]:
-    """Bounds that two processes would judge differently by their own means, at the first step, with a fresh adapter."""
+    """Bounds that two processes would judge differently by their own means, at the first step."""
     pairs = list(PairedSampler(len(retain_set(8)), len(forget_set(5)), GLOBAL_BATCH, seed=42))[:GLOBAL_BATCH]
     rows = forget_set(5)[[pair[1] for pair in pairs]]
     with torch.no_grad():
@@ -150,7 +150,12 @@ def broken_run(half: str, folder: Path, processes: int) -> dict[str, Any]:
     except NonFiniteLossError as error:
         step = trainer.state.global_step
         saved = (folder / "last-good" / "adapter_model.safetensors").is_file()
-        return {"error": str(error), "step": step, "saved": saved, "moved": len(differences(before, adapter_state(model)))}
+        return {
+            "error": str(error),
+            "step": step,
+            "saved": saved,
+            "moved": len(differences(before, adapter_state(model))),
+        }
     return {"error": ""}
 
 

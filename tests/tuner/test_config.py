@@ -257,7 +257,7 @@ def test_one_configuration_for_two_models():
     assert len(get_peft_model(vit(3), config).base_model.targeted_module_names) == 6
 
 
-def test_readme_example(tmp_path: Path):
+def test_docstring_example(tmp_path: Path):
     """The example of the docstring works and stays structural after saving."""
     model = get_peft_model(vit(), GSLoraConfig(r=8))
     assert isinstance(model, PeftModel)

@@ -28,8 +28,8 @@ class PairedDataset(Dataset):
         for name, dataset in (("retain", retain), ("forget", forget)):
             if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
                 raise ValueError(
-                    f"the {name} set must be a map-style dataset with a length, got {type(dataset).__name__}. A stream "
-                    "can be collected with datasets.Dataset.from_generator(...)."
+                    f"the {name} set must be a map-style dataset with a length, got {type(dataset).__name__}. A "
+                    "stream can be collected with datasets.Dataset.from_generator(...)."
                 )
             if len(dataset) == 0:
                 raise ValueError(f"the {name} set is empty; a paired batch needs at least one sample of each.")
@@ -43,7 +43,7 @@ class PairedDataset(Dataset):
         return self.retain[pair[0]], self.forget[pair[1]]
 
     def __getitems__(self, pairs: Sequence[Pair]) -> list[tuple[Any, Any]]:
-        """The samples of a whole batch; `datasets` reads a list of rows in one go, several times faster than one by one."""
+        """The samples of a whole batch; `datasets` reads many rows in one go several times faster than one by one."""
         retain = _rows(self.retain, [pair[0] for pair in pairs])
         forget = _rows(self.forget, [pair[1] for pair in pairs])
         return list(zip(retain, forget, strict=True))
@@ -70,7 +70,8 @@ class PairedSampler(Sampler[Pair]):
             Pairs of one batch over all processes. An epoch is filled up to a whole number of batches from the start
             of its own order, so that every process gets as many samples in every step.
         seed (`int`, *optional*, defaults to 0): seed of both orders.
-        drop_last (`bool`, *optional*, defaults to `False`): cut the last incomplete batch off instead of filling it up.
+        drop_last (`bool`, *optional*, defaults to `False`):
+            Cut the last incomplete batch off instead of filling it up.
 
     Raises:
         ValueError: if a size is < 1, or if `drop_last` leaves no batch.
@@ -88,8 +89,8 @@ class PairedSampler(Sampler[Pair]):
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if drop_last and num_retain < global_batch_size:
             raise ValueError(
-                f"`dataloader_drop_last` leaves no batch: {num_retain} samples to keep, {global_batch_size} in a global "
-                "batch. Use a smaller batch or do not drop the last one."
+                f"`dataloader_drop_last` leaves no batch: {num_retain} samples to keep, {global_batch_size} in a "
+                "global batch. Use a smaller batch or do not drop the last one."
             )
         self.num_retain = num_retain
         self.num_forget = num_forget
@@ -128,7 +129,7 @@ class PairedCollator:
     Turns pairs into one joint batch: the samples to keep first, then as many samples to forget.
 
     Args:
-        collate (`Callable`): the collator for a plain list of samples; it sees the retain half followed by the forget half.
+        collate (`Callable`): the collator for a plain list of samples; it sees the retain half, then the forget half.
     """
 
     def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
@@ -159,8 +160,8 @@ class ImageCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if self.image_column not in rows[0]:
             raise ValueError(
-                f"a row holds {sorted(rows[0])} and no {self.image_column!r}. Rename the column of the images, or give "
-                "a `data_collator` that reads what is there."
+                f"a row holds {sorted(rows[0])} and no {self.image_column!r}. Rename the column of the images, or "
+                "give a `data_collator` that reads what is there."
             )
         images = [row[self.image_column] for row in rows]
         # Grey or palette images: image processors expect three channels.
@@ -171,7 +172,7 @@ class ImageCollator:
 
 class TensorCollator:
     """
-    Collates rows of tensors, arrays and numbers as [`transformers.default_data_collator`] does, with the labels as `labels`.
+    Collates rows of tensors, arrays and numbers as [`transformers.default_data_collator`] does, labels as `labels`.
 
     Args:
         label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.

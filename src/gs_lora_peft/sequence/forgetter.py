@@ -10,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
@@ -19,7 +17,6 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..data import ForgettingSplit
 from ..data.pairing import default_collator
-from ..metrics import continual_forgetting_scores
 from ..storage import sha256_of, staged_folder, write_json_atomic
 from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig, LoraGroups, export_lora
@@ -27,13 +24,13 @@ from .entry import TaskEntry
 from .fingerprint import model_identity
 from .ledger import ForgettingLedger
 from .loading import check_tasks, refuse_adapters
-from .merging import TASKS_FOLDER, fresh_adapter, merge_tasks, restore_weights, task_folder
+from .merging import TASKS_FOLDER, MergedModel, fresh_adapter, task_folder
 from .plain import LedgerError
 from .planning import check_sequence, match_requests, resolve_request
 from .processes import on_main
 from .recipe import Recipe, adapter_settings
 from .request import ForgetRequest, utc_now
-from .scoring import accuracies, predict_classes
+from .scoring import Scores
 from .sources import checked_label_names, train_and_test
 from .versions import library_versions
 from .work import WORK_FOLDER, Start, WorkFolder, remove_others
@@ -57,9 +54,9 @@ class ContinualForgetter:
 
     Args:
         base_model (`transformers.PreTrainedModel`): the classifier, without adapters. It is changed in place:
-            `self.model` is the same object with all tasks merged, in eval mode, its `requires_grad` flags as they were.
-        dataset (`datasets.Dataset` or `datasets.DatasetDict`): labelled samples. Of a `DatasetDict`, `train` is trained
-            on and `test` (else `validation`) is scored on; nothing of the latter influences the training.
+            `self.model` is the same object with all tasks merged, in eval mode, its `requires_grad` flags untouched.
+        dataset (`datasets.Dataset` or `datasets.DatasetDict`): labelled samples. Of a `DatasetDict`, `train` is
+            trained on and `test` (else `validation`) is scored on; nothing of the latter influences the training.
         folder (`str` or `os.PathLike`): where the ledger and the tasks go.
         config ([`GSLoraConfig`], *optional*): by default `GSLoraConfig()`.
         args ([`GSLoraTrainingArguments`], *optional*): by default its defaults. They are not changed. `output_dir` is
@@ -125,10 +122,9 @@ class ContinualForgetter:
         self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
         self.ledger = self._open_ledger(base_model)
         self.label_names = self.label_names or self.ledger.label_names
-        # Weights of the layers that tasks change, so that a revocation can rebuild the model from them exactly.
-        self._originals: dict[str, torch.Tensor] = {}
-        self.model = base_model.eval()
-        self._merge([entry.name for entry in self.ledger.active_tasks])
+        self._live = MergedModel(base_model, self.folder, [entry.name for entry in self.ledger.active_tasks])
+        self.model = base_model
+        self._scores = Scores(self.eval_dataset, self.recipe)
 
     def _open_ledger(self, base_model: PreTrainedModel) -> ForgettingLedger:
         identity = model_identity(base_model)
@@ -155,9 +151,10 @@ class ContinualForgetter:
             [`TaskEntry`]: the new entry of the ledger.
 
         Raises:
-            UnknownClassError, LedgerError, ValueError: before any training and without touching a file, if a class does
-                not exist, was forgotten already, has no samples, or nothing would be left to keep; if an unfinished
-                other request lies in the folder; or if another process works in the folder or has changed the ledger.
+            UnknownClassError, LedgerError, ValueError: before any training and without touching a file, if a class
+                does not exist, was forgotten already, has no samples, or nothing would be left to keep; if an
+                unfinished other request lies in the folder; or if another process works there or has changed the
+                ledger.
             NonFiniteLossError: if training broke down.
             OSError: if a file could not be written.
 
@@ -209,10 +206,11 @@ class ContinualForgetter:
         """
         (entry,) = self.ledger.select([task])
         kept = [other.name for other in self.ledger.active_tasks if other.name != task]
+        others = [class_id for class_id in self.ledger.forgotten_classes if class_id not in (entry.classes or [])]
         with self._exclusively(), self._rebuilt_on_error():
-            before = self._score_revocation(entry)
-            self._rebuild(kept)
-            after = self._score_revocation(entry)
+            before = self._scores.of_revocation(self.model, entry.classes or [], others)
+            self._live.rebuild(kept)
+            after = self._scores.of_revocation(self.model, entry.classes or [], others)
             self._record(lambda: self.ledger.revoke(task, reason=reason, scores_before=before, scores_after=after))
         return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
 
@@ -251,20 +249,13 @@ class ContinualForgetter:
 
         self.ledger.tasks = on_main(save)
 
-    def _merge(self, names: Sequence[str]) -> None:
-        merge_tasks(self.model, self.folder, names, self._originals)
-
-    def _rebuild(self, names: Sequence[str]) -> None:
-        restore_weights(self.model, self._originals)
-        self._merge(names)
-
     @contextmanager
     def _rebuilt_on_error(self) -> Iterator[None]:
         """Makes the model what the ledger says, if the block that changes both fails."""
         try:
             yield
         except BaseException:
-            self._rebuild([entry.name for entry in self.ledger.active_tasks])
+            self._live.rebuild([entry.name for entry in self.ledger.active_tasks])
             raise
 
     # Parts of `forget`
@@ -286,11 +277,12 @@ class ContinualForgetter:
         }
         work = self._work(name)
         start = on_main(lambda: work.find_start(plan))
-        before = self._score(split)
+        before = self._scores.of_task(self.model, split)
         groups, steps = self._train(name, split, work, plan, start)
         with self._rebuilt_on_error():
-            self._merge([name])
-            scores = {"before": before, "after": self._score(split, before["acc_forget"]), "data": self.scored_on}
+            self._live.merge([name])
+            after = self._scores.of_task(self.model, split, before["acc_forget"])
+            scores = {"before": before, "after": after, "data": self.scored_on}
             self._record(lambda: self.ledger.append(self._entry(name, plan, start, groups, steps, scores)))
         on_main(lambda: work.finish(self.folder / LOGS_FOLDER / name))
         return self.ledger.tasks[-1]
@@ -345,27 +337,3 @@ class ContinualForgetter:
             groups=groups,
             scores=scores,
         )
-
-    # Scores
-
-    def _score(self, split: ForgettingSplit, accuracy_forget_before: float | None = None) -> dict[str, Any]:
-        predictions, labels = self._predict()
-        return continual_forgetting_scores(
-            predictions,
-            labels,
-            forget_classes=split.forget_classes,
-            retain_classes=split.retain_classes,
-            old_classes=split.old_classes,
-            accuracy_forget_before=accuracy_forget_before,
-        )
-
-    def _score_revocation(self, entry: TaskEntry) -> dict[str, Any]:
-        revoked = entry.classes or []
-        others = [c for c in self.ledger.forgotten_classes if c not in revoked]
-        predictions, labels = self._predict()
-        return accuracies(
-            predictions, labels, {"acc_revoked": revoked, "acc_still_forgotten": others}, rest="acc_retain"
-        )
-
-    def _predict(self) -> tuple[np.ndarray, np.ndarray]:
-        return predict_classes(self.model, self.eval_dataset, self.recipe.args, self.recipe.data_collator)

@@ -1,4 +1,4 @@
-"""Putting adapters onto a bare model and taking them off again, without a trace or merged into the weights."""
+"""Putting adapters onto a bare model: for the time of a training, or merged into its weights."""
 
 from __future__ import annotations
 
@@ -84,13 +84,34 @@ def merge_tasks(
     return model
 
 
-@torch.no_grad()
-def restore_weights(model: nn.Module, originals: MutableMapping[str, torch.Tensor]) -> None:
-    """Puts the weights that [`merge_tasks`] saved back, in place."""
-    for path, weight in originals.items():
-        module = model.get_submodule(path)
-        assert isinstance(module.weight, torch.Tensor)
-        module.weight.copy_(weight)
+class MergedModel:
+    """A bare model with tasks merged into its weights, which can be taken out again exactly.
+
+    The original weights of the layers that tasks change are kept on the CPU: subtracting what was added is not exact.
+
+    Args:
+        model (`torch.nn.Module`): The base model, changed in place; put into eval mode.
+        folder (`str` or `os.PathLike`): The folder with the tasks.
+        names (`Sequence[str]`): The tasks to merge, in order.
+    """
+
+    def __init__(self, model: nn.Module, folder: str | os.PathLike, names: Sequence[str]):
+        self.bare = model.eval()
+        self.folder = folder
+        self._originals: dict[str, torch.Tensor] = {}
+        self.merge(names)
+
+    def merge(self, names: Sequence[str]) -> None:
+        """Merges more tasks."""
+        merge_tasks(self.bare, self.folder, names, self._originals)
+
+    @torch.no_grad()
+    def rebuild(self, names: Sequence[str]) -> None:
+        """Starts again from the original weights and merges these tasks."""
+        for path, weight in self._originals.items():
+            module: Any = self.bare.get_submodule(path)
+            module.weight.copy_(weight)
+        self.merge(names)
 
 
 @contextmanager

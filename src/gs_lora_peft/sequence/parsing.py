@@ -31,8 +31,8 @@ def parse_requests(text: str) -> list[ForgetRequest]:
         classes = [name.strip() for name in task.split(",")]
         if not all(classes):
             raise ValueError(
-                f"task {number} of {text!r} has an empty class name. Separate tasks with ';' and classes with ',', e.g. "
-                "'tench,cassette player;school bus'."
+                f"task {number} of {text!r} has an empty class name. Separate tasks with ';' and classes with ',', "
+                "e.g. 'tench,cassette player;school bus'."
             )
         requests.append(ForgetRequest(classes))
     return requests

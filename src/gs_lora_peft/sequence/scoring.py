@@ -1,4 +1,4 @@
-"""What a bare model answers, and how often it is right on sets of classes."""
+"""What a model answers before and after a task is carried out or taken back, as the ledger records it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,46 @@ import numpy as np
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
+
+from ..data import ForgettingSplit
+from ..metrics import continual_forgetting_scores
+from .recipe import Recipe
+
+
+class Scores:
+    """Scores of a bare model on one data set.
+
+    Args:
+        dataset (`datasets.Dataset`): Labelled rows.
+        recipe ([`Recipe`]): Batch size, device, precision and collator.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe):
+        self.dataset = dataset
+        self.recipe = recipe
+
+    def of_task(
+        self, model: nn.Module, split: ForgettingSplit, accuracy_forget_before: float | None = None
+    ) -> dict[str, Any]:
+        """Accuracies on the classes to forget, to retain and forgotten before, as [`continual_forgetting_scores`]."""
+        predictions, labels = self._predict(model)
+        return continual_forgetting_scores(
+            predictions,
+            labels,
+            forget_classes=split.forget_classes,
+            retain_classes=split.retain_classes,
+            old_classes=split.old_classes,
+            accuracy_forget_before=accuracy_forget_before,
+        )
+
+    def of_revocation(self, model: nn.Module, revoked: Sequence[int], others: Sequence[int]) -> dict[str, float]:
+        """`acc_revoked`, `acc_still_forgotten` (classes of the other tasks) and `acc_retain` (all other classes)."""
+        predictions, labels = self._predict(model)
+        sets = {"acc_revoked": revoked, "acc_still_forgotten": others}
+        return accuracies(predictions, labels, sets, rest="acc_retain")
+
+    def _predict(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        return predict_classes(model, self.dataset, self.recipe.args, self.recipe.data_collator)
 
 
 def predict_classes(
@@ -32,20 +72,15 @@ def predict_classes(
     args.report_to, args.push_to_hub, args.label_names = [], False, ["labels"]
     with tempfile.TemporaryDirectory() as scratch:
         args.output_dir = scratch
-        prediction = _Scorer(model, args, data_collator=data_collator).predict(dataset)
-    model.eval()
+        scorer = _Scorer(model, args, data_collator=data_collator)
+        try:
+            prediction = scorer.predict(dataset)
+        finally:
+            # Evaluation leaves its autocast on the model, and a mark that would keep training from wrapping it in DDP.
+            scorer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            #model.__dict__.pop("_is_accelerate_prepared", None)
+            model.eval()
     return np.asarray(prediction.predictions).argmax(-1), np.asarray(prediction.label_ids)
-
-
-class _Scorer(Trainer):
-    """Asks the model for logits alone: its own loss, which not every classifier has, is of no use here."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs["labels"]
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        loss = nn.functional.cross_entropy(logits.float(), labels)
-        return (loss, {"logits": logits}) if return_outputs else loss
 
 
 def accuracies(
@@ -67,3 +102,14 @@ def accuracies(
     masks = {name: np.isin(labels, list(classes)) for name, classes in class_sets.items()}
     masks[rest] = ~np.isin(labels, named)
     return {name: float(hits[mask].mean()) for name, mask in masks.items() if mask.any()}
+
+
+class _Scorer(Trainer):
+    """Asks the model for logits alone: its own loss, which not every classifier has, is of no use here."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        loss = nn.functional.cross_entropy(logits.float(), labels)
+        return (loss, {"logits": logits}) if return_outputs else loss

@@ -24,7 +24,7 @@ _COLUMNS = (
 def format_table(ledger: ForgettingLedger) -> str:
     """Plain text, one row per task: accuracies in percent on the evaluation data, and how many groups are not zero.
 
-    Acc_f: forgotten classes, Acc_r: kept classes, Acc_o: classes forgotten by earlier tasks; before and after the task.
+    Acc_f: forgotten classes, Acc_r: kept classes, Acc_o: classes forgotten by earlier tasks; before and after a task.
     """
     rows = [_COLUMNS]
     for entry in ledger.tasks:

@@ -17,34 +17,36 @@ class GSLoraTrainingArguments(TrainingArguments):
 
     The loss is L_retain + `forget_weight` · ReLU(`forget_bound` − L_forget) + sparsity (GS-LoRA,
     https://arxiv.org/abs/2403.11530). Defaults of `TrainingArguments` that differ here:
-    `learning_rate=1e-2`, `lr_scheduler_type="cosine"`, `weight_decay=0.05`, `num_train_epochs=10`,
+    `learning_rate=1e-2`, `lr_scheduler_type="cosine"`, `weight_decay=0.05`, `num_train_epochs=15`,
     `per_device_train_batch_size=48` (48 samples to keep and 48 to forget in each joint batch, as in the paper),
     `per_device_eval_batch_size=64`, `logging_strategy="epoch"`, `logging_nan_inf_filter=False` (a NaN stops the run),
     `save_strategy="no"`, `report_to="none"`, `remove_unused_columns=False` (image columns are read by the collator),
-    and, where a best checkpoint is asked for without saying by what, `metric_for_best_model="h_mean"` (the Trainer's own
-    choice, the loss over all classes, is best where nothing has been forgotten).
+    and, where a best checkpoint is asked for without saying by what, `metric_for_best_model="h_mean"` (the Trainer's
+    own choice, the loss over all classes, is best where nothing has been forgotten).
 
     Args:
         forget_weight (`float`, *optional*, defaults to 0.5):
             β, weight of the forgetting term. Not negative.
         forget_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
-            BND in nats: forgetting stops pushing once the mean cross-entropy of the forget half exceeds it. `"auto"` is
-            2 · ln C for a head of C classes, derived in [`auto_forget_bound`].
+            BND in nats: forgetting stops pushing once the mean cross-entropy of the forget half exceeds it. `"auto"`
+            is 5 · ln C for a head of C classes, derived in [`auto_forget_bound`].
         sparsity (`"proximal"`, `"penalty"` or `"none"`, *optional*, defaults to `"proximal"`):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
-            entries, so that dropped groups are exactly zero. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the paper
-            (no group ever becomes exactly zero). `"none"`: dense LoRA.
+            entries, so that dropped groups are exactly zero. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the
+            paper (no group ever becomes exactly zero). `"none"`: dense LoRA.
         sparsity_weight (`float`, *optional*, defaults to 0.1):
             α. With `"proximal"` it is compared with how far one entry moves in an optimizer step (Adam: about 1), so
-            that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the paper's α. Not negative.
+            that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the paper's α. Not
+            negative.
         sparsity_warmup_epochs (`float`, *optional*, defaults to 0):
             K: α is 0 for the first K epochs.
         sparsity_until_epoch (`float`, *optional*):
             From this epoch on α is 0 again, so that the groups that survived are trained without shrinkage; dropped
             groups stay dropped. By default sparsity acts to the end.
         ema_decay (`float`, *optional*, defaults to 0):
-            Decay of an exponential moving average of the adapter, updated once per epoch, in [0, 1). The average is what is
-            evaluated, and what is left in the model at the end; checkpoints hold it next to the weights. 0: none.
+            Decay of an exponential moving average of the adapter, updated once per epoch, in [0, 1). The average is
+            what is evaluated, and what is left in the model at the end; checkpoints hold it next to the weights. 0:
+            none.
         ema_start_epoch (`float`, *optional*, defaults to 0):
             The average starts from the weights at the end of this epoch.
         validation_fraction (`float`, *optional*, defaults to 0):
@@ -60,7 +62,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the retain set."})
+    num_train_epochs: float = field(default=15.0, metadata={"help": "Passes over the retain set."})
     per_device_train_batch_size: int = field(
         default=48, metadata={"help": "Samples to keep in a joint batch; as many to forget come on top."}
     )
@@ -70,14 +72,15 @@ class GSLoraTrainingArguments(TrainingArguments):
     save_strategy: str = field(
         default="no", metadata={"help": "When to save checkpoints: 'no', 'epoch', 'steps', 'best'."}
     )
-    report_to: None | str | list[str] = field(
+    # `None` first, as in TrainingArguments: HfArgumentParser cannot take a list in that place.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
         default="none", metadata={"help": "Experiment trackers: 'tensorboard', 'wandb', 'trackio', … or 'none'."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Remove columns the model does not take."})
 
     forget_weight: float = field(default=0.5, metadata={"help": "Beta: weight of the forgetting term."})
     forget_bound: str = field(
-        default="auto", metadata={"help": "BND in nats, or 'auto' (2 ln C for a softmax head of C classes)."}
+        default="auto", metadata={"help": "BND in nats, or 'auto' (5 ln C for a softmax head of C classes)."}
     )
     sparsity: str = field(
         default="proximal", metadata={"help": "'proximal' (exact zeros), 'penalty' (the paper's), or 'none'."}
@@ -96,15 +99,15 @@ class GSLoraTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.forget_bound != "auto":
             try:
-                self.forget_bound = float(self.forget_bound)
+                # The field is a string for the command line's sake; a number once it has been read.
+                self.forget_bound = float(self.forget_bound)  # type: ignore[assignment]
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"`forget_bound` must be a number in nats or 'auto', got {self.forget_bound!r}."
                 ) from error
         self._check_values()
-        best_is_asked_for = (
-            self.load_best_model_at_end or str(getattr(self.save_strategy, "value", self.save_strategy)) == "best"
-        )
+        # `save_strategy` is a string or an enum that equals it.
+        best_is_asked_for = self.load_best_model_at_end or self.save_strategy == "best"
         if best_is_asked_for and self.metric_for_best_model is None:
             self.metric_for_best_model = "h_mean"
         super().__post_init__()
@@ -114,14 +117,15 @@ class GSLoraTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
-        if self.forget_bound != "auto" and not (math.isfinite(self.forget_bound) and self.forget_bound > 0):
+        bound = self.forget_bound
+        if not isinstance(bound, str) and not (math.isfinite(bound) and bound > 0):
             raise ValueError(f"`forget_bound` must be positive and finite or 'auto', got {self.forget_bound!r}.")
         if self.sparsity not in SPARSITY_METHODS:
             raise ValueError(f"`sparsity` must be one of {list(SPARSITY_METHODS)}, got {self.sparsity!r}.")
         if self.label_smoothing_factor != 0.0:
             raise ValueError(
-                f"`label_smoothing_factor`={self.label_smoothing_factor!r} is not supported: `forget_bound` bounds the plain "
-                "cross-entropy. Leave it at 0."
+                f"`label_smoothing_factor`={self.label_smoothing_factor!r} is not supported: `forget_bound` bounds "
+                "the plain cross-entropy. Leave it at 0."
             )
         for name in ("ema_decay", "validation_fraction"):
             value = getattr(self, name)

@@ -38,10 +38,10 @@ class SparsityCallback(TrainerCallback):
     """
     Group sparsity by proximal steps: right after the optimizer's step, with the learning rate just used.
 
-    Groups that have reached zero are frozen. Finding out which have costs a host synchronisation, so on accelerators it
-    is done when something is logged or saved; on CPU, where it is free, after every step. Results do not depend on it:
-    a dropped group stays exactly zero, and passes on a gradient of exactly zero, from the step that dropped it. Where
-    every group has been dropped nothing is left to train and training stops.
+    Groups that have reached zero are frozen. Finding out which have costs a host synchronisation, so on accelerators
+    it is done when something is logged or saved; on CPU, where it is free, after every step. Results do not depend on
+    it: a dropped group stays exactly zero, and passes on a gradient of exactly zero, from the step that dropped it.
+    Where every group has been dropped nothing is left to train and training stops.
 
     Args:
         groups ([`LoraGroups`]): the groups of the adapter that trains.
@@ -119,9 +119,9 @@ class EMACallback(TrainerCallback):
     """
     Exponential moving average of the adapter over epochs (GS-LoRA++, https://arxiv.org/abs/2501.09705, §3.5).
 
-    ē ← d · ē + (1 − d) · w at the end of every epoch from `ema_start_epoch` on, in float32, and at the end of a last epoch
-    that is cut short. A group that has been dropped is zero in the average too. Checkpoints hold the average next to
-    the weights that train.
+    ē ← d · ē + (1 − d) · w at the end of every epoch from `ema_start_epoch` on, in float32, and at the end of a last
+    epoch that is cut short. A group that has been dropped is zero in the average too. Checkpoints hold the average
+    next to the weights that train.
 
     Args:
         groups ([`LoraGroups`]): the groups of the adapter that trains.

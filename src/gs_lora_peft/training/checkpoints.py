@@ -34,16 +34,16 @@ def read_state(folder: str) -> dict[str, Any]:
 def load_adapters(model: PeftModel, folder: str) -> None:
     """Load the weights of every adapter in place, from a checkpoint of this very model.
 
-    The Trainer's own way goes through `load_adapter`, which changes what is active and what trains as soon as an adapter
-    is not named "default" or two are active.
+    The Trainer's own way goes through `load_adapter`, which changes what is active and what trains as soon as an
+    adapter is not named "default" or two are active.
 
     Args:
         model (`PeftModel`): a model with the adapters that the saved one had.
         folder (`str`): the checkpoint.
 
     Raises:
-        ValueError: if the checkpoint is absent or damaged, or its adapters are not those of the model. The model is then
-            unchanged.
+        ValueError: if the checkpoint is absent or damaged, or its adapters are not those of the model. The model is
+            then unchanged.
     """
     files = _adapter_files(folder)
     if set(files) != set(model.peft_config):
@@ -53,9 +53,8 @@ def load_adapters(model: PeftModel, folder: str) -> None:
         )
     states = {name: _read(path) for name, path in files.items()}
     for name, state in states.items():
-        _check_same(
-            state, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False), folder, name
-        )
+        own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        _check_same(state, own, folder, name)
     for name, state in states.items():
         set_peft_model_state_dict(model, state, adapter_name=name)
 
@@ -84,7 +83,7 @@ def _check_same(found: dict[str, Tensor], expected: dict[str, Tensor], folder: s
     differ = sorted(key for key in shapes.keys() | wanted.keys() if shapes.get(key) != wanted.get(key))
     saved, own = (s.get(differ[0], "absent") for s in (shapes, wanted))
     raise ValueError(
-        f"the adapter {name!r} in the checkpoint {folder!r} belongs to another architecture or rank: {len(differ)} matrices "
-        f"differ, e.g. {differ[0]!r}, saved: {saved}, in the model: {own}. Resume with the model that was saved, or "
-        "start anew in another `output_dir`."
+        f"the adapter {name!r} in the checkpoint {folder!r} belongs to another architecture or rank: {len(differ)} "
+        f"matrices differ, e.g. {differ[0]!r}, saved: {saved}, in the model: {own}. Resume with the model that was "
+        "saved, or start anew in another `output_dir`."
     )

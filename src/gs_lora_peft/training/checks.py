@@ -33,8 +33,8 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
             labels = np.asarray([dataset[index][label_column] for index in range(len(dataset))])
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(
-                f"a sample of the {name} set has no {label_column!r}; expected dictionaries with an integer under that "
-                "key. Give the key of the labels as `label_column`."
+                f"a sample of the {name} set has no {label_column!r}; expected dictionaries with an integer under "
+                "that key. Give the key of the labels as `label_column`."
             ) from error
     values = np.unique(labels)
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
@@ -59,8 +59,8 @@ def check_labels(model: nn.Module, forget: Sequence[int], retain: Sequence[int],
             )
     if shared := sorted(set(retain) & set(old)):
         raise ValueError(
-            f"classes {shared} were forgotten by earlier tasks and are in the retain set; training on them would bring "
-            "them back. Pass them as `old` to split_dataset."
+            f"classes {shared} were forgotten by earlier tasks and are in the retain set; training on them would "
+            "bring them back. Pass them as `old` to split_dataset."
         )
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
     largest = max([*forget, *retain, *old])
@@ -113,6 +113,6 @@ def check_distribution(trainer: Any) -> None:
     args = trainer.args
     if args.world_size > 1 and args.sparsity == "proximal" and args.ddp_find_unused_parameters is False:
         raise ValueError(
-            "`ddp_find_unused_parameters=False` does not work with sparsity='proximal': dropped groups stop taking part "
-            "in the forward. Leave it unset."
+            "`ddp_find_unused_parameters=False` does not work with sparsity='proximal': dropped groups stop taking "
+            "part in the forward. Leave it unset."
         )

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
 from ..data.splits import train_validation_split
@@ -31,19 +31,21 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
     Makes a classifier forget some classes and keep the rest, by training one LoRA adapter with group sparsity.
 
     Minimises L_retain + β · ReLU(BND − L_forget) + sparsity (GS-LoRA, https://arxiv.org/abs/2403.11530). Every batch
-    holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over the retain set;
-    the forget set cycles. Everything else is [`transformers.Trainer`]: `accelerate launch`, mixed precision, gradient
-    accumulation, trackers, checkpoints and bit-exact resume. Under gradient accumulation the bound acts on each
-    joint micro-batch (averaged over processes).
+    holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over the retain
+    set; the forget set cycles. Everything else is [`transformers.Trainer`]: `accelerate launch`, mixed precision,
+    gradient accumulation, trackers, checkpoints and bit-exact resume. Under gradient accumulation the bound acts on
+    each joint micro-batch (averaged over processes).
 
     Args:
-        model (`PeftModel`): a classifier with exactly one adapter that trains, from `get_peft_model(model, GSLoraConfig())`.
+        model (`PeftModel`):
+            A classifier with exactly one adapter that trains, from `get_peft_model(model, GSLoraConfig())`.
         args ([`GSLoraTrainingArguments`], *optional*): by default those with `output_dir="forgetting"`.
         forget_dataset (map-style dataset): D_f, samples of the classes to forget.
         retain_dataset (map-style dataset): D_r, samples of the classes to keep.
-        eval_dataset (map-style dataset or dict of them, *optional*): labelled samples of all classes. Evaluation reports
-            `eval_acc_forget`, `eval_acc_retain`, `eval_acc_old` and `eval_h_mean`, each in [0, 1]. Which class belongs to
-            which set follows from the training sets and `old_classes`.
+        eval_dataset (map-style dataset or dict of them, *optional*):
+            Labelled samples of all classes. Evaluation reports `eval_acc_forget`, `eval_acc_retain`, `eval_acc_old`
+            and `eval_h_mean`, each in [0, 1] (of a dict `eval_<name>_h_mean` and so on), and leaves out what has no
+            samples. Which class belongs to which set follows from the training sets and `old_classes`.
         old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
         label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels.
         processing_class (*optional*): the model's image processor; with it, rows that hold images are collated by
@@ -52,8 +54,9 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
         kwargs: as for [`transformers.Trainer`].
 
     Raises:
-        ValueError: before any training, if a data set is missing or empty, if the two sets share classes, if a label lies
-            outside the head, if no or more than one adapter trains, or if parameters would be sharded (FSDP, ZeRO-3).
+        ValueError: before any training, if a data set is missing or empty, if the two sets share classes, if a label
+            lies outside the head, if not exactly one adapter and nothing else trains, if a checkpoint belongs to
+            another model, or if parameters would be sharded (FSDP, ZeRO-3).
         NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those before the bad step.
 
     Example:
@@ -67,6 +70,10 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
 
     # Both losses are batch means; the Trainer must divide them by the accumulation steps.
     loss_is_scaled_for_ga = False
+
+    args: GSLoraTrainingArguments
+    model: PeftModel
+    train_dataset: PairedDataset
 
     def __init__(
         self,
@@ -95,7 +102,7 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
             pairs, eval_dataset = self._hold_out(pairs, args)
 
         self.groups = LoraGroups(model, self.adapter_name)
-        self.objective = ClassificationObjective(args.forget_weight, args.forget_bound)
+        self.forgetting_loss = ClassificationObjective(args.forget_weight, args.forget_bound)
         self.meter = LossMeter()
         super().__init__(
             model=model,
@@ -106,7 +113,7 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
             data_collator=data_collator or default_collator(processing_class, label_column),
             **kwargs,
         )
-        # PeftModel hides the labels of the wrapped model from the Trainer's own search where the base is no transformers model.
+        # The Trainer's own search looks for labels in a forward that PeftModel hides.
         self.label_names = ["labels"]
         # The model never computes the loss, so nobody has to count its labels (a host synchronisation a step).
         self.model_accepts_loss_kwargs = False
@@ -170,7 +177,7 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
         if not model.training:
             loss = nn.functional.cross_entropy(logits.float(), labels)
             return (loss, {"logits": logits}) if return_outputs else loss
-        result = self.objective(logits, labels, global_mean=self._global_mean)
+        result = self.forgetting_loss(logits, labels, global_mean=self._global_mean)
         self.meter.add(result)
         loss = result.loss
         if self.args.sparsity == "penalty":
@@ -191,7 +198,7 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
         super().log(logs, *args, **kwargs)
 
     def _training_logs(self, means: torch.Tensor) -> dict[str, float]:
-        """Both losses, both accuracies, the sparsity term, active groups and every group's norm, in one host synchronisation."""
+        """Losses, accuracies, the sparsity term, active groups and every group's norm, in one host synchronisation."""
         norms = self.groups.norms()
         values = torch.cat([means, norms.to(means.device)]).tolist()
         names = list(LossMeter.NAMES) + [f"group_norm/{name}" for name in self.groups.names]
@@ -212,22 +219,28 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
 
     # Training, checkpoints, resume
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ):
         self.meter = LossMeter()
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(str(self.args.output_dir))
+            if checkpoint is None:
                 raise ValueError(
                     f"there is no checkpoint in {self.args.output_dir!r} to resume from. Train without "
                     "`resume_from_checkpoint`, or give the path of one."
                 )
-        if resume_from_checkpoint:
-            self.accuracy_forget_before.update(read_state(resume_from_checkpoint).get("accuracy_forget_before", {}))
+        if checkpoint is not None:
+            self.accuracy_forget_before.update(read_state(checkpoint).get("accuracy_forget_before", {}))
         if self.args.eval_strategy != "no" and not self.accuracy_forget_before:
             self.measure_before()
         self._forget_preparation()
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             # Also after an error: the model is an ordinary PEFT model again, and evaluation scores its weights.
             self.groups.thaw()
@@ -236,7 +249,7 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
     def _forget_preparation(self) -> None:
         """Undo what evaluation before training did to the model.
 
-        It marks the model as prepared, whereupon training would not wrap it in DDP: every process would train by itself.
+        It marks the model as prepared, so that training would not wrap it in DDP: every process would train alone.
         """
         if self.model_wrapped is self.model:
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -245,7 +258,7 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         # A pickle: nothing reads it, and it must not be published by accident.
-        pickled = os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
+        pickled = os.path.join(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME)
         if self.args.should_save and os.path.exists(pickled):
             os.remove(pickled)
 
@@ -271,7 +284,7 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
     def _load_best_model(self) -> None:
         # A group that is zero now may have been alive in the best checkpoint.
         self.groups.thaw()
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 
 def _check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> None:
@@ -280,11 +293,11 @@ def _check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> No
     for name in ("train_dataset", "model_init", "compute_loss_func"):
         if kwargs.get(name) is not None:
             raise ValueError(
-                f"GSLoraTrainer takes no `{name}`: it trains the given model's adapter on pairs of `retain_dataset` and "
-                "`forget_dataset`, with the loss described above."
+                f"GSLoraTrainer takes no `{name}`: it trains the given model's adapter on pairs of `retain_dataset` "
+                "and `forget_dataset`, with the loss of GS-LoRA."
             )
     if args.eval_strategy != "no" and eval_dataset is None and args.validation_fraction == 0:
         raise ValueError(
-            f"`eval_strategy`={args.eval_strategy.value!r} needs something to evaluate on: give `eval_dataset` or hold a "
-            "part of the training data out with `validation_fraction` (never the test data)."
+            f"`eval_strategy`={IntervalStrategy(args.eval_strategy).value!r} needs something to evaluate on: give "
+            "`eval_dataset`, or hold a part of the training data out with `validation_fraction` (never the test data)."
         )

@@ -1,0 +1,166 @@
+"""Reading what may have been damaged or made by somebody else."""
+
+import errno
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from gs_lora_peft.storage import (
+    content_problem,
+    parse_json,
+    read_limited,
+    reading,
+    safe_join,
+    sha256_of,
+)
+
+# Reading
+
+
+def test_hash(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_reading_is_limited(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_limited(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(ValueError, match="larger than 4 bytes"):
+        read_limited(tmp_path / "file", 4)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match="not a regular file"):
+            read_limited(other, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"[NaN]", "NaN"),
+        (b"[-Infinity]", "-Infinity"),
+        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "'c' is given twice"),
+        (b"[" * 100_000, "nested"),
+        (b'"\xff"', "utf-8"),
+        (b"{", "Expecting"),
+        (b"", "Expecting"),
+        (b"9" * 5000, "digits"),
+    ],
+)
+def test_strict_json(text, said):
+    with pytest.raises(ValueError, match=said):
+        parse_json(text)
+
+
+# Paths
+
+
+@pytest.mark.parametrize("path", ["a", "a/b.c", "tasks/task_001/adapter_model.safetensors", "..a/b..", "ü/日本"])
+def test_good_paths(tmp_path, path):
+    assert safe_join(tmp_path, path) == tmp_path / path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/", "/etc/passwd", "..", "../a", "a/..", "a/../../b", ".", "./a", "a/./b", "a//b", "a/", "//a/b"),
+        *("\\a", "..\\a", "a\\..\\b", "C:\\a", "C:/a", "c:a", "\\\\server\\a", "a\0b", "a\nb"),
+        *(None, 3, b"a", ["a"], "\ud800"),
+    ],
+)
+def test_bad_paths(tmp_path, path):
+    with pytest.raises(ValueError, match=r"(?s)The path .* is not accepted because .*; expected a relative path"):
+        safe_join(tmp_path, path)
+
+
+def test_links_are_followed(tmp_path):
+    folder, outside = tmp_path / "folder", tmp_path / "folder-outside"
+    folder.mkdir()
+    outside.mkdir()
+    (folder / "real").mkdir()
+    (folder / "inside").symlink_to("real")
+    (folder / "out").symlink_to(outside)
+    (folder / "file").symlink_to(outside / "file")
+    (folder / "loop").symlink_to("loop")
+    assert safe_join(folder, "inside/x") == folder / "inside" / "x"
+    (tmp_path / "alias").symlink_to(folder)
+    assert safe_join(tmp_path / "alias", "real/x") == tmp_path / "alias" / "real" / "x"
+    for path in ("out/x", "out", "file"):
+        with pytest.raises(ValueError, match="symbolic link"):
+            safe_join(folder, path)
+
+
+def test_a_relative_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert safe_join(".", "a") == safe_join("", "a")
+
+
+def test_the_hub_cache_links_to_its_blobs(tmp_path):
+    repository = tmp_path / "models--org--name"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (snapshot / "tasks").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "abc").write_bytes(b"x")
+    (snapshot / "tasks" / "good").symlink_to("../../../blobs/abc")
+    (snapshot / "bad").symlink_to("../../refs")
+    (snapshot / "worse").symlink_to("/etc/hostname")
+    assert safe_join(snapshot, "tasks/good").read_bytes() == b"x"
+    for path in ("bad", "worse"):
+        with pytest.raises(ValueError, match="symbolic link"):
+            safe_join(snapshot, path)
+    plain = tmp_path / "other" / "snapshots" / "rev"
+    plain.mkdir(parents=True)
+    (plain / "link").symlink_to(repository / "blobs" / "abc")
+    with pytest.raises(ValueError, match="symbolic link"):
+        safe_join(plain, "link")
+
+
+@given(st.text(alphabet="ab./\\:~\0 ", max_size=12))
+def test_no_path_leaves_the_folder(path):
+    root = os.path.realpath("/nowhere/root")
+    try:
+        joined = safe_join(root, path)
+    except ValueError:
+        return
+    assert os.path.realpath(joined).startswith(root + os.sep)
+
+
+# What is wrong with a file
+
+
+def test_content_problems(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    save_file({"w": torch.arange(100.0)}, path)
+    whole, expected = path.read_bytes(), sha256_of(path)
+    assert content_problem(path, expected) is None
+
+    for length in (0, 5, 20, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert content_problem(path, expected).startswith(f"truncated ({length} bytes"), length
+    assert f"its header promises {len(whole)} bytes" in content_problem(path, expected)
+
+    path.write_bytes(whole[:-1] + b"x")
+    assert content_problem(path, expected).startswith(f"changed ({len(whole)} bytes")
+    assert content_problem(path, expected, {sha256_of(path): "b"}).startswith("swapped, it has the content of b")
+    for junk in (b"\xff" * 64, b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0{}", json.dumps({"w": 1}).encode()):
+        path.write_bytes(junk)
+        assert content_problem(path, expected).startswith("changed"), junk
+
+    path.unlink()
+    assert content_problem(path, expected) == "it is missing"
+    path.mkdir()
+    assert content_problem(path, expected) == "it is not a regular file"
+
+
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "file").write_bytes(b"x")
+    monkeypatch.setattr(reading, "sha256_of", denied)
+    assert content_problem(tmp_path / "file", "0" * 64) == "it cannot be read (Permission denied)"
