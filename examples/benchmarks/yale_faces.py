@@ -38,7 +38,7 @@ ORDER = [
     36, 24, 21, 10, 23, 34,
 ]  # fmt: skip
 REQUESTS = [ORDER[30:], ORDER[22:30], ORDER[14:22], ORDER[6:14]]
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 
 
 def tasks(data: str, work: Path, size: str) -> None:
@@ -80,8 +80,11 @@ def sweep(data: str, work: Path, size: str) -> None:
     pretrained_vit(dataset, work / size, size)
     fit, held_out = train_validation_split(dataset["train"], "label", 0.25, seed=0)
     results = work / f"sweep_{size}.jsonl"
-    for weight in WEIGHTS:
-        for until in (None, 0.7 * GSLoraTrainingArguments.num_train_epochs) if weight in (0.3, 0.5) else (None,):
+    selection = GSLoraTrainingArguments.num_train_epochs / 3
+    for until in (None, selection):
+        for weight in WEIGHTS:
+            if until and weight < 0.3:
+                continue  # too weak to drop a group in a third of the run
             row = one_run(work / size, fit, held_out, sparsity_weight=weight, sparsity_until_epoch=until)
             print(json.dumps(row), flush=True)
             with open(results, "a") as file:

@@ -166,6 +166,17 @@ def test_model_arguments_and_data_are_left_as_they_were(base, tmp_path):
     assert not os.path.exists("not-used")
 
 
+def test_mixed_precision_stays_out_of_the_model(base, data, tmp_path):
+    """Under bf16 training and scoring run in autocast; the model that is left computes in its own dtype again."""
+    forgetter = cases.make_forgetter(base, tmp_path, data, args=cases.make_args(bf16=True))
+    forgetter.forget(ForgetRequest([2]))
+    assert "forward" not in vars(forgetter.model)
+    assert not [name for name in vars(forgetter.model) if "accelerate" in name]
+    rebuilt = load_forgotten(cases.load_base(base), tmp_path, merge=True)
+    images = data["test"][:]["pixel_values"]
+    assert torch.equal(forgetter.model(images).logits, rebuilt(images).logits)
+
+
 def test_running_statistics_do_not_drift(base, data, tmp_path):
     """Buffers that training changes belong to no adapter, so they are put back: scored is what is published."""
 

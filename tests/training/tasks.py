@@ -120,7 +120,7 @@ def arguments(folder: str | Path, **changes: Any) -> GSLoraTrainingArguments:
         "lr_scheduler_type": "cosine",
         "weight_decay": 0.05,
         "forget_weight": 0.5,
-        "forget_bound": "auto",
+        "forget_bound": 3.6,
         "sparsity": "proximal",
         "sparsity_weight": 0.0,
     }

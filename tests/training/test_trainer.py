@@ -1,7 +1,6 @@
 """A run: its loss, accumulation and mixed precision, its logs, its evaluation, what it leaves and what it costs."""
 
 import json
-import math
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, TrainerCallback, ViTImageProcessor
 
 from gs_lora_peft import GSLoraTrainer, LoraGroups
+from gs_lora_peft.objectives.classification import auto_forget_bound
 from gs_lora_peft.training import SparsityCallback
 
 
@@ -99,7 +99,7 @@ def test_first_steps_gradient_is_that_of_the_papers_loss(tmp_path, bound, sparsi
         trainer,
         pairs_of(trainer, 1, 4),
         0.7,
-        5 * math.log(6) if bound == "auto" else bound,
+        auto_forget_bound(6) if bound == "auto" else bound,
         penalty=0.3 if sparsity == "penalty" else 0.0,
     )
     assert expected.keys() == recorder.gradients[0].keys()
@@ -293,7 +293,7 @@ def test_logs_hold_both_losses_both_accuracies_and_every_groups_norm(tmp_path):
     assert len(norms) == 3
     for entry in entries:
         assert entry.keys() >= LOGGED | norms
-        hinge = max(2 * math.log(6) - entry["forget_loss"], 0.0)
+        hinge = max(3.6 - entry["forget_loss"], 0.0)
         assert entry["loss"] == pytest.approx(entry["retain_loss"] + 0.5 * hinge, abs=1e-4)
         assert entry["active_groups"] == sum(entry[name] > 0 for name in norms)
     last = entries[-1]

@@ -16,6 +16,9 @@ from ..data import ForgettingSplit
 from ..metrics import continual_forgetting_scores
 from .recipe import Recipe
 
+# What accelerate's evaluation sets on a model: autocast, and a mark that would keep training from wrapping it in DDP.
+_LEFT_BEHIND = ("forward", "_original_forward", "_is_accelerate_prepared")
+
 
 class Scores:
     """Scores of a bare model on one data set.
@@ -70,15 +73,15 @@ def predict_classes(
     args = copy.copy(args)
     args.eval_strategy, args.load_best_model_at_end = "no", False
     args.report_to, args.push_to_hub, args.label_names = [], False, ["labels"]
+    own = {name: vars(model)[name] for name in _LEFT_BEHIND if name in vars(model)}
     with tempfile.TemporaryDirectory() as scratch:
         args.output_dir = scratch
-        scorer = _Scorer(model, args, data_collator=data_collator)
         try:
-            prediction = scorer.predict(dataset)
+            prediction = _Scorer(model, args, data_collator=data_collator).predict(dataset)
         finally:
-            # Evaluation leaves its autocast on the model, and a mark that would keep training from wrapping it in DDP.
-            scorer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            #model.__dict__.pop("_is_accelerate_prepared", None)
+            for name in _LEFT_BEHIND:
+                vars(model).pop(name, None)
+            vars(model).update(own)
             model.eval()
     return np.asarray(prediction.predictions).argmax(-1), np.asarray(prediction.label_ids)
 

@@ -34,7 +34,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
             entries, so that dropped groups are exactly zero. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the
             paper (no group ever becomes exactly zero). `"none"`: dense LoRA.
-        sparsity_weight (`float`, *optional*, defaults to 0.1):
+        sparsity_weight (`float`, *optional*, defaults to 0.3):
             α. With `"proximal"` it is compared with how far one entry moves in an optimizer step (Adam: about 1), so
             that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the paper's α. Not
             negative.
@@ -85,7 +85,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     sparsity: str = field(
         default="proximal", metadata={"help": "'proximal' (exact zeros), 'penalty' (the paper's), or 'none'."}
     )
-    sparsity_weight: float = field(default=0.1, metadata={"help": "Alpha: strength of the group sparsity."})
+    sparsity_weight: float = field(default=0.3, metadata={"help": "Alpha: strength of the group sparsity."})
     sparsity_warmup_epochs: float = field(default=0.0, metadata={"help": "K: alpha is 0 for the first K epochs."})
     sparsity_until_epoch: float | None = field(
         default=None, metadata={"help": "From this epoch on, surviving groups are trained without shrinkage."}
