@@ -2,8 +2,8 @@
 
     python examples/benchmarks/speed.py
 
-ViT-S/16 at 224 with random weights, a joint batch of 16 images (8 to keep, 8 to forget). Each variant runs in a process
-of its own, in turns, so that slow phases of the machine meet all of them; ratios are of medians over all measured steps.
+ViT-S/16 at 224 with random weights, a joint batch of 16 images (8 to keep, 8 to forget). Each variant runs in a
+process of its own, in turns, so that slow phases of the machine meet all of them; ratios are of medians.
 """
 
 from __future__ import annotations

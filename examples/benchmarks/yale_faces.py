@@ -3,9 +3,9 @@
     python examples/benchmarks/yale_faces.py tasks DATA
     python examples/benchmarks/yale_faces.py sweep DATA --size base
 
-DATA is the folder with `train.parquet` and `test.parquet` of the Extended Yale Face Database B (32×32 crops). `tasks` scores on the
-test split, with the library's defaults. `sweep` chooses nothing on test data: it holds a quarter of the training split out and
-scores on that.
+DATA is the folder with `train.parquet` and `test.parquet` of the Extended Yale Face Database B (32×32 crops). `tasks`
+scores on the test split, with the library's defaults. `sweep` chooses nothing on test data: it holds a quarter of the
+training split out and scores on that.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from gs_lora_peft.sequence import format_table
 
 # The order of the reference run (seed 1337): the last eight people are forgotten first.
 ORDER = [
-    32, 14, 31, 8, 4, 18, 28, 29, 27, 7, 1, 15, 5, 0, 35, 9, 17, 26, 25, 16, 2, 30, 20, 13, 3, 11, 37, 33, 6, 22, 12, 19,
-    36, 24, 21, 10, 23, 34,
+    32, 14, 31, 8, 4, 18, 28, 29, 27, 7, 1, 15, 5, 0, 35, 9, 17, 26, 25, 16, 2, 30, 20, 13, 3, 11, 37, 33, 6, 22, 12,
+    19, 36, 24, 21, 10, 23, 34,
 ]  # fmt: skip
 REQUESTS = [ORDER[30:], ORDER[22:30], ORDER[14:22], ORDER[6:14]]
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)

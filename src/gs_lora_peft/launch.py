@@ -15,9 +15,9 @@ def start_missing_cpu_processes() -> None:
     """
     Start the processes that `accelerate launch --cpu --num_processes N script.py` was asked for.
 
-    Without an MPI hostfile accelerate (1.15) prepares the address of a rendezvous and then starts a single process, which
-    would train alone. Called first thing in a script, this replaces that process by `torch.distributed.run` with N
-    workers (gloo). In every other case it does nothing: started by torchrun or mpirun, on accelerators, with N = 1.
+    Without an MPI hostfile accelerate (1.15) prepares the address of a rendezvous and then starts a single process,
+    which would train alone. Called first thing in a script, this replaces that process by `torch.distributed.run` with
+    N workers (gloo). In every other case it does nothing: started by torchrun or mpirun, on accelerators, with N = 1.
     """
     prepared = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
     if not prepared or any(name in os.environ for name in _RANKED):

@@ -21,8 +21,8 @@ def push_to_hub(
     """
     Publish a run in one commit: `forgetting.json` and the files of its tasks (safetensors and JSON).
 
-    Only what the ledger lists leaves the machine, after its hashes were checked; checkpoints, optimizer states, logs and
-    data never do. The ledger holds the names of the forgotten classes, so a new repository is private unless asked
+    Only what the ledger lists leaves the machine, after its hashes were checked; checkpoints, optimizer states, logs
+    and data never do. The ledger holds the names of the forgotten classes, so a new repository is private unless asked
     otherwise.
 
     Args:
@@ -36,7 +36,7 @@ def push_to_hub(
         `str`: address of the commit.
 
     Raises:
-        LedgerError: if there is no ledger, or a file is missing or differs from its recorded hash; nothing is sent then.
+        LedgerError: if there is no ledger, or a file is missing or differs from its hash; nothing is sent then.
         huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
     """
     ledger = ForgettingLedger.load(folder)

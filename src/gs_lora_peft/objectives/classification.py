@@ -35,11 +35,11 @@ def auto_forget_bound(num_classes: int) -> float:
     r"""
     A bound BND on the forget half's cross-entropy that suits a plain softmax head of C classes: 5 · ln C.
 
-    A sample whose cross-entropy exceeds ln C has p(true class) < 1/C, so that some other class is more probable and the
-    sample is classified wrong for certain; ln C is also what a head that knows nothing gives. The bound acts on the
-    *mean* over samples that are trained on. Samples of the same class that are not trained on lag behind: on the Yale
-    faces a bound of 2 · ln C still left 12.5 % accuracy on held-out images, 5 · ln C left none (docs/benchmarks.md).
-    The papers' 105 belongs to CosFace with s = 64 and is as far beyond what forgetting needs.
+    A sample whose cross-entropy exceeds ln C has p(true class) < 1/C, so that some other class is more probable and
+    the sample is classified wrong for certain; ln C is also what a head that knows nothing gives. The bound acts on
+    the *mean* over samples that are trained on. Samples of the same class that are not trained on lag behind: on the
+    Yale faces a bound of 2 · ln C left 12.5 % accuracy on held-out images, 5 · ln C left none (docs/benchmarks.md). The
+    papers' 105 belongs to CosFace with s = 64 and is as far beyond what forgetting needs.
 
     Args:
         num_classes (`int`): C, size of the head, at least 2.

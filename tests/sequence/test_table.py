@@ -1,0 +1,42 @@
+"""Requests as text, and the ledger as text."""
+
+import pytest
+import torch
+
+from gs_lora_peft import ForgettingLedger, parse_requests
+from gs_lora_peft.sequence import TaskEntry, format_table, model_identity
+
+
+def test_tasks_and_classes_are_split():
+    """`;` separates tasks, `,` separates classes, blanks around names do not count."""
+    requests = parse_requests("tench, cassette player;school bus")
+    assert [list(request.classes) for request in requests] == [["tench", "cassette player"], ["school bus"]]
+
+
+@pytest.mark.parametrize("text", ["", "3;;7", "3,;7", " "])
+def test_an_empty_name_is_refused(text):
+    """A forgotten name between separators is a mistake, and the message shows where."""
+    with pytest.raises(ValueError, match="empty class name"):
+        parse_requests(text)
+
+
+def test_table_has_a_row_per_task(tmp_path):
+    """Accuracies in percent, groups as counts, and what is unknown as a dash."""
+    ledger = ForgettingLedger.create(tmp_path, base_model=model_identity(torch.nn.Linear(2, 2)))
+    ledger.append(
+        TaskEntry(
+            name="task_001",
+            request={"classes": ["tench"]},
+            classes=[0],
+            class_names=["tench"],
+            started_at="2026-01-01T00:00:00+00:00",
+            finished_at="2026-01-01T00:01:00+00:00",
+            sizes={"steps": 12},
+            groups={"total": 6, "active": ["a", "b"], "zero": ["c", "d", "e", "f"]},
+            scores={"before": {"acc_forget": 0.981}, "after": {"acc_forget": 0.0, "acc_retain": 0.954}},
+        )
+    )
+    header, rule, row = format_table(ledger).splitlines()
+    assert header.split()[:2] == ["task", "forgotten"]
+    assert set(rule) == {"-", " "}
+    assert row.split() == ["task_001", "tench", "98.1", "0.0", "–", "95.4", "–", "–", "2", "of", "6", "12"]
