@@ -1,4 +1,4 @@
-.PHONY: demo test style types
+.PHONY: demo test coverage style types
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +13,9 @@ demo: $(VENV)/.demo
 
 # The whole suite, on both cores. Tests that need ../shared are skipped where it is missing.
 test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+coverage: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 style: $(VENV)/.dev

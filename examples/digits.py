@@ -14,6 +14,8 @@ from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
+from gs_lora_peft.storage import staged_folder
+
 
 def load_digits() -> DatasetDict:
     """Train and test split (75 % / 25 %, stratified) with `pixel_values` in [-1, 1] and `label`."""
@@ -35,7 +37,11 @@ def load_digits() -> DatasetDict:
 def pretrained_vit(dataset: DatasetDict, seed: int = 0) -> ViTForImageClassification:
     """A ViT of 6 blocks and width 64, trained on all ten digits; kept in the Hugging Face assets cache."""
     folder = cached_assets_path("gs_lora_peft", namespace="examples", subfolder=f"digits-vit-{seed}")
-    if not (folder / "config.json").is_file():
+    folder = folder / "model"
+    complete = all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
+    # Every process must have looked before one of them writes.
+    PartialState().wait_for_everyone()
+    if not complete:
         torch.manual_seed(seed)
         labels = dataset["train"].features["label"].names
         model = ViTForImageClassification(
@@ -52,7 +58,7 @@ def pretrained_vit(dataset: DatasetDict, seed: int = 0) -> ViTForImageClassifica
             )
         )
         args = TrainingArguments(
-            output_dir=str(folder / "work"),
+            output_dir=str(folder.parent / "work"),
             num_train_epochs=30,
             per_device_train_batch_size=max(1, 64 // PartialState().num_processes),
             learning_rate=1e-3,
@@ -67,6 +73,8 @@ def pretrained_vit(dataset: DatasetDict, seed: int = 0) -> ViTForImageClassifica
         )
         Trainer(model, args, train_dataset=dataset["train"]).train()
         if PartialState().is_main_process:
-            model.save_pretrained(folder)
+            # A folder that is there is a whole model: it gets its name when everything has been written.
+            with staged_folder(folder) as staged:
+                model.save_pretrained(staged)
         PartialState().wait_for_everyone()
     return ViTForImageClassification.from_pretrained(folder)

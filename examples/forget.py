@@ -16,6 +16,7 @@ that was stopped goes on where it was when the same command is given again.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,18 +28,23 @@ from digits import load_digits, pretrained_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
 from gs_lora_peft import ContinualForgetter, GSLoraConfig, GSLoraTrainingArguments, parse_requests, push_to_hub
+from gs_lora_peft.data import align_labels
+from gs_lora_peft.data.classes import label_names, model_label_ids
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.sequence import format_table
+
+DIGITS = "three;seven;zero,one"
 
 
 @dataclass
 class ScriptArguments:
     """What to forget, and where model and data come from."""
 
-    forget: str = field(
-        default="three;seven;zero,one",
+    forget: str | None = field(
+        default=None,
         metadata={
-            "help": "Classes by name or id; tasks split by ';', classes by ','. E.g. 'tench,cassette player;church'."
+            "help": "Classes by name or id; tasks split by ';', classes by ','. E.g. 'tench,cassette player;church'. "
+            f"Default for the digits: '{DIGITS}'."
         },
     )
     model_name_or_path: str | None = field(
@@ -79,14 +85,32 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments,
         (ScriptArguments, AdapterArguments, GSLoraTrainingArguments), description=__doc__, prog="forget.py"
     )
     parser.set_defaults(output_dir="runs/digits")
-    if "--config" in argv:
-        path = argv[argv.index("--config") + 1]
-        settings = yaml.safe_load(Path(path).read_text()) or {}
+    first = argparse.ArgumentParser(prog="forget.py", add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    if path is not None:
+        try:
+            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            parser.error(f"--config {path} cannot be read: {error}")
+        if not isinstance(settings, dict):
+            parser.error(f"--config {path} holds {settings!r}; expected lines such as 'learning_rate: 0.005'")
         known = {action.dest for action in parser._actions}
-        if unknown := sorted(set(settings) - known):
+        if unknown := sorted(map(str, set(settings) - known)):
             parser.error(f"{path} has unknown settings {unknown}; --help lists the known ones")
+        if settings.get("forget") is not None:
+            settings["forget"] = str(settings["forget"])  # `forget: 1` is a number in YAML
         parser.set_defaults(**settings)
-    return parser.parse_args_into_dataclasses(argv)
+    script, adapter, args = parser.parse_args_into_dataclasses(argv)
+    if args.resume_from_checkpoint is not None:
+        parser.error("--resume_from_checkpoint is not needed: the same command, given again, resumes by itself")
+    if (script.model_name_or_path is None) != (script.dataset_name is None):
+        parser.error("--model_name_or_path and --dataset_name belong together; give both, or neither for the digits")
+    if script.forget is None:
+        if script.dataset_name is not None:
+            parser.error("--forget is missing: name the classes to forget, e.g. --forget 'tench,cassette player'")
+        script.forget = DIGITS
+    return script, adapter, args
 
 
 def load_data(script: ScriptArguments) -> DatasetDict:
@@ -109,24 +133,16 @@ def load_data(script: ScriptArguments) -> DatasetDict:
 
 def load_model_and_data(script: ScriptArguments):
     """Model, data and image processor; the embedded default without arguments."""
-    if (script.model_name_or_path is None) != (script.dataset_name is None):
-        raise ValueError(
-            "--model_name_or_path and --dataset_name belong together; give both, or neither for the digits."
-        )
     if script.model_name_or_path is None:
         dataset = load_digits()
         return pretrained_vit(dataset), dataset, None
     dataset = load_data(script)
     model = AutoModelForImageClassification.from_pretrained(script.model_name_or_path, revision=script.model_revision)
     processor = AutoImageProcessor.from_pretrained(script.model_name_or_path, revision=script.model_revision)
-    names = getattr(dataset["train"].features.get(script.label_column), "names", None)
-    label2id = model.config.label2id
-    if names and set(names) <= set(label2id) and [label2id[name] for name in names] != list(range(len(label2id))):
-        # The model numbers the same names in another order, or knows more of them.
-        splits = {
-            split: part.align_labels_with_mapping(label2id, script.label_column) for split, part in dataset.items()
-        }
-        dataset = DatasetDict(splits)
+    names = label_names(dataset["train"], script.label_column)
+    if names and model_label_ids(names, model.config.label2id) is not None:
+        # The model may number the same names in another order, or know more of them.
+        dataset = align_labels(dataset, script.label_column, model.config.label2id)
     if script.image_column != "image":
         dataset = dataset.rename_column(script.image_column, "image")
     return model, dataset, processor
@@ -154,7 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\nLedger:   {Path(args.output_dir, 'forgetting.json')}\nAdapters: {Path(args.output_dir, 'tasks')}")
     if args.push_to_hub:
         repo_id = args.hub_model_id or Path(args.output_dir).name
-        print(f"Hub:      {push_to_hub(args.output_dir, repo_id, token=args.hub_token)}")
+        private = args.hub_private_repo is not False
+        print(f"Hub:      {push_to_hub(args.output_dir, repo_id, private=private, token=args.hub_token)}")
 
 
 if __name__ == "__main__":

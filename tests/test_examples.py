@@ -115,8 +115,43 @@ def test_mistakes_are_named_before_any_work(local, tmp_path):
     assert "tench" in run([*base, *pair, "--forget", "tensch"], tmp_path, ok=False)
     assert "belong together" in run([*base, *pair[:2]], tmp_path, ok=False)
     (tmp_path / "bad.yaml").write_text("learning_rte: 1\n")
-    assert "learning_rte" in run([*base, *pair, "--config", "bad.yaml"], tmp_path, ok=False)
+    assert "learning_rte" in run([*base, *pair, "--config=bad.yaml"], tmp_path, ok=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
+    """`--config=` counts, a number is a class, and what cannot work is refused with its mend."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import forget
+
+    (tmp_path / "a.yaml").write_text("forget: 1\nr: 2\n")
+    script, adapter, _ = forget.parse_arguments([f"--config={tmp_path / 'a.yaml'}"])
+    assert (script.forget, adapter.r) == ("1", 2)
+    assert forget.parse_arguments([])[0].forget == "three;seven;zero,one"
+    for argv, said in (
+        (["--config"], "expected one argument"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--resume_from_checkpoint", "x"], "resumes by itself"),
+        (["--model_name_or_path", "m", "--dataset_name", "d"], "--forget is missing"),
+    ):
+        with pytest.raises(SystemExit):
+            forget.parse_arguments(argv)
+        assert said in capsys.readouterr().err
+
+
+def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):
+    """What a killed run left in the cache is trained anew, and a whole model takes its name at the end."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import digits
+
+    monkeypatch.setattr(digits, "cached_assets_path", lambda *args, **more: tmp_path)
+    trained = []
+    monkeypatch.setattr(digits.Trainer, "train", lambda self: trained.append(1))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    digits.pretrained_vit(digits.load_digits())
+    digits.pretrained_vit(digits.load_digits())
+    assert len(trained) == 1
 
 
 def test_help_reads_well(tmp_path):

@@ -10,8 +10,8 @@ from gs_lora_peft import launch
     [
         (["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "run.py", "--r", "8"], 2),
         (["python", "accelerate", "launch", "--cpu", "--num-processes=3", "run.py"], 3),
-        (["python", "accelerate", "launch", "--cpu", "run.py", "--num_processes", "9"], 1),
-        (["bash"], 1),
+        (["python", "accelerate", "launch", "--cpu", "run.py", "--num_processes", "9"], None),
+        (["bash"], None),
     ],
 )
 def test_the_launchers_own_option_counts(command_line, expected):
@@ -58,3 +58,25 @@ def test_workers_replace_the_single_process(monkeypatch):
     monkeypatch.setattr(launch.os, "execv", lambda path, arguments: replaced.append(arguments))
     launch.start_missing_cpu_processes()
     assert replaced[0][-5:] == ["--nproc_per_node", "2", "run.py", "--r", "8"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_number_may_come_from_accelerates_configuration(given, monkeypatch, tmp_path):
+    """Without `--num_processes` the configuration file counts; without either, training alone is refused."""
+    for name in launch._RANKED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(launch.sys, "argv", ["run.py"])
+    file = tmp_path / "default_config.yaml"
+    options = ["--config_file", str(file)] if given else []
+    monkeypatch.setattr(launch, "default_config_file", str(tmp_path / "none.yaml" if given else file))
+    parent = type("Parent", (), {"cmdline": lambda self: ["accelerate", "launch", *options, "run.py"]})
+    monkeypatch.setattr(launch.psutil, "Process", lambda pid: parent())
+    replaced = []
+    monkeypatch.setattr(launch.os, "execv", lambda path, arguments: replaced.append(arguments))
+    with pytest.raises(RuntimeError, match="would train alone"):
+        launch.start_missing_cpu_processes()
+    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 3\n")
+    launch.start_missing_cpu_processes()
+    assert replaced[0][-3:] == ["--nproc_per_node", "3", "run.py"]

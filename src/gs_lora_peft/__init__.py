@@ -1,4 +1,4 @@
-"""Continual forgetting for pre-trained models: GS-LoRA and GS-LoRA++ as a PEFT adapter and a Trainer.
+"""Continual forgetting for pre-trained models: GS-LoRA as a PEFT adapter and a Trainer.
 
 `import gs_lora_peft` makes the tuner type `GS_LORA` known to PEFT. Everything else is imported on first use.
 """

@@ -7,6 +7,7 @@ import re
 import sys
 
 import psutil
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
 _RANKED = ("RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -18,23 +19,47 @@ def start_missing_cpu_processes() -> None:
     Without an MPI hostfile accelerate (1.15) prepares the address of a rendezvous and then starts a single process,
     which would train alone. Called first thing in a script, this replaces that process by `torch.distributed.run` with
     N workers (gloo). In every other case it does nothing: started by torchrun or mpirun, on accelerators, with N = 1.
+
+    Raises:
+        RuntimeError: N is neither in the launcher's command line nor in its configuration file.
     """
     prepared = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
     if not prepared or any(name in os.environ for name in _RANKED):
         return
-    count = requested_processes(psutil.Process(os.getppid()).cmdline(), sys.argv[0])
+    command_line = psutil.Process(os.getppid()).cmdline()
+    count = requested_processes(command_line, sys.argv[0]) or _configured_processes(command_line, sys.argv[0])
+    if count is None:
+        raise RuntimeError(
+            "accelerate was asked for several CPU processes, but their number is neither in its command line nor in "
+            "its configuration file, and this process would train alone. Start it with `accelerate launch --cpu "
+            "--num_processes N`, or unset ACCELERATE_USE_CPU and MASTER_ADDR to use one process."
+        )
     if count > 1:
         workers = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         os.execv(sys.executable, [sys.executable, *workers, *sys.argv])
 
 
-def requested_processes(command_line: list[str], script: str) -> int:
-    """The N of `--num_processes N` among the launcher's own options, those before the script; 1 if there is none.
+def requested_processes(command_line: list[str], script: str) -> int | None:
+    """The N of `--num_processes N` among the launcher's own options, those before the script; `None` without.
 
     Args:
         command_line (`list[str]`): the launcher's command line.
         script (`str`): path of the script, as it appears there.
     """
-    options = command_line[: command_line.index(script)] if script in command_line else command_line
-    found = re.search(r"--num[-_]processes[= ](\d+)", " ".join(options))
-    return int(found[1]) if found else 1
+    found = re.search(r"--num[-_]processes[= ](\d+)", " ".join(_launcher_options(command_line, script)))
+    return int(found[1]) if found else None
+
+
+def _configured_processes(command_line: list[str], script: str) -> int | None:
+    """`num_processes` of the configuration file that accelerate was given, or else of its default one."""
+    options = "\0".join(_launcher_options(command_line, script))
+    given = re.search(r"--config[-_]file[=\0]([^\0]+)", options)
+    path = given[1] if given else default_config_file
+    if not os.path.isfile(path):
+        return None
+    count = getattr(load_config_from_file(path), "num_processes", None)
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _launcher_options(command_line: list[str], script: str) -> list[str]:
+    return command_line[: command_line.index(script)] if script in command_line else command_line

@@ -207,6 +207,13 @@ def test_images_of_every_mode_become_three_channels(mode):
     assert torch.equal(batch["pixel_values"][0], alone)
 
 
+def test_a_processor_of_one_channel_gets_grey_images():
+    """A model of grey images was trained on one channel; three would not fit its first layer."""
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+    batch = ImageCollator(processor)([{"image": picture("L"), "label": 0}, {"image": picture("RGB"), "label": 1}])
+    assert batch["pixel_values"].shape == (2, 1, 8, 8)
+
+
 def test_arrays_and_named_columns_work_too():
     """Images may be arrays, and columns may have other names."""
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
@@ -231,3 +238,12 @@ def test_default_collator_follows_the_processor_and_the_label_column():
         batch = default_collator(None, column)([{"x": torch.ones(2), column: 4}, {"x": torch.ones(2), column: 5}])
         assert batch["labels"].tolist() == [4, 5]
         assert batch["x"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("other", ["label", "labels", "label_ids"])
+def test_labels_come_from_the_label_column_alone(other):
+    """Another column with a usual name of labels must not take their place, in silence."""
+    for row in ({"person": 4, other: 1}, {other: 1, "person": 4}):
+        batch = TensorCollator("person")([{"x": torch.ones(2), **row}])
+        assert set(batch) == {"x", "labels"}
+        assert batch["labels"].tolist() == [4]

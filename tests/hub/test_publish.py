@@ -22,6 +22,12 @@ class LoopbackHub(BaseHTTPRequestHandler):
 
     commits: list[dict]
     created: list[dict]
+    private = True
+
+    def do_GET(self):
+        if self.path == "/api/models/me/clinic":
+            return self._answer(200, {"id": "me/clinic", "private": self.private})
+        return self._answer(404, {"error": self.path})
 
     def do_POST(self):
         body = self._body().decode()
@@ -103,15 +109,19 @@ def run_folder(tmp_path):
     return folder
 
 
-def push(folder, hub, token=TOKEN) -> subprocess.CompletedProcess:
+def push(folder, hub, token=TOKEN, private="True") -> subprocess.CompletedProcess:
     """In a process of its own: the client reads its address when it is imported."""
     code = (
         "import sys; from gs_lora_peft import push_to_hub; "
-        "print(push_to_hub(sys.argv[1], 'clinic', token=sys.argv[2]))"
+        "print(push_to_hub(sys.argv[1], 'clinic', token=sys.argv[2], private=sys.argv[3] == 'True'))"
     )
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     return subprocess.run(
-        [sys.executable, "-c", code, str(folder), token], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(folder), token, private],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -130,6 +140,16 @@ def test_one_private_commit_of_what_the_ledger_lists(run_folder, hub):
     assert hub.RequestHandlerClass.created[0].get("private") is True or (
         hub.RequestHandlerClass.created[0].get("visibility") == "private"
     )
+
+
+def test_an_existing_public_repository_is_refused(run_folder, hub):
+    """The names of forgotten classes do not become public unless that was asked for."""
+    hub.RequestHandlerClass.private = False
+    result = push(run_folder, hub)
+    assert "exists and is public" in result.stderr
+    assert not hub.RequestHandlerClass.commits
+    assert push(run_folder, hub, private="False").returncode == 0
+    assert len(hub.RequestHandlerClass.commits) == 1
 
 
 def test_a_wrong_token_sends_nothing(run_folder, hub):

@@ -94,6 +94,14 @@ def test_another_request_after_an_error(base, data, tmp_path, finished):
     assert written == cases.snapshot(finished[0] / "tasks" / "task_001")
 
 
+def test_an_error_without_a_checkpoint_leaves_no_names(base, data, tmp_path):
+    """Nothing can be gone on from, so nothing says what was asked for."""
+    forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[Breaks(1)])
+    with pytest.raises(RuntimeError):
+        forgetter.forget(ForgetRequest(["dragonfly"]))
+    assert cases.snapshot(tmp_path) == {}
+
+
 def test_other_settings_after_an_error(base, data, tmp_path):
     """After an error the same request may be asked for with other settings; it then starts from the beginning."""
     breaks = Breaks(5)
@@ -213,9 +221,9 @@ def test_the_time_of_the_first_asking_is_kept(base, data, tmp_path):
     assert entry.request == {"classes": [2], "requested_at": "2025-01-31T12:00:00Z", "note": "again"}
 
 
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("call", [1, 2, 3])
 def test_an_error_while_scoring(base, data, one_task, monkeypatch, call):
-    """Scores are taken before and after training; an error in either leaves everything as it was."""
+    """Scores are taken of the base, before and after training; an error in any of them leaves everything as it was."""
     predict, calls = scoring.predict_classes, []
 
     def fails(*args):

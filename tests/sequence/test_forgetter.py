@@ -532,3 +532,40 @@ def test_images_go_through_the_processor(base, tmp_path):
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
     entry = cases.make_forgetter(model, tmp_path, data, processing_class=processor).forget(ForgetRequest([2]))
     assert entry.sizes["forget"] == 12
+
+
+def test_data_numbered_in_another_order_than_the_model(base, data, tmp_path):
+    """The model's own names tell that an id means another class; synonyms and letter case do not matter."""
+    model = cases.load_base(base)
+    model.config.id2label = {i: f"{name.upper()}, Animal {i}" for i, name in enumerate(cases.NAMES)}
+    cases.make_forgetter(model, tmp_path, data)
+    model.config.id2label = dict(enumerate(cases.NAMES[::-1]))
+    with pytest.raises(ValueError, match="class 0 of 'label' is 'aardvark', but the model's class 0 is 'flamingo'"):
+        cases.make_forgetter(model, tmp_path, data)
+
+
+def test_the_base_model_is_scored_before_any_task(base, data, tmp_path, finished):
+    """What was kept is compared with the base model, also by a run that goes on in a folder with tasks."""
+    rows = data["test"][:]
+    hits = cases.load_base(base)(rows["pixel_values"]).logits.argmax(-1) == rows["label"]
+    forgotten = []
+    for entry in finished[1].ledger.tasks:
+        forgotten += entry.classes
+        kept = ~torch.isin(rows["label"], torch.tensor(forgotten))
+        assert entry.scores["base"]["acc_all"] == pytest.approx(hits.float().mean().item())
+        assert entry.scores["base"]["acc_retain"] == pytest.approx(hits[kept].float().mean().item())
+    for request in cases.requests()[:2]:
+        entry = cases.make_forgetter(base, tmp_path, data).forget(request)
+    assert entry.scores == finished[1].ledger.tasks[1].scores
+
+
+def test_mistaken_arguments_are_named(base, data, tmp_path):
+    """A list of names, a single request, and a file for a folder: the message says what to write."""
+    forgetter = cases.make_forgetter(base, tmp_path / "run", data)
+    with pytest.raises(ValueError, match="expected a ForgetRequest"):
+        forgetter.forget(["aardvark"])
+    with pytest.raises(ValueError, match="expected a list of ForgetRequest"):
+        forgetter.run(ForgetRequest(["aardvark"]))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="which is a file"):
+        cases.make_forgetter(base, tmp_path / "file", data)

@@ -33,10 +33,16 @@ def test_table_has_a_row_per_task(tmp_path):
             finished_at="2026-01-01T00:01:00+00:00",
             sizes={"steps": 12},
             groups={"total": 6, "active": ["a", "b"], "zero": ["c", "d", "e", "f"]},
-            scores={"before": {"acc_forget": 0.981}, "after": {"acc_forget": 0.0, "acc_retain": 0.954}},
+            scores={
+                "base": {"acc_all": 0.97, "acc_retain": 0.96},
+                "before": {"acc_forget": 0.981},
+                "after": {"acc_forget": 0.0, "acc_retain": 0.954},
+            },
         )
     )
-    header, rule, row = format_table(ledger).splitlines()
+    title, empty, header, rule, row = format_table(ledger).splitlines()
+    assert "97.0 %" in title
+    assert not empty
     assert header.split()[:2] == ["task", "forgotten"]
     assert set(rule) == {"-", " "}
-    assert row.split() == ["task_001", "tench", "98.1", "0.0", "–", "95.4", "–", "–", "2", "of", "6", "12"]
+    assert row.split() == ["task_001", "tench", "98.1", "0.0", "96.0", "–", "95.4", "–", "–", "2", "of", "6", "12"]

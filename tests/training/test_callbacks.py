@@ -242,7 +242,7 @@ def test_an_interrupted_run_leaves_an_ordinary_model(tmp_path):
 
 
 def test_when_groups_are_frozen_does_not_change_the_result(tmp_path, monkeypatch):
-    """On accelerators groups are frozen at logs only, to save a synchronisation; weights are the same bit for bit."""
+    """On accelerators groups are frozen a step later, to save a synchronisation; weights are the same bit for bit."""
     states = []
     for often in (True, False):
         monkeypatch.setattr(SparsityCallback, "_synchronises_for_free", lambda self, often=often: often)
@@ -253,6 +253,45 @@ def test_when_groups_are_frozen_does_not_change_the_result(tmp_path, monkeypatch
         assert trainer.groups.zero_groups()
         states.append(adapter_state(model))
     assert not differences(*states)
+
+
+def test_off_the_cpu_groups_are_frozen_before_the_next_optimizer_step(tmp_path, monkeypatch):
+    """No log and no save is needed for it: a group dropped at one step takes no part from the next one's end on."""
+    monkeypatch.setattr(SparsityCallback, "_synchronises_for_free", lambda self: False)
+    late = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.zero = set(trainer.groups.zero_groups())
+
+        def on_step_end(self, args, state, control, **kwargs):
+            alive = {
+                g for p, g in zip(trainer.groups.parameters, trainer.groups.group_of, strict=True) if p.requires_grad
+            }
+            late.extend(self.zero & {trainer.groups.names[g] for g in alive})
+            self.seen = len(self.zero)
+
+    trainer = dying_task(tmp_path, peft_vit(), logging_strategy="no")
+    look = Look()
+    trainer.add_callback(look)
+    trainer.train()
+    assert look.seen
+    assert not late
+
+
+def test_a_matrix_that_is_not_in_the_optimizer_is_refused(tmp_path):
+    """Its learning rate would count as 0, so that its whole group would never shrink."""
+    groups = LoraGroups(peft_vit())
+    optimizer = torch.optim.SGD(groups.parameters[:-1], lr=1e-3)
+    with pytest.raises(ValueError, match="trains but is not in the optimizer"):
+        SparsityCallback(groups).on_optimizer_step(
+            arguments(tmp_path, sparsity_weight=0.5),
+            SimpleNamespace(epoch=0.0),
+            SimpleNamespace(),
+            optimizer=optimizer,
+        )
+    groups.parameters[-1].requires_grad_(False)
+    SparsityCallback(groups)._learning_rates(optimizer)
 
 
 def test_a_run_in_which_every_group_dies_stops_and_says_so(tmp_path, caplog):

@@ -519,7 +519,7 @@ def test_the_state_file_is_small_json(tmp_path):
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_one_host_synchronisation_a_step(tmp_path, monkeypatch, on_cpu):
-    """A step may wait for the device once, for NaN. On CPU it looks for dropped groups too, elsewhere at logs only."""
+    """A step may wait for the device once, for NaN and dropped groups. On CPU it looks for those after it too."""
     monkeypatch.setattr(SparsityCallback, "_synchronises_for_free", lambda self: on_cpu)
     counts = Counter()
 

@@ -1,5 +1,6 @@
 """Splits and pairing."""
 
+from .classes import align_labels
 from .pairing import ImageCollator, PairedCollator, PairedDataset, PairedSampler
 from .splits import ForgettingSplit, split_dataset, train_validation_split
 
@@ -9,6 +10,7 @@ __all__ = [
     "PairedCollator",
     "PairedDataset",
     "PairedSampler",
+    "align_labels",
     "split_dataset",
     "train_validation_split",
 ]

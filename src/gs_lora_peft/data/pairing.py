@@ -143,6 +143,8 @@ class ImageCollator:
     """
     Collates rows with an image into `pixel_values` and `labels`.
 
+    Images become RGB, or grey for a processor of one channel (told by the length of its `image_mean`).
+
     Args:
         processor (`transformers.BaseImageProcessor`): the model's image processor.
         image_column (`str`, *optional*, defaults to `"image"`): column that holds PIL images or arrays.
@@ -154,6 +156,10 @@ class ImageCollator:
 
     def __init__(self, processor: Any, image_column: str = "image", label_column: str = "label"):
         self.processor = processor
+        # Grey or palette images: the processor takes as many channels as it has means, three where it has none.
+        mean = getattr(processor, "image_mean", None)
+        channels = len(mean) if isinstance(mean, Sequence) else 3
+        self.mode = {1: "L", 3: "RGB"}.get(channels)
         self.image_column = image_column
         self.label_column = label_column
 
@@ -164,8 +170,8 @@ class ImageCollator:
                 "give a `data_collator` that reads what is there."
             )
         images = [row[self.image_column] for row in rows]
-        # Grey or palette images: image processors expect three channels.
-        images = [image.convert("RGB") if hasattr(image, "convert") else image for image in images]
+        if self.mode is not None:
+            images = [image.convert(self.mode) if hasattr(image, "convert") else image for image in images]
         pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values, "labels": torch.tensor([int(row[self.label_column]) for row in rows])}
 
@@ -173,6 +179,8 @@ class ImageCollator:
 class TensorCollator:
     """
     Collates rows of tensors, arrays and numbers as [`transformers.default_data_collator`] does, labels as `labels`.
+
+    Other columns called `label`, `labels` or `label_ids` are left out: the collator would take them for the labels.
 
     Args:
         label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
@@ -183,7 +191,11 @@ class TensorCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         column = self.label_column
-        renamed = [{"label" if name == column else name: value for name, value in row.items()} for row in rows]
+        others = {"label", "labels", "label_ids"} - {column}
+        renamed = [
+            {"label" if name == column else name: value for name, value in row.items() if name not in others}
+            for row in rows
+        ]
         return default_data_collator(renamed)
 
 

@@ -30,7 +30,8 @@ class TaskEntry:
         versions (`dict`): Library versions, see [`library_versions`].
         files (`dict[str, str]`): SHA-256 (hexadecimal) by path relative to the ledger's folder, with `/`.
         groups (`dict`): `total`, `active` and `zero` (names) and `zero_group_ratio`.
-        scores (`dict`): `before` and `after`, each a dict of numbers. NaN and infinities are refused.
+        scores (`dict`): `before`, `after` and `base` (the model before any task), each a dict of numbers.
+            NaN and infinities are refused.
         status (`str`, defaults to `"done"`): Or `"revoked"`.
         revocation (`dict`, *optional*): `revoked_at`, `reason`, `scores_before`, `scores_after`, ...; present if and
             only if the task is revoked.
@@ -87,7 +88,7 @@ class TaskEntry:
             self._expect("files", fits, f"64 hexadecimal digits for {path!r}")
         for key in ("active", "zero"):
             self._expect("groups", is_names(self.groups.get(key, [])), f"a list of names under {key!r}")
-        for key in ("before", "after"):
+        for key in ("before", "after", "base"):
             self._expect("scores", isinstance(self.scores.get(key, {}), dict), f"a dict under {key!r}")
 
     def _expect(self, key: str, fits: bool, expected: str) -> None:

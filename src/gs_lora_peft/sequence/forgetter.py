@@ -108,6 +108,8 @@ class ContinualForgetter:
     ):
         refuse_adapters(base_model)
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"folder is '{self.folder}', which is a file; expected a folder. Choose another path.")
         self.train_dataset, self.eval_dataset, self.scored_on = train_and_test(dataset, eval_dataset)
         self.recipe = Recipe(
             config=config or GSLoraConfig(),
@@ -170,7 +172,9 @@ class ContinualForgetter:
         """Carry out a sequence of requests, leaving out those at its start that the ledger already has.
 
         A run that was killed is thus continued by giving the same sequence again. All requests are checked before the
-        first one trains.
+        first one trains. Revoked tasks do not count as done: giving the same sequence again after one of its tasks was
+        revoked carries that request out again (if it was the last one; otherwise the order no longer fits and a
+        `LedgerError` says so).
 
         Returns:
             `list[TaskEntry]`: one entry per request, those done before included.
@@ -277,15 +281,29 @@ class ContinualForgetter:
         }
         work = self._work(name)
         start = on_main(lambda: work.find_start(plan))
+        self._measure_base()
         before = self._scores.of_task(self.model, split)
         groups, steps = self._train(name, split, work, plan, start)
         with self._rebuilt_on_error():
             self._live.merge([name])
             after = self._scores.of_task(self.model, split, before["acc_forget"])
-            scores = {"before": before, "after": after, "data": self.scored_on}
+            base = self._scores.of_base(split)
+            scores = {"base": base, "before": before, "after": after, "data": self.scored_on}
             self._record(lambda: self.ledger.append(self._entry(name, plan, start, groups, steps, scores)))
         on_main(lambda: work.finish(self.folder / LOGS_FOLDER / name))
         return self.ledger.tasks[-1]
+
+    def _measure_base(self) -> None:
+        """Scores the model without any task, once; it is put back afterwards."""
+        if self._scores.knows_base:
+            return
+        merged = [entry.name for entry in self.ledger.active_tasks]
+        with self._rebuilt_on_error():
+            if merged:
+                self._live.rebuild([])
+            self._scores.measure_base(self.model)
+            if merged:
+                self._live.rebuild(merged)
 
     def _train(
         self, name: str, split: ForgettingSplit, work: WorkFolder, plan: dict[str, Any], start: Start

@@ -36,7 +36,10 @@ def match_requests(
 
     Raises:
         LedgerError: A task in effect does not belong to the request at its place.
+        ValueError: `requests` is no list of requests.
     """
+    if not isinstance(requests, (list, tuple)):
+        raise ValueError(f"requests is {requests!r}; expected a list of ForgetRequest. Write [request].")
     done = ledger.active_tasks[: len(requests)]
     for number, (entry, request) in enumerate(zip(done, requests, strict=False), start=1):
         if set(_ids(request, ledger, names)) != set(entry.classes or ()):
@@ -76,6 +79,8 @@ def check_sequence(
 
 
 def _ids(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] | None) -> list[int]:
+    if not isinstance(request, ForgetRequest):
+        raise ValueError(f"the request is {request!r}; expected a ForgetRequest. Write ForgetRequest(['church']).")
     for entry in ledger.active_tasks:
         if entry.classes is None:
             raise LedgerError(

@@ -31,6 +31,26 @@ class Scores:
     def __init__(self, dataset: Dataset, recipe: Recipe):
         self.dataset = dataset
         self.recipe = recipe
+        self._base: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def knows_base(self) -> bool:
+        """Whether [`~Scores.measure_base`] was called."""
+        return self._base is not None
+
+    def measure_base(self, model: nn.Module) -> None:
+        """Keeps what the base model answers, before any task, as what forgetting is compared with."""
+        self._base = self._predict(model)
+
+    def of_base(self, split: ForgettingSplit) -> dict[str, float]:
+        """`acc_all` of the base model, and its `acc_retain` on the classes that a task retains."""
+        if self._base is None:
+            raise RuntimeError("the base model was not measured; call measure_base first")
+        predictions, labels = self._base
+        kept = accuracies(predictions, labels, {"acc_retain": split.retain_classes}, rest="acc_other")
+        return {"acc_all": float((predictions == labels).mean())} | {
+            name: value for name, value in kept.items() if name == "acc_retain"
+        }
 
     def of_task(
         self, model: nn.Module, split: ForgettingSplit, accuracy_forget_before: float | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from ..data.classes import read_labels
+from ..data.classes import read_labels, same_class
 
 
 def train_and_test(dataset: Dataset | DatasetDict, eval_dataset: Dataset | None) -> tuple[Dataset, Dataset, str]:
@@ -33,8 +33,8 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
     """The names of the classes, by id, or `None` where labels have ids alone.
 
     Raises:
-        ValueError: There is no such column, labels lie outside the model's head, or both data sets number their
-            classes differently.
+        ValueError: There is no such column, labels lie outside the model's head, or the data sets or the model
+            (by the names in its configuration) number the classes differently.
     """
     count = getattr(getattr(model, "config", None), "num_labels", None)
     all_names = []
@@ -53,6 +53,7 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
                 f"{title} data: {label_column!r} has {classes}, but the model's head has {count}. Use the model that "
                 "was trained on these labels, or map them with `dataset.align_labels_with_mapping`."
             )
+        _check_order(title, label_column, names, getattr(getattr(model, "config", None), "id2label", None))
         all_names.append(names)
     of_train, of_test = all_names
     if of_train is not None and of_test is not None and of_train != of_test:
@@ -61,3 +62,16 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
             "would mean another class. Cast both to the same ClassLabel."
         )
     return of_train or of_test
+
+
+def _check_order(title: str, label_column: str, names: list[str] | None, id2label: Any) -> None:
+    """Refuses data whose classes the model calls something else."""
+    for class_id, name in enumerate(names or ()):
+        of_model = (id2label or {}).get(class_id)
+        if isinstance(of_model, str) and not same_class(name, of_model):
+            raise ValueError(
+                f"{title} data: class {class_id} of {label_column!r} is {name!r}, but the model's class {class_id} is "
+                f"{of_model!r}, so that another class would be forgotten. Number the data as the model does with "
+                "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`; if only the spelling "
+                "differs, cast the column to a ClassLabel with the model's names."
+            )

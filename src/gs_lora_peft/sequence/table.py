@@ -12,6 +12,7 @@ _COLUMNS = (
     "forgotten",
     "Acc_f before",
     "Acc_f",
+    "Acc_r base",
     "Acc_r before",
     "Acc_r",
     "Acc_o",
@@ -25,6 +26,7 @@ def format_table(ledger: ForgettingLedger) -> str:
     """Plain text, one row per task: accuracies in percent on the evaluation data, and how many groups are not zero.
 
     Acc_f: forgotten classes, Acc_r: kept classes, Acc_o: classes forgotten by earlier tasks; before and after a task.
+    Acc_r base: the base model on the kept classes. A line above says how the base model does on all classes.
     """
     rows = [_COLUMNS]
     for entry in ledger.tasks:
@@ -35,6 +37,7 @@ def format_table(ledger: ForgettingLedger) -> str:
                 _shortened(entry.class_names or entry.classes or ["withheld"]),
                 _percent(before.get("acc_forget")),
                 _percent(after.get("acc_forget")),
+                _percent(entry.scores.get("base", {}).get("acc_retain")),
                 _percent(before.get("acc_retain")),
                 _percent(after.get("acc_retain")),
                 _percent(after.get("acc_old")),
@@ -45,7 +48,9 @@ def format_table(ledger: ForgettingLedger) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    bases = [entry.scores["base"]["acc_all"] for entry in ledger.tasks if "acc_all" in entry.scores.get("base", {})]
+    title = [f"Base model: {_percent(bases[0])} % of all evaluation samples are right.", ""] if bases else []
+    return "\n".join([*title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def _percent(value: float | None) -> str:

@@ -45,7 +45,8 @@ class WorkFolder:
     `request.json` is there from the moment training begins until the task is in the ledger. So whoever finds it knows
     that a run was killed, and what it was at. When training breaks down with an error, its caller is told, and the
     file becomes `failed.json`: the same request with the same settings still goes on from its last checkpoint, but
-    nobody is held to it.
+    nobody is held to it. Without a checkpoint nothing is left but the weights that a
+    loss which was no number could not spoil.
 
     Args:
         path (`Path`): The folder; its name is the task's.
@@ -106,7 +107,13 @@ class WorkFolder:
         (self.path / FAILED_FILE).unlink(missing_ok=True)
 
     def fail(self) -> None:
-        """Notes that the caller was told of an error."""
+        """Notes that the caller was told of an error; what nothing can go on from is removed, class names included."""
+        if not any(self._checkpoints()):
+            with suppress(OSError):
+                (self.path / REQUEST_FILE).unlink()
+            if not any(self.path.glob("last-good*")):
+                shutil.rmtree(self.path, ignore_errors=True)
+            return
         with suppress(OSError):
             os.replace(self.path / REQUEST_FILE, self.path / FAILED_FILE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,8 +40,9 @@ class SparsityCallback(TrainerCallback):
     Group sparsity by proximal steps: right after the optimizer's step, with the learning rate just used.
 
     Groups that have reached zero are frozen. Finding out which have costs a host synchronisation, so on accelerators
-    it is done when something is logged or saved; on CPU, where it is free, after every step. Results do not depend on
-    it: a dropped group stays exactly zero, and passes on a gradient of exactly zero, from the step that dropped it.
+    [`FiniteCallback`] does it in the one that it makes anyway, before the next optimizer step; on CPU, where it is
+    free, it is done after every step. Results do not depend on it: a dropped group stays exactly zero, and passes on a
+    gradient of exactly zero, from the step that dropped it.
     Where every group has been dropped nothing is left to train and training stops.
 
     Args:
@@ -67,11 +69,6 @@ class SparsityCallback(TrainerCallback):
         if args.sparsity == "proximal":
             self.settle(control)
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        # Without a proximal step after it, the optimizer's momentum would move dropped groups away from zero.
-        if not self.settled and self.weight_now(args, state) == 0.0:
-            self.settle(control)
-
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         if args.sparsity != "proximal" or getattr(optimizer, "step_was_skipped", False):
             return
@@ -90,10 +87,10 @@ class SparsityCallback(TrainerCallback):
         self.groups.thaw()
         self.settled = True
 
-    def settle(self, control: Any = None) -> None:
-        """Freeze the groups that are zero; stop the training if none is left."""
+    def settle(self, control: Any = None, is_zero: Sequence[bool] | None = None) -> None:
+        """Freeze the groups that are zero (`is_zero`, where it is known); stop the training if none is left."""
         self.settled = True
-        if self.groups.freeze_zero_groups() and not any(p.requires_grad for p in self.groups.parameters):
+        if self.groups.freeze_zero_groups(is_zero) and not any(p.requires_grad for p in self.groups.parameters):
             logger.warning(
                 "Every group of the adapter is zero, so that it does nothing any more. Training stops; a smaller "
                 "`sparsity_weight` keeps some groups."
@@ -105,11 +102,22 @@ class SparsityCallback(TrainerCallback):
         return self.groups.parameters[0].device.type == "cpu"
 
     def _learning_rates(self, optimizer: Any) -> float | torch.Tensor:
-        """The learning rate of each group; one number where all are the same (the usual case)."""
+        """The learning rate of each group; one number where all are the same (the usual case).
+
+        Raises:
+            ValueError: if the optimizer does not have a matrix that trains.
+        """
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         per_group = [0.0] * len(self.groups)
         for parameter, index in zip(self.groups.parameters, self.groups.group_of, strict=True):
-            per_group[index] = float(rates.get(id(parameter), per_group[index]))
+            if id(parameter) in rates:
+                per_group[index] = float(rates[id(parameter)])
+            elif parameter.requires_grad:
+                raise ValueError(
+                    f"a LoRA matrix of the group {self.groups.names[index]!r} trains but is not in the optimizer, so "
+                    "that it has no learning rate to be shrunk with. Give the optimizer every parameter with "
+                    "`requires_grad`."
+                )
         if len(set(per_group)) == 1:
             return per_group[0]
         return torch.tensor(per_group, device=self.groups.parameters[0].device)

@@ -14,7 +14,7 @@ from ..tuner import LoraGroups, trainable_adapters
 
 
 class NonFiniteLossError(ValueError):
-    """A loss or a gradient became NaN or infinite. The weights are those before the step that would have used it."""
+    """A loss or a gradient became NaN or infinite. The weights are those of the last step where both were finite."""
 
 
 def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
@@ -62,13 +62,51 @@ def check_labels(model: nn.Module, forget: Sequence[int], retain: Sequence[int],
             f"classes {shared} were forgotten by earlier tasks and are in the retain set; training on them would "
             "bring them back. Pass them as `old` to split_dataset."
         )
+    _check_head(model, [*forget, *retain, *old])
+
+
+def _check_head(model: nn.Module, classes: Sequence[int], where: str = "") -> None:
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
-    largest = max([*forget, *retain, *old])
+    largest = max(classes)
     if num_labels is not None and largest >= num_labels:
         raise ValueError(
-            f"label {largest} lies outside the model's head of {num_labels} classes. Use the label ids the model was "
-            "trained with, or a model with a head of the right size."
+            f"label {largest}{where} lies outside the model's head of {num_labels} classes. Use the label ids the "
+            "model was trained with, or a model with a head of the right size."
         )
+
+
+def check_evaluation(trainer: Any, model: nn.Module, eval_dataset: Any, args: Any, own_metrics: bool) -> None:
+    """Labels of evaluation sets must be inside the head, and the metric of the best model must be one they give.
+
+    Reads label columns and lists; what would have to decode samples to know its labels is let through.
+
+    Raises:
+        ValueError: if not.
+    """
+    sets = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
+    prefixes = {name: "eval" if name is None else f"eval_{name}" for name in sets}
+    classes: dict[Any, set[int]] = {}
+    for name, dataset in sets.items():
+        if isinstance(dataset, (Dataset, list, tuple)) and len(dataset) > 0:
+            called = "evaluation" if name is None else f"evaluation ({name!r})"
+            classes[name] = set(classes_of(dataset, trainer.label_column, called))
+            _check_head(model, list(classes[name]), f" of the {called} set")
+    metric = args.metric_for_best_model
+    if metric is None or args.eval_strategy == "no":
+        return
+    metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+    asked = f"`metric_for_best_model`={args.metric_for_best_model!r}"
+    if not any(metric.startswith(f"{prefix}_") for prefix in prefixes.values()):
+        offered = ", ".join(repr(f"{prefix}_h_mean") for prefix in prefixes.values())
+        raise ValueError(f"{asked} does not say which of the evaluation sets chooses the best model. Use {offered}.")
+    for name, found in classes.items():
+        roles = {"forget": trainer.forget_classes, "retain": trainer.retain_classes}
+        absent = [role for role, members in roles.items() if not found & set(members)]
+        if metric == f"{prefixes[name]}_h_mean" and absent and not own_metrics:
+            raise ValueError(
+                f"{asked} cannot be computed: the evaluation set has no samples of the classes to {absent[0]}. Add "
+                "some, or choose another metric, e.g. 'eval_acc_retain'."
+            )
 
 
 def training_adapter(model: nn.Module) -> str:
@@ -94,21 +132,21 @@ def training_adapter(model: nn.Module) -> str:
 
 
 def check_distribution(trainer: Any) -> None:
-    """Refuse set-ups in which a process sees only a part of each matrix, so that a group's norm would be wrong.
+    """Refuse set-ups in which a proximal step would not hold: split matrices, or weights that are written over.
 
     Raises:
-        ValueError: with FSDP, DeepSpeed stage 3, or `ddp_find_unused_parameters=False` together with exact zeros.
+        ValueError: with FSDP, DeepSpeed, or `ddp_find_unused_parameters=False` together with exact zeros.
     """
     if trainer.is_fsdp_enabled:
         raise ValueError(
             "GSLoraTrainer does not support FSDP yet: group norms and proximal steps need whole matrices. Use DDP "
             "(`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it."
         )
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    if trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3:
+    if trainer.is_deepspeed_enabled:
         raise ValueError(
-            "GSLoraTrainer does not support DeepSpeed ZeRO stage 3 yet: group norms and proximal steps need whole "
-            "matrices. Use stage 2 or plain DDP."
+            "GSLoraTrainer does not support DeepSpeed: its optimizer keeps copies of the weights, which overwrite the "
+            "groups that a proximal step has shrunk. Use plain DDP (`accelerate launch --multi_gpu`); a LoRA adapter "
+            "is small enough for it."
         )
     args = trainer.args
     if args.world_size > 1 and args.sparsity == "proximal" and args.ddp_find_unused_parameters is False:

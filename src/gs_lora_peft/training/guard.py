@@ -15,9 +15,11 @@ LAST_GOOD_FOLDER = "last-good"
 
 class FiniteCallback(TrainerCallback):
     """
-    Stops before the optimizer's step where a loss or a gradient is not finite, so that the weights stay good.
+    Stops before the optimizer's step where a loss or a gradient is not finite, and takes the adapter back to the last
+    step at which both were finite: weights that give no finite loss are not good, though they may be finite.
 
-    One host synchronisation a step. The losses are means over all processes, so that all stop at the same step.
+    One host synchronisation a step, which also tells which groups are zero and can be frozen. The losses are means
+    over all processes, so that all stop at the same step.
 
     Args:
         trainer ([`GSLoraTrainer`]): the trainer that runs.
@@ -25,6 +27,14 @@ class FiniteCallback(TrainerCallback):
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
+        self._good: list[torch.Tensor] | None = None  # the adapter's matrices at the last good step
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._good = None
+        self._remember()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._good = None
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         flags = [self.trainer.meter.finite()]
@@ -33,16 +43,34 @@ class FiniteCallback(TrainerCallback):
         if gradients and self.trainer.accelerator.scaler is None:
             norms = torch._foreach_norm(gradients)
             flags.append(torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms]).sum()).reshape(1))
-        finite = torch.cat(flags)
-        if finite.all():
+        sparsity, judged = self.trainer.sparsity, sum(map(len, flags))
+        if not sparsity.settled:
+            flags.append(self.trainer.groups.norms() == 0)
+        fetched = torch.cat([flag.to(flags[0].device) for flag in flags]).tolist()
+        if all(fetched[:judged]):
+            self._remember()
+            if not sparsity.settled:
+                # Now: without a proximal step after it, the optimizer's momentum would move dropped groups from zero.
+                sparsity.settle(control, fetched[judged:])
             return
-        retain, forget, *_ = finite.tolist()
+        retain, forget = fetched[:2]
         halves = [name for name, good in (("retain", retain), ("forget", forget)) if not good]
         raise NonFiniteLossError(self._stop(args, state, halves))
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        matrices = [p.detach() for p in self.trainer.groups.parameters]
+        if self._good is None:
+            self._good = [matrix.clone() for matrix in matrices]
+        else:
+            torch._foreach_copy_(self._good, matrices)
 
     def _stop(self, args: Any, state: Any, halves: list[str]) -> str:
         trainer = self.trainer
         trainer.model.zero_grad()
+        if self._good is not None:
+            torch._foreach_copy_([p.detach() for p in trainer.groups.parameters], self._good)
+            self._good = None
         folder = os.path.join(args.output_dir, LAST_GOOD_FOLDER)
         trainer.save_model(folder, _internal_call=True)
         # A process that raises early would take the one that is writing down with it.
@@ -50,7 +78,7 @@ class FiniteCallback(TrainerCallback):
         what = " and the ".join(f"loss of the {half} half" for half in halves) or "gradient"
         where = "these samples" if halves else "the samples"
         return (
-            f"at step {state.global_step + 1} the {what} is NaN or infinite. The adapter before that step is in "
-            f"{folder!r} and in the model. Lower `learning_rate` (now {args.learning_rate}) or `forget_weight` (now "
-            f"{args.forget_weight}), or look for broken values in {where}."
+            f"at step {state.global_step + 1} the {what} is NaN or infinite. The adapter of the last good step is "
+            f"in {folder!r} and in the model. Lower `learning_rate` (now {args.learning_rate}) or `forget_weight` "
+            f"(now {args.forget_weight}), or look for broken values in {where}."
         )

@@ -20,7 +20,7 @@ from ..tuner import LoraGroups
 from .arguments import GSLoraTrainingArguments
 from .callbacks import EMACallback, SamplerEpochCallback, SparsityCallback
 from .checkpoints import load_adapters, read_state, write_state
-from .checks import check_distribution, check_labels, classes_of, training_adapter
+from .checks import check_distribution, check_evaluation, check_labels, classes_of, training_adapter
 from .evaluation import ForgettingEvaluation
 from .guard import FiniteCallback
 from .meter import LossMeter
@@ -56,8 +56,10 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
     Raises:
         ValueError: before any training, if a data set is missing or empty, if the two sets share classes, if a label
             lies outside the head, if not exactly one adapter and nothing else trains, if a checkpoint belongs to
-            another model, or if parameters would be sharded (FSDP, ZeRO-3).
-        NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those before the bad step.
+            another model, if the metric of the best model cannot be computed on `eval_dataset`, or with FSDP or
+            DeepSpeed.
+        NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those of the last step at which
+            loss and gradient were finite.
 
     Example:
 
@@ -100,6 +102,8 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
         self.adapter_name = training_adapter(model)
         if args.validation_fraction > 0 and eval_dataset is None:
             pairs, eval_dataset = self._hold_out(pairs, args)
+        if eval_dataset is not None:
+            check_evaluation(self, model, eval_dataset, args, own_metrics="compute_metrics" in kwargs)
 
         self.groups = LoraGroups(model, self.adapter_name)
         self.forgetting_loss = ClassificationObjective(args.forget_weight, args.forget_bound)

@@ -210,7 +210,10 @@ def _explain(model: nn.Module, nodes: list[Node]) -> str:
     elif not mixers:
         why = "no attention or similar token mixer was found in it, so that nothing tells a block from the rest"
     else:
-        why = f"it mixes tokens ({_some(mixers)}), but beside that it has no Linear layers of the shape d → h → d"
+        why = (
+            f"it mixes tokens ({_some(mixers)}), but of Linear layers of the shape d → h → d it has none whose role "
+            "could be told apart by name and shape"
+        )
     return (
         f"No feed-forward Linear layers were found in {type(model).__name__}: {why}. Set `target_modules` yourself: a "
         'list of module names, e.g. target_modules=["fc1", "fc2"], or one regular expression on full paths, e.g. '

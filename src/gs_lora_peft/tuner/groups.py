@@ -198,7 +198,7 @@ class LoraGroups:
         """Zero groups / all groups, in [0, 1] (one host synchronisation)."""
         return len(self.zero_groups()) / len(self)
 
-    def freeze_zero_groups(self) -> list[str]:
+    def freeze_zero_groups(self, is_zero: Sequence[bool] | None = None) -> list[str]:
         """Stop training groups that are zero, and skip their LoRA pairs in the forward (one host synchronisation).
 
         A frozen matrix gets no gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that
@@ -206,10 +206,16 @@ class LoraGroups:
         (`set_adapter`). By matrix, a `lora_B` that is zero only because its `lora_A` has not been trained yet is left
         alone.
 
+        Args:
+            is_zero (`Sequence[bool]`, *optional*): whether each group is zero, where the caller has fetched
+                `norms() == 0` already; there is no host synchronisation then.
+
         Returns:
             `list[str]`: the groups frozen by this call.
         """
-        is_zero = [norm == 0.0 for norm in self.norms().tolist()]
+        self._prepare()
+        if is_zero is None:
+            is_zero = [norm == 0.0 for norm in self.norms().tolist()]
         zero = {index for index, partner in enumerate(self._partner_of) if is_zero[index] and is_zero[partner]}
         new = sorted(zero - self._frozen)
         if new:
