@@ -53,13 +53,14 @@ def pretrained_vit(dataset: DatasetDict, seed: int = 0) -> ViTForImageClassifica
                 num_hidden_layers=6,
                 num_attention_heads=4,
                 intermediate_size=256,
+                initializer_range=0.06,
                 id2label=dict(enumerate(labels)),
                 label2id={name: index for index, name in enumerate(labels)},
             )
         )
         args = TrainingArguments(
             output_dir=str(folder.parent / "work"),
-            num_train_epochs=30,
+            num_train_epochs=40,
             per_device_train_batch_size=max(1, 64 // PartialState().num_processes),
             learning_rate=1e-3,
             weight_decay=0.05,

@@ -85,12 +85,12 @@ def test_closed_hinge_leaves_no_gradient_on_the_forget_half():
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_auto_bound_is_three_ln_c_of_the_heads_size(classes):
-    """The default bound follows the head: 3 ln C, three times the loss of a head that knows nothing."""
-    assert auto_forget_bound(classes) == pytest.approx(3 * math.log(classes))
+def test_auto_bound_is_five_ln_c_of_the_heads_size(classes):
+    """The default bound follows the head: 5 ln C, five times the loss of a head that knows nothing."""
+    assert auto_forget_bound(classes) == pytest.approx(5 * math.log(classes))
     logits, labels = torch.zeros(2, classes), torch.tensor([0, 1])
     output = ClassificationObjective(1.0, "auto")(logits, labels)
-    assert output.loss.item() == pytest.approx(math.log(classes) + (3 * math.log(classes) - math.log(classes)))
+    assert output.loss.item() == pytest.approx(math.log(classes) + (5 * math.log(classes) - math.log(classes)))
 
 
 def test_auto_bound_refuses_a_head_of_one_class():

@@ -29,7 +29,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             β, weight of the forgetting term. Not negative.
         forget_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             BND in nats: forgetting stops pushing once the mean cross-entropy of the forget half exceeds it. `"auto"`
-            is 3 · ln C for a head of C classes, derived in [`auto_forget_bound`].
+            is 5 · ln C for a head of C classes, derived in [`auto_forget_bound`].
         sparsity (`"proximal"`, `"penalty"` or `"none"`, *optional*, defaults to `"proximal"`):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
             entries, so that dropped groups are exactly zero. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the
@@ -80,7 +80,7 @@ class GSLoraTrainingArguments(TrainingArguments):
 
     forget_weight: float = field(default=0.5, metadata={"help": "Beta: weight of the forgetting term."})
     forget_bound: str = field(
-        default="auto", metadata={"help": "BND in nats, or 'auto' (3 ln C for a softmax head of C classes)."}
+        default="auto", metadata={"help": "BND in nats, or 'auto' (5 ln C for a softmax head of C classes)."}
     )
     sparsity: str = field(
         default="proximal", metadata={"help": "'proximal' (exact zeros), 'penalty' (the paper's), or 'none'."}
