@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-HALF, STEPS, ROUNDS, WARMUP = 8, 6, 3, 2
+HALF, STEPS, ROUNDS, WARMUP = 8, 4, 2, 2
 VARIANTS = ("stock", "gs_lora", "gs_lora_half_zero", "gs_lora_task_20")
 
 
