@@ -20,21 +20,23 @@ def batch(seed: int, half: int, classes: int, spread: float = 1.0):
     return inputs, labels, weight
 
 
-def slow_reference(inputs, labels, weight, forget_weight: float, bound: float):
-    """The paper's formula in float64: two forwards, log-probabilities written out, sample by sample."""
+def slow_reference(inputs, labels, weight, forget_weight: float, bound: float, per: str):
+    """The formula in float64: two forwards, log-probabilities written out, sample by sample."""
     weight = weight.double().requires_grad_()
     half = len(labels) // 2
 
-    def mean_cross_entropy(part, targets):
+    def cross_entropies(part, targets):
         logits = part.double() @ weight.T
-        losses = [torch.logsumexp(row, 0) - row[target] for row, target in zip(logits, targets, strict=True)]
-        return sum(losses) / len(losses)
+        return [torch.logsumexp(row, 0) - row[target] for row, target in zip(logits, targets, strict=True)]
 
-    retain = mean_cross_entropy(inputs[:half], labels[:half])
-    forget = mean_cross_entropy(inputs[half:], labels[half:])
-    loss = retain + forget_weight * torch.relu(bound - forget)
+    retain = sum(cross_entropies(inputs[:half], labels[:half])) / half
+    samples = cross_entropies(inputs[half:], labels[half:])
+    forget = sum(samples) / half
+    bounded = samples if per == "sample" else [forget]
+    loss = retain + forget_weight * sum(torch.relu(bound - value) for value in bounded) / len(bounded)
     loss.backward()
-    return loss.item(), retain.item(), forget.item(), weight.grad
+    distance = min(abs(value.item() - bound) for value in bounded)
+    return loss.item(), retain.item(), forget.item(), weight.grad, distance
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,15 +47,16 @@ def slow_reference(inputs, labels, weight, forget_weight: float, bound: float):
     forget_weight=st.floats(0, 3),
     bound=st.floats(0.1, 6),
     spread=st.sampled_from([0.1, 1.0, 4.0]),
+    per=st.sampled_from(["sample", "batch"]),
 )
-def test_value_and_gradient_agree_with_two_forwards_in_float64(seed, half, classes, forget_weight, bound, spread):
-    """One joint forward is the loss of the paper, value and gradient, on both sides of the bound."""
+def test_value_and_gradient_agree_with_two_forwards_in_float64(seed, half, classes, forget_weight, bound, spread, per):
+    """One joint forward is the loss that is promised, value and gradient, on both sides of the bound."""
     inputs, labels, weight = batch(seed, half, classes, spread)
-    loss, retain, forget, gradient = slow_reference(inputs, labels, weight, forget_weight, bound)
-    if abs(forget - bound) < 1e-4:  # at the kink float32 may fall on the other side
+    loss, retain, forget, gradient, distance = slow_reference(inputs, labels, weight, forget_weight, bound, per)
+    if distance < 1e-4:  # at the kink float32 may fall on the other side
         return
     fast = weight.clone().requires_grad_()
-    output = ClassificationObjective(forget_weight, bound)(inputs @ fast.T, labels)
+    output = ClassificationObjective(forget_weight, bound, per)(inputs @ fast.T, labels)
     output.loss.backward()
     assert output.loss.item() == pytest.approx(loss, rel=2e-5, abs=2e-5)
     assert output.retain_loss.item() == pytest.approx(retain, rel=2e-5, abs=2e-5)
@@ -84,17 +87,33 @@ def test_closed_hinge_leaves_no_gradient_on_the_forget_half():
     assert logits.grad[:4].abs().sum() > 0
 
 
+def test_a_class_that_is_forgotten_does_not_hide_one_that_is_not():
+    """By sample, the known one is pushed and the forgotten one left in peace; the published mean does neither."""
+    labels = torch.tensor([1, 1, 0, 2])
+    gradients = {}
+    for per in ("sample", "batch"):
+        logits = torch.zeros(4, 3)
+        logits[2, 0], logits[3, 2] = -30.0, 3.0
+        logits.requires_grad_()
+        ClassificationObjective(1.0, 4.0, per)(logits, labels).loss.backward()
+        gradients[per] = logits.grad[2:]
+    assert torch.equal(gradients["batch"], torch.zeros(2, 3))
+    assert torch.equal(gradients["sample"][0], torch.zeros(3))
+    assert gradients["sample"][1, 2] > 0
+
+
 @pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_auto_bound_is_five_ln_c_of_the_heads_size(classes):
-    """The default bound follows the head: 5 ln C, five times the loss of a head that knows nothing."""
-    assert auto_forget_bound(classes) == pytest.approx(5 * math.log(classes))
+@pytest.mark.parametrize(("per", "factor"), [("sample", 1.5), ("batch", 5.0)])
+def test_auto_bound_follows_the_heads_size(classes, per, factor):
+    """The default bound is a multiple of ln C, the loss of a head that knows nothing."""
+    assert auto_forget_bound(classes, per) == pytest.approx(factor * math.log(classes))
     logits, labels = torch.zeros(2, classes), torch.tensor([0, 1])
-    output = ClassificationObjective(1.0, "auto")(logits, labels)
-    assert output.loss.item() == pytest.approx(math.log(classes) + (5 * math.log(classes) - math.log(classes)))
+    output = ClassificationObjective(1.0, "auto", per)(logits, labels)
+    assert output.loss.item() == pytest.approx(math.log(classes) + (factor - 1) * math.log(classes))
 
 
 def test_auto_bound_refuses_a_head_of_one_class():
-    """2 ln 1 = 0 would switch forgetting off without a word."""
+    """A multiple of ln 1 = 0 would switch forgetting off without a word."""
     with pytest.raises(ValueError, match="at least 2 classes"):
         auto_forget_bound(1)
 
@@ -102,7 +121,7 @@ def test_auto_bound_refuses_a_head_of_one_class():
 def test_hinge_opens_by_the_mean_over_all_processes():
     """With processes at 1 and 5 and a bound of 3.5 the joint batch is open, also where the local mean is beyond."""
     for local, mean, expected in [(5.0, 3.0, 3.5 - 5.0), (1.0, 3.0, 3.5 - 1.0), (1.0, 4.0, 0.0), (5.0, 4.0, 0.0)]:
-        value = bounded_forget_loss(torch.tensor(local), 3.5, torch.tensor(mean))
+        value = bounded_forget_loss(torch.full((2,), local), 3.5, "batch", lambda own, mean=mean: own * 0 + mean)
         assert value.item() == expected
 
 
