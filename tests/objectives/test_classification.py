@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gs_lora_peft.objectives import ClassificationObjective
-from gs_lora_peft.objectives.classification import auto_forget_bound, bounded_forget_loss
+from gs_lora_peft.objectives.classification import auto_forget_bound, bounded_cross_entropy
 
 
 def batch(seed: int, half: int, classes: int, spread: float = 1.0):
@@ -20,7 +20,7 @@ def batch(seed: int, half: int, classes: int, spread: float = 1.0):
     return inputs, labels, weight
 
 
-def slow_reference(inputs, labels, weight, forget_weight: float, bound: float, per: str):
+def slow_reference(inputs, labels, weight, forget_weight: float, bound: float, kind: str):
     """The formula in float64: two forwards, log-probabilities written out, sample by sample."""
     weight = weight.double().requires_grad_()
     half = len(labels) // 2
@@ -32,7 +32,8 @@ def slow_reference(inputs, labels, weight, forget_weight: float, bound: float, p
     retain = sum(cross_entropies(inputs[:half], labels[:half])) / half
     samples = cross_entropies(inputs[half:], labels[half:])
     forget = sum(samples) / half
-    bounded = samples if per == "sample" else [forget]
+    log_odds = [value + torch.log(-torch.expm1(-value)) for value in samples]  # log((1 - p) / p) with p = exp(-CE)
+    bounded = log_odds if kind == "log_odds" else [forget]
     loss = retain + forget_weight * sum(torch.relu(bound - value) for value in bounded) / len(bounded)
     loss.backward()
     distance = min(abs(value.item() - bound) for value in bounded)
@@ -47,16 +48,18 @@ def slow_reference(inputs, labels, weight, forget_weight: float, bound: float, p
     forget_weight=st.floats(0, 3),
     bound=st.floats(0.1, 6),
     spread=st.sampled_from([0.1, 1.0, 4.0]),
-    per=st.sampled_from(["sample", "batch"]),
+    kind=st.sampled_from(["log_odds", "cross_entropy"]),
 )
-def test_value_and_gradient_agree_with_two_forwards_in_float64(seed, half, classes, forget_weight, bound, spread, per):
+def test_value_and_gradient_agree_with_two_forwards_in_float64(
+    seed, half, classes, forget_weight, bound, spread, kind
+):
     """One joint forward is the loss that is promised, value and gradient, on both sides of the bound."""
     inputs, labels, weight = batch(seed, half, classes, spread)
-    loss, retain, forget, gradient, distance = slow_reference(inputs, labels, weight, forget_weight, bound, per)
+    loss, retain, forget, gradient, distance = slow_reference(inputs, labels, weight, forget_weight, bound, kind)
     if distance < 1e-4:  # at the kink float32 may fall on the other side
         return
     fast = weight.clone().requires_grad_()
-    output = ClassificationObjective(forget_weight, bound, per)(inputs @ fast.T, labels)
+    output = ClassificationObjective(forget_weight, bound, kind)(inputs @ fast.T, labels)
     output.loss.backward()
     assert output.loss.item() == pytest.approx(loss, rel=2e-5, abs=2e-5)
     assert output.retain_loss.item() == pytest.approx(retain, rel=2e-5, abs=2e-5)
@@ -88,28 +91,29 @@ def test_closed_hinge_leaves_no_gradient_on_the_forget_half():
 
 
 def test_a_class_that_is_forgotten_does_not_hide_one_that_is_not():
-    """By sample, the known one is pushed and the forgotten one left in peace; the published mean does neither."""
+    """By log-odds, a class the head is sure of is pushed in full, a forgotten one not at all; by the mean, neither."""
     labels = torch.tensor([1, 1, 0, 2])
     gradients = {}
-    for per in ("sample", "batch"):
+    for kind in ("log_odds", "cross_entropy"):
         logits = torch.zeros(4, 3)
-        logits[2, 0], logits[3, 2] = -30.0, 3.0
+        logits[2, 0], logits[3, 2] = -30.0, 30.0
         logits.requires_grad_()
-        ClassificationObjective(1.0, 4.0, per)(logits, labels).loss.backward()
-        gradients[per] = logits.grad[2:]
-    assert torch.equal(gradients["batch"], torch.zeros(2, 3))
-    assert torch.equal(gradients["sample"][0], torch.zeros(3))
-    assert gradients["sample"][1, 2] > 0
+        ClassificationObjective(1.0, 4.0, kind)(logits, labels).loss.backward()
+        gradients[kind] = logits.grad[2:]
+    assert torch.equal(gradients["cross_entropy"], torch.zeros(2, 3))
+    assert torch.equal(gradients["log_odds"][0], torch.zeros(3))
+    assert gradients["log_odds"][1, 2] == 0.5  # slope 1, mean of two samples
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
-@pytest.mark.parametrize(("per", "factor"), [("sample", 1.5), ("batch", 5.0)])
-def test_auto_bound_follows_the_heads_size(classes, per, factor):
+@pytest.mark.parametrize(("kind", "factor"), [("log_odds", 1.5), ("cross_entropy", 5.0)])
+def test_auto_bound_follows_the_heads_size(classes, kind, factor):
     """The default bound is a multiple of ln C, the loss of a head that knows nothing."""
-    assert auto_forget_bound(classes, per) == pytest.approx(factor * math.log(classes))
+    assert auto_forget_bound(classes, kind) == pytest.approx(factor * math.log(classes))
     logits, labels = torch.zeros(2, classes), torch.tensor([0, 1])
-    output = ClassificationObjective(1.0, "auto", per)(logits, labels)
-    assert output.loss.item() == pytest.approx(math.log(classes) + (factor - 1) * math.log(classes))
+    output = ClassificationObjective(1.0, "auto", kind)(logits, labels)
+    known = math.log(classes - 1) if kind == "log_odds" else math.log(classes)
+    assert output.loss.item() == pytest.approx(math.log(classes) + factor * math.log(classes) - known, rel=1e-5)
 
 
 def test_auto_bound_refuses_a_head_of_one_class():
@@ -121,14 +125,14 @@ def test_auto_bound_refuses_a_head_of_one_class():
 def test_hinge_opens_by_the_mean_over_all_processes():
     """With processes at 1 and 5 and a bound of 3.5 the joint batch is open, also where the local mean is beyond."""
     for local, mean, expected in [(5.0, 3.0, 3.5 - 5.0), (1.0, 3.0, 3.5 - 1.0), (1.0, 4.0, 0.0), (5.0, 4.0, 0.0)]:
-        value = bounded_forget_loss(torch.full((2,), local), 3.5, "batch", lambda own, mean=mean: own * 0 + mean)
+        value = bounded_cross_entropy(torch.full((2,), local), 3.5, lambda own, mean=mean: own * 0 + mean)
         assert value.item() == expected
 
 
 def test_bf16_logits_are_compared_in_float32():
     """8 bits of mantissa are too few for a loss near its bound: 2.302 and 2.31 would be the same number."""
     logits = torch.zeros(2, 10, dtype=torch.bfloat16)
-    output = ClassificationObjective(1.0, 2.31)(logits, torch.tensor([0, 1]))
+    output = ClassificationObjective(1.0, 2.31, "cross_entropy")(logits, torch.tensor([0, 1]))
     assert output.loss.dtype == torch.float32
     assert output.loss.item() == pytest.approx(2.31, abs=1e-5)
 

@@ -76,7 +76,7 @@ def make_args(**more):
         "output_dir": "not-used",
         "forget_weight": 0.5,
         "forget_bound": 4.0,
-        "forget_bound_per": "batch",
+        "forget_loss": "cross_entropy",
         "sparsity": "proximal",
         "sparsity_weight": 0.1,
         "sparsity_until_epoch": None,

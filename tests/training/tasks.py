@@ -121,7 +121,7 @@ def arguments(folder: str | Path, **changes: Any) -> GSLoraTrainingArguments:
         "weight_decay": 0.05,
         "forget_weight": 0.5,
         "forget_bound": 3.6,
-        "forget_bound_per": "batch",
+        "forget_loss": "cross_entropy",
         "sparsity": "proximal",
         "sparsity_weight": 0.0,
     }

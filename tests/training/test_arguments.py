@@ -84,7 +84,7 @@ def test_arguments_survive_json_and_a_round_trip():
         ({"forget_bound": 0}, "`forget_bound` must be positive"),
         ({"forget_bound": "automatic"}, "`forget_bound` must be a number in nats or 'auto', got 'automatic'"),
         ({"forget_bound": "inf"}, "`forget_bound` must be positive and finite"),
-        ({"forget_bound_per": "class"}, "`forget_bound_per` must be one of"),
+        ({"forget_loss": "entropy"}, "`forget_loss` must be one of"),
         ({"forget_bound": None}, "`forget_bound` must be a number"),
         ({"sparsity": "lasso"}, r"`sparsity` must be one of \['proximal', 'penalty', 'none'\], got 'lasso'"),
         ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),

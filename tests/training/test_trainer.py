@@ -56,7 +56,7 @@ def record(model, folder, **settings):
     return trainer, recorder
 
 
-def reference_gradient(model, trainer, batches, forget_weight, bound, per="batch", penalty=0.0):
+def reference_gradient(model, trainer, batches, forget_weight, bound, kind="cross_entropy", penalty=0.0):
     """Two separate forwards in float64 for each micro-batch; the mean over micro-batches."""
     model = model.double()
     for pairs in batches:
@@ -66,7 +66,8 @@ def reference_gradient(model, trainer, batches, forget_weight, bound, per="batch
             part = dataset[rows]
             logits = model(pixel_values=part["pixel_values"].double()).logits
             losses.append(F.cross_entropy(logits, part["label"], reduction="none"))
-        bounded = losses[1] if per == "sample" else losses[1].mean()
+        p = torch.exp(-losses[1])
+        bounded = torch.log((1 - p) / p) if kind == "log_odds" else losses[1].mean()
         loss = losses[0].mean() + forget_weight * torch.relu(bound - bounded).mean()
         if penalty:
             blocks = {}
@@ -89,20 +90,22 @@ def pairs_of(trainer, steps: int, batch: int):
 
 
 @pytest.mark.parametrize("bound", ["auto", 0.05, 30.0])
-@pytest.mark.parametrize(("sparsity", "per"), [("none", "sample"), ("none", "batch"), ("penalty", "batch")])
-def test_first_steps_gradient_is_that_of_the_loss(tmp_path, bound, sparsity, per):
+@pytest.mark.parametrize(
+    ("sparsity", "kind"), [("none", "log_odds"), ("none", "cross_entropy"), ("penalty", "cross_entropy")]
+)
+def test_first_steps_gradient_is_that_of_the_loss(tmp_path, bound, sparsity, kind):
     """Mean CE to keep + β · bounded CE to forget + α Σ ‖g‖, against a slow reference in float64."""
     model, reference = peft_vit(init_lora_weights=False), peft_vit(init_lora_weights=False)
     settings = {"forget_weight": 0.7, "forget_bound": bound, "sparsity": sparsity, "sparsity_weight": 0.3}
-    settings["forget_bound_per"] = per
+    settings["forget_loss"] = kind
     trainer, recorder = record(model, tmp_path, max_grad_norm=0.0, max_steps=1, **settings)
     expected = reference_gradient(
         reference,
         trainer,
         pairs_of(trainer, 1, 4),
         0.7,
-        auto_forget_bound(6, per) if bound == "auto" else bound,
-        per,
+        auto_forget_bound(6, kind) if bound == "auto" else bound,
+        kind,
         penalty=0.3 if sparsity == "penalty" else 0.0,
     )
     assert expected.keys() == recorder.gradients[0].keys()

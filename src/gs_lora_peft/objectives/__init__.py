@@ -1,11 +1,19 @@
 """What "forget" and "retain" mean for a kind of model."""
 
 from .classification import (
-    BoundPer,
     ClassificationObjective,
+    ForgetLoss,
     ObjectiveOutput,
     auto_forget_bound,
-    bounded_forget_loss,
+    bounded_cross_entropy,
+    log_odds_against,
 )
 
-__all__ = ["BoundPer", "ClassificationObjective", "ObjectiveOutput", "auto_forget_bound", "bounded_forget_loss"]
+__all__ = [
+    "ClassificationObjective",
+    "ForgetLoss",
+    "ObjectiveOutput",
+    "auto_forget_bound",
+    "bounded_cross_entropy",
+    "log_odds_against",
+]

@@ -1,4 +1,4 @@
-"""What "retain" and "forget" mean for a classifier: cross-entropy, and bounded negative cross-entropy."""
+"""What "retain" and "forget" mean for a classifier: cross-entropy, and its bounded opposite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BoundPer = Literal["sample", "batch"]
+ForgetLoss = Literal["log_odds", "cross_entropy"]
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @dataclass
@@ -22,7 +26,7 @@ class ObjectiveOutput:
     Attributes:
         loss (`torch.Tensor`): scalar to differentiate: L_retain + β · the bounded forgetting term.
         retain_loss (`torch.Tensor`): L_retain, detached, mean over all processes.
-        forget_loss (`torch.Tensor`): L_forget, detached, mean over all processes; unbounded.
+        forget_loss (`torch.Tensor`): mean cross-entropy of the forget half, detached, mean over all processes.
         retain_accuracy (`torch.Tensor`): fraction of this process's retain half that is classified right.
         forget_accuracy (`torch.Tensor`): the same for the forget half.
     """
@@ -34,20 +38,20 @@ class ObjectiveOutput:
     forget_accuracy: Tensor
 
 
-def auto_forget_bound(num_classes: int, per: BoundPer = "sample") -> float:
+def auto_forget_bound(num_classes: int, kind: ForgetLoss = "log_odds") -> float:
     r"""
-    A bound BND on the forget half's cross-entropy that suits a plain softmax head of C classes.
+    A bound BND that suits a plain softmax head of C classes.
 
-    A sample whose cross-entropy exceeds ln C has p(true class) < 1/C, so that some other class is more probable and
-    the sample is classified wrong for certain; ln C is also what a head that knows nothing gives. Samples that are not
-    trained on lag behind those that are, hence some more: 1.5 · ln C (p < C^-1.5) where every sample is held to the
-    bound. A bound on the *mean* must also leave room for samples below the mean: 5 · ln C, which costs the kept
-    classes more. Both factors were measured on the Yale faces (docs/benchmarks.md). The papers' 105 belongs to
+    A sample with p(true class) < 1/C is classified wrong for certain, because some other class is more probable. Its
+    log-odds against that class exceed ln(C − 1), its cross-entropy ln C, which is also what a head that knows nothing
+    gives. Samples that are not trained on lag behind those that are, hence some more: 1.5 · ln C where every sample is
+    held to the bound. A bound on the *mean* must also leave room for samples below the mean: 5 · ln C, which costs the
+    kept classes more. Both factors were measured on the Yale faces (docs/benchmarks.md). The papers' 105 belongs to
     CosFace with s = 64.
 
     Args:
         num_classes (`int`): C, size of the head, at least 2.
-        per (`"sample"` or `"batch"`, *optional*, defaults to `"sample"`): what the bound acts on.
+        kind (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`): what is bounded.
 
     Returns:
         `float`: BND in nats.
@@ -57,45 +61,62 @@ def auto_forget_bound(num_classes: int, per: BoundPer = "sample") -> float:
             f"a classifier needs at least 2 classes to forget one of them, the head has {num_classes}. Set "
             "`forget_bound` to a number if the head is no softmax over classes."
         )
-    return (1.5 if per == "sample" else 5.0) * math.log(num_classes)
+    return (1.5 if kind == "log_odds" else 5.0) * math.log(num_classes)
 
 
-def bounded_forget_loss(
-    losses: Tensor, bound: float, per: BoundPer = "sample", global_mean: Callable[[Tensor], Tensor] = lambda t: t
-) -> Tensor:
+def log_odds_against(logits: Tensor, labels: Tensor) -> Tensor:
     r"""
-    The forgetting term of GS-LoRA: mean ReLU(BND − L_i), or as published (eq. 4) ReLU(BND − mean L_i).
+    log((1 − p) / p) of each sample's class: how far its logit lies below those of all other classes together.
 
-    The published bound lets a class that is pushed far beyond it pay for another that is still known, and goes on
-    pushing what is long forgotten until then. Per sample, each is pushed until it is forgotten, and no further.
-
-    With `"batch"` every process opens or closes the ReLU by the same, global mean; otherwise the mean over processes
-    would not be the loss of the joint batch.
+    Equals the cross-entropy −log p where p is small. Where the head is sure (p ≈ 1), the slope of cross-entropy
+    vanishes with 1 − p, so that it cannot start to forget; here the slope is 1 everywhere.
 
     Args:
-        losses (`torch.Tensor`): shape `(B,)`, L_i: cross-entropies of this process's forget half, with gradient.
+        logits (`torch.Tensor`): shape `(B, C)`, C ≥ 2.
+        labels (`torch.Tensor`): int64, shape `(B,)`.
+
+    Returns:
+        `torch.Tensor`: shape `(B,)`, in nats; negative where the class is more probable than all others together.
+    """
+    index = labels[:, None]
+    others = logits.scatter(1, index, -math.inf).logsumexp(1)
+    return others - logits.gather(1, index).squeeze(1)
+
+
+def bounded_cross_entropy(losses: Tensor, bound: float, global_mean: Callable[[Tensor], Tensor] = _identity) -> Tensor:
+    """
+    ReLU(BND − mean CE), the forgetting term of GS-LoRA as published (eq. 4), with the mean taken over all processes.
+
+    Every process opens or closes the ReLU by the same, global mean; otherwise the mean over processes would not be the
+    loss of the joint batch.
+
+    Args:
+        losses (`torch.Tensor`): shape `(B,)`, cross-entropies of this process's forget half, with gradient.
         bound (`float`): BND.
-        per (`"sample"` or `"batch"`, *optional*, defaults to `"sample"`): what the bound acts on.
         global_mean (`Callable`, *optional*): averages a tensor over processes; identity by default.
 
     Returns:
-        `torch.Tensor`: scalar; its mean over processes is the term of the joint batch.
+        `torch.Tensor`: scalar; its mean over processes is ReLU(BND − global mean).
     """
-    if per == "sample":
-        return (bound - losses).relu().mean()
     mean = losses.mean()
     return torch.where(global_mean(mean.detach()) < bound, bound - mean, torch.zeros_like(mean))
 
 
 class ClassificationObjective:
-    """
-    L_retain + β · ReLU(BND − L_forget) from the logits of one joint batch (GS-LoRA, https://arxiv.org/abs/2403.11530).
+    r"""
+    L_retain + β · a bounded forgetting term, from the logits of one joint batch.
+
+    L_retain is the mean cross-entropy of the half to keep. The forgetting term is one of
+
+    - `"log_odds"`: the mean over the forget half of ReLU(BND − log((1 − p_i) / p_i)), with [`log_odds_against`]. Each
+      sample is pushed until it is forgotten, however sure the head is of it, and no further.
+    - `"cross_entropy"`: ReLU(BND − mean CE), as published (GS-LoRA, https://arxiv.org/abs/2403.11530, eq. 4). A class
+      that is pushed far beyond the bound can then hide another one that is still known.
 
     Args:
         forget_weight (`float`): β.
         forget_bound (`float` or `"auto"`): BND in nats; `"auto"` is [`auto_forget_bound`] of the head's size.
-        forget_bound_per (`"sample"` or `"batch"`, *optional*, defaults to `"sample"`): what the bound acts on, see
-            [`bounded_forget_loss`]; `"batch"` is the published loss.
+        kind (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`): the forgetting term.
 
     Example:
 
@@ -106,13 +127,13 @@ class ClassificationObjective:
         ```
     """
 
-    def __init__(self, forget_weight: float, forget_bound: float | str, forget_bound_per: BoundPer = "sample"):
+    def __init__(self, forget_weight: float, forget_bound: float | str, kind: ForgetLoss = "log_odds"):
         self.forget_weight = forget_weight
         self.forget_bound = forget_bound
-        self.forget_bound_per: BoundPer = forget_bound_per
+        self.kind: ForgetLoss = kind
 
     def __call__(
-        self, logits: Tensor, labels: Tensor, global_mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self, logits: Tensor, labels: Tensor, global_mean: Callable[[Tensor], Tensor] = _identity
     ) -> ObjectiveOutput:
         """
         Args:
@@ -133,12 +154,16 @@ class ClassificationObjective:
             )
         half = labels.shape[0] // 2
         # Float32: bf16 logits have 8 bits of mantissa, too few for a loss that is compared with a bound.
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        logits = logits.float()
+        losses = F.cross_entropy(logits, labels, reduction="none")
         retain_loss, forget_loss = losses[:half].mean(), losses[half:].mean()
         global_losses = global_mean(torch.stack([retain_loss.detach(), forget_loss.detach()]))
-        per = self.forget_bound_per
-        bound = auto_forget_bound(logits.shape[-1], per) if self.forget_bound == "auto" else float(self.forget_bound)
-        forgetting = bounded_forget_loss(losses[half:], bound, per, global_mean)
+        automatic = self.forget_bound == "auto"
+        bound = auto_forget_bound(logits.shape[-1], self.kind) if automatic else float(self.forget_bound)
+        if self.kind == "log_odds":
+            forgetting = (bound - log_odds_against(logits[half:], labels[half:])).relu().mean()
+        else:
+            forgetting = bounded_cross_entropy(losses[half:], bound, lambda _: global_losses[1])
         hits = (logits.detach().argmax(-1) == labels).float()
         return ObjectiveOutput(
             loss=retain_loss + self.forget_weight * forgetting,

@@ -33,8 +33,8 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
     Minimises L_retain + β · ReLU(BND − L_forget) + sparsity (GS-LoRA, https://arxiv.org/abs/2403.11530). Every batch
     holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over the retain
     set; the forget set cycles. Everything else is [`transformers.Trainer`]: `accelerate launch`, mixed precision,
-    gradient accumulation, trackers, checkpoints and bit-exact resume. With `forget_bound_per="batch"` and gradient
-    accumulation the bound acts on each joint micro-batch (averaged over processes).
+    gradient accumulation, trackers, checkpoints and bit-exact resume. With `forget_loss=
+    "cross_entropy"` and gradient accumulation the bound acts on each joint micro-batch (averaged over processes).
 
     Args:
         model (`PeftModel`):
@@ -106,7 +106,7 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
             check_evaluation(self, model, eval_dataset, args, own_metrics="compute_metrics" in kwargs)
 
         self.groups = LoraGroups(model, self.adapter_name)
-        self.forgetting_loss = ClassificationObjective(args.forget_weight, args.forget_bound, args.forget_bound_per)
+        self.forgetting_loss = ClassificationObjective(args.forget_weight, args.forget_bound, args.forget_loss)
         self.meter = LossMeter()
         super().__init__(
             model=model,
