@@ -11,7 +11,7 @@ from .tuner import GSLoraConfig, GSLoraModel, LoraGroups, NoFFNFoundError, expor
 
 if TYPE_CHECKING:
     from .data import ForgettingSplit, split_dataset
-    from .hub import push_to_hub
+    from .hub import fetch_sequence, merge_forgotten, push_to_hub, verify_repository
     from .metrics import ContinualForgetting
     from .sequence import (
         ContinualForgetter,
@@ -36,10 +36,13 @@ _LAZY = {
     "GSLoraTrainingArguments": "training",
     "LedgerError": "sequence",
     "NonFiniteLossError": "training",
+    "fetch_sequence": "hub",
     "load_forgotten": "sequence",
+    "merge_forgotten": "hub",
     "parse_requests": "sequence",
     "push_to_hub": "hub",
     "split_dataset": "data",
+    "verify_repository": "hub",
     "weights_fingerprint": "sequence",
 }
 
@@ -58,11 +61,14 @@ __all__ = [
     "NoFFNFoundError",
     "NonFiniteLossError",
     "export_lora",
+    "fetch_sequence",
     "find_ffn_blocks",
     "load_forgotten",
+    "merge_forgotten",
     "parse_requests",
     "push_to_hub",
     "split_dataset",
+    "verify_repository",
     "weights_fingerprint",
 ]
 

@@ -1,167 +1,263 @@
-"""Publishing goes through the real Hub client over HTTP, to a server in this process."""
+"""`push_to_hub` through the real client: what leaves, what is kept out, who may, and who was first."""
 
-import base64
 import json
-import os
-import subprocess
-import sys
+import shutil
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import hub_cases as cases
 import pytest
+from client_process import ClientError
+from loopback import COLLEAGUE, OWNER, READER, STRANGER
 
-from gs_lora_peft import ForgettingLedger, LedgerError, push_to_hub
-from gs_lora_peft.sequence import TaskEntry, model_identity
-from gs_lora_peft.storage import sha256_of
+from gs_lora_peft import ForgettingLedger
 
-TOKEN = "hf_loopback"
-
-
-class LoopbackHub(BaseHTTPRequestHandler):
-    """The wire calls of a commit: create, preupload (every file "regular"), commit. Anything else is 404."""
-
-    commits: list[dict]
-    created: list[dict]
-    private = True
-
-    def do_GET(self):
-        if self.path == "/api/models/me/clinic":
-            return self._answer(200, {"id": "me/clinic", "private": self.private})
-        return self._answer(404, {"error": self.path})
-
-    def do_POST(self):
-        body = self._body().decode()
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return self._answer(401, {"error": "Invalid token"})
-        if self.path == "/api/repos/create":
-            self.created.append(json.loads(body))
-            return self._answer(200, {"url": f"{self.server.address}/me/clinic", "id": "me/clinic"})
-        if "/preupload/" in self.path:
-            files = json.loads(body)["files"]
-            modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
-            return self._answer(200, {"files": modes})
-        if "/commit/" in self.path:
-            lines = [json.loads(line) for line in body.splitlines()]
-            files = {row["value"]["path"]: base64.b64decode(row["value"]["content"]) for row in lines[1:]}
-            self.commits.append({"summary": lines[0]["value"]["summary"], "files": files})
-            return self._answer(200, {"commitUrl": f"{self.server.address}/me/clinic/commit/1", "commitOid": "1" * 40})
-        return self._answer(404, {"error": self.path})
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        chunks = []
-        while size := int(self.rfile.readline(), 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
-
-    def _answer(self, status: int, content: dict):
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
+ROOT = {"README.md", "forgetting.json", "adapter_config.json", "adapter_model.safetensors"}
+PARTS = ("adapter_config.json", "adapter_model.safetensors", "gs_lora_config.json")
+FIGURES = {f"figures/{name}.png" for name in ("group_norms", "accuracies", "training_curves")}
 
 
-@pytest.fixture
-def hub():
-    """A running server; requests it saw are in `hub.RequestHandlerClass`."""
-    handler = type("Handler", (LoopbackHub,), {"commits": [], "created": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def expected_files(*numbers):
+    tasks = {f"tasks/task_{number:03d}/{name}" for number in numbers for name in PARTS}
+    return ROOT | FIGURES | tasks
 
 
-@pytest.fixture
-def run_folder(tmp_path):
-    """A folder with a ledger of one task, and files beside it that must never leave the machine."""
-    import torch
-
-    folder = tmp_path / "clinic"
-    task = folder / "tasks/task_001"
-    task.mkdir(parents=True)
-    (task / "adapter_config.json").write_text("{}")
-    (task / "adapter_model.safetensors").write_bytes(b"weights")
-    (task / "optimizer.pt").write_bytes(b"pickle")
-    (folder / "notes.txt").write_text("person_07 asked for this")
-    ledger = ForgettingLedger.create(folder, base_model=model_identity(torch.nn.Linear(2, 2)))
-    names = ["tasks/task_001/adapter_config.json", "tasks/task_001/adapter_model.safetensors"]
-    ledger.append(
-        TaskEntry(
-            name="task_001",
-            request={"classes": [7]},
-            classes=[7],
-            started_at="2026-01-01T00:00:00+00:00",
-            finished_at="2026-01-01T00:01:00+00:00",
-            files={name: sha256_of(folder / name) for name in names},
-        )
-    )
-    ledger.save()
-    return folder
+def sent(hub):
+    """What each commit so far consisted of, by path."""
+    commits = [request.json_lines() for request in hub.seen("POST", "/commit/")]
+    return [{line["value"]["path"]: line["key"] for line in lines if line["key"] != "header"} for lines in commits]
 
 
-def push(folder, hub, token=TOKEN, private="True") -> subprocess.CompletedProcess:
-    """In a process of its own: the client reads its address when it is imported."""
-    code = (
-        "import sys; from gs_lora_peft import push_to_hub; "
-        "print(push_to_hub(sys.argv[1], 'clinic', token=sys.argv[2], private=sys.argv[3] == 'True'))"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    return subprocess.run(
-        [sys.executable, "-c", code, str(folder), token, private],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def tell_tales(folder):
+    """Puts files into a run that must never leave the machine."""
+    for name in ("training_args.bin", "optimizer.pt", "notes.txt", "faces.json", "person_07.png", "card.md"):
+        (folder / name).write_bytes(b"person_07")
+        (folder / "tasks/task_001" / name).write_bytes(b"person_07")
+    for name in ("logs/task_001", "work/task_004", "figures"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "person_07.json").write_text("person_07")
 
 
-def test_one_private_commit_of_what_the_ledger_lists(run_folder, hub):
-    """One commit with the ledger and its files, byte for byte; nothing else leaves; a new repository is private."""
-    result = push(run_folder, hub)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip().endswith("/commit/1")
-    (commit,) = hub.RequestHandlerClass.commits
-    assert sorted(commit["files"]) == [
-        "forgetting.json",
-        "tasks/task_001/adapter_config.json",
-        "tasks/task_001/adapter_model.safetensors",
-    ]
-    assert all(content == (run_folder / name).read_bytes() for name, content in commit["files"].items())
-    assert hub.RequestHandlerClass.created[0].get("private") is True or (
-        hub.RequestHandlerClass.created[0].get("visibility") == "private"
-    )
+def test_first_push(hub, client, repo_id, run_folder):
+    """One commit on a new private repository: what the ledger vouches for, the root adapter, the card, pictures."""
+    tell_tales(run_folder)
+    url = client("push", OWNER, folder=run_folder, repo_id=repo_id, commit_message="three requests")
+    head, first = hub.repo(repo_id).history("main")
+    assert url == f"{hub.address}/{repo_id}/commit/{head.oid}"
+    assert (head.title, head.parent, hub.repo(repo_id).private) == ("three requests", first.oid, True)
+    files = hub.files(repo_id)
+    assert files.keys() == expected_files(1, 2, 3)
+    local = cases.read(run_folder)
+    assert all(files[name] == local[name] for name in files if name.startswith("tasks/") or name == "forgetting.json")
+    assert {path for path, file in head.files.items() if file.is_lfs} == {
+        path for path in files if path.endswith((".safetensors", ".png"))
+    }
+    assert not any(b"person_07" in request.body for request in everything_sent(hub))
+    assert hub.seen("POST", "/api/validate-yaml")
 
 
-def test_an_existing_public_repository_is_refused(run_folder, hub):
+def everything_sent(hub):
+    return [request for method in ("GET", "POST", "PUT", "HEAD") for request in hub.seen(method)]
+
+
+def test_pushed_again(hub, client, repo_id, short_run, run_folder):
+    """After two more requests only what is new is sent; without a change, no commit is made at all."""
+    first = client("push", OWNER, folder=short_run, repo_id=repo_id)
+    assert client("push", OWNER, folder=short_run, repo_id=repo_id) == first
+    assert sent(hub)[1:] == []
+    uploads = len(hub.seen("PUT", "/storage/"))
+    client("push", OWNER, folder=run_folder, repo_id=repo_id)
+    assert sent(hub)[1].keys() == expected_files(1, 2, 3) - expected_files(1) | ROOT | FIGURES
+    assert len(hub.seen("PUT", "/storage/")) - uploads == 3 + len(FIGURES)  # two tasks, the root, the pictures
+    assert hub.files(repo_id, first[-40:]).keys() == expected_files(1)
+
+
+def test_revoked(hub, client, repo_id, base, run_folder):
+    """A request that was taken back is told of, and its adapter is taken away in the same commit."""
+    client("push", OWNER, folder=run_folder, repo_id=repo_id)
+    forgetter = cases.make_forgetter(cases.load_base(base), run_folder)
+    forgetter.revoke("task_003")
+    client("push", OWNER, folder=run_folder, repo_id=repo_id)
+    assert hub.files(repo_id).keys() == expected_files(1, 2)
+    assert json.loads(hub.files(repo_id)["forgetting.json"])["tasks"][2]["status"] == "revoked"
+    assert client("load", OWNER, base=base, repo_id=repo_id, merge=True) == cases.logits(forgetter.model)
+
+
+@pytest.mark.parametrize("uses_lfs", [True, False])
+def test_loaded_from_the_hub(hub, client, repo_id, base, finished, uses_lfs):
+    """Through LFS or "regular": all tasks, a prefix, a selection, merged or not, are what the folder gives."""
+    hub.storage.uses_lfs = uses_lfs
+    folder, live = finished
+    client("push", OWNER, folder=folder, repo_id=repo_id)
+    assert bool(hub.seen("PUT", "/storage/")) is uses_lfs
+    assert client("load", OWNER, base=base, repo_id=repo_id, merge=True) == live
+    hub.reset()
+    for tasks in (1, 2, ["task_001", "task_003"], 0):
+        found = client("load", OWNER, base=base, repo_id=repo_id, tasks=tasks)
+        assert found == client("load", base=base, repo_id=folder, tasks=tasks)
+    assert not hub.seen("GET", "/resolve/")  # all of it was in the cache
+
+
+def test_only_the_tasks_asked_for(hub, client, repo_id, base, finished):
+    """Of a long sequence only the ledger and the chosen tasks are downloaded; never the root adapter."""
+    client("push", OWNER, folder=finished[0], repo_id=repo_id)
+    client("load", OWNER, base=base, repo_id=repo_id, tasks=["task_002"])
+    paths = {request.path.split("/main/")[-1].split("/", 5)[-1] for request in hub.seen("GET", "/resolve/")}
+    assert all("task_002" in path or "forgetting.json" in path for path in paths)
+    assert len(hub.seen("GET", "/storage/")) == 1
+
+
+def test_xet(hub, xet_client, client, repo_id, base, finished):
+    """With `hf_xet` weights and pictures go to the Xet store and come from there, checked like all others."""
+    pytest.importorskip("hf_xet")
+    folder, live = finished
+    xet_client("push", OWNER, folder=folder, repo_id=repo_id)
+    files = hub.repo(repo_id).at("main").files
+    assert {path for path, file in files.items() if file.xet_hash} == {
+        path for path in expected_files(1, 2, 3) if path.endswith((".safetensors", ".png"))
+    }
+    assert xet_client("load", OWNER, base=base, repo_id=repo_id, merge=True) == live
+    assert not hub.seen("GET", "/storage/")
+    assert client("load", OWNER, base=base, repo_id=repo_id, merge=True) == live
+    assert hub.seen("GET", "/storage/")
+
+
+def test_branch(hub, client, repo_id, base, short_run, finished):
+    """`revision` names a branch, made if missing; the main one stays as it was, and each loads as itself."""
+    folder, live = finished
+    first = client("push", OWNER, folder=short_run, repo_id=repo_id)
+    client("push", OWNER, folder=folder, repo_id=repo_id, revision="study/two")
+    assert hub.repo(repo_id).at("main").oid == first[-40:]
+    assert hub.files(repo_id, "study/two").keys() == expected_files(1, 2, 3)
+    assert client("load", OWNER, base=base, repo_id=repo_id, revision="study/two", merge=True) == live
+    one = client("load", base=base, repo_id=short_run)
+    assert client("load", OWNER, base=base, repo_id=repo_id) == one
+    assert client("load", OWNER, base=base, repo_id=repo_id, revision=first[-40:]) == one
+    with pytest.raises(ClientError, match="no such revision"):
+        client("load", OWNER, base=base, repo_id=repo_id, revision="study/three")
+
+
+def test_public(hub, client, repo_id, short_run):
     """The names of forgotten classes do not become public unless that was asked for."""
-    hub.RequestHandlerClass.private = False
-    result = push(run_folder, hub)
-    assert "exists and is public" in result.stderr
-    assert not hub.RequestHandlerClass.commits
-    assert push(run_folder, hub, private="False").returncode == 0
-    assert len(hub.RequestHandlerClass.commits) == 1
+    hub.create(repo_id)
+    with pytest.raises(ClientError, match="exists and is public"):
+        client("push", OWNER, folder=short_run, repo_id=repo_id)
+    assert not sent(hub)
+    client("push", OWNER, folder=short_run, repo_id=repo_id, private=False)
+    assert hub.files(repo_id).keys() == expected_files(1)
+    client("push", OWNER, folder=short_run, repo_id=f"{repo_id}-new", private=False)
+    assert not hub.repo(f"{repo_id}-new").private
 
 
-def test_a_wrong_token_sends_nothing(run_folder, hub):
-    """The Hub's refusal reaches the caller."""
-    result = push(run_folder, hub, token="hf_wrong")
-    assert result.returncode != 0
-    assert "401" in result.stderr
-    assert not hub.RequestHandlerClass.commits
+@pytest.mark.parametrize(
+    ("token", "name", "said"),
+    [
+        (None, None, "no token"),
+        ("hf_nonsense", None, "does not know the token"),
+        (READER, None, "HTTP 403"),
+        (STRANGER, None, "HTTP 403"),
+        (OWNER, "somebody/else", "HTTP 403"),
+        (OWNER, "a/b/c", "cannot be a repository"),
+        (OWNER, "../up", "cannot be a repository"),
+        (OWNER, "", "cannot be a repository"),
+    ],
+)
+def test_who_may_push(hub, client, repo_id, short_run, token, name, said):
+    """No token, a wrong one, one that may only read, somebody else's or a malformed name: said, and nothing sent."""
+    repo_id = f"me/refused-{said[:4]}-{token}".replace(" ", "-") if name is None else name
+    if name is None:
+        hub.create(repo_id, private=True)
+    with pytest.raises(ClientError, match=said) as caught:
+        client("push", token, folder=short_run, repo_id=repo_id)
+    assert "ValueError" in caught.value.kinds
+    assert not sent(hub) + hub.seen("PUT", "/storage/")
+    assert name is None or not hub.has(name)
 
 
-def test_a_changed_file_is_not_published(run_folder):
+def test_private(hub, client, repo_id, base, short_run):
+    """Who has no token, or another user's, does not even learn that the repository exists."""
+    client("push", OWNER, folder=short_run, repo_id=repo_id)
+    for token in (None, STRANGER, "hf_nonsense"):
+        with pytest.raises(ClientError, match=f"{repo_id}.*(does not exist.*or is private|does not know the token)"):
+            client("load", token, base=base, repo_id=f"{repo_id}")
+    assert client("load", READER, base=base, repo_id=repo_id) == client("load", base=base, repo_id=short_run)
+
+
+def test_a_newer_ledger(hub, client, base, short_run, run_folder, tmp_path):
+    """What a colleague has published on top is not overwritten; it can be fetched, continued and pushed."""
+    repo_id = "clinic/newer"
+    client("push", OWNER, folder=short_run, repo_id=repo_id)
+    client("push", COLLEAGUE, folder=run_folder, repo_id=repo_id)
+    theirs = hub.repo(repo_id).at("main").oid
+    with pytest.raises(ClientError, match="lacks task_002") as caught:
+        client("push", OWNER, folder=short_run, repo_id=repo_id)
+    assert "LedgerError" in caught.value.kinds
+    assert hub.repo(repo_id).at("main").oid == theirs
+    mine = tmp_path / "mine"
+    after = client("go_on", OWNER, repo_id=repo_id, base=base, folder=mine, classes=["dragonfly"])
+    client("push", OWNER, folder=mine, repo_id=repo_id)
+    assert hub.files(repo_id).keys() == expected_files(1, 2, 3, 4)
+    assert client("load", COLLEAGUE, base=base, repo_id=repo_id, merge=True) == after
+
+
+def test_another_history(hub, client, base, repo_id, short_run, tmp_path):
+    """A run of other requests, or on another base model, is not published over this one."""
+    client("push", OWNER, folder=short_run, repo_id=repo_id)
+    other = cases.forget(base, tmp_path / "other", [["dragonfly"]]).folder
+    model = cases.load_base(base)
+    model.classifier.bias.data += 1
+    changed = cases.make_forgetter(model, tmp_path / "changed")
+    changed.forget(cases.ForgetRequest(["dragonfly"]))
+    for folder, said in ((other, "task_001 is another one"), (changed.folder, "other base weights")):
+        with pytest.raises(ClientError, match=said):
+            client("push", OWNER, folder=folder, repo_id=repo_id)
+    assert len(sent(hub)) == 1
+
+
+def test_a_race(hub, client, xet_client, short_run, run_folder):
+    """Two processes push at once: one is first, the other is told so and overwrites nothing."""
+    repo_id = "clinic/race"
+    client("push", OWNER, folder=short_run, repo_id=repo_id)
+    hub.fault("POST", "/commit/", action=lambda: xet_client("push", COLLEAGUE, folder=run_folder, repo_id=repo_id))
+    shutil.copytree(run_folder / "tasks/task_002", short_run / "tasks/task_002")
+    ledger, longer = ForgettingLedger.load(short_run), ForgettingLedger.load(run_folder)
+    with ledger.changes():
+        ledger.append(longer.tasks[1])
+    with pytest.raises(ClientError, match="somebody else has committed"):
+        client("push", OWNER, folder=short_run, repo_id=repo_id)
+    assert hub.files(repo_id).keys() == expected_files(1, 2, 3)
+    with pytest.raises(ClientError, match="lacks task_003"):
+        client("push", OWNER, folder=short_run, repo_id=repo_id)
+
+
+def test_two_that_say_the_same(hub, client, xet_client, repo_id, short_run):
+    """Two processes that push the same run at once both end well, with one commit."""
+    hub.create(repo_id, private=True)
+    clients, results = [client, xet_client], []
+    meet = threading.Barrier(2, timeout=60)
+    hub.fault("POST", "/preupload/", times=2, action=meet.wait)
+
+    def push(one):
+        results.append(one("push", OWNER, folder=short_run, repo_id=repo_id))
+
+    threads = [threading.Thread(target=push, args=[one]) for one in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(results)) == 1
+    assert len(results) == len(hub.repo(repo_id).history("main")) == 2
+
+
+def test_changed_files(hub, client, repo_id, short_run):
     """Hashes are checked before the first request."""
-    (run_folder / "tasks/task_001/adapter_model.safetensors").write_bytes(b"other!!")
-    with pytest.raises(LedgerError, match="adapter_model"):
-        push_to_hub(run_folder, "clinic")
+    (short_run / "tasks/task_001/adapter_model.safetensors").write_bytes(b"other!!")
+    with pytest.raises(ClientError, match="adapter_model"):
+        client("push", OWNER, folder=short_run, repo_id=repo_id)
+    assert not everything_sent(hub)
+
+
+def test_no_run(hub, client, repo_id, tmp_path):
+    """A folder without a ledger is no run."""
+    with pytest.raises(ClientError, match=r"forgetting.json.* does not exist"):
+        client("push", OWNER, folder=tmp_path, repo_id=repo_id)
+    assert not everything_sent(hub)

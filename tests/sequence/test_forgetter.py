@@ -61,7 +61,7 @@ def test_a_request_leaves_its_files_and_its_entry(finished):
         assert entry.files == {
             f"tasks/{entry.name}/{name}": sha256_of(folder / "tasks" / entry.name / name) for name in files
         }
-        assert {"total", "active", "zero", "zero_group_ratio"} == set(entry.groups)
+        assert {"total", "active", "zero", "zero_group_ratio", "norms"} == set(entry.groups)
         assert entry.started_at <= entry.finished_at
         assert {"python", "torch", "peft", "transformers", "gs_lora_peft"} <= set(entry.versions)
         assert entry.settings["training"]["learning_rate"] == 0.05

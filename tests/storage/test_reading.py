@@ -109,7 +109,13 @@ def test_the_hub_cache_links_to_its_blobs(tmp_path):
     (snapshot / "tasks" / "good").symlink_to("../../../blobs/abc")
     (snapshot / "bad").symlink_to("../../refs")
     (snapshot / "worse").symlink_to("/etc/hostname")
+    # What came over Xet is kept once for all repositories.
+    (tmp_path / "blobs" / "ab").mkdir(parents=True)
+    (tmp_path / "blobs" / "ab" / "abcd").write_bytes(b"y")
+    (repository / "blobs" / "def").symlink_to("../../blobs/ab/abcd")
+    (snapshot / "tasks" / "shared").symlink_to("../../../blobs/def")
     assert safe_join(snapshot, "tasks/good").read_bytes() == b"x"
+    assert safe_join(snapshot, "tasks/shared").read_bytes() == b"y"
     for path in ("bad", "worse"):
         with pytest.raises(ValueError, match="symbolic link"):
             safe_join(snapshot, path)

@@ -1,56 +1,110 @@
-"""Upload of a run: the ledger and the files it vouches for, nothing else."""
+"""Publishing a run: one commit with everything that a stranger needs, and nothing else."""
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 
 from ..sequence import ForgettingLedger
+from ..sequence.adapters import check_tasks
+from ..sequence.history import is_withheld
+from ..storage import StrPath
+from ..storage.hub_calls import checked_repo_id, writing_api
+from ..storage.hub_commit import commit_folder, open_repository
+from .remote_ledger import check_continues, check_withholding, published_ledger, stale_files
+from .repository import stage_repository
 
 
 def push_to_hub(
-    folder: str | os.PathLike,
+    folder: StrPath,
     repo_id: str,
     *,
     private: bool = True,
     commit_message: str | None = None,
-    token: str | None = None,
+    revision: str | None = None,
+    withhold_classes: bool | None = None,
+    max_rank: int | None = None,
+    dataset: str | None = None,
+    license: str | None = None,
+    token: str | bool | None = None,
 ) -> str:
     """
-    Publish a run in one commit: `forgetting.json` and the files of its tasks (safetensors and JSON).
+    Publish a run in one commit: card, ledger, the adapter of all tasks together, one of each task, and pictures.
 
-    Only what the ledger lists leaves the machine, after its hashes were checked; checkpoints, optimizer states, logs
-    and data never do. The ledger holds the names of the forgotten classes, so a new repository is private unless asked
-    otherwise, and one that exists and is public is refused.
+    Only safetensors, JSON, Markdown and PNG leave the machine, built in a folder of their own from what the ledger
+    vouches for; checkpoints, optimizer states, logs and data never do. Publishing again sends only what is new. A push
+    that fails leaves the branch as it was (a repository made for it may remain, empty) and can be repeated. What
+    somebody else has published in the meantime is never overwritten.
+
+    The ledger holds the names of the forgotten classes, so a new repository is private unless asked otherwise, and one
+    that exists and is public is refused. Of tasks that were revoked the ledger tells, but their adapters are not
+    published, and are taken away where they were.
 
     Args:
         folder (`str` or `os.PathLike`): a folder with `forgetting.json`.
         repo_id (`str`): `"name"` or `"organisation/name"`; made if it does not exist.
         private (`bool`, *optional*, defaults to `True`): visibility of a repository that is made by this
             call. With `False` an existing public one is accepted too.
-        commit_message (`str`, *optional*): by default how many requests were carried out.
+        commit_message (`str`, *optional*): by default how many requests are in effect.
+        revision (`str`, *optional*): a branch, made if it does not exist; by default the main one.
+        withhold_classes (`bool`, *optional*):
+            `True`: no file names a class, its id, or how many samples it has; requests appear by number and a keyed
+            digest, whose key `withheld.key` stays in `folder` (keep it: with it one can prove later what was
+            forgotten). Whoever runs the model can still find out what it no longer knows. By default classes are
+            named, unless the repository was published without; `False` names them there too.
+        max_rank (`int`, *optional*): the largest rank that the adapter of all tasks together may have in a layer;
+            more is recompressed, and the card says with what error. By default it is exact.
+        dataset (`str`, *optional*): Hub id of the data the run was trained on, for the card.
+        license (`str`, *optional*): for the card; by default the one of the base model, if that is on the Hub.
         token (`str`, *optional*): by default the one of `hf auth login`.
 
     Returns:
         `str`: address of the commit.
 
     Raises:
-        LedgerError: if there is no ledger, or a file is missing or differs from its hash; nothing is sent then.
-        ValueError: if the repository is public and `private` is not `False`; nothing is sent then.
-        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
+        LedgerError: if there is no ledger, a file is missing or differs from its hash, or if what the repository holds
+            is no earlier state of this run. Nothing is sent then.
+        ValueError: if the repository's name is malformed, it is public and `private` is not `False`, belongs to
+            somebody else or holds something else, there is no token, or somebody has committed in the meantime.
+        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, or is busy for too long.
     """
     ledger = ForgettingLedger.load(folder)
-    ledger.check_files()
-    names = [ledger.path.name, *(name for entry in ledger.active_tasks for name in entry.files)]
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=Path(folder, name)) for name in names]
-    api = HfApi(token=token)
-    repo = api.create_repo(repo_id, private=private, exist_ok=True)
-    if private is not False and not api.repo_info(repo.repo_id).private:
-        raise ValueError(
-            f"the repository {repo.repo_id!r} exists and is public, and the ledger names the forgotten classes. Make "
-            "it private, choose another one, or pass private=False to publish them."
+    check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
+    checked_repo_id(repo_id)
+    api = writing_api(token)
+    head = open_repository(api, repo_id, revision=revision, private=private)
+    published = published_ledger(head, api.token)
+    if published is not None:
+        check_continues(published, ledger, head.repo_id)
+        if withhold_classes is None:
+            withhold_classes = is_withheld(published)
+    with tempfile.TemporaryDirectory() as scratch:
+        staged = stage_repository(
+            folder,
+            Path(scratch, "repository"),
+            head.repo_id,
+            withhold_classes=bool(withhold_classes),
+            max_rank=max_rank,
+            dataset=dataset,
+            license=license or _license_of_base(api, ledger),
         )
-    message = commit_message or f"{len(ledger.active_tasks)} forgetting request(s)"
-    return str(api.create_commit(repo.repo_id, operations, commit_message=message).commit_url)
+        if published is not None:
+            check_continues(published, staged.ledger, head.repo_id)
+            check_withholding(published, staged.ledger, head.repo_id)
+        message = commit_message or f"{len(staged.ledger.active_tasks)} forgetting request(s)"
+        return commit_folder(api, head, staged.folder, message, removed=stale_files(head, staged.files))
+
+
+def _license_of_base(api: HfApi, ledger: ForgettingLedger) -> str | None:
+    name, revision = ledger.base_model.get("name_or_path"), ledger.base_model.get("revision")
+    if not name or not revision:  # not loaded from the Hub: another model there may happen to have the same name
+        return None
+    try:
+        card = api.model_info(name, revision=revision).card_data
+    except (HTTPError, OSError, ValueError):  # a card without a licence is better than none
+        return None
+    found = card.get("license") if card else None
+    return found if isinstance(found, str) else None

@@ -1,14 +1,19 @@
 """Requests, the ledger, and the run over many tasks."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .entry import TaskEntry
-from .fingerprint import model_identity, weights_fingerprint
-from .forgetter import ContinualForgetter
 from .ledger import ForgettingLedger
-from .loading import load_forgotten
 from .parsing import parse_requests
 from .plain import LedgerError
 from .request import ForgetRequest
 from .table import format_table
+
+if TYPE_CHECKING:
+    from .fingerprint import model_identity, weights_fingerprint
+    from .forgetter import ContinualForgetter
+    from .loading import load_forgotten
 
 __all__ = [
     "ContinualForgetter",
@@ -22,3 +27,21 @@ __all__ = [
     "parse_requests",
     "weights_fingerprint",
 ]
+
+# A ledger is read without torch, which takes seconds to import.
+_LAZY = {
+    "ContinualForgetter": "forgetter",
+    "load_forgotten": "loading",
+    "model_identity": "fingerprint",
+    "weights_fingerprint": "fingerprint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

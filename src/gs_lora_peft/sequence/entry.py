@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..storage import relative_path_problem
+from .curves import CURVE_NAMES
 from .plain import LedgerError, is_names, plain_json, short
 from .request import parse_utc
 
 _TASK_NAME = re.compile(r"task_((?!000)\d{3}|[1-9]\d{3,8})", re.ASCII)
+_OPTIONAL = {"revocation", "curves"}  # left out of the file where they are None
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,15 @@ class TaskEntry:
         settings (`dict`): What the run was told: training arguments and adapter configuration.
         versions (`dict`): Library versions, see [`library_versions`].
         files (`dict[str, str]`): SHA-256 (hexadecimal) by path relative to the ledger's folder, with `/`.
-        groups (`dict`): `total`, `active` and `zero` (names) and `zero_group_ratio`.
+        groups (`dict`): `total`, `active` and `zero` (names), `zero_group_ratio`, and `norms`: ‖g‖ by name of the
+            group, exactly 0.0 where it is zero.
         scores (`dict`): `before`, `after` and `base` (the model before any task), each a dict of numbers.
             NaN and infinities are refused.
         status (`str`, defaults to `"done"`): Or `"revoked"`.
         revocation (`dict`, *optional*): `revoked_at`, `reason`, `scores_before`, `scores_after`, ...; present if and
             only if the task is revoked.
+        curves (`dict[str, list[float]]`, *optional*): How the training went, see [`training_curves`]; absent where
+            nothing was logged.
         extra (`dict`): Keys that this version does not know; they are kept as they are.
 
     Raises:
@@ -55,6 +61,7 @@ class TaskEntry:
     scores: dict[str, Any] = field(default_factory=dict)
     status: Literal["done", "revoked"] = "done"
     revocation: dict[str, Any] | None = None
+    curves: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,6 +95,13 @@ class TaskEntry:
             self._expect("files", fits, f"64 hexadecimal digits for {path!r}")
         for key in ("active", "zero"):
             self._expect("groups", is_names(self.groups.get(key, [])), f"a list of names under {key!r}")
+        norms = self.groups.get("norms", {})
+        self._expect("groups", isinstance(norms, dict) and _are_numbers(norms.values()), "numbers under 'norms'")
+        self._expect(
+            "curves",
+            self.curves is None or _are_curves(self.curves),
+            f"equally many numbers for each of {CURVE_NAMES}",
+        )
         for key in ("before", "after", "base"):
             self._expect("scores", isinstance(self.scores.get(key, {}), dict), f"a dict under {key!r}")
 
@@ -103,9 +117,8 @@ class TaskEntry:
     def to_dict(self) -> dict[str, Any]:
         """The entry as plain JSON types."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
-        if self.revocation is None:
-            del data["revocation"]
-        return {**self.extra, **data}
+        absent = {name for name in _OPTIONAL if data[name] is None}
+        return {**self.extra, **{name: value for name, value in data.items() if name not in absent}}
 
     @classmethod
     def from_dict(cls, data: Any) -> TaskEntry:
@@ -113,7 +126,7 @@ class TaskEntry:
         if not isinstance(data, dict):
             raise LedgerError(f"a task is {short(data)}; expected an object. Fetch a clean copy of the ledger.")
         fields = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        missing = sorted(fields - {"revocation"} - set(data))
+        missing = sorted(fields - _OPTIONAL - set(data))
         if missing:
             raise LedgerError(f"the task {data.get('name')!r} lacks {missing}. Fetch a clean copy of the ledger.")
         known = {key: value for key, value in data.items() if key in fields}
@@ -123,3 +136,12 @@ class TaskEntry:
 def _is_ids(value: Any) -> bool:
     fits = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
     return fits and 0 < len(value) == len(set(value))
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
+def _are_curves(value: Any) -> bool:
+    fits = isinstance(value, dict) and all(isinstance(c, list) and c and _are_numbers(c) for c in value.values())
+    return fits and value.keys() >= set(CURVE_NAMES) and len({len(curve) for curve in value.values()}) == 1

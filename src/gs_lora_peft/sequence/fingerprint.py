@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..storage import public_name
+
 _FORMAT = "gs-lora-peft weights 1"
-_CACHED_SNAPSHOT = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]*\Z")
 
 
 def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tensor]) -> str:
@@ -79,7 +78,7 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     bare = _bare(model)
     config = getattr(bare, "config", None)
     raw_name = getattr(config, "_name_or_path", None) or getattr(bare, "name_or_path", None)
-    name, revision = _public_name(raw_name if isinstance(raw_name, str) else "")
+    name, revision = public_name(raw_name if isinstance(raw_name, str) else "")
     num_labels = getattr(config, "num_labels", None)
     return {
         "name_or_path": name,
@@ -88,17 +87,6 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         "num_labels": num_labels if isinstance(num_labels, int) else None,
         "fingerprint": weights_fingerprint(bare),
     }
-
-
-def _public_name(name: str) -> tuple[str | None, str | None]:
-    """The part of `name_or_path` that may be published, and the revision if the path tells it."""
-    cached = _CACHED_SNAPSHOT.search(name)
-    if cached:
-        return cached[1].replace("--", "/"), cached[2]
-    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..", "~")]
-    # Only `name` and `organisation/name` can be Hub ids; everything else, and every folder there is, is a path.
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) and not os.path.isdir(name)
-    return (name if is_hub_id else parts[-1] if parts else None), None
 
 
 def _bare(model: nn.Module) -> nn.Module:

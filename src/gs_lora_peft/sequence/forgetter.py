@@ -20,15 +20,18 @@ from ..data.pairing import default_collator
 from ..storage import sha256_of, staged_folder, write_json_atomic
 from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig, LoraGroups, export_lora
+from .adapters import TASKS_FOLDER, check_tasks, task_folder
+from .curves import TrainingRecord
 from .entry import TaskEntry
 from .fingerprint import model_identity
 from .ledger import ForgettingLedger
-from .loading import check_tasks, refuse_adapters
-from .merging import TASKS_FOLDER, MergedModel, fresh_adapter, task_folder
+from .loading import refuse_adapters
+from .merging import MergedModel, fresh_adapter
 from .plain import LedgerError
 from .planning import check_sequence, match_requests, resolve_request
 from .processes import on_main
 from .recipe import Recipe, adapter_settings
+from .remote import fetch_to_continue
 from .request import ForgetRequest, utc_now
 from .scoring import Scores
 from .sources import checked_label_names, train_and_test
@@ -127,6 +130,35 @@ class ContinualForgetter:
         self._live = MergedModel(base_model, self.folder, [entry.name for entry in self.ledger.active_tasks])
         self.model = base_model
         self._scores = Scores(self.eval_dataset, self.recipe)
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        base_model: PreTrainedModel,
+        dataset: Dataset | DatasetDict,
+        folder: str | os.PathLike | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **kwargs: Any,
+    ) -> ContinualForgetter:
+        """Go on with a run that was published; [`push_to_hub`] publishes what was added.
+
+        Args:
+            repo_id (`str`): `"organisation/name"`, as given to [`push_to_hub`].
+            base_model, dataset, kwargs: as in [`ContinualForgetter`].
+            folder (`str` or `os.PathLike`, *optional*): where the run goes: a new folder, or one that holds an earlier
+                or a later state of it. By default the last part of `repo_id`, in the working directory.
+            revision (`str`, *optional*), token (`str`, *optional*): as in [`load_forgotten`].
+
+        Raises:
+            LedgerError: if there is no ledger, files differ from it, it withholds the classes that were forgotten (so
+                that they would be learned again) or is another one than that in `folder`.
+            ValueError: if the repository is out of reach, or `folder` holds something else.
+        """
+        place = on_main(lambda: fetch_to_continue(repo_id, folder, revision=revision, token=token))
+        return cls(base_model, dataset, place, **kwargs)
 
     def _open_ledger(self, base_model: PreTrainedModel) -> ForgettingLedger:
         identity = model_identity(base_model)
@@ -283,13 +315,13 @@ class ContinualForgetter:
         start = on_main(lambda: work.find_start(plan))
         self._measure_base()
         before = self._scores.of_task(self.model, split)
-        groups, steps = self._train(name, split, work, plan, start)
+        training = self._train(name, split, work, plan, start)
         with self._rebuilt_on_error():
             self._live.merge([name])
             after = self._scores.of_task(self.model, split, before["acc_forget"])
             base = self._scores.of_base(split)
             scores = {"base": base, "before": before, "after": after, "data": self.scored_on}
-            self._record(lambda: self.ledger.append(self._entry(name, plan, start, groups, steps, scores)))
+            self._record(lambda: self.ledger.append(self._entry(name, plan, start, training, scores)))
         on_main(lambda: work.finish(self.folder / LOGS_FOLDER / name))
         return self.ledger.tasks[-1]
 
@@ -307,8 +339,8 @@ class ContinualForgetter:
 
     def _train(
         self, name: str, split: ForgettingSplit, work: WorkFolder, plan: dict[str, Any], start: Start
-    ) -> tuple[dict[str, Any], int]:
-        """Trains the adapter and writes it; gives the state of its groups and the number of steps."""
+    ) -> TrainingRecord:
+        """Trains the adapter and writes it."""
         config = copy.deepcopy(self.recipe.config)
         config.revision = self.ledger.base_model.get("revision")
         # The adapter's random start depends on the seed alone, not on what ran before in this process.
@@ -324,7 +356,7 @@ class ContinualForgetter:
                     if PartialState().is_main_process:
                         work.fail()
                     raise
-                return trainer.groups.state(), trainer.state.global_step
+                return TrainingRecord.of(trainer)
         finally:
             if PartialState().is_main_process:
                 work.remove_if_empty()
@@ -338,7 +370,7 @@ class ContinualForgetter:
             write_json_atomic(staged / TRAINING_CONFIG, own)
 
     def _entry(
-        self, name: str, plan: dict[str, Any], start: Start, groups: dict[str, Any], steps: int, scores: dict[str, Any]
+        self, name: str, plan: dict[str, Any], start: Start, training: TrainingRecord, scores: dict[str, Any]
     ) -> TaskEntry:
         files = sorted(task_folder(self.folder, name).iterdir())
         return TaskEntry(
@@ -348,10 +380,11 @@ class ContinualForgetter:
             class_names=[self.label_names[c] for c in plan["classes"]] if self.label_names else None,
             started_at=start.started_at,
             finished_at=utc_now(),
-            sizes={**plan["sizes"], "steps": steps},
+            sizes={**plan["sizes"], "steps": training.steps},
             settings=plan["settings"],
             versions=library_versions(),
             files={f"{TASKS_FOLDER}/{name}/{path.name}": sha256_of(path) for path in files},
-            groups=groups,
+            groups=training.groups,
             scores=scores,
+            curves=training.curves,
         )

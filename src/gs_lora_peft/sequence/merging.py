@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from accelerate import init_empty_weights
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-TASKS_FOLDER = "tasks"
-
-
-def task_folder(folder: str | os.PathLike, name: str) -> Path:
-    """Where the files of one task are."""
-    return Path(folder) / TASKS_FOLDER / name
+from .adapters import TaskAdapter, read_adapter, task_folder
 
 
 @contextmanager
@@ -43,22 +39,58 @@ def fresh_adapter(model: nn.Module, config: PeftConfig, name: str) -> Iterator[P
                     buffer.copy_(before)
 
 
-@torch.no_grad()
-def merge_tasks(
-    model: nn.Module,
-    folder: str | os.PathLike,
-    names: Sequence[str],
-    originals: MutableMapping[str, torch.Tensor] | None = None,
-) -> nn.Module:
-    """Merges tasks into a bare model's weights, one after another, in place.
+def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftModel:
+    """Puts adapters onto a bare model, all active and frozen.
 
-    The same files go through the same sums in the same order on the same kind of device wherever a sequence is
+    The result is what `PeftModel.from_pretrained` and `load_adapter` make of the files. They walk through the whole
+    model several times for each adapter, those attached before included, so that a hundred take a quarter of a minute;
+    here only the layers that an adapter changes are visited.
+
+    Args:
+        model (`torch.nn.Module`): The model, changed in place.
+        adapters (`Sequence[TaskAdapter]`): At least one; they fit the model (see [`check_adapters`]).
+    """
+    first = adapters[0]
+    empty = LoraConfig(target_modules=DUMMY_TARGET_MODULES, task_type=first.config.task_type, inference_mode=True)
+    peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(empty.task_type), PeftModel)
+    peft_model = peft_class(model, empty, adapter_name=first.name, low_cpu_mem_usage=True)
+    tuner: Any = peft_model.base_model
+    likes: dict[tuple, str] = {}
+    with init_empty_weights():  # the weights come later; random numbers are not drawn first
+        for adapter in adapters:
+            tuner.peft_config[adapter.name] = adapter.config
+            for path in adapter.pairs:
+                like = likes.setdefault((path, *adapter.settings(path)), adapter.name)
+                if like != adapter.name:
+                    _copy_adapter(model.get_submodule(path), like, adapter.name)
+                    continue
+                parent_path, _, name = path.rpartition(".")
+                parent = model.get_submodule(parent_path)
+                target = getattr(parent, name)
+                tuner._create_and_replace(adapter.config, adapter.name, target, name, parent, current_key=path)
+    for adapter in adapters:
+        for path, pair in adapter.pairs.items():
+            layer: Any = model.get_submodule(path)
+            device = layer.get_base_layer().weight.device
+            for linear, factor in zip((layer.lora_A[adapter.name], layer.lora_B[adapter.name]), pair, strict=True):
+                linear.weight = nn.Parameter(factor.to(device), requires_grad=False)
+    tuner.targeted_module_names = list(dict.fromkeys(path for adapter in adapters for path in adapter.pairs))
+    tuner.set_adapter([adapter.name for adapter in adapters], inference_mode=True)
+    return peft_model
+
+
+@torch.no_grad()
+def merge_adapters(
+    model: nn.Module, adapters: Iterable[TaskAdapter], originals: MutableMapping[str, torch.Tensor] | None = None
+) -> nn.Module:
+    """Merges adapters into a bare model's weights, one after another, in place.
+
+    The same tensors go through the same sums in the same order on the same kind of device wherever a sequence is
     rebuilt, so that the result is bit-equal to the model that later tasks were trained on.
 
     Args:
         model (`torch.nn.Module`): The model; it is bare before and after, and its `requires_grad` flags stay.
-        folder (`str` or `os.PathLike`): The folder with the tasks.
-        names (`Sequence[str]`): The tasks, in order.
+        adapters (`Iterable[TaskAdapter]`): The adapters, in order; they fit the model (see [`check_adapters`]).
         originals (`MutableMapping[str, torch.Tensor]`, *optional*): Gets a copy, on the CPU, of every weight that is
             about to change and is not in it yet, by module path.
 
@@ -66,19 +98,16 @@ def merge_tasks(
         `torch.nn.Module`: `model`.
     """
     with kept_flags(model):
-        for name in names:
-            adapted = PeftModel.from_pretrained(
-                model, task_folder(folder, name), adapter_name=name, low_cpu_mem_usage=True, torch_device="cpu"
-            )
+        for adapter in adapters:
             devices: dict[str, torch.device] = {}
-            for path, layer in _lora_layers(model):
-                weight = layer.get_base_layer().weight
+            for path in adapter.pairs:
+                layer: Any = model.get_submodule(path)
                 if originals is not None and path not in originals:
-                    originals[path] = weight.detach().to("cpu", copy=True)
-                devices[path] = weight.device
+                    originals[path] = layer.weight.detach().to("cpu", copy=True)
+                devices[path] = layer.weight.device
                 # Accelerators round matrix products in their own ways.
                 layer.to("cpu")
-            adapted.merge_and_unload()
+            attach_adapters(model, [adapter]).merge_and_unload()
             for path, device in devices.items():
                 model.get_submodule(path).to(device)
     return model
@@ -103,7 +132,8 @@ class MergedModel:
 
     def merge(self, names: Sequence[str]) -> None:
         """Merges more tasks."""
-        merge_tasks(self.bare, self.folder, names, self._originals)
+        adapters = (read_adapter(task_folder(self.folder, name)) for name in names)
+        merge_adapters(self.bare, adapters, self._originals)
 
     @torch.no_grad()
     def rebuild(self, names: Sequence[str]) -> None:
@@ -125,5 +155,13 @@ def kept_flags(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flags.get(name, parameter.requires_grad))
 
 
-def _lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer)]
+def _copy_adapter(layer: Any, like: str, name: str) -> None:
+    """Gives a layer one more adapter, made like one that it has.
+
+    PEFT makes one in a time that grows with the number of adapters the layer has. What belongs to an adapter is listed
+    by PEFT itself, which deletes it by these lists.
+    """
+    for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
+        entries = getattr(layer, attribute)
+        if like in entries:
+            entries[name] = copy.deepcopy(entries[like])

@@ -14,7 +14,9 @@ class LedgerError(ValueError):
 
 def plain_json(value: Any, where: str) -> Any:
     """A copy of `value` in plain JSON types; LedgerError, with the place, for what JSON cannot hold."""
-    if value is None or isinstance(value, bool):
+    if value is None or type(value) in (bool, int):  # the exact types first: most of a long ledger is numbers
+        return value
+    if type(value) is float and math.isfinite(value):
         return value
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):

@@ -1,6 +1,10 @@
-"""Files that are whole or absent: atomic writes, staged folders, locks, hashes and safe relative paths."""
+"""Files that are whole or absent: atomic writes, staged folders, locks, hashes and safe relative paths.
+
+The way of such files to the Hub is in `hub_calls` and `hub_commit`, which are imported where they are needed.
+"""
 
 from .locks import exclusive_lock
+from .names import public_name
 from .reading import (
     StrPath,
     content_problem,
@@ -18,6 +22,7 @@ __all__ = [
     "exclusive_lock",
     "json_bytes",
     "parse_json",
+    "public_name",
     "read_limited",
     "relative_path_problem",
     "remove_abandoned",

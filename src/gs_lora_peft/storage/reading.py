@@ -79,7 +79,7 @@ def safe_join(folder: StrPath, relative: str) -> Path:
     """Joins a relative POSIX path that was read from a file to `folder`, and refuses every way out of the folder.
 
     Links are followed to see where the path really ends. It must be inside `folder`, with one exception: the files
-    of a snapshot in the Hugging Face cache are links into the `blobs` folder of the same repository.
+    of a snapshot in the Hugging Face cache are links into the `blobs` folder of the same repository or of the cache.
 
     Args:
         folder (`str` or `os.PathLike`): The folder that must not be left.
@@ -96,7 +96,7 @@ def safe_join(folder: StrPath, relative: str) -> Path:
         except (OSError, ValueError) as error:  # too long, not encodable
             problem = str(error)
         else:
-            if any(end.startswith(os.path.join(inside, "")) for inside in (root, _cache_blobs(folder)) if inside):
+            if any(end.startswith(os.path.join(inside, "")) for inside in (root, *_cache_blobs(folder))):
                 return Path(folder) / relative
             problem = "it leads out of the folder through a symbolic link"
     raise ValueError(
@@ -105,13 +105,14 @@ def safe_join(folder: StrPath, relative: str) -> Path:
     )
 
 
-def _cache_blobs(folder: StrPath) -> str | None:
-    # models--org--name/snapshots/<revision> holds links to models--org--name/blobs/<hash>.
+def _cache_blobs(folder: StrPath) -> list[str]:
+    # models--org--name/snapshots/<revision> holds links to models--org--name/blobs/<hash>. Those of files that came
+    # over Xet are links themselves, to blobs/<prefix>/<hash> beside all repositories.
     snapshot = Path(os.path.abspath(folder))
     repository = snapshot.parent.parent
     if snapshot.parent.name == "snapshots" and re.match(r"(models|datasets|spaces)--", repository.name):
-        return os.path.realpath(repository / "blobs")
-    return None
+        return [os.path.realpath(place / "blobs") for place in (repository, repository.parent)]
+    return []
 
 
 def read_limited(path: StrPath, max_bytes: int) -> bytes:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
@@ -24,9 +23,10 @@ from .checks import check_distribution, check_evaluation, check_labels, classes_
 from .evaluation import ForgettingEvaluation
 from .guard import FiniteCallback
 from .meter import LossMeter
+from .publishing import AdapterPublishing
 
 
-class GSLoraTrainer(ForgettingEvaluation, Trainer):
+class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
     """
     Makes a classifier forget some classes and keep the rest, by training one LoRA adapter with group sparsity.
 
@@ -276,9 +276,6 @@ class GSLoraTrainer(ForgettingEvaluation, Trainer):
             if self.ema:
                 self.ema.save(folder)
         super()._save_checkpoint(model, trial)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Checkpoints hold pickles and stay on this machine, whatever `hub_strategy` says."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_adapters(self.model, resume_from_checkpoint)

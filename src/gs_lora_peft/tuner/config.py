@@ -47,7 +47,7 @@ _HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
 
 
 # Task types whose PeftModel adds the head to `modules_to_save`.
-_HEAD_TRAINING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+HEAD_TRAINING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
@@ -161,7 +161,7 @@ class GSLoraConfig(LoraConfig):
             self.target_modules = "ffn"
         # Before PEFT's own checks, which only warn about some of these options and drop them.
         check_plain_lora(vars(self))
-        if self.task_type in _HEAD_TRAINING_TASKS:
+        if self.task_type in HEAD_TRAINING_TASKS:
             raise ValueError(
                 f"`task_type`={str(self.task_type)!r} makes PEFT train and save the model's head too, as if it stood "
                 "in `modules_to_save`; a forgetting task trains LoRA matrices only. Leave `task_type` out."

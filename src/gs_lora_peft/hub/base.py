@@ -1,0 +1,49 @@
+"""Loading the model on which a run rests."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from ..sequence import ForgettingLedger
+from ..storage import StrPath
+
+
+def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> Any:
+    """Load the base model of a run with the class that its ledger names.
+
+    Args:
+        ledger ([`ForgettingLedger`]): the run.
+        source (`str` or `os.PathLike`): a folder, or a Hub id (at the revision that the ledger names, if it names it).
+        token (`str`, *optional*): by default the one of `hf auth login`.
+
+    Returns:
+        `transformers.PreTrainedModel`: the model; whether its weights are the right ones is not checked here.
+
+    Raises:
+        ValueError: if transformers has no such class.
+        OSError: if the model cannot be loaded.
+    """
+    source = os.fspath(source)
+    return _model_class(ledger).from_pretrained(source, token=token, revision=base_revision(ledger, source))
+
+
+def base_revision(ledger: ForgettingLedger, source: str) -> str:
+    """What to load from `source`: the commit that the ledger names, if it is that Hub id."""
+    base = ledger.base_model
+    is_known = base.get("name_or_path") == source and not os.path.isdir(source)
+    return (base.get("revision") if is_known else None) or "main"
+
+
+def _model_class(ledger: ForgettingLedger) -> type[PreTrainedModel]:
+    name = ledger.base_model.get("model_class")
+    found = getattr(transformers, name, None) if name else None
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise ValueError(
+            f"the ledger in '{ledger.folder}' names {name!r} as class of the base model, which transformers does not "
+            "have. Load the model yourself and pass it."
+        )
+    return found

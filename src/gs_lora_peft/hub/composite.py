@@ -1,0 +1,225 @@
+"""The adapter in the root of a repository: one that does what all tasks in effect do together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save
+from torch import Tensor
+
+from ..sequence import ForgettingLedger, LedgerError
+from ..sequence.adapters import TaskAdapter, read_adapter, read_adapters, task_folder
+from ..storage import StrPath, write_bytes_atomic
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class CompositeReport:
+    """How a root adapter came about.
+
+    Attributes:
+        rank (`int`): the largest rank of a module in it.
+        recompressed (`list[str]`): paths of the modules in which the ranks of all tasks together were too many.
+        relative_error (`float`): the largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) among those; 0.0 without any.
+    """
+
+    rank: int
+    recompressed: list[str]
+    relative_error: float
+
+
+@torch.no_grad()
+def write_composite(
+    ledger: ForgettingLedger,
+    out: StrPath,
+    *,
+    tasks: int | Sequence[str] | None = None,
+    max_rank: int | None = None,
+) -> CompositeReport:
+    """
+    Write the sum of tasks as one plain LoRA adapter, which stock PEFT and transformers load.
+
+    One task is copied as it is, byte for byte. Of several, the matrices of each module are concatenated with their
+    scalings folded in, so that nothing is lost; each module has the rank that its tasks need. Where that is more than
+    the module's smaller dimension, or `max_rank`, the sum is brought to that rank by a singular value decomposition in
+    float64. Without any task, the adapter changes nothing: one pair of zeros of rank 1.
+
+    The same tasks give the same bytes (modules that are recompressed: on the same kind of machine).
+
+    Args:
+        ledger ([`ForgettingLedger`]): the run. Files are read from its folder, and checked.
+        out (`str` or `os.PathLike`): folder for `adapter_config.json` and `adapter_model.safetensors`; made if absent.
+        tasks (`int` or list of `str`, *optional*): see [`~ForgettingLedger.select`]; by default all in effect.
+        max_rank (`int`, *optional*): the largest rank of a module. Below the sum of the tasks' ranks it makes the
+            adapter smaller, and another one than the tasks. By default the module's smaller dimension.
+
+    Returns:
+        [`CompositeReport`]: how large it became, and what was lost.
+
+    Raises:
+        LedgerError: if a file is missing, differs from its recorded hash or is no plain LoRA; or if there is no task,
+            not even a revoked one, whose modules an adapter could name. Nothing is written then.
+        ValueError: if `max_rank` is no positive number.
+        OSError: if a file could not be written.
+    """
+    if max_rank is not None and (type(max_rank) is not int or max_rank < 1):
+        raise ValueError(f"`max_rank` is {max_rank!r}; expected a number from 1, or None for no limit. Correct it.")
+    adapters = read_adapters(ledger, tasks)
+    ranks = [len(factor_a) for adapter in adapters for factor_a, _ in adapter.pairs.values()]
+    if len(adapters) == 1 and max(ranks) <= (max_rank or max(ranks)):
+        source = task_folder(ledger.folder, adapters[0].name)
+        config, weights = (source / CONFIG_NAME).read_bytes(), (source / SAFETENSORS_WEIGHTS_NAME).read_bytes()
+        report = CompositeReport(max(ranks), [], 0.0)
+    else:
+        named = adapters or [_any_adapter(ledger)]
+        with _one_thread():
+            pairs, report = _sum(adapters, max_rank)
+        pairs = pairs or _zeros(named[0])
+        config, weights = _config_bytes(named, pairs), _weights_bytes(pairs)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomic(out / SAFETENSORS_WEIGHTS_NAME, weights)
+    write_bytes_atomic(out / CONFIG_NAME, config)
+    return report
+
+
+def summed_pair(adapters: Sequence[TaskAdapter], path: str) -> Pair | None:
+    """What several tasks do to a module, as one pair in float64 with a scaling of 1; `None` if that is nothing."""
+    parts = [(*adapter.pairs[path], adapter.scaling(path)) for adapter in adapters if path in adapter.pairs]
+    parts = [part for part in parts if part[0].any() and part[1].any()]
+    if not parts:
+        return None
+    factors_a = [factor_a.double() for factor_a, _, _ in parts]
+    factors_b = [factor_b.double() * scaling for _, factor_b, scaling in parts]
+    return torch.cat(factors_a), torch.cat(factors_b, dim=1)
+
+
+def recompressed_pair(pair: Pair, rank: int) -> tuple[Pair, float]:
+    """The best pair of a smaller rank for the same product, and its relative error (Frobenius).
+
+    The dense product is never formed where it is larger than the factors.
+    """
+    q_b, r_b = torch.linalg.qr(pair[1])
+    q_a, r_a = torch.linalg.qr(pair[0].T)
+    left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    root = values[:rank].sqrt()
+    best = (root[:, None] * right[:rank]) @ q_a.T, (q_b @ left[:, :rank]) * root
+    total = float(values.norm())
+    return best, float(values[rank:].norm()) / total if total else 0.0
+
+
+def relative_difference(pair: Pair, expected: Pair) -> float:
+    """‖BA − B'A'‖ / ‖B'A'‖ (Frobenius) for two pairs of any rank; 0.0 where only float64 rounds differently."""
+    (found_a, found_b), (factor_a, factor_b) = ((a.double(), b.double()) for a, b in (pair, expected))
+    difference = _product_norm(torch.cat([found_a, factor_a]), torch.cat([found_b, -factor_b], dim=1))
+    if difference <= torch.finfo(torch.float64).eps * float(factor_a.norm() * factor_b.norm()):
+        return 0.0
+    total = _product_norm(factor_a, factor_b)
+    return difference / total if total else float("inf")
+
+
+def _product_norm(factor_a: Tensor, factor_b: Tensor) -> float:
+    if len(factor_a) >= min(factor_a.shape[1], len(factor_b)):
+        return float(torch.linalg.matrix_norm(factor_b @ factor_a))
+    # ‖BA‖ = ‖R_B R_Aᵀ‖, where the rank is smaller than the product.
+    r_a, r_b = (torch.linalg.qr(factor, mode="r").R for factor in (factor_a.T, factor_b))
+    return float(torch.linalg.matrix_norm(r_b @ r_a.T))
+
+
+def _sum(adapters: Sequence[TaskAdapter], max_rank: int | None) -> tuple[dict[str, Pair], CompositeReport]:
+    """The pairs of all modules that change, with a scaling of 1."""
+    pairs: dict[str, Pair] = {}
+    errors: dict[str, float] = {}
+    for path in sorted({path for adapter in adapters for path in adapter.pairs}):
+        exact = summed_pair(adapters, path)
+        if exact is None:
+            continue
+        dtype = max((f.dtype for a in adapters for f in a.pairs.get(path, ())), key=lambda dtype: dtype.itemsize)
+        limit = min(exact[0].shape[1], exact[1].shape[0], max_rank or exact[0].shape[1])
+        pair = exact if len(exact[0]) <= limit else recompressed_pair(exact, limit)[0]
+        pairs[path] = (pair[0].to(dtype).contiguous(), pair[1].to(dtype).contiguous())
+        if pair is not exact:
+            errors[path] = relative_difference(pairs[path], exact)
+    rank = max((len(factor_a) for factor_a, _ in pairs.values()), default=1)
+    return pairs, CompositeReport(rank, list(errors), max(errors.values(), default=0.0))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Decompositions come out with other bits on other numbers of threads, which wait for each other on busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _any_adapter(ledger: ForgettingLedger) -> TaskAdapter:
+    """The adapter of a task that was revoked; its files may be gone."""
+    for entry in ledger.tasks:
+        try:
+            return read_adapter(task_folder(ledger.folder, entry.name))
+        except (OSError, ValueError):
+            continue
+    raise LedgerError(
+        f"the ledger in '{ledger.folder}' has no task in effect, and no files of a revoked one either; expected at "
+        "least one, for an adapter has to name a module. Carry out a request first."
+    )
+
+
+def _zeros(adapter: TaskAdapter) -> dict[str, Pair]:
+    path, (factor_a, factor_b) = min(adapter.pairs.items())
+    return {path: (torch.zeros_like(factor_a[:1]), torch.zeros_like(factor_b[:, :1]))}
+
+
+def _weights_bytes(pairs: dict[str, Pair]) -> bytes:
+    tensors = {
+        f"base_model.model.{path}.{name}.weight": factor
+        for path, pair in pairs.items()
+        for name, factor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
+    return save(tensors, metadata={"format": "pt"})
+
+
+def _config_bytes(adapters: Sequence[TaskAdapter], pairs: dict[str, Pair]) -> bytes:
+    """The fields of `LoraConfig` that decide the outputs; everything else is left at PEFT's defaults."""
+    first, paths = adapters[0].config, sorted(pairs)
+    ranks = {path: len(pairs[path][0]) for path in paths}
+    usual = max(Counter(ranks.values()).items(), key=lambda item: (item[1], item[0]))[0]
+    # PEFT takes the first key that matches the end of a module's name. Anchored at both ends, no key can match the
+    # module of another one.
+    pattern = {
+        f"^(?:{'|'.join(re.escape(path) for path in paths if ranks[path] == rank)})": rank
+        for rank in sorted(set(ranks.values()) - {usual})
+    }
+    # A regular expression was needed where the name of an adapted module is the end of another module's name.
+    is_ambiguous = any(isinstance(adapter.config.target_modules, str) for adapter in adapters)
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": first.base_model_name_or_path,
+        "revision": first.revision,
+        "task_type": first.task_type,
+        "auto_mapping": first.auto_mapping,
+        "r": usual,
+        "lora_alpha": usual,  # a scaling of 1
+        "target_modules": "|".join(map(re.escape, paths)) if is_ambiguous else paths,
+        "inference_mode": True,
+        "bias": "none",
+        "lora_dropout": 0.0,
+    }
+    if any(adapter.config.fan_in_fan_out for adapter in adapters):
+        config["fan_in_fan_out"] = True
+    if pattern:
+        config |= {"rank_pattern": pattern, "alpha_pattern": pattern}
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,57 @@
+"""Some tasks of a run as one plain LoRA adapter, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..sequence import ForgettingLedger
+from ..sequence.remote import sequence_folder
+from ..storage import StrPath, staged_folder
+from .composite import CompositeReport, write_composite
+
+
+def export_forgotten(
+    repo_or_folder: StrPath,
+    out: StrPath,
+    *,
+    tasks: int | Sequence[str] | None = None,
+    max_rank: int | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> CompositeReport:
+    """
+    Write what some tasks of a run do together as one plain LoRA adapter, which stock PEFT and transformers load.
+
+    One task is written byte for byte as it is in the run; of several the adapter is their sum, as in the root of a
+    published repository.
+
+    Args:
+        repo_or_folder (`str` or `os.PathLike`): as in [`load_forgotten`].
+        out (`str` or `os.PathLike`): the folder to make. One that holds files is refused.
+        tasks (`int` or list of `str`, *optional*): as in [`load_forgotten`]; by default all tasks in effect.
+        max_rank (`int`, *optional*): the largest rank that the adapter may have in a layer; more is recompressed. By
+            default it is exact.
+        revision (`str`, *optional*), token (`str`, *optional*): as in [`load_forgotten`].
+
+    Returns:
+        [`CompositeReport`]: the rank of the adapter, and what recompressing it lost.
+
+    Raises:
+        LedgerError: if files or tasks are not what the ledger says.
+        ValueError: if `out` holds files, there is nothing to export, `max_rank` is no positive number, or the
+            repository is out of reach.
+        OSError: if a file could not be written.
+
+        After an error `out` is as it was.
+    """
+    out = Path(out)
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"'{out}' exists and is no empty folder; expected one to be made. Choose another.")
+    folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
+    ledger = ForgettingLedger.load(folder)
+    if not ledger.select(tasks):
+        raise ValueError(f"no task of the run in '{folder}' is exported. Choose at least one.")
+    with staged_folder(out) as staged:
+        return write_composite(ledger, staged, tasks=tasks, max_rank=max_rank)

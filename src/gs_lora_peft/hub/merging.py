@@ -1,0 +1,154 @@
+"""A full model that has forgotten, without the weights that still knew."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoProcessor, PreTrainedModel
+
+from ..sequence import ForgettingLedger, load_forgotten
+from ..sequence.remote import sequence_folder
+from ..storage import StrPath, staged_folder
+from ..storage.hub_calls import checked_repo_id, writing_api
+from ..storage.hub_commit import commit_folder, open_repository
+from .base import base_revision, load_base_model
+
+_CARD = """---
+{metadata}
+---
+
+# {title}
+
+{base} after {count} forgetting request(s), merged into its weights with `gs_lora_peft`. It loads like any other model:
+
+```python
+from transformers import {model_class}
+
+model = {model_class}.from_pretrained("{repo}")
+```
+
+Of the layers that forgetting changed, no weights of the base model are in here. Do not publish it next to the adapters
+it was made with: subtracted again, they give the base model back. `config.json` has the names of all classes, as that
+of the base model; it does not say which were forgotten. Forgetting was measured as accuracy on test data; that is no
+proof that nothing about the forgotten classes can be recovered from the weights.
+"""
+
+
+def merge_forgotten(
+    base_model: PreTrainedModel | StrPath,
+    repo_or_folder: StrPath,
+    out: StrPath,
+    *,
+    tasks: int | Sequence[str] | None = None,
+    processing_class: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    push_to: str | None = None,
+    private: bool = True,
+) -> Path:
+    """
+    Write a full model that has forgotten: the base model with the tasks merged, its processor and a card.
+
+    Base model + adapter still holds what was forgotten. This model, shared alone, does not: of the layers that the
+    tasks change, no weights of the base model are in it. It is in safetensors, sharded as transformers does, loads
+    with `AutoModelFor...`, and is bit-equal to the model that the live run has.
+
+    Args:
+        base_model (`PreTrainedModel`, `str` or `os.PathLike`):
+            the base model, which is not changed; or where to load it from, a folder or a Hub id (at the revision that
+            the ledger names).
+        repo_or_folder (`str` or `os.PathLike`): as in [`load_forgotten`].
+        out (`str` or `os.PathLike`): the folder to make. One that holds files is refused.
+        tasks (`int` or list of `str`, *optional*): as in [`load_forgotten`]; by default all tasks in effect.
+        processing_class (*optional*): the image processor (or tokenizer, ...) to save with the model. By default the
+            one found with the base model; a warning says if there is none.
+        revision (`str`, *optional*): branch, tag or commit of the repository with the run.
+        token (`str`, *optional*): by default the one of `hf auth login`.
+        push_to (`str`, *optional*):
+            a new repository in which the model is published as well. Never that of the run: next to the adapters, and
+            in a history with models that had forgotten less, nothing is erased.
+        private (`bool`, *optional*, defaults to `True`): as in [`push_to_hub`], for `push_to`.
+
+    Returns:
+        `pathlib.Path`: `out`.
+
+    Raises:
+        LedgerError: as [`load_forgotten`]: files, base weights or tasks are not what the ledger says.
+        ValueError: if `out` holds files, there is nothing to merge, the class of the base model is unknown, or
+            `push_to` is malformed, out of reach or not new.
+        OSError: if the base model cannot be loaded or a file not be written.
+
+        After an error `out` is as it was, and nothing is published.
+    """
+    out = Path(out)
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"'{out}' exists and is no empty folder; expected one to be made. Choose another.")
+    api = None if push_to is None else writing_api(token)
+    repo = None if push_to is None else checked_repo_id(push_to)
+    folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
+    ledger = ForgettingLedger.load(folder)
+    names = [entry.name for entry in ledger.select(tasks)]
+    if not names:
+        raise ValueError(
+            f"no task of the run in '{folder}' is merged, so that the result would be the base model. Choose some."
+        )
+    if isinstance(base_model, PreTrainedModel):
+        model, source = copy.deepcopy(base_model), base_model.config._name_or_path
+    else:
+        source = os.fspath(base_model)
+        model = load_base_model(ledger, source, token=token)
+    merged: Any = load_forgotten(model, folder, tasks=names, merge=True)
+    with staged_folder(out) as staged:
+        merged.save_pretrained(staged)
+        processor = processing_class or _processor(ledger, source, token)
+        if processor is not None:
+            processor.save_pretrained(staged)
+        _card(ledger, type(merged).__name__, len(names), repo, out).save(staged / "README.md")
+        if api is not None and repo is not None:
+            head = open_repository(api, repo, private=private)
+            if not head.is_new and not head.holds(staged):
+                raise ValueError(
+                    f"the repository {head.repo_id!r} is not new ({len(head.files)} files); what it holds, or held "
+                    "once, could give the base model back. Choose another name."
+                )
+            commit_folder(api, head, staged, f"Model after {len(names)} forgetting request(s)")
+    return out
+
+
+def _processor(ledger: ForgettingLedger, source: str, token: str | bool | None) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(source, token=token, revision=base_revision(ledger, source))
+    except (OSError, ValueError, KeyError, ImportError) as error:  # what it raises where there is none
+        warnings.warn(
+            f"no processor was found with the base model {source!r}, so that none is saved with the merged one "
+            f"({error}). Pass processing_class.",
+            stacklevel=3,
+        )
+        return None
+
+
+def _card(ledger: ForgettingLedger, model_class: str, count: int, repo: str | None, out: Path) -> ModelCard:
+    base = ledger.base_model.get("name_or_path")
+    on_hub = bool(base and ledger.base_model.get("revision"))
+    data = ModelCardData(
+        base_model=base if on_hub else None,
+        base_model_relation="finetune" if on_hub else None,
+        library_name="transformers",
+        tags=["gs-lora", "unlearning", "continual-forgetting"],
+    )
+    return ModelCard(
+        _CARD.format(
+            metadata=data.to_yaml(),
+            title=(repo or out.name).rpartition("/")[2],
+            base=f"`{base}`" if base else "A model",
+            count=count,
+            model_class=model_class,
+            repo=repo or out.name,
+        )
+    )

@@ -1,0 +1,75 @@
+"""What a repository holds already, and whether a run may be published on top of it."""
+
+from __future__ import annotations
+
+import re
+
+from ..sequence import ForgettingLedger, LedgerError
+from ..sequence.history import history_problem, is_withheld
+from ..sequence.ledger import LEDGER_NAME
+from ..sequence.remote import fetch_ledger
+from ..storage.hub_commit import RemoteHead
+
+# What publishing writes, and thus what it may take away again.
+_OWN_FILES = re.compile(
+    r"README\.md|forgetting\.json|figures/[^/]+\.png"
+    r"|(tasks/task_\d+/)?(adapter_config\.json|gs_lora_config\.json|adapter_model\.safetensors)"
+)
+
+
+def published_ledger(head: RemoteHead, token: str | bool | None = None) -> ForgettingLedger | None:
+    """The ledger at the newest commit of a repository; `None` in one that is new.
+
+    Raises:
+        LedgerError: it is damaged, edited or of a newer schema.
+        ValueError: somebody keeps something else there.
+    """
+    if LEDGER_NAME in head.files:
+        return fetch_ledger(head.repo_id, revision=head.sha, token=token)
+    if head.is_new:
+        return None
+    raise ValueError(
+        f"the repository {head.repo_id!r} holds files of something else ({', '.join(sorted(head.files)[:3])}, "
+        f"{len(head.files)} in all) and no {LEDGER_NAME}; expected a new one, or one that push_to_hub made. Choose "
+        "another name."
+    )
+
+
+def check_continues(published: ForgettingLedger, own: ForgettingLedger, repo_id: str) -> None:
+    """Checks that nothing that was published would be lost: all of its tasks are in the run, and nothing differs.
+
+    Raises:
+        LedgerError: there is something newer or something else on the Hub.
+    """
+    if problem := history_problem(published, own):
+        raise LedgerError(
+            f"the run in '{own.folder}' does not continue the one published in {repo_id!r}: {problem}. Nothing was "
+            f"sent. If somebody has published more, fetch that first (ContinualForgetter.from_hub({repo_id!r}, ...)) "
+            "and carry out there what is missing; or choose another repository."
+        )
+
+
+def check_withholding(published: ForgettingLedger, staged: ForgettingLedger, repo_id: str) -> None:
+    """Checks that what is withheld stays so, by one key.
+
+    Raises:
+        LedgerError: the published ledger names classes that are to be withheld, or was made with another key.
+    """
+    if not is_withheld(staged):
+        return
+    if any(entry.classes is not None for entry in published.tasks):
+        raise LedgerError(
+            f"the ledger published in {repo_id!r} names the classes, and its history would go on doing so. To "
+            "withhold them, delete that repository, or choose another one."
+        )
+    for entry, new in zip(published.tasks, staged.tasks, strict=False):
+        if entry.request.get("digest") != new.request.get("digest"):
+            raise LedgerError(
+                f"the digest of {entry.name} published in {repo_id!r} was made with another key than the one in "
+                "'withheld.key'. Restore that key, or choose another repository."
+            )
+
+
+def stale_files(head: RemoteHead, staged: list[str]) -> list[str]:
+    """Files that an earlier publication left and this one no longer has."""
+    return sorted(path for path in head.files if _OWN_FILES.fullmatch(path) and path not in staged)

@@ -1,0 +1,144 @@
+"""A run as the repository that is published: built in a folder, whole, before anything is sent."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+from ..sequence import ForgettingLedger, LedgerError, TaskEntry
+from ..sequence.adapters import TASKS_FOLDER, check_tasks
+from ..sequence.forgetter import TRAINING_CONFIG
+from ..sequence.ledger import LEDGER_NAME
+from ..sequence.ledger_file import ledger_bytes
+from ..sequence.remote import downloaded, fetch_ledger
+from ..storage import StrPath, staged_folder
+from ..storage.hub_commit import PUBLISHED_SUFFIXES, publishable_files
+from .composite import CompositeReport, write_composite
+from .withholding import withheld_ledger, withholding_key
+
+_TASK_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, TRAINING_CONFIG)
+
+
+@dataclass(frozen=True)
+class StagedRepository:
+    """What would be published.
+
+    Attributes:
+        folder (`Path`): where it lies.
+        files (`list[str]`): everything in it, by relative path.
+        ledger ([`ForgettingLedger`]): the ledger as it would be published.
+        composite ([`CompositeReport`]): how the adapter of all tasks together came about.
+    """
+
+    folder: Path
+    files: list[str]
+    ledger: ForgettingLedger
+    composite: CompositeReport
+
+
+def stage_repository(
+    folder: StrPath,
+    out: StrPath,
+    repo_id: str | None = None,
+    *,
+    withhold_classes: bool = False,
+    max_rank: int | None = None,
+    dataset: str | None = None,
+    license: str | None = None,
+) -> StagedRepository:
+    """
+    Write everything that [`push_to_hub`] would publish of a run to a folder.
+
+    `README.md`, `forgetting.json`, the adapter of all tasks together, one of each task in effect, and pictures. Only
+    what the ledger vouches for is taken over, after its hashes were checked. The same run gives the same bytes.
+
+    Args:
+        folder (`str` or `os.PathLike`): a folder with `forgetting.json`.
+        out (`str` or `os.PathLike`): the folder to make; one that holds files is refused.
+        repo_id (`str`, *optional*): the repository's name, for the card.
+        withhold_classes (`bool`, *optional*, defaults to `False`): as in [`push_to_hub`].
+        max_rank (`int`, *optional*): as in [`push_to_hub`].
+        dataset (`str`, *optional*): the Hub id of the data, for the card.
+        license (`str`, *optional*): the license of the base model, for the card.
+
+    Returns:
+        [`StagedRepository`]: what was written.
+
+    Raises:
+        LedgerError: if there is no ledger, a file is missing or differs from its hash, or the ledger lists files of
+            other kinds than a task has. Nothing is written then.
+        ValueError: if `out` holds files.
+        OSError: if a file could not be written.
+    """
+    # Drawing takes a second to import; whoever only loads or merges needs none of it.
+    from .card import build_card
+    from .figures import draw_figures
+
+    ledger = ForgettingLedger.load(folder)
+    check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
+    files = [name for entry in ledger.active_tasks for name in _checked_files(entry)]
+    out = Path(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"'{out}' holds files; expected a folder to be made. Choose another one.")
+    with staged_folder(out) as staged:
+        for name in files:
+            target = staged / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder, name), target)
+        composite = write_composite(ledger, staged, max_rank=max_rank)
+        if withhold_classes:
+            with ledger.lock():
+                key = withholding_key(folder, create=True)
+            published = withheld_ledger(ledger, key, staged)
+            (staged / LEDGER_NAME).write_bytes(ledger_bytes(published.to_dict()))
+        else:
+            shutil.copyfile(ledger.path, staged / LEDGER_NAME)
+        published = ForgettingLedger.load(staged)
+        figures = draw_figures(published, staged)
+        card = build_card(
+            published,
+            repo_id=repo_id,
+            composite=composite,
+            figures=figures,
+            withheld=withhold_classes,
+            dataset=dataset,
+            license=license,
+        )
+        card.save(staged / "README.md")
+    return StagedRepository(out, publishable_files(out), ForgettingLedger.load(out), composite)
+
+
+def fetch_repository(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """
+    Download all that was published of a run, for [`verify_repository`]; [`fetch_sequence`] brings what loading needs.
+
+    Args:
+        repo_id (`str`): `"organisation/name"`.
+        revision (`str`, *optional*): branch, tag or commit; by default the main branch.
+        token (`str`, *optional*): by default the one of `hf auth login`.
+
+    Returns:
+        `pathlib.Path`: the snapshot in the Hugging Face cache.
+
+    Raises:
+        LedgerError, ValueError, HfHubHTTPError: as [`fetch_sequence`].
+    """
+    commit = fetch_ledger(repo_id, revision=revision, token=token).folder.name
+    patterns = [f"*{suffix}" for suffix in PUBLISHED_SUFFIXES]
+    return Path(
+        downloaded(lambda: snapshot_download(repo_id, revision=commit, token=token, allow_patterns=patterns), repo_id)
+    )
+
+
+def _checked_files(entry: TaskEntry) -> list[str]:
+    """The files of a task, none of which is of another kind than a task has."""
+    known = {f"{TASKS_FOLDER}/{entry.name}/{name}" for name in _TASK_FILES}
+    if odd := sorted(set(entry.files) - known):
+        raise LedgerError(
+            f"the ledger lists {odd} under {entry.name}; only {sorted(known)} are published. Nothing was written."
+        )
+    return sorted(entry.files)

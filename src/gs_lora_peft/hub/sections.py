@@ -1,0 +1,183 @@
+"""What a card says of each task: tables and sentences, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..sequence import TaskEntry
+from .labels import shortened_names
+from .markdown import escape, percent, table, task_ranges
+from .scored import revoked_since, scored_last
+
+_MEASURED_ON = {
+    "test": "the `test` split of the data, which was not trained on",
+    "validation": "the `validation` split of the data, which was not trained on",
+    "eval_dataset": "a data set of its own, given for scoring alone",
+    "train": "**the training data itself**, for want of other: they say nothing about samples not seen in training",
+}
+
+
+def requests(entries: Sequence[TaskEntry], *, withheld: bool) -> str:
+    """What was asked and when."""
+    rows = []
+    for entry in entries:
+        status = "in effect"
+        if entry.status == "revoked":
+            status = f"revoked {_moment((entry.revocation or {}).get('revoked_at'))}"
+        asked = _moment(entry.request.get("requested_at"))
+        rows.append([entry.name, _classes(entry, withheld), asked, _moment(entry.finished_at), status])
+    return table(["Task", "To forget", "Asked", "Done", "Status"], rows)
+
+
+def _classes(entry: TaskEntry, withheld: bool) -> str:
+    if withheld or entry.classes is None:
+        digest = entry.request.get("digest")
+        return f"withheld ({escape(digest[:24])}…)" if isinstance(digest, str) else "withheld"
+    return ", ".join(map(escape, entry.class_names or [f"class {class_id}" for class_id in entry.classes]))
+
+
+def _moment(text: Any) -> str:
+    return escape(text[:16].replace("T", " ")) + " UTC" if isinstance(text, str) else "–"
+
+
+def scores(entries: Sequence[TaskEntry]) -> str:
+    """Accuracies of each task before and after, in percent."""
+    header = ["Task", "Acc_f before", "Acc_f", "Acc_r base", "Acc_r before", "Acc_r", "Acc_o before", "Acc_o", "H"]
+    rows = []
+    for entry in entries:
+        base, before, after = (entry.scores.get(when, {}) for when in ("base", "before", "after"))
+        values = (
+            before.get("acc_forget"),
+            after.get("acc_forget"),
+            base.get("acc_retain"),
+            before.get("acc_retain"),
+            after.get("acc_retain"),
+            before.get("acc_old"),
+            after.get("acc_old"),
+            after.get("h_mean"),
+        )
+        star = "\\*" if entry.status == "revoked" or revoked_since(entry, entries) else ""
+        rows.append([entry.name + star, *map(percent, values), f"{len(_active(entry))} of {_total(entry)}"])
+    return table([*header, "active groups"], rows)
+
+
+def base_accuracy(entries: Sequence[TaskEntry]) -> str | None:
+    """The share of all evaluation samples that the base model gets right, in percent."""
+    values = [entry.scores["base"]["acc_all"] for entry in entries if "acc_all" in entry.scores.get("base", {})]
+    return percent(values[-1]) if values else None
+
+
+def groups(entries: Sequence[TaskEntry], *, withheld: bool) -> str:
+    """Which groups each task changes, and how it was trained."""
+    names = list(dict.fromkeys(name for entry in entries for name in (*_active(entry), *entry.groups.get("zero", []))))
+    prefix, labels = shortened_names(names, longest=10**6)
+    label_of = dict(zip(names, labels, strict=True))
+    header = ["Task", f"Active groups (of {escape(prefix)})" if prefix else "Active groups"]
+    counts = {} if withheld else {"Steps": "steps", "Samples to forget": "forget", "Samples to keep": "retain"}
+    rows = []
+    for entry in entries:
+        which = ", ".join(escape(label_of[name]) for name in _active(entry)) or "none: the adapter changes nothing"
+        rows.append([entry.name, which, *(escape(entry.sizes.get(name, "–")) for name in counts.values())])
+    return table([*header, *counts], rows)
+
+
+def _active(entry: TaskEntry) -> list[str]:
+    return entry.groups.get("active", [])
+
+
+def _total(entry: TaskEntry) -> str:
+    return str(entry.groups.get("total", "–"))
+
+
+def revocations(entries: Sequence[TaskEntry]) -> str:
+    """What taking tasks back did; empty where that was not measured."""
+    rows = []
+    for entry in entries:
+        before, after = ((entry.revocation or {}).get(f"scores_{when}") or {} for when in ("before", "after"))
+        names = ("acc_revoked", "acc_still_forgotten", "acc_retain")
+        if before or after:
+            rows.append([entry.name, *(f"{percent(before.get(name))} → {percent(after.get(name))}" for name in names)])
+    return table(["Revoked", "Its classes", "Classes still forgotten", "Kept classes"], rows) if rows else ""
+
+
+def present_state(entries: Sequence[TaskEntry]) -> str:
+    """Which of the scores are those of the adapter in the root of the repository."""
+    last = scored_last(entries)
+    if last is None:
+        return ""
+    if last.status != "revoked":
+        where = f"The row of {last.name} is" if last.scores.get("after") else "There are no scores of"
+        return f"{where} the adapter in the root of this repository, which holds all tasks in effect."
+    if (last.revocation or {}).get("scores_after"):
+        return f"The adapter in the root of this repository was last scored when {last.name} was revoked, see below."
+    return f"The adapter in the root of this repository was not scored after {last.name} was revoked."
+
+
+def outdated(entries: Sequence[TaskEntry]) -> str:
+    """What the stars in the table of scores mean; empty where there is none."""
+    revoked = [entry.name for entry in entries if entry.status == "revoked"]
+    stale = [entry.name for entry in entries if entry.status != "revoked" and revoked_since(entry, entries)]
+    text = f"\\* {task_ranges(revoked)}: revoked; these are the scores from before." if revoked else ""
+    if stale:
+        text += f" {task_ranges(stale)}: scored while a task that has been revoked since was in effect."
+    return text.strip()
+
+
+def measured_on(entries: Sequence[TaskEntry]) -> list[str]:
+    """On which data the scores were measured, and which tasks have none."""
+    lines = []
+    scored = [entry for entry in entries if entry.scores.get("after")]
+    for data, names in _by_value(scored, lambda entry: entry.scores.get("data")):
+        what = _MEASURED_ON.get(data, f"`{data}`" if isinstance(data, str) else "data that the ledger does not name")
+        lines.append(f"The scores of {task_ranges(names)} were measured on {what}.")
+    if missing := [entry.name for entry in entries if not entry.scores.get("after")]:
+        lines.append(f"The ledger holds no scores of {task_ranges(missing)}.")
+    return lines
+
+
+def settings(entries: Sequence[TaskEntry]) -> str:
+    """Adapter, training and data settings; where tasks differ, each value with its tasks."""
+    return _values(["Setting", "Value"], entries, lambda entry: dict(_flat(entry.settings)))
+
+
+def versions(entries: Sequence[TaskEntry]) -> str:
+    """Versions of what computed; where tasks differ, each with its tasks."""
+    return _values(["Library", "Version"], entries, lambda entry: entry.versions)
+
+
+def _values(header: list[str], entries: Sequence[TaskEntry], of: Callable[[TaskEntry], Mapping[str, Any]]) -> str:
+    rows = []
+    for key in dict.fromkeys(key for entry in entries for key in of(entry)):
+        values = _by_value(entries, lambda entry, key=key: of(entry).get(key))  # type: ignore[misc]
+        texts = [_plain(value) + (f" ({task_ranges(names)})" if len(values) > 1 else "") for value, names in values]
+        rows.append([escape(key), "; ".join(texts)])
+    return table(header, rows) if rows else "Not recorded."
+
+
+def _by_value(entries: Sequence[TaskEntry], of: Callable[[TaskEntry], Any]) -> list[tuple[Any, list[str]]]:
+    """The values that tasks have, in order of appearance, each with the names of its tasks."""
+    found: list[tuple[Any, list[str]]] = []
+    for entry in entries:
+        value = of(entry)
+        names = next((names for other, names in found if other == value), None)
+        if names is None:
+            found.append((value, names := []))
+        names.append(entry.name)
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plain(value: Any) -> str:
+    return (
+        "–"
+        if value is None or value == {}
+        else escape(", ".join(map(str, value)) if isinstance(value, list) else value)
+    )

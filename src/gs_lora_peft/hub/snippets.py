@@ -1,0 +1,54 @@
+"""Code that loads what was published, as the card shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_UNKNOWN_BASE = "path/to/the/base/model"
+
+
+def stock_peft(base: Mapping[str, Any], repo: str) -> str:
+    """All requests in effect, by PEFT alone."""
+    return _code(
+        "from peft import PeftModel",
+        base,
+        f"model = PeftModel.from_pretrained(base_model, {_text(repo)}).eval()",
+    )
+
+
+def stock_transformers(base: Mapping[str, Any], repo: str) -> str:
+    """The same by transformers' own `load_adapter`."""
+    return _code(None, base, f"base_model.load_adapter({_text(repo)})")
+
+
+def stock_pipeline(pipeline_tag: str, repo: str) -> str:
+    """The same as a pipeline."""
+    return f"from transformers import pipeline\n\npipe = pipeline({_text(pipeline_tag)}, {_text(repo)})"
+
+
+def this_package(base: Mapping[str, Any], repo: str, *, first: bool) -> str:
+    """The first request alone, or all of them, checked against the ledger."""
+    tasks = ", tasks=1" if first else ""
+    load = f"model = load_forgotten(base_model, {_text(repo)}{tasks})"
+    return _code("from gs_lora_peft import load_forgotten", base, load)
+
+
+def _code(first: str | None, base: Mapping[str, Any], last: str) -> str:
+    import transformers
+
+    name = base.get("model_class") or ""
+    model_class = name if name.isidentifier() else "BaseModel"
+    known = hasattr(transformers, model_class)
+    imports = (
+        f"from transformers import {model_class}" if known else f"# Import {model_class} from where it is defined."
+    )
+    weights = _text(base.get("name_or_path") or _UNKNOWN_BASE)
+    revision = f", revision={_text(base['revision'])}" if base.get("revision") else ""
+    load = f"base_model = {model_class}.from_pretrained({weights}{revision})"
+    return "\n".join([*([first] if first else []), imports, "", load, last])
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,200 @@
+"""Is a repository what its ledger says? Hashes, files that nobody vouches for, and the sum in the root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+import torch
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from transformers import PreTrainedModel
+
+from ..sequence import ForgettingLedger, LedgerError, model_identity
+from ..sequence.adapters import TASKS_FOLDER, TaskAdapter, check_adapters, read_adapter, read_adapters
+from ..sequence.ledger import LEDGER_NAME, LOCK_NAME
+from ..sequence.loading import refuse_adapters
+from ..storage import StrPath, content_problem, safe_join
+from .base import load_base_model
+from .composite import Pair, recompressed_pair, relative_difference, summed_pair
+
+TOLERANCE = 1e-6
+_PICTURES = "figures"
+_CARD_NAME = "README.md"
+_ROOT_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
+_OTHER_FILES = {*_ROOT_FILES, _CARD_NAME, LEDGER_NAME, LOCK_NAME, ".gitattributes"}
+# git and the Hub's client keep their books beside the files.
+_BOOKS = (".git", ".cache")
+
+
+@dataclass
+class VerifyReport:
+    """What was looked at, and what was found.
+
+    Attributes:
+        tasks (`list[str]`): the tasks in effect.
+        files (`list[str]`): the files that were compared with the hashes in the ledger.
+        root_checked (`bool`): whether the adapter in the root was compared with the sum of the tasks.
+        base_checked (`bool`): whether a base model was compared with the ledger's fingerprint.
+        recompressed (`list[str]`): modules in which the adapter in the root is not the sum, but its best
+            approximation of that rank.
+        relative_error (`float`): the largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) of a module in the root.
+        problems (`list[str]`): what is wrong; empty if nothing is.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    root_checked: bool = False
+    base_checked: bool = False
+    recompressed: list[str] = field(default_factory=list)
+    relative_error: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+def verify_repository(
+    folder: StrPath,
+    base_model: PreTrainedModel | StrPath | None = None,
+    *,
+    token: str | bool | None = None,
+) -> VerifyReport:
+    """
+    Check a repository that [`push_to_hub`] or [`stage_repository`] made, or the folder of a run.
+
+    - The ledger: its digest, and all else that [`ForgettingLedger.load`] checks.
+    - The files of the tasks in effect: there, and with the hashes that the ledger has.
+    - Files that the ledger does not vouch for: below `tasks/`, and in a repository anywhere; card and pictures may be
+      there. (A run keeps working files and logs beside its ledger.)
+    - The adapter in the root of a repository: the sum of the tasks to within 1e-6. Where its rank is too small for
+      that (`max_rank`), it must be the best approximation of that rank; the report has the error.
+    - With `base_model`: the fingerprint of its weights, and whether the adapters fit it.
+
+    A ledger's digest shows accidents and careless edits. Whoever can write to a repository can replace everything in
+    it, so that only the commit tells whether it is the one you trust.
+
+    Args:
+        folder (`str` or `os.PathLike`): a local folder; [`fetch_repository`] downloads one.
+        base_model (`transformers.PreTrainedModel`, `str` or `os.PathLike`, *optional*): the bare model that the tasks
+            rest on, which is not changed; or where to load it from, a folder or a Hub id.
+        token (`str`, *optional*): for a base model on the Hub; by default the one of `hf auth login`.
+
+    Returns:
+        [`VerifyReport`]: `problems` is empty if all is well. Whatever is wrong in the folder is reported there, not
+        raised.
+
+    Raises:
+        ValueError, OSError: if `base_model` holds adapters or cannot be loaded.
+    """
+    if isinstance(base_model, PreTrainedModel):
+        refuse_adapters(base_model)
+    folder, report = Path(folder), VerifyReport()
+    try:
+        ledger = ForgettingLedger.load(folder)
+    except LedgerError as error:
+        report.problems.append(str(error))
+        return report
+    report.tasks = [entry.name for entry in ledger.active_tasks]
+    _check_files(ledger, report)
+    adapters, root = None, None
+    if not report.problems:
+        with _noted(report):
+            adapters = read_adapters(ledger)
+    is_repository = _is_repository(folder)
+    report.problems += [f"{name}: the ledger does not vouch for it" for name in _unlisted(ledger, is_repository)]
+    if is_repository:
+        with _noted(report):
+            root = _read_root(folder)
+    if root is not None and adapters is not None:
+        _compare(root, adapters, report)
+    if base_model is not None:
+        model = base_model
+        if not isinstance(model, PreTrainedModel):
+            model = load_base_model(ledger, model, token=token)
+        with _noted(report):
+            report.base_checked = True
+            ledger.check_base(model_identity(model))
+            check_adapters(model, [*(adapters or []), *([root] if root else [])])
+    return report
+
+
+@contextmanager
+def _noted(report: VerifyReport) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        report.problems.append(str(error))
+
+
+def _check_files(ledger: ForgettingLedger, report: VerifyReport) -> None:
+    for name, digest in ((name, digest) for entry in ledger.active_tasks for name, digest in entry.files.items()):
+        report.files.append(name)
+        if problem := content_problem(safe_join(ledger.folder, name), digest):
+            report.problems.append(f"{name}: {problem}")
+
+
+def _is_repository(folder: Path) -> bool:
+    """Whether it is something that was published, and no run: those have no root adapter."""
+    has_root = any(os.path.lexists(folder / name) for name in _ROOT_FILES)
+    return has_root or (os.path.lexists(folder / _CARD_NAME) and not os.path.lexists(folder / LOCK_NAME))
+
+
+def _unlisted(ledger: ForgettingLedger, is_repository: bool) -> list[str]:
+    listed = {name for entry in ledger.tasks for name in entry.files}
+    found = []
+    for parent, folders, names in os.walk(ledger.folder if is_repository else ledger.folder / TASKS_FOLDER):
+        inside = Path(parent).relative_to(ledger.folder)
+        if inside == Path():
+            folders[:] = [name for name in folders if name not in _BOOKS]
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        found += [(inside / name).as_posix() for name in (*names, *links)]
+    return sorted(name for name in found if name not in listed | _OTHER_FILES and not _is_picture(PurePosixPath(name)))
+
+
+def _is_picture(path: PurePosixPath) -> bool:
+    return path.parent == PurePosixPath(_PICTURES) and path.suffix == ".png"
+
+
+def _read_root(folder: Path) -> TaskAdapter:
+    for name in _ROOT_FILES:
+        if not safe_join(folder, name).exists():
+            raise LedgerError(f"{name}: it is missing; expected an adapter of all tasks in the root of the repository")
+    root = replace(read_adapter(folder), name="the root")
+    if left_out := [path for path in root.pairs if not check_target_module_exists(root.config, path)]:
+        raise LedgerError(f"{CONFIG_NAME}: its target_modules leave out {left_out[0]!r}, for which there are weights")
+    return root
+
+
+@torch.no_grad()
+def _compare(root: TaskAdapter, adapters: Sequence[TaskAdapter], report: VerifyReport) -> None:
+    """Compares the adapter in the root with the sum of the tasks, module by module."""
+    report.root_checked = True
+    for path in sorted({*root.pairs, *(path for adapter in adapters for path in adapter.pairs)}):
+        expected = summed_pair(adapters, path)
+        found = summed_pair([root], path)
+        if expected is None or found is None:
+            error = 0.0 if expected is found else 1.0
+        elif _is_same(found, expected, root.pairs[path][1].dtype):
+            error = 0.0
+        else:
+            error = relative_difference(found, expected)
+        report.relative_error = max(report.relative_error, error)
+        if error <= TOLERANCE:
+            continue
+        if expected and found and len(found[0]) < len(expected[0]) and error <= _best_error(expected, len(found[0])):
+            report.recompressed.append(path)
+            continue
+        report.problems.append(
+            f"{SAFETENSORS_WEIGHTS_NAME}: on {path!r} the adapter in the root is not the sum of the tasks (relative "
+            f"error {error:.1e}). Publish the run again."
+        )
+
+
+def _is_same(found: Pair, expected: Pair, dtype: torch.dtype) -> bool:
+    """Whether the root has the very matrices, rounded to the type that it stores."""
+    return torch.equal(found[0], expected[0]) and torch.equal(found[1].to(dtype), expected[1].to(dtype))
+
+
+def _best_error(pair: Pair, rank: int) -> float:
+    return recompressed_pair(pair, rank)[1] * 1.001 + TOLERANCE

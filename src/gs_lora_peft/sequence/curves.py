@@ -1,0 +1,62 @@
+"""How a training went, as the ledger records it: enough to draw it, little enough for a hundred tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ..training import GSLoraTrainer
+
+CURVE_NAMES = ("epoch", "retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy", "active_groups")
+MAX_CURVE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What is left of the training of one task, besides its adapter.
+
+    Args:
+        groups (`dict`): As in [`TaskEntry`].
+        steps (`int`): Optimizer steps.
+        curves (`dict[str, list[float]]`, *optional*): See [`training_curves`].
+    """
+
+    groups: dict[str, Any]
+    steps: int
+    curves: dict[str, list[float]] | None
+
+    @classmethod
+    def of(cls, trainer: GSLoraTrainer) -> TrainingRecord:
+        """The record of a trainer that has finished (one host synchronisation for the groups and one for norms)."""
+        groups = trainer.groups
+        norms = dict(zip(groups.names, groups.norms().tolist(), strict=True))
+        state = trainer.state
+        return cls({**groups.state(), "norms": norms}, state.global_step, training_curves(state.log_history))
+
+
+def training_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]] | None:
+    """The logged losses, accuracies and active groups of a training.
+
+    Args:
+        log_history (`Sequence[Mapping]`): What the trainer logged (`trainer.state.log_history`).
+
+    Returns:
+        `dict[str, list[float]]` or `None`: `epoch` and, at each of these moments, the means since the one before:
+        `retain_loss` and `forget_loss` in nats, `retain_accuracy` and `forget_accuracy` in [0, 1]; and the number of
+        `active_groups`. At most 100 evenly spread points, the first and the last among them, to six digits. `None`
+        where nothing was logged.
+    """
+    rows = [[row[name] for name in CURVE_NAMES] for row in log_history if all(name in row for name in CURVE_NAMES)]
+    rows = [row for row in rows if all(map(math.isfinite, row))]
+    if not rows:
+        return None
+    picked = np.unique(np.linspace(0, len(rows) - 1, MAX_CURVE_POINTS).round().astype(int))
+    columns = zip(*(rows[index] for index in picked), strict=True)
+    return {
+        name: [float(f"{value:.6g}") for value in column] for name, column in zip(CURVE_NAMES, columns, strict=True)
+    }

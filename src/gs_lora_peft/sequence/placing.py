@@ -1,0 +1,82 @@
+"""Putting a run that was fetched into a folder, in which it may be there already."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..storage import content_problem, safe_join, staged_folder, write_bytes_atomic
+from .adapters import TASKS_FOLDER, task_folder
+from .entry import TaskEntry
+from .history import history_problem, is_withheld
+from .ledger import LEDGER_NAME, ForgettingLedger
+from .plain import LedgerError
+
+
+def place_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: Path, repo_id: str) -> None:
+    """Puts some tasks of a run, and its ledger, into a folder that is missing, empty, or holds another state of it.
+
+    Args:
+        ledger ([`ForgettingLedger`]): the published run; its files were checked.
+        entries (`Sequence[TaskEntry]`): the tasks.
+        target (`Path`): the folder. A run in it that is ahead stays as it is, and files that it lacks are added.
+        repo_id (`str`): the repository, for messages.
+
+    Raises:
+        LedgerError: `target` holds a run that went another way, or names classes that the published one withholds.
+        ValueError: it holds something else.
+        OSError: a file cannot be written.
+    """
+    if not Path(target, LEDGER_NAME).exists():
+        if target.is_dir() and any(target.iterdir()):
+            raise ValueError(
+                f"'{target}' holds files, but no ledger; expected an empty folder, a new one, or a run. Choose "
+                "another folder."
+            )
+        with staged_folder(target) as staged:
+            for entry in entries:
+                _copy_task(ledger, entry, task_folder(staged, entry.name))
+            shutil.copyfile(ledger.path, staged / LEDGER_NAME)
+        return
+    own = load_run(target)
+    with own.lock():
+        own.check_unchanged()
+        is_ahead = history_problem(ledger, own) is None
+        problem = history_problem(own, ledger)
+        if problem and not is_ahead:
+            raise LedgerError(
+                f"the run in '{target}' and the one published in {repo_id!r} went separate ways: of the published "
+                f"one, {problem}. Fetch it to another folder, and carry out there what is missing."
+            )
+        knows_more = is_withheld(ledger) and not is_withheld(own)
+        if knows_more and not is_ahead:
+            raise LedgerError(
+                f"the ledger of {repo_id!r} withholds its classes and goes beyond the one in '{target}', which names "
+                "them. Fetch it to another folder."
+            )
+        for entry in entries:
+            _add_task(ledger, entry, target)
+        if problem is None and not knows_more:
+            write_bytes_atomic(own.path, ledger.path.read_bytes())
+
+
+def _add_task(ledger: ForgettingLedger, entry: TaskEntry, target: Path) -> None:
+    folder = safe_join(target, f"{TASKS_FOLDER}/{entry.name}")
+    if any(content_problem(target / name, digest) for name, digest in entry.files.items()):
+        with staged_folder(folder) as staged:
+            _copy_task(ledger, entry, staged)
+
+
+def _copy_task(ledger: ForgettingLedger, entry: TaskEntry, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in entry.files:
+        shutil.copyfile(ledger.folder / name, folder / Path(name).name)
+
+
+def load_run(folder: Path) -> ForgettingLedger:
+    """The ledger in a folder that a run is to be put into."""
+    try:
+        return ForgettingLedger.load(folder)
+    except LedgerError as error:
+        raise LedgerError(f"nothing was put into '{folder}': {error}") from None

@@ -1,0 +1,215 @@
+"""Getting a published sequence from the Hub: the ledger first, then only what it vouches for."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from ..storage import StrPath, safe_join
+from ..storage.hub_calls import call_hub, checked_repo_id
+from .adapters import MAX_CONFIG_BYTES, TASKS_FOLDER
+from .entry import TaskEntry
+from .history import is_withheld
+from .ledger import LEDGER_NAME, ForgettingLedger
+from .ledger_file import MAX_LEDGER_BYTES
+from .placing import load_run, place_run
+from .plain import LedgerError
+
+Downloaded = TypeVar("Downloaded")
+
+
+def fetch_sequence(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_dir: StrPath | None = None,
+    tasks: int | Sequence[str] | None = None,
+) -> Path:
+    """
+    Download a published run: its ledger, and the files of its tasks that the ledger lists. Nothing else is fetched.
+
+    What is in the Hugging Face cache is not downloaded again, and is enough when offline (`HF_HUB_OFFLINE=1`).
+
+    Args:
+        repo_id (`str`): `"organisation/name"`, as given to [`push_to_hub`].
+        revision (`str`, *optional*): branch, tag or commit; by default the main branch.
+        token (`str`, *optional*): by default the one of `hf auth login`; needed for private repositories.
+        local_dir (`str` or `os.PathLike`, *optional*):
+            Folder that is to hold the run, so that it can be continued. Made if missing. One that holds the same run
+            gets what it lacks; a run that is ahead of the published one is left as it is. Hashes are checked first,
+            and a failure leaves the folder as it was. By default the files stay in the Hugging Face cache.
+        tasks (`int` or list of `str`, *optional*): as in [`load_forgotten`]; by default all tasks in effect.
+
+    Returns:
+        `pathlib.Path`: a folder that [`ForgettingLedger.load`] and [`load_forgotten`] take.
+
+    Raises:
+        LedgerError: if the repository has no ledger, one that is damaged, edited or of a newer schema, or one that
+            lists files that are no part of a task; if a task does not exist; if `local_dir` holds another run; or if
+            files for `local_dir` are missing or differ from their recorded hashes.
+        ValueError: if the repository or revision does not exist or is out of reach, or `local_dir` holds something
+            other than a run.
+        huggingface_hub.errors.HfHubHTTPError, OSError: if the Hub is busy for too long, or a file cannot be written.
+    """
+    ledger = fetch_ledger(repo_id, revision=revision, token=token)
+    entries = ledger.select(tasks)
+    _fetch_files(repo_id, ledger, entries, token)
+    if local_dir is None:
+        return ledger.folder
+    ledger.check_files([entry.name for entry in entries])
+    target = Path(os.path.abspath(local_dir))
+    place_run(ledger, entries, target, repo_id)
+    return target
+
+
+def fetch_ledger(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> ForgettingLedger:
+    """The ledger of a published run, read from the Hugging Face cache after it was brought up to date.
+
+    Returns:
+        [`ForgettingLedger`]: its `folder` is the cached snapshot, whose name is the commit.
+
+    Raises:
+        LedgerError, ValueError, HfHubHTTPError: as [`fetch_sequence`].
+    """
+    checked_repo_id(repo_id)
+
+    def download() -> ForgettingLedger:
+        known = hf_hub_download(repo_id, LEDGER_NAME, revision=revision, token=token, dry_run=True)
+        if known.file_size is not None and known.file_size > MAX_LEDGER_BYTES:
+            raise LedgerError(
+                f"{LEDGER_NAME} in the repository {repo_id!r} has {known.file_size} bytes; a ledger has at most "
+                f"{MAX_LEDGER_BYTES}. It is not downloaded, for it cannot be genuine."
+            )
+        path = Path(hf_hub_download(repo_id, LEDGER_NAME, revision=revision, token=token))
+        with _not_kept([] if known.is_cached else [path]):
+            return ForgettingLedger.load(path.parent)
+
+    return downloaded(download, repo_id)
+
+
+def fetch_to_continue(
+    repo_id: str, folder: StrPath | None, *, revision: str | None = None, token: str | bool | None = None
+) -> Path:
+    """Brings a published run into a folder in which requests can be added to it.
+
+    Args:
+        repo_id (`str`): the repository.
+        folder (`str` or `os.PathLike`, *optional*): as `local_dir` of [`fetch_sequence`]; by default the last part of
+            the repository's name, in the working directory.
+
+    Raises:
+        LedgerError: also if the published ledger withholds classes, unless `folder` has all of them.
+        ValueError, HfHubHTTPError, OSError: as [`fetch_sequence`].
+    """
+    target = Path(folder if folder is not None else checked_repo_id(repo_id).rpartition("/")[2])
+    published = fetch_ledger(repo_id, revision=revision, token=token)
+    if is_withheld(published) and not (Path(target, LEDGER_NAME).exists() and not is_withheld(load_run(target))):
+        raise LedgerError(
+            f"the ledger of {repo_id!r} withholds which classes were forgotten, so that they cannot be kept out of "
+            "the training and would be learned again. Continue in the folder of the original run, which has the full "
+            "ledger."
+        )
+    return fetch_sequence(repo_id, revision=revision, token=token, local_dir=target)
+
+
+def sequence_folder(
+    repo_or_folder: StrPath,
+    *,
+    tasks: int | Sequence[str] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> StrPath:
+    """The folder of a run: the given one, or the cached files of a repository. A folder that exists wins.
+
+    Raises:
+        LedgerError, ValueError, HfHubHTTPError: as [`fetch_sequence`].
+    """
+    return folder_or_fetched(
+        repo_or_folder, lambda repo_id: fetch_sequence(repo_id, revision=revision, token=token, tasks=tasks)
+    )
+
+
+def folder_or_fetched(repo_or_folder: StrPath, fetch: Callable[[str], Path]) -> StrPath:
+    """The folder that is given, or what `fetch` brings of a repository. A folder that exists wins."""
+    if not isinstance(repo_or_folder, str) or os.path.lexists(repo_or_folder):
+        return repo_or_folder
+    try:
+        validate_repo_id(repo_or_folder)
+    except HFValidationError:
+        return repo_or_folder  # a path to nothing, which is for the ledger to say
+    try:
+        return fetch(repo_or_folder)
+    except LedgerError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{repo_or_folder!r} is no folder here, and {error}") from error
+
+
+def _fetch_files(
+    repo_id: str, ledger: ForgettingLedger, entries: Sequence[TaskEntry], token: str | bool | None
+) -> None:
+    """Downloads the files of some tasks next to a cached ledger."""
+    names = [name for entry in entries for name in _checked_files(entry, repo_id)]
+    if names:
+        patterns = [glob.escape(name) for name in names]
+        commit, new = ledger.folder.name, [name for name in names if not (ledger.folder / name).exists()]
+        downloaded(lambda: snapshot_download(repo_id, revision=commit, token=token, allow_patterns=patterns), repo_id)
+        with _not_kept([ledger.folder / name for name in new]):
+            ledger.check_files([entry.name for entry in entries if not entry.files.keys().isdisjoint(new)])
+    for name in names:
+        path = safe_join(ledger.folder, name)
+        if name.endswith(".json") and path.exists() and path.stat().st_size > MAX_CONFIG_BYTES:
+            raise LedgerError(
+                f"{name} in the repository {repo_id!r} has {path.stat().st_size} bytes; a configuration has at most "
+                f"{MAX_CONFIG_BYTES}. It cannot be genuine; do not use this repository."
+            )
+
+
+@contextmanager
+def _not_kept(paths: Sequence[Path]) -> Iterator[None]:
+    """Takes new files out of the cache if the block finds them wrong: they would stand for the right ones for ever."""
+    try:
+        yield
+    except LedgerError:
+        for path in paths:
+            if path.is_symlink():  # to the content, which has the name that the right one would have
+                (path.parent / os.readlink(path)).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        raise
+
+
+def downloaded(download: Callable[[], Downloaded], repo_id: str) -> Downloaded:
+    """What a download returns, its errors in the words of this package; see [`call_hub`]."""
+    try:
+        return call_hub(download, repo_id)
+    except RemoteEntryNotFoundError:
+        raise LedgerError(
+            f"the repository {repo_id!r} has no {LEDGER_NAME}; expected one that push_to_hub made. Check the name, or "
+            "load a plain adapter with PeftModel.from_pretrained."
+        ) from None
+    except EntryNotFoundError as error:
+        raise LedgerError(
+            f"{repo_id!r} is no folder here, and as a repository it is not (wholly) in the cache, while the Hub "
+            f"cannot be asked ({error}). Check the path, or go online."
+        ) from error
+
+
+def _checked_files(entry: TaskEntry, repo_id: str) -> list[str]:
+    """The files of a task, all of which are JSON or safetensors in its own folder."""
+    for name in entry.files:
+        own = f"{TASKS_FOLDER}/{entry.name}/"
+        if not name.startswith(own) or "/" in name[len(own) :] or not name.endswith((".json", ".safetensors")):
+            raise LedgerError(
+                f"{entry.name} in the ledger of {repo_id!r} lists {name!r}; expected only JSON and safetensors in "
+                f"'{own}'. Nothing but the ledger was downloaded; do not use this repository."
+            )
+    return sorted(entry.files)

@@ -1,0 +1,124 @@
+"""Calls to the Hub: tried again while it is busy or out of reach; what it refuses is said in plain words."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # of whichever HTTP library the client is built on; connection errors and statuses alike
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+_BUSY = (408, 429, 500, 502, 503, 504)
+_PAUSES = (1.0, 2.0, 4.0, 8.0)
+# The client itself is patient with some calls; together with what is done here that must end at some time.
+_PATIENCE = 60.0
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+def call_hub(action: Callable[[], Result], repo_id: str) -> Result:
+    """Makes calls to the Hub, and makes them again after 1, 2, 4 and 8 s if it is busy (HTTP 408, 429, 5xx) or away.
+
+    `huggingface_hub` does so for uploads of files, but not when it creates a repository, asks for its state, commits,
+    or when an error comes in the middle of a download. Nothing is begun again more than a minute after the start.
+
+    Args:
+        action (`Callable`): what to do. It may be done several times over.
+        repo_id (`str`): the repository, for messages.
+
+    Returns:
+        what `action` returns.
+
+    Raises:
+        ValueError: if the repository or the revision does not exist, or the token does not allow it.
+        huggingface_hub.errors.HfHubHTTPError: any other refusal, and a Hub that is still busy at the end.
+    """
+    start = time.monotonic()
+    pauses = iter(_PAUSES)
+    while True:
+        try:
+            return action()
+        except HTTPError as error:
+            status = status_of(error)
+            pause = next(pauses, None)
+            if (status is not None and status not in _BUSY) or pause is None:
+                if refusal := _refusal(error, status):
+                    raise ValueError(f"the repository {repo_id!r} {refusal}") from error
+                raise
+            pause = max(pause, _asked_for(error))
+            if time.monotonic() + pause > start + _PATIENCE:
+                raise
+            logger.warning("The Hub did not answer as hoped (%s); trying again in %g s.", status or error, pause)
+            time.sleep(pause)
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status an error came with; `None` if there was no answer at all."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def checked_repo_id(repo_id: Any) -> str:
+    """The name of a repository, `"name"` or `"organisation/name"`; ValueError for anything else."""
+    try:
+        if not isinstance(repo_id, str):
+            raise HFValidationError(f"it is a {type(repo_id).__name__}")
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} cannot be a repository on the Hub; expected 'name' or 'organisation/name' ({error}). "
+            "Correct it."
+        ) from None
+    return repo_id
+
+
+def writing_api(token: str | bool | None) -> HfApi:
+    """A client that has a token; ValueError if there is none, for nothing can be written without."""
+    token = get_token() if token is None or token is True else token
+    if not token:
+        raise ValueError(
+            "there is no token for the Hub, and nothing can be published without. Log in with `hf auth login`, set "
+            "HF_TOKEN, or pass `token`."
+        )
+    return HfApi(token=token, library_name="gs-lora-peft", library_version=version("gs-lora-peft"))
+
+
+def _asked_for(error: Exception) -> float:
+    """The seconds a busy server asks to be left alone."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    return float(asked) if asked.isascii() and asked.isdigit() else 0.0
+
+
+def _refusal(error: HTTPError, status: int | None) -> str | None:
+    if isinstance(error, RevisionNotFoundError):
+        said = "has no such revision. Check its name."
+    elif isinstance(error, RepositoryNotFoundError):
+        said = (
+            "does not exist on the Hub, or is private and out of your reach. Check the spelling, and log in with `hf "
+            "auth login` or pass `token`."
+        )
+    elif status == 401:
+        said = "cannot be reached, because the Hub does not know the token. Log in again with `hf auth login`."
+    elif status == 403:
+        said = (
+            "cannot be changed or read with this token. Take one that has the right to, ask the owner for it, or "
+            "choose a repository of your own."
+        )
+    else:
+        return None
+    return f"{said} The Hub says: HTTP {status}, {_last_line(error)}"
+
+
+def _last_line(error: Exception) -> str:
+    said = getattr(error, "server_message", None) or str(error)  # the latter ends with general advice
+    lines = [line for line in said.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

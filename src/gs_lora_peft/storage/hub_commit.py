@@ -1,0 +1,168 @@
+"""A folder becomes one commit on the Hub: all of it or nothing, and only kinds of files that may leave the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HTTPError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
+
+from .hub_calls import call_hub, checked_repo_id, status_of
+from .reading import StrPath, sha256_of
+
+PUBLISHED_SUFFIXES = (".safetensors", ".json", ".md", ".png")
+# What the Hub itself puts into a repository that somebody makes on its pages.
+_OF_THE_HUB = (".gitattributes", "README.md")
+
+
+@dataclass(frozen=True)
+class RemoteHead:
+    """The newest commit of a branch.
+
+    Attributes:
+        repo_id (`str`): the repository, with its owner.
+        revision (`str` or `None`): the branch; `None` is the main one.
+        sha (`str` or `None`): the commit; `None` in a repository without any.
+        files (`dict[str, RepoFile]`): its files by path.
+    """
+
+    repo_id: str
+    revision: str | None
+    sha: str | None
+    files: dict[str, RepoFile]
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nobody has put a model there yet."""
+        return all(path in _OF_THE_HUB for path in self.files)
+
+    def holds(self, folder: StrPath, removed: Iterable[str] = ()) -> bool:
+        """Whether all files of `folder` are there, byte for byte, and those of `removed` are not."""
+        return not any(path in self.files for path in removed) and all(
+            _is_same(Path(folder, name), self.files.get(name)) for name in publishable_files(folder)
+        )
+
+
+def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, private: bool = True) -> RemoteHead:
+    """Makes sure that repository and branch exist, and looks at what is there.
+
+    Args:
+        api (`HfApi`): the client, with a token.
+        repo_id (`str`): `"name"` or `"organisation/name"`.
+        revision (`str`, *optional*): a branch; made from the main one if it does not exist.
+        private (`bool`, *optional*, defaults to `True`): whether a repository that is made is private, and one that
+            exists has to be.
+
+    Raises:
+        ValueError: if the name cannot be one, the token does not allow it, or the repository is public and should not
+            be. Nothing was changed then.
+    """
+    checked_repo_id(repo_id)
+    full_id = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id).repo_id
+    info = call_hub(lambda: api.repo_info(full_id), full_id)
+    if private and not info.private:
+        raise ValueError(
+            f"the repository {full_id!r} exists and is public. Make it private, choose another one, or ask for a "
+            "public one (private=False) if everybody may read what is published."
+        )
+
+    def branch():
+        try:
+            return api.repo_info(full_id, revision=revision)
+        except RevisionNotFoundError:
+            api.create_branch(full_id, branch=str(revision), exist_ok=True)
+            return api.repo_info(full_id, revision=revision)
+
+    return _look_at(api, full_id, revision, (info if revision is None else call_hub(branch, full_id)).sha)
+
+
+def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *, removed: Iterable[str] = ()) -> str:
+    """Sends all files of a folder in one commit on top of `head`; files that are there already are not sent again.
+
+    Args:
+        api (`HfApi`): the client, with a token.
+        head ([`RemoteHead`]): what the commit is made on.
+        folder (`str` or `os.PathLike`): its files get the same names in the repository.
+        message (`str`): the first line of the commit.
+        removed (`Iterable[str]`, *optional*): files of `head` that the commit takes away.
+
+    Returns:
+        `str`: address of the commit.
+
+    Raises:
+        ValueError: if the folder holds something that must not leave the machine, the token does not allow it, or
+            somebody else has committed in the meantime. The repository is as it was then.
+        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, or is busy for too long.
+    """
+    names = publishable_files(folder)
+    removed = [path for path in removed if path in head.files]
+
+    def commit():
+        # Made anew for each attempt: the client notes in them what the Hub said the time before.
+        add = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=Path(folder, name)) for name in names]
+        delete = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in removed]
+        return api.create_commit(
+            head.repo_id,
+            [*add, *delete],
+            commit_message=message,
+            revision=head.revision,
+            parent_commit=head.sha,
+        )
+
+    try:
+        return str(call_hub(commit, head.repo_id).commit_url)
+    except HTTPError as error:
+        if status_of(error) not in (404, 412):
+            raise
+        # Perhaps the commit was made, and only the answer was lost on its way: then `head` is no longer the newest
+        # one, and what was to be removed is gone.
+        sha = call_hub(lambda: api.repo_info(head.repo_id, revision=head.revision), head.repo_id).sha
+        if _look_at(api, head.repo_id, head.revision, sha).holds(folder, removed):
+            return f"{api.endpoint}/{head.repo_id}/commit/{sha}"
+        if sha == head.sha:
+            raise
+        raise ValueError(
+            f"somebody else has committed to {head.repo_id!r} in the meantime, so that nothing was sent. Look at what "
+            "is there now, and push again."
+        ) from error
+
+
+def publishable_files(folder: StrPath) -> list[str]:
+    """All files below a folder by their relative path, sorted.
+
+    Raises:
+        ValueError: one of them is a link, or of a kind that must not leave the machine.
+    """
+    names = []
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink() or name.startswith(".") or (name in files and path.suffix not in PUBLISHED_SUFFIXES):
+                raise ValueError(
+                    f"{relative!r} is not published; expected regular files that end with "
+                    f"{', '.join(PUBLISHED_SUFFIXES)}. Take it out of '{folder}'."
+                )
+            if name in files:
+                names.append(relative)
+    return sorted(names)
+
+
+def _look_at(api: HfApi, repo_id: str, revision: str | None, sha: str | None) -> RemoteHead:
+    if sha is None:
+        return RemoteHead(repo_id, revision, None, {})
+    tree = call_hub(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=sha)), repo_id)
+    return RemoteHead(repo_id, revision, sha, {item.path: item for item in tree if isinstance(item, RepoFile)})
+
+
+def _is_same(path: Path, remote: RepoFile | None) -> bool:
+    if remote is None:
+        return False
+    if remote.lfs is not None:
+        return bool(remote.lfs.sha256 == sha256_of(path))
+    return bool(remote.blob_id == git_hash(path.read_bytes()))

@@ -1,0 +1,133 @@
+"""Publishing the adapter of a single training: plain LoRA and a card, in one commit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from transformers import Trainer
+
+from ..storage import public_name
+from ..storage.hub_calls import checked_repo_id, writing_api
+from ..storage.hub_commit import commit_folder, open_repository
+from ..tuner import LoraGroups, export_lora
+
+_OWN_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, "README.md", ".gitattributes"}
+_SCORES = ("acc_forget", "acc_retain", "acc_old", "h_mean")
+_CARD = """---
+{metadata}
+---
+
+# {title}
+
+A LoRA adapter that makes {base} forget some of its classes (GS-LoRA, https://arxiv.org/abs/2403.11530). It changes
+{active} of {total} groups of weights; all others are exactly as they were. Stock PEFT loads it:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "{repo_id}")
+```
+{scores}
+The base model together with this adapter still holds what was forgotten: take the adapter off, and it is back. Only
+the weights with the adapter merged, shared alone, do without it.
+"""
+
+
+class AdapterPublishing(Trainer):
+    """The publishing half of [`GSLoraTrainer`]."""
+
+    model: PeftModel
+    groups: LoraGroups
+    adapter_name: str
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes no repository: that is for [`~GSLoraTrainer.push_to_hub`], when there is something to publish."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Checkpoints hold pickles and stay on this machine, whatever `hub_strategy` says."""
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        *,
+        license: str | None = None,
+        dataset: str | None = None,
+        tags: str | Sequence[str] = (),
+    ) -> str | None:
+        """
+        Publish the adapter in one commit: its plain LoRA form and a card. Nothing of `output_dir` is sent.
+
+        No class is named. `--push_to_hub` publishes in the same way, when [`~Trainer.save_model`] is called. A run of
+        several requests with its ledger is published by [`gs_lora_peft.push_to_hub`] instead.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`): first line of the commit.
+            blocking (`bool`, *optional*, defaults to `True`): the only choice, an adapter being small.
+            token (`str`, *optional*): by default `args.hub_token`, else the one of `hf auth login`.
+            revision (`str`, *optional*): a branch; by default `args.hub_revision`, else the main one.
+            private (`bool`, *optional*): visibility of a repository that is made; an existing public one is refused
+                unless this is `False`. By default `args.hub_private_repo`, else private.
+            license (`str`, *optional*), dataset (`str`, *optional*), tags (`str` or list of `str`, *optional*): for
+                the card.
+
+        Returns:
+            `str` or `None`: address of the commit, in the main process.
+
+        Raises:
+            ValueError: if the repository's name (`args.hub_model_id`, else the name of `output_dir`) is malformed, it
+                is public and should not be, belongs to somebody else or holds something else, or there is no token.
+            huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, or is busy for too long.
+        """
+        if not blocking:
+            raise ValueError("blocking=False is not supported: the adapter is small. Leave `blocking` at True.")
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if not self.is_world_process_zero():
+            return None
+        repo_id = checked_repo_id(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name)
+        api = writing_api(token or self.args.hub_token)
+        private = self.args.hub_private_repo if private is None else private
+        head = open_repository(api, repo_id, revision=revision or self.args.hub_revision, private=private is not False)
+        if strange := sorted(set(head.files) - _OWN_FILES):
+            raise ValueError(
+                f"the repository {head.repo_id!r} holds files of something else ({', '.join(strange[:3])}); expected "
+                "a new one, or one with a single adapter. Choose another `hub_model_id`."
+            )
+        self.hub_model_id = head.repo_id  # type: ignore[assignment]
+        name, of_cache = public_name(getattr(self.model.config, "_name_or_path", None) or "")
+        on_hub = name if of_cache or getattr(self.model.config, "_commit_hash", None) else None
+        data = ModelCardData(
+            base_model=on_hub,
+            base_model_relation="adapter" if on_hub else None,
+            datasets=[dataset] if dataset else None,
+            library_name="peft",
+            license=license,
+            tags=["gs-lora", "unlearning", "lora", *([tags] if isinstance(tags, str) else tags)],
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            export_lora(self.model, folder, self.adapter_name, base_model_name_or_path=name)
+            ModelCard(self._card(data, head.repo_id, name)).save(Path(folder, "README.md"))
+            return commit_folder(api, head, folder, commit_message or "End of training")
+
+    def _card(self, data: ModelCardData, repo_id: str, base: str | None) -> str:
+        state = self.groups.state()
+        last = next((row for row in reversed(self.state.log_history) if "eval_acc_retain" in row), {})
+        rows = [f"| {name} | {last[f'eval_{name}']:.4f} |" for name in _SCORES if f"eval_{name}" in last]
+        table = ["", "| on the evaluation data | fraction |", "|---|---|", *rows, ""] if rows else [""]
+        return _CARD.format(
+            metadata=data.to_yaml(),
+            title=repo_id.rpartition("/")[2],
+            base=f"`{base}`" if base else "its base model",
+            active=len(state["active"]),
+            total=state["total"],
+            repo_id=repo_id,
+            scores="\n".join(table),
+        )

@@ -1,0 +1,438 @@
+"""The card of a published run: what the Hub reads of it, what people read, and that its code works."""
+
+import re
+import shutil
+
+import card_cases as cases
+import hub_cases
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from gs_lora_peft.hub import stage_repository
+from gs_lora_peft.hub.card import build_card
+from gs_lora_peft.hub.composite import CompositeReport
+from gs_lora_peft.hub.markdown import escape, table, task_ranges
+
+REPO = "me/forgotten"
+EXACT = CompositeReport(rank=8, recompressed=[], relative_error=0.0)
+
+
+def text_of(card):
+    """What people read, on one line, without what the Hub reads."""
+    return " ".join(card.text.split())
+
+
+def blocks_of(card):
+    """The code that the card shows."""
+    return [token.content for token in MarkdownIt("commonmark").parse(card.text) if token.info == "python"]
+
+
+def rows_of(card, first):
+    """The rows of the table whose header begins like this, by their first cell."""
+    lines = card.text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    cells = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        cells.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return {row[0]: row[1:] for row in cells}
+
+
+@pytest.fixture
+def publish(base, first_task, finished, tmp_path, monkeypatch):
+    """Stages a run; base and repository become folders of the current one that are named as on the Hub."""
+    # The runs must be there before: in a folder that holds the base, its name would be taken for a path.
+    shutil.copytree(base, tmp_path / hub_cases.BASE_ID)
+    monkeypatch.chdir(tmp_path)
+
+    def stage(run, repo_id=REPO):
+        stage_repository(run, tmp_path / REPO, repo_id)
+        return ModelCard.load(tmp_path / REPO / "README.md")
+
+    return stage
+
+
+def executed(code):
+    """The names that a piece of code leaves behind."""
+    names = {}
+    exec(code, names)
+    return names
+
+
+# What the Hub reads
+
+
+def test_metadata_round_trip():
+    """The Hub's own library reads back what was written, and every field that the Hub knows is there."""
+    card = build_card(cases.run(3), repo_id=REPO, composite=EXACT, dataset="org/data", license="cc-by-4.0")
+    again = ModelCard(str(card))
+    assert again.data.to_dict() == card.data.to_dict()
+    data = again.data.to_dict()
+    results = data.pop("model-index")
+    assert data == {
+        "base_model": "org/base",
+        "base_model_relation": "adapter",
+        "datasets": ["org/data"],
+        "library_name": "peft",
+        "license": "cc-by-4.0",
+        "metrics": ["accuracy"],
+        "pipeline_tag": "image-classification",
+        "tags": ["gs-lora", "unlearning", "continual-forgetting", "lora"],
+    }
+    name, flat = model_index_to_eval_results(results)
+    assert name == "forgotten"
+    assert flat == card.data.eval_results
+
+
+def test_one_result_for_each_task_and_split():
+    """The model index has a result for every task and every scored set of classes, with the ledger's numbers."""
+    (index,) = build_card(cases.run(3), repo_id=REPO, dataset="org/data").data.to_dict()["model-index"]
+    found = {result["dataset"]["config"]: result for result in index["results"]}
+    splits = {1: ("forget", "retain"), 2: ("forget", "retain", "old"), 3: ("forget", "retain", "old")}
+    assert list(found) == [f"task_{number:03d}_{split}" for number in splits for split in splits[number]]
+    second = found["task_002_forget"]
+    assert second["task"] == {"type": "image-classification"}
+    assert second["dataset"]["split"] == "test"
+    assert second["dataset"]["type"] == "org/data"
+    assert second["dataset"]["name"] == "org/data, task_002: forgotten classes"
+    assert [(metric["type"], metric["value"]) for metric in second["metrics"]] == [
+        ("accuracy", 0.0123),
+        ("h_mean", 0.969),
+    ]
+    assert found["task_002_old"]["metrics"][0]["value"] == 0.002
+
+
+def test_what_is_not_known_is_not_claimed():
+    """No licence, data set, base model or kind of task is made up."""
+    local = {**cases.BASE, "name_or_path": "my-folder", "revision": None, "model_class": "FaceModel"}
+    card = build_card(cases.run(1, base=local, scores={}), repo_id=None)
+    assert card.data.to_dict() == {
+        "library_name": "peft",
+        "tags": ["gs-lora", "unlearning", "continual-forgetting", "lora"],
+    }
+    assert "not known to be on the Hub" in text_of(card)
+    assert "Which licence the base model has is not recorded" in text_of(card)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "known"),
+    [
+        ("org/base", None, True),
+        ("gpt2", "abc", True),
+        ("gpt2", None, False),
+        (None, None, False),
+        ("a b", "abc", False),
+    ],
+)
+def test_a_base_model_is_named_only_where_it_is_on_the_hub(name, revision, known):
+    """The last part of a local path may be somebody else's model on the Hub; it does not become `base_model`."""
+    card = build_card(cases.run(1, base={**cases.BASE, "name_or_path": name, "revision": revision}), repo_id=REPO)
+    assert card.data.to_dict().get("base_model") == (name if known else None)
+    assert ("base_model_relation" in card.data.to_dict()) == known
+
+
+@pytest.mark.parametrize(
+    ("model_class", "tag"),
+    [
+        ("ViTForImageClassification", "image-classification"),
+        ("DetrForObjectDetection", "object-detection"),
+        ("BertForSequenceClassification", "text-classification"),
+        ("ResNetForImageClassificationX", None),
+        (None, None),
+    ],
+)
+def test_the_pipeline_follows_from_the_model_class(model_class, tag):
+    """The tag comes from what the ledger recorded, so that detection and text need no change here."""
+    card = build_card(cases.run(1, base={**cases.BASE, "model_class": model_class}), repo_id=REPO)
+    assert card.data.to_dict().get("pipeline_tag") == tag
+    assert any("pipeline(" in block for block in blocks_of(card)) == (tag is not None)
+
+
+def test_the_same_run_gives_the_same_card(tmp_path):
+    """Pushing again changes no byte; the file reads back as the card."""
+    first, second = (build_card(cases.run(3), repo_id=REPO, figures=["figures/accuracies.png"]) for _ in range(2))
+    assert str(first) == str(second)
+    first.save(tmp_path / "README.md")
+    assert str(ModelCard.load(tmp_path / "README.md")) == str(first)
+
+
+# Code
+
+
+@pytest.mark.parametrize(("run", "tolerance"), [("first_task", 0.0), ("finished", 1e-5)])
+def test_every_snippet_runs(run, tolerance, publish, request):
+    """Each piece of code, executed as it stands, gives the model that has forgotten: bit-equal after one request."""
+    folder, live = request.getfixturevalue(run)
+    peft, transformers, pipeline, package = blocks_of(publish(folder))
+    models = {peft: executed(peft)["model"], transformers: executed(transformers)["base_model"]}
+    pipe = executed(pipeline)["pipe"]
+    models[pipeline] = pipe.model
+    models[package] = executed(package.replace(", tasks=1", ""))["model"]
+    for code, model in models.items():
+        difference = torch.tensor(hub_cases.logits(model)) - torch.tensor(live)
+        assert difference.abs().max() <= tolerance, code
+    answers = pipe(Image.new("RGB", (8, 8), "orange"))
+    assert {answer["label"] for answer in answers} <= set(hub_cases.NAMES)
+
+
+def test_code_for_several_requests_picks_one(publish, finished, first_task):
+    """Of several requests, `tasks=1` and the subfolder that the card names load one."""
+    card = publish(finished[0])
+    model = executed(blocks_of(card)[-1])["model"]
+    assert list(model.peft_config) == ["task_001"]
+    assert torch.equal(torch.tensor(hub_cases.logits(model)), torch.tensor(first_task[1]))
+    (subfolder,) = re.findall(r'subfolder="([^"]+)"', card.text)
+    names = executed(blocks_of(card)[0].replace(f'"{REPO}"', f'"{REPO}", subfolder="{subfolder}"'))
+    assert names["model"].peft_config["default"].r == 4
+    assert subfolder == "tasks/task_003"
+
+
+def test_code_without_a_repository_loads_from_here(publish, first_task, monkeypatch):
+    """A card written into a folder has code that works in that folder."""
+    code = blocks_of(publish(first_task[0], repo_id=None))[0]
+    monkeypatch.chdir(REPO)
+    model = executed(code.replace(hub_cases.BASE_ID, "../tiny-vit"))["model"]
+    assert torch.equal(torch.tensor(hub_cases.logits(model)), torch.tensor(first_task[1]))
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\nimport os", "```", "ä"])
+def test_names_in_code_stay_text(name):
+    """A name from elsewhere cannot leave its quotation marks or its block."""
+    base = {**cases.BASE, "name_or_path": name, "model_class": "os; import sys"}
+    loaded = []
+
+    class BaseModel:
+        @staticmethod
+        def from_pretrained(path, revision=None):
+            loaded.append(path)
+
+    for code in blocks_of(build_card(cases.run(1, base=base), repo_id=REPO)):
+        lines = [line for line in code.splitlines() if line.startswith("base_model =")]
+        exec("\n".join(lines), {"BaseModel": BaseModel})
+    assert loaded == [name] * 3
+
+
+# What people read
+
+
+def test_what_was_asked_and_what_came_of_it():
+    """Request, times, scores before and after, groups, settings, versions and data are those of the ledger."""
+    card = build_card(cases.run(3), repo_id=REPO, composite=EXACT, dataset="org/data", license="mit")
+    requests = rows_of(card, "Task | To forget")
+    assert requests["task_002"] == ["person_02", "2026-01-01 02:00 UTC", "2026-01-01 02:00 UTC", "in effect"]
+    scores = rows_of(card, "Task | Acc_f before")
+    assert scores["task_001"] == ["98.0", "1.2", "97.3", "97.0", "97.0", "–", "–", "96.9", "8 of 12"]
+    assert scores["task_003"] == ["98.0", "1.2", "97.3", "97.0", "96.9", "0.0", "0.2", "96.9", "8 of 12"]
+    groups = rows_of(card, "Task | Active groups (of vit.layers)")
+    assert groups["task_003"] == ["1, 2, 4, 5, 7, 8, 10, 11", "390", "137", "1210"]
+    assert rows_of(card, "Setting") == {"config.r": ["8"], "training.learning_rate": ["0.01"], "data.shots": ["–"]}
+    assert rows_of(card, "Library") == {"python": ["3.11.7"], "torch": ["2.13.0"]}
+    text = text_of(card)
+    assert "3 requests are in effect" in text
+    assert "The base model answers 97.6 % of all evaluation samples right" in text
+    assert "The scores of task_001 to task_003 were measured on the `test` split of the data" in text
+    assert "The row of task_003 is the adapter in the root of this repository" in text
+    assert "Data set: org/data." in text
+    assert "still holds what was forgotten" in text
+    assert "licence, given as `mit`" in text
+    assert "because" not in text
+    assert "case 4711" not in text
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("test", "`test` split"),
+        ("validation", "`validation` split"),
+        ("eval_dataset", "a data set of its own"),
+        ("train", "**the training data itself**"),
+        ("holdout", "measured on `holdout`"),
+        (None, "data that the ledger does not name"),
+    ],
+)
+def test_the_card_says_on_which_data_it_was_measured(data, said):
+    """Above all it says so where there was no test data."""
+    ledger = cases.run(1)
+    scores = {**ledger.tasks[0].scores, "data": data}
+    card = build_card(cases.run(1, scores=scores), repo_id=REPO)
+    assert said in text_of(card)
+    assert ("say nothing about samples not seen" in text_of(card)) == (data == "train")
+
+
+def test_withheld_classes_are_in_no_line():
+    """With `withheld=True` no names, ids, notes or numbers of samples get in, even from a ledger that has them."""
+    card = build_card(cases.run(3), repo_id=REPO, withheld=True)
+    assert not re.search(r"person|because|4711|\b137\b|\b1210\b|\b390\b|class \d", str(card))
+    assert rows_of(card, "Task | To forget")["task_001"][0] == "withheld"
+    assert "can see which classes it no longer knows" in text_of(card)
+
+
+def test_a_withheld_ledger_shows_its_hashes():
+    """Requests of a ledger without classes appear by number and keyed hash."""
+    request = {"withheld": True, "digest": "hmac-sha256:" + "ab" * 32, "requested_at": cases.at(1)}
+    ledger = cases.run(1, request=request, classes=None, class_names=None, sizes={})
+    card = build_card(ledger, repo_id=REPO)
+    assert rows_of(card, "Task | To forget")["task_001"][0] == "withheld (hmac-sha256:abababababab…)"
+    assert "The classes are withheld" in text_of(card)
+    assert "The classes are withheld" not in text_of(build_card(cases.run(1), repo_id=REPO))
+
+
+def test_a_revoked_task_takes_the_scores_after_it_along():
+    """What was scored with a task that is gone now is marked and is no result for the Hub; what is current is said."""
+    measured = {"acc_revoked": 0.9, "acc_still_forgotten": 0.01, "acc_retain": 0.95}
+    revoked = cases.revoked(5, scores_before={**measured, "acc_revoked": 0.0}, scores_after=measured)
+    # Task 2 was revoked after task 3, before task 7.
+    card = build_card(cases.run(7, changes={2: revoked, 3: {}, 7: {}}), repo_id=REPO)
+    assert rows_of(card, "Task | To forget")["task_002"][-1] == "revoked 2026-01-01 05:00 UTC"
+    starred = [name for name in rows_of(card, "Task | Acc_f before") if name.endswith("\\*")]
+    assert starred == ["task_002\\*", "task_003\\*", "task_004\\*", "task_005\\*"]
+    configs = [result.dataset_config for result in card.data.eval_results]
+    assert {config[:8] for config in configs} == {"task_001", "task_006", "task_007"}
+    assert rows_of(card, "Revoked")["task_002"] == ["0.0 → 90.0", "1.0 → 1.0", "95.0 → 95.0"]
+    assert "6 requests are in effect" in text_of(card)
+    assert "task_003 to task_005: scored while a task that has been revoked since was in effect" in text_of(card)
+    assert "The row of task_007 is the adapter in the root" in text_of(card)
+    last = build_card(cases.run(3, changes={2: revoked}), repo_id=REPO)
+    assert "was last scored when task_002 was revoked" in text_of(last)
+    unmeasured = build_card(cases.run(3, changes={2: cases.revoked(5)}), repo_id=REPO)
+    assert "was not scored after task_002 was revoked" in text_of(unmeasured)
+
+
+def test_nothing_in_effect_is_said():
+    """All tasks revoked, or none yet: the card does not claim that anything is forgotten."""
+    for ledger in (cases.run(0), cases.run(1, changes={1: cases.revoked(5)})):
+        card = build_card(ledger, repo_id=REPO)
+        assert "No request is in effect: with this adapter the model answers as the base model does" in text_of(card)
+        assert "model-index" not in card.data.to_dict()
+        assert "tasks=" not in card.text
+    assert "Nothing yet." in build_card(cases.run(0), repo_id=REPO).text
+
+
+def test_an_adapter_of_zeros_is_said_to_do_nothing():
+    """Sparsity that dropped every group leaves an adapter that changes nothing, and the card says so."""
+    card = build_card(cases.run(3, changes={2: {"zero": cases.BLOCKS}}), repo_id=REPO)
+    assert "Every group of task_002 is zero: the adapter does nothing" in text_of(card)
+    assert rows_of(card, "Task | Active groups (of vit.layers)")["task_002"][0].startswith("none")
+    assert rows_of(card, "Task | Acc_f before")["task_002"][-1] == "0 of 12"
+
+
+def test_missing_scores_settings_and_versions_are_said_to_be_missing():
+    """A gap is shown as one, not left out or filled."""
+    card = build_card(cases.run(2, scores={}, settings={}, versions={}, groups={}, sizes={}), repo_id=REPO)
+    assert "how well this worked is not known" in text_of(card)
+    assert "The ledger holds no scores of task_001 to task_002." in text_of(card)
+    assert card.text.count("Not recorded.") == 2
+    partly = build_card(cases.run(3, changes={2: {"scores": {}}}), repo_id=REPO)
+    assert rows_of(partly, "Task | Acc_f before")["task_002"][:-1] == ["–"] * 8
+    assert "The ledger holds no scores of task_002." in text_of(partly)
+
+
+def test_settings_that_changed_are_shown_with_their_tasks():
+    """Two values of one setting each carry the tasks they belong to."""
+    other = {"settings": {"config": {"r": 16}, "training": {"learning_rate": 0.01}, "data": {"shots": None}}}
+    card = build_card(cases.run(5, changes={2: other, 5: other}), repo_id=REPO)
+    assert rows_of(card, "Setting")["config.r"] == ["8 (task_001, task_003 to task_004); 16 (task_002, task_005)"]
+
+
+@pytest.mark.parametrize(
+    ("composite", "said", "not_said"),
+    [
+        (EXACT, "is the sum of the tasks in effect, without compression (rank 8 at most)", "compressed."),
+        (
+            CompositeReport(rank=4, recompressed=["a", "b"], relative_error=0.0123),
+            "error of a layer's update",
+            "without compression",
+        ),
+        (None, "What this does not promise", "compress"),
+    ],
+)
+def test_how_the_root_adapter_was_made(composite, said, not_said):
+    """A compressed root states its error; nothing is said where nothing is known."""
+    text = text_of(build_card(cases.run(2), repo_id=REPO, composite=composite))
+    assert said in text
+    assert not_said not in text
+    if composite and composite.recompressed:
+        assert "In 2 layers" in text
+        assert "is 1.2e-02" in text
+
+
+def test_pictures_are_shown_and_described():
+    """Every picture is linked with words for those who cannot see it."""
+    names = ["figures/accuracies.png", "figures/group_norms.png", "figures/training_curves.png"]
+    card = build_card(cases.run(2), repo_id=REPO, figures=names)
+    shown = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", card.text)
+    assert [path for _, path in shown] == names
+    assert all(len(words) > 20 for words, _ in shown)
+    assert "![" not in build_card(cases.run(2), repo_id=REPO).text
+
+
+@pytest.mark.parametrize("count", [1, 2, 100])
+def test_a_card_of_any_length_is_whole(count):
+    """All sections and all rows are there, and long tables are folded."""
+    card = build_card(cases.run(count, blocks=cases.LONG_BLOCKS), repo_id=REPO)
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", card.text, flags=re.DOTALL), flags=re.MULTILINE)
+    assert headings == [
+        "forgotten",
+        "What was asked",
+        "How well it worked",
+        "What changed in the model",
+        "How to load it",
+        "How it was trained and measured",
+        "What this does not promise",
+    ]
+    for first in ("Task | To forget", "Task | Acc_f before", "Task | Active groups (of model)"):
+        assert list(rows_of(card, first)) == [f"task_{number:03d}" for number in range(1, count + 1)]
+    assert card.text.count("<details>") == card.text.count("</details>") == (5 if count > 20 else 2)
+    assert "\n\n\n" not in card.text
+    assert not re.search(r"[{}%]{2}|None\b|Undefined", card.text)
+
+
+HOSTILE = (
+    "a|b <img src=x onerror=alert(1)> [l](javascript:x) *b* _c_ `d` ~~e~~ \\ \n\n# heading\n| x |\n--- person_07 &lt;"
+)
+
+
+def test_names_from_elsewhere_make_no_markup():
+    """Class names and base names with Markdown or HTML in them are shown as they are."""
+    base = {**cases.BASE, "name_or_path": HOSTILE, "model_class": HOSTILE, "revision": HOSTILE[:12]}
+    entry = {"class_names": [HOSTILE], "settings": {HOSTILE: HOSTILE}, "versions": {HOSTILE: HOSTILE}}
+    card = build_card(cases.run(1, base=base, **entry), repo_id=REPO, dataset="org/data")
+    plain = build_card(
+        cases.run(
+            1, settings={"a": "b"}, versions={"a": "b"}, base={**cases.BASE, "name_or_path": "a b", "model_class": "A"}
+        ),
+        repo_id=REPO,
+        dataset="org/data",
+    )
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+    def kinds(text):
+        return [
+            t.type for token in parser.parse(text) for t in (token, *(token.children or [])) if "html" not in t.type
+        ]
+
+    assert "onerror=alert(1)>" not in re.sub(r"```.*?```", "", card.text, flags=re.DOTALL).replace("&gt;", "")
+    assert kinds(card.text) == kinds(plain.text)
+
+
+def test_escaped_text_reads_as_it_was():
+    """What is shown is the text itself, in one line, in one cell."""
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    shown = parser.render(table(["x", "y"], [[escape(HOSTILE), "z"]]))
+    cells = re.findall(r"<td>(.*?)</td>", shown)
+    unescaped = cells[0].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    assert unescaped == " ".join(HOSTILE.split())
+    assert cells[1] == "z"
+
+
+def test_neighbouring_tasks_are_drawn_together():
+    """A hundred names become one line that can be read."""
+    assert task_ranges(["task_001", "task_002", "task_003", "task_007", "task_009", "task_010"]) == (
+        "task_001 to task_003, task_007, task_009 to task_010"
+    )
+    assert task_ranges([]) == ""

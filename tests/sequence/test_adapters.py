@@ -1,0 +1,246 @@
+"""Adapters of tasks on their way from the disk into a model: read once, checked before anything changes."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import sequence_cases as cases
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gs_lora_peft import ForgettingLedger, LedgerError, export_lora, load_forgotten
+from gs_lora_peft.sequence import TaskEntry, model_identity
+from gs_lora_peft.sequence.adapters import MAX_CONFIG_BYTES, read_adapters
+from gs_lora_peft.sequence.merging import attach_adapters, merge_adapters
+from gs_lora_peft.storage import sha256_of
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FC1, FC2, DEEP = "vit.layers.0.mlp.fc1", "vit.layers.0.mlp.fc2", "vit.layers.1.mlp.fc1"
+# Rank, α and rank stabilisation differ between tasks on the same layer, and agree again later.
+SETTINGS = [
+    ({FC1: 2, FC2: 2}, {"lora_alpha": 2}),
+    ({FC1: 3, DEEP: 1}, {"lora_alpha": 1}),
+    ({FC1: 2}, {"lora_alpha": 2}),
+    ({FC1: 2, FC2: 2}, {"lora_alpha": 2, "use_rslora": True}),
+]
+
+
+@pytest.fixture(scope="module")
+def random_run(base, tmp_path_factory):
+    """Four tasks with random matrices."""
+    folder = tmp_path_factory.mktemp("random") / "run"
+    model = cases.load_base(base)
+    ledger = ForgettingLedger.create(folder, base_model=model_identity(model))
+    torch.manual_seed(0)
+    for number, (ranks, options) in enumerate(SETTINGS):
+        name = ledger.next_task_name()
+        config = LoraConfig(target_modules=list(ranks), rank_pattern=ranks, init_lora_weights=False, **options)
+        adapted = get_peft_model(model, config, adapter_name=name)
+        export_lora(adapted, folder / "tasks" / name, adapter_name=name, base_model_name_or_path="tiny-vit")
+        adapted.unload()
+        files = {f"tasks/{name}/{file}": sha256_of(folder / "tasks" / name / file) for file in (CONFIG, WEIGHTS)}
+        now = "2026-01-01T00:00:00+00:00"
+        request = {"classes": [number]}
+        ledger.append(TaskEntry(name, request, [number], started_at=now, finished_at=now, files=files))
+    ledger.save()
+    return folder
+
+
+@pytest.fixture
+def stock(base, random_run):
+    """The same adapters, put onto the model by PEFT alone."""
+    names = [f"task_{number:03d}" for number in range(1, 5)]
+    model = PeftModel.from_pretrained(cases.load_base(base), random_run / "tasks" / names[0], adapter_name=names[0])
+    for name in names[1:]:
+        model.load_adapter(random_run / "tasks" / name, adapter_name=name)
+    model.base_model.set_adapter(names, inference_mode=True)
+    return model.eval()
+
+
+def test_the_model_is_the_one_that_peft_makes(base, data, random_run, stock):
+    """Same parameters under the same names, flags, configurations and outputs, bit for bit."""
+    model = load_forgotten(cases.load_base(base), random_run)
+    assert cases.same(cases.weights(model), cases.weights(stock))
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == {
+        n: p.requires_grad for n, p in stock.named_parameters()
+    }
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    assert {name: config.to_dict() for name, config in model.peft_config.items()} == {
+        name: config.to_dict() for name, config in stock.peft_config.items()
+    }
+    assert model.targeted_module_names == list(dict.fromkeys(stock.targeted_module_names))  # PEFT 0.20 repeats itself
+    assert str(model) == str(stock)
+    images = data["test"][:]["pixel_values"]
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, stock(images).logits)
+
+
+def test_the_model_can_be_used_as_one_from_peft(base, data, random_run, tmp_path):
+    """Single adapters are chosen, deleted, saved and merged, and no two of them share anything."""
+    images = data["test"][:]["pixel_values"]
+    model = load_forgotten(cases.load_base(base), random_run)
+    with torch.no_grad():
+        model.set_adapter("task_003")
+        alone = PeftModel.from_pretrained(cases.load_base(base), random_run / "tasks" / "task_003").eval()
+        assert torch.equal(model(images).logits, alone(images).logits)
+        for parameter in model.base_model.model.get_submodule(FC1).lora_B["task_001"].parameters():
+            parameter.zero_()
+        model.delete_adapter("task_001")
+        assert torch.equal(model(images).logits, alone(images).logits)
+        model.save_pretrained(tmp_path, save_embedding_layers=False)
+        saved = load_file(tmp_path / "task_003" / WEIGHTS)
+        assert cases.same(saved, load_file(random_run / "tasks" / "task_003" / WEIGHTS))
+        merged = model.merge_and_unload(adapter_names=["task_002", "task_003", "task_004"])
+    expected = load_forgotten(
+        cases.load_base(base), random_run, tasks=["task_002", "task_003", "task_004"], merge=True
+    )
+    assert cases.same(cases.weights(merged), cases.weights(expected))
+
+
+def test_adapters_keep_their_precision_on_a_model_of_less(base, random_run):
+    """On a bfloat16 model the matrices stay in float32, and merge as PEFT merges them."""
+    adapters = read_adapters(ForgettingLedger.load(random_run), 1)
+    model = attach_adapters(cases.load_base(base).to(torch.bfloat16), adapters)
+    half = cases.load_base(base).to(torch.bfloat16)
+    stock = PeftModel.from_pretrained(half, random_run / "tasks" / "task_001", adapter_name="task_001").eval()
+    assert cases.same(cases.weights(model), cases.weights(stock))
+    merged = merge_adapters(cases.load_base(base).to(torch.bfloat16), adapters)
+    assert cases.same(cases.weights(merged), cases.weights(stock.merge_and_unload()))
+
+
+def test_layers_do_not_share_hooks(base, random_run):
+    """Adapters of one layer that are made alike are still objects of their own."""
+    model = load_forgotten(cases.load_base(base), random_run)
+    layer = model.base_model.model.get_submodule(FC1)
+    seen = []
+    layer.lora_A["task_001"].register_forward_hook(lambda *_: seen.append("task_001"))
+    layer(torch.zeros(1, 16))
+    assert seen == ["task_001"]
+    assert isinstance(layer.lora_A["task_003"], nn.Linear)
+    assert layer.lora_A["task_003"] is not layer.lora_A["task_001"]
+
+
+_opened = []
+_watching = []
+
+
+def _watch(event, arguments):
+    if _watching and event == "open" and str(arguments[0]).startswith(_watching[0]):
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_every_file_is_opened_once(base, random_run, tmp_path, merge):
+    """What was hashed is what is used: nobody can change a file between the check and the reading."""
+    folder = shutil.copytree(random_run, tmp_path / "run")
+    files = [str(path) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    model = cases.load_base(base)
+    _watching.append(str(folder))
+    try:
+        load_forgotten(model, folder, merge=merge)
+        opened = sorted(_opened)
+    finally:
+        _watching.clear()
+        _opened.clear()
+    assert opened == sorted(files)
+
+
+# Files for which a ledger vouches, but which are not what this package writes
+
+
+def change(name, **values):
+    def damage(folder):
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return damage
+
+
+def rewrite(make):
+    def damage(folder):
+        tensors = load_file(folder / WEIGHTS)
+        save_file({name: tensor.contiguous() for name, tensor in make(tensors).items()}, folder / WEIGHTS)
+
+    return damage
+
+
+def lying_header(folder):
+    (folder / WEIGHTS).write_bytes((2**50).to_bytes(8, "little") + b'{"a": 1}')
+
+
+def short_data(folder):
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
+
+
+def other_architecture(folder):
+    change(CONFIG, r=2, rank_pattern={}, target_modules=[FC1.replace("fc1", "fc9"), FC2])(folder)
+    rewrite(lambda tensors: {name.replace("fc1", "fc9"): tensor for name, tensor in tensors.items()})(folder)
+
+
+A = f"base_model.model.{FC1}.lora_A.weight"
+B = f"base_model.model.{FC1}.lora_B.weight"
+BAD = [
+    (lying_header, "not accepted"),
+    (short_data, "not accepted"),
+    (lambda folder: (folder / WEIGHTS).write_bytes(b""), "not accepted"),
+    (rewrite(lambda tensors: {**tensors, "classifier.weight": tensors[A] + 1}), "pairs of lora_A and lora_B alone"),
+    (rewrite(lambda tensors: {k: v for k, v in tensors.items() if k != B}), "pairs of lora_A and lora_B alone"),
+    (rewrite(lambda tensors: {A: tensors[A][None], B: tensors[B]}), "two matrices"),
+    (rewrite(lambda tensors: {A: tensors[A].int(), B: tensors[B]}), "two matrices"),
+    (rewrite(lambda tensors: {**tensors, A: tensors[A][:1], B: tensors[B][:, :1]}), "configuration contradicts"),
+    (rewrite(lambda tensors: {**tensors, A: tensors[A][:, :8]}), r"shape \(2, 8\).*expected \(2, 16\)"),
+    (other_architecture, "no Linear layer 'vit.layers.0.mlp.fc9'"),
+    (rewrite(lambda tensors: {k: v for k, v in tensors.items() if "fc1" in k}), "targets .*for which there are no"),
+    (change(CONFIG, peft_type="LOHA"), "peft_type 'LORA'"),
+    (change(CONFIG, r="2"), "r in adapter_config.json is '2'"),
+    (change(CONFIG, lora_alpha=None), "lora_alpha in adapter_config.json is None"),
+    (change(CONFIG, rank_pattern=[1]), "rank_pattern in adapter_config.json"),
+    (change(CONFIG, rank_pattern={"(": 3}), "not accepted"),
+    (change(CONFIG, alpha_pattern={FC1: "much"}), "not accepted"),
+    (change(CONFIG, target_modules="("), "not accepted"),
+    (change(CONFIG, target_modules=[FC1]), "leaves out"),
+    (change(CONFIG, target_modules="all-linear"), "leaves out"),
+    (change(CONFIG, use_dora=True), "use_dora"),
+    (change(CONFIG, modules_to_save=["classifier"]), "modules_to_save"),
+    (change(CONFIG, task_type="SEQ_CLS"), "head"),
+    (change(CONFIG, task_type="no such task"), "not accepted"),
+    (lambda folder: (folder / CONFIG).write_text("[" * 100_000), "nested too deeply"),
+    (lambda folder: (folder / CONFIG).write_bytes(b" " * (MAX_CONFIG_BYTES + 1)), "larger than"),
+]
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize(("damage", "said"), BAD)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bad_adapters_change_nothing(base, random_run, tmp_path, damage, said, merge):
+    """Even if the hashes are right: an adapter that PEFT would choke on, or read otherwise, never reaches it."""
+    folder = shutil.copytree(random_run, tmp_path / "run")
+    damage(folder / "tasks" / "task_001")
+    ledger = ForgettingLedger.load(folder)
+    for name in ledger.tasks[0].files:
+        ledger.tasks[0].files[name] = sha256_of(folder / name)
+    ledger.save()
+    model = cases.load_base(base)
+    before = cases.weights(model)
+    with pytest.raises(LedgerError, match=said):
+        load_forgotten(model, folder, merge=merge)
+    assert cases.same(cases.weights(model), before)
+    assert not hasattr(model, "peft_config")
+
+
+def test_what_concerns_another_machine_is_left_out(base, random_run, tmp_path):
+    """A `runtime_config` in a published configuration is ignored, as PEFT does."""
+    folder = shutil.copytree(random_run, tmp_path / "run")
+    change(CONFIG, runtime_config={"ephemeral_gpu_offload": True})(folder / "tasks" / "task_001")
+    ledger = ForgettingLedger.load(folder)
+    ledger.tasks[0].files[f"tasks/task_001/{CONFIG}"] = sha256_of(folder / "tasks" / "task_001" / CONFIG)
+    ledger.save()
+    expected = load_forgotten(cases.load_base(base), random_run)
+    assert cases.same(cases.weights(load_forgotten(cases.load_base(base), folder)), cases.weights(expected))

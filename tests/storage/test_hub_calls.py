@@ -1,0 +1,105 @@
+"""Calls to the Hub: what is tried again and for how long, and how refusals read."""
+
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import errors
+
+from gs_lora_peft.storage import hub_calls
+from gs_lora_peft.storage.hub_calls import call_hub, checked_repo_id, writing_api
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds that were waited for, on a clock that nobody waits for."""
+    waited = []
+    monkeypatch.setattr(hub_calls.time, "sleep", waited.append)
+    monkeypatch.setattr(hub_calls.time, "monotonic", lambda: sum(waited))
+    return waited
+
+
+def refusal(status, kind=errors.HfHubHTTPError, **headers):
+    """An error as the client raises it for an answer with this status."""
+    answer = SimpleNamespace(status_code=status, headers=headers, request=None)
+    return kind(f"{status} for url\n\nsaid by the Hub", response=answer)
+
+
+class Action:
+    """Raises these errors, one at each call, and then returns 7."""
+
+    def __init__(self, *problems):
+        self.problems = list(problems)
+
+    def __call__(self):
+        if self.problems:
+            raise self.problems.pop(0)
+        return 7
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_busy_hub_is_asked_again(waits, status):
+    """Four times, waiting longer and longer."""
+    assert call_hub(Action(*[refusal(status)] * 4), "me/x") == 7
+    assert waits == [1, 2, 4, 8]
+    with pytest.raises(errors.HfHubHTTPError, match=str(status)):
+        call_hub(Action(*[refusal(status)] * 5), "me/x")
+
+
+def test_a_lost_connection_is_tried_again(waits):
+    """An error without an answer is a network that broke."""
+    assert call_hub(Action(errors.HTTPError("connection reset")), "me/x") == 7
+    assert waits == [1]
+
+
+def test_the_hub_says_when_to_come_back(waits):
+    """`Retry-After` is obeyed, but not beyond the patience of a minute; nonsense in it counts for nothing."""
+    assert call_hub(Action(refusal(429, **{"Retry-After": "20"}), refusal(503, **{"Retry-After": "soon"})), "x") == 7
+    assert waits == [20, 2]
+    with pytest.raises(errors.HfHubHTTPError):
+        call_hub(Action(refusal(429, **{"Retry-After": "3600"})), "me/x")
+    assert waits == [20, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (refusal(404, errors.RepositoryNotFoundError), "does not exist on the Hub, or is private"),
+        (refusal(401, errors.RepositoryNotFoundError), "does not exist on the Hub, or is private"),
+        (refusal(404, errors.RevisionNotFoundError), "has no such revision"),
+        (refusal(401), "does not know the token"),
+        (refusal(403), "cannot be changed or read with this token"),
+    ],
+)
+def test_refusals(waits, error, said):
+    """What will not change by waiting is said at once, with the repository and the Hub's own words."""
+    with pytest.raises(
+        ValueError, match=rf"'me/x' .*{said}.*HTTP {error.response.status_code}, said by the Hub"
+    ) as caught:
+        call_hub(Action(error), "me/x")
+    assert caught.value.__cause__ is error
+    assert not waits
+
+
+def test_other_refusals_stay_as_they_are(waits):
+    """A conflict is for the caller; so is an error that is none of the Hub's."""
+    with pytest.raises(errors.HfHubHTTPError, match="412"):
+        call_hub(Action(refusal(412)), "me/x")
+    with pytest.raises(KeyError):
+        call_hub(Action(KeyError("x")), "me/x")
+    assert not waits
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c", "../x", "a b", "/abs", "-x", "x.git", "a--b", 7, None])
+def test_names_that_cannot_be_repositories(name):
+    """Malformed names are refused before anything is sent."""
+    with pytest.raises(ValueError, match="cannot be a repository on the Hub; expected 'name' or 'organisation/name'"):
+        checked_repo_id(name)
+
+
+def test_a_token_is_needed_to_write(monkeypatch):
+    """Without one it is said what to do; one that is given counts."""
+    monkeypatch.setattr(hub_calls, "get_token", lambda: None)
+    for token in (None, True, False, ""):
+        with pytest.raises(ValueError, match=r"there is no token for the Hub.*hf auth login"):
+            writing_api(token)
+    assert writing_api("hf_x").token == "hf_x"
