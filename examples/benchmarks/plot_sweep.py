@@ -41,8 +41,8 @@ def draw(work: str, out: str) -> None:
                 fontsize=8,
             )
     axes.set(xlabel="zero groups / all groups", ylabel="H (%)", title="Sparsity against H; labels are the weight α")
-    axes.set_ylim(bottom=80)
-    axes.legend(frameon=False)
+    axes.set_xlim(right=1)
+    axes.legend(frameon=False, loc="center", bbox_to_anchor=(0.5, 0.62))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130, facecolor="white")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Array3D, DatasetDict, Features, load_dataset
+from datasets import Array3D, Dataset, DatasetDict, Features, load_dataset
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
@@ -35,12 +35,28 @@ def load_faces(folder: str | Path) -> DatasetDict:
     return dataset.map(normalise, remove_columns=["image"], features=features).with_format("torch")
 
 
-def shift(batch: list[dict]) -> dict[str, torch.Tensor]:
-    """Collate with random shifts of up to 1 pixel: 42 images a person are few."""
-    padded = F.pad(torch.stack([row["pixel_values"] for row in batch]), (1, 1, 1, 1), mode="replicate")
+def shifted(images: torch.Tensor) -> torch.Tensor:
+    """Each image shifted by up to 1 pixel: 42 images a person are few."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     corners = torch.randint(0, 3, (len(padded), 2)).tolist()
-    views = [image[:, y : y + 32, x : x + 32] for image, (y, x) in zip(padded, corners, strict=True)]
-    return {"pixel_values": torch.stack(views), "labels": torch.stack([row["label"] for row in batch])}
+    return torch.stack([image[:, y : y + 32, x : x + 32] for image, (y, x) in zip(padded, corners, strict=True)])
+
+
+def collate(batch: list[dict]) -> dict[str, torch.Tensor]:
+    """A batch with random shifts."""
+    images = shifted(torch.stack([row["pixel_values"] for row in batch]))
+    return {"pixel_values": images, "labels": torch.stack([row["label"] for row in batch])}
+
+
+def with_shifts(dataset: Dataset) -> Dataset:
+    """The same samples, shifted anew each time they are read."""
+
+    def transform(rows: dict) -> dict:
+        if "pixel_values" in rows:
+            rows["pixel_values"] = shifted(torch.from_numpy(np.asarray(rows["pixel_values"], dtype=np.float32)))
+        return rows
+
+    return dataset.with_transform(transform)
 
 
 def pretrained_vit(dataset: DatasetDict, folder: str | Path, size: str = "base", epochs: int = 30, seed: int = 1337):
@@ -72,7 +88,7 @@ def pretrained_vit(dataset: DatasetDict, folder: str | Path, size: str = "base",
             seed=seed,
         )
         model = ViTForImageClassification(config)
-        Trainer(model, args, train_dataset=dataset["train"], data_collator=shift).train()
+        Trainer(model, args, train_dataset=dataset["train"], data_collator=collate).train()
         model.save_pretrained(folder)
     return ViTForImageClassification.from_pretrained(folder).eval()
 

@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from peft import get_peft_model
 from transformers import ViTForImageClassification, set_seed
-from yale import accuracy, load_faces, pretrained_vit
+from yale import accuracy, load_faces, pretrained_vit, with_shifts
 
 from gs_lora_peft import (
     ContinualForgetter,
@@ -44,11 +44,12 @@ REFITTED = (0.3, 0.4, 0.5, 0.6, 0.8)  # smaller ones drop no group in a third of
 
 
 def tasks(data: str, work: Path, size: str) -> None:
-    """Four requests one after another."""
+    """Four requests one after another, with the augmentation that the model was pre-trained with."""
     dataset = load_faces(data)
     model = pretrained_vit(dataset, work / size, size)
     print(f"base model: test accuracy {100 * accuracy(model, dataset['test']):.1f} %")
     start = time.perf_counter()
+    dataset["train"] = with_shifts(dataset["train"])
     args = GSLoraTrainingArguments(str(work / "tasks"), disable_tqdm=True)
     forgetter = ContinualForgetter(model, dataset, work / "tasks", args=args)
     forgetter.run([ForgetRequest(people) for people in REQUESTS])
@@ -89,7 +90,7 @@ def held_out_part(data: str, work: Path, size: str) -> tuple[Path, Dataset, Data
 def sweep(data: str, work: Path, size: str) -> None:
     """Sparsity weight against zero groups and H, with sparsity to the end and with the survivors refitted."""
     base, fit, held_out = held_out_part(data, work, size)
-    selection = GSLoraTrainingArguments.num_train_epochs / 3
+    selection = GSLoraTrainingArguments.sparsity_until_epoch
     for weight, until in [*((weight, None) for weight in WEIGHTS), *((weight, selection) for weight in REFITTED)]:
         row = one_run(base, fit, held_out, sparsity_weight=weight, sparsity_until_epoch=until)
         print(json.dumps(row), flush=True)
