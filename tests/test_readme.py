@@ -9,6 +9,8 @@ from datasets import Array3D, ClassLabel, Dataset, Features
 from peft import PeftModel
 from transformers import ViTConfig, ViTForImageClassification
 
+from gs_lora_peft.hub.repository import stage_repository
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
@@ -37,9 +39,9 @@ def dataset() -> Dataset:
 
 
 def test_readme_examples_run(dataset, tmp_path, monkeypatch, capsys):
-    """Both Python snippets of the README work in order, and the exported adapter loads with stock PEFT."""
+    """The Python snippets of the README work in order, and the exported adapter loads with stock PEFT."""
     monkeypatch.chdir(tmp_path)
-    first, second = snippets()
+    first, second, third = snippets()
     scope = {"base_model": tiny_vit(), "fresh_base_model": tiny_vit(), "dataset": dataset}
     exec(first, scope)
     assert scope["trainer"].state.global_step > 0
@@ -53,6 +55,12 @@ def test_readme_examples_run(dataset, tmp_path, monkeypatch, capsys):
     exec(second, scope)
     assert [entry.name for entry in scope["forgetter"].ledger.tasks] == ["task_001", "task_002"]
     assert isinstance(scope["model"], PeftModel)
+    # A folder wins over a repository of the same name, so that the snippet runs as it is printed.
+    stage_repository("runs/clinic", "org/clinic-forgotten")
+    scope |= {"base_model": tiny_vit(), "fresh_base_model": tiny_vit()}
+    exec(third, scope)
+    assert scope["everything"].active_adapters == ["default"]
+    assert scope["first_only"].active_adapters == ["task_001"]
 
 
 def test_readme_names_the_two_commands():

@@ -1,18 +1,20 @@
 """Continual forgetting for pre-trained models: GS-LoRA as a PEFT adapter and a Trainer.
 
-`import gs_lora_peft` makes the tuner type `GS_LORA` known to PEFT. Everything else is imported on first use.
+`import gs_lora_peft` makes the tuner type `GS_LORA` known to PEFT and the face model to transformers' Auto classes, as
+soon as PEFT itself is imported. Everything else is imported on first use.
 """
 
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .tuner import GSLoraConfig, GSLoraModel, LoraGroups, NoFFNFoundError, export_lora, find_ffn_blocks
+from wrapt import when_imported
 
 if TYPE_CHECKING:
     from .data import ForgettingSplit, split_dataset
     from .hub import fetch_sequence, merge_forgotten, push_to_hub, verify_repository
-    from .metrics import ContinualForgetting
+    from .metrics import ContinualForgetting, verification_by_role, verification_scores
+    from .models import FaceTransformerConfig, FaceTransformerForRecognition, convert_face_checkpoint
     from .sequence import (
         ContinualForgetter,
         ForgetRequest,
@@ -23,25 +25,37 @@ if TYPE_CHECKING:
         weights_fingerprint,
     )
     from .training import GSLoraTrainer, GSLoraTrainingArguments, NonFiniteLossError
+    from .tuner import GSLoraConfig, GSLoraModel, LoraGroups, NoFFNFoundError, export_lora, find_ffn_blocks
 
 __version__ = version("gs-lora-peft")
 
 _LAZY = {
     "ContinualForgetter": "sequence",
     "ContinualForgetting": "metrics",
+    "FaceTransformerConfig": "models",
+    "FaceTransformerForRecognition": "models",
     "ForgetRequest": "sequence",
     "ForgettingLedger": "sequence",
     "ForgettingSplit": "data",
+    "GSLoraConfig": "tuner",
+    "GSLoraModel": "tuner",
     "GSLoraTrainer": "training",
     "GSLoraTrainingArguments": "training",
     "LedgerError": "sequence",
+    "LoraGroups": "tuner",
+    "NoFFNFoundError": "tuner",
     "NonFiniteLossError": "training",
+    "convert_face_checkpoint": "models",
+    "export_lora": "tuner",
     "fetch_sequence": "hub",
+    "find_ffn_blocks": "tuner",
     "load_forgotten": "sequence",
     "merge_forgotten": "hub",
     "parse_requests": "sequence",
     "push_to_hub": "hub",
     "split_dataset": "data",
+    "verification_by_role": "metrics",
+    "verification_scores": "metrics",
     "verify_repository": "hub",
     "weights_fingerprint": "sequence",
 }
@@ -49,6 +63,8 @@ _LAZY = {
 __all__ = [
     "ContinualForgetter",
     "ContinualForgetting",
+    "FaceTransformerConfig",
+    "FaceTransformerForRecognition",
     "ForgetRequest",
     "ForgettingLedger",
     "ForgettingSplit",
@@ -60,6 +76,7 @@ __all__ = [
     "LoraGroups",
     "NoFFNFoundError",
     "NonFiniteLossError",
+    "convert_face_checkpoint",
     "export_lora",
     "fetch_sequence",
     "find_ffn_blocks",
@@ -68,13 +85,15 @@ __all__ = [
     "parse_requests",
     "push_to_hub",
     "split_dataset",
+    "verification_by_role",
+    "verification_scores",
     "verify_repository",
     "weights_fingerprint",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # The Trainer and `datasets` take seconds to import; somebody who only loads an adapter needs neither.
+    # torch, PEFT, the Trainer and `datasets` take seconds to import; reading a ledger needs none of them.
     if name in _LAZY:
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -82,3 +101,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# Importing the tuner imports PEFT and with it torch, for which not everybody who imports this package has to wait.
+when_imported("peft")(lambda peft: [import_module(room, __name__) for room in (".tuner", ".models")])

@@ -169,6 +169,22 @@ def verify(repo_id, **options):
     return verify_repository(fetch_repository(repo_id, **options)).problems
 
 
+def command_line(arguments):
+    """`gs-lora`; gives its exit code and what it printed on stdout and stderr."""
+    import contextlib
+    import io
+
+    _package()
+    from gs_lora_peft.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            return [end.code, out.getvalue(), err.getvalue()]
+
+
 def call_trainer(base, output_dir, call, arguments, **options):
     """Trains a single adapter and calls a method of the trainer; gives what that returned, and logits."""
     package = _package()

@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
+from .. import models
 from ..sequence import ForgettingLedger
 from ..storage import StrPath
 
@@ -40,10 +41,10 @@ def base_revision(ledger: ForgettingLedger, source: str) -> str:
 
 def _model_class(ledger: ForgettingLedger) -> type[PreTrainedModel]:
     name = ledger.base_model.get("model_class")
-    found = getattr(transformers, name, None) if name else None
+    found = getattr(transformers, name, None) or getattr(models, name, None) if name else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ValueError(
             f"the ledger in '{ledger.folder}' names {name!r} as class of the base model, which transformers does not "
-            "have. Load the model yourself and pass it."
+            "have, nor this package. Load the model yourself and pass it."
         )
     return found

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..sequence import ForgettingLedger, LedgerError
-from ..sequence.adapters import TaskAdapter, read_adapter, read_adapters, task_folder
+from ..sequence.adapters import TaskAdapter, read_adapter, read_adapters
+from ..sequence.layout import task_folder
 from ..storage import StrPath, write_bytes_atomic
 
 Pair = tuple[Tensor, Tensor]

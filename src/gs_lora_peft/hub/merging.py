@@ -18,6 +18,7 @@ from ..storage import StrPath, staged_folder
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository
 from .base import base_revision, load_base_model
+from .snippets import import_line
 
 _CARD = """---
 {metadata}
@@ -28,7 +29,7 @@ _CARD = """---
 {base} after {count} forgetting request(s), merged into its weights with `gs_lora_peft`. It loads like any other model:
 
 ```python
-from transformers import {model_class}
+{import_line}
 
 model = {model_class}.from_pretrained("{repo}")
 ```
@@ -148,6 +149,7 @@ def _card(ledger: ForgettingLedger, model_class: str, count: int, repo: str | No
             title=(repo or out.name).rpartition("/")[2],
             base=f"`{base}`" if base else "A model",
             count=count,
+            import_line=import_line(model_class),
             model_class=model_class,
             repo=repo or out.name,
         )

@@ -10,8 +10,9 @@ from huggingface_hub import snapshot_download
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from ..sequence import ForgettingLedger, LedgerError, TaskEntry
-from ..sequence.adapters import TASKS_FOLDER, check_tasks
+from ..sequence.adapters import check_tasks
 from ..sequence.forgetter import TRAINING_CONFIG
+from ..sequence.layout import TASKS_FOLDER
 from ..sequence.ledger import LEDGER_NAME
 from ..sequence.ledger_file import ledger_bytes
 from ..sequence.remote import downloaded, fetch_ledger

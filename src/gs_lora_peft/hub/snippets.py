@@ -35,15 +35,22 @@ def this_package(base: Mapping[str, Any], repo: str, *, first: bool) -> str:
     return _code("from gs_lora_peft import load_forgotten", base, load)
 
 
-def _code(first: str | None, base: Mapping[str, Any], last: str) -> str:
+def import_line(model_class: str) -> str:
+    """How a model class is imported; a comment where nobody here knows it."""
     import transformers
 
+    from .. import models
+
+    for module in (transformers, models):
+        if hasattr(module, model_class):
+            return f"from {module.__name__} import {model_class}"
+    return f"# Import {model_class} from where it is defined."
+
+
+def _code(first: str | None, base: Mapping[str, Any], last: str) -> str:
     name = base.get("model_class") or ""
     model_class = name if name.isidentifier() else "BaseModel"
-    known = hasattr(transformers, model_class)
-    imports = (
-        f"from transformers import {model_class}" if known else f"# Import {model_class} from where it is defined."
-    )
+    imports = import_line(model_class)
     weights = _text(base.get("name_or_path") or _UNKNOWN_BASE)
     revision = f", revision={_text(base['revision'])}" if base.get("revision") else ""
     load = f"base_model = {model_class}.from_pretrained({weights}{revision})"

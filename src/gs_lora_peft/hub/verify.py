@@ -11,10 +11,12 @@ from pathlib import Path, PurePosixPath
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..sequence import ForgettingLedger, LedgerError, model_identity
-from ..sequence.adapters import TASKS_FOLDER, TaskAdapter, check_adapters, read_adapter, read_adapters
+from ..sequence.adapters import TaskAdapter, check_adapters, read_adapter, read_adapters
+from ..sequence.layout import TASKS_FOLDER
 from ..sequence.ledger import LEDGER_NAME, LOCK_NAME
 from ..sequence.loading import refuse_adapters
 from ..storage import StrPath, content_problem, safe_join
@@ -87,7 +89,7 @@ def verify_repository(
     Raises:
         ValueError, OSError: if `base_model` holds adapters or cannot be loaded.
     """
-    if isinstance(base_model, PreTrainedModel):
+    if isinstance(base_model, nn.Module):
         refuse_adapters(base_model)
     folder, report = Path(folder), VerifyReport()
     try:
@@ -110,7 +112,7 @@ def verify_repository(
         _compare(root, adapters, report)
     if base_model is not None:
         model = base_model
-        if not isinstance(model, PreTrainedModel):
+        if not isinstance(model, nn.Module):
             model = load_base_model(ledger, model, token=token)
         with _noted(report):
             report.base_checked = True

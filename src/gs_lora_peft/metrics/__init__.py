@@ -4,11 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .scores import continual_forgetting_scores, h_mean
+from .verification import verification_by_role, verification_scores
 
 if TYPE_CHECKING:
     from .continual_forgetting import ContinualForgetting
 
-__all__ = ["ContinualForgetting", "continual_forgetting_scores", "h_mean"]
+__all__ = [
+    "ContinualForgetting",
+    "continual_forgetting_scores",
+    "h_mean",
+    "verification_by_role",
+    "verification_scores",
+]
 
 # `evaluate` takes seconds to import: a metric built on it is imported when somebody asks for it.
 _LAZY = {"ContinualForgetting": "continual_forgetting"}

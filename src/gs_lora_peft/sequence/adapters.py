@@ -21,21 +21,15 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..storage import StrPath, parse_json, read_limited, safe_join
+from ..storage import parse_json, read_limited, safe_join
 from ..tuner.config import HEAD_TRAINING_TASKS, check_plain_lora
 from .entry import TaskEntry
+from .layout import MAX_CONFIG_BYTES, TASKS_FOLDER, task_folder
 from .ledger import ForgettingLedger
 from .plain import LedgerError, short
 
-TASKS_FOLDER = "tasks"
-MAX_CONFIG_BYTES = 2**24
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _HALVES = (torch.float16, torch.bfloat16)
-
-
-def task_folder(folder: StrPath, name: str) -> Path:
-    """Where the files of one task are."""
-    return Path(folder) / TASKS_FOLDER / name
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from ..data.pairing import default_collator
 from ..storage import sha256_of, staged_folder, write_json_atomic
 from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig, LoraGroups, export_lora
-from .adapters import TASKS_FOLDER, check_tasks, task_folder
+from .adapters import check_tasks
 from .curves import TrainingRecord
 from .entry import TaskEntry
 from .fingerprint import model_identity
+from .layout import TASKS_FOLDER, task_folder
 from .ledger import ForgettingLedger
 from .loading import refuse_adapters
 from .merging import MergedModel, fresh_adapter

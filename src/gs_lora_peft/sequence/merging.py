@@ -14,7 +14,8 @@ from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftConfig, PeftM
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from .adapters import TaskAdapter, read_adapter, task_folder
+from .adapters import TaskAdapter, read_adapter
+from .layout import task_folder
 
 
 @contextmanager

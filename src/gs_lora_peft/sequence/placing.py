@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..storage import content_problem, safe_join, staged_folder, write_bytes_atomic
-from .adapters import TASKS_FOLDER, task_folder
 from .entry import TaskEntry
 from .history import history_problem, is_withheld
+from .layout import TASKS_FOLDER, task_folder
 from .ledger import LEDGER_NAME, ForgettingLedger
 from .plain import LedgerError
 

@@ -15,9 +15,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..storage import StrPath, safe_join
 from ..storage.hub_calls import call_hub, checked_repo_id
-from .adapters import MAX_CONFIG_BYTES, TASKS_FOLDER
 from .entry import TaskEntry
 from .history import is_withheld
+from .layout import MAX_CONFIG_BYTES, TASKS_FOLDER
 from .ledger import LEDGER_NAME, ForgettingLedger
 from .ledger_file import MAX_LEDGER_BYTES
 from .placing import load_run, place_run

@@ -178,6 +178,8 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         # Without labels the model does not compute a loss of its own, over both halves, for nothing.
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        if hasattr(self.model, "margin_logits"):
+            logits = self._with_margin(logits, labels)
         if not model.training:
             loss = nn.functional.cross_entropy(logits.float(), labels)
             return (loss, {"logits": logits}) if return_outputs else loss
@@ -190,6 +192,15 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             # Every group is zero and frozen. Training stops after this step, which must still be able to go backward.
             loss = loss.detach().requires_grad_()
         return (loss, outputs) if return_outputs else loss
+
+    def _with_margin(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The margin of a head that has one (a face model's), which cannot apply it without labels.
+
+        In training it applies to the half to keep. Taken from the logits of the half to forget, samples would count as
+        forgotten that evaluation, which has no margin, still recognises.
+        """
+        kept = len(labels) // 2 if self.model.training else len(labels)
+        return torch.cat([self.model.margin_logits(logits[:kept], labels[:kept]), logits[kept:]])
 
     def _global_mean(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor, reduction="mean") if self.args.world_size > 1 else tensor

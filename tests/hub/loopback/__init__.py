@@ -52,8 +52,8 @@ class LoopbackHub:
         self.storage.tampered.clear()
         self.storage.uses_lfs = True
         for server in self._servers:
-            server.requests.clear()
-            server.faults.clear()
+            for kept in (server.requests, server.faults, server.broken):
+                kept.clear()
 
     @property
     def broken(self) -> list[str]:

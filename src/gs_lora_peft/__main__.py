@@ -1,0 +1,5 @@
+"""`python -m gs_lora_peft` is `gs-lora`."""
+
+from .cli import main
+
+main()

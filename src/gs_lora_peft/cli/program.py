@@ -1,0 +1,96 @@
+"""The program as a whole: its commands, its help, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, NoReturn, TextIO
+
+import typer
+from typer.main import get_command
+
+from .output import print_error
+from .reading import show, verify
+from .sharing import pull, push
+from .writing import export, merge, revoke
+
+# In the environment, it works wherever the command line is out of reach.
+TRACEBACK_VARIABLE = "GS_LORA_TRACEBACK"
+_EXIT_CODES = (
+    "Exit codes: 0 if all went well; 1 if a check failed, or something was refused or broke off; 2 if the command "
+    "line is wrong. With --json, stdout is one JSON document in all of these cases: the result, or an object with the "
+    "key 'error'. Everything else (progress, warnings) goes to stderr."
+)
+
+app = typer.Typer(no_args_is_help=True, epilog=_EXIT_CODES, context_settings={"help_option_names": ["--help", "-h"]})
+
+for command, example in (
+    (show, "gs-lora show org/clinic-forgotten"),
+    (verify, "gs-lora verify org/clinic-forgotten --base-model google/vit-base-patch16-224"),
+    (export, "gs-lora export runs/clinic clinic-first-two --tasks 2"),
+    (merge, "gs-lora merge org/clinic-forgotten clinic-model --base-model google/vit-base-patch16-224"),
+    (push, "gs-lora push runs/clinic org/clinic-forgotten --withhold-classes"),
+    (pull, "gs-lora pull org/clinic-forgotten runs/clinic"),
+    (revoke, "gs-lora revoke runs/clinic task_002 --reason 'consent renewed'"),
+):
+    app.command(epilog=f"Example: {example}")(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("gs-lora-peft"))
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help=f"Show where an error came from; so does {TRACEBACK_VARIABLE}=1.")
+    ] = False,
+) -> None:
+    """Show, check, export, merge and share runs in which a model has forgotten."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line, by default that of the process, and ends the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a class may be named in letters that the terminal does not have
+            stream.reconfigure(errors="backslashreplace")
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries, for whoever writes programs with them
+    warnings.showwarning = _print_warning
+    try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the result has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        code = 1
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        # With `standalone_mode` typer would print errors and end the process by itself.
+        return get_command(app).main(arguments, prog_name="gs-lora", standalone_mode=False) or 0
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if "--traceback" in arguments or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+            raise
+        return print_error(error, "--json" in arguments)
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"Warning: {message}", file=sys.stderr)

@@ -1,0 +1,67 @@
+"""Commands that change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from ..sequence import ForgettingLedger
+from .arguments import Json, Revision, Run, Token
+from .output import print_json, print_result, working
+
+
+def show(run: Run, revision: Revision = None, token: Token = None, as_json: Json = False) -> None:
+    """Show what a run has forgotten: its ledger as a table."""
+    from ..sequence.remote import sequence_folder
+
+    ledger = ForgettingLedger.load(sequence_folder(run, tasks=0, revision=revision, token=token))
+    if as_json:
+        print_json({"folder": str(ledger.folder), "ledger": ledger.to_dict()})
+    else:
+        from .table import print_ledger
+
+        print_ledger(ledger)
+
+
+def verify(
+    run: Run,
+    base_model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Folder or Hub id of the base model, to compare its weights as well."),
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Check a run: its ledger, the hashes of its files, the adapter of all tasks together, and the base model.
+
+    Exit code 1 if anything is not as the ledger says.
+    """
+    with working(f"Checking {run}"):
+        from ..hub import fetch_repository, verify_repository
+        from ..sequence.remote import folder_or_fetched
+
+        folder = folder_or_fetched(run, lambda repo_id: fetch_repository(repo_id, revision=revision, token=token))
+        report = verify_repository(folder, base_model, token=token)
+    if report.problems:
+        lines = [f"{len(report.problems)} problem(s):", *report.problems]
+    else:
+        lines = [
+            f"All is well: {len(report.tasks)} task(s) in effect, {len(report.files)} file(s) with the right hashes."
+        ]
+    if report.root_checked:
+        kept = f", recompressed in {len(report.recompressed)} layer(s)" if report.recompressed else ""
+        lines.append(
+            "The adapter in the root was compared with the sum of the tasks: relative error "
+            f"{report.relative_error:.1e}{kept}."
+        )
+    lines.append(
+        "The base model was compared with the ledger's fingerprint."
+        if report.base_checked
+        else "No base model was compared (--base-model)."
+    )
+    print_result(as_json, {"ok": not report.problems, **dataclasses.asdict(report)}, "\n".join(lines))
+    if report.problems:
+        raise typer.Exit(1)

@@ -1,0 +1,84 @@
+"""The ledger on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..sequence import ForgettingLedger, TaskEntry
+from .output import printable
+
+_LEGEND = (
+    "Accuracies in percent{data}, before→after a task. Acc_f: forgotten classes, Acc_r: kept ones, Acc_o: those "
+    "forgotten by earlier tasks; H: harmonic mean of Acc_r and the drop of Acc_f; groups: those not zero."
+)
+
+
+def print_ledger(ledger: ForgettingLedger) -> None:
+    """Prints who the base model is and one row for each task; fits a terminal of 80 columns."""
+    console = Console(highlight=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("task", no_wrap=True)
+    table.add_column("done on", no_wrap=True)
+    table.add_column("forgotten", overflow="fold", min_width=10)
+    for title in ("Acc_f", "Acc_r", "Acc_o", "H", "groups"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for entry in ledger.tasks:
+        cells = _row(entry)
+        table.add_row(*(Text(printable(cell)) for cell in cells), style="dim" if entry.status == "revoked" else None)
+    for line in _about(ledger):
+        console.print(Text(printable(line)), soft_wrap=True)
+    if ledger.tasks:
+        console.print(table)
+        console.print(Text(printable(_LEGEND.format(data=_scored_on(ledger)))), style="dim")
+
+
+def _about(ledger: ForgettingLedger) -> list[str]:
+    base, active = ledger.base_model, len(ledger.active_tasks)
+    name, model_class = (base.get(key) or "unknown" for key in ("name_or_path", "model_class"))
+    revision = f" at {base['revision'][:12]}" if base.get("revision") else ""
+    count = f", {base['num_labels']} labels" if base.get("num_labels") is not None else ""
+    lines = [
+        f"Base model: {name}{revision}",
+        f"Class:      {model_class}{count}",
+        f"Weights:    {base['fingerprint'][:19]}...",
+        f"Tasks:      {len(ledger.tasks)}, of which {active} in effect",
+    ]
+    for entry in ledger.tasks:
+        if entry.revocation is not None:
+            reason = f": {entry.revocation['reason']}" if entry.revocation.get("reason") else ""
+            lines.append(f"{entry.name} was revoked on {str(entry.revocation.get('revoked_at'))[:10]}{reason}")
+    return lines
+
+
+def _row(entry: TaskEntry) -> list[str]:
+    before, after = entry.scores.get("before", {}), entry.scores.get("after", {})
+    forgotten = entry.class_names or entry.classes or ["withheld"]
+    groups = f"{len(entry.groups['active'])}/{entry.groups.get('total', '?')}" if "active" in entry.groups else "–"
+    return [
+        entry.name,
+        entry.finished_at[:10],
+        ("revoked: " if entry.status == "revoked" else "") + ", ".join(map(str, forgotten)),
+        f"{_percent(before, 'acc_forget')}→{_percent(after, 'acc_forget')}",
+        f"{_percent(before, 'acc_retain')}→{_percent(after, 'acc_retain')}",
+        _percent(after, "acc_old"),
+        _percent(after, "h_mean"),
+        groups,
+    ]
+
+
+def _percent(scores: Mapping[str, Any], name: str) -> str:
+    value = scores.get(name)
+    return f"{100 * value:.1f}" if isinstance(value, (int, float)) else "–"
+
+
+def _scored_on(ledger: ForgettingLedger) -> str:
+    """On what the tasks were scored, if it is the same for all."""
+    names = {entry.scores.get("data") for entry in ledger.tasks}
+    name = names.pop() if len(names) == 1 else None
+    return f" on the data '{name}'" if name else ""

@@ -1,0 +1,194 @@
+"""Are two images of the same person? Verification as face recognition measures it, from pairs of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .scores import class_roles
+
+FALSE_ACCEPT_RATES = (1e-2, 1e-3)
+
+
+def verification_scores(
+    similarities: Any,
+    same: Any,
+    *,
+    false_accept_rates: Sequence[float] = FALSE_ACCEPT_RATES,
+    folds: int = 10,
+) -> dict[str, float | int | None]:
+    """Scores pairs of images by how alike their embeddings are.
+
+    A pair is accepted as one person where its similarity reaches a threshold. TAR is the share of the pairs of one
+    person that are accepted, FAR the share of the pairs of two people that are.
+
+    Args:
+        similarities (array or tensor of shape `(n,)`): the higher, the more alike, e.g. cosines.
+        same (array or tensor of shape `(n,)`): whether a pair shows one person.
+        false_accept_rates (`Sequence[float]`, *optional*, defaults to `(0.01, 0.001)`): rates to give TAR at.
+        folds (`int`, *optional*, defaults to 10):
+            Folds of the accuracy. Of either kind of pairs a fold takes the next n / `folds` in the order given, which
+            for LFW's list gives the folds of its protocol.
+
+    Returns:
+        `dict[str, float | int | None]`, rates as fractions from 0 to 1:
+
+        - `accuracy`: 1:1 accuracy at the best threshold, by cross-validation: for each fold the threshold that is best
+          on the others. Either kind of pairs counts half, however many there are, as in lists with as many of both.
+          `None` where there are fewer than `folds` pairs of a kind.
+        - `eer`: the error rate where as many pairs of one person are rejected as pairs of two are accepted;
+          interpolated between thresholds.
+        - `tar_at_far_0.01`, …: the highest TAR of any threshold with a FAR of at most that. With fewer than 1/FAR
+          pairs of two people, none of these may be accepted.
+        - `n_same`, `n_different`: the numbers of pairs. Without pairs of both kinds all else is `None`.
+
+    Raises:
+        ValueError: the two differ in length, are not one-dimensional, a similarity is not finite, `same` is no list of
+            yes and no, a rate is not between 0 and 1, or there are fewer than 2 folds.
+
+    Example:
+
+    ```python
+    >>> scores = verification_scores([0.9, 0.8, 0.3, 0.1], [True, True, False, False], folds=2)
+    >>> scores["accuracy"], scores["eer"], scores["tar_at_far_0.01"]
+    (1.0, 0.0, 1.0)
+    ```
+    """
+    similarity, is_same = _pairs(similarities, same)
+    for rate in false_accept_rates:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"false_accept_rates holds {rate!r}; expected fractions from 0 to 1, e.g. 1e-3.")
+    if folds < 2:
+        raise ValueError(f"folds is {folds}; expected at least 2, as the threshold is chosen on the others.")
+    tar_names = [f"tar_at_far_{rate:g}" for rate in false_accept_rates]
+    counts = {"n_same": int(is_same.sum()), "n_different": int((~is_same).sum())}
+    if not all(counts.values()):
+        return {**dict.fromkeys(["accuracy", "eer", *tar_names]), **counts}
+    false_accepts, true_accepts, _ = _curve(is_same, similarity)
+    # FAR − FRR rises from −1 to 1 along the curve and is 0 where both rates are equal.
+    eer = np.interp(0.0, false_accepts + true_accepts - 1, false_accepts)
+    tars = (true_accepts[false_accepts <= rate].max() for rate in false_accept_rates)
+    return {
+        "accuracy": _cross_validated_accuracy(similarity, is_same, folds) if min(counts.values()) >= folds else None,
+        "eer": float(eer),
+        **{name: float(tar) for name, tar in zip(tar_names, tars, strict=True)},
+        **counts,
+    }
+
+
+def verification_by_role(
+    embeddings: Any,
+    labels: Any,
+    *,
+    forget_classes: Iterable[int],
+    old_classes: Iterable[int] = (),
+    missing_classes: Iterable[int] = (),
+    retain_classes: Iterable[int] | None = None,
+    false_accept_rates: Sequence[float] = FALSE_ACCEPT_RATES,
+    folds: int = 10,
+) -> dict[str, dict[str, float | int | None]]:
+    """Verification of the people that were forgotten and of those that were kept: can the model still tell them apart?
+
+    For each role all pairs of images of its people are compared by the cosine of their embeddings.
+
+    Args:
+        embeddings (array or tensor of shape `(n, d)`): embeddings of images, normalised or not.
+        labels (array or tensor of shape `(n,)`): ids of the people on them.
+        forget_classes (`Iterable[int]`): people the task forgets.
+        old_classes (`Iterable[int]`, *optional*, defaults to none): people that earlier tasks forgot.
+        missing_classes (`Iterable[int]`, *optional*, defaults to none): people kept without any replayed data.
+        retain_classes (`Iterable[int]`, *optional*, defaults to everybody named nowhere else): people kept.
+        false_accept_rates (`Sequence[float]`, *optional*): as in [`verification_scores`].
+        folds (`int`, *optional*, defaults to 10): as in [`verification_scores`].
+
+    Returns:
+        `dict[str, dict]`: [`verification_scores`] of `retain`, `forget`, `old` and `missing`.
+
+    Raises:
+        ValueError: embeddings and labels do not belong together, an embedding has no direction, or a person has two
+            roles.
+    """
+    directions, people = _directions(embeddings, labels)
+    roles = class_roles(forget=forget_classes, old=old_classes, missing=missing_classes, retain=retain_classes)
+    rows = {role: np.isin(people, sorted(ids)) for role, ids in roles.items()}
+    if "retain" not in rows:
+        rows["retain"] = ~np.logical_or.reduce(list(rows.values()))
+    return {
+        role: verification_scores(
+            *_all_pairs(directions[rows[role]], people[rows[role]]),
+            false_accept_rates=false_accept_rates,
+            folds=folds,
+        )
+        for role in ("retain", "forget", "old", "missing")
+    }
+
+
+def _curve(is_same: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """FAR, TAR and the thresholds they belong to, from the strictest on."""
+    # scikit-learn takes a second to import.
+    from sklearn.metrics import roc_curve
+
+    return roc_curve(is_same, similarity, drop_intermediate=False)
+
+
+def _cross_validated_accuracy(similarity: np.ndarray, is_same: np.ndarray, folds: int) -> float:
+    from sklearn.model_selection import StratifiedKFold
+
+    accuracies = []
+    for others, fold in StratifiedKFold(folds).split(similarity, is_same):
+        false_accepts, true_accepts, thresholds = _curve(is_same[others], similarity[others])
+        accepted = similarity[fold] >= thresholds[np.argmax(true_accepts - false_accepts)]
+        of_same, of_different = accepted[is_same[fold]], accepted[~is_same[fold]]
+        accuracies.append((of_same.mean() + 1 - of_different.mean()) / 2)
+    return float(np.mean(accuracies))
+
+
+def _all_pairs(directions: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.triu_indices(len(people), k=1)
+    return (directions @ directions.T)[first, second], people[first] == people[second]
+
+
+def _pairs(similarities: Any, same: Any) -> tuple[np.ndarray, np.ndarray]:
+    similarity, is_same = _numbers(similarities, "similarities"), _array(same)
+    if similarity.ndim != 1 or is_same.shape != similarity.shape:
+        raise ValueError(
+            f"similarities have the shape {similarity.shape} and same has {is_same.shape}; expected one of both for "
+            "each pair, shape (n,)."
+        )
+    if is_same.size and not np.isin(is_same, (0, 1)).all():
+        raise ValueError(
+            "same holds other values than True and False (or 1 and 0); expected whether a pair shows one person."
+        )
+    return similarity, is_same.astype(bool)
+
+
+def _directions(embeddings: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    vectors, people = _numbers(embeddings, "embeddings"), _array(labels)
+    if vectors.ndim != 2 or people.shape != vectors.shape[:1]:
+        raise ValueError(
+            f"embeddings have the shape {vectors.shape} and labels {people.shape}; expected (n, d) and (n,), one row "
+            "for each image."
+        )
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not lengths.all():
+        raise ValueError(f"the embedding of row {int(np.argmin(lengths))} is zero and has no direction to compare.")
+    return vectors / lengths, people
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    array = _array(values).astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"{name} hold NaN or infinite values; expected finite numbers. Find out where they come from."
+        )
+    return array
+
+
+def _array(values: Any) -> np.ndarray:
+    # Tensors are known by their methods, so that scoring does not have to import torch.
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    return np.asarray(values)

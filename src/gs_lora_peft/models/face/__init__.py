@@ -1,0 +1,19 @@
+"""Face Transformer: a ViT that recognises people by the angle between embeddings."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+from .configuration import FaceTransformerConfig
+from .conversion import convert_face_checkpoint
+from .modeling import FaceRecognitionOutput, FaceTransformerForRecognition, FaceTransformerModel
+
+__all__ = [
+    "FaceRecognitionOutput",
+    "FaceTransformerConfig",
+    "FaceTransformerForRecognition",
+    "FaceTransformerModel",
+    "convert_face_checkpoint",
+]
+
+AutoConfig.register(FaceTransformerConfig.model_type, FaceTransformerConfig, exist_ok=True)
+AutoModel.register(FaceTransformerConfig, FaceTransformerModel, exist_ok=True)
+AutoModelForImageClassification.register(FaceTransformerConfig, FaceTransformerForRecognition, exist_ok=True)

@@ -1,0 +1,264 @@
+"""Checkpoints of the papers' public code (`ViT_face`, `ViTs_face`) as folders that transformers loads."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...storage import StrPath, staged_folder
+from .configuration import FaceTransformerConfig
+from .modeling import FaceTransformerForRecognition
+
+_CHANNELS = 3
+# The one overlapping patch of the public code, and the stride it goes with: P12S8.
+_OVERLAPPING_PATCH, _OVERLAPPING_STRIDE = 12, 8
+
+_OUTER = {
+    "pos_embedding": "vit.embeddings.position_embeddings",
+    "cls_token": "vit.embeddings.cls_token",
+    "patch_to_embedding.weight": "vit.embeddings.patch_embeddings.projection.weight",
+    "patch_to_embedding.bias": "vit.embeddings.patch_embeddings.projection.bias",
+    "mlp_head.0.weight": "vit.layernorm.weight",
+    "mlp_head.0.bias": "vit.layernorm.bias",
+    "loss.weight": "classifier.weight",
+}
+_BIAS = {"loss.bias": "classifier.bias"}
+_QKV = "0.fn.fn.to_qkv.weight"
+_INNER = {
+    "0.fn.norm.weight": "layernorm_before.weight",
+    "0.fn.norm.bias": "layernorm_before.bias",
+    "0.fn.fn.to_out.0.weight": "attention.o_proj.weight",
+    "0.fn.fn.to_out.0.bias": "attention.o_proj.bias",
+    "1.fn.norm.weight": "layernorm_after.weight",
+    "1.fn.norm.bias": "layernorm_after.bias",
+    "1.fn.fn.net.0.weight": "mlp.fc1.weight",
+    "1.fn.fn.net.0.bias": "mlp.fc1.bias",
+    "1.fn.fn.net.3.weight": "mlp.fc2.weight",
+    "1.fn.fn.net.3.bias": "mlp.fc2.bias",
+}
+_LAYER = re.compile(r"transformer\.layers\.(0|[1-9]\d{0,3})\.(.+)")
+_FACTOR = re.compile(r"(?:0\.fn\.fn\.to_qkv|1\.fn\.fn\.net\.[03])\.lora_[AB]")
+
+
+def convert_face_checkpoint(
+    path: StrPath,
+    out: StrPath,
+    *,
+    image_size: int | None = None,
+    patch_padding: int | None = None,
+    num_attention_heads: int = 8,
+    head_type: str | None = None,
+    scale: float = 64.0,
+    margin: float | None = None,
+    label_names: Sequence[str] | None = None,
+) -> Path:
+    """
+    Writes a Face Transformer of the papers' public code as a folder for `from_pretrained`.
+
+    Depth, widths, patches and the number of people follow from the shapes of the tensors; what shapes do not tell can
+    be given, and is by default what that code uses. The file is read as plain tensors: nothing in it is executed.
+
+    A file that was saved with LoRA holds its weights with the factors merged into them, since that code saves in
+    evaluation mode, *and* the factors. The weights alone are the model; the factors are left out.
+
+    Args:
+        path (`str` or `os.PathLike`): the `.pth` file: a state dict of `ViT_face` or `ViTs_face`.
+        out (`str` or `os.PathLike`): the folder to make. One that holds files is refused.
+        image_size (`int`, *optional*):
+            Height and width of the images in pixels; only needed for overlapping patches other than P12S8, and for
+            patches of 12 pixels that do not overlap. By default patches of 12 are 8 apart and others do not overlap.
+        patch_padding (`int`, *optional*): as in [`FaceTransformerConfig`], for overlapping patches.
+        num_attention_heads (`int`, *optional*, defaults to 8): number of attention heads.
+        head_type (`str`, *optional*):
+            `"cosface"`, `"arcface"` or `"sface"`, which have the same tensors; by default `"cosface"`. A head with a
+            bias is `"softmax"`.
+        scale (`float`, *optional*, defaults to 64.0): s of the head.
+        margin (`float`, *optional*): m of the head; by default that of [`FaceTransformerConfig`].
+        label_names (`Sequence[str]`, *optional*): names of the people, in the order of their ids.
+
+    Returns:
+        `pathlib.Path`: `out`.
+
+    Raises:
+        ValueError: if the file is something else (the message names the first key that is wrong), if a setting does
+            not fit it, or if `out` holds files. Nothing is written then.
+        OSError: if the file cannot be read or the folder not be written.
+
+    Example:
+
+        ```py
+        >>> folder = convert_face_checkpoint("reference_face_transformer.pth", "face", scale=16, margin=0.1)
+        >>> model = AutoModelForImageClassification.from_pretrained(folder)
+        ```
+    """
+    out = Path(out)
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"'{out}' exists and is no empty folder; expected one to be made. Choose another.")
+    state = _read(path)
+    _check_keys(state, path)
+    settings = {"patch_padding": patch_padding, **_shape_settings(state, path, image_size, num_attention_heads)}
+    settings |= _head_settings(state, path, head_type, scale, margin, label_names)
+    model = FaceTransformerForRecognition(FaceTransformerConfig(**settings))
+    _load(model, state, path)
+    with staged_folder(out) as staged:
+        model.save_pretrained(staged)
+    return out
+
+
+def _read(path: StrPath) -> dict[str, Tensor]:
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        # What torch raises for half a file, for text and for pickles of anything but tensors.
+        except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"'{path}' cannot be read as plain tensors ({type(error).__name__}); expected a file that "
+                "`torch.save(model.state_dict(), …)` wrote. No code in a file is executed: save the state dict alone."
+            ) from error
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"'{path}' holds a {type(content).__name__}; expected a state dict of ViT_face or ViTs_face.")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise _wrong(path, key, f"holds a {type(value).__name__}, expected a tensor")
+    # nn.DataParallel, which that code trains with on several GPUs.
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {key.removeprefix(prefix): value for key, value in content.items()}
+
+
+def _check_keys(state: Mapping[str, Tensor], path: StrPath) -> None:
+    """Raises ValueError at the first key that is none of the layout's, has no such tensor there, or is missing."""
+    for key, tensor in state.items():
+        layer = _LAYER.fullmatch(key)
+        inner = layer is not None and (layer[2] in _INNER or layer[2] == _QKV or _FACTOR.fullmatch(layer[2]))
+        if not (inner or key in _OUTER or key in _BIAS):
+            raise _wrong(path, key, "is none of theirs")
+        is_vector = key.endswith("bias") or ".norm." in key or key.startswith("mlp_head.")
+        dimensions = 3 if key in ("pos_embedding", "cls_token") else 1 if is_vector else 2
+        if tensor.ndim != dimensions:
+            raise _wrong(path, key, f"has the shape {tuple(tensor.shape)}, expected {dimensions} dimension(s)")
+    inside = (f"transformer.layers.{i}.{name}" for i in range(max(_depth(state), 1)) for name in [*_INNER, _QKV])
+    for key in [*_OUTER, *inside]:
+        if key not in state:
+            raise _wrong(path, key, "is missing")
+
+
+def _depth(state: Mapping[str, Tensor]) -> int:
+    layers = (_LAYER.fullmatch(key) for key in state)
+    return max((int(layer[1]) + 1 for layer in layers if layer is not None), default=0)
+
+
+def _shape_settings(
+    state: Mapping[str, Tensor], path: StrPath, image_size: int | None, num_attention_heads: int
+) -> dict[str, Any]:
+    """Depth, widths and patches, from the shapes."""
+    first = "transformer.layers.0."
+    width = state["cls_token"].shape[-1]
+    inner = state[first + _QKV].shape[0] // 3
+    if num_attention_heads < 1 or inner % num_attention_heads:
+        raise ValueError(
+            f"`num_attention_heads`={num_attention_heads} does not divide the width of attention, which is {inner} in "
+            f"'{path}'. Give the number of heads it was trained with."
+        )
+    columns, positions = state["patch_to_embedding.weight"].shape[1], state["pos_embedding"].shape[1]
+    patch, grid = math.isqrt(columns // _CHANNELS), math.isqrt(max(positions - 1, 0))
+    if patch < 1 or _CHANNELS * patch**2 != columns:
+        raise _wrong(path, "patch_to_embedding.weight", f"has {columns} columns, expected 3·p² for patches of p×p")
+    if grid < 1 or grid**2 + 1 != positions:
+        raise _wrong(path, "pos_embedding", f"has {positions} positions, expected n² + 1 for n×n patches")
+    if image_size is None:
+        image_size = grid * (_OVERLAPPING_STRIDE if patch == _OVERLAPPING_PATCH else patch)
+    if image_size < 1 or image_size % grid:
+        raise ValueError(
+            f"`image_size`={image_size} is no multiple of the {grid} patches a side that '{path}' has. Give the size "
+            "of the images it was trained on, in pixels."
+        )
+    return {
+        "image_size": image_size,
+        "patch_size": patch,
+        "patch_stride": image_size // grid,
+        "hidden_size": width,
+        "num_hidden_layers": _depth(state),
+        "num_attention_heads": num_attention_heads,
+        "head_dim": inner // num_attention_heads,
+        "intermediate_size": state[first + "1.fn.fn.net.0.weight"].shape[0],
+    }
+
+
+def _head_settings(
+    state: Mapping[str, Tensor],
+    path: StrPath,
+    head_type: str | None,
+    scale: float,
+    margin: float | None,
+    label_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    has_bias = "loss.bias" in state
+    if head_type is None:
+        head_type = "softmax" if has_bias else "cosface"
+    if (head_type == "softmax") != has_bias:
+        raise ValueError(
+            f"`head_type`={head_type!r} does not fit '{path}', whose head has {'a' if has_bias else 'no'} bias "
+            "('loss.bias'). Leave `head_type` out, or choose another."
+        )
+    people = state["loss.weight"].shape[0]
+    if label_names is not None and len(label_names) != people:
+        raise ValueError(f"`label_names` has {len(label_names)} names; expected one for each of {people} people.")
+    names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(people)]
+    return {
+        "head_type": head_type,
+        "scale": scale,
+        "margin": margin,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def _load(model: FaceTransformerForRecognition, state: Mapping[str, Tensor], path: StrPath) -> None:
+    """Copies the tensors into the model; ValueError at the first one of another shape."""
+    targets = model.state_dict()
+    with torch.no_grad():
+        for key, tensor in state.items():
+            for name, part in _parts(key, tensor, model.config):
+                if part.shape != targets[name].shape:
+                    raise _wrong(
+                        path, key, f"has the shape {tuple(tensor.shape)}, which does not fit the other tensors"
+                    )
+                targets[name].copy_(part)
+
+
+def _parts(key: str, tensor: Tensor, config: FaceTransformerConfig) -> list[tuple[str, Tensor]]:
+    """Names and values that a tensor has in our layout; none for a LoRA factor."""
+    if key == "patch_to_embedding.weight":
+        return [(_OUTER[key], _as_convolution(tensor, config))]
+    if key in _OUTER or key in _BIAS:
+        return [((_OUTER | _BIAS)[key], tensor)]
+    layer = _LAYER.fullmatch(key)
+    assert layer is not None
+    prefix = f"vit.layers.{layer[1]}."
+    if layer[2] == _QKV:
+        return [(f"{prefix}attention.{n}_proj.weight", t) for n, t in zip("qkv", tensor.tensor_split(3), strict=True)]
+    return [(prefix + _INNER[layer[2]], tensor)] if layer[2] in _INNER else []
+
+
+def _as_convolution(weight: Tensor, config: FaceTransformerConfig) -> Tensor:
+    patch = config.patch_size
+    if config.patch_stride == patch:  # ViT_face: the columns are rows, columns, channels of the patch
+        return weight.unflatten(1, (patch, patch, _CHANNELS)).permute(0, 3, 1, 2)
+    return weight.unflatten(
+        1, (_CHANNELS, patch, patch)
+    )  # ViTs_face: channels, rows, columns, as `nn.Unfold` has them
+
+
+def _wrong(path: StrPath, key: Any, why: str) -> ValueError:
+    return ValueError(
+        f"'{path}' is no ViT_face or ViTs_face of the papers' code: its key {key!r} {why}. Expected the state dict of "
+        "such a model, with its head ('loss.weight')."
+    )

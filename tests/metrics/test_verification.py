@@ -1,0 +1,158 @@
+"""Verification from pairs of embeddings, against slow loops and hand-made cases."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gs_lora_peft.metrics import verification_by_role, verification_scores
+
+
+def rates_at(threshold, similarities, same):
+    """FAR and TAR of one threshold, counted pair by pair."""
+    accepted = [similarity >= threshold for similarity in similarities]
+    true = sum(a and s for a, s in zip(accepted, same, strict=True)) / sum(same)
+    false = sum(a and not s for a, s in zip(accepted, same, strict=True)) / (len(same) - sum(same))
+    return false, true
+
+
+def slow_curve(similarities, same):
+    thresholds = [float("inf"), *sorted(set(similarities), reverse=True)]
+    return [(threshold, *rates_at(threshold, similarities, same)) for threshold in thresholds]
+
+
+def slow_eer(similarities, same):
+    """Where the straight line between two thresholds crosses FAR = 1 − TAR."""
+    curve = slow_curve(similarities, same)
+    for (_, far, tar), (_, next_far, next_tar) in pairwise(curve):
+        before, after = far + tar - 1, next_far + next_tar - 1
+        if before <= 0 <= after:
+            return far + (next_far - far) * (-before / (after - before))
+    raise AssertionError("a curve from (0, 0) to (1, 1) crosses")
+
+
+def slow_accuracy(similarities, same, folds):
+    """Folds of consecutive pairs of either kind; both kinds count half."""
+    kinds = [[i for i, s in enumerate(same) if s == kind] for kind in (True, False)]
+    accuracies = []
+    for fold in range(folds):
+        held = {i for rows in kinds for i in rows[fold * len(rows) // folds : (fold + 1) * len(rows) // folds]}
+        others = [i for i in range(len(same)) if i not in held]
+        curve = slow_curve([similarities[i] for i in others], [same[i] for i in others])
+        threshold = max(curve, key=lambda point: point[2] - point[1])[0]
+        far, tar = rates_at(threshold, [similarities[i] for i in sorted(held)], [same[i] for i in sorted(held)])
+        accuracies.append((tar + 1 - far) / 2)
+    return sum(accuracies) / folds
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_against_slow_loops(seed):
+    """All of it equals counting pair by pair, with ties and with unequal numbers of pairs."""
+    random = np.random.default_rng(seed)
+    same = random.permutation([True] * 40 + [False] * 120)
+    similarities = np.round(random.normal(size=160) + 1.2 * same, seed % 3 + 1)
+    found = verification_scores(similarities, same, false_accept_rates=(0.1, 0.02, 1e-3))
+    far_tar = [point[1:] for point in slow_curve(similarities.tolist(), same.tolist())]
+    for rate in (0.1, 0.02, 1e-3):
+        assert found[f"tar_at_far_{rate:g}"] == pytest.approx(max(tar for far, tar in far_tar if far <= rate))
+    assert found["eer"] == pytest.approx(slow_eer(similarities.tolist(), same.tolist()))
+    assert found["accuracy"] == pytest.approx(slow_accuracy(similarities.tolist(), same.tolist(), 10))
+    assert (found["n_same"], found["n_different"]) == (40, 120)
+
+
+def test_by_hand():
+    """Four pairs of one person, four of two; one of the latter looks more alike than one of the former."""
+    scores = verification_scores([0.9, 0.8, 0.7, 0.3, 0.5, 0.2, 0.1, 0.0], [True] * 4 + [False] * 4, folds=2)
+    assert scores["tar_at_far_0.01"] == scores["tar_at_far_0.001"] == 0.75
+    assert scores["eer"] == 0.25
+    # First half held out: threshold 0.3 or 0.7 of the others. Second half held out: 0.8 rejects what it should not.
+    assert scores["accuracy"] == slow_accuracy([0.9, 0.8, 0.7, 0.3, 0.5, 0.2, 0.1, 0.0], [True] * 4 + [False] * 4, 2)
+
+
+def test_extremes():
+    """Told apart perfectly, not at all (everything equally alike), and the wrong way round."""
+    same = [True, False] * 20
+    right = verification_scores([float(s) for s in same], same)
+    blind = verification_scores([0.5] * 40, same)
+    wrong = verification_scores([-float(s) for s in same], same)
+    assert (right["accuracy"], right["eer"], right["tar_at_far_0.001"]) == (1, 0, 1)
+    assert (blind["accuracy"], blind["eer"], blind["tar_at_far_0.001"]) == (0.5, 0.5, 0)
+    assert (wrong["eer"], wrong["tar_at_far_0.01"]) == (1, 0)
+
+
+def test_too_few_pairs():
+    """What cannot be measured is None: everything without both kinds of pairs, the accuracy with fewer than folds."""
+    alone = verification_scores([0.9, 0.8], [True, True])
+    assert {alone[name] for name in ("accuracy", "eer", "tar_at_far_0.01", "tar_at_far_0.001")} == {None}
+    assert (alone["n_same"], alone["n_different"]) == (2, 0)
+    few = verification_scores([0.9, 0.8, 0.1], [True, True, False])
+    assert few["accuracy"] is None
+    assert few["eer"] == 0
+    assert verification_scores([], [])["eer"] is None
+
+
+pairs = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=60)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs, st.randoms(use_true_random=False))
+def test_what_does_not_matter(rows, random):
+    """Rates and the EER depend neither on the order of the pairs nor on the units of similarity."""
+    names = ["eer", "tar_at_far_0.01", "tar_at_far_0.001", "n_same", "n_different"]
+    shuffled = random.sample(rows, len(rows))
+    first = verification_scores([s for s, _ in rows], [b for _, b in rows])
+    second = verification_scores(torch.tensor([3.0 * s - 1 for s, _ in shuffled]), [int(b) for _, b in shuffled])
+    assert [first[name] for name in names] == pytest.approx([second[name] for name in names], nan_ok=False)
+
+
+def test_roles():
+    """Every role's own pairs, by the cosine; lengths of embeddings do not matter."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2, 3, 7], 12)
+    centres = random.normal(size=(8, 6))
+    embeddings = centres[labels] + 0.8 * random.normal(size=(60, 6))
+    found = verification_by_role(
+        torch.tensor(embeddings) * torch.rand(60, 1), torch.tensor(labels), forget_classes=[2, 3], old_classes=[7]
+    )
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    for role, members in {"retain": [0, 1], "forget": [2, 3]}.items():
+        rows = [i for i, label in enumerate(labels) if label in members]
+        slow = [(unit[i] @ unit[j], labels[i] == labels[j]) for k, i in enumerate(rows) for j in rows[k + 1 :]]
+        assert found[role] == pytest.approx(verification_scores([s for s, _ in slow], [b for _, b in slow]))
+        assert found[role]["n_same"] == 2 * 12 * 11 / 2
+    assert (found["old"]["n_same"], found["old"]["n_different"], found["old"]["eer"]) == (66, 0, None)
+    assert found["missing"]["n_same"] == 0
+    named = verification_by_role(embeddings, labels, forget_classes=[2], retain_classes=[0])
+    assert (named["retain"]["n_same"], named["retain"]["n_different"]) == (66, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0.1, 0.2], [True]), r"shape \(2,\) and same has \(1,\)"),
+        (([[0.1]], [[True]]), r"shape \(1, 1\)"),
+        (([0.1, float("nan")], [True, False]), "similarities hold NaN"),
+        (([0.1, 0.2], [2, 0]), "same holds other values"),
+    ],
+)
+def test_bad_pairs(arguments, message):
+    """The error says what is wrong with the pairs."""
+    with pytest.raises(ValueError, match=message):
+        verification_scores(*arguments)
+
+
+def test_bad_settings():
+    """Rates are fractions, one fold is none, embeddings belong to labels and have a direction."""
+    with pytest.raises(ValueError, match="false_accept_rates holds 5"):
+        verification_scores([0.1, 0.2], [True, False], false_accept_rates=[5])
+    with pytest.raises(ValueError, match="folds is 1"):
+        verification_scores([0.1, 0.2], [True, False], folds=1)
+    with pytest.raises(ValueError, match=r"\(2, 3\) and labels \(3,\)"):
+        verification_by_role(np.ones((2, 3)), [0, 1, 2], forget_classes=[])
+    with pytest.raises(ValueError, match="row 1 is zero"):
+        verification_by_role([[1.0, 0.0], [0.0, 0.0]], [0, 1], forget_classes=[0])
+    with pytest.raises(ValueError, match="one role"):
+        verification_by_role(np.ones((2, 3)), [0, 1], forget_classes=[0], old_classes=[0])

@@ -1,0 +1,310 @@
+"""`gs-lora` as far as it needs neither a model nor the Hub: how it starts, ends and speaks, `show` and `revoke`."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gs_lora_peft import ForgettingLedger
+from gs_lora_peft.cli import main
+from gs_lora_peft.sequence import TaskEntry
+
+COMMANDS = ["show", "verify", "export", "merge", "push", "pull", "revoke"]
+NAMES = ["tench", "[red]cassette[/red]", "évil\x1b[2Jname", "dragonfly"]
+BASE = {
+    "name_or_path": "google/vit-base",
+    "revision": "0123456789" * 4,
+    "model_class": "ViTForImageClassification",
+    "num_labels": 4,
+    "fingerprint": "sha256:" + "ab" * 32,
+}
+
+
+def write_task(ledger, forgotten, **more):
+    scores = {
+        "before": {"acc_forget": 1.0, "acc_retain": 0.9876},
+        "after": {"acc_forget": 0.0123, "acc_retain": 0.954, "acc_old": None, "h_mean": 0.97},
+        "data": "test",
+    }
+    values = {
+        "name": ledger.next_task_name(),
+        "request": {"classes": forgotten},
+        "classes": forgotten,
+        "class_names": [NAMES[class_id] for class_id in forgotten],
+        "started_at": "2026-01-31T00:00:00+00:00",
+        "finished_at": "2026-01-31T00:01:00+00:00",
+        "groups": {"total": 12, "active": ["a", "b"], "zero": []},
+        "scores": scores,
+    }
+    with ledger.changes():
+        ledger.append(TaskEntry(**{**values, **more}))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Folder of a run with three tasks, the last of which was revoked; it has no adapters."""
+    folder = tmp_path / "run"
+    ledger = ForgettingLedger.create(folder, base_model=BASE, label_names=NAMES)
+    for forgotten in ([0], [1, 2], [3]):
+        write_task(ledger, forgotten)
+    with ledger.changes():
+        ledger.revoke("task_003", reason="consent renewed")
+    return str(folder)
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Calls `gs-lora` in this process; gives its exit code and what it printed."""
+    monkeypatch.delenv("GS_LORA_TRACEBACK", raising=False)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+def process(*arguments, **environment):
+    """`gs-lora` in a process of its own."""
+    command = [sys.executable, "-m", "gs_lora_peft", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+
+
+# How it starts
+
+
+def test_the_command_is_installed():
+    """The package brings `gs-lora`, which is this program."""
+    (found,) = importlib.metadata.entry_points(group="console_scripts", name="gs-lora")
+    assert found.load() is main
+    script = Path(sys.executable).with_name("gs-lora")
+    version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert version.strip() == importlib.metadata.version("gs-lora-peft")
+
+
+def test_quick_commands_import_nothing_heavy(run):
+    """What needs only a ledger does not make anybody wait for torch."""
+    code = (
+        "import sys\n"
+        "from gs_lora_peft.cli import main\n"
+        f"run = {run!r}\n"
+        "for arguments in (['--help'], ['show', run], ['show', run, '--json'], ['revoke', run, 'task_001']):\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'peft', 'transformers', 'datasets', 'accelerate', 'matplotlib'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example(call, command):
+    """`--help` says what a command does, shows an example of it, and fits 80 columns."""
+    code, out, err = call(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Example: gs-lora {command} " in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_help_lists_commands_and_exit_codes(call):
+    """The first page says what there is, and what scripts can rely on."""
+    code, out, _ = call("--help")
+    assert code == 0
+    assert all(f" {command} " in out for command in COMMANDS)
+    assert "Exit codes: 0 if all went well" in out
+    assert "--install-completion" in out
+    assert out.strip() in "".join(call()[1:])
+
+
+def test_completion(run):
+    """A shell gets its script, and completes commands as well as the tasks in effect of a run."""
+    assert "complete -o default" in process(_GS_LORA_COMPLETE="source_bash").stdout
+    for words, expected in (("gs-lora re", ["revoke"]), (f"gs-lora revoke {run} task", ["task_001", "task_002"])):
+        number = str(len(words.split()) - 1)
+        asked = process(_GS_LORA_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=number)
+        assert asked.stdout.split() == expected, asked.stderr
+
+
+# How it ends
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "said"),
+    [
+        (["show", "no/such/folder"], 1, "expected a folder with a ledger"),
+        (["revoke", "RUN", "task_009"], 1, "there is no task 'task_009'"),
+        (["revoke", "RUN", "task_003"], 1, "was revoked and is no longer in effect"),
+        (["export", "RUN", "RUN"], 1, "exists and is no empty folder"),
+        (["export", "RUN", "OUT", "--tasks", "7"], 1, "expected a number from 0 to 2"),
+        (["export", "RUN", "OUT", "--tasks", "task_003"], 1, "was revoked"),
+        (["export", "RUN", "OUT", "--tasks", "0"], 1, "Choose at least one"),
+        (["export", "RUN", "OUT"], 1, "expected an adapter in safetensors"),
+        (["push", "RUN", "a/b/c"], 1, "expected an adapter in safetensors"),
+        (["pull", "a/b/c"], 1, "cannot be a repository on the Hub"),
+        (["verify", "RUN", "--base-model", "no/such/folder"], 1, "no/such/folder"),
+        (["forget"], 2, "No such command 'forget'"),
+        (["show"], 2, "Missing argument 'RUN'"),
+        (["show", "RUN", "--csv"], 2, "No such option"),
+        (["merge", "RUN", "OUT"], 2, "Missing option '--base-model'"),
+        (["push", "RUN", "me/x", "--max-rank", "many"], 2, "--max-rank"),
+        (["export", "RUN", "OUT", "--repository", "--tasks", "1"], 2, "goes without --tasks"),
+        (["export", "RUN", "OUT", "--dataset", "mnist"], 2, "need --repository"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_exit_codes(call, run, tmp_path, arguments, expected, said, as_json):
+    """1 is a refusal and 2 a wrong command line; the message is one line of text on stderr, or JSON on stdout."""
+    arguments = [{"RUN": run, "OUT": str(tmp_path / "out")}.get(argument, argument) for argument in arguments]
+    code, out, err = call(*arguments, *["--json"] * as_json)
+    assert code == expected
+    if as_json:
+        error = json.loads(out)["error"]
+        assert said in error["message"]
+        assert error["type"].isidentifier()
+    else:
+        assert out == ""
+        assert said in err
+        assert "Error: " in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_traceback_on_demand(run):
+    """Where an error came from is shown to whoever asks for it."""
+    for arguments, environment in (
+        (["--traceback", "show", "no/such/folder"], {}),
+        (["show", "x/y/z"], {"GS_LORA_TRACEBACK": "1"}),
+    ):
+        result = process(*arguments, **environment)
+        assert result.returncode == 1
+        assert "Traceback (most recent call last)" in result.stderr
+        assert "LedgerError" in result.stderr
+    result = process("show", "no/such/folder")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: 'no/such/folder/forgetting.json' does not exist")
+    assert result.stderr.count("\n") == 1
+
+
+def test_errors_that_nobody_foresaw(call, run, monkeypatch):
+    """A mistake of the program is one line too, with its kind and how to find out more; Ctrl-C ends with 130."""
+
+    def fail(folder):
+        raise TypeError("broken on purpose")
+
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ForgettingLedger, "load", fail)
+    code, out, err = call("show", run)
+    assert (code, out) == (1, "")
+    assert err == "Error: TypeError: broken on purpose (GS_LORA_TRACEBACK=1 shows where it came from)\n"
+    monkeypatch.setattr(ForgettingLedger, "load", interrupt)
+    assert call("show", run)[0] == 130
+
+
+def test_a_reader_that_has_seen_enough(run):
+    """`gs-lora show run | head -1` ends in silence."""
+    command = f"set -o pipefail; {sys.executable} -m gs_lora_peft show {run} --json | true"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+# show
+
+
+def test_show(call, run):
+    """The table has what was asked, when, and what came of it, in 80 columns."""
+    code, out, err = call("show", run)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[:2] == [
+        "Base model: google/vit-base at 012345678901",
+        "Class:      ViTForImageClassification, 4 labels",
+    ]
+    assert lines[3] == "Tasks:      3, of which 2 in effect"
+    assert lines[4].startswith("task_003 was revoked on 20")
+    assert lines[4].endswith(": consent renewed")
+    rows = {line.split()[0]: line.split() for line in lines if line.startswith("task_0") and "was" not in line}
+    assert rows["task_001"][1:] == ["2026-01-31", "tench", "100.0→1.2", "98.8→95.4", "–", "97.0", "2/12"]
+    assert rows["task_003"][2:4] == ["revoked:", "dragonfly"]
+    assert "on the data 'test'" in out
+
+
+def test_names_are_only_text(call, run):
+    """What somebody else called a class neither formats the table nor reaches the terminal as a command."""
+    _, out, _ = call("show", run)
+    text = "".join(line[20:].split("100.0→")[0].strip() for line in out.splitlines())
+    assert "[red]cassette[/red]" in text
+    assert "\x1b" not in out
+    assert "évil\\x1b[2Jname" in text
+
+
+def test_show_for_machines(call, run):
+    """With --json it is the ledger itself."""
+    code, out, err = call("show", run, "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document == {"folder": run, "ledger": ForgettingLedger.load(run).to_dict()}
+    assert out.isascii()
+
+
+def test_what_is_withheld_is_not_shown(call, tmp_path):
+    """A ledger without classes says so; one without scores, data and groups is shown, too."""
+    ledger = ForgettingLedger.create(tmp_path, base_model={"fingerprint": BASE["fingerprint"]})
+    write_task(ledger, [0], classes=None, class_names=None, request={"withheld": True}, scores={}, groups={})
+    _, out, _ = call("show", str(tmp_path))
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("task_0")]
+    assert row[1:] == ["2026-01-31", "withheld", "–→–", "–→–", "–", "–", "–"]
+    assert not [name for name in NAMES if name in out]
+    assert out.startswith("Base model: unknown\n")
+
+
+def test_show_an_empty_run(call, tmp_path):
+    """A run in which nothing was forgotten yet has no table."""
+    ForgettingLedger.create(tmp_path, base_model=BASE).save()
+    code, out, _ = call("show", str(tmp_path))
+    assert code == 0
+    assert out.splitlines()[-1] == "Tasks:      0, of which 0 in effect"
+
+
+def test_terminals_that_know_only_ascii(run):
+    """No letter ends the program."""
+    result = process("show", run, PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "tench" in result.stdout
+
+
+# revoke
+
+
+def test_revoke(call, run):
+    """The task is out of effect, with time and reason; that nothing was measured is said, not made up."""
+    code, out, err = call("revoke", run, "task_002", "--reason", "a mistake", "--json")
+    assert (code, err) == (0, "")
+    ledger = ForgettingLedger.load(run)
+    document = json.loads(out)
+    assert document["tasks"] == ["task_001"] == [entry.name for entry in ledger.active_tasks]
+    assert document["measured"] is False
+    assert document["revocation"] == ledger.tasks[1].revocation
+    assert ledger.tasks[1].revocation["reason"] == "a mistake"
+    assert ledger.tasks[1].revocation["scores_after"] is None
+    code, out, _ = call("revoke", run, "task_001")
+    assert code == 0
+    assert "was not measured" in out.replace("\n", " ")
+
+
+def test_revoke_while_somebody_works_there(call, run):
+    """A run that another process works on is left alone."""
+    before = Path(run, "forgetting.json").read_bytes()
+    with ForgettingLedger.load(run).lock():
+        code, _, err = call("revoke", run, "task_001")
+    assert code == 1
+    assert "another process is working" in err
+    assert Path(run, "forgetting.json").read_bytes() == before
