@@ -42,7 +42,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
             entries, so that dropped groups are exactly zero. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the
             paper (no group ever becomes exactly zero). `"none"`: dense LoRA.
-        sparsity_weight (`float`, *optional*, defaults to 0.5):
+        sparsity_weight (`float`, *optional*, defaults to 0.6):
             α. With `"proximal"` it is compared with how far one entry moves in an optimizer step (Adam: about 1), so
             that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the paper's α, where
             1e-4 to 1e-2 is usual: set it. Not negative.
@@ -98,7 +98,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     sparsity: str = field(
         default="proximal", metadata={"help": "'proximal' (exact zeros), 'penalty' (the paper's), or 'none'."}
     )
-    sparsity_weight: float = field(default=0.5, metadata={"help": "Alpha: strength of the group sparsity."})
+    sparsity_weight: float = field(default=0.6, metadata={"help": "Alpha: strength of the group sparsity."})
     sparsity_warmup_epochs: float = field(default=0.0, metadata={"help": "K: alpha is 0 for the first K epochs."})
     sparsity_until_epoch: float | None = field(
         default=5.0, metadata={"help": "From this epoch on, surviving groups are trained without shrinkage."}
