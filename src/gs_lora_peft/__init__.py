@@ -12,7 +12,7 @@ from wrapt import when_imported
 
 if TYPE_CHECKING:
     from .data import ForgettingSplit, split_dataset
-    from .hub import fetch_sequence, merge_forgotten, push_to_hub, verify_repository
+    from .hub import export_forgotten, fetch_sequence, merge_forgotten, push_to_hub, verify_repository
     from .metrics import ContinualForgetting, verification_by_role, verification_scores
     from .models import FaceTransformerConfig, FaceTransformerForRecognition, convert_face_checkpoint
     from .sequence import (
@@ -46,6 +46,7 @@ _LAZY = {
     "NoFFNFoundError": "tuner",
     "NonFiniteLossError": "training",
     "convert_face_checkpoint": "models",
+    "export_forgotten": "hub",
     "export_lora": "tuner",
     "fetch_sequence": "hub",
     "find_ffn_blocks": "tuner",
@@ -77,6 +78,7 @@ __all__ = [
     "NoFFNFoundError",
     "NonFiniteLossError",
     "convert_face_checkpoint",
+    "export_forgotten",
     "export_lora",
     "fetch_sequence",
     "find_ffn_blocks",
