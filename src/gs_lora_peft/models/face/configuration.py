@@ -30,7 +30,8 @@ class FaceTransformerConfig(ViTConfig):
         head_dim (`int`, *optional*, defaults to `hidden_size // num_attention_heads`): width of an attention head.
         intermediate_size (`int`, *optional*, defaults to 2048): width of the feed-forward.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
-            Dropout after the embeddings, after attention and after the feed-forward. Attention itself has none.
+            Dropout after the embeddings, after attention and after the feed-forward. Attention itself has none. The
+            papers' code also has it between the two layers of the feed-forward.
         head_type (`str`, *optional*, defaults to `"cosface"`):
             `"cosface"` (https://arxiv.org/abs/1801.09414), `"arcface"` (https://arxiv.org/abs/1801.07698), `"sface"`
             (https://arxiv.org/abs/2205.12010) or `"softmax"`, a linear layer with bias.
