@@ -1,5 +1,6 @@
 """Checkpoints of the papers' code become models that compute the same, and nothing else does."""
 
+import contextlib
 import io
 import os
 from collections import OrderedDict
@@ -10,9 +11,11 @@ import pytest
 import torch
 from datasets import load_dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from gs_lora_peft import convert_face_checkpoint
+from gs_lora_peft.audit import face_answers
+from gs_lora_peft.data.pairing import default_collator
 
 
 def convert(state, tmp_path, **settings):
@@ -27,7 +30,11 @@ def convert(state, tmp_path, **settings):
 def reference(shared_data, tmp_path_factory):
     folder = shared_data / "yale_faces"
     converted = convert_face_checkpoint(
-        folder / "reference_face_transformer.pth", tmp_path_factory.mktemp("face") / "model", scale=16, margin=0.1
+        folder / "reference_face_transformer.pth",
+        tmp_path_factory.mktemp("face") / "model",
+        scale=16,
+        margin=0.1,
+        pixels="standardized",
     )
     return folder, AutoModelForImageClassification.from_pretrained(converted).eval()
 
@@ -50,18 +57,16 @@ def test_accuracy_with_and_without_the_margin(reference):
     """The accuracies that are known of that checkpoint: by the cosine, and as the papers measure it."""
     folder, model = reference
     rows = load_dataset("parquet", data_files={"test": str(folder / "test.parquet")})["test"]
-    grey = torch.from_numpy(np.stack([np.asarray(image, dtype=np.float32) for image in rows["image"]])) / 255
-    grey = grey - grey.mean((1, 2), keepdim=True)
-    pixels = (grey / (grey.std((1, 2), keepdim=True) + 1e-3))[:, None].expand(-1, 3, -1, -1)
-    labels = torch.tensor(rows["label"])
-    with torch.no_grad():
-        logits = torch.cat([model(pixel_values=part).logits for part in pixels.split(125)])
-    plain = (logits.argmax(1) == labels).float().mean()
+    processor = AutoImageProcessor.from_pretrained(model.name_or_path)
+    found = face_answers(model, rows, data_collator=default_collator(processor))
+    assert 100 * (found.predictions == found.labels).mean() == pytest.approx(85.5, abs=0.1)
+    assert 100 * (found.margin_predictions == found.labels).mean() == pytest.approx(75.2, abs=0.1)
+    batch = default_collator(processor)(rows.select(range(50)))
     model.config.margin_at_eval = True
-    with_margin = (model.margin_logits(logits, labels).argmax(1) == labels).float().mean()
+    with torch.no_grad():
+        with_margin = model(**batch).logits.argmax(1)
     model.config.margin_at_eval = False
-    assert 100 * plain == pytest.approx(85.5, abs=0.2)
-    assert 100 * with_margin == pytest.approx(75.2, abs=0.2)
+    assert with_margin.tolist() == found.margin_predictions[:50].tolist()
 
 
 @pytest.mark.parametrize(
@@ -114,6 +119,14 @@ def test_data_parallel_and_names(tmp_path):
     model = convert(OrderedDict(state), tmp_path, label_names=names)
     assert model.config.id2label == dict(enumerate(names))
     assert model.config.label2id["eve"] == 4
+
+
+def test_what_shapes_do_not_tell(tmp_path):
+    """By default the code's own: RGB in [0, 1] and, for overlapping patches, other angles of SFace."""
+    config = convert(cases.author_state(patch=12, grid=2), tmp_path, head_type="sface").config
+    assert (config.image_size, config.sface_intra_angle, config.sface_inter_angle) == (16, 0.9, 1.2)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "face")
+    assert (processor.size["height"], processor.do_normalize, processor.rescale_factor) == (16, False, 1 / 255)
 
 
 def changed(key, value):
@@ -180,6 +193,19 @@ def test_code_in_a_file_is_not_executed(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files(tmp_path, zipped):
+    """Whatever bytes are wrong, the file is converted or refused with one kind of error."""
+    whole, random = io.BytesIO(), np.random.default_rng(0)
+    torch.save(cases.author_state(depth=1), whole, _use_new_zipfile_serialization=zipped)
+    for number in range(60):
+        damaged = np.frombuffer(whole.getvalue(), np.uint8).copy()
+        damaged[random.integers(0, 3000, 3)] = random.integers(0, 256, 3)  # the structure is at the start
+        (tmp_path / "face.pth").write_bytes(damaged.tobytes())
+        with contextlib.suppress(ValueError):
+            convert_face_checkpoint(tmp_path / "face.pth", tmp_path / f"{number}", num_attention_heads=2)
+
+
 def test_not_even_a_checkpoint(tmp_path):
     """Text, half a file and a bare tensor are refused; what is missing is missing."""
     whole = io.BytesIO()
@@ -204,6 +230,8 @@ def test_not_even_a_checkpoint(tmp_path):
         ({"head_type": "sphereface"}, "`head_type` must be one of"),
         ({"head_type": "sface", "margin": 0.2}, "has no margin"),
         ({"label_names": ["ada"]}, "1 names; expected one for each of 5"),
+        ({"label_names": ["ada", "bob", "cleo", "bob", "eve"]}, "'bob' twice"),
+        ({"pixels": "raw"}, "`pixels` must be one of unit"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path, settings, message):

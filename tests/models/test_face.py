@@ -127,6 +127,7 @@ def test_accumulated_losses():
         ({"scale": 0.0}, "`scale` must be a positive number, got 0.0"),
         ({"margin": -0.1}, "`margin` must be 0 or a positive number"),
         ({"head_type": "softmax", "margin": 0.1}, "'softmax' has no margin"),
+        ({"intermediate_dropout_prob": 1.0}, "`intermediate_dropout_prob` must be a probability"),
         ({"patch_size": 0}, "`patch_size` must be a whole number of pixels"),
         ({"image_size": [16, 16]}, "`image_size` must be a whole number of pixels"),
         ({"patch_stride": 3, "patch_padding": 2}, "give 6 patches a side on images of 16 pixels; expected 5"),
@@ -148,6 +149,20 @@ def test_defaults_are_the_papers():
     assert (config.head_type, config.scale, config.margin, config.hidden_dropout_prob) == ("cosface", 64, 0.35, 0.1)
     overlapping = FaceTransformerConfig(patch_size=12, patch_stride=8)
     assert (overlapping.patch_padding, FaceTransformerConfig(head_type="arcface").margin) == (4, 0.5)
+
+
+def test_dropout_between_the_layers_of_the_feed_forward():
+    """As in the papers' code it acts in training only, and is what the other dropout is unless it is set."""
+    assert FaceTransformerConfig().intermediate_dropout_prob == 0.1
+    assert FaceTransformerConfig(hidden_dropout_prob=0.3).intermediate_dropout_prob == 0.3
+    model, pixels, seen = cases.face_model(intermediate_dropout_prob=0.5), cases.images(), []
+    model.vit.layers[0].mlp.fc2.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(pixel_values=pixels)
+    model.train()(pixel_values=pixels)
+    kept = seen[1] != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(seen[1][kept], 2 * seen[0][kept])
+    assert model.state_dict().keys() == cases.face_model().state_dict().keys()
 
 
 # transformers' machinery
@@ -301,10 +316,8 @@ def test_the_trainer_applies_the_margin(knowing_model, tmp_path):
     plain = model.eval()(pixel_values=inputs["pixel_values"]).logits
     harder = plain - 16 * 0.2 * own
 
-    objective, seen = trainer.forgetting_loss, []
-    trainer.forgetting_loss = lambda logits, *args, **kwargs: seen.append(logits) or objective(logits, *args, **kwargs)
-    trainer.compute_loss(model.train(), inputs)
-    torch.testing.assert_close(seen[0], torch.cat([harder[:5], plain[5:]]))
+    expected = trainer.objective(torch.cat([harder[:5], plain[5:]]), inputs["labels"]).loss
+    torch.testing.assert_close(trainer.compute_loss(model.train(), inputs), expected)
 
     def evaluated():
         return trainer.compute_loss(model.eval(), inputs, return_outputs=True)[1]["logits"]

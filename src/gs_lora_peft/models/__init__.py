@@ -1,8 +1,15 @@
 """Models for what transformers has no classes for. Importing this package makes them known to its Auto classes."""
 
-from .face import FaceTransformerConfig, FaceTransformerForRecognition, FaceTransformerModel, convert_face_checkpoint
+from .face import (
+    FaceImageProcessor,
+    FaceTransformerConfig,
+    FaceTransformerForRecognition,
+    FaceTransformerModel,
+    convert_face_checkpoint,
+)
 
 __all__ = [
+    "FaceImageProcessor",
     "FaceTransformerConfig",
     "FaceTransformerForRecognition",
     "FaceTransformerModel",

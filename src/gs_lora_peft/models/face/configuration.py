@@ -30,8 +30,10 @@ class FaceTransformerConfig(ViTConfig):
         head_dim (`int`, *optional*, defaults to `hidden_size // num_attention_heads`): width of an attention head.
         intermediate_size (`int`, *optional*, defaults to 2048): width of the feed-forward.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
-            Dropout after the embeddings, after attention and after the feed-forward. Attention itself has none. The
-            papers' code also has it between the two layers of the feed-forward.
+            Dropout after the embeddings, after attention and after the feed-forward. Attention itself has none.
+        intermediate_dropout_prob (`float`, *optional*, defaults to `hidden_dropout_prob`):
+            Dropout between the two layers of the feed-forward, which `ViTModel` does not have and the papers' code
+            does.
         head_type (`str`, *optional*, defaults to `"cosface"`):
             `"cosface"` (https://arxiv.org/abs/1801.09414), `"arcface"` (https://arxiv.org/abs/1801.07698), `"sface"`
             (https://arxiv.org/abs/2205.12010) or `"softmax"`, a linear layer with bias.
@@ -73,6 +75,7 @@ class FaceTransformerConfig(ViTConfig):
     head_dim: int = None  # type: ignore[assignment]
     intermediate_size: int = 2048
     hidden_dropout_prob: float | int = 0.1
+    intermediate_dropout_prob: float | int = None  # type: ignore[assignment]
     layer_norm_eps: float = 1e-5
     qkv_bias: bool = False
     head_type: str = "cosface"
@@ -92,7 +95,10 @@ class FaceTransformerConfig(ViTConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.margin is None:
             self.margin = _DEFAULT_MARGINS.get(self.head_type, 0.0)
+        if self.intermediate_dropout_prob is None:
+            self.intermediate_dropout_prob = self.hidden_dropout_prob
         self._check_patches()
+        self._check_dropout()
         self._check_head()
         super().__post_init__(**kwargs)
 
@@ -112,6 +118,11 @@ class FaceTransformerConfig(ViTConfig):
                 f"patches a side on images of {size} pixels; expected {fitting}, as many as strides fit. Leave "
                 "`patch_padding` out or change it."
             )
+
+    def _check_dropout(self) -> None:
+        for name in ("hidden_dropout_prob", "intermediate_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be a probability from 0 to below 1, got {getattr(self, name)!r}.")
 
     def _check_head(self) -> None:
         if self.head_type not in HEAD_TYPES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,13 @@ from torch import Tensor
 from ...storage import StrPath, staged_folder
 from .configuration import FaceTransformerConfig
 from .modeling import FaceTransformerForRecognition
+from .processing import FaceImageProcessor
 
 _CHANNELS = 3
 # The one overlapping patch of the public code, and the stride it goes with: P12S8.
 _OVERLAPPING_PATCH, _OVERLAPPING_STRIDE = 12, 8
+# `ViTs_face` has other angles of SFace than `ViT_face`, whose are the configuration's defaults.
+_OVERLAPPING_SFACE = {"sface_intra_angle": 0.9, "sface_inter_angle": 1.2}
 
 _OUTER = {
     "pos_embedding": "vit.embeddings.position_embeddings",
@@ -59,9 +61,11 @@ def convert_face_checkpoint(
     scale: float = 64.0,
     margin: float | None = None,
     label_names: Sequence[str] | None = None,
+    pixels: str = "unit",
 ) -> Path:
     """
-    Writes a Face Transformer of the papers' public code as a folder for `from_pretrained`.
+    Writes a Face Transformer of the papers' public code as a folder for `from_pretrained`: the model and its image
+    processor.
 
     Depth, widths, patches and the number of people follow from the shapes of the tensors; what shapes do not tell can
     be given, and is by default what that code uses. The file is read as plain tensors: nothing in it is executed.
@@ -83,6 +87,9 @@ def convert_face_checkpoint(
         scale (`float`, *optional*, defaults to 64.0): s of the head.
         margin (`float`, *optional*): m of the head; by default that of [`FaceTransformerConfig`].
         label_names (`Sequence[str]`, *optional*): names of the people, in the order of their ids.
+        pixels (`str`, *optional*, defaults to `"unit"`):
+            The kind of pixels it was trained on, as in [`FaceImageProcessor.for_pixels`]. By default RGB in [0, 1], as
+            that code has them.
 
     Returns:
         `pathlib.Path`: `out`.
@@ -95,8 +102,9 @@ def convert_face_checkpoint(
     Example:
 
         ```py
-        >>> folder = convert_face_checkpoint("reference_face_transformer.pth", "face", scale=16, margin=0.1)
+        >>> folder = convert_face_checkpoint("face.pth", "face", scale=64, margin=0.35)
         >>> model = AutoModelForImageClassification.from_pretrained(folder)
+        >>> processor = AutoImageProcessor.from_pretrained(folder)
         ```
     """
     out = Path(out)
@@ -106,10 +114,14 @@ def convert_face_checkpoint(
     _check_keys(state, path)
     settings = {"patch_padding": patch_padding, **_shape_settings(state, path, image_size, num_attention_heads)}
     settings |= _head_settings(state, path, head_type, scale, margin, label_names)
+    if settings["patch_stride"] != settings["patch_size"]:
+        settings |= _OVERLAPPING_SFACE
     model = FaceTransformerForRecognition(FaceTransformerConfig(**settings))
+    processor = FaceImageProcessor.for_pixels(pixels, image_size=model.config.image_size)
     _load(model, state, path)
     with staged_folder(out) as staged:
         model.save_pretrained(staged)
+        processor.save_pretrained(staged)
     return out
 
 
@@ -117,8 +129,8 @@ def _read(path: StrPath) -> dict[str, Tensor]:
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        # What torch raises for half a file, for text and for pickles of anything but tensors.
-        except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError) as error:
+        # Half a file, text, pickles of anything but tensors: a damaged file can make torch raise anything.
+        except Exception as error:
             raise ValueError(
                 f"'{path}' cannot be read as plain tensors ({type(error).__name__}); expected a file that "
                 "`torch.save(model.state_dict(), …)` wrote. No code in a file is executed: save the state dict alone."
@@ -211,6 +223,9 @@ def _head_settings(
     people = state["loss.weight"].shape[0]
     if label_names is not None and len(label_names) != people:
         raise ValueError(f"`label_names` has {len(label_names)} names; expected one for each of {people} people.")
+    if label_names is not None and len(set(label_names)) != people:
+        twice = next(name for name in label_names if list(label_names).count(name) > 1)
+        raise ValueError(f"`label_names` has {twice!r} twice; expected another name for each person.")
     names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(people)]
     return {
         "head_type": head_type,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +68,9 @@ class ClassToken(nn.Module):
 
 class FaceTransformerModel(ViTModel):
     """
-    The backbone: a `ViTModel` whose attention is scaled by 1/√width instead of 1/√(width of a head), as in the Face
-    Transformer (https://arxiv.org/abs/2103.14803), and whose `pooler_output` is the class token behind the final
-    LayerNorm: the embedding.
+    The backbone: a `ViTModel` as the Face Transformer has it (https://arxiv.org/abs/2103.14803). Attention is scaled
+    by 1/√width instead of 1/√(width of a head), there is dropout within the feed-forward, and `pooler_output` is the
+    class token behind the final LayerNorm: the embedding.
 
     Args:
         config ([`FaceTransformerConfig`]): the configuration.
@@ -83,14 +83,15 @@ class FaceTransformerModel(ViTModel):
     def __init__(self, config: FaceTransformerConfig):
         super().__init__(config, add_pooling_layer=False)
         self.pooler = ClassToken()  # type: ignore[assignment]
-        for layer in self.layers:
-            if not hasattr(layer.attention, "scaling"):
-                raise RuntimeError(
-                    "transformers' ViTAttention has no `scaling` any more; use an earlier transformers."
-                )
+        for layer in cast(Any, self.layers):
+            if not (hasattr(layer.attention, "scaling") and hasattr(layer.mlp, "activation_fn")):
+                raise RuntimeError("transformers' ViT layers are built differently; use an earlier transformers.")
             # Every attention kernel takes it from here. Folded into the query weights instead, it would change what
             # the weights of a converted checkpoint, and LoRA factors beside them, are worth.
             layer.attention.scaling = config.hidden_size**-0.5
+            # Dropout has no weights, so that their names stay those of ViT.
+            dropout = nn.Dropout(config.intermediate_dropout_prob)
+            layer.mlp.activation_fn = nn.Sequential(layer.mlp.activation_fn, dropout)
         if config.patch_stride != config.patch_size:
             self.embeddings = OverlappingEmbeddings(config)
             self.post_init()

@@ -1,0 +1,206 @@
+"""People before and after they were forgotten: accuracy with and without the margin, and verification."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from ..metrics import continual_forgetting_scores, verification_by_role
+from ..models import FaceTransformerForRecognition
+from ..sequence import ForgettingLedger, LedgerError
+from ..sequence.adapters import check_adapters, read_adapters
+from ..sequence.fingerprint import model_identity
+from ..sequence.loading import refuse_adapters
+from ..sequence.merging import merge_adapters
+from ..sequence.remote import sequence_folder
+
+
+@dataclass(frozen=True)
+class FaceAnswers:
+    """
+    What a face model says about labelled images.
+
+    Attributes:
+        labels (`np.ndarray`): who is on them, int64, shape `(n,)`.
+        embeddings (`np.ndarray`): float32, shape `(n, hidden_size)`, not normalised.
+        similarities (`np.ndarray`): cosine between each embedding and the direction of its own person, shape `(n,)`.
+        predictions (`np.ndarray`): who the model takes them for by the cosine, int64, shape `(n,)`.
+        margin_predictions (`np.ndarray`): the same with the margin, as the papers measure accuracy.
+    """
+
+    labels: np.ndarray
+    embeddings: np.ndarray
+    similarities: np.ndarray
+    predictions: np.ndarray
+    margin_predictions: np.ndarray
+
+
+@torch.no_grad()
+def face_answers(
+    model: FaceTransformerForRecognition, dataset: Any, *, data_collator: Callable, batch_size: int = 64
+) -> FaceAnswers:
+    """Asks a face model about every image of a data set, in eval mode and on the model's device.
+
+    Args:
+        model ([`FaceTransformerForRecognition`]): the bare model; it is left in eval mode.
+        dataset (map-style dataset): labelled rows.
+        data_collator (`Callable`): makes `pixel_values` and `labels` of a list of rows, e.g. [`default_collator`].
+        batch_size (`int`, *optional*, defaults to 64): images at once.
+
+    Returns:
+        [`FaceAnswers`]
+
+    Raises:
+        ValueError: if the model is no face model, or there are no rows.
+    """
+    if not isinstance(model, FaceTransformerForRecognition):
+        raise ValueError(
+            f"the model is a {type(model).__name__}; expected a FaceTransformerForRecognition, without adapters."
+        )
+    if len(dataset) == 0:
+        raise ValueError("the data set has no rows; expected labelled images. Give a split that has some.")
+    model.eval()
+    directions = F.normalize(model.classifier.weight.float())
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=data_collator):
+        labels = batch["labels"].to(model.device)
+        outputs = model(pixel_values=batch["pixel_values"].to(model.device))
+        similarities = F.cosine_similarity(outputs.embeddings.float(), directions[labels])
+        with_margin = model.classifier.margin_logits(outputs.logits, labels)
+        predictions = outputs.logits.argmax(-1), with_margin.argmax(-1)
+        parts.append((labels, outputs.embeddings.float(), similarities, *predictions))
+    return FaceAnswers(*(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class FaceAudit:
+    """
+    A run on a face model, looked at after each of its tasks in effect; made by [`audit_faces`].
+
+    Attributes:
+        tasks (`list[str]`): names of the tasks in effect.
+        forgotten (`list[list[int]]`): ids of the people that each of them forgot.
+        missing (`list[list[int]]`): ids of the people that each of them kept without any of their training data.
+        answers (`list[FaceAnswers]`): of the base model, then after each task.
+        has_margin (`bool`): whether the head has a margin, so that accuracy can be measured with it.
+    """
+
+    tasks: list[str]
+    forgotten: list[list[int]]
+    missing: list[list[int]]
+    answers: list[FaceAnswers]
+    has_margin: bool
+
+    @property
+    def everybody_forgotten(self) -> list[int]:
+        """Ids of all people that were forgotten, in the order in which they were."""
+        return [person for people in self.forgotten for person in people]
+
+    def scores(self) -> dict[str, Any]:
+        """Everything in numbers, as JSON can hold it; rates as fractions from 0 to 1.
+
+        Returns:
+            `dict`: `tasks`, one entry each with `task`, and `cosine` and `margin` (`None` without a margin) with the
+            scores `before` and `after` as [`continual_forgetting_scores`] gives them; and `verification` of the
+            `base` model and of the model `after` all tasks, each as [`verification_by_role`] gives it for `retain` and
+            `forget`, where `forget` is everybody forgotten by any task.
+        """
+        return {
+            "tasks": [
+                {
+                    "task": name,
+                    "cosine": self._accuracies(number, "predictions"),
+                    "margin": self._accuracies(number, "margin_predictions") if self.has_margin else None,
+                }
+                for number, name in enumerate(self.tasks)
+            ],
+            "verification": {
+                "base": self._verification(self.answers[0]),
+                "after": self._verification(self.answers[-1]),
+            },
+        }
+
+    def _accuracies(self, number: int, kind: str) -> dict[str, Any]:
+        roles: dict[str, Any] = {
+            "forget_classes": self.forgotten[number],
+            "missing_classes": self.missing[number],
+            "old_classes": [person for people in self.forgotten[:number] for person in people],
+        }
+        before, after = self.answers[number], self.answers[number + 1]
+        first = continual_forgetting_scores(getattr(before, kind), before.labels, **roles)
+        second = continual_forgetting_scores(
+            getattr(after, kind), after.labels, accuracy_forget_before=first["acc_forget"], **roles
+        )
+        return {"before": first, "after": second}
+
+    def _verification(self, answers: FaceAnswers) -> dict[str, Any]:
+        found = verification_by_role(answers.embeddings, answers.labels, forget_classes=self.everybody_forgotten)
+        return {role: found[role] for role in ("retain", "forget")}
+
+
+def audit_faces(
+    base_model: FaceTransformerForRecognition,
+    run: str | os.PathLike,
+    dataset: Any,
+    *,
+    data_collator: Callable,
+    batch_size: int = 64,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> FaceAudit:
+    """
+    Looks at a run on a face model after each of its tasks in effect, whoever carried it out and whenever.
+
+    The model is rebuilt from the run's adapters, which are checked first.
+
+    Args:
+        base_model ([`FaceTransformerForRecognition`]): the model the run was begun with; it is not changed.
+        run (`str` or `os.PathLike`): as in [`load_forgotten`]: a folder, or a repository on the Hub.
+        dataset (map-style dataset): labelled images that were not trained on, of everybody.
+        data_collator (`Callable`), batch_size (`int`, *optional*, defaults to 64): as in [`face_answers`].
+        revision (`str`, *optional*), token (`str`, *optional*): as in [`load_forgotten`].
+
+    Returns:
+        [`FaceAudit`]
+
+    Raises:
+        LedgerError: as [`load_forgotten`]; also if no task is in effect, or the ledger withholds who was forgotten.
+        ValueError: if the model is no face model, or there are no rows.
+
+    Example:
+
+        ```py
+        >>> audit = audit_faces(base_model, "runs/faces", dataset["test"], data_collator=default_collator(processor))
+        >>> print(format_face_audit(audit))
+        ```
+    """
+    refuse_adapters(base_model)
+    folder = sequence_folder(run, tasks=None, revision=revision, token=token)
+    ledger = ForgettingLedger.load(folder)
+    entries = ledger.active_tasks
+    if not entries or any(entry.classes is None for entry in entries):
+        why = "has no task in effect" if not entries else "withholds who was forgotten"
+        raise LedgerError(f"the ledger in '{folder}' {why}; expected tasks and their people. Use the original folder.")
+    adapters = read_adapters(ledger, None)
+    ledger.check_base(model_identity(base_model))
+    check_adapters(base_model, adapters)
+    model = copy.deepcopy(base_model)
+    answers = [face_answers(model, dataset, data_collator=data_collator, batch_size=batch_size)]
+    for adapter in adapters:
+        merge_adapters(model, [adapter])
+        answers.append(face_answers(model, dataset, data_collator=data_collator, batch_size=batch_size))
+    return FaceAudit(
+        tasks=[entry.name for entry in entries],
+        forgotten=[list(entry.classes or []) for entry in entries],
+        missing=[list(entry.missing_classes or []) for entry in entries],
+        answers=answers,
+        has_margin=base_model.config.margin > 0,
+    )

@@ -1,0 +1,204 @@
+"""Pictures of people before and after they were forgotten. They show faces, and are for nobody but the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from ..drawing import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
+from ..storage import write_bytes_atomic
+from .faces import FaceAnswers, FaceAudit
+
+PICTURES_FOLDER = "private_pictures"
+_COLUMNS = 8
+# A person of their own shape in the map; more people than shapes share one.
+_SHAPES = "o^sDvP*X"
+
+
+def draw_face_pictures(
+    audit: FaceAudit,
+    dataset: Any,
+    folder: str | os.PathLike,
+    *,
+    image_column: str = "image",
+    method: Literal["tsne", "pca"] = "tsne",
+    most_images: int = 1000,
+    seed: int = 0,
+) -> list[Path]:
+    """
+    Draws what became of the people, into `private_pictures` in a folder.
+
+    `faces.png`: up to eight people who were forgotten and as many who were kept, evenly spread over all of them, each
+    with the image whose similarity was in the middle of theirs before: the cosine between its embedding and the
+    direction that the head has for the person, before and after. `embedding_map.png`: embeddings of the same images
+    before and after in one plane, so that what moved has moved. Nobody is named.
+
+    **The pictures show faces that are to be forgotten. Keep them where the data is kept, and delete them with it.**
+    What [`push_to_hub`] publishes is built from the ledger and has none of them.
+
+    Args:
+        audit ([`FaceAudit`]): from [`audit_faces`].
+        dataset (map-style dataset): the data set of the audit.
+        folder (`str` or `os.PathLike`): e.g. that of the run.
+        image_column (`str`, *optional*, defaults to `"image"`): column with PIL images or arrays (height × width, or
+            × channels; 0 to 255).
+        method (`str`, *optional*, defaults to `"tsne"`): `"tsne"` keeps neighbours together, `"pca"` distances.
+        most_images (`int`, *optional*, defaults to 1000): a random choice of so many images is in the map.
+        seed (`int`, *optional*, defaults to 0): of that choice and of t-SNE.
+
+    Returns:
+        `list[Path]`: the two files.
+
+    Raises:
+        ValueError: if the data set is not the audit's, has no such column, or the method is another one.
+        OSError: if a file could not be written.
+    """
+    if method not in ("tsne", "pca"):
+        raise ValueError(f"`method` must be 'tsne' or 'pca', got {method!r}.")
+    if len(dataset) != len(audit.answers[0].labels):
+        raise ValueError(
+            f"the data set has {len(dataset)} rows and the audit {len(audit.answers[0].labels)}; expected the data "
+            "set that was audited."
+        )
+    rows = _people_to_show(audit)
+    images = {row: _image(dataset[int(row)], image_column) for of_role in rows for row in of_role}
+    place = Path(folder) / PICTURES_FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    files = [place / "faces.png", place / "embedding_map.png"]
+    with own_style():
+        write_bytes_atomic(files[0], png_bytes(_faces(audit, rows, images)))
+        write_bytes_atomic(files[1], png_bytes(_map(audit, method, most_images, seed)))
+    return files
+
+
+# Faces
+
+
+def _people_to_show(audit: FaceAudit) -> tuple[list[int], list[int]]:
+    """Rows of the data set: one image of some people forgotten, and of some kept."""
+    before = audit.answers[0]
+    gone = audit.everybody_forgotten
+    kept = sorted(set(before.labels.tolist()) - set(gone))
+    return _typical_rows(before, gone), _typical_rows(before, kept)
+
+
+def _typical_rows(answers: FaceAnswers, people: Sequence[int]) -> list[int]:
+    present = [person for person in people if (answers.labels == person).any()]
+    count = min(len(present), _COLUMNS)
+    rows = []
+    for person in (present[place * len(present) // count] for place in range(count)):
+        own = np.flatnonzero(answers.labels == person)
+        by_similarity = own[np.argsort(answers.similarities[own], kind="stable")]
+        rows.append(int(by_similarity[len(own) // 2]))
+    return rows
+
+
+def _image(row: Any, column: str) -> np.ndarray:
+    if column not in row:
+        raise ValueError(f"a row has {sorted(row)} and no {column!r}. Give the column of the images as image_column.")
+    image = row[column]
+    image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
+
+
+def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int, np.ndarray]) -> Any:
+    figure = new_figure(1.15 * _COLUMNS + 0.4, 4.8)
+    bands = figure.subfigures(2, 1)
+    titles = ("Forgotten people", "Kept people")
+    first, last = audit.answers[0], audit.answers[-1]
+    lowest = min(0.0, *(float(answers.similarities[row]) for of in rows for row in of for answers in (first, last)))
+    for band, shown, title, colour in zip(bands, rows, titles, (FORGOTTEN, KEPT), strict=True):
+        band.suptitle(title, x=0.01, ha="left", fontsize=12)
+        panels = band.subplots(2, _COLUMNS, height_ratios=(5, 1), squeeze=False)
+        for column, (face, strip) in enumerate(panels.T):
+            face.axis("off")
+            if column >= len(shown):
+                strip.axis("off")
+                continue
+            row = shown[column]
+            face.imshow(images[row])
+            _similarity_strip(strip, float(first.similarities[row]), float(last.similarities[row]), lowest, colour)
+    _legend(figure)
+    return figure
+
+
+def _similarity_strip(axes: Any, before: float, after: float, lowest: float, colour: str) -> None:
+    axes.plot([before, after], [0, 0], color=colour, linewidth=1.5, alpha=0.5)
+    # The larger one, so that it shows around the other where both are equal.
+    axes.plot([before], [0], "o", color=colour, markerfacecolor="white", markersize=9)
+    axes.plot([after], [0], "o", color=colour, markersize=5)
+    axes.set(xlim=(lowest - 0.1, 1.1), ylim=(-1, 1), yticks=[])
+    axes.set_xticks([0, 1])
+    axes.tick_params(axis="x", length=2, labelsize=7, pad=1)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(f"{before:.2f} → {after:.2f}", fontsize=9, labelpad=1)
+
+
+def _legend(figure: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    point: dict[str, Any] = {"marker": "o", "linestyle": "", "color": TEXT}
+    handles = [
+        Line2D([], [], markerfacecolor="white", markersize=9, label="before", **point),
+        Line2D([], [], markersize=5, label="after all tasks", **point),
+    ]
+    title = "cosine to the person's own direction:"
+    figure.legend(handles=handles, title=title, loc="outside lower left", ncols=2, alignment="left", title_fontsize=9)
+
+
+# Map of embeddings
+
+
+def _map(audit: FaceAudit, method: str, most_images: int, seed: int) -> Any:
+    first, last = audit.answers[0], audit.answers[-1]
+    count = len(first.labels)
+    rows = np.sort(np.random.default_rng(seed).permutation(count)[:most_images])
+    plane = _plane(np.concatenate([first.embeddings[rows], last.embeddings[rows]]), method, seed)
+    figure = new_figure(10, 5.4)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    titles = ("Before", "After all tasks")
+    people = audit.everybody_forgotten
+    gone = np.isin(first.labels[rows], people)
+    for axes, title, points in zip(panels, titles, np.split(plane, 2), strict=True):
+        axes.scatter(*points[~gone].T, s=9, color=KEPT, alpha=0.45, linewidths=0, label="kept people")
+        for number, person in enumerate(people):
+            own = points[first.labels[rows] == person]
+            shape = _SHAPES[number % len(_SHAPES)]
+            axes.scatter(*own.T, s=26, marker=shape, color=FORGOTTEN, edgecolors="white", linewidths=0.4)
+        axes.set(title=title, xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=FAINT)
+    _map_legend(figure, len(people), method)
+    return figure
+
+
+def _plane(embeddings: np.ndarray, method: str, seed: int) -> np.ndarray:
+    """Directions of embeddings in two dimensions, shape `(n, 2)`."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    directions = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    if method == "pca":
+        return PCA(2, random_state=seed).fit_transform(directions)
+    perplexity = min(30.0, (len(directions) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(directions)
+
+
+def _map_legend(figure: Any, count: int, method: str) -> None:
+    from matplotlib.lines import Line2D
+
+    label = "the forgotten person" if count == 1 else "forgotten people"
+    if 1 < count <= len(_SHAPES):
+        label += ", a shape for each"
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=KEPT, markersize=4, label="kept people"),
+        Line2D([], [], marker="^", linestyle="", color=FORGOTTEN, label=label),
+    ]
+    name = "t-SNE" if method == "tsne" else "PCA"
+    title = f"A point is the embedding of an image; both panels are one map ({name} of directions)."
+    figure.legend(handles=handles, title=title, loc="outside lower left", ncols=2, alignment="left", title_fontsize=9)

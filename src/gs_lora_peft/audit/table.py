@@ -1,0 +1,63 @@
+"""An audit of a face model as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .faces import FaceAudit
+
+_ACCURACIES = ("Acc_f before", "Acc_f", "Acc_r before", "Acc_r", "Acc_m", "Acc_o", "H")
+_VERIFICATION = {
+    "1:1 accuracy": "accuracy",
+    "TAR@FAR=1e-2": "tar_at_far_0.01",
+    "TAR@FAR=1e-3": "tar_at_far_0.001",
+    "EER": "eer",
+}
+
+
+def format_face_audit(audit: FaceAudit) -> str:
+    """Two tables in plain text, all rates in percent; people appear by their number alone.
+
+    The first has a row for each task, by the cosine and, where there is one, with the margin: accuracy on the people
+    it forgot (Acc_f), on those kept (Acc_r), on those kept without any of their training data (Acc_m) and on those
+    that earlier tasks forgot (Acc_o), and H. The second compares
+    images in pairs, of everybody kept and of everybody forgotten: can the model tell whether two images show one
+    person? 1:1 accuracy at the best threshold by 10-fold, the share of pairs of one person that are accepted (TAR)
+    where a hundredth or a thousandth of the others is (FAR), and the equal error rate (EER).
+
+    Args:
+        audit ([`FaceAudit`]): from [`audit_faces`].
+    """
+    scores = audit.scores()
+    accuracies = [("task", "people", "measured", *_ACCURACIES)]
+    for task, people in zip(scores["tasks"], audit.forgotten, strict=True):
+        for kind, title in (("cosine", "by the cosine"), ("margin", "with the margin")):
+            if task[kind] is not None:
+                accuracies.append((task["task"], str(len(people)), title, *_accuracy_cells(task[kind])))
+    pairs = [("people", "model", *_VERIFICATION, "pairs of one", "of two")]
+    for role, who in (("forget", "forgotten"), ("retain", "kept")):
+        for state, title in (("base", "before"), ("after", "after all tasks")):
+            found = scores["verification"][state][role]
+            cells = [_percent(found[name]) for name in _VERIFICATION.values()]
+            pairs.append((who, title, *cells, str(found["n_same"]), str(found["n_different"])))
+    return "\n\n".join(["\n".join(_aligned(accuracies)), "\n".join(_aligned(pairs))])
+
+
+def _accuracy_cells(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    before, after = scores["before"], scores["after"]
+    values = (
+        before["acc_forget"], after["acc_forget"], before["acc_retain"], after["acc_retain"], after["acc_missing"],
+        after["acc_old"], after["h_mean"],
+    )  # fmt: skip
+    return [_percent(value) for value in values]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]

@@ -1,0 +1,5 @@
+"""Rival methods to compare with."""
+
+from .ffn_finetuning import FFNFineTuner
+
+__all__ = ["FFNFineTuner"]

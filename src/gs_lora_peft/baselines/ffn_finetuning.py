@@ -1,0 +1,86 @@
+"""Plain fine-tuning of the feed-forward Linears, with the losses of GS-LoRA and without LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
+from ..objectives import Objective, objective_for
+from ..training import GSLoraTrainingArguments
+from ..training.checks import check_labels, classes_of
+from ..tuner import find_ffn_blocks
+
+
+class FFNFineTuner(Trainer):
+    """
+    Makes a classifier forget by training the feed-forward Linears of every Transformer block themselves.
+
+    The same layers, batches and losses as with [`GSLoraTrainer`], so that a comparison shows what low rank and
+    sparsity are worth. The model is changed in place: there is no adapter that could be taken off, stored or shared,
+    and what `args` says of sparsity and moving averages is not acted upon. In one process, without prototypes.
+
+    Args:
+        model (`transformers.PreTrainedModel`): a classifier without adapters; its other parameters are frozen.
+        args ([`GSLoraTrainingArguments`]): learning rate, epochs, forgetting term. Weights themselves want a smaller
+            learning rate than LoRA factors do.
+        forget_dataset (map-style dataset): D_f, samples of the classes to forget.
+        retain_dataset (map-style dataset): D_r, samples of the classes to keep.
+        label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels.
+        processing_class (*optional*), data_collator (`Callable`, *optional*): as in [`GSLoraTrainer`].
+        objective ([`Objective`], *optional*): by default what suits the model, see [`objective_for`].
+
+    Raises:
+        NoFFNFoundError: if the model has no feed-forward that can be found.
+        ValueError: if a data set is empty, the two share classes, a label lies outside the head, or several processes
+            run.
+
+    Example:
+
+        ```py
+        >>> args = GSLoraTrainingArguments("out", learning_rate=1e-4)
+        >>> FFNFineTuner(model, args, forget_dataset=split.forget, retain_dataset=split.retain).train()
+        ```
+    """
+
+    # Both losses are batch means; the Trainer must divide them by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: GSLoraTrainingArguments,
+        *,
+        forget_dataset: Any,
+        retain_dataset: Any,
+        label_column: str = "label",
+        processing_class: Any = None,
+        data_collator: Any = None,
+        objective: Objective | None = None,
+    ):
+        if args.world_size > 1:
+            raise ValueError(f"FFNFineTuner runs in one process, not in {args.world_size}. Start it without `launch`.")
+        if args.prototype_forget_weight or args.prototype_retain_weight:
+            raise ValueError("FFNFineTuner has no prototypes. Leave both prototype weights at 0.")
+        pairs = PairedDataset(retain_dataset, forget_dataset)
+        forget = classes_of(forget_dataset, label_column, "forget")
+        check_labels(model, forget, classes_of(retain_dataset, label_column, "retain"), [])
+        trained = {path for paths in find_ffn_blocks(model).values() for path in paths}
+        model.requires_grad_(False)
+        for path in trained:
+            model.get_submodule(path).requires_grad_(True)
+        self.objective = objective if objective is not None else objective_for(model, args)
+        collate = data_collator or default_collator(processing_class, label_column)
+        super().__init__(model, args, train_dataset=pairs, data_collator=PairedCollator(collate))
+        self.label_names = ["labels"]
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
+        pairs: Any = self.train_dataset
+        return PairedSampler(len(pairs.retain), len(pairs.forget), self._train_batch_size, seed=self.args.seed)
+
+    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
+        loss = self.objective.training_step(model, inputs).loss
+        return (loss, {}) if return_outputs else loss

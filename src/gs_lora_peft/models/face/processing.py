@@ -1,0 +1,132 @@
+"""Face images as a Face Transformer wants them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from transformers import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+# ITU-R BT.601, as Pillow turns RGB into grey.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
+
+PIXEL_KINDS: dict[str, dict[str, Any]] = {
+    "unit": {},
+    "symmetric": {"do_normalize": True},
+    "bytes": {"do_rescale": False},
+    "standardized": {"do_grayscale": True, "do_standardize": True},
+}
+
+
+class FaceImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    Args:
+        do_grayscale (`bool`, *optional*): whether colours are taken out; the three channels become equal.
+        do_standardize (`bool`, *optional*): whether each image gets mean 0 and standard deviation 1 by its own.
+        standardize_epsilon (`float`, *optional*): added to the standard deviation that is divided by.
+    """
+
+    do_grayscale: bool | None
+    do_standardize: bool | None
+    standardize_epsilon: float | None
+
+
+class FaceImageProcessor(PilBackend):
+    """
+    Turns face images, aligned and cropped, into the `pixel_values` of a [`FaceTransformerForRecognition`].
+
+    By default what the GS-LoRA papers' code does: RGB in [0, 1], without any normalisation. An image is, in this order
+    and as far as asked for: resized, made grey, rescaled, standardised by its own mean and deviation, normalised.
+
+    Args:
+        size (`dict`, *optional*, defaults to `{"height": 112, "width": 112}`): what images are resized to, in pixels.
+        do_resize (`bool`, *optional*, defaults to `True`): whether they are.
+        resample (`int`, *optional*, defaults to bilinear): filter of `PIL.Image` to resize with.
+        do_rescale (`bool`, *optional*, defaults to `True`): whether pixels are multiplied by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to 1/255).
+        do_grayscale (`bool`, *optional*, defaults to `False`):
+            Whether colours are taken out; the three channels become equal.
+        do_standardize (`bool`, *optional*, defaults to `False`):
+            Whether each image, minus its own mean, is divided by its own standard deviation.
+        standardize_epsilon (`float`, *optional*, defaults to 1e-3): added to the standard deviation.
+        do_normalize (`bool`, *optional*, defaults to `False`):
+            Whether `image_mean` is subtracted and divided by `image_std`.
+        image_mean, image_std (`list[float]`, *optional*, defaults to 0.5 each): for each channel.
+
+    Example:
+
+        ```py
+        >>> processor = FaceImageProcessor.for_pixels("standardized", image_size=32)
+        >>> processor(images=[image], return_tensors="pt")["pixel_values"].shape
+        torch.Size([1, 3, 32, 32])
+        ```
+    """
+
+    valid_kwargs = FaceImageProcessorKwargs
+    size = {"height": 112, "width": 112}  # noqa: RUF012
+    resample = PILImageResampling.BILINEAR
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_grayscale = False
+    do_standardize = False
+    standardize_epsilon = 1e-3
+    do_normalize = False
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def for_pixels(cls, pixels: str = "unit", *, image_size: int = 112) -> FaceImageProcessor:
+        """The processor of a model that was trained on pixels of a known kind.
+
+        Args:
+            pixels (`str`, *optional*, defaults to `"unit"`):
+                `"unit"`: RGB in [0, 1], as the GS-LoRA papers' code has them; `"symmetric"`: RGB in [-1, 1];
+                `"bytes"`: RGB in [0, 255], as the Face Transformer's code has them; `"standardized"`: grey in [0, 1],
+                minus the image's own mean, divided by its own standard deviation + 1e-3, in three equal channels.
+            image_size (`int`, *optional*, defaults to 112): height and width, in pixels.
+
+        Raises:
+            ValueError: if the kind is another one.
+        """
+        if pixels not in PIXEL_KINDS:
+            raise ValueError(f"`pixels` must be one of {', '.join(PIXEL_KINDS)}, got {pixels!r}.")
+        return cls(size={"height": image_size, "width": image_size}, **PIXEL_KINDS[pixels])
+
+    def _preprocess(  # type: ignore[override]
+        self,
+        images: list[np.ndarray],
+        *,
+        do_resize: bool,
+        size: Any,
+        resample: Any,
+        do_grayscale: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_standardize: bool,
+        standardize_epsilon: float,
+        do_normalize: bool,
+        image_mean: Any,
+        image_std: Any,
+        return_tensors: Any,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        def prepared(image: np.ndarray) -> np.ndarray:
+            if do_resize:
+                image = self.resize(image, size, resample)
+            image = image.astype(np.float32)
+            if do_grayscale:
+                image = np.broadcast_to((_LUMA * image).sum(0, keepdims=True), image.shape)
+            if do_rescale:
+                image = self.rescale(image, rescale_factor)
+            if do_standardize:
+                image = (image - image.mean()) / (image.std() + standardize_epsilon)
+            if do_normalize:
+                image = self.normalize(image, image_mean, image_std)
+            return image.astype(np.float32)
+
+        return BatchFeature({"pixel_values": [prepared(image) for image in images]}, tensor_type=return_tensors)

@@ -1,0 +1,156 @@
+"""A run on a face model looked at from outside: who is known after each task, in numbers and pictures."""
+
+import copy
+import json
+
+import face_cases as cases
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainingArguments, LedgerError
+from gs_lora_peft.audit import PICTURES_FOLDER, audit_faces, draw_face_pictures, face_answers, format_face_audit
+from gs_lora_peft.data.pairing import default_collator
+from gs_lora_peft.hub.repository import stage_repository
+
+
+def faces(per_person, seed):
+    """Noisy copies of one random pattern per person, as tensors and as pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = cases.images(cases.PEOPLE, seed=5)
+    labels = [person for person in range(cases.PEOPLE) for _ in range(per_person)]
+    pixels = [patterns[i] + 0.3 * torch.randn(patterns[i].shape, generator=generator) for i in labels]
+    pictures = [Image.fromarray((p[0].clamp(-2, 2) * 60 + 128).byte().numpy()) for p in pixels]
+    features = Features(
+        {
+            "pixel_values": List(List(List(Value("float32")))),
+            "image": ImageFeature(),
+            "label": ClassLabel(names=[f"person_{i}" for i in range(cases.PEOPLE)]),
+        }
+    )
+    rows = {"pixel_values": [p.tolist() for p in pixels], "image": pictures, "label": labels}
+    return Dataset.from_dict(rows, features=features)
+
+
+def collator(rows):
+    return default_collator()(
+        [{"pixel_values": torch.tensor(row["pixel_values"]), "label": row["label"]} for row in rows]
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Base model, folder with two requests carried out, what is left of the model, and test data."""
+    base = cases.face_model(id2label={i: f"person_{i}" for i in range(cases.PEOPLE)}, margin=0.2)
+    data, test = faces(6, 0), faces(4, 1)
+    batch = collator(list(data))
+    optimizer = torch.optim.Adam(base.train().parameters(), lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        base(**batch).loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("faces") / "run"
+    args = GSLoraTrainingArguments(
+        str(folder), use_cpu=True, disable_tqdm=True, report_to="none", dataloader_pin_memory=False,
+        per_device_train_batch_size=4, num_train_epochs=6, learning_rate=1e-2, remove_unused_columns=False,
+    )  # fmt: skip
+    forgetter = ContinualForgetter(
+        copy.deepcopy(base.eval()), data, folder, config=GSLoraConfig(r=2), args=args, eval_dataset=test,
+        data_collator=collator,
+    )  # fmt: skip
+    forgetter.run([ForgetRequest(["person_4"]), ForgetRequest(["person_1"])])
+    return base, folder, forgetter, test
+
+
+@pytest.fixture(scope="module")
+def audit(run):
+    base, folder, _, test = run
+    return audit_faces(base, folder, test, data_collator=collator, batch_size=7)
+
+
+def test_answers(run):
+    """Embeddings, similarities and predictions are the model's own, one image at a time."""
+    base, *_, test = run
+    found = face_answers(base, test, data_collator=collator, batch_size=3)
+    for number, row in enumerate(test):
+        with torch.no_grad():
+            output = base(pixel_values=torch.tensor(row["pixel_values"])[None])
+        own = row["label"]
+        assert found.labels[number] == own
+        np.testing.assert_allclose(found.embeddings[number], output.embeddings[0], atol=1e-5)
+        assert found.similarities[number] == pytest.approx(output.logits[0, own].item() / 16, abs=1e-5)
+        assert found.predictions[number] == output.logits.argmax()
+        harder = output.logits[0] - 16 * 0.2 * torch.nn.functional.one_hot(torch.tensor(own), cases.PEOPLE)
+        assert found.margin_predictions[number] == harder.argmax()
+
+
+def test_it_says_what_the_ledger_says(run, audit):
+    """After each task the rebuilt model is the run's: same accuracies, and in the end the same embeddings."""
+    base, _, forgetter, test = run
+    assert (audit.tasks, audit.forgotten) == (["task_001", "task_002"], [[4], [1]])
+    for entry, found in zip(forgetter.ledger.tasks, audit.scores()["tasks"], strict=True):
+        for when in ("before", "after"):
+            for name in ("acc_forget", "acc_retain", "acc_old"):
+                assert found["cosine"][when][name] == entry.scores[when][name]
+            assert found["margin"][when]["acc_retain"] <= found["cosine"][when]["acc_retain"]
+        assert found["cosine"]["after"]["h_mean"] == entry.scores["after"]["h_mean"]
+    last = face_answers(forgetter.model, test, data_collator=collator, batch_size=7)
+    np.testing.assert_array_equal(audit.answers[-1].embeddings, last.embeddings)
+    first = face_answers(base, test, data_collator=collator, batch_size=7)
+    np.testing.assert_array_equal(audit.answers[0].embeddings, first.embeddings)
+
+
+def test_verification_is_of_everybody_forgotten(audit):
+    """People of both requests are compared with each other, those kept among themselves."""
+    scores = audit.scores()["verification"]
+    for state in ("base", "after"):
+        assert (scores[state]["forget"]["n_same"], scores[state]["forget"]["n_different"]) == (2 * 6, 16)
+        assert (scores[state]["retain"]["n_same"], scores[state]["retain"]["n_different"]) == (3 * 6, 48)
+    json.dumps(audit.scores())
+
+
+def test_the_tables(audit):
+    """Two rows a task where there is a margin, four of verification, and nobody's name."""
+    text = format_face_audit(audit)
+    assert text.count("task_001") == text.count("by the cosine") == text.count("with the margin") == 2
+    assert text.count("after all tasks") == 2
+    assert "person_" not in text
+    without = format_face_audit(copy.copy(audit).__class__(**{**vars(audit), "has_margin": False}))
+    assert "with the margin" not in without
+
+
+def test_pictures_are_private(run, audit, tmp_path):
+    """Both pictures go to their own folder of the run, and a push would not take them along."""
+    _, folder, _, test = run
+    files = draw_face_pictures(audit, test, folder, method="pca")
+    assert files == [folder / PICTURES_FOLDER / "faces.png", folder / PICTURES_FOLDER / "embedding_map.png"]
+    for file in files:
+        with Image.open(file) as picture:
+            assert min(picture.size) > 400
+            assert len(set(picture.convert("L").resize((40, 40)).get_flattened_data())) > 5
+    stage_repository(folder, tmp_path / "published")
+    published = [path for path in (tmp_path / "published").rglob("*") if path.is_file()]
+    assert published
+    originals = {file.read_bytes() for file in files}
+    assert not [path for path in published if PICTURES_FOLDER in path.parts or path.read_bytes() in originals]
+
+
+def test_what_does_not_fit_is_refused(run, audit, tmp_path):
+    """Other data, another column, another method, another model, and no rows."""
+    base, folder, _, test = run
+    with pytest.raises(ValueError, match="has 3 rows and the audit 20; expected the data set that was audited"):
+        draw_face_pictures(audit, test.select(range(3)), tmp_path)
+    with pytest.raises(ValueError, match="no 'photo'"):
+        draw_face_pictures(audit, test, tmp_path, image_column="photo")
+    with pytest.raises(ValueError, match="'tsne' or 'pca'"):
+        draw_face_pictures(audit, test, tmp_path, method="umap")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(LedgerError, match="base"):
+        audit_faces(cases.face_model(seed=3), folder, test, data_collator=collator)
+    with pytest.raises(ValueError, match="expected a FaceTransformerForRecognition"):
+        face_answers(base.vit, test, data_collator=collator)
+    with pytest.raises(ValueError, match="no rows"):
+        face_answers(base, test.select([]), data_collator=collator)

@@ -1,0 +1,50 @@
+"""The baseline without LoRA: the same losses on the feed-forward weights themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tasks import arguments, forget_set, knowing_vit, retain_set
+
+from gs_lora_peft import find_ffn_blocks
+from gs_lora_peft.baselines import FFNFineTuner
+
+
+def finetuner(tmp_path, model, **changes):
+    settings = {"learning_rate": 5e-3, "num_train_epochs": 10, **changes}
+    return FFNFineTuner(
+        model, arguments(tmp_path, **settings), forget_dataset=forget_set(), retain_dataset=retain_set()
+    )
+
+
+def accuracy(model, dataset) -> float:
+    model.eval()
+    batch = dataset[:]
+    with torch.no_grad():
+        return (model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["label"]).float().mean().item()
+
+
+def test_forgets_and_keeps(tmp_path):
+    """The baseline does what it is compared by: it forgets the one set and keeps the other."""
+    model = knowing_vit()
+    before = accuracy(model, forget_set())
+    finetuner(tmp_path, model).train()
+    assert before > 0.9
+    assert accuracy(model, forget_set()) < 0.2
+    assert accuracy(model, retain_set()) > 0.9
+
+
+def test_changes_the_feed_forward_alone(tmp_path):
+    """A comparison is only fair if the baseline trains the layers that LoRA is put on, all of them, and no others."""
+    model = knowing_vit()
+    trained = {path for paths in find_ffn_blocks(model).values() for path in paths}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    finetuner(tmp_path, model, num_train_epochs=1).train()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.rpartition(".")[0] for name in changed} == trained
+
+
+def test_shared_classes_are_refused(tmp_path):
+    """A class that is to be kept and forgotten at once is named before anything trains."""
+    with pytest.raises(ValueError, match=r"classes \[0, 1, 2, 3\] are in the forget set and in the retain set"):
+        FFNFineTuner(knowing_vit(), arguments(tmp_path), forget_dataset=retain_set(), retain_dataset=retain_set())
