@@ -1,0 +1,293 @@
+"""What "retain" and "forget" mean for a detector: its own loss, and its bounded opposite."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ..base import GlobalMean, Objective, ObjectiveOutput, identity, unwrapped
+from ..classification import ForgetLoss
+from ..prototypes import ClassPrototypes, PrototypeDistance, embedding_distances
+from .criterion import DetectionCriterion, Matched, Pairs
+from .head import HeadRecorder
+from .targets import Targets, read_targets, select
+
+Background = Literal["matched", "others"]
+
+
+@dataclass
+class _Half:
+    """One half's class and box loss, each this process's sum over the mean normaliser of all processes."""
+
+    matched: Matched
+    class_loss: Tensor
+    box_loss: Tensor
+    log_odds: Tensor
+    boxes: Tensor  # mean number of annotations over the processes, at least 1
+
+
+class DetectionObjective(Objective):
+    r"""
+    L_retain + β · (a bounded forgetting term + the box losses of the forget half), from one joint forward.
+
+    L_retain is the detector's own loss (class, L1 and GIoU of the last layer, weighted as its configuration says) on
+    the half to keep, with the annotations to keep. On the half to forget the boxes are still to be found, while their
+    category is not; the forgetting term is one of
+
+    - `"cross_entropy"`: ReLU(BND − `forget_class_weight` · L_class), as published (GS-LoRA, https://arxiv.org/abs/2403.11530),
+      with L_class the detector's class loss, softmax, focal or varifocal, background included.
+    - `"log_odds"`: the mean over the annotations to forget of ReLU(BND − log((1 − p) / p)), p the probability of the
+      category at the matched query. Each object is pushed until it is forgotten and no further, and the background,
+      where a bounded class loss would ask for false positives, is left alone.
+
+    Auxiliary losses of earlier layers are left out, as published, and labels never enter the forward, so that RT-DETR
+    and D-FINE draw no denoising queries.
+
+    An image may hold both kinds and serve in both halves. With `background="others"` the annotations of the other
+    kind count as background, as published. With `background="matched"` an image is matched once with all of its
+    annotations, and the queries matched to the other kind take no part in the loss.
+
+    Prototypes (GS-LoRA++, https://arxiv.org/abs/2501.09705): + w_f · ReLU(BND_pro − D_f) + w_r · D_r, where D is the
+    distance of a matched query's decoder embedding from its category's row of the classification head, averaged over
+    the annotations of a half.
+
+    Every sum is divided by its mean normaliser over all processes (boxes; with a softmax head, weights of the
+    queries), so that two processes give the gradient of their joint batch.
+
+    Args:
+        model (`torch.nn.Module`): the detector, bare or in a `PeftModel`: DETR, Conditional, Deformable or DAB-DETR,
+            RT-DETR, RT-DETRv2, D-FINE or YOLOS of transformers.
+        forget_weight (`float`): β.
+        forget_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`): BND in nats; `"auto"` is 15, as
+            published.
+        kind (`"cross_entropy"` or `"log_odds"`, *optional*, defaults to `"cross_entropy"`): the forgetting term.
+        background (`"matched"` or `"others"`, *optional*, defaults to `"matched"`): whether queries on objects of the
+            other kind are left out, or count as background.
+        forget_class_weight (`float`, *optional*, defaults to 2.0): factor of the class loss under the bound, as
+            published.
+        prototype_forget_weight (`float`, *optional*, defaults to 0.0): w_f.
+        prototype_retain_weight (`float`, *optional*, defaults to 0.0): w_r.
+        prototype_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`): BND_pro; published is 18. `"auto"` is
+            the mean distance between the rows of two different categories.
+        prototype_distance (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`): see
+            [`embedding_distances`]; published is `"kl"`.
+
+    Raises:
+        ValueError: if the detector's loss function is none of the known ones, if an argument is outside its range, or
+            if there are prototypes and the model has no classification head of a known name.
+
+    Example:
+
+        ```py
+        >>> objective = DetectionObjective(model, forget_weight=0.03)
+        >>> labels = processor(images=images, annotations=annotations)["labels"]
+        >>> for label in labels:
+        ...     label["forget"] = torch.isin(label["class_labels"], categories_to_forget)
+        >>> objective.training_step(model, {"pixel_values": pixel_values, "labels": labels}).loss.backward()
+        ```
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forget_weight: float,
+        forget_bound: float | str = "auto",
+        kind: ForgetLoss = "cross_entropy",
+        *,
+        background: Background = "matched",
+        forget_class_weight: float = 2.0,
+        prototype_forget_weight: float = 0.0,
+        prototype_retain_weight: float = 0.0,
+        prototype_bound: float | str = "auto",
+        prototype_distance: PrototypeDistance = "kl",
+    ):
+        for name, value, allowed in (
+            ("kind", kind, ForgetLoss),
+            ("background", background, Background),
+            ("prototype_distance", prototype_distance, PrototypeDistance),
+        ):
+            if value not in get_args(allowed):
+                raise ValueError(f"`{name}` must be one of {list(get_args(allowed))}, got {value!r}.")
+        numbers = {
+            "forget_weight": forget_weight,
+            "forget_class_weight": forget_class_weight,
+            "prototype_forget_weight": prototype_forget_weight,
+            "prototype_retain_weight": prototype_retain_weight,
+            "prototype_bound": 0.0 if prototype_bound == "auto" else prototype_bound,
+            "forget_bound": 15.0 if forget_bound == "auto" else forget_bound,
+        }
+        for name, number in numbers.items():
+            if isinstance(number, str) or not math.isfinite(number) or number < 0:
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {number!r}.")
+        self.forget_weight = forget_weight
+        self.forget_bound = float(numbers["forget_bound"])
+        self.kind = kind
+        self.background = background
+        self.forget_class_weight = forget_class_weight
+        self.prototype_forget_weight = prototype_forget_weight
+        self.prototype_retain_weight = prototype_retain_weight
+        self.prototype_distance: PrototypeDistance = prototype_distance
+        detector = _bare(model)
+        self.num_labels = detector.config.num_labels
+        self.criterion = DetectionCriterion(detector)
+        self.recorder = HeadRecorder(detector) if prototype_forget_weight or prototype_retain_weight else None
+        # The automatic bound follows from the head's rows, which the first forward shows.
+        self._bound = None if prototype_bound == "auto" else float(prototype_bound)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
+    ) -> ObjectiveOutput:
+        """
+        Args:
+            model (`torch.nn.Module`): the model that the trainer calls.
+            inputs (`dict`): `pixel_values` of 2·B images, B to keep, then B to forget; further arguments of the
+                model's forward (`pixel_mask`); and `labels`, for each image a dict of all its annotations of either
+                kind: `class_labels`, int64, `(n,)`; `boxes`, (cx, cy, w, h) relative to the image, `(n, 4)`;
+                `forget`, bool, `(n,)`, whether the category is to be forgotten.
+            global_mean (`Callable`, *optional*): averages a tensor over processes; identity by default.
+
+        Returns:
+            [`ObjectiveOutput`]. `forget_loss` is L_class of the half to forget. Metrics: the two class and box losses,
+            and `retain_confidence` and `forget_confidence`, the mean probability of the right category at the matched
+            queries; with prototypes also `retain_distance` and `forget_distance`.
+
+        Raises:
+            ValueError: before the forward, if the labels are missing or malformed, name a category that the head does
+                not have, or if the batch has no two equal halves.
+        """
+        targets = read_targets(inputs, self.num_labels, training=True)
+        logits, boxes, seen = self._forward(model, inputs)
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._losses(logits, boxes, seen, targets, global_mean)
+
+    def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The detector's loss over all annotations, and its `logits` `(B, Q, C)` and `pred_boxes` `(B, Q, 4)`."""
+        targets = read_targets(inputs, self.num_labels, training=False)
+        logits, boxes, _ = self._forward(model, inputs)
+        with torch.autocast(logits.device.type, enabled=False):
+            clean = self.criterion.prepare(logits, boxes)
+            pairs = self.criterion.match(*clean, targets.annotations)
+            (half,) = self._halves([select(*clean, pairs, targets, forget=False)], identity)
+        loss = self.criterion.class_weight * half.class_loss + half.box_loss + _poison(logits, boxes)
+        return loss, {"logits": logits, "pred_boxes": boxes}
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        with ExitStack() as stack:
+            seen = stack.enter_context(self.recorder.recording()) if self.recorder else {}
+            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        return outputs["logits"], outputs["pred_boxes"], seen
+
+    def _match(self, logits: Tensor, boxes: Tensor, targets: Targets, half: int) -> Pairs:
+        if self.background == "matched":
+            return self.criterion.match(logits, boxes, targets.annotations)
+        rows = targets[:half].rows(forget=False) + targets[half:].rows(forget=True)
+        pairs = self.criterion.match(logits, boxes, targets.pick(rows))
+        return [(query, row[annotation]) for (query, annotation), row in zip(pairs, rows, strict=True)]
+
+    def _losses(
+        self, logits: Tensor, boxes: Tensor, seen: dict[str, Any], targets: Targets, global_mean: GlobalMean
+    ) -> ObjectiveOutput:
+        half = len(logits) // 2
+        keep, gone = slice(None, half), slice(half, None)
+        clean_logits, clean_boxes = self.criterion.prepare(logits, boxes)
+        pairs = self._match(clean_logits, clean_boxes, targets, half)
+        retain, forget = self._halves(
+            [
+                select(clean_logits[part], clean_boxes[part], pairs[part], targets[part], forget=part is gone)
+                for part in (keep, gone)
+            ],
+            global_mean,
+        )
+        retain_loss = (
+            self.criterion.class_weight * retain.class_loss + retain.box_loss + _poison(logits[keep], boxes[keep])
+        )
+        poison = _poison(logits[gone], boxes[gone])
+        class_loss = forget.class_loss + poison
+        distances = self._distances(seen, (retain, keep), (forget, gone)) if self.recorder else []
+        means = global_mean(torch.stack([x.detach() for x in (retain_loss, class_loss, *distances)]))
+        forgetting = self._forgetting(forget, class_loss, means[1])
+        loss = retain_loss + self.forget_weight * (forgetting + forget.box_loss + poison)
+        metrics = {
+            "retain_class_loss": retain.class_loss,
+            "retain_box_loss": retain.box_loss,
+            "forget_box_loss": forget.box_loss,
+            "retain_confidence": _confidence(retain),
+            "forget_confidence": _confidence(forget),
+        }
+        if self.recorder:
+            loss = loss + self.prototype_retain_weight * distances[0]
+            loss = loss + self.prototype_forget_weight * _hinge(distances[1], self._bound or 0.0, means[3])
+            metrics.update(retain_distance=distances[0], forget_distance=distances[1])
+        return ObjectiveOutput(
+            loss=loss,
+            retain_loss=means[0],
+            forget_loss=means[1],
+            metrics={name: value.detach() for name, value in metrics.items()},
+        )
+
+    def _halves(self, parts: list[Matched], global_mean: GlobalMean) -> list[_Half]:
+        """Losses of each half; all normalisers are averaged over the processes in one go."""
+        numbers = [(self.criterion.class_normaliser(part), float(part.num_boxes)) for part in parts]
+        means = global_mean(torch.tensor(numbers, device=parts[0].logits.device))
+        # As transformers does: without a single object, focal losses and box losses are divided by 1.
+        boxes = means[:, 1].clamp(min=1)
+        weights = torch.where(means[:, 0] > 0, means[:, 0], 1) if self.criterion.is_softmax else boxes
+        return [
+            _Half(
+                matched=part,
+                class_loss=self.criterion.class_sum(part) / weights[position],
+                box_loss=self.criterion.box_sum(part) / boxes[position],
+                log_odds=self.criterion.log_odds(part),
+                boxes=boxes[position],
+            )
+            for position, part in enumerate(parts)
+        ]
+
+    def _forgetting(self, forget: _Half, class_loss: Tensor, mean_class_loss: Tensor) -> Tensor:
+        if self.kind == "log_odds":
+            return (self.forget_bound - forget.log_odds).relu().sum() / forget.boxes
+        weight = self.forget_class_weight
+        return _hinge(weight * class_loss, self.forget_bound, weight * mean_class_loss)
+
+    def _distances(self, seen: dict[str, Any], *halves: tuple[_Half, slice]) -> list[Tensor]:
+        # The last row of a softmax head is that of the background.
+        rows = seen["weight"].detach()[: self.num_labels].float()
+        if self._bound is None:
+            prototypes = ClassPrototypes(rows, torch.ones(len(rows), dtype=torch.int64, device=rows.device))
+            self._bound = prototypes.mean_distance(self.prototype_distance).item()
+        distances = []
+        for half, images in halves:
+            embeddings = seen["embeddings"][images].flatten(0, 1)[half.matched.sources].float()
+            own_rows = rows[half.matched.class_labels]
+            distances.append(embedding_distances(embeddings, own_rows, self.prototype_distance).sum() / half.boxes)
+        return distances
+
+
+def _hinge(value: Tensor, bound: float, mean: Tensor) -> Tensor:
+    """ReLU(bound − value), opened by the mean over all processes."""
+    return torch.where(mean >= bound, torch.zeros_like(value), bound - value)  # NaN stays NaN
+
+
+def _confidence(half: _Half) -> Tensor:
+    return (-half.log_odds.detach()).sigmoid().sum() / max(len(half.log_odds), 1)
+
+
+def _poison(logits: Tensor, boxes: Tensor) -> Tensor:
+    """0, or NaN where an output is not finite: matching would fail on it, while the trainer stops at such a loss."""
+    return 0.0 * (logits.detach().float().sum() + boxes.detach().float().sum())
+
+
+def is_detector(model: nn.Module) -> bool:
+    """Whether a model, bare or in a `PeftModel`, is one of transformers' object detectors."""
+    return any(kind.__name__.endswith("ForObjectDetection") for kind in type(_bare(model)).__mro__)
+
+
+def _bare(model: nn.Module) -> Any:
+    own = unwrapped(model)
+    return own.get_base_model() if isinstance(own, PeftModel) else own
