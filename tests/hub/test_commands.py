@@ -235,3 +235,13 @@ def test_a_process_of_its_own(hub, client, repo_id, finished):
     assert result.returncode == 0, result.stderr
     assert repo_id in json.loads(result.stdout)["url"]
     assert hub.files(repo_id)["forgetting.json"] == (finished[0] / "forgetting.json").read_bytes()
+
+
+def test_a_folder_has_no_revision(call, finished, tmp_path):
+    """A revision that was asked for is never ignored, although a folder hides the repository."""
+    merged = ["--base-model", cases.BASE_ID]
+    for command in (["show"], ["verify"], ["export", tmp_path / "out"], ["merge", tmp_path / "out", *merged]):
+        code, out, err = call(command[0], finished[0], *command[1:], "--revision", "abc")
+        assert (code, out) == (1, "")
+        assert "is a folder on this machine, which has no revision 'abc'" in err
+    assert not (tmp_path / "out").exists()

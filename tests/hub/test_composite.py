@@ -285,7 +285,8 @@ def test_without_a_task_in_effect_nothing_changes(base, uneven, tmp_path):
     for name in ("task_001", "task_002", "task_003"):
         ledger.revoke(name)
     report = write_composite(ledger, tmp_path / "root")
-    assert report.rank == 1
+    assert report.rank == 0
+    assert not load_file(tmp_path / "root" / FILES[1])
     expected = hub_cases.logits(hub_cases.load_base(base))
     for load in (stock, native):
         assert hub_cases.logits(load(base, str(tmp_path / "root"))) == expected

@@ -71,8 +71,9 @@ def test_the_connection_keeps_breaking(hub, client, repo_id, short_run, method, 
     hub.create(repo_id, {"README.md": b"---\nlicense: mit\n---\n"}, private=True)
     before = hub.repo(repo_id).at("main")
     hub.fault(method, pattern, times=100, read_at_most=500)
-    with pytest.raises(ClientError):
+    with pytest.raises(ClientError, match="Repeat the call later") as caught:
         client("push", OWNER, folder=short_run, repo_id=repo_id)
+    assert caught.value.kinds[0] == "ConnectionError"
     assert hub.repo(repo_id).at("main") == before
     assert sum(client.waits) < 240
     hub.reset()
@@ -99,8 +100,9 @@ def test_the_answer_is_lost(hub, client, repo_id, short_run):
 def test_the_hub_stays_busy(hub, client, repo_id, short_run):
     """A Hub that is down for long ends the push, after about a minute, with what it said."""
     hub.fault("POST", "/commit/", times=100, status=503)
-    with pytest.raises(ClientError, match="503"):
+    with pytest.raises(ClientError, match="503") as caught:
         client("push", OWNER, folder=short_run, repo_id=repo_id)
+    assert caught.value.kinds[0] == "ConnectionError"
     assert commits(hub, repo_id) == 0
 
 
@@ -149,6 +151,16 @@ def test_offline(hub, client, new_client, published, base, first_task):
     assert not hub.seen("GET") + hub.seen("HEAD") + hub.seen("POST")
     away = new_client(home, HF_ENDPOINT="http://127.0.0.1:9")
     assert away("load", base=base, repo_id=published) == first_task[1]
+
+
+@pytest.mark.parametrize("pattern", ["/resolve/.*forgetting", "/storage/"])
+def test_downloads_keep_breaking(hub, client, published, base, tmp_path, pattern):
+    """A Hub that is away for long while a run is fetched: one kind of error, and nothing in the folder."""
+    hub.fault("GET", pattern, times=100, send_at_most=1)
+    with pytest.raises(ClientError) as caught:
+        client("fetch", repo_id=published, local_dir=tmp_path / "target")
+    assert "ConnectionError" in caught.value.kinds
+    assert not (tmp_path / "target").exists()
 
 
 # What somebody may have put there

@@ -1,5 +1,7 @@
 """Merging for real erasure: a full model in which nothing of the changed layers' base weights is left."""
 
+from dataclasses import replace
+
 import hub_cases as cases
 import pytest
 import torch
@@ -146,6 +148,26 @@ def test_published(hub, client, repo_id, base, finished, tmp_path):
         client("merge", OWNER, out=str(tmp_path / "less"), push_to=repo_id, tasks=1, **arguments)
     assert not (tmp_path / "less").exists()
     assert hub.files(repo_id) == files
+
+
+def test_not_after_the_adapters(hub, client, repo_id, base, finished, tmp_path):
+    """What was deleted from a repository can still be fetched from its history."""
+    files = cases.read(finished[0])
+    hub.create(repo_id, files, private=True)
+    hub.put(repo_id, dict.fromkeys(files))
+    with pytest.raises(ClientError, match="held once, could give the base model back"):
+        client("merge", OWNER, base=str(base), folder=str(finished[0]), out=str(tmp_path / "out"), push_to=repo_id)
+    assert not hub.seen("POST", "/commit/")
+
+
+def test_nothing_that_changes_anything(base, run_folder, tmp_path):
+    """A model in which no group is active would be the base model, whatever its card says."""
+    ledger = ForgettingLedger.load(run_folder)
+    with ledger.changes():
+        ledger.tasks = tuple(replace(entry, groups={**entry.groups, "active": []}) for entry in ledger.tasks)
+    with pytest.raises(ValueError, match="would be the base model"):
+        merge_forgotten(base, run_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_not_next_to_the_adapters(hub, client, repo_id, base, finished, tmp_path):

@@ -136,6 +136,41 @@ def test_branch(hub, client, repo_id, base, short_run, finished):
         client("load", OWNER, base=base, repo_id=repo_id, revision="study/three")
 
 
+def test_a_refused_branch_is_not_made(hub, client, base, repo_id, short_run, tmp_path):
+    """Whether the run may go there is found out before the branch is made."""
+    client("push", OWNER, folder=short_run, repo_id=repo_id)
+    other = cases.forget(base, tmp_path / "other", [["dragonfly"]]).folder
+    with pytest.raises(ClientError, match="task_001 is another one"):
+        client("push", OWNER, folder=other, repo_id=repo_id, revision="study")
+    assert hub.repo(repo_id).branches.keys() == {"main"}
+
+
+def test_a_gitignore_on_the_hub(hub, client, repo_id, short_run, run_folder):
+    """By it the Hub leaves files out of a commit and says nothing: refused before anything is sent."""
+    client("push", OWNER, folder=short_run, repo_id=repo_id)
+    hub.put(repo_id, {".gitignore": b"*.safetensors\n"})
+    with pytest.raises(ClientError, match=r"has a '\.gitignore'"):
+        client("push", OWNER, folder=run_folder, repo_id=repo_id)
+    assert len(sent(hub)) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"max_rank": 0}, "max_rank"),
+        ({"dataset": "a b//c"}, "dataset is 'a b//c'"),
+        ({"license": "No Such: thing"}, "license is 'No Such: thing'"),
+        ({"revision": ""}, "revision is ''"),
+    ],
+    ids=["max_rank", "dataset", "license", "revision"],
+)
+def test_bad_options(hub, client, repo_id, short_run, option, said):
+    """What is said for the card or of the branch is checked first: no repository is left behind."""
+    with pytest.raises(ClientError, match=said):
+        client("push", OWNER, folder=short_run, repo_id=repo_id, **option)
+    assert not hub.has(repo_id)
+
+
 def test_public(hub, client, repo_id, short_run):
     """The names of forgotten classes do not become public unless that was asked for."""
     hub.create(repo_id)

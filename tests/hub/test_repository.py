@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import hub_cases as cases
 import pytest
@@ -11,7 +13,8 @@ from client_process import ClientError
 from loopback import OWNER
 
 from gs_lora_peft import ForgettingLedger, LedgerError
-from gs_lora_peft.hub import stage_repository, verify_repository
+from gs_lora_peft.hub import export_forgotten, repository, stage_repository, verify_repository
+from gs_lora_peft.hub.composite import write_composite
 from gs_lora_peft.sequence.ledger_file import with_digest
 from gs_lora_peft.storage import sha256_of
 
@@ -113,7 +116,7 @@ def test_a_folder_that_holds_files(short_run, tmp_path):
     """It is not overwritten."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.md").write_text("mine")
-    with pytest.raises(ValueError, match="out' holds files"):
+    with pytest.raises(ValueError, match="out' exists and is no empty folder"):
         stage_repository(short_run, tmp_path / "out")
     assert cases.read(tmp_path / "out") == {"mine.md": b"mine"}
 
@@ -186,3 +189,44 @@ def test_a_damaged_ledger_on_the_hub(hub, client, repo_id, short_run):
     with pytest.raises(ClientError, match=r"schema_version .* is None"):
         client("push", OWNER, folder=short_run, repo_id=repo_id)
     assert hub.files(repo_id) == {"forgetting.json": b"{}"}
+
+
+def test_a_run_that_goes_on_meanwhile(finished, run_folder, tmp_path, monkeypatch):
+    """The ledger that is published is the one that was read: a task that ends meanwhile comes with the next push."""
+    ledger = ForgettingLedger.load(run_folder)
+    with ledger.changes():
+        ledger.tasks = ledger.tasks[:2]
+
+    def go_on(*arguments, **options):
+        shutil.copyfile(finished[0] / "forgetting.json", run_folder / "forgetting.json")
+        return write_composite(*arguments, **options)
+
+    monkeypatch.setattr(repository, "write_composite", go_on)
+    staged = stage_repository(run_folder, tmp_path / "out")
+    assert [entry.name for entry in staged.ledger.tasks] == ["task_001", "task_002"]
+    assert not verify_repository(tmp_path / "out").problems
+
+
+def test_a_file_that_changes_meanwhile(run_folder, tmp_path, monkeypatch):
+    """What is published is what was checked, not what lay there a moment before."""
+    copy = shutil.copyfile
+
+    def damaged(source, target):
+        copy(source, target)
+        if Path(target).name == "gs_lora_config.json":
+            Path(target).write_text("{}")
+
+    monkeypatch.setattr(repository.shutil, "copyfile", damaged)
+    with pytest.raises(LedgerError, match=r"gs_lora_config\.json: changed"):
+        stage_repository(run_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [".", "../here"])
+def test_the_working_directory(run_folder, tmp_path, monkeypatch, name):
+    """A folder is put into place as a whole: whoever works in it would be left in one that is gone."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for write in (stage_repository, export_forgotten):
+        with pytest.raises(ValueError, match="is the working directory; expected a folder to be made"):
+            write(run_folder, name)

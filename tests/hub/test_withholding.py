@@ -158,6 +158,14 @@ def test_unknown_keys_are_left_out():
     assert ledger.base_model.keys() == {"name_or_path", "fingerprint"}
 
 
+def test_what_says_that_it_is_withheld():
+    """An entry that says so, and names its classes all the same, is not taken at its word."""
+    (found,) = withheld(entry(request={"withheld": True, "digest": "x"}, sizes={"forget": 46})).tasks
+    assert found.classes is found.class_names is None
+    assert found.sizes == {}
+    assert withheld(found).tasks == (found,)
+
+
 def test_proof(told, tmp_path):
     """The owner can open one digest to somebody, who learns nothing about the others; nobody can open it wrongly."""
     published = stage_repository(told, tmp_path / "out", withhold_classes=True).ledger

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import errors
 
 from gs_lora_peft.storage import hub_calls
-from gs_lora_peft.storage.hub_calls import call_hub, checked_repo_id, writing_api
+from gs_lora_peft.storage.hub_calls import call_hub, checked_repo_id, status_of, writing_api
 
 
 @pytest.fixture
@@ -41,21 +41,60 @@ def test_a_busy_hub_is_asked_again(waits, status):
     """Four times, waiting longer and longer."""
     assert call_hub(Action(*[refusal(status)] * 4), "me/x") == 7
     assert waits == [1, 2, 4, 8]
-    with pytest.raises(errors.HfHubHTTPError, match=str(status)):
+    with pytest.raises(ConnectionError, match=r"'me/x', or was busy for too long .*Repeat the call later") as caught:
         call_hub(Action(*[refusal(status)] * 5), "me/x")
+    assert status_of(caught.value.__cause__) == status
 
 
 def test_a_lost_connection_is_tried_again(waits):
     """An error without an answer is a network that broke."""
     assert call_hub(Action(errors.HTTPError("connection reset")), "me/x") == 7
     assert waits == [1]
+    with pytest.raises(ConnectionError, match=r"could not be reached for 'me/x'.*connection reset"):
+        call_hub(Action(*[errors.HTTPError("connection reset")] * 5), "me/x")
+
+
+def test_a_busy_hub_behind_a_missing_file(waits):
+    """Some versions of the client say that a file is not in the cache when the Hub was only busy."""
+    busy, gone = errors.LocalEntryNotFoundError("not cached"), errors.LocalEntryNotFoundError("not cached")
+    busy.__cause__ = refusal(503)
+    assert call_hub(Action(busy, busy), "me/x") == 7
+    assert waits == [1, 2]
+    with pytest.raises(errors.LocalEntryNotFoundError):
+        call_hub(Action(gone), "me/x")
+    assert waits == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "said"),
+    [
+        (errors.HTTPError("connection reset"), ConnectionError, "Error while uploading 'x'"),
+        (None, ConnectionError, "Error while uploading 'x'"),
+        (refusal(403), ValueError, "cannot be changed or read with this token"),
+    ],
+)
+def test_an_upload_that_the_client_gave_up(waits, cause, kind, said):
+    """The client has tried often enough by itself; its RuntimeError becomes what every other failure is."""
+    problem = RuntimeError("Error while uploading 'x' to the Hub.")
+    problem.__cause__ = cause
+    with pytest.raises(kind, match=said):
+        call_hub(Action(problem), "me/x")
+    assert not waits
+
+
+def test_an_address_that_is_none(waits, monkeypatch):
+    """A wrong HF_ENDPOINT is said at once: no waiting makes it an address."""
+    monkeypatch.setattr(hub_calls.constants, "ENDPOINT", "hub.example")
+    with pytest.raises(ValueError, match=r"HF_ENDPOINT is 'hub\.example'; expected the address of a Hub"):
+        call_hub(Action(), "me/x")
+    assert not waits
 
 
 def test_the_hub_says_when_to_come_back(waits):
     """`Retry-After` is obeyed, but not beyond the patience of a minute; nonsense in it counts for nothing."""
     assert call_hub(Action(refusal(429, **{"Retry-After": "20"}), refusal(503, **{"Retry-After": "soon"})), "x") == 7
     assert waits == [20, 2]
-    with pytest.raises(errors.HfHubHTTPError):
+    with pytest.raises(ConnectionError):
         call_hub(Action(refusal(429, **{"Retry-After": "3600"})), "me/x")
     assert waits == [20, 2]
 

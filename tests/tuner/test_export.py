@@ -104,7 +104,7 @@ def test_configuration_is_plain_and_readable(tmp_path):
     assert "gs" not in text.lower()
 
 
-@pytest.mark.parametrize("zeros", [(), (0,), (0, 2, 3), (1,)])
+@pytest.mark.parametrize("zeros", [(), (0,), (0, 2, 3), (1,), (0, 1, 2, 3)])
 def test_size_follows_the_active_groups(tmp_path, zeros):
     """The file is as large as what is active, plus at most 4 KiB."""
     model = get_peft_model(vit(4), GSLoraConfig(r=8, init_lora_weights=False))
@@ -119,10 +119,8 @@ def test_every_group_zero(tmp_path):
     """Nothing forgotten, or everything dropped: still an adapter that PEFT loads, and it changes nothing."""
     model = with_zeros(VIT.wrapped("GS_LORA"))
     export_lora(model, tmp_path)
-    kept = load_file(tmp_path / WEIGHTS)
-    assert {tuple(t.shape) for t in kept.values()} == {(1, 16), (32, 1)}
-    assert not any(t.any() for t in kept.values())
-    assert config_of(tmp_path)["r"] == 1
+    assert not load_file(tmp_path / WEIGHTS)
+    assert sum(map(len, files_of(tmp_path).values())) < 1000
     assert torch.equal(VIT.logits(reloaded(tmp_path)), VIT.logits(vit()))
     expected = files_of(tmp_path)
     assert files_of(export_lora(tmp_path, tmp_path / "again")) == expected
@@ -131,7 +129,7 @@ def test_every_group_zero(tmp_path):
 def test_fresh_adapter_is_empty(tmp_path):
     """An untrained adapter has lora_B = 0 everywhere and so adds nothing."""
     export_lora(VIT.wrapped("GS_LORA", init_lora_weights=True), tmp_path)
-    assert len(load_file(tmp_path / WEIGHTS)) == 2
+    assert not load_file(tmp_path / WEIGHTS)
     assert torch.equal(VIT.logits(reloaded(tmp_path)), VIT.logits(vit()))
 
 

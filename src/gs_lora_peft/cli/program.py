@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 from typer.main import get_command
 
+from .faces import convert_face
 from .output import print_error
 from .reading import show, verify
 from .sharing import pull, push
@@ -35,6 +36,7 @@ for command, example in (
     (push, "gs-lora push runs/clinic org/clinic-forgotten --withhold-classes"),
     (pull, "gs-lora pull org/clinic-forgotten runs/clinic"),
     (revoke, "gs-lora revoke runs/clinic task_002 --reason 'consent renewed'"),
+    (convert_face, "gs-lora convert-face face.pth face-model --scale 64 --margin 0.35"),
 ):
     app.command(epilog=f"Example: {example}")(command)
 

@@ -43,7 +43,9 @@ def verify(
         from ..hub import fetch_repository, verify_repository
         from ..sequence.remote import folder_or_fetched
 
-        folder = folder_or_fetched(run, lambda repo_id: fetch_repository(repo_id, revision=revision, token=token))
+        folder = folder_or_fetched(
+            run, lambda repo_id: fetch_repository(repo_id, revision=revision, token=token), revision
+        )
         report = verify_repository(folder, base_model, token=token)
     if report.problems:
         lines = [f"{len(report.problems)} problem(s):", *report.problems]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import save
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def write_composite(
     One task is copied as it is, byte for byte. Of several, the matrices of each module are concatenated with their
     scalings folded in, so that nothing is lost; each module has the rank that its tasks need. Where that is more than
     the module's smaller dimension, or `max_rank`, the sum is brought to that rank by a singular value decomposition in
-    float64. Without any task, the adapter changes nothing: one pair of zeros of rank 1.
+    float64. Where no task changes anything, or none is left, the adapter has no weights.
 
     The same tasks give the same bytes (modules that are recompressed: on the same kind of machine).
 
@@ -73,25 +74,29 @@ def write_composite(
         ValueError: if `max_rank` is no positive number.
         OSError: if a file could not be written.
     """
-    if max_rank is not None and (type(max_rank) is not int or max_rank < 1):
-        raise ValueError(f"`max_rank` is {max_rank!r}; expected a number from 1, or None for no limit. Correct it.")
+    check_max_rank(max_rank)
     adapters = read_adapters(ledger, tasks)
-    ranks = [len(factor_a) for adapter in adapters for factor_a, _ in adapter.pairs.values()]
-    if len(adapters) == 1 and max(ranks) <= (max_rank or max(ranks)):
+    rank = max((len(factor_a) for adapter in adapters for factor_a, _ in adapter.pairs.values()), default=0)
+    if len(adapters) == 1 and rank <= (max_rank or rank):
         source = task_folder(ledger.folder, adapters[0].name)
         config, weights = (source / CONFIG_NAME).read_bytes(), (source / SAFETENSORS_WEIGHTS_NAME).read_bytes()
-        report = CompositeReport(max(ranks), [], 0.0)
+        report = CompositeReport(rank, [], 0.0)
     else:
         named = adapters or [_any_adapter(ledger)]
         with _one_thread():
             pairs, report = _sum(adapters, max_rank)
-        pairs = pairs or _zeros(named[0])
         config, weights = _config_bytes(named, pairs), _weights_bytes(pairs)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(out / SAFETENSORS_WEIGHTS_NAME, weights)
     write_bytes_atomic(out / CONFIG_NAME, config)
     return report
+
+
+def check_max_rank(max_rank: int | None) -> None:
+    """Raises ValueError for what can be no limit of a rank."""
+    if max_rank is not None and (type(max_rank) is not int or max_rank < 1):
+        raise ValueError(f"`max_rank` is {max_rank!r}; expected a number from 1, or None for no limit. Correct it.")
 
 
 def summed_pair(adapters: Sequence[TaskAdapter], path: str) -> Pair | None:
@@ -151,7 +156,7 @@ def _sum(adapters: Sequence[TaskAdapter], max_rank: int | None) -> tuple[dict[st
         pairs[path] = (pair[0].to(dtype).contiguous(), pair[1].to(dtype).contiguous())
         if pair is not exact:
             errors[path] = relative_difference(pairs[path], exact)
-    rank = max((len(factor_a) for factor_a, _ in pairs.values()), default=1)
+    rank = max((len(factor_a) for factor_a, _ in pairs.values()), default=0)
     return pairs, CompositeReport(rank, list(errors), max(errors.values(), default=0.0))
 
 
@@ -175,13 +180,8 @@ def _any_adapter(ledger: ForgettingLedger) -> TaskAdapter:
             continue
     raise LedgerError(
         f"the ledger in '{ledger.folder}' has no task in effect, and no files of a revoked one either; expected at "
-        "least one, for an adapter has to name a module. Carry out a request first."
+        "least one, for the configuration of an adapter is made from theirs. Carry out a request first."
     )
-
-
-def _zeros(adapter: TaskAdapter) -> dict[str, Pair]:
-    path, (factor_a, factor_b) = min(adapter.pairs.items())
-    return {path: (torch.zeros_like(factor_a[:1]), torch.zeros_like(factor_b[:, :1]))}
 
 
 def _weights_bytes(pairs: dict[str, Pair]) -> bytes:
@@ -197,15 +197,17 @@ def _config_bytes(adapters: Sequence[TaskAdapter], pairs: dict[str, Pair]) -> by
     """The fields of `LoraConfig` that decide the outputs; everything else is left at PEFT's defaults."""
     first, paths = adapters[0].config, sorted(pairs)
     ranks = {path: len(pairs[path][0]) for path in paths}
-    usual = max(Counter(ranks.values()).items(), key=lambda item: (item[1], item[0]))[0]
+    usual = max(Counter(ranks.values()).items(), key=lambda item: (item[1], item[0]), default=(1, 0))[0]
     # PEFT takes the first key that matches the end of a module's name. Anchored at both ends, no key can match the
     # module of another one.
     pattern = {
         f"^(?:{'|'.join(re.escape(path) for path in paths if ranks[path] == rank)})": rank
         for rank in sorted(set(ranks.values()) - {usual})
     }
+    targets: str | list[str] = paths or DUMMY_TARGET_MODULES
     # A regular expression was needed where the name of an adapted module is the end of another module's name.
-    is_ambiguous = any(isinstance(adapter.config.target_modules, str) for adapter in adapters)
+    if paths and any(isinstance(adapter.config.target_modules, str) for adapter in adapters if adapter.pairs):
+        targets = "|".join(map(re.escape, paths))
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "base_model_name_or_path": first.base_model_name_or_path,
@@ -214,7 +216,7 @@ def _config_bytes(adapters: Sequence[TaskAdapter], pairs: dict[str, Pair]) -> by
         "auto_mapping": first.auto_mapping,
         "r": usual,
         "lora_alpha": usual,  # a scaling of 1
-        "target_modules": "|".join(map(re.escape, paths)) if is_ambiguous else paths,
+        "target_modules": targets,
         "inference_mode": True,
         "bias": "none",
         "lora_dropout": 0.0,

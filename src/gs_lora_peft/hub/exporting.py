@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..sequence import ForgettingLedger
+from ..sequence.placing import check_free
 from ..sequence.remote import sequence_folder
 from ..storage import StrPath, staged_folder
-from .composite import CompositeReport, write_composite
+from .composite import CompositeReport, check_max_rank, write_composite
 
 
 def export_forgotten(
@@ -46,9 +45,8 @@ def export_forgotten(
 
         After an error `out` is as it was.
     """
-    out = Path(out)
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"'{out}' exists and is no empty folder; expected one to be made. Choose another.")
+    check_free(out)
+    check_max_rank(max_rank)
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     if not ledger.select(tasks):

@@ -13,10 +13,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoProcessor, PreTrainedModel
 
 from ..sequence import ForgettingLedger, load_forgotten
+from ..sequence.placing import check_free
 from ..sequence.remote import sequence_folder
 from ..storage import StrPath, staged_folder
 from ..storage.hub_calls import checked_repo_id, writing_api
-from ..storage.hub_commit import commit_folder, open_repository
+from ..storage.hub_commit import commit_folder, open_repository, was_always_new
 from .base import base_revision, load_base_model
 from .snippets import import_line
 
@@ -88,17 +89,18 @@ def merge_forgotten(
         After an error `out` is as it was, and nothing is published.
     """
     out = Path(out)
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"'{out}' exists and is no empty folder; expected one to be made. Choose another.")
+    check_free(out)
     api = None if push_to is None else writing_api(token)
     repo = None if push_to is None else checked_repo_id(push_to)
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
-    names = [entry.name for entry in ledger.select(tasks)]
-    if not names:
+    entries = ledger.select(tasks)
+    if not any(entry.groups.get("active", True) for entry in entries):
         raise ValueError(
-            f"no task of the run in '{folder}' is merged, so that the result would be the base model. Choose some."
+            f"no task of the run in '{folder}' is merged that changes anything, so that the result would be the base "
+            "model. Choose some."
         )
+    names = [entry.name for entry in entries]
     if isinstance(base_model, PreTrainedModel):
         model, source = copy.deepcopy(base_model), base_model.config._name_or_path
     else:
@@ -113,10 +115,10 @@ def merge_forgotten(
         _card(ledger, type(merged).__name__, len(names), repo, out).save(staged / "README.md")
         if api is not None and repo is not None:
             head = open_repository(api, repo, private=private)
-            if not head.is_new and not head.holds(staged):
+            if not was_always_new(api, head) and not head.holds(staged):
                 raise ValueError(
-                    f"the repository {head.repo_id!r} is not new ({len(head.files)} files); what it holds, or held "
-                    "once, could give the base model back. Choose another name."
+                    f"the repository {head.repo_id!r} is not new ({len(head.files)} files now); what it holds, or "
+                    "held once, could give the base model back. Choose another name."
                 )
             commit_folder(api, head, staged, f"Model after {len(names)} forgetting request(s)")
     return out

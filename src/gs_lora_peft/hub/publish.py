@@ -14,6 +14,8 @@ from ..sequence.history import is_withheld
 from ..storage import StrPath
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository
+from .composite import check_max_rank
+from .metadata import check_card_data
 from .remote_ledger import check_continues, check_withholding, published_ledger, stale_files
 from .repository import stage_repository
 
@@ -68,12 +70,16 @@ def push_to_hub(
         LedgerError: if there is no ledger, a file is missing or differs from its hash, or if what the repository holds
             is no earlier state of this run. Nothing is sent then.
         ValueError: if the repository's name is malformed, it is public and `private` is not `False`, belongs to
-            somebody else or holds something else, there is no token, or somebody has committed in the meantime.
-        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, or is busy for too long.
+            somebody else or holds something else, there is no token, somebody has committed in the meantime, or
+            `max_rank`, `dataset` or `license` cannot be one.
+        ConnectionError: if the Hub is away, or busy for too long; the call can be repeated.
+        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
     """
+    checked_repo_id(repo_id)
+    check_max_rank(max_rank)
+    check_card_data(dataset=dataset, license=license)
     ledger = ForgettingLedger.load(folder)
     check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
-    checked_repo_id(repo_id)
     api = writing_api(token)
     head = open_repository(api, repo_id, revision=revision, private=private)
     published = published_ledger(head, api.token)

@@ -15,10 +15,12 @@ from ..sequence.forgetter import TRAINING_CONFIG
 from ..sequence.layout import TASKS_FOLDER
 from ..sequence.ledger import LEDGER_NAME
 from ..sequence.ledger_file import ledger_bytes
+from ..sequence.placing import check_free
 from ..sequence.remote import downloaded, fetch_ledger
 from ..storage import StrPath, staged_folder
 from ..storage.hub_commit import PUBLISHED_SUFFIXES, publishable_files
-from .composite import CompositeReport, write_composite
+from .composite import CompositeReport, check_max_rank, write_composite
+from .metadata import check_card_data
 from .withholding import withheld_ledger, withholding_key
 
 _TASK_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, TRAINING_CONFIG)
@@ -72,19 +74,21 @@ def stage_repository(
     Raises:
         LedgerError: if there is no ledger, a file is missing or differs from its hash, or the ledger lists files of
             other kinds than a task has. Nothing is written then.
-        ValueError: if `out` holds files.
+        ValueError: if `out` holds files, or `max_rank`, `dataset` or `license` cannot be one.
         OSError: if a file could not be written.
     """
     # Drawing takes a second to import; whoever only loads or merges needs none of it.
     from .card import build_card
     from .figures import draw_figures
 
-    ledger = ForgettingLedger.load(folder)
-    check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
-    files = [name for entry in ledger.active_tasks for name in _checked_files(entry)]
     out = Path(out)
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"'{out}' holds files; expected a folder to be made. Choose another one.")
+    check_free(out)
+    check_max_rank(max_rank)
+    check_card_data(dataset=dataset, license=license)
+    ledger = ForgettingLedger.load(folder)
+    active = [entry.name for entry in ledger.active_tasks]
+    check_tasks(ledger, active)
+    files = [name for entry in ledger.active_tasks for name in _checked_files(entry)]
     with staged_folder(out) as staged:
         for name in files:
             target = staged / name
@@ -95,10 +99,12 @@ def stage_repository(
             with ledger.lock():
                 key = withholding_key(folder, create=True)
             published = withheld_ledger(ledger, key, staged)
-            (staged / LEDGER_NAME).write_bytes(ledger_bytes(published.to_dict()))
         else:
-            shutil.copyfile(ledger.path, staged / LEDGER_NAME)
+            published = ledger
+        # The ledger as it was read: its file may have been replaced since by a request that was carried out.
+        (staged / LEDGER_NAME).write_bytes(ledger_bytes(published.to_dict()))
         published = ForgettingLedger.load(staged)
+        published.check_files(active)
         figures = draw_figures(published, staged)
         card = build_card(
             published,
@@ -126,7 +132,7 @@ def fetch_repository(repo_id: str, *, revision: str | None = None, token: str | 
         `pathlib.Path`: the snapshot in the Hugging Face cache.
 
     Raises:
-        LedgerError, ValueError, HfHubHTTPError: as [`fetch_sequence`].
+        LedgerError, ValueError, ConnectionError: as [`fetch_sequence`].
     """
     commit = fetch_ledger(repo_id, revision=revision, token=token).folder.name
     patterns = [f"*{suffix}" for suffix in PUBLISHED_SUFFIXES]

@@ -110,7 +110,7 @@ def is_proof(published: ForgettingLedger, proof: Mapping[str, Any]) -> bool:
 
 
 def _withheld(entry: TaskEntry, key: bytes) -> TaskEntry:
-    if entry.request.get("withheld"):
+    if entry.request.get("withheld") and entry.classes is entry.class_names is None and not entry.sizes:
         return entry
     digest = _digest(_key_of(entry.name, key), _statement(entry))
     settings: dict[str, Any] = {
@@ -122,6 +122,7 @@ def _withheld(entry: TaskEntry, key: bytes) -> TaskEntry:
         request={"withheld": True, "digest": digest, "requested_at": entry.request.get("requested_at")},
         classes=None,
         class_names=None,
+        missing_classes=None,
         sizes={},
         settings={**settings, "data": data},
         scores=_rounded_scores(entry.scores),

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -40,7 +41,8 @@ class TaskAdapter:
         name (`str`): The task.
         config (`peft.LoraConfig`): Its configuration.
         pairs (`dict[str, tuple[Tensor, Tensor]]`): `lora_A` (rank × inputs) and `lora_B` (outputs × rank) by module
-            path. Half precision is widened to float32, as PEFT does when it loads an adapter.
+            path; empty for an adapter that changes nothing. Half precision is widened to float32, as PEFT does when it
+            loads an adapter.
     """
 
     name: str
@@ -144,6 +146,8 @@ def _parsed(path: Path, config: bytes, weights: bytes) -> TaskAdapter:
     try:
         lora = LoraConfig.from_peft_type(**{**_checked_config(config), "inference_mode": True})
         adapter = TaskAdapter(path.name, lora, _pairs(load(weights)))
+        if not adapter.pairs and lora.target_modules != DUMMY_TARGET_MODULES:
+            raise ValueError(f"it has no weights, but targets {short(lora.target_modules)}")
         for module, (factor_a, _) in adapter.pairs.items():
             if len(factor_a) != adapter.settings(module)[0]:
                 raise ValueError(f"on {module!r} it has the rank {len(factor_a)}, which its configuration contradicts")
@@ -178,7 +182,7 @@ def _checked_config(content: bytes) -> dict[str, Any]:
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     paths = sorted(key.removeprefix(_PREFIX).removesuffix(_A) for key in tensors if key.endswith(_A))
     expected = {f"{_PREFIX}{path}{factor}" for path in paths for factor in (_A, _B)}
-    if odd := sorted(expected ^ tensors.keys()) or ["nothing"] * (not paths):
+    if odd := sorted(expected ^ tensors.keys()):
         raise ValueError(f"expected pairs of lora_A and lora_B alone, found or missed {short(odd[0])}")
     wide = {key: value.float() if value.dtype in _HALVES else value for key, value in tensors.items()}
     pairs = {path: (wide[f"{_PREFIX}{path}{_A}"], wide[f"{_PREFIX}{path}{_B}"]) for path in paths}

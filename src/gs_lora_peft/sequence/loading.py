@@ -37,7 +37,8 @@ def load_forgotten(
         merge (`bool`, *optional*, defaults to `False`):
             `True`: the tasks are merged into the weights in order and the bare model is returned, bit-equal to the
             model that was trained on. `False`: a `PeftModel` with one frozen adapter per task, all active.
-        revision (`str`, *optional*): branch, tag or commit of the repository; by default its main branch.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the repository; by default its main branch. A folder has none.
         token (`str`, *optional*): for private repositories; by default the one of `hf auth login`.
 
     Returns:
@@ -47,7 +48,9 @@ def load_forgotten(
         LedgerError: if the ledger is missing, edited or of a newer schema, if a file is missing or differs from its
             recorded hash, if the base weights are not those the ledger names, if a task does not exist, or if an
             adapter does not fit the model. Nothing is changed then.
-        ValueError: if the model holds adapters already, or the repository does not exist or is out of reach.
+        ValueError: if the model holds adapters already, the repository does not exist or may not be read, or there is
+            a folder although a revision was asked for.
+        ConnectionError: if the Hub is out of reach and the cache does not hold everything; the call can be repeated.
     """
     refuse_adapters(base_model)
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)

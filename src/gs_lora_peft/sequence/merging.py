@@ -14,6 +14,7 @@ from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftConfig, PeftM
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
+from ..tuner.tying import head_tying_hidden
 from .adapters import TaskAdapter, read_adapter
 from .layout import task_folder
 
@@ -54,7 +55,8 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
     first = adapters[0]
     empty = LoraConfig(target_modules=DUMMY_TARGET_MODULES, task_type=first.config.task_type, inference_mode=True)
     peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(empty.task_type), PeftModel)
-    peft_model = peft_class(model, empty, adapter_name=first.name, low_cpu_mem_usage=True)
+    with head_tying_hidden(model):
+        peft_model = peft_class(model, empty, adapter_name=first.name, low_cpu_mem_usage=True)
     tuner: Any = peft_model.base_model
     likes: dict[tuple, str] = {}
     with init_empty_weights():  # the weights come later; random numbers are not drawn first

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..storage import content_problem, safe_join, staged_folder, write_bytes_atomic
+from ..storage import StrPath, content_problem, safe_join, staged_folder, write_bytes_atomic
 from .entry import TaskEntry
 from .history import history_problem, is_withheld
 from .layout import TASKS_FOLDER, task_folder
 from .ledger import LEDGER_NAME, ForgettingLedger
 from .plain import LedgerError
+
+
+def check_free(folder: StrPath) -> None:
+    """Checks that a folder can be made, or is there and empty, before what is to go there is made.
+
+    Raises:
+        ValueError: it holds files, is none, or is the working directory: a folder is put into its place as a whole, so
+            that whoever works in it would be left in one that is gone.
+    """
+    target = Path(folder)
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"'{target}' exists and is no empty folder; expected one to be made. Choose another.")
+    _check_elsewhere(target)
+
+
+def _check_elsewhere(target: Path) -> None:
+    if os.path.realpath(target) == os.path.realpath("."):
+        raise ValueError(f"'{target}' is the working directory; expected a folder to be made. Name a new one in it.")
 
 
 def place_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: Path, repo_id: str) -> None:
@@ -34,6 +53,7 @@ def place_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: Pa
                 f"'{target}' holds files, but no ledger; expected an empty folder, a new one, or a run. Choose "
                 "another folder."
             )
+        _check_elsewhere(target)
         with staged_folder(target) as staged:
             for entry in entries:
                 _copy_task(ledger, entry, task_folder(staged, entry.name))

@@ -58,7 +58,9 @@ def fetch_sequence(
             files for `local_dir` are missing or differ from their recorded hashes.
         ValueError: if the repository or revision does not exist or is out of reach, or `local_dir` holds something
             other than a run.
-        huggingface_hub.errors.HfHubHTTPError, OSError: if the Hub is busy for too long, or a file cannot be written.
+        ConnectionError: if the Hub is away or busy for too long and the cache does not hold everything. Nothing was
+            put into `local_dir` then, and the call can be repeated.
+        OSError: if a file cannot be written.
     """
     ledger = fetch_ledger(repo_id, revision=revision, token=token)
     entries = ledger.select(tasks)
@@ -78,7 +80,7 @@ def fetch_ledger(repo_id: str, *, revision: str | None = None, token: str | bool
         [`ForgettingLedger`]: its `folder` is the cached snapshot, whose name is the commit.
 
     Raises:
-        LedgerError, ValueError, HfHubHTTPError: as [`fetch_sequence`].
+        LedgerError, ValueError, ConnectionError: as [`fetch_sequence`].
     """
     checked_repo_id(repo_id)
 
@@ -108,7 +110,7 @@ def fetch_to_continue(
 
     Raises:
         LedgerError: also if the published ledger withholds classes, unless `folder` has all of them.
-        ValueError, HfHubHTTPError, OSError: as [`fetch_sequence`].
+        ValueError, ConnectionError, OSError: as [`fetch_sequence`].
     """
     target = Path(folder if folder is not None else checked_repo_id(repo_id).rpartition("/")[2])
     published = fetch_ledger(repo_id, revision=revision, token=token)
@@ -131,27 +133,44 @@ def sequence_folder(
     """The folder of a run: the given one, or the cached files of a repository. A folder that exists wins.
 
     Raises:
-        LedgerError, ValueError, HfHubHTTPError: as [`fetch_sequence`].
+        LedgerError, ValueError, ConnectionError: as [`fetch_sequence`].
     """
     return folder_or_fetched(
-        repo_or_folder, lambda repo_id: fetch_sequence(repo_id, revision=revision, token=token, tasks=tasks)
+        repo_or_folder, lambda repo_id: fetch_sequence(repo_id, revision=revision, token=token, tasks=tasks), revision
     )
 
 
-def folder_or_fetched(repo_or_folder: StrPath, fetch: Callable[[str], Path]) -> StrPath:
-    """The folder that is given, or what `fetch` brings of a repository. A folder that exists wins."""
-    if not isinstance(repo_or_folder, str) or os.path.lexists(repo_or_folder):
+def folder_or_fetched(repo_or_folder: StrPath, fetch: Callable[[str], Path], revision: str | None = None) -> StrPath:
+    """The folder that is given, or what `fetch` brings of a repository. A folder that exists wins.
+
+    Raises:
+        ValueError: there is a folder, and `revision` asks for a commit that it need not be.
+    """
+    if _is_folder(repo_or_folder):
+        if revision is not None:
+            raise ValueError(
+                f"'{os.fspath(repo_or_folder)}' is a folder on this machine, which has no revision {revision!r}. "
+                "Leave the revision out, or work where no folder hides the repository."
+            )
         return repo_or_folder
-    try:
-        validate_repo_id(repo_or_folder)
-    except HFValidationError:
-        return repo_or_folder  # a path to nothing, which is for the ledger to say
+    assert isinstance(repo_or_folder, str)
     try:
         return fetch(repo_or_folder)
     except LedgerError:
         raise
     except ValueError as error:
         raise ValueError(f"{repo_or_folder!r} is no folder here, and {error}") from error
+
+
+def _is_folder(repo_or_folder: StrPath) -> bool:
+    """Whether it is a folder, or a path to nothing, of which the ledger will say so; and no repository."""
+    if not isinstance(repo_or_folder, str) or os.path.lexists(repo_or_folder):
+        return True
+    try:
+        validate_repo_id(repo_or_folder)
+    except HFValidationError:
+        return True
+    return False
 
 
 def _fetch_files(
@@ -197,9 +216,9 @@ def downloaded(download: Callable[[], Downloaded], repo_id: str) -> Downloaded:
             "load a plain adapter with PeftModel.from_pretrained."
         ) from None
     except EntryNotFoundError as error:
-        raise LedgerError(
+        raise ConnectionError(
             f"{repo_id!r} is no folder here, and as a repository it is not (wholly) in the cache, while the Hub "
-            f"cannot be asked ({error}). Check the path, or go online."
+            "cannot be asked. Check the path, or go online and repeat the call."
         ) from error
 
 

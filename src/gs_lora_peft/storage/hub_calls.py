@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,  # of whichever HTTP library the client is built on; connection errors and statuses alike
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -40,29 +42,33 @@ def call_hub(action: Callable[[], Result], repo_id: str) -> Result:
         what `action` returns.
 
     Raises:
-        ValueError: if the repository or the revision does not exist, or the token does not allow it.
-        huggingface_hub.errors.HfHubHTTPError: any other refusal, and a Hub that is still busy at the end.
+        ValueError: if the repository or the revision does not exist, the token does not allow it, or the address of
+            the Hub is none.
+        ConnectionError: if the Hub is still busy or away at the end. The call can be repeated.
+        huggingface_hub.errors.HfHubHTTPError: any other refusal.
     """
+    _check_endpoint()
     start = time.monotonic()
     pauses = iter(_PAUSES)
     while True:
         try:
             return action()
+        except RuntimeError as error:  # what the client makes of an upload that it has given up
+            if isinstance(error.__cause__, HTTPError):
+                _raise_refusal(error.__cause__, repo_id)
+            raise _gave_up(error, repo_id) from error
+        except LocalEntryNotFoundError as error:  # so do some versions of the client put a Hub that is busy
+            if status_of(error.__cause__) not in _BUSY:
+                raise
+            _wait_after(error.__cause__, start, pauses, repo_id)
         except HTTPError as error:
-            status = status_of(error)
-            pause = next(pauses, None)
-            if (status is not None and status not in _BUSY) or pause is None:
-                if refusal := _refusal(error, status):
-                    raise ValueError(f"the repository {repo_id!r} {refusal}") from error
+            _raise_refusal(error, repo_id)
+            if status_of(error) not in (None, *_BUSY):
                 raise
-            pause = max(pause, _asked_for(error))
-            if time.monotonic() + pause > start + _PATIENCE:
-                raise
-            logger.warning("The Hub did not answer as hoped (%s); trying again in %g s.", status or error, pause)
-            time.sleep(pause)
+            _wait_after(error, start, pauses, repo_id)
 
 
-def status_of(error: Exception) -> int | None:
+def status_of(error: BaseException | None) -> int | None:
     """The HTTP status an error came with; `None` if there was no answer at all."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
@@ -92,10 +98,39 @@ def writing_api(token: str | bool | None) -> HfApi:
     return HfApi(token=token, library_name="gs-lora-peft", library_version=version("gs-lora-peft"))
 
 
-def _asked_for(error: Exception) -> float:
+def _wait_after(error: BaseException | None, start: float, pauses: Iterator[float], repo_id: str) -> None:
+    pause = max(next(pauses, math.inf), _asked_for(error))
+    if time.monotonic() + pause > start + _PATIENCE:
+        raise _gave_up(error, repo_id) from error
+    logger.warning("The Hub did not answer as hoped (%s); trying again in %g s.", status_of(error) or error, pause)
+    time.sleep(pause)
+
+
+def _asked_for(error: BaseException | None) -> float:
     """The seconds a busy server asks to be left alone."""
     asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
     return float(asked) if asked.isascii() and asked.isdigit() else 0.0
+
+
+def _check_endpoint() -> None:
+    if not constants.ENDPOINT.startswith(("http://", "https://")):
+        raise ValueError(
+            f"HF_ENDPOINT is {constants.ENDPOINT!r}; expected the address of a Hub, as 'https://huggingface.co'. "
+            "Correct or unset it."
+        )
+
+
+def _gave_up(error: BaseException | None, repo_id: str) -> ConnectionError:
+    return ConnectionError(
+        f"the Hub could not be reached for {repo_id!r}, or was busy for too long ({_last_line(error)}). Repeat the "
+        "call later: nothing is left half done, and what has arrived is not sent again."
+    )
+
+
+def _raise_refusal(error: HTTPError, repo_id: str) -> None:
+    """Says in plain words what the Hub refuses for good; does nothing about any other error."""
+    if refusal := _refusal(error, status_of(error)):
+        raise ValueError(f"the repository {repo_id!r} {refusal}") from error
 
 
 def _refusal(error: HTTPError, status: int | None) -> str | None:
@@ -118,7 +153,7 @@ def _refusal(error: HTTPError, status: int | None) -> str | None:
     return f"{said} The Hub says: HTTP {status}, {_last_line(error)}"
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException | None) -> str:
     said = getattr(error, "server_message", None) or str(error)  # the latter ends with general advice
     lines = [line for line in said.splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

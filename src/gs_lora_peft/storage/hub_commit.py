@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -29,12 +30,15 @@ class RemoteHead:
         revision (`str` or `None`): the branch; `None` is the main one.
         sha (`str` or `None`): the commit; `None` in a repository without any.
         files (`dict[str, RepoFile]`): its files by path.
+        makes_branch (`bool`): whether the branch does not exist yet; commit and files are those of the main one then,
+            on which the first commit makes it.
     """
 
     repo_id: str
     revision: str | None
     sha: str | None
     files: dict[str, RepoFile]
+    makes_branch: bool = False
 
     @property
     def is_new(self) -> bool:
@@ -49,12 +53,12 @@ class RemoteHead:
 
 
 def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, private: bool = True) -> RemoteHead:
-    """Makes sure that repository and branch exist, and looks at what is there.
+    """Makes sure that the repository exists, and looks at what is there.
 
     Args:
         api (`HfApi`): the client, with a token.
         repo_id (`str`): `"name"` or `"organisation/name"`.
-        revision (`str`, *optional*): a branch; made from the main one if it does not exist.
+        revision (`str`, *optional*): a branch; one that does not exist is made from the main one by [`commit_folder`].
         private (`bool`, *optional*, defaults to `True`): whether a repository that is made is private, and one that
             exists has to be.
 
@@ -63,6 +67,8 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
             be. Nothing was changed then.
     """
     checked_repo_id(repo_id)
+    if revision == "":  # would be taken for the list of all revisions
+        raise ValueError("revision is ''; expected the name of a branch, or None for the main one. Name it.")
     full_id = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id).repo_id
     info = call_hub(lambda: api.repo_info(full_id), full_id)
     if private and not info.private:
@@ -71,14 +77,22 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
             "public one (private=False) if everybody may read what is published."
         )
 
-    def branch():
-        try:
-            return api.repo_info(full_id, revision=revision)
-        except RevisionNotFoundError:
-            api.create_branch(full_id, branch=str(revision), exist_ok=True)
-            return api.repo_info(full_id, revision=revision)
+    def branch() -> str | None:
+        with suppress(RevisionNotFoundError):
+            return api.repo_info(full_id, revision=revision).sha
+        return None
 
-    return _look_at(api, full_id, revision, (info if revision is None else call_hub(branch, full_id)).sha)
+    sha = None if revision is None else call_hub(branch, full_id)
+    head = _look_at(api, full_id, revision, sha or info.sha)
+    return replace(head, makes_branch=revision is not None and sha is None)
+
+
+def was_always_new(api: HfApi, head: RemoteHead) -> bool:
+    """Whether no commit of a branch has ever held a model: what was deleted can still be fetched from the history."""
+    if not head.is_new:
+        return False
+    commits = call_hub(lambda: api.list_repo_commits(head.repo_id, revision=head.revision), head.repo_id)
+    return all(_look_at(api, head.repo_id, head.revision, commit.commit_id).is_new for commit in commits)
 
 
 def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *, removed: Iterable[str] = ()) -> str:
@@ -97,9 +111,15 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
     Raises:
         ValueError: if the folder holds something that must not leave the machine, the token does not allow it, or
             somebody else has committed in the meantime. The repository is as it was then.
-        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, or is busy for too long.
+        ConnectionError: if the Hub is away, or busy for too long.
+        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
     """
     names = publishable_files(folder)
+    if ".gitignore" in head.files:
+        raise ValueError(
+            f"the repository {head.repo_id!r} has a '.gitignore', by which the Hub may leave out files without a "
+            "word; expected none. Delete it there, or choose another repository."
+        )
     removed = [path for path in removed if path in head.files]
 
     def commit():
@@ -114,6 +134,11 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
             parent_commit=head.sha,
         )
 
+    if head.makes_branch:
+        branch = str(head.revision)
+        call_hub(
+            lambda: api.create_branch(head.repo_id, branch=branch, revision=head.sha, exist_ok=True), head.repo_id
+        )
     try:
         return str(call_hub(commit, head.repo_id).commit_url)
     except HTTPError as error:

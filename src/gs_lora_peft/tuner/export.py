@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -36,8 +36,7 @@ def export_lora(
     A LoRA pair with a factor that is entirely zero adds exactly 0 to its layer, so it is left out. Everything that
     remains is written as it is, so that stock PEFT, `AutoPeftModel` and transformers' `load_adapter` give bit-equal
     outputs in a process that never imports this package. The same adapter gives the same bytes every time. An adapter
-    whose groups are all zero is written as one pair of zeros of rank 1, because PEFT refuses an adapter without
-    modules.
+    whose groups are all zero has no tensors, and PEFT's own word for no module at all as `target_modules`.
 
     `target_modules` is the sorted list of the full names of the modules that remain. Where such a name is also the end
     of another module's name, so that PEFT's suffix matching would hit both, it is a regular expression; a folder does
@@ -70,8 +69,6 @@ def export_lora(
         config, tensors = _from_folder(Path(model_or_folder))
     _check_exportable(config, tensors)
     kept = drop_zero_pairs(tensors)
-    if not kept:
-        config, kept = _all_zero(config, tensors)
     known_paths = _module_paths(tensors)
     if isinstance(model_or_folder, PeftModel):
         known_paths |= {path for path, _ in _inner(model_or_folder).named_modules()}
@@ -169,7 +166,8 @@ def _check_exportable(config: dict[str, Any], tensors: dict[str, Tensor]) -> Non
         raise ValueError(f"{CONFIG_NAME} lacks {missing}, so that LoRA's scaling is unknown. Save the adapter again.")
     pairs = {pair for name in tensors if (pair := _pair_of(name))}
     complete = {pair + factor for pair in pairs for factor in _FACTORS}
-    if not tensors or complete != set(tensors):
+    is_empty = not tensors and config.get("target_modules") == DUMMY_TARGET_MODULES
+    if complete != set(tensors) or not (tensors or is_empty):
         odd = sorted(complete ^ set(tensors))
         raise ValueError(
             "only pairs of lora_A and lora_B matrices have a plain LoRA form; this adapter has "
@@ -182,23 +180,13 @@ def _module_paths(tensors: dict[str, Tensor]) -> set[str]:
     return {name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in tensors}
 
 
-def _all_zero(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The smallest adapter that changes nothing: one pair of zeros of rank 1."""
-    first = min(name.removesuffix(_FACTORS[0]) for name in tensors if name.endswith(_FACTORS[0]))
-    factor_a, factor_b = tensors[first + _FACTORS[0]], tensors[first + _FACTORS[1]]
-    zeros = {
-        first + _FACTORS[0]: torch.zeros_like(factor_a[:1]),
-        first + _FACTORS[1]: torch.zeros_like(factor_b[:, :1]),
-    }
-    zeros = {name: tensor.detach().cpu().contiguous() for name, tensor in zeros.items()}
-    return {**config, "r": 1, "rank_pattern": {}, "alpha_pattern": {}}, zeros
-
-
 def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str]) -> dict[str, Any]:
     """The few fields of `LoraConfig` that decide the outputs; everything else is left at PEFT's defaults."""
+    targets: str | list[str] = paths or DUMMY_TARGET_MODULES  # PEFT refuses an empty list
     # A list entry also matches as a suffix ("layers.0.fc1" hits "decoder.layers.0.fc1"); then only a regex is exact.
     suffixes = tuple(f".{path}" for path in paths)
-    ambiguous = any(other.endswith(suffixes) for other in known_paths - set(paths))
+    if any(other.endswith(suffixes) for other in known_paths - set(paths)):
+        targets = "|".join(map(re.escape, paths))
     plain = {
         "peft_type": "LORA",
         "base_model_name_or_path": config.get("base_model_name_or_path") or None,
@@ -207,7 +195,7 @@ def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str
         "auto_mapping": config.get("auto_mapping"),
         "r": config["r"],
         "lora_alpha": config["lora_alpha"],
-        "target_modules": "|".join(map(re.escape, paths)) if ambiguous else paths,
+        "target_modules": targets,
         "inference_mode": True,
         "bias": "none",
         "lora_dropout": 0.0,

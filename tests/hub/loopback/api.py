@@ -82,7 +82,9 @@ class Api:
         answer = {"url": f"{self.address}/{repo_id}", "name": repo_id, "id": repo_id}
         if repo_id in self.repos:
             return Answer.json({**answer, "error": "You already created this model repo"}, 409)
-        self.repos[repo_id] = Repository(repo_id, private=asked.get("visibility") == "private")
+        # huggingface_hub 1 says `private`, later versions say `visibility`.
+        private = asked.get("visibility") == "private" or asked.get("private") is True
+        self.repos[repo_id] = Repository(repo_id, private)
         return Answer.json(answer)
 
     def _settings(self, request: Request, repo: str) -> Answer:

@@ -1,5 +1,7 @@
 """Face Transformer: a ViT that recognises people by the angle between embeddings."""
 
+from contextlib import suppress
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from .configuration import FaceTransformerConfig
@@ -19,4 +21,8 @@ __all__ = [
 AutoConfig.register(FaceTransformerConfig.model_type, FaceTransformerConfig, exist_ok=True)
 AutoModel.register(FaceTransformerConfig, FaceTransformerModel, exist_ok=True)
 AutoModelForImageClassification.register(FaceTransformerConfig, FaceTransformerForRecognition, exist_ok=True)
-AutoImageProcessor.register(FaceTransformerConfig, image_processor_classes={"pil": FaceImageProcessor}, exist_ok=True)
+# Older versions of transformers have no AutoImageProcessor at all where torchvision is missing.
+with suppress(ImportError):
+    AutoImageProcessor.register(
+        FaceTransformerConfig, image_processor_classes={"pil": FaceImageProcessor}, exist_ok=True
+    )
