@@ -167,4 +167,19 @@ def _copy_adapter(layer: Any, like: str, name: str) -> None:
     for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
         entries = getattr(layer, attribute)
         if like in entries:
-            entries[name] = copy.deepcopy(entries[like])
+            entries[name] = _twin(entries[like])
+
+
+def _twin(entry: Any) -> Any:
+    """A copy of what belongs to one adapter: a number, or a layer whose weights are about to be replaced.
+
+    A layer without layers in it gets containers of its own, with what is in them shared; `copy.deepcopy` does the same
+    twenty times slower, which is half the time of loading a hundred adapters.
+    """
+    if not isinstance(entry, nn.Module) or any(True for _ in entry.children()):
+        return copy.deepcopy(entry)
+    twin = copy.copy(entry)
+    for attribute, value in vars(twin).items():
+        if isinstance(value, dict | set):
+            vars(twin)[attribute] = value.copy()
+    return twin
