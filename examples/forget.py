@@ -171,7 +171,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.push_to_hub:
         repo_id = args.hub_model_id or Path(args.output_dir).name
         private = args.hub_private_repo is not False
-        print(f"Hub:      {push_to_hub(args.output_dir, repo_id, private=private, token=args.hub_token)}")
+        options = {"private": private, "revision": args.hub_revision, "token": args.hub_token}
+        print(f"Hub:      {push_to_hub(args.output_dir, repo_id, **options)}")
 
 
 if __name__ == "__main__":

@@ -71,12 +71,12 @@ def test_what_is_reported_carries_no_gradient_and_is_unbounded():
     """Logs must not keep the graph alive, and the forget loss is logged as it is, not as the hinge sees it."""
     inputs, labels, weight = batch(0, 4, 3, spread=10.0)
     output = ClassificationObjective(1.0, 0.01)(inputs @ weight.requires_grad_().T, labels)
-    reported = [output.retain_loss, output.forget_loss, output.retain_accuracy, output.forget_accuracy]
+    reported = [output.retain_loss, output.forget_loss, *output.metrics.values()]
     assert not any(tensor.requires_grad for tensor in reported)
     assert output.forget_loss > 0.01
     hits = ((inputs @ weight.T).argmax(-1) == labels).float()
-    assert output.retain_accuracy == hits[:4].mean()
-    assert output.forget_accuracy == hits[4:].mean()
+    assert output.metrics["retain_accuracy"] == hits[:4].mean()
+    assert output.metrics["forget_accuracy"] == hits[4:].mean()
 
 
 def test_closed_hinge_leaves_no_gradient_on_the_forget_half():

@@ -8,7 +8,14 @@ import pytest
 import sequence_cases as cases
 from huggingface_hub import constants
 
-from gs_lora_peft import ContinualForgetter, ForgetRequest, ForgettingLedger, LedgerError, load_forgotten
+from gs_lora_peft import (
+    ContinualForgetter,
+    ForgetRequest,
+    ForgettingLedger,
+    GSLoraConfig,
+    LedgerError,
+    load_forgotten,
+)
 from gs_lora_peft.sequence.adapters import MAX_CONFIG_BYTES
 from gs_lora_peft.sequence.ledger_file import MAX_LEDGER_BYTES, with_digest
 from gs_lora_peft.sequence.remote import fetch_ledger, fetch_sequence, fetch_to_continue
@@ -249,7 +256,9 @@ def test_nothing_there(publish, finished, base, tmp_path, monkeypatch):
     """Neither a folder nor in the cache nor within reach: the message says all three; a task too many is named."""
     publish(finished[0])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(LedgerError, match=r"'clinic/other' is no folder here.*not \(wholly\) in the cache.*online"):
+    with pytest.raises(
+        ConnectionError, match=r"'clinic/other' is no folder here.*not \(wholly\) in the cache.*online"
+    ):
         load_forgotten(cases.load_base(base), "clinic/other")
     with pytest.raises(ValueError, match=r"'a/b/c' cannot be a repository"):
         fetch_sequence("a/b/c")
@@ -266,9 +275,12 @@ def test_from_hub(publish, first_task, base, data, tmp_path, monkeypatch):
     """A published sequence goes on in a new folder, named like the repository, as it would in the original one."""
     publish(first_task)
     monkeypatch.chdir(tmp_path)
-    options = {"config": cases.make_forgetter(base, tmp_path / "x", data).recipe.config, "args": cases.make_args()}
+    options = {"args": cases.make_args()}
     forgetter = ContinualForgetter.from_hub(REPO, cases.load_base(base), data, **options)
     assert forgetter.folder == tmp_path / "forgotten"
+    assert forgetter.recipe.config == cases.make_forgetter(base, tmp_path / "x", data).recipe.config != GSLoraConfig()
+    mine = ContinualForgetter.from_hub(REPO, cases.load_base(base), data, config=GSLoraConfig(r=2), **options)
+    assert mine.recipe.config.r == 2
     forgetter.forget(ForgetRequest(["flamingo"]))
     original = cases.make_forgetter(base, shutil.copytree(first_task, tmp_path / "original"), data)
     original.forget(ForgetRequest(["flamingo"]))

@@ -371,6 +371,18 @@ def test_average_is_the_closed_form_and_is_what_the_model_ends_with(tmp_path, de
         torch.testing.assert_close(adapter_state(model)[name].double(), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(("start_epoch", "first"), [(0, 0), (1.5, 5)])
+def test_average_by_step_is_the_closed_form(tmp_path, start_epoch, first):
+    """`ema_update="step"`: every optimizer step counts, after its proximal step, from `ema_start_epoch` on."""
+    model = peft_vit()
+    trainer, watcher = watch(
+        model, tmp_path, ema_decay=0.8, ema_update="step", ema_start_epoch=start_epoch, sparsity_weight=0.2
+    )
+    assert len(watcher.final) == trainer.state.global_step == 12
+    for name, expected in closed_form(watcher.final, 0.8, first).items():
+        torch.testing.assert_close(adapter_state(model)[name].double(), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_average_is_evaluated_and_does_not_disturb_training(tmp_path):
     """Evaluation sees the average, the next step goes on from the weights that train."""
     kept = []
@@ -462,7 +474,7 @@ def test_half_precision_matrices_are_averaged_in_float32(tmp_path):
     model = peft_vit().to(torch.bfloat16)
     average = EMACallback(LoraGroups(model))
     args, state = (
-        SimpleNamespace(ema_decay=0.999, ema_start_epoch=0.0),
+        SimpleNamespace(ema_decay=0.999, ema_start_epoch=0.0, ema_update="epoch"),
         SimpleNamespace(epoch=1.0, global_step=1, max_steps=9),
     )
     average.on_epoch_end(args, state, None)

@@ -19,6 +19,14 @@ from transformers import TrainerCallback
 DYING = {"sparsity_weight": 0.9, "sparsity_until_epoch": 1.75, "learning_rate": 3e-2, "lr_scheduler_type": "constant"}
 EVALUATED = {"kwargs": {"eval_dataset": scoring_set()}, "eval_strategy": "epoch"}
 
+PROTOTYPES = {"prototype_forget_weight": 0.3, "prototype_retain_weight": 0.2}
+
+
+def noise(image):
+    """A view drawn from the generator of torch."""
+    return image + 0.3 * torch.randn_like(image)
+
+
 # Name → (how to build the model, arguments, steps to resume from). An epoch has 4 steps unless said otherwise.
 RUNS = {
     "plain": (peft_vit, {}, (1, 4, 6)),
@@ -33,6 +41,26 @@ RUNS = {
     "two adapters": (two_adapters, {"dropout": 0.3, "sparsity_weight": 0.2}, (4, 7)),
     "average": (peft_vit, {"ema_decay": 0.7, "dropout": 0.3}, (2, 4, 8, 11)),
     "late average": (peft_vit, {"ema_decay": 0.7, "ema_start_epoch": 2, **EVALUATED}, (7, 8)),
+    "average by step": (
+        peft_vit,
+        {"ema_decay": 0.8, "ema_update": "step", "ema_start_epoch": 0.5, "dropout": 0.3},
+        (1, 2, 4, 7),
+    ),
+    "prototypes": (peft_vit, {**PROTOTYPES, "dropout": 0.3}, (1, 4, 6)),
+    "prototypes, two adapters": (two_adapters, {**PROTOTYPES, "prototype_distance": "cosine"}, (4, 7)),
+    "augmented": (
+        peft_vit,
+        {
+            **PROTOTYPES,
+            "kwargs": {"augment": noise},
+            "prototype_augmentations": 2,
+            "augmentation": True,
+            "dropout": 0.3,
+            "gradient_accumulation_steps": 2,
+            "per_device_train_batch_size": 2,
+        },
+        (1, 4, 6),
+    ),
     "evaluated": (peft_vit, {"dropout": 0.3, "ema_decay": 0.5, **EVALUATED}, (4, 6)),
     "zero groups": (peft_vit, DYING, (5, 7, 8, 11)),
     "zero groups, average": (lambda **kw: peft_vit("task_002", **kw), {**DYING, "ema_decay": 0.8}, (5, 8)),

@@ -82,12 +82,18 @@ def settings_of(name: str) -> dict[str, Any]:
         "hinge open": {"max_steps": 1, "forget_bound": bounds["hinge open"], **PLAIN_SGD},
         "zero groups": DYING,
         "evaluated": {"eval_strategy": "epoch", "learning_rate": 2e-2, "forget_weight": 1.0, "num_train_epochs": 8},
+        "prototypes": {
+            "logging_strategy": "steps",
+            "logging_steps": 1,
+            "prototype_forget_weight": 0.3,
+            "prototype_retain_weight": 0.2,
+        },
         "broken forget": {},
         "broken retain": {},
     }[name]
 
 
-RUNS = ("plain", "accumulating", "hinge closed", "hinge open", "zero groups", "evaluated")
+RUNS = ("plain", "accumulating", "prototypes", "hinge closed", "hinge open", "zero groups", "evaluated")
 
 
 def trainer_of(model: Any, folder: Path, processes: int, **settings: Any) -> WatchedTrainer:
@@ -106,6 +112,7 @@ def run(name: str, folder: Path, processes: int) -> tuple[dict[str, Any], dict[s
     trainer.train()
     history = trainer.state.log_history
     logged = ("loss", "retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy", "grad_norm")
+    logged += ("retain_distance", "forget_distance") if name == "prototypes" else ()
     return {
         "logs": [{key: entry[key] for key in logged} for entry in history if "retain_loss" in entry],
         "scores": [entry["eval_h_mean"] for entry in history if "eval_h_mean" in entry],

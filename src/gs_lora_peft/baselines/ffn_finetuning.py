@@ -48,6 +48,8 @@ class FFNFineTuner(Trainer):
     # Both losses are batch means; the Trainer must divide them by the accumulation steps.
     loss_is_scaled_for_ga = False
 
+    objective: Objective
+
     def __init__(
         self,
         model: nn.Module,

@@ -44,12 +44,13 @@ class PairedDataset(Dataset):
 
     def __getitems__(self, pairs: Sequence[Pair]) -> list[tuple[Any, Any]]:
         """The samples of a whole batch; `datasets` reads many rows in one go several times faster than one by one."""
-        retain = _rows(self.retain, [pair[0] for pair in pairs])
-        forget = _rows(self.forget, [pair[1] for pair in pairs])
+        retain = rows_of(self.retain, [pair[0] for pair in pairs])
+        forget = rows_of(self.forget, [pair[1] for pair in pairs])
         return list(zip(retain, forget, strict=True))
 
 
-def _rows(dataset: Any, indices: list[int]) -> list[Any]:
+def rows_of(dataset: Any, indices: list[int]) -> list[Any]:
+    """Rows of a map-style dataset, in one go where it can."""
     if hasattr(dataset, "__getitems__"):
         return dataset.__getitems__(indices)
     return [dataset[index] for index in indices]

@@ -200,6 +200,11 @@ def _assign_roles(requested: dict[str, Any], *, names: list[str] | None, present
                 f"already forgotten: {_show(both, names)}, named in `forget` and in `old`; expected classes that are "
                 "still known. Leave them out of the request."
             )
+        if both and {first, second} == {"forget", "missing"}:
+            raise ValueError(
+                f"`{first}` and `{second}` both name {_show(both, names)}; expected classes to forget whose data may "
+                "be used. Take them out of `missing`, or out of the request."
+            )
         if both:
             raise ValueError(
                 f"`{first}` and `{second}` both name {_show(both, names)}; expected one role for each class. "

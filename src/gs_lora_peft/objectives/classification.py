@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base import GlobalMean, Objective, ObjectiveOutput, identity, unwrapped
+
 ForgetLoss = Literal["log_odds", "cross_entropy"]
-
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-@dataclass
-class ObjectiveOutput:
-    """
-    The loss of one joint batch and what is worth logging of it.
-
-    Attributes:
-        loss (`torch.Tensor`): scalar to differentiate: L_retain + β · the bounded forgetting term.
-        retain_loss (`torch.Tensor`): L_retain, detached, mean over all processes.
-        forget_loss (`torch.Tensor`): mean cross-entropy of the forget half, detached, mean over all processes.
-        retain_accuracy (`torch.Tensor`): fraction of this process's retain half that is classified right.
-        forget_accuracy (`torch.Tensor`): the same for the forget half.
-    """
-
-    loss: Tensor
-    retain_loss: Tensor
-    forget_loss: Tensor
-    retain_accuracy: Tensor
-    forget_accuracy: Tensor
 
 
 def auto_forget_bound(num_classes: int, kind: ForgetLoss = "log_odds") -> float:
@@ -83,7 +59,7 @@ def log_odds_against(logits: Tensor, labels: Tensor) -> Tensor:
     return others - logits.gather(1, index).squeeze(1)
 
 
-def bounded_cross_entropy(losses: Tensor, bound: float, global_mean: Callable[[Tensor], Tensor] = _identity) -> Tensor:
+def bounded_cross_entropy(losses: Tensor, bound: float, global_mean: GlobalMean = identity) -> Tensor:
     """
     ReLU(BND − mean CE), the forgetting term of GS-LoRA as published (eq. 4), with the mean taken over all processes.
 
@@ -102,7 +78,7 @@ def bounded_cross_entropy(losses: Tensor, bound: float, global_mean: Callable[[T
     return torch.where(global_mean(mean.detach()) < bound, bound - mean, torch.zeros_like(mean))
 
 
-class ClassificationObjective:
+class ClassificationObjective(Objective):
     r"""
     L_retain + β · a bounded forgetting term, from the logits of one joint batch.
 
@@ -132,9 +108,18 @@ class ClassificationObjective:
         self.forget_bound = forget_bound
         self.kind: ForgetLoss = kind
 
-    def __call__(
-        self, logits: Tensor, labels: Tensor, global_mean: Callable[[Tensor], Tensor] = _identity
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
     ) -> ObjectiveOutput:
+        logits, labels = _logits(model, inputs), inputs["labels"]
+        return self(_with_margin(model, logits, labels, len(labels) // 2), labels, global_mean)
+
+    def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        logits, labels = _logits(model, inputs), inputs["labels"]
+        logits = _with_margin(model, logits, labels, len(labels))
+        return F.cross_entropy(logits.float(), labels), {"logits": logits}
+
+    def __call__(self, logits: Tensor, labels: Tensor, global_mean: GlobalMean = identity) -> ObjectiveOutput:
         """
         Args:
             logits (`torch.Tensor`): shape `(2·B, C)`: B samples to keep, then B samples to forget.
@@ -142,7 +127,8 @@ class ClassificationObjective:
             global_mean (`Callable`, *optional*): averages a tensor over processes; identity by default.
 
         Returns:
-            [`ObjectiveOutput`]
+            [`ObjectiveOutput`] with the metrics `retain_accuracy` and `forget_accuracy`: fractions of this process's
+            halves that are classified right.
 
         Raises:
             ValueError: if the batch has no two equal halves.
@@ -169,6 +155,27 @@ class ClassificationObjective:
             loss=retain_loss + self.forget_weight * forgetting,
             retain_loss=global_losses[0],
             forget_loss=global_losses[1],
-            retain_accuracy=hits[:half].mean(),
-            forget_accuracy=hits[half:].mean(),
+            metrics={"retain_accuracy": hits[:half].mean(), "forget_accuracy": hits[half:].mean()},
         )
+
+
+def _logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    if "labels" not in inputs:
+        raise ValueError(
+            f"a batch holds {sorted(inputs)} and no 'labels'. Let `data_collator` put the integer labels there."
+        )
+    # Without labels the model does not compute a loss of its own, over both halves, for nothing.
+    outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+    return outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+
+
+def _with_margin(model: nn.Module, logits: Tensor, labels: Tensor, rows: int) -> Tensor:
+    """The margin of a head that has one (a face model's), which cannot apply it without labels, on the first rows.
+
+    In training these are the half to keep. Taken from the logits of the half to forget, samples would count as
+    forgotten that evaluation, which has no margin, still recognises.
+    """
+    own = unwrapped(model)
+    if not hasattr(own, "margin_logits"):
+        return logits
+    return torch.cat([own.margin_logits(logits[:rows], labels[:rows]), logits[rows:]])

@@ -14,7 +14,7 @@ from .plain import LedgerError, is_names, plain_json, short
 from .request import parse_utc
 
 _TASK_NAME = re.compile(r"task_((?!000)\d{3}|[1-9]\d{3,8})", re.ASCII)
-_OPTIONAL = {"revocation", "curves"}  # left out of the file where they are None
+_OPTIONAL = {"missing_classes", "revocation", "curves"}  # left out of the file where they are None
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class TaskEntry:
         started_at (`str`): ISO 8601 with an offset from UTC; stored in UTC.
         finished_at (`str`): The same for the end.
         class_names (`list[str]`, *optional*): One name for each of `classes`.
+        missing_classes (`list[int]`, *optional*): Ids of classes that were kept without any of their training data;
+            absent where there were none.
         sizes (`dict`): Number of samples by split: `forget`, `retain`, ...
         settings (`dict`): What the run was told: training arguments and adapter configuration.
         versions (`dict`): Library versions, see [`library_versions`].
@@ -53,6 +55,7 @@ class TaskEntry:
     started_at: str
     finished_at: str
     class_names: list[str] | None = None
+    missing_classes: list[int] | None = None
     sizes: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +88,9 @@ class TaskEntry:
         self._expect("classes", ids is None or _is_ids(ids), "a list of different class ids from 0")
         fits = names is None or (is_names(names) and (ids is None or len(names) == len(ids)))
         self._expect("class_names", fits, "a list with one name for each of `classes`")
+        missing = self.missing_classes
+        fits = missing is None or (_is_ids(missing) and not set(missing) & set(ids or ()))
+        self._expect("missing_classes", fits, "a list of different class ids from 0, none of which is in `classes`")
         self._expect("status", self.status in ("done", "revoked"), "'done' or 'revoked'")
         fits = isinstance(self.revocation, dict) if self.status == "revoked" else self.revocation is None
         self._expect("revocation", fits, "a dict for a revoked task, nothing for any other")

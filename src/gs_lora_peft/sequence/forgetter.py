@@ -29,11 +29,12 @@ from .ledger import ForgettingLedger
 from .loading import refuse_adapters
 from .merging import MergedModel, fresh_adapter
 from .plain import LedgerError
-from .planning import check_sequence, match_requests, resolve_request
+from .planning import check_missing, check_sequence, match_requests, resolve_request
 from .processes import on_main
 from .recipe import Recipe, adapter_settings
 from .remote import fetch_to_continue
 from .request import ForgetRequest, utc_now
+from .restoring import recorded_config
 from .scoring import Scores
 from .sources import checked_label_names, train_and_test
 from .versions import library_versions
@@ -71,6 +72,10 @@ class ContinualForgetter:
         label_column (`str`, *optional*, defaults to `"label"`): column of the labels.
         processing_class (*optional*), data_collator (`Callable`, *optional*): as in [`GSLoraTrainer`].
         replay_ratio (`float`, *optional*, defaults to 1.0), shots (`int`, *optional*): as in [`split_dataset`].
+        missing_classes (`Sequence[str | int]`, *optional*, defaults to none): classes to keep whose training data must
+            not be used, by name or id. They need not have any; how they fare is scored as `acc_missing`. To forget one
+            of them later, take it out of `recipe.missing_classes` first: its data is needed for that.
+        augment (`Callable`, *optional*): as in [`GSLoraTrainer`].
         callbacks (`Sequence[TrainerCallback]`, *optional*): handed to every trainer; those that keep a state, as
             `EarlyStoppingCallback`, start anew with each request.
 
@@ -82,7 +87,8 @@ class ContinualForgetter:
     Raises:
         LedgerError: if the folder's ledger belongs to another base model or to other labels, was edited, or its files
             differ.
-        ValueError: if the model holds adapters already, or the data has no label column or labels outside the head.
+        ValueError: if the model holds adapters already, the data has no label column or labels outside the head, or a
+            missing class does not exist or was forgotten.
 
     Example:
 
@@ -108,6 +114,8 @@ class ContinualForgetter:
         data_collator: Callable | None = None,
         replay_ratio: float = 1.0,
         shots: int | None = None,
+        missing_classes: Sequence[str | int] = (),
+        augment: Callable[[Any], Any] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
         refuse_adapters(base_model)
@@ -123,11 +131,14 @@ class ContinualForgetter:
             data_collator=data_collator or default_collator(processing_class, label_column),
             replay_ratio=replay_ratio,
             shots=shots,
+            missing_classes=missing_classes,
+            augment=augment,
             callbacks=callbacks,
         )
         self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
         self.ledger = self._open_ledger(base_model)
         self.label_names = self.label_names or self.ledger.label_names
+        check_missing(missing_classes, self.ledger, self.label_names)
         self._live = MergedModel(base_model, self.folder, [entry.name for entry in self.ledger.active_tasks])
         self.model = base_model
         self._scores = Scores(self.eval_dataset, self.recipe)
@@ -146,6 +157,10 @@ class ContinualForgetter:
     ) -> ContinualForgetter:
         """Go on with a run that was published; [`push_to_hub`] publishes what was added.
 
+        Without `config`, new tasks have the adapter settings that the ledger records of the last one. Nothing else is
+        taken over: give `args`, `replay_ratio`, `shots` and the like as for a new run. What the earlier tasks were
+        trained with is in `ledger.tasks[-1].settings`.
+
         Args:
             repo_id (`str`): `"organisation/name"`, as given to [`push_to_hub`].
             base_model, dataset, kwargs: as in [`ContinualForgetter`].
@@ -155,10 +170,14 @@ class ContinualForgetter:
 
         Raises:
             LedgerError: if there is no ledger, files differ from it, it withholds the classes that were forgotten (so
-                that they would be learned again) or is another one than that in `folder`.
-            ValueError: if the repository is out of reach, or `folder` holds something else.
+                that they would be learned again) or is another one than that in `folder`; or if its adapter settings
+                cannot be taken over.
+            ValueError: if the repository does not exist or may not be read, or `folder` holds something else.
+            ConnectionError: if the Hub is out of reach; the call can be repeated.
         """
         place = on_main(lambda: fetch_to_continue(repo_id, folder, revision=revision, token=token))
+        if kwargs.get("config") is None:
+            kwargs["config"] = recorded_config(ForgettingLedger.load(place))
         return cls(base_model, dataset, place, **kwargs)
 
     def _open_ledger(self, base_model: PreTrainedModel) -> ForgettingLedger:
@@ -187,9 +206,9 @@ class ContinualForgetter:
 
         Raises:
             UnknownClassError, LedgerError, ValueError: before any training and without touching a file, if a class
-                does not exist, was forgotten already, has no samples, or nothing would be left to keep; if an
-                unfinished other request lies in the folder; or if another process works there or has changed the
-                ledger.
+                does not exist, was forgotten already, is one of the missing classes, has no samples or fewer than
+                `shots`, or nothing would be left to keep; if an unfinished other request lies in the folder; or if
+                another process works there or has changed the ledger.
             NonFiniteLossError: if training broke down.
             OSError: if a file could not be written.
 
@@ -308,6 +327,7 @@ class ContinualForgetter:
         plan = {
             "request": request.to_dict(),
             "classes": split.forget_classes,
+            "missing_classes": split.missing_classes,
             "sizes": {"forget": len(split.forget), "retain": len(split.retain)},
             "settings": self.recipe.settings(),
             "tasks": [entry.name for entry in self.ledger.active_tasks],
@@ -379,6 +399,7 @@ class ContinualForgetter:
             request=start.request,
             classes=plan["classes"],
             class_names=[self.label_names[c] for c in plan["classes"]] if self.label_names else None,
+            missing_classes=plan["missing_classes"] or None,
             started_at=start.started_at,
             finished_at=utc_now(),
             sizes={**plan["sizes"], "steps": training.steps},

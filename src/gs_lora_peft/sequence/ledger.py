@@ -310,12 +310,14 @@ class ForgettingLedger:
         if self.tasks and entry.number <= self.tasks[-1].number:
             raise LedgerError(f"{entry.name} comes after {self.tasks[-1].name}; expected tasks in rising order")
         count = self.base_model.get("num_labels")
+        for name in ("classes", "missing_classes"):
+            for class_id in (getattr(entry, name) or ()) if entry.status != "revoked" else ():
+                if count is not None and class_id >= count:
+                    raise LedgerError(
+                        f"{entry.name}.{name} holds {class_id}; the base model's head has the classes 0 to "
+                        f"{count - 1}. Correct it."
+                    )
         for class_id in (entry.classes or ()) if entry.status != "revoked" else ():
-            if count is not None and class_id >= count:
-                raise LedgerError(
-                    f"{entry.name}.classes holds {class_id}; the base model's head has the classes 0 to {count - 1}. "
-                    "Correct it."
-                )
             earlier = self.task_of_class(class_id)
             if earlier is not None:
                 raise LedgerError(

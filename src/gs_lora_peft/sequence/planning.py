@@ -29,6 +29,26 @@ def resolve_request(request: ForgetRequest, ledger: ForgettingLedger, names: Seq
     return classes
 
 
+def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names: Sequence[str] | None) -> None:
+    """Checks that classes to keep without training data exist and were not forgotten.
+
+    Raises:
+        UnknownClassError: One does not exist.
+        ValueError: One is given twice, or was forgotten by a task in effect.
+    """
+    if isinstance(classes, Sequence) and not classes:
+        return
+    try:
+        ids = resolve_classes(classes, names=names, num_classes=ledger.base_model.get("num_labels"))
+    except ValueError as error:
+        raise type(error)(f"`missing_classes`: {error}") from None
+    if gone := [class_id for class_id in ids if ledger.task_of_class(class_id)]:
+        raise ValueError(
+            f"`missing_classes` names {_shown(gone, names)}, which earlier tasks forgot; missing classes are kept. "
+            "Leave them out."
+        )
+
+
 def match_requests(
     requests: Sequence[ForgetRequest], ledger: ForgettingLedger, names: Sequence[str] | None
 ) -> list[TaskEntry]:

@@ -42,6 +42,9 @@ class Recipe:
         processing_class (*optional*): The model's image processor.
         data_collator (`Callable`): Collates rows into a batch with `labels`.
         replay_ratio (`float`), shots (`int`, *optional*): As in [`split_dataset`].
+        missing_classes (`Sequence[str | int]`): Classes to keep whose training data must not be used, as `missing` in
+            [`split_dataset`].
+        augment (`Callable`, *optional*): As in [`GSLoraTrainer`].
         callbacks (`Sequence[TrainerCallback]`): Handed to every trainer; those that keep a state start anew.
     """
 
@@ -52,6 +55,8 @@ class Recipe:
     data_collator: Callable
     replay_ratio: float = 1.0
     shots: int | None = None
+    missing_classes: Sequence[str | int] = ()
+    augment: Callable[[Any], Any] | None = None
     callbacks: Sequence[TrainerCallback] = ()
 
     def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
@@ -60,6 +65,7 @@ class Recipe:
             dataset,
             forget=classes,
             old=old,
+            missing=self.missing_classes,
             label_column=self.label_column,
             replay_ratio=self.replay_ratio,
             shots=self.shots,
@@ -75,9 +81,11 @@ class Recipe:
             forget_dataset=split.forget,
             retain_dataset=split.retain,
             old_classes=split.old_classes,
+            missing_classes=split.missing_classes,
             label_column=self.label_column,
             processing_class=self.processing_class,
             data_collator=self.data_collator,
+            augment=self.augment,
             callbacks=[_started_anew(callback) for callback in self.callbacks],
         )
 

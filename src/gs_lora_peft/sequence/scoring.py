@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from ..data import ForgettingSplit
 from ..metrics import continual_forgetting_scores
+from ..objectives import Objective, objective_for
 from .recipe import Recipe
 
 # What accelerate's evaluation sets on a model: autocast, and a mark that would keep training from wrapping it in DDP.
@@ -43,19 +44,20 @@ class Scores:
         self._base = self._predict(model)
 
     def of_base(self, split: ForgettingSplit) -> dict[str, float]:
-        """`acc_all` of the base model, and its `acc_retain` on the classes that a task retains."""
+        """`acc_all` of the base model, and its `acc_retain` and `acc_missing` on the classes that a task keeps."""
         if self._base is None:
             raise RuntimeError("the base model was not measured; call measure_base first")
         predictions, labels = self._base
-        kept = accuracies(predictions, labels, {"acc_retain": split.retain_classes}, rest="acc_other")
+        sets = {"acc_retain": split.retain_classes, "acc_missing": split.missing_classes}
+        kept = accuracies(predictions, labels, sets, rest="acc_other")
         return {"acc_all": float((predictions == labels).mean())} | {
-            name: value for name, value in kept.items() if name == "acc_retain"
+            name: value for name, value in kept.items() if name in sets
         }
 
     def of_task(
         self, model: nn.Module, split: ForgettingSplit, accuracy_forget_before: float | None = None
     ) -> dict[str, Any]:
-        """Accuracies on the classes to forget, to retain and forgotten before, as [`continual_forgetting_scores`]."""
+        """Accuracies by role of the class, as [`continual_forgetting_scores`]."""
         predictions, labels = self._predict(model)
         return continual_forgetting_scores(
             predictions,
@@ -63,6 +65,7 @@ class Scores:
             forget_classes=split.forget_classes,
             retain_classes=split.retain_classes,
             old_classes=split.old_classes,
+            missing_classes=split.missing_classes,
             accuracy_forget_before=accuracy_forget_before,
         )
 
@@ -128,11 +131,14 @@ def accuracies(
 
 
 class _Scorer(Trainer):
-    """Asks the model for logits alone: its own loss, which not every classifier has, is of no use here."""
+    """Answers as the objective of the model has them: the model's own loss, which not every one has, is not asked."""
+
+    objective: Objective
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any):
+        super().__init__(model, args, **kwargs)
+        self.objective = objective_for(model, args)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs["labels"]
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        loss = nn.functional.cross_entropy(logits.float(), labels)
-        return (loss, {"logits": logits}) if return_outputs else loss
+        loss, outputs = self.objective.evaluation_step(model, inputs)
+        return (loss, outputs) if return_outputs else loss

@@ -8,9 +8,23 @@ from typing import get_args
 
 from transformers import TrainingArguments
 
-from ..objectives import ForgetLoss
+from ..objectives import ForgetLoss, PrototypeDistance
 
-SPARSITY_METHODS = ("proximal", "penalty", "none")
+_NOT_NEGATIVE = (
+    "forget_weight",
+    "sparsity_weight",
+    "sparsity_warmup_epochs",
+    "prototype_forget_weight",
+    "prototype_retain_weight",
+    "ema_start_epoch",
+)
+_BOUNDS = {"forget_bound": "nats", "prototype_bound": "the unit of `prototype_distance`"}
+_CHOICES = {
+    "forget_loss": get_args(ForgetLoss),
+    "sparsity": ("proximal", "penalty", "none"),
+    "prototype_distance": get_args(PrototypeDistance),
+    "ema_update": ("epoch", "step"),
+}
 
 
 @dataclass
@@ -19,8 +33,8 @@ class GSLoraTrainingArguments(TrainingArguments):
     Everything of [`transformers.TrainingArguments`], and what forgetting adds.
 
     The loss is L_retain + `forget_weight` · ReLU(`forget_bound` − L_forget) + sparsity (GS-LoRA,
-    https://arxiv.org/abs/2403.11530). Defaults of `TrainingArguments` that differ here:
-    `learning_rate=1e-2`, `lr_scheduler_type="cosine"`, `weight_decay=0.05`, `num_train_epochs=15`,
+    https://arxiv.org/abs/2403.11530), and prototype terms on request. Defaults of `TrainingArguments` that differ
+    here: `learning_rate=1e-2`, `lr_scheduler_type="cosine"`, `weight_decay=0.05`, `num_train_epochs=15`,
     `per_device_train_batch_size=48` (48 samples to keep and 48 to forget in each joint batch, as in the paper),
     `per_device_eval_batch_size=64`, `logging_strategy="epoch"`, `logging_nan_inf_filter=False` (a NaN stops the run),
     `save_strategy="no"`, `report_to="none"`, `remove_unused_columns=False` (image columns are read by the collator),
@@ -53,12 +67,31 @@ class GSLoraTrainingArguments(TrainingArguments):
             groups stay dropped. A third of the default 15 epochs: it kept more of the kept classes at the same number
             of zero groups than sparsity to the end (docs/benchmarks.md). `None`, or no less than the number of epochs:
             to the end, as published.
+        prototype_forget_weight (`float`, *optional*, defaults to 0):
+            w_f of GS-LoRA++ (https://arxiv.org/abs/2501.09705), weight of ReLU(BND_pro − D_f), which pushes embeddings
+            of the forget half away from the prototypes of their classes. Not negative.
+        prototype_retain_weight (`float`, *optional*, defaults to 0):
+            w_r, weight of D_r, which holds embeddings of the retain half at theirs. Not negative. Prototypes (the mean
+            embedding of each class in the model before the task) are computed when training starts and one of both
+            weights is positive, in one pass over the two training sets.
+        prototype_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            BND_pro, in the unit of the distance. `"auto"`: the mean distance between prototypes of two different
+            classes. The papers' 18 and 50 belong to CosFace embeddings of width 512 and `"kl"`.
+        prototype_distance (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`):
+            D, see [`embedding_distances`]. `"kl"` as published.
+        prototype_augmentations (`int`, *optional*, defaults to 0):
+            Augmented views of every sample that prototypes average besides the sample itself; for few-shot data. By
+            RandAugment (needs torchvision), or what the trainer is given as `augment`.
+        augmentation (`bool`, *optional*, defaults to `False`):
+            Train on augmented views of all samples, a new one each time, by the same augmentation.
         ema_decay (`float`, *optional*, defaults to 0):
-            Decay of an exponential moving average of the adapter, updated once per epoch, in [0, 1). The average is
-            what is evaluated, and what is left in the model at the end; checkpoints hold it next to the weights. 0:
-            none.
+            Decay of an exponential moving average of the adapter, in [0, 1). The average is what is evaluated, and
+            what is left in the model at the end; checkpoints hold it next to the weights. 0: none.
+        ema_update (`"epoch"` or `"step"`, *optional*, defaults to `"epoch"`):
+            When the average takes the weights in: at the end of every epoch, as published, or after every optimizer
+            step (choose a decay nearer to 1 then).
         ema_start_epoch (`float`, *optional*, defaults to 0):
-            The average starts from the weights at the end of this epoch.
+            The average starts from the weights at its first update after so many epochs.
         validation_fraction (`float`, *optional*, defaults to 0):
             Fraction of every class of both training sets that is held out for evaluation during training, in [0, 1).
             Used for `eval_strategy`, `load_best_model_at_end` and early stopping where no `eval_dataset` is given.
@@ -103,21 +136,30 @@ class GSLoraTrainingArguments(TrainingArguments):
     sparsity_until_epoch: float | None = field(
         default=5.0, metadata={"help": "From this epoch on, surviving groups are trained without shrinkage."}
     )
+    prototype_forget_weight: float = field(default=0.0, metadata={"help": "w_f: pushes from prototypes; 0 for none."})
+    prototype_retain_weight: float = field(default=0.0, metadata={"help": "w_r: holds to prototypes; 0 for none."})
+    prototype_bound: str = field(
+        default="auto", metadata={"help": "BND_pro, or 'auto' (mean distance between two classes' prototypes)."}
+    )
+    prototype_distance: PrototypeDistance = field(
+        default="kl", metadata={"help": "'kl' (the paper's), 'cosine' or 'l2' distance from prototypes."}
+    )
+    prototype_augmentations: int = field(
+        default=0, metadata={"help": "Augmented views of each sample that prototypes average besides it."}
+    )
+    augmentation: bool = field(default=False, metadata={"help": "Train on augmented views."})
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the adapter's moving average; 0 for none."})
+    ema_update: str = field(
+        default="epoch", metadata={"help": "Update the moving average once per 'epoch' or 'step'."}
+    )
     ema_start_epoch: float = field(default=0.0, metadata={"help": "First epoch of the moving average."})
     validation_fraction: float = field(
         default=0.0, metadata={"help": "Fraction of each training class held out to evaluate on during training."}
     )
 
     def __post_init__(self):
-        if self.forget_bound != "auto":
-            try:
-                # The field is a string for the command line's sake; a number once it has been read.
-                self.forget_bound = float(self.forget_bound)  # type: ignore[assignment]
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"`forget_bound` must be a number in nats or 'auto', got {self.forget_bound!r}."
-                ) from error
+        for name in _BOUNDS:
+            self._read_bound(name)
         self._check_values()
         # `save_strategy` is a string or an enum that equals it.
         best_is_asked_for = self.load_best_model_at_end or self.save_strategy == "best"
@@ -125,18 +167,34 @@ class GSLoraTrainingArguments(TrainingArguments):
             self.metric_for_best_model = "h_mean"
         super().__post_init__()
 
+    def _read_bound(self, name: str) -> None:
+        """The fields are strings for the command line's sake; numbers once they have been read."""
+        bound = getattr(self, name)
+        if bound == "auto":
+            return
+        try:
+            setattr(self, name, float(bound))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`{name}` must be a number in {_BOUNDS[name]} or 'auto', got {bound!r}.") from error
+        if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            raise ValueError(f"`{name}` must be positive and finite or 'auto', got {getattr(self, name)!r}.")
+
     def _check_values(self) -> None:
-        for name in ("forget_weight", "sparsity_weight", "sparsity_warmup_epochs", "ema_start_epoch"):
+        for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
-        bound = self.forget_bound
-        if not isinstance(bound, str) and not (math.isfinite(bound) and bound > 0):
-            raise ValueError(f"`forget_bound` must be positive and finite or 'auto', got {self.forget_bound!r}.")
-        if self.forget_loss not in get_args(ForgetLoss):
-            raise ValueError(f"`forget_loss` must be one of {list(get_args(ForgetLoss))}, got {self.forget_loss!r}.")
-        if self.sparsity not in SPARSITY_METHODS:
-            raise ValueError(f"`sparsity` must be one of {list(SPARSITY_METHODS)}, got {self.sparsity!r}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
+        views = self.prototype_augmentations
+        if isinstance(views, bool) or not isinstance(views, int) or views < 0:
+            raise ValueError(f"`prototype_augmentations` must be a whole number of at least 0, got {views!r}.")
+        if views and not self.prototype_forget_weight and not self.prototype_retain_weight:
+            raise ValueError(
+                f"`prototype_augmentations`={views} has nothing to act on: no prototypes are computed. Set "
+                "`prototype_forget_weight` or `prototype_retain_weight`, or leave it at 0."
+            )
         if self.label_smoothing_factor != 0.0:
             raise ValueError(
                 f"`label_smoothing_factor`={self.label_smoothing_factor!r} is not supported: `forget_bound` bounds "

@@ -125,11 +125,11 @@ class SparsityCallback(TrainerCallback):
 
 class EMACallback(TrainerCallback):
     """
-    Exponential moving average of the adapter over epochs (GS-LoRA++, https://arxiv.org/abs/2501.09705, §3.5).
+    Exponential moving average of the adapter (GS-LoRA++, https://arxiv.org/abs/2501.09705, §3.5).
 
-    ē ← d · ē + (1 − d) · w at the end of every epoch from `ema_start_epoch` on, in float32, and at the end of a last
-    epoch that is cut short. A group that has been dropped is zero in the average too. Checkpoints hold the average
-    next to the weights that train.
+    ē ← d · ē + (1 − d) · w in float32, from `ema_start_epoch` on: at the end of every epoch, also of a last one that
+    is cut short, or with `ema_update="step"` after every optimizer step. A group that has been dropped is zero in the
+    average too. Checkpoints hold the average next to the weights that train.
 
     Args:
         groups ([`LoraGroups`]): the groups of the adapter that trains.
@@ -144,11 +144,17 @@ class EMACallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
             self.average, self._step = None, 0
-        elif self._step != state.global_step and _is_whole(state.epoch or 0.0):
+        elif args.ema_update == "epoch" and self._step != state.global_step and _is_whole(state.epoch or 0.0):
             # A checkpoint written at the last step of an epoch, before the epoch's end.
             self._update(args, state)
 
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.ema_update == "step":
+            self._update(args, state)
+
     def on_epoch_end(self, args, state, control, **kwargs):
+        if args.ema_update != "epoch":
+            return
         if _is_whole(state.epoch or 0.0) or state.global_step >= state.max_steps:
             self._update(args, state)
 

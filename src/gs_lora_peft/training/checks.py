@@ -45,8 +45,14 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
     return [int(value) for value in values]
 
 
-def check_labels(model: nn.Module, forget: Sequence[int], retain: Sequence[int], old: Sequence[int]) -> None:
-    """Forget, retain and old classes must be disjoint and inside the model's head.
+def check_labels(
+    model: nn.Module,
+    forget: Sequence[int],
+    retain: Sequence[int],
+    old: Sequence[int],
+    missing: Sequence[int] = (),
+) -> None:
+    """Forget, retain, old and missing classes must be disjoint and inside the model's head.
 
     Raises:
         ValueError: naming the classes that are not.
@@ -62,7 +68,13 @@ def check_labels(model: nn.Module, forget: Sequence[int], retain: Sequence[int],
             f"classes {shared} were forgotten by earlier tasks and are in the retain set; training on them would "
             "bring them back. Pass them as `old` to split_dataset."
         )
-    _check_head(model, [*forget, *retain, *old])
+    for name, other in (("forget", forget), ("retain", retain), ("old", old)):
+        if shared := sorted(set(missing) & set(other)):
+            raise ValueError(
+                f"classes {shared} are in `missing_classes` and in the {name} set; missing classes are kept and have "
+                "no training data. Take them out of one, or pass them as `missing` to split_dataset."
+            )
+    _check_head(model, [*forget, *retain, *old, *missing])
 
 
 def _check_head(model: nn.Module, classes: Sequence[int], where: str = "") -> None:

@@ -27,6 +27,7 @@ class ForgettingEvaluation(Trainer):
     forget_classes: list[int]
     retain_classes: list[int]
     old_classes: list[int]
+    missing_classes: list[int]
     ema: EMACallback | None = None
     _evaluating = "eval"  # prefix of the metrics that are being computed
 
@@ -47,11 +48,12 @@ class ForgettingEvaluation(Trainer):
             forget_classes=self.forget_classes,
             retain_classes=self.retain_classes,
             old_classes=self.old_classes,
+            missing_classes=self.missing_classes,
             accuracy_forget_before=accuracy_forget_before,
         )
 
     def score(self, dataset: Any, accuracy_forget_before: float | None = None) -> dict[str, Any]:
-        """Acc_r, Acc_f, Acc_o, Drop and H of the model as it is now, on any labelled data, without logging anything.
+        """Acc_r, Acc_f, Acc_o, Acc_m, Drop and H of the model as it is now, on any labelled data; nothing is logged.
 
         Args:
             dataset (map-style dataset): labelled samples.

@@ -11,16 +11,17 @@ from ..objectives import ObjectiveOutput
 class LossMeter:
     """Sums the parts of the loss on the device, without a host synchronisation."""
 
-    NAMES = ("retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy")
-
     def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
         self._sum: Tensor | None = None
         self._count = 0
         self._finite: Tensor | None = None
 
     def add(self, output: ObjectiveOutput) -> None:
         """Add one micro-batch."""
-        values = torch.stack([getattr(output, name).float() for name in self.NAMES])
+        parts = {"retain_loss": output.retain_loss, "forget_loss": output.forget_loss, **output.metrics}
+        self.names = tuple(parts)
+        values = torch.stack([part.float() for part in parts.values()])
         finite = torch.isfinite(values[:2])
         self._sum = values if self._sum is None else self._sum + values
         self._finite = finite if self._finite is None else self._finite & finite
@@ -32,7 +33,7 @@ class LossMeter:
         return finite if finite is not None else torch.ones(2, dtype=torch.bool)
 
     def means(self) -> Tensor | None:
-        """Means since the last call, in the order of `NAMES`, on the device."""
+        """Means since the last call, in the order of `names`, on the device."""
         if self._sum is None:
             return None
         means, self._sum, self._count = self._sum / self._count, None, 0

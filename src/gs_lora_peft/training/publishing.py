@@ -17,7 +17,7 @@ from ..storage.hub_commit import commit_folder, open_repository
 from ..tuner import LoraGroups, export_lora
 
 _OWN_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, "README.md", ".gitattributes"}
-_SCORES = ("acc_forget", "acc_retain", "acc_old", "h_mean")
+_SCORES = ("acc_forget", "acc_retain", "acc_old", "acc_missing", "h_mean")
 _CARD = """---
 {metadata}
 ---

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
+from ..data.augmentation import AugmentedPairs, NumberedSampler
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
 from ..data.splits import train_validation_split
-from ..objectives import ClassificationObjective
+from ..objectives import Objective, objective_for
 from ..tuner import LoraGroups
 from .arguments import GSLoraTrainingArguments
 from .callbacks import EMACallback, SamplerEpochCallback, SparsityCallback
@@ -23,6 +24,7 @@ from .checks import check_distribution, check_evaluation, check_labels, classes_
 from .evaluation import ForgettingEvaluation
 from .guard import FiniteCallback
 from .meter import LossMeter
+from .preparing import chosen_augmentation, prepare_objective
 from .publishing import AdapterPublishing
 
 
@@ -43,14 +45,21 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         forget_dataset (map-style dataset): D_f, samples of the classes to forget.
         retain_dataset (map-style dataset): D_r, samples of the classes to keep.
         eval_dataset (map-style dataset or dict of them, *optional*):
-            Labelled samples of all classes. Evaluation reports `eval_acc_forget`, `eval_acc_retain`, `eval_acc_old`
-            and `eval_h_mean`, each in [0, 1] (of a dict `eval_<name>_h_mean` and so on), and leaves out what has no
-            samples. Which class belongs to which set follows from the training sets and `old_classes`.
+            Labelled samples of all classes. Evaluation reports `eval_acc_forget`, `eval_acc_retain`, `eval_acc_old`,
+            `eval_acc_missing` and `eval_h_mean`, each in [0, 1] (of a dict `eval_<name>_h_mean` and so on), and leaves
+            out what has no samples. Which class belongs to which set follows from the training sets, `old_classes`
+            and `missing_classes`.
         old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
+        missing_classes (`Sequence[int]`, *optional*): classes to keep that have no training data, for
+            `eval_acc_missing`.
         label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels.
         processing_class (*optional*): the model's image processor; with it, rows that hold images are collated by
             [`ImageCollator`] unless a `data_collator` is given.
         data_collator (`Callable`, *optional*): collates a list of samples into a batch with a `labels` key.
+        augment (`Callable`, *optional*): from an image, as the data holds it, to a random view of it, for
+            `augmentation` and `prototype_augmentations`; by default RandAugment, see [`rand_augment`].
+        objective ([`Objective`], *optional*): what "forget" and "retain" mean; by default what suits the model, see
+            [`objective_for`].
         kwargs: as for [`transformers.Trainer`].
 
     Raises:
@@ -75,6 +84,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
 
     args: GSLoraTrainingArguments
     model: PeftModel
+    objective: Objective
     train_dataset: PairedDataset
 
     def __init__(
@@ -86,9 +96,12 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         retain_dataset: Any,
         eval_dataset: Any = None,
         old_classes: Sequence[int] = (),
+        missing_classes: Sequence[int] = (),
         label_column: str = "label",
         processing_class: Any = None,
         data_collator: Any = None,
+        augment: Callable[[Any], Any] | None = None,
+        objective: Objective | None = None,
         **kwargs: Any,
     ):
         args = args if args is not None else GSLoraTrainingArguments(output_dir="forgetting")
@@ -98,15 +111,21 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         self.forget_classes = classes_of(forget_dataset, label_column, "forget")
         self.retain_classes = classes_of(retain_dataset, label_column, "retain")
         self.old_classes = sorted(int(c) for c in old_classes)
-        check_labels(model, self.forget_classes, self.retain_classes, self.old_classes)
+        self.missing_classes = sorted(int(c) for c in missing_classes)
+        check_labels(model, self.forget_classes, self.retain_classes, self.old_classes, self.missing_classes)
         self.adapter_name = training_adapter(model)
         if args.validation_fraction > 0 and eval_dataset is None:
             pairs, eval_dataset = self._hold_out(pairs, args)
         if eval_dataset is not None:
             check_evaluation(self, model, eval_dataset, args, own_metrics="compute_metrics" in kwargs)
 
+        data_collator = data_collator or default_collator(processing_class, label_column)
+        self.augmentation = chosen_augmentation(args, augment, data_collator)
+        if self.augmentation and args.augmentation:
+            pairs = AugmentedPairs(pairs.retain, pairs.forget, self.augmentation)
+
         self.groups = LoraGroups(model, self.adapter_name)
-        self.forgetting_loss = ClassificationObjective(args.forget_weight, args.forget_bound, args.forget_loss)
+        self.objective = objective if objective is not None else objective_for(model, args)
         self.meter = LossMeter()
         super().__init__(
             model=model,
@@ -114,7 +133,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             train_dataset=pairs,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator or default_collator(processing_class, label_column),
+            data_collator=data_collator,
             **kwargs,
         )
         # The Trainer's own search looks for labels in a forward that PeftModel hides.
@@ -157,7 +176,8 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
     def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        sampler = PairedSampler(
+        kind = NumberedSampler if isinstance(dataset, AugmentedPairs) else PairedSampler
+        sampler = kind(
             len(dataset.retain),
             len(dataset.forget),
             global_batch_size=self._train_batch_size * self.args.world_size,
@@ -170,20 +190,10 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
     # Loss
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
-        if "labels" not in inputs:
-            raise ValueError(
-                f"a batch holds {sorted(inputs)} and no 'labels'. Let `data_collator` put the integer labels there."
-            )
-        labels = inputs["labels"]
-        # Without labels the model does not compute a loss of its own, over both halves, for nothing.
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        if hasattr(self.model, "margin_logits"):
-            logits = self._with_margin(logits, labels)
         if not model.training:
-            loss = nn.functional.cross_entropy(logits.float(), labels)
-            return (loss, {"logits": logits}) if return_outputs else loss
-        result = self.forgetting_loss(logits, labels, global_mean=self._global_mean)
+            loss, outputs = self.objective.evaluation_step(model, inputs)
+            return (loss, outputs) if return_outputs else loss
+        result = self.objective.training_step(model, inputs, global_mean=self._global_mean)
         self.meter.add(result)
         loss = result.loss
         if self.args.sparsity == "penalty":
@@ -191,16 +201,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         if not loss.requires_grad:
             # Every group is zero and frozen. Training stops after this step, which must still be able to go backward.
             loss = loss.detach().requires_grad_()
-        return (loss, outputs) if return_outputs else loss
-
-    def _with_margin(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The margin of a head that has one (a face model's), which cannot apply it without labels.
-
-        In training it applies to the half to keep. Taken from the logits of the half to forget, samples would count as
-        forgotten that evaluation, which has no margin, still recognises.
-        """
-        kept = len(labels) // 2 if self.model.training else len(labels)
-        return torch.cat([self.model.margin_logits(logits[:kept], labels[:kept]), logits[kept:]])
+        return (loss, {}) if return_outputs else loss
 
     def _global_mean(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor, reduction="mean") if self.args.world_size > 1 else tensor
@@ -216,8 +217,8 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         """Losses, accuracies, the sparsity term, active groups and every group's norm, in one host synchronisation."""
         norms = self.groups.norms()
         values = torch.cat([means, norms.to(means.device)]).tolist()
-        names = list(LossMeter.NAMES) + [f"group_norm/{name}" for name in self.groups.names]
-        norm_values = values[len(LossMeter.NAMES) :]
+        names = [*self.meter.names, *(f"group_norm/{name}" for name in self.groups.names)]
+        norm_values = values[len(self.meter.names) :]
         return {
             **dict(zip(names, values, strict=True)),
             "sparsity_term": self._sparsity_term(norm_values),
@@ -254,6 +255,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         if self.args.eval_strategy != "no" and not self.accuracy_forget_before:
             self.measure_before()
         self._forget_preparation()
+        prepare_objective(self)
         try:
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:

@@ -1,0 +1,163 @@
+"""Augmented views of images: for prototypes of few samples, and for training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .pairing import PairedDataset, PairedSampler, rows_of
+
+Augment = Callable[[Any], Any]
+_MODULUS = 2**32  # NumPy takes seeds below this
+
+
+def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Augment:
+    """
+    RandAugment (https://arxiv.org/abs/1909.13719) of torchvision; by default two operations an image, as in the paper.
+
+    Args:
+        num_ops (`int`, *optional*, defaults to 2): operations applied to an image, one after another.
+        magnitude (`int`, *optional*, defaults to 9): their strength, from 0 to 30.
+
+    Returns:
+        `Callable`: takes a PIL image or a uint8 tensor, gives one of the same kind.
+
+    Raises:
+        ValueError: if torchvision is not installed; when called, for a tensor of floats, whose range is not known.
+    """
+    try:
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise ValueError(
+            "augmentation needs torchvision, which is not installed. Install it (pip install torchvision), or give "
+            "the trainer a function from image to image as `augment`."
+        ) from error
+    return _OfImages(v2.RandAugment(num_ops=num_ops, magnitude=magnitude))
+
+
+class _OfImages:
+    def __init__(self, transform: Augment):
+        self.transform = transform
+
+    def __call__(self, image: Any) -> Any:
+        if isinstance(image, torch.Tensor) and image.is_floating_point():
+            raise ValueError(
+                f"RandAugment was given a tensor of {image.dtype}; expected a PIL image or uint8, for it would take "
+                "normalised values for brightness. Keep the images in the data set and let the collator normalise "
+                "them, or give a function of your own as `augment`."
+            )
+        return self.transform(image)
+
+
+class Augmentation:
+    """
+    Makes random views of the images in rows; which view is decided by a number, whatever was drawn before.
+
+    So a run that is resumed, or loads its data in other processes, sees the same views.
+
+    Args:
+        augment (`Callable`): from an image, as the column holds it, to an image. It may draw from the generators of
+            torch, NumPy and Python.
+        column (`str`): column of the images.
+        seed (`int`): decides the views.
+    """
+
+    def __init__(self, augment: Augment, column: str, seed: int):
+        self.augment = augment
+        self.column = column
+        self.seed = seed
+
+    def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        """The row with view `number` of its image.
+
+        Raises:
+            ValueError: if the row has no such column.
+        """
+        if self.column not in row:
+            raise ValueError(
+                f"a row holds {sorted(row)} and no {self.column!r} to augment. Rename the column of the images, or "
+                "give a `data_collator` that says as `image_column` where they are."
+            )
+        with _seeded((self.seed * 0x9E3779B1 + number * 0x85EBCA6B + 1) % _MODULUS):
+            return {**row, self.column: self.augment(row[self.column])}
+
+
+class AugmentedViews(Dataset):
+    """
+    Every row of a data set as it is, followed by augmented views of it.
+
+    Args:
+        dataset (map-style dataset): the rows.
+        views (`int`): augmented views of each row.
+        augmentation ([`Augmentation`]): what makes them.
+    """
+
+    def __init__(self, dataset: Any, views: int, augmentation: Augmentation):
+        self.dataset = dataset
+        self.times = views + 1
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.times
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        rows = rows_of(self.dataset, [index // self.times for index in indices])
+        return [
+            self.augmentation(row, index) if index % self.times else row
+            for row, index in zip(rows, indices, strict=True)
+        ]
+
+
+class NumberedSampler(PairedSampler):
+    """A [`PairedSampler`] that adds to every pair how many came before it since the training began."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for position, pair in enumerate(super().__iter__()):
+            yield *pair, self.epoch * len(self) + position
+
+
+class AugmentedPairs(PairedDataset):
+    """
+    A [`PairedDataset`] that gives a new view of both samples each time; addressed by what [`NumberedSampler`] gives.
+
+    Args:
+        retain (map-style dataset), forget (map-style dataset): as for [`PairedDataset`].
+        augmentation ([`Augmentation`]): what makes the views.
+    """
+
+    def __init__(self, retain: Any, forget: Any, augmentation: Augmentation):
+        super().__init__(retain, forget)
+        self.augmentation = augmentation
+
+    def __getitem__(self, pair: Any) -> tuple[Any, Any]:
+        return self.__getitems__([pair])[0]
+
+    def __getitems__(self, pairs: Sequence[Any]) -> list[tuple[Any, Any]]:
+        return [
+            (self.augmentation(retain, 2 * number), self.augmentation(forget, 2 * number + 1))
+            for (retain, forget), (_, _, number) in zip(super().__getitems__(pairs), pairs, strict=True)
+        ]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python start from a seed in the block, and go on behind it as before it."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)

@@ -1,0 +1,142 @@
+"""The embedding a classifier decides by: what goes into its classification head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .base import unwrapped
+
+_MEND = "Prototypes need one head behind one embedding per sample; without it leave both prototype weights at 0."
+
+
+class NoEmbeddingFoundError(ValueError):
+    """A model has no classification head whose input could be told by its structure, or that input is no vector."""
+
+
+def find_head(model: nn.Module) -> str:
+    """
+    Path of the classification head: the last Linear, convolution or cosine head that maps to `config.num_labels`.
+
+    Last in the order in which modules were made, which puts the head behind everything that comes before it in every
+    classifier of transformers. LoRA matrices are not considered.
+
+    Args:
+        model (`torch.nn.Module`): a classifier with a `config`, a bare one or a `PeftModel`.
+
+    Returns:
+        `str`: a path in `model.named_modules()`.
+
+    Raises:
+        NoEmbeddingFoundError: if the configuration does not say how many classes there are, nothing maps to so many,
+            or several heads lie side by side (as in distilled models, which average two).
+    """
+    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    if not num_labels:
+        raise NoEmbeddingFoundError(
+            f"{type(model).__name__} has no `config.num_labels`, so that its classification head cannot be told. "
+            f"{_MEND}"
+        )
+    adapted: tuple[str, ...] = ()
+    heads: dict[str, tuple[int, ...]] = {}
+    for path, module in model.named_modules():
+        if path.startswith(adapted) and adapted:
+            continue
+        if isinstance(module, BaseTunerLayer):
+            adapted += (f"{path}.",)
+            module = module.get_base_layer()
+        if (shape := _head_shape(module)) is not None and shape[0] == num_labels:
+            heads[path] = shape
+    if not heads:
+        raise NoEmbeddingFoundError(
+            f"no layer of {type(model).__name__} maps to its {num_labels} classes, so that the embedding cannot be "
+            f"found. {_MEND}"
+        )
+    *others, head = heads
+    beside = [p for p in others if p.rpartition(".")[0] == head.rpartition(".")[0] and heads[p] == heads[head]]
+    if beside:
+        raise NoEmbeddingFoundError(
+            f"{type(model).__name__} has several heads of {num_labels} classes side by side, {[*beside, head]}. "
+            f"{_MEND}"
+        )
+    return head
+
+
+def _head_shape(module: nn.Module) -> tuple[int, ...] | None:
+    """Shape of the weight of a layer that multiplies by it, outputs first."""
+    if isinstance(module, nn.Embedding):
+        return None
+    if isinstance(module, nn.Linear):
+        # Not from the weight, which quantisation packs into another shape.
+        return module.out_features, module.in_features
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, Tensor) and weight.ndim in (2, 4) else None
+
+
+class Caught:
+    """What went into the head in one forward.
+
+    Attributes:
+        inputs (`list[torch.Tensor]`): one for each time that the head was called.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.inputs: list[Tensor] = []
+
+    @property
+    def embeddings(self) -> Tensor:
+        """
+        The embeddings of the batch, float32, shape `(B, width)`, with gradient where the forward had one.
+
+        Raises:
+            NoEmbeddingFoundError: if the head was not called exactly once, or not on one vector for each sample.
+        """
+        if len(self.inputs) != 1:
+            raise NoEmbeddingFoundError(
+                f"the head {self.path!r} was called {len(self.inputs)} times in one forward, not once. {_MEND}"
+            )
+        (found,) = self.inputs
+        flat = found.flatten(1)
+        # One vector per sample: (B, width), or (B, width, 1, 1) and the like. More is a head on every token or place.
+        if sum(size > 1 for size in found.shape[1:]) > 1:
+            raise NoEmbeddingFoundError(
+                f"the head {self.path!r} takes an input of shape {tuple(found.shape)}, not one vector for each "
+                f"sample. {_MEND}"
+            )
+        return flat.float()
+
+
+@contextmanager
+def caught_embeddings(model: nn.Module, path: str | None = None) -> Iterator[Caught]:
+    """
+    Catches what goes into the head while a forward runs in the block.
+
+    Args:
+        model (`torch.nn.Module`): a classifier; may be a `PeftModel` or wrapped for several processes.
+        path (`str`, *optional*): path of the head in the unwrapped model; by default [`find_head`].
+
+    Example:
+
+        ```py
+        >>> with caught_embeddings(model) as caught:
+        ...     logits = model(pixel_values=pixels).logits
+        >>> caught.embeddings.shape
+        torch.Size([8, 768])
+        ```
+    """
+    own = unwrapped(model)
+    caught = Caught(path if path is not None else find_head(own))
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        caught.inputs.append(args[0])
+
+    hook = own.get_submodule(caught.path).register_forward_pre_hook(keep)
+    try:
+        yield caught
+    finally:
+        hook.remove()

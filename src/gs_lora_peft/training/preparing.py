@@ -1,0 +1,100 @@
+"""What an objective gets to see before the first step: the model as it was before the task, and the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from ..data.augmentation import Augmentation, AugmentedViews, rand_augment
+from .arguments import GSLoraTrainingArguments
+
+
+def chosen_augmentation(
+    args: GSLoraTrainingArguments, augment: Callable[[Any], Any] | None, data_collator: Any
+) -> Augmentation | None:
+    """What makes views of images, where `args` asks for any.
+
+    Raises:
+        ValueError: if `augment` is given for nothing, or torchvision is needed and not installed.
+    """
+    if not args.augmentation and not args.prototype_augmentations:
+        if augment is not None:
+            raise ValueError(
+                "`augment` is given, but nothing is to be augmented. Set `augmentation` or `prototype_augmentations` "
+                "in the arguments, or leave it out."
+            )
+        return None
+    column = getattr(data_collator, "image_column", "pixel_values")
+    return Augmentation(augment if augment is not None else rand_augment(), column, args.seed)
+
+
+def prepare_objective(trainer: Any) -> None:
+    """Shows the objective the model as it was before the task, and both training sets.
+
+    Args:
+        trainer ([`GSLoraTrainer`]): the trainer that is about to train.
+    """
+    args = trainer.args
+    sets: list[Any] = [trainer.train_dataset.retain, trainer.train_dataset.forget]
+    if args.prototype_augmentations:
+        sets = [AugmentedViews(dataset, args.prototype_augmentations, trainer.augmentation) for dataset in sets]
+
+    def global_sum(tensor: Tensor) -> Tensor:
+        return trainer.accelerator.reduce(tensor, reduction="sum") if args.world_size > 1 else tensor
+
+    with before_the_task(trainer.model, trainer.adapter_name), trainer.accelerator.autocast():
+        trainer.objective.prepare(trainer.model, lambda: own_batches(trainer, sets), global_sum)
+
+
+@contextmanager
+def before_the_task(model: nn.Module, adapter: str) -> Iterator[None]:
+    """
+    Makes the model what it was before the task: `adapter` does nothing, other active adapters act, no dropout.
+
+    Args:
+        model (`torch.nn.Module`): a `PeftModel`.
+        adapter (`str`): the adapter that trains.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and adapter in module.scaling]
+    scalings = [layer.scaling[adapter] for layer in layers]
+    was_training = model.training
+    # Not `disable_adapter()`, which would take earlier tasks off too.
+    for layer in layers:
+        layer.scaling[adapter] = 0.0
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, scaling in zip(layers, scalings, strict=True):
+            layer.scaling[adapter] = scaling
+        model.train(was_training)
+
+
+def own_batches(trainer: Any, datasets: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """
+    This process's share of data sets, each row once, in batches on the device.
+
+    Args:
+        trainer ([`GSLoraTrainer`]): gives the collator, the device and the number of processes.
+        datasets (sequence of map-style datasets): what to go through.
+    """
+    args = trainer.args
+    for dataset in datasets:
+        rows = range(args.process_index, len(dataset), args.world_size)
+        loader = DataLoader(
+            Subset(dataset, rows),
+            batch_size=args.per_device_eval_batch_size,
+            collate_fn=trainer.data_collator,
+            num_workers=args.dataloader_num_workers,
+            # Of its own, so that it draws nothing from the one that training goes on with.
+            generator=torch.Generator().manual_seed(args.seed),
+        )
+        for batch in loader:
+            yield trainer._prepare_inputs(batch)
