@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ import numpy as np
 import torch
 import yaml
 from datasets import DatasetDict, load_dataset
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
-from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainingArguments
-from gs_lora_peft.data import align_labels, class_order, continual_protocol, train_validation_split
+from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainingArguments, split_dataset
+from gs_lora_peft.baselines import FFNFineTuner
+from gs_lora_peft.data import ImageCollator, align_labels, class_order, continual_protocol, train_validation_split
 from gs_lora_peft.data.classes import label_names
 from gs_lora_peft.metrics import continual_forgetting_scores
 from gs_lora_peft.sequence.scoring import predict_classes
 
+CarryOut = Callable[[int], dict[str, float]]
 SCORES = ("acc_retain", "acc_forget", "acc_old", "acc_missing")
 
 
@@ -47,6 +50,7 @@ class Settings:
     train_fraction: float = 1.0  # of each class, drawn by the seed
     replay_ratio: float = 1.0
     shots: int | None = None
+    method: str = "gs_lora"  # or "ffn": plain fine-tuning of the feed-forward Linears, with the same losses
     missing: int = 0  # so many of the classes that stay to the end have no training data
     published: dict[str, Any] = field(default_factory=dict)  # what the papers report, in percent
     ours: dict[str, Any] = field(default_factory=dict)  # the same, for whoever has run it
@@ -66,27 +70,19 @@ def load_data(name: str, settings: Settings) -> DatasetDict:
     return DatasetDict(train=dataset["train"], test=dataset[settings.test_split])
 
 
-def without_margin(forgetter: ContinualForgetter, entry: Any) -> dict[str, float]:
-    """The scores of a task as evaluation without the head's margin gives them; nothing for other heads."""
-    config = forgetter.model.config
-    if not getattr(config, "margin_at_eval", False):
-        return {}
-    config.margin_at_eval = False
-    try:
-        recipe = forgetter.recipe
-        answers = predict_classes(forgetter.model, forgetter.eval_dataset, recipe.args, recipe.data_collator)
-    finally:
-        config.margin_at_eval = True
-    old = [c for other in forgetter.ledger.active_tasks if other.number < entry.number for c in other.classes]
-    missing = entry.missing_classes or []
-    scores = continual_forgetting_scores(
-        *answers, forget_classes=entry.classes, old_classes=old, missing_classes=missing
-    )
-    return {f"{name}_without_margin": scores[name] for name in SCORES if scores[name] is not None}
+@dataclass
+class Protocol:
+    """One seed of a protocol: a fresh model, its data, and the tasks."""
+
+    model: Any
+    processor: Any
+    dataset: DatasetDict
+    tasks: list[list[int]]  # classes to forget, ids of the head
+    missing: list[int]  # classes that stay without training data
 
 
-def run(settings: Settings, model_name: str, data_name: str, folder: Path, seed: int) -> list[dict[str, Any]]:
-    """All tasks with one seed: scores, active groups, steps and seconds of each."""
+def prepare(settings: Settings, model_name: str, data_name: str, seed: int) -> Protocol:
+    """The base model and the data of one seed."""
     dataset = load_data(data_name, settings)
     model = AutoModelForImageClassification.from_pretrained(model_name, **settings.model)
     names = label_names(dataset["train"], settings.label_column)
@@ -99,41 +95,111 @@ def run(settings: Settings, model_name: str, data_name: str, folder: Path, seed:
     classes = sorted(dataset["train"].unique(settings.label_column))
     tasks = [[classes[i] for i in task] for task in continual_protocol(len(classes), settings.kept)]
     staying = [classes[i] for i in class_order(len(classes))]
-    common = {"seed": seed, "disable_tqdm": True, "output_dir": str(folder)}
-    forgetter = ContinualForgetter(
-        model,
-        dataset,
-        folder,
-        config=GSLoraConfig(**settings.adapter),
-        args=settings.arguments(0, **common),
-        label_column=settings.label_column,
-        processing_class=AutoImageProcessor.from_pretrained(model_name),
-        replay_ratio=settings.replay_ratio,
-        shots=settings.shots,
-        missing_classes=staying[: settings.missing],
-    )
-    rows = []
-    for number, task in enumerate(tasks):
-        forgetter.recipe.args = settings.arguments(number, **common)
-        start = time.perf_counter()
-        entry = forgetter.forget(ForgetRequest(task))
-        seconds = time.perf_counter() - start
-        after, before = entry.scores["after"], entry.scores["before"]
-        rows.append(
-            {
-                "seed": seed,
-                "task": number,
-                "h_mean": after["h_mean"],
-                **{f"{name}_before": before[name] for name in SCORES if before.get(name) is not None},
-                **{name: after[name] for name in SCORES if after.get(name) is not None},
-                **without_margin(forgetter, entry),
-                "zero_groups": 1 - len(entry.groups["active"]) / entry.groups["total"],
-                "steps": entry.sizes["steps"],
-                "seconds": seconds,
-            }
+    processor = AutoImageProcessor.from_pretrained(model_name)
+    return Protocol(model, processor, dataset, tasks, staying[: settings.missing])
+
+
+class Scorer:
+    """Scores of the live model on the test split, with the head's margin and, where it has one, without."""
+
+    def __init__(self, protocol: Protocol, args: GSLoraTrainingArguments, label_column: str):
+        self.protocol, self.args = protocol, args
+        self.collate = ImageCollator(protocol.processor, label_column=label_column)
+
+    def __call__(self, task: int, acc_forget_before: float | None = None) -> dict[str, float]:
+        """Scores by the roles that classes have in a task."""
+        config = self.protocol.model.config
+        scores = self._by_role(task, acc_forget_before)
+        if getattr(config, "margin_at_eval", False):
+            config.margin_at_eval = False
+            without = self._by_role(task, None)
+            config.margin_at_eval = True
+            scores |= {f"{name}_without_margin": without[name] for name in SCORES if name in without}
+        return scores
+
+    def _by_role(self, task: int, acc_forget_before: float | None) -> dict[str, float]:
+        protocol = self.protocol
+        answers = predict_classes(protocol.model, protocol.dataset["test"], self.args, self.collate)
+        scores = continual_forgetting_scores(
+            *answers,
+            forget_classes=protocol.tasks[task],
+            old_classes=[c for earlier in protocol.tasks[:task] for c in earlier],
+            missing_classes=protocol.missing,
+            accuracy_forget_before=acc_forget_before,
         )
+        return {name: scores[name] for name in ("h_mean", *SCORES) if scores[name] is not None}
+
+
+def run(settings: Settings, model_name: str, data_name: str, folder: Path, seed: int) -> list[dict[str, Any]]:
+    """All tasks with one seed: scores, active groups, steps and seconds of each."""
+    protocol = prepare(settings, model_name, data_name, seed)
+    common = {"seed": seed, "disable_tqdm": True, "output_dir": str(folder)}
+    score = Scorer(protocol, settings.arguments(0, **common), settings.label_column)
+    carry_out = with_gs_lora(protocol, settings, folder, common)
+    if settings.method == "ffn":
+        carry_out = with_ffn_finetuning(protocol, settings, common)
+    rows = []
+    for task in range(len(protocol.tasks)):
+        before = score(task)
+        start = time.perf_counter()
+        facts = carry_out(task)
+        row = {"seed": seed, "task": task, "seconds": time.perf_counter() - start, **facts}
+        row |= {f"{name}_before": before[name] for name in SCORES if name in before}
+        rows.append(row | score(task, before["acc_forget"]))
         print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def with_gs_lora(protocol: Protocol, settings: Settings, folder: Path, common: dict[str, Any]) -> CarryOut:
+    """Each task by [`ContinualForgetter`]."""
+    forgetter = ContinualForgetter(
+        protocol.model,
+        protocol.dataset,
+        folder,
+        config=GSLoraConfig(**settings.adapter),
+        label_column=settings.label_column,
+        processing_class=protocol.processor,
+        replay_ratio=settings.replay_ratio,
+        shots=settings.shots,
+        missing_classes=protocol.missing,
+    )
+
+    def carry_out(task: int) -> dict[str, float]:
+        forgetter.recipe.args = settings.arguments(task, **common)
+        entry = forgetter.forget(ForgetRequest(protocol.tasks[task]))
+        zero_groups = 1 - len(entry.groups["active"]) / entry.groups["total"]
+        return {"zero_groups": zero_groups, "steps": entry.sizes["steps"]}
+
+    return carry_out
+
+
+def with_ffn_finetuning(protocol: Protocol, settings: Settings, common: dict[str, Any]) -> CarryOut:
+    """Each task by [`FFNFineTuner`], on the same data."""
+
+    def carry_out(task: int) -> dict[str, float]:
+        split = split_dataset(
+            protocol.dataset["train"],
+            forget=protocol.tasks[task],
+            old=[c for earlier in protocol.tasks[:task] for c in earlier],
+            missing=protocol.missing,
+            label_column=settings.label_column,
+            replay_ratio=settings.replay_ratio,
+            shots=settings.shots,
+            seed=common["seed"],
+        )
+        set_seed(common["seed"])
+        trainer = FFNFineTuner(
+            protocol.model,
+            settings.arguments(task, **common),
+            forget_dataset=split.forget,
+            retain_dataset=split.retain,
+            label_column=settings.label_column,
+            processing_class=protocol.processor,
+        )
+        trainer.train()
+        return {"zero_groups": 0.0, "steps": trainer.state.global_step}
+
+    return carry_out
 
 
 def format_means(rows: list[dict[str, Any]]) -> str:

@@ -71,7 +71,8 @@ class ContinualForgetter:
             training data is scored on; the ledger says which.
         label_column (`str`, *optional*, defaults to `"label"`): column of the labels.
         processing_class (*optional*), data_collator (`Callable`, *optional*): as in [`GSLoraTrainer`].
-        replay_ratio (`float`, *optional*, defaults to 1.0), shots (`int`, *optional*): as in [`split_dataset`].
+        replay_ratio (`float`, *optional*, defaults to 1.0), shots (`int`, *optional*): as in [`split_dataset`], drawn
+            by `args.data_seed`, or `args.seed` where that is `None`.
         missing_classes (`Sequence[str | int]`, *optional*, defaults to none): classes to keep whose training data must
             not be used, by name or id. They need not have any; how they fare is scored as `acc_missing`. To forget one
             of them later, take it out of `recipe.missing_classes` first: its data is needed for that.

@@ -60,7 +60,8 @@ class Recipe:
     callbacks: Sequence[TrainerCallback] = ()
 
     def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
-        """The parts of the training data for one task."""
+        """The parts of the training data for one task; the seed of the data says what is drawn."""
+        args = self.args
         return split_dataset(
             dataset,
             forget=classes,
@@ -69,6 +70,7 @@ class Recipe:
             label_column=self.label_column,
             replay_ratio=self.replay_ratio,
             shots=self.shots,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
         )
 
     def trainer(self, model: PeftModel, split: ForgettingSplit, output_dir: Path) -> GSLoraTrainer:
