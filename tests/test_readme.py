@@ -41,7 +41,7 @@ def dataset() -> Dataset:
 def test_readme_examples_run(dataset, tmp_path, monkeypatch, capsys):
     """The Python snippets of the README work in order, and the exported adapter loads with stock PEFT."""
     monkeypatch.chdir(tmp_path)
-    first, second, third = snippets()
+    first, second, third, fourth = snippets()
     scope = {"base_model": tiny_vit(), "fresh_base_model": tiny_vit(), "dataset": dataset}
     exec(first, scope)
     assert scope["trainer"].state.global_step > 0
@@ -61,6 +61,11 @@ def test_readme_examples_run(dataset, tmp_path, monkeypatch, capsys):
     exec(third, scope)
     assert scope["everything"].active_adapters == ["default"]
     assert scope["first_only"].active_adapters == ["task_001"]
+    scope["base_model"] = tiny_vit()
+    exec(fourth, scope)
+    entry = scope["forgetter"].ledger.tasks[0]
+    assert entry.sizes["forget"] == 4
+    assert "acc_missing" in entry.scores["after"]
 
 
 def test_readme_names_the_two_commands():
