@@ -1,0 +1,161 @@
+"""Batches for detectors: images and boxes as the model's own image processor prepares them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_utils import get_image_size
+
+from .box_columns import BOX_KEYS, CATEGORY_KEYS
+
+
+class DetectionCollator:
+    """
+    Collates rows with an image and annotated boxes into a batch for one of transformers' detectors.
+
+    A row's boxes are (x, y, w, h) in pixels of its image as it is when it gets here, after whatever transform the
+    dataset has. A transform has to move the boxes with the image and to remove those that leave it (albumentations
+    does so with `BboxParams("coco", label_fields=[...])`, torchvision with `SanitizeBoundingBoxes`). Boxes that reach
+    beyond the image are cut off, and crowds (`iscrowd`) left out, by the image processor.
+
+    Args:
+        processor (`transformers.BaseImageProcessor`): the model's image processor.
+        forget_classes (`Iterable[int]`, *optional*): ids of the categories that the task forgets. Each label then says
+            in `forget` which of its boxes are of these; training wants it, evaluation does not.
+        num_labels (`int`, *optional*): how many categories the model's head knows, to refuse others.
+        image_column (`str`, *optional*, defaults to `"image"`): column that holds PIL images, arrays or tensors.
+        objects_column (`str`, *optional*, defaults to `"objects"`): column of annotations, see [`prepare_boxes`];
+            categories are ids.
+
+    Returns:
+        `dict`: `pixel_values` of shape `(images, channels, height, width)`, where the processor pads `pixel_mask` of
+        shape `(images, height, width)`, and `labels`, for each image a `dict` with `class_labels` (int64, `(n,)`),
+        `boxes` ((cx, cy, w, h) as shares of the image, float32, `(n, 4)`), with `forget_classes` `forget` (bool,
+        `(n,)`), and what else the processor adds.
+
+    Raises:
+        ValueError: a row has no image or no annotations; a box has no area, is not finite or lies outside the image;
+            or the head does not know a category.
+
+    Example:
+
+    ```python
+    >>> collate = PairedCollator(DetectionCollator(processor, forget_classes=split.forget_classes))
+    ```
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        forget_classes: Iterable[int] | None = None,
+        *,
+        num_labels: int | None = None,
+        image_column: str = "image",
+        objects_column: str = "objects",
+    ):
+        self.processor = processor
+        self.forget_classes = (
+            None if forget_classes is None else torch.tensor(sorted(forget_classes), dtype=torch.long)
+        )
+        self.num_labels = num_labels
+        self.image_column = image_column
+        self.objects_column = objects_column
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        for column in (self.image_column, self.objects_column):
+            if column not in rows[0]:
+                raise ValueError(
+                    f"a row holds {sorted(rows[0])} and no {column!r}. Name the columns of images and annotations, "
+                    "and check what the dataset's transform returns."
+                )
+        images = [_rgb(row[self.image_column]) for row in rows]
+        annotations = [
+            {"image_id": _image_id(row, number), "annotations": self._annotations(row, image)}
+            for number, (row, image) in enumerate(zip(rows, images, strict=True))
+        ]
+        prepared = self.processor(images=images, annotations=annotations, return_tensors="pt")
+        batch = {name: prepared[name] for name in ("pixel_values", "pixel_mask") if name in prepared}
+        batch["labels"] = [self._label(label) for label in prepared["labels"]]
+        return batch
+
+    def _label(self, label: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """After the processor, which leaves annotations out."""
+        label = dict(label)
+        if self.forget_classes is not None:
+            label["forget"] = torch.isin(label["class_labels"], self.forget_classes)
+        return label
+
+    def _annotations(self, row: Mapping[str, Any], image: Any) -> list[dict[str, Any]]:
+        boxes, categories, crowd = _columns(row[self.objects_column], self.objects_column)
+        where = f"image {_image_id(row, 0)!r}" if "image_id" in row else "an image"
+        known = categories >= 0 if self.num_labels is None else (categories >= 0) & (categories < self.num_labels)
+        if not known.all():
+            limit = "" if self.num_labels is None else f" to {self.num_labels - 1}"
+            raise ValueError(
+                f"{where} has a box of category {categories[~known][0]}; expected ids of the model's head, from 0"
+                f"{limit}. Number the categories with prepare_boxes(dataset, label2id=model.config.label2id)."
+            )
+        size = np.array(_width_height(image))
+        sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+        sound &= ((boxes[:, :2] < size) & (boxes[:, :2] + boxes[:, 2:] > 0)).all(axis=1)
+        if not sound.all():
+            raise ValueError(
+                f"{where} of {size[0]}×{size[1]} pixels has the box {boxes[~sound][0].tolist()}; expected (x, y, w, "
+                "h) with w, h > 0 in the image. Check the data with prepare_boxes, or let the transform remove boxes "
+                "that leave the image."
+            )
+        return [
+            {"bbox": box, "category_id": category, "area": box[2] * box[3], "iscrowd": int(many)}
+            for box, category, many in zip(boxes.tolist(), categories.tolist(), crowd.tolist(), strict=True)
+        ]
+
+
+def _columns(objects: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, categories and crowds of one image, from a struct of lists or a list of structs."""
+    if not isinstance(objects, Mapping):
+        if not all(isinstance(item, Mapping) for item in objects):
+            raise ValueError(f"{name!r} is a {type(objects).__name__}; expected boxes and categories. Masks are none.")
+        keys = objects[0] if len(objects) else (BOX_KEYS[0], CATEGORY_KEYS[0])
+        objects = {key: [item[key] for item in objects] for key in keys}
+    fields = [next((key for key in keys if key in objects), None) for keys in (BOX_KEYS, CATEGORY_KEYS)]
+    if None in fields:
+        raise ValueError(
+            f"{name!r} has the fields {list(objects)}; expected boxes ({', '.join(BOX_KEYS)}) and categories "
+            f"({', '.join(CATEGORY_KEYS)}). Check what the dataset's transform returns."
+        )
+    boxes, categories = (objects[key] for key in fields)
+    array = np.asarray(boxes, dtype=np.float64) if len(boxes) else np.zeros((0, 4))
+    ids = np.asarray(categories) if len(categories) else np.zeros(0, np.int64)
+    crowd = np.asarray(objects.get("iscrowd", np.zeros(len(ids))), dtype=bool)
+    if array.shape != (len(ids), 4) or crowd.shape != (len(ids),) or ids.ndim != 1:
+        raise ValueError(
+            f"{name!r} has boxes of shape {array.shape} and {len(ids)} categories; expected (n, 4) and n. Masks are "
+            "no boxes; and a transform has to remove a box and its category together."
+        )
+    if ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name!r} has the category {categories[0]!r}; expected ids. Number the categories with "
+            "prepare_boxes(dataset, label2id=model.config.label2id)."
+        )
+    return array, ids.astype(np.int64), crowd
+
+
+def _rgb(image: Any) -> Any:
+    return image.convert("RGB") if hasattr(image, "convert") else image
+
+
+def _image_id(row: Mapping[str, Any], number: int) -> int:
+    """Processors want a number; where the data have names, the place in the batch has to do."""
+    image_id = row.get("image_id")
+    return int(image_id) if isinstance(image_id, (Integral, np.integer)) else number
+
+
+def _width_height(image: Any) -> tuple[int, int]:
+    if hasattr(image, "convert"):
+        return image.size
+    height, width = get_image_size(image)
+    return width, height

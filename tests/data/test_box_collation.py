@@ -1,0 +1,161 @@
+"""What the collator gives is what the model trains on: the boxes where the objects are, and marked rightly."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from box_cases import found, make
+from torch.utils.data import DataLoader
+
+from gs_lora_peft.data.box_collation import DetectionCollator
+from gs_lora_peft.data.box_splits import split_boxes
+from gs_lora_peft.data.pairing import PairedCollator, PairedDataset, PairedSampler
+
+FIELD = [[0, 1], [1], [0], [2, 1, 3], [3, 0, 0]]
+PROCESSORS = ["Detr", "ConditionalDetr", "DeformableDetr", "Yolos", "RTDetr"]
+
+
+def processor(name, **kwargs):
+    """The processor of a model, from its settings alone; without torchvision the one that works on PIL images."""
+    size = {"height": 96, "width": 96} if name == "RTDetr" else {"shortest_edge": 96, "longest_edge": 256}
+    return getattr(transformers, f"{name}ImageProcessor")(**{"size": size, **kwargs})
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_paired_batch_is_what_the_objective_needs(name):
+    """Images to keep first, then those to forget; all annotations shown now, each marked by its category."""
+    split = split_boxes(make(FIELD, images=True), ["ant"], old=["dog"])
+    pairs = PairedDataset(split.retain, split.forget)
+    collate = PairedCollator(DetectionCollator(processor(name), split.forget_classes, num_labels=4))
+    loader = DataLoader(pairs, batch_size=2, sampler=PairedSampler(3, 3, 2), collate_fn=collate)
+    for batch in loader:
+        assert batch["pixel_values"].shape[:2] == (4, 3)
+        assert batch["pixel_values"].dtype == torch.float32
+        assert "pixel_mask" in batch or name == "RTDetr"
+        for half, part in (("retain", batch["labels"][:2]), ("forget", batch["labels"][2:])):
+            for label in part:
+                shown = found(getattr(split, half))[int(label["image_id"])]
+                assert label["class_labels"].tolist() == [c for c, _ in shown]
+                assert label["forget"].tolist() == [c == 0 for c, _ in shown]
+                x = (label["boxes"][:, 0] - label["boxes"][:, 2] / 2) * 64
+                assert x.tolist() == pytest.approx([x for _, x in shown], abs=1e-3)
+                assert label["boxes"].dtype == torch.float32
+    assert len(batch["labels"]) == 4, "the last batch was filled up"
+
+
+def test_evaluation_has_no_mark():
+    """Without categories to forget there is nothing to mark."""
+    batch = DetectionCollator(processor("Detr"))([make(FIELD, images=True)[0]])
+    assert "forget" not in batch["labels"][0]
+
+
+def test_boxes_stay_on_their_objects_where_images_are_padded():
+    """Images of two sizes in one batch: boxes are shares of the padded image, as the model sees it."""
+    small, large = make([[1]], images=True)[0], make([[1]], images=True)[0]
+    large["image"] = large["image"].resize((64, 96))
+    batch = DetectionCollator(processor("Detr", size={"shortest_edge": 64, "longest_edge": 96}))([small, large])
+    for label, mask in zip(batch["labels"], batch["pixel_mask"], strict=True):
+        height, width = int(mask[:, 0].sum()), int(mask[0].sum())
+        scale = torch.tensor([mask.shape[1], mask.shape[0]])
+        corner = (label["boxes"][0, :2] - label["boxes"][0, 2:] / 2) * scale
+        original = label["orig_size"]
+        assert corner.tolist() == pytest.approx(
+            [1 * width / int(original[1]), 1 * height / int(original[0])], abs=0.05
+        )
+
+
+def flipped(kind):
+    """Mirrors images and boxes, as an augmentation does: arrays as albumentations has them, tensors as torchvision."""
+
+    def transform(batch):
+        objects, images = [], []
+        for image, row in zip(batch["image"], batch["objects"], strict=True):
+            boxes = np.array(row["bbox"]).reshape(-1, 4)
+            boxes[:, 0] = image.width - boxes[:, 0] - boxes[:, 2]
+            mirrored = np.ascontiguousarray(np.array(image)[:, ::-1])
+            objects.append({"bbox": kind(boxes), "category": kind(np.array(row["category"]))})
+            images.append(mirrored if kind is np.array else kind(mirrored.transpose(2, 0, 1)))
+        return {"image": images, "objects": objects}
+
+    return transform
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_augmented_boxes_follow(kind):
+    """Rows may be transformed by the user's own code; boxes and images are taken as they then are."""
+    split = split_boxes(make(FIELD, images=True), ["ant"])
+    rows = [split.forget[i] for i in range(3)]
+    turned = [split.forget.with_transform(flipped(kind))[i] for i in range(3)]
+    collate = DetectionCollator(processor("Detr"), split.forget_classes)
+    plain, mirrored = collate(rows), collate(turned)
+    for before, after in zip(plain["labels"], mirrored["labels"], strict=True):
+        assert after["boxes"][:, 0].tolist() == pytest.approx((1 - before["boxes"][:, 0]).tolist(), abs=1e-5)
+        assert after["forget"].tolist() == before["forget"].tolist()
+    assert torch.allclose(mirrored["pixel_values"], plain["pixel_values"].flip(-1), atol=1e-5)
+
+
+def test_albumentations():
+    """The usual library of augmentations, as its users write it."""
+    albumentations = pytest.importorskip("albumentations")
+    augment = albumentations.Compose(
+        [albumentations.HorizontalFlip(p=1), albumentations.CenterCrop(40, 40)],
+        bbox_params=albumentations.BboxParams("coco", label_fields=["category"]),
+    )
+
+    def transform(batch):
+        rows = [
+            augment(image=np.array(image), bboxes=row["bbox"], category=row["category"])
+            for image, row in zip(batch["image"], batch["objects"], strict=True)
+        ]
+        objects = [{"bbox": row["bboxes"], "category": [int(c) for c in row["category"]]} for row in rows]
+        return {"image": [row["image"] for row in rows], "objects": objects}
+
+    split = split_boxes(make([*FIELD, [0] * 16], images=True), ["ant"])
+    rows = split.forget.with_transform(transform)
+    batch = DetectionCollator(processor("Detr"), split.forget_classes)([rows[i] for i in range(len(rows))])
+    assert 0 < len(batch["labels"][-1]["boxes"]) < 16, "the crop has cut boxes off"
+
+
+def test_crowds_are_left_out_and_the_marks_with_them():
+    """The processor drops crowds: marks made before it would be those of other boxes."""
+    dataset = make([[0, 1, 0]], images=True, iscrowd=[[1, 0, 0]])
+    batch = DetectionCollator(processor("Detr"), [0])([dataset[0]])
+    assert batch["labels"][0]["forget"].tolist() == [False, True]
+
+
+def test_an_image_without_boxes_is_background():
+    """Random crops may leave nothing; shapes stay those of boxes."""
+    label = DetectionCollator(processor("Yolos"), [0])([make([[]], images=True)[0]])["labels"][0]
+    assert label["boxes"].shape == (0, 4)
+    assert label["class_labels"].shape == label["forget"].shape == (0,)
+    assert label["forget"].dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        ({"bbox": [[1, 1, 5, 5]], "category": [4]}, "category 4.*from 0 to 3"),
+        ({"bbox": [[1, 1, 5, 5]], "category": [-1]}, "category -1"),
+        ({"bbox": [[1, 1, 5, 5]], "category": ["ant"]}, "expected ids"),
+        ({"bbox": [[1, 1, 5, -5]], "category": [0]}, "64×48"),
+        ({"bbox": [[64, 1, 5, 5]], "category": [0]}, "64×48"),
+        ({"bbox": [[1, 1, float("nan"), 5]], "category": [0]}, "64×48"),
+        ({"bbox": [[1, 1, 5, 5]], "category": [0, 1]}, "together"),
+        ({"bbox": np.zeros((1, 48, 64)), "category": [0]}, "Masks"),
+        ({"masks": [], "category": [0]}, "expected boxes"),
+        ([[1, 1, 5, 5]], "expected boxes and categories"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on(objects, message):
+    """What a transform may have done wrong is told before a step is taken."""
+    row = {**make([[0]], images=True)[0], "objects": objects}
+    with pytest.raises(ValueError, match=message):
+        DetectionCollator(processor("Detr"), [0], num_labels=4)([row])
+
+
+def test_a_row_without_annotations_is_told_so():
+    """A transform that returns the image alone is a common slip."""
+    row = make([[0]], images=True)[0]
+    del row["objects"]
+    with pytest.raises(ValueError, match="no 'objects'"):
+        DetectionCollator(processor("Detr"))([row])

@@ -1,0 +1,211 @@
+"""Annotated boxes come in many layouts and with many faults; training must see one layout and no fault."""
+
+import json
+
+import numpy as np
+import pytest
+from box_cases import NAMES, found, grid, make, picture
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
+
+from gs_lora_peft.data.boxes import InvalidBoxError, prepare_boxes
+from gs_lora_peft.data.coco import read_coco
+
+FIELD = [[0, 1], [2], [], [1, 1, 0]]
+LABEL2ID = {"N/A": 5, "cat, tomcat": 1, "Dog": 2, "ANT": 7, "bee": 3}
+
+
+def with_box(box, row=1, **columns):
+    """The small dataset with another box in place of the first of a row."""
+    dataset = make(FIELD)
+    rows = dataset.to_list()
+    rows[row]["objects"]["bbox"][0] = box
+    return Dataset.from_list([{**r, **columns} for r in rows], features=dataset.features)
+
+
+@pytest.mark.parametrize("layout", ["struct", "list"])
+@pytest.mark.parametrize("kind", ["label", "name"])
+def test_categories_are_numbered_as_the_model_does(layout, kind):
+    """By name, synonyms and letter case included; gaps in the model's names stay gaps."""
+    prepared = prepare_boxes(make(FIELD, layout, kind), label2id=LABEL2ID)
+    new = {0: 7, 1: 3, 2: 1}
+    assert [[c for c, _ in row] for row in found(prepared).values()] == [[new[c] for c in row] for row in FIELD]
+    feature = prepared.features["objects"]["category"].feature
+    assert [feature.int2str(i) for i in (7, 3, 1, 2, 0)] == ["ant", "bee", "cat", "Dog", "LABEL_0"]
+
+
+def test_ids_without_names_are_the_models():
+    """Plain ids cannot be matched by name: they are taken for the model's, if it has so many."""
+    prepared = prepare_boxes(make(FIELD, kind="id"), label2id={"x": 0, "y": 1, "z": 2})
+    assert [[c for c, _ in row] for row in found(prepared).values()] == FIELD
+    with pytest.raises(ValueError, match=r"categories \[2\].*from 0 to 1"):
+        prepare_boxes(make(FIELD, kind="id"), label2id={"x": 0, "y": 1})
+
+
+def test_a_category_that_the_model_does_not_know_is_refused():
+    """A head has no logit for it; a category without boxes does no harm."""
+    with pytest.raises(ValueError, match="cat"):
+        prepare_boxes(make(FIELD), label2id={"ant": 0, "bee": 1, "dog": 2})
+    prepare_boxes(make(FIELD), label2id={"ant": 0, "bee": 1, "cat": 2})
+
+
+def test_splits_of_names_are_numbered_alike():
+    """The names of each split's own categories would give one category two ids."""
+    splits = DatasetDict(train=make(FIELD, kind="name"), test=make([[1, 2]], kind="name"))
+    with pytest.raises(ValueError, match="label2id"):
+        prepare_boxes(splits)
+    prepared = prepare_boxes(splits, label2id={name: i for i, name in enumerate(NAMES)})
+    assert [c for c, _ in found(prepared["test"])[0]] == [1, 2]
+
+
+def test_corners_become_sizes():
+    """Several sets on the Hub have (left, top, right, bottom)."""
+    dataset = make(FIELD)
+    rows = dataset.to_list()
+    for row in rows:
+        row["objects"]["bbox"] = [[x, y, x + w, y + h] for x, y, w, h in row["objects"]["bbox"]]
+    corners = Dataset.from_list(rows, features=dataset.features)
+    assert found(prepare_boxes(corners, box_format="xyxy")) == found(dataset)
+    wide = [[20.0, 10.0, 60.0, 40.0]] * 3
+    rows[3]["objects"]["bbox"], rows[0]["objects"]["bbox"] = wide, wide[:2]
+    with pytest.raises(InvalidBoxError, match="box_format='xyxy'"):
+        prepare_boxes(Dataset.from_list(rows, features=dataset.features))
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([1, 1, 0, 5], "w, h > 0"),
+        ([1, 1, 5, -5], "w, h > 0"),
+        ([1, float("nan"), 5, 5], "finite"),
+        ([1, 1, float("inf"), 5], "finite"),
+        ([70, 1, 5, 5], "64×48"),
+        ([-9, 1, 5, 5], "64×48"),
+    ],
+)
+def test_boxes_that_cannot_be_used(box, message):
+    """Named with their row; `invalid="drop"` leaves these annotations out and no other."""
+    dataset = with_box(box)
+    with pytest.raises(InvalidBoxError, match=rf"row 1;.*{message}"):
+        prepare_boxes(dataset)
+    kept = found(prepare_boxes(dataset, invalid="drop"))
+    assert kept == {**found(make(FIELD)), 1: []}
+
+
+def test_boxes_over_the_border_stay():
+    """Annotators draw over the border by a pixel or two; image processors cut that off."""
+    box = [60.0, 40.0, 9.0, 9.0]
+    assert prepare_boxes(with_box(box))[1]["objects"]["bbox"] == [box]
+
+
+def test_shares_of_the_image_are_refused():
+    """They would pass for boxes of less than a pixel."""
+    dataset = make(FIELD)
+    rows = dataset.to_list()
+    for row in rows:
+        row["objects"]["bbox"] = [[0.1, 0.2, 0.3, 0.4]] * len(row["objects"]["bbox"])
+    with pytest.raises(InvalidBoxError, match="shares"):
+        prepare_boxes(Dataset.from_list(rows, features=dataset.features))
+
+
+@pytest.mark.parametrize(
+    ("feature", "value", "message"),
+    [
+        (Image(), picture(0), "masks"),
+        ({"segmentation": List(List(Value("float64"))), "category": List(Value("int64"))}, None, "segmentation"),
+        (
+            {"bbox": List(List(List(Value("float64")))), "category": List(Value("int64"))},
+            {"bbox": [[[0.0, 1.0]]], "category": [0]},
+            "polygons",
+        ),
+        ({"bbox": List(List(Value("float64")))}, {"bbox": [[1.0, 2.0, 3.0, 4.0]]}, "category"),
+        (
+            {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))},
+            {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": [0, 1]},
+            "one for each annotation",
+        ),
+        (
+            {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))},
+            {"bbox": [[1.0, 2.0, 3.0]], "category": [0]},
+            "four finite numbers",
+        ),
+        (
+            {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))},
+            {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": [None]},
+            "without a category",
+        ),
+    ],
+)
+def test_what_is_no_box_is_told_so(feature, value, message):
+    """Masks, polygons and half annotations: the message says what was found and what to do."""
+    dataset = Dataset.from_dict({"objects": [value]}, features=Features({"objects": feature}))
+    with pytest.raises(ValueError, match=message):
+        prepare_boxes(dataset)
+
+
+def test_images_without_annotations_stay_images():
+    """An empty list and none at all are both an image without objects."""
+    dataset = make(FIELD)
+    rows = dataset.to_list()
+    rows[3]["objects"] = None
+    prepared = prepare_boxes(Dataset.from_list(rows, features=dataset.features))
+    assert [len(row) for row in found(prepared).values()] == [2, 1, 0, 0]
+
+
+def coco_file(folder, **changes):
+    """A COCO annotation file with ids that have gaps, and its two images."""
+    for number in range(2):
+        picture(100 * number).save(folder / f"{number}.png")
+    content = {
+        "images": [{"id": 50 + n, "file_name": f"{n}.png", "width": 64, "height": 48} for n in range(2)],
+        "categories": [{"id": 90, "name": "cat"}, {"id": 3, "name": "ant"}],
+        "annotations": [
+            {"id": 7, "image_id": 51, "category_id": 90, "bbox": grid(1)[0], "area": 11.5, "iscrowd": 0},
+            {"id": 9, "image_id": 51, "category_id": 3, "bbox": grid(2)[1], "iscrowd": 1},
+        ],
+    } | changes
+    path = folder / "instances.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_coco_files_are_read(tmp_path):
+    """COCO's ids have gaps; the names lead to the model's."""
+    dataset = prepare_boxes(read_coco(coco_file(tmp_path), tmp_path), label2id=LABEL2ID)
+    assert np.array(dataset[1]["image"]).mean() == 100
+    assert dataset.remove_columns("image").to_list() == [
+        {
+            "image_id": 50,
+            "width": 64,
+            "height": 48,
+            "objects": {"bbox": [], "category": [], "id": [], "area": [], "iscrowd": []},
+        },
+        {
+            "image_id": 51,
+            "width": 64,
+            "height": 48,
+            "objects": {
+                "bbox": [grid(1)[0], grid(2)[1]],
+                "category": [1, 7],
+                "id": [7, 9],
+                "area": [11.5, grid(2)[1][2] * grid(2)[1][3]],
+                "iscrowd": [False, True],
+            },
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": [{"image_id": 51, "category_id": 90, "segmentation": [[1, 2]]}]}, "masks"),
+        ({"annotations": [{"image_id": 52, "category_id": 90, "bbox": [1, 2, 3, 4]}]}, "image 52"),
+        ({"annotations": [{"image_id": 51, "category_id": 91, "bbox": [1, 2, 3, 4]}]}, "category 91"),
+        ({"categories": [{"id": 3, "name": "ant"}, {"id": 90, "name": "ant"}]}, "one name"),
+        ({"images": [{"id": 51, "file_name": "9.png", "width": 64, "height": 48}]}, "absent"),
+        ({"images": None}, "expected the lists"),
+    ],
+)
+def test_broken_coco_files(tmp_path, changes, message):
+    """Before an hour of training, with the annotation that is wrong."""
+    with pytest.raises(ValueError, match=message):
+        read_coco(coco_file(tmp_path, **changes), tmp_path)
