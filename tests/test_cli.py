@@ -13,7 +13,7 @@ from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.cli import main
 from gs_lora_peft.sequence import TaskEntry
 
-COMMANDS = ["show", "verify", "export", "merge", "push", "pull", "revoke"]
+COMMANDS = ["show", "verify", "export", "merge", "push", "pull", "revoke", "convert-face"]
 NAMES = ["tench", "[red]cassette[/red]", "évil\x1b[2Jname", "dragonfly"]
 BASE = {
     "name_or_path": "google/vit-base",
@@ -145,7 +145,7 @@ def test_completion(run):
         (["export", "RUN", "OUT", "--tasks", "task_003"], 1, "was revoked"),
         (["export", "RUN", "OUT", "--tasks", "0"], 1, "Choose at least one"),
         (["export", "RUN", "OUT"], 1, "expected an adapter in safetensors"),
-        (["push", "RUN", "a/b/c"], 1, "expected an adapter in safetensors"),
+        (["push", "RUN", "a/b/c"], 1, "cannot be a repository on the Hub"),
         (["pull", "a/b/c"], 1, "cannot be a repository on the Hub"),
         (["verify", "RUN", "--base-model", "no/such/folder"], 1, "no/such/folder"),
         (["forget"], 2, "No such command 'forget'"),

@@ -18,3 +18,20 @@ def test_peft(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.split() == ["PeftType.GS_LORA", "True"], result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "names",
+    ["AutoConfig", "AutoModel", "AutoImageProcessor", "AutoImageProcessor, AutoModelForImageClassification"],
+)
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_face_model(names, ours_first):
+    """Transformers' Auto classes know the face model with either order of imports, without PEFT."""
+    imports = ["import gs_lora_peft", f"from transformers import {names}"]
+    code = "\n".join(imports if ours_first else imports[::-1]) + (
+        "\nimport sys\nfrom transformers.models.auto.configuration_auto import CONFIG_MAPPING\n"
+        "print('face_transformer' in CONFIG_MAPPING, 'peft' in sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert result.stdout.split() == ["True", "False"], result.stderr

@@ -4,6 +4,7 @@
 soon as PEFT itself is imported. Everything else is imported on first use.
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -105,5 +106,23 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# Importing the tuner imports PEFT and with it torch, for which not everybody who imports this package has to wait.
-when_imported("peft")(lambda peft: [import_module(room, __name__) for room in (".tuner", ".models")])
+# Importing the rooms imports torch, for which not everybody who imports this package has to wait: the tuner follows
+# PEFT, the models follow transformers' Auto classes.
+_AUTO, _AUTO_CLASSES = "transformers.models.auto", ("modeling_auto", "image_processing_auto")
+
+
+def _register(*rooms: str) -> None:
+    for room in rooms:
+        import_module(room, __name__)
+
+
+def _register_with_configurations(module: Any) -> None:
+    # Where one of the others is being imported, and configurations by it, its own hook comes later.
+    if not any(f"{_AUTO}.{name}" in sys.modules for name in _AUTO_CLASSES):
+        _register(".models")
+
+
+when_imported("peft")(lambda module: _register(".tuner", ".models"))
+when_imported(f"{_AUTO}.configuration_auto")(_register_with_configurations)
+for _name in _AUTO_CLASSES:
+    when_imported(f"{_AUTO}.{_name}")(lambda module: _register(".models"))

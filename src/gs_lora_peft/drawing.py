@@ -20,6 +20,8 @@ _STYLE: dict[Any, Any] = {
     "axes.edgecolor": FAINT,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "grid.color": "#E8E8E8",
     "font.size": 10,
     "text.color": TEXT,
     "axes.labelcolor": TEXT,

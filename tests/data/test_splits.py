@@ -10,8 +10,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gs_lora_peft.data import split_dataset, train_validation_split
 from gs_lora_peft.data.classes import UnknownClassError
-from gs_lora_peft.data.splits import split_dataset, train_validation_split
 
 NAMES = ["ant", "bee", "cat", "dog"]
 ROLES = ("forget", "retain", "old", "missing")

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from gs_lora_peft import ForgettingLedger
+from gs_lora_peft.drawing import own_style
 from gs_lora_peft.hub import figures
 from gs_lora_peft.hub.figures import draw_figures
 from gs_lora_peft.hub.labels import shortened_names
@@ -104,10 +106,10 @@ def test_few_and_many_tasks_fit(count, blocks, tmp_path):
         with Image.open(io.BytesIO(png)) as image:
             assert 600 <= image.width <= 2200
             assert 500 <= image.height <= 1800
-    with figures._own_style():
+    with own_style():
         for draw in (figures._accuracies, figures._group_norms, figures._training_curves):
             figure = draw(ledger.tasks)
-            renderer = figures.FigureCanvasAgg(figure).get_renderer()
+            renderer = FigureCanvasAgg(figure).get_renderer()
             figure.draw(renderer)
             labels = figure.axes[0].get_xticklabels() if draw is not figures._training_curves else []
             boxes = [label.get_window_extent(renderer) for label in labels]
@@ -118,7 +120,7 @@ def test_exact_zeros_are_marked_and_nothing_else():
     """A cross on every group that is exactly zero, none on one that is tiny, nothing where nothing was recorded."""
     norms = {1: {"a": 0.0, "b": 1e-30, "c": 2.0}, 2: {"a": 3.0, "b": 0.0}}
     ledger = cases.run(2, changes={n: {"groups": {"total": 3, "norms": norms[n]}} for n in norms})
-    with figures._own_style():
+    with own_style():
         figure = figures._group_norms(ledger.tasks)
     crosses = figure.axes[0].collections[0].get_offsets()
     assert {tuple(map(int, place)) for place in crosses} == {(0, 0), (1, 1)}  # (task, group)
@@ -134,7 +136,7 @@ def test_exact_zeros_are_marked_and_nothing_else():
 
 def test_revoked_tasks_carry_a_star():
     """A task that is no longer in effect is not shown as if it were."""
-    with figures._own_style():
+    with own_style():
         axes = figures._accuracies(cases.run(3, changes={2: cases.revoked(9)}).tasks).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2*", "3"]
     assert axes.get_xlabel() == "task (* revoked)"

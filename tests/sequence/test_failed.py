@@ -224,7 +224,7 @@ def test_the_time_of_the_first_asking_is_kept(base, data, tmp_path):
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_an_error_while_scoring(base, data, one_task, monkeypatch, call):
     """Scores are taken of the base, before and after training; an error in any of them leaves everything as it was."""
-    predict, calls = scoring.predict_classes, []
+    predict, calls = scoring.predict, []
 
     def fails(*args):
         calls.append(1)
@@ -234,7 +234,7 @@ def test_an_error_while_scoring(base, data, one_task, monkeypatch, call):
 
     forgetter = cases.make_forgetter(base, one_task, data)
     before = cases.snapshot(one_task)
-    monkeypatch.setattr(scoring, "predict_classes", fails)
+    monkeypatch.setattr(scoring, "predict", fails)
     with pytest.raises(RuntimeError, match="on purpose"):
         forgetter.forget(ForgetRequest([2]))
     monkeypatch.undo()

@@ -96,7 +96,7 @@ MOMENTS = {
     "after the last step": lambda: deadly(ContinualForgetter, "_export", before=True),
     "within the export": lambda: deadly(forgetter_module, "export_lora"),
     "before the folder is moved": lambda: deadly(writing, "_fsync_tree"),
-    "between folder and ledger": lambda: deadly(ContinualForgetter, "_entry"),
+    "between folder and ledger": lambda: deadly(forgetter_module, "finished_entry"),
     "before the ledger is moved": lambda: deadly(os, "replace", before=True, of=is_ledger),
     "after the ledger is moved": lambda: deadly(os, "replace", of=is_ledger),
     "before the working folder is removed": lambda: deadly(WorkFolder, "finish", before=True),

@@ -122,7 +122,7 @@ def test_twice(run):
 @pytest.mark.parametrize("broken", ["before", "after", "save"])
 def test_an_error_on_the_way(base, run, monkeypatch, broken):
     """If measuring or saving fails, the task stays in effect in ledger and model."""
-    predict, calls = scoring.predict_classes, []
+    predict, calls = scoring.predict, []
 
     def fails(*args):
         calls.append(1)
@@ -135,7 +135,7 @@ def test_an_error_on_the_way(base, run, monkeypatch, broken):
 
     before, state = cases.snapshot(run.folder), cases.weights(run.model)
     with monkeypatch.context() as patched:
-        patched.setattr(scoring, "predict_classes", fails)
+        patched.setattr(scoring, "predict", fails)
         if broken == "save":
             patched.setattr(ForgettingLedger, "save", full)
         with pytest.raises((RuntimeError, OSError), match="on purpose"):

@@ -68,7 +68,8 @@ def draw_face_pictures(
     rows = _people_to_show(audit)
     images = {row: _image(dataset[int(row)], image_column) for of_role in rows for row in of_role}
     place = Path(folder) / PICTURES_FOLDER
-    place.mkdir(parents=True, exist_ok=True)
+    # For nobody else on the machine either.
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = [place / "faces.png", place / "embedding_map.png"]
     with own_style():
         write_bytes_atomic(files[0], png_bytes(_faces(audit, rows, images)))

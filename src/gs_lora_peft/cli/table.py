@@ -10,13 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, Measure
 from ..sequence import ForgettingLedger, TaskEntry
+from ..sequence.table import measure_of_tasks
 from .output import printable
 
 _LEGEND = (
-    "Accuracies in percent{data}, before→after a task. Acc_f: forgotten classes, Acc_r: kept ones, Acc_o: those "
-    "forgotten by earlier tasks; H: harmonic mean of Acc_r and the drop of Acc_f; groups: those not zero."
+    "{title} in percent{data}, before→after a task. {f}: forgotten classes, {r}: kept ones, {o}: those forgotten by "
+    "earlier tasks; H: harmonic mean of {r} and the drop of {f}; groups: those not zero."
 )
+_TITLES = {ACCURACY: "Accuracies", AVERAGE_PRECISION: "Average precisions (AP@[.5:.95])"}
 
 
 def print_ledger(ledger: ForgettingLedger) -> None:
@@ -26,16 +29,19 @@ def print_ledger(ledger: ForgettingLedger) -> None:
     table.add_column("task", no_wrap=True)
     table.add_column("done on", no_wrap=True)
     table.add_column("forgotten", overflow="fold", min_width=10)
-    for title in ("Acc_f", "Acc_r", "Acc_o", "H", "groups"):
+    measure = measure_of_tasks(ledger.tasks)
+    symbols = {role[0]: measure.symbol_of(role) for role in ("forget", "retain", "old")}
+    for title in (*symbols.values(), "H", "groups"):
         table.add_column(title, justify="right", no_wrap=True)
     for entry in ledger.tasks:
-        cells = _row(entry)
+        cells = _row(entry, measure)
         table.add_row(*(Text(printable(cell)) for cell in cells), style="dim" if entry.status == "revoked" else None)
     for line in _about(ledger):
         console.print(Text(printable(line)), soft_wrap=True)
     if ledger.tasks:
         console.print(table)
-        console.print(Text(printable(_LEGEND.format(data=_scored_on(ledger)))), style="dim")
+        legend = _LEGEND.format(title=_TITLES[measure], data=_scored_on(ledger), **symbols)
+        console.print(Text(printable(legend)), style="dim")
 
 
 def _about(ledger: ForgettingLedger) -> list[str]:
@@ -56,7 +62,7 @@ def _about(ledger: ForgettingLedger) -> list[str]:
     return lines
 
 
-def _row(entry: TaskEntry) -> list[str]:
+def _row(entry: TaskEntry, measure: Measure) -> list[str]:
     before, after = entry.scores.get("before", {}), entry.scores.get("after", {})
     forgotten = entry.class_names or entry.classes or ["withheld"]
     groups = f"{len(entry.groups['active'])}/{entry.groups.get('total', '?')}" if "active" in entry.groups else "–"
@@ -64,9 +70,8 @@ def _row(entry: TaskEntry) -> list[str]:
         entry.name,
         entry.finished_at[:10],
         ("revoked: " if entry.status == "revoked" else "") + ", ".join(map(str, forgotten)),
-        f"{_percent(before, 'acc_forget')}→{_percent(after, 'acc_forget')}",
-        f"{_percent(before, 'acc_retain')}→{_percent(after, 'acc_retain')}",
-        _percent(after, "acc_old"),
+        *(f"{_percent(before, key)}→{_percent(after, key)}" for key in map(measure.key, ("forget", "retain"))),
+        _percent(after, measure.key("old")),
         _percent(after, "h_mean"),
         groups,
     ]

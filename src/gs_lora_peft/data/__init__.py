@@ -1,21 +1,29 @@
 """Splits and pairing."""
 
 from .augmentation import rand_augment
+from .box_collation import DetectionCollator
+from .boxes import InvalidBoxError, prepare_boxes
 from .classes import align_labels
+from .coco import read_coco
 from .pairing import ImageCollator, PairedCollator, PairedDataset, PairedSampler
 from .protocol import class_order, continual_protocol
-from .splits import ForgettingSplit, split_dataset, train_validation_split
+from .splits import ForgettingSplit
+from .splitting import split_dataset, train_validation_split
 
 __all__ = [
+    "DetectionCollator",
     "ForgettingSplit",
     "ImageCollator",
+    "InvalidBoxError",
     "PairedCollator",
     "PairedDataset",
     "PairedSampler",
     "align_labels",
     "class_order",
     "continual_protocol",
+    "prepare_boxes",
     "rand_augment",
+    "read_coco",
     "split_dataset",
     "train_validation_split",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import BaseImageProcessor, default_data_collator
+
+from .box_collation import DetectionCollator
+from .box_columns import is_object_column
 
 Pair = tuple[int, int]
 
@@ -131,13 +134,26 @@ class PairedCollator:
 
     Args:
         collate (`Callable`): the collator for a plain list of samples; it sees the retain half, then the forget half.
+        forget_classes (`Iterable[int]`, *optional*): ids of the classes that the task forgets. With it, labels that
+            hold several objects each get a mask `forget` over their `class_labels`, for an image may hold both kinds.
+            One that `collate` has made is left as it is.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]], forget_classes: Iterable[int] | None = None):
         self.collate = collate
+        self.forget_classes = None if forget_classes is None else torch.tensor(sorted(forget_classes))
 
     def __call__(self, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-        return self.collate([retain for retain, _ in pairs] + [forget for _, forget in pairs])
+        batch = self.collate([retain for retain, _ in pairs] + [forget for _, forget in pairs])
+        labels = batch.get("labels")
+        if self.forget_classes is not None and isinstance(labels, list):
+            batch["labels"] = [self._marked(label, self.forget_classes) for label in labels]
+        return batch
+
+    def _marked(self, label: Any, forget_classes: torch.Tensor) -> Any:
+        if not isinstance(label, Mapping) or "class_labels" not in label or "forget" in label:
+            return label
+        return {**label, "forget": torch.isin(label["class_labels"], forget_classes)}
 
 
 class ImageCollator:
@@ -200,8 +216,24 @@ class TensorCollator:
         return default_data_collator(renamed)
 
 
-def default_collator(processing_class: Any = None, label_column: str = "label") -> ImageCollator | TensorCollator:
-    """[`ImageCollator`] where there is an image processor, else [`TensorCollator`]."""
-    if isinstance(processing_class, BaseImageProcessor):
+def default_collator(
+    processing_class: Any = None, label_column: str = "label", dataset: Any = None
+) -> ImageCollator | TensorCollator | DetectionCollator:
+    """[`ImageCollator`] where there is an image processor, [`DetectionCollator`] where the labels of `dataset` are
+    annotated boxes, else [`TensorCollator`].
+
+    Raises:
+        ValueError: if there are boxes and no image processor to prepare them.
+    """
+    has_processor = isinstance(processing_class, BaseImageProcessor)
+    if is_object_column(dataset, label_column):
+        if not has_processor:
+            raise ValueError(
+                f"{label_column!r} holds annotated boxes, which the model's image processor has to prepare, and "
+                f"`processing_class` is {type(processing_class).__name__}. Give AutoImageProcessor.from_pretrained"
+                "(...), or a `data_collator` of your own."
+            )
+        return DetectionCollator(processing_class, objects_column=label_column)
+    if has_processor:
         return ImageCollator(processing_class, label_column=label_column)
     return TensorCollator(label_column)

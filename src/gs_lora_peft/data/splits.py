@@ -1,4 +1,4 @@
-"""Which rows are to be forgotten, which are replayed, and which are only scored.
+"""Which rows are to be forgotten, which are replayed, and which are only scored, where every row is of one class.
 
 Everything here works on the label column alone: no image is decoded and no transform is run.
 """
@@ -45,7 +45,7 @@ class ForgettingSplit:
     missing_classes: list[int]
 
 
-def split_dataset(
+def split_rows(
     dataset: Dataset,
     forget: Sequence[str | int],
     *,
@@ -57,44 +57,7 @@ def split_dataset(
     shots: int | None = None,
     seed: int = 1337,
 ) -> ForgettingSplit:
-    """Takes a dataset apart for one forgetting task.
-
-    Classes are given by `ClassLabel` name or by id; a column of plain integers knows ids alone. Which rows of a class
-    are drawn depends on `seed` and the rows' places only, not on the request: a class keeps its replayed rows from
-    task to task, and a smaller draw is part of a larger one.
-
-    Args:
-        dataset (`datasets.Dataset`): One row for each sample.
-        forget (`Sequence[str | int]`): The classes to forget.
-        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row.
-        old (`Sequence[str | int]`, *optional*, defaults to none):
-            Classes that earlier tasks forgot. They are in neither D_f nor D_r and need not have rows.
-        missing (`Sequence[str | int]`, *optional*, defaults to none):
-            Classes to keep although none of their data is replayed. They need not have rows.
-        retain (`Sequence[str | int]`, *optional*, defaults to every other class that has rows):
-            The classes to replay. Classes named nowhere are then left out.
-        replay_ratio (`float`, *optional*, defaults to 1.0):
-            The share in (0, 1] of each retained class's rows that goes into D_r, rounded half up, one row at least.
-        shots (`int`, *optional*): Take exactly so many rows of every class to forget and of every class to retain.
-        seed (`int`, *optional*, defaults to 1337): Decides which rows `replay_ratio` and `shots` draw.
-
-    Returns:
-        [`ForgettingSplit`]: The four parts and their classes. `retain_classes` is sorted unless `retain` is given.
-
-    Raises:
-        UnknownClassError: A name or id that the labels do not have.
-        ValueError: No class to forget, or none left to retain; a class with two roles; a class to forget or to retain
-            without rows, or with fewer than `shots`; a dataset, column or label that cannot be split; settings out of
-            range, or `replay_ratio` together with `shots`.
-
-    Example:
-
-    ```python
-    >>> split = split_dataset(dataset, forget=["tench", "cassette player"], replay_ratio=0.1)
-    >>> split.forget_classes
-    [0, 482]
-    ```
-    """
+    """[`split_dataset`] where every row is of one class."""
     _check_sampling(replay_ratio, shots, seed)
     labels, names = read_labels(dataset, label_column)
     classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -120,27 +83,10 @@ def split_dataset(
     return ForgettingSplit(**parts, **{f"{role}_classes": ids for role, ids in roles.items()})
 
 
-def train_validation_split(
+def train_validation_rows(
     dataset: Dataset, label_column: str = "label", fraction: float = 0.1, seed: int = 1337
 ) -> tuple[Dataset, Dataset]:
-    """Takes a validation part out of training data, the same share of every class.
-
-    Args:
-        dataset (`datasets.Dataset`): One row for each sample.
-        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row.
-        fraction (`float`, *optional*, defaults to 0.1):
-            The share in (0, 1) of each class that goes into the validation part, rounded half up. One row of each
-            class stays in the training part whatever the share.
-        seed (`int`, *optional*, defaults to 1337): Decides which rows are taken.
-
-    Returns:
-        `tuple[datasets.Dataset, datasets.Dataset]`: The training part and the validation part, both in the order of
-        the dataset.
-
-    Raises:
-        ValueError: The fraction or the seed is out of range, the column or a label cannot be used, or every class is
-            too small to give a row.
-    """
+    """[`train_validation_split`] where every row is of one class."""
     if not _is_real(fraction) or not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction!r}; expected a number between 0 and 1. Take for instance 0.1.")
     _check_seed(seed)

@@ -10,10 +10,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..metrics.measures import ACCURACY, Measure
 from ..sequence import ForgettingLedger
+from ..sequence.table import measure_of_tasks
 from . import sections, snippets
 from .markdown import escape, task_ranges
-from .results import evaluation_results
+from .results import METRICS, evaluation_results
 
 if TYPE_CHECKING:
     from .composite import CompositeReport
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
 _TEMPLATE = Path(__file__).parent / "templates" / "card.md.jinja"
 TAGS = ["gs-lora", "unlearning", "continual-forgetting", "lora"]
 _PICTURES = {
-    "accuracies.png": "Accuracy on kept, forgotten and earlier forgotten classes before and after each task",
+    "accuracies.png": "{measure} on kept, forgotten and earlier forgotten classes before and after each task",
     "group_norms.png": "Norm of the LoRA matrices of every group in every task; exact zeros are marked",
-    "training_curves.png": "Losses, accuracies and number of active groups in the course of each training",
+    "training_curves.png": "Losses, {known} and number of active groups in the course of each training",
 }
 
 
@@ -61,6 +63,7 @@ def build_card(
     base, entries, active = ledger.base_model, ledger.tasks, ledger.active_tasks
     repo = repo_id or "."
     pipeline_tag, on_hub = _pipeline_tag(base.get("model_class")), _is_on_hub(base)
+    measure = measure_of_tasks(entries)
     results = evaluation_results(entries, task_type=pipeline_tag or "other", dataset=dataset)
     data = ModelCardData(
         base_model=base["name_or_path"] if on_hub else None,
@@ -69,7 +72,7 @@ def build_card(
         eval_results=results or None,
         library_name="peft",
         license=license,
-        metrics=["accuracy"] if results else None,
+        metrics=[METRICS[measure][0]] if results else None,
         model_name=_title(repo_id) if results else None,
         pipeline_tag=pipeline_tag,
         tags=TAGS,
@@ -90,7 +93,9 @@ def build_card(
         "requests": sections.requests(entries, withheld=withheld) if entries else "",
         "scores": sections.scores(entries),
         "is_scored": any(entry.scores.get("after") for entry in entries),
-        "base_accuracy": sections.base_accuracy(entries),
+        "measure": measure,
+        "measure_texts": sections.MEASURE_TEXTS[measure],
+        "base_score": sections.base_score(entries),
         "present_state": sections.present_state(entries),
         "outdated": sections.outdated(entries),
         "revocations": sections.revocations(entries),
@@ -99,10 +104,15 @@ def build_card(
         "settings": sections.settings(entries),
         "versions": sections.versions(entries),
         "composite": composite,
-        "pictures": [(_PICTURES.get(path.rsplit("/", 1)[-1], ""), path) for path in figures],
+        "pictures": [(_picture_title(path, measure), path) for path in figures],
         "stock_peft": snippets.stock_peft(base, repo),
         "stock_transformers": snippets.stock_transformers(base, repo),
-        "stock_pipeline": snippets.stock_pipeline(pipeline_tag, repo) if pipeline_tag and on_hub else None,
+        # A pipeline loads model and adapter in one go, so that nobody can untie the heads in between.
+        "stock_pipeline": (
+            snippets.stock_pipeline(pipeline_tag, repo)
+            if pipeline_tag and on_hub and not base.get("tied_heads")
+            else None
+        ),
         "this_package": snippets.this_package(base, repo, first=len(active) > 1),
         "example_task": active[-1].name if len(active) > 1 else None,
     }
@@ -111,6 +121,12 @@ def build_card(
 
 def _title(repo_id: str | None) -> str:
     return repo_id.rsplit("/", 1)[-1] if repo_id else "forgetting-adapter"
+
+
+def _picture_title(path: str, measure: Measure) -> str:
+    known = "accuracies" if measure == ACCURACY else "confidences"
+    title = _PICTURES.get(path.rsplit("/", 1)[-1], "")
+    return title.format(measure=measure.title.capitalize(), known=known)
 
 
 def _is_on_hub(base: Mapping[str, Any]) -> bool:

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ..drawing import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
 from ..sequence import ForgettingLedger, TaskEntry
+from ..sequence.curves import KNOWN_BY
+from ..sequence.table import measure_of_tasks
 from ..storage import StrPath, write_bytes_atomic
 from .labels import shortened_names
 
 FIGURES_FOLDER = "figures"
-DOTS_PER_INCH = 150
-# Okabe-Ito: told apart with any kind of colour vision. Shapes and dashes differ as well.
-KEPT, FORGOTTEN, EARLIER = "#0072B2", "#D55E00", "#009E73"
-ZERO, TEXT, FAINT, GRID = "#E4E4E4", "#222222", "#808080", "#E8E8E8"
-# A ground of its own, on which everything has the contrast it was chosen for: on a transparent one only a few greys
-# can be read both on white and on black pages.
-_STYLE: dict[Any, Any] = {
-    "figure.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "font.size": 10,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
+EARLIER, ZERO = "#009E73", "#E4E4E4"
 
 
 def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
@@ -52,8 +30,9 @@ def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
     Draw a run, from its ledger alone.
 
     `group_norms.png`: ‖g‖ of every group in every task as a heat map, groups that are exactly zero marked;
-    `accuracies.png`: on the kept, the forgotten and the earlier forgotten classes, before and after each task;
-    `training_curves.png`: losses, accuracies and active groups in the course of each training. One whose numbers no
+    `accuracies.png`, of a detector average precisions: on the kept, the forgotten and the earlier forgotten classes,
+    before and after each task; `training_curves.png`: losses, accuracies (of a detector confidences) and active groups
+    in the course of each training. One whose numbers no
     task has recorded is left out. Tasks appear by number, revoked ones with a star; classes are never named. The same
     ledger gives the same bytes with the same version of matplotlib, whatever style the caller has set.
 
@@ -73,28 +52,14 @@ def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
         "training_curves.png": _training_curves,
     }
     drawn = []
-    with _own_style():
+    with own_style():
         for name, draw in drawings.items():
             figure = draw(ledger.tasks)
             if figure is not None:
                 (Path(out) / FIGURES_FOLDER).mkdir(parents=True, exist_ok=True)
-                write_bytes_atomic(Path(out) / FIGURES_FOLDER / name, _png(figure))
+                write_bytes_atomic(Path(out) / FIGURES_FOLDER / name, png_bytes(figure))
                 drawn.append(f"{FIGURES_FOLDER}/{name}")
     return drawn
-
-
-@contextmanager
-def _own_style() -> Iterator[None]:
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 # Group norms
@@ -110,7 +75,7 @@ def _group_norms(entries: Sequence[TaskEntry]) -> Figure | None:
     prefix, labels = shortened_names(names)
     cell_width, cell_height = np.clip(8.0 / columns, 0.08, 0.75), np.clip(7.5 / rows, 0.11, 0.42)
     width = max(columns * cell_width + 0.08 * max(map(len, labels)) + 1.8, 5.0)
-    figure = _figure(width, rows * cell_height + 1.5)
+    figure = new_figure(width, rows * cell_height + 1.5)
     axes = figure.add_subplot()
     _draw_cells(figure, axes, norms, float(min(cell_width, cell_height)))
     if cell_width >= 0.5 and cell_height >= 0.25:
@@ -166,13 +131,15 @@ def _write_norms(axes: Axes, norms: np.ndarray) -> None:
 
 
 def _accuracies(entries: Sequence[TaskEntry]) -> Figure | None:
-    base, kept = _scores(entries, "base", "acc_retain"), _scores(entries, "after", "acc_retain")
-    before, after = _scores(entries, "before", "acc_forget"), _scores(entries, "after", "acc_forget")
-    earlier = _scores(entries, "after", "acc_old")
+    measure = measure_of_tasks(entries)
+    kept_key, forget_key = measure.key("retain"), measure.key("forget")
+    base, kept = _scores(entries, "base", kept_key), _scores(entries, "after", kept_key)
+    before, after = _scores(entries, "before", forget_key), _scores(entries, "after", forget_key)
+    earlier = _scores(entries, "after", measure.key("old"))
     if np.isnan([base, kept, before, after, earlier]).all():
         return None
     count = len(entries)
-    figure = _figure(float(np.clip(3.5 + 0.6 * count, 5.5, 11)), 4.2)
+    figure = new_figure(float(np.clip(3.5 + 0.6 * count, 5.5, 11)), 4.2)
     axes = figure.add_subplot()
     places, aside = np.arange(count), 0.1 if count <= 20 else 0.0
     size = float(np.clip(90 / count, 3.5, 7))
@@ -186,14 +153,16 @@ def _accuracies(entries: Sequence[TaskEntry]) -> Figure | None:
             axes.plot(x, values, label=label, **{"linestyle": "", "marker": "o", "markersize": size, **style})
 
     plot(places - aside, kept, "kept classes, after", color=KEPT, marker="s", linestyle="-")
+    missing = _scores(entries, "after", "acc_missing")
+    plot(places + aside, missing, "kept classes without data, after", color=KEPT, marker="D", markerfacecolor="none")
     plot(places, before, "this task's classes, before", color=FORGOTTEN, markerfacecolor="white")
     plot(places, after, "this task's classes, after", color=FORGOTTEN)
     # Hollow and larger, so that a point under it still shows.
     shape: dict[str, Any] = {"marker": "^", "markerfacecolor": "none", "markersize": min(1.5 * size, 8)}
     plot(places + aside, earlier, "classes of earlier tasks, after", color=EARLIER, **shape)
     axes.grid(True, axis="y")
-    axes.set(ylim=(-4, 104), xlim=(-0.6, count - 0.4), ylabel="accuracy (%)")
-    axes.set_title("Accuracy before and after each task")
+    axes.set(ylim=(-4, 104), xlim=(-0.6, count - 0.4), ylabel=f"{measure.title} (%)")
+    axes.set_title(f"{measure.title.capitalize()} before and after each task")
     _number_tasks(axes, entries, most=25)
     figure.legend(loc="outside lower left", ncols=2)
     return figure
@@ -211,8 +180,10 @@ def _scores(entries: Sequence[TaskEntry], when: str, name: str) -> np.ndarray:
 def _training_curves(entries: Sequence[TaskEntry]) -> Figure | None:
     if not any(entry.curves for entry in entries):
         return None
+    found = {name for entry in entries for name in entry.curves or ()}
+    known_by = next(name for name in KNOWN_BY if f"retain_{name}" in found)
     count = len(entries)
-    figure = _figure(float(np.clip(4 + 1.2 * count, 6, 11)), 6.5)
+    figure = new_figure(float(np.clip(4 + 1.2 * count, 6, 11)), 6.5)
     losses, accuracies, groups = panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
     width = 1.6 if count <= 20 else 1.0
     keep: dict[str, Any] = {"color": KEPT, "linewidth": width}
@@ -225,14 +196,14 @@ def _training_curves(entries: Sequence[TaskEntry]) -> Figure | None:
         point = {"marker": "o" if len(at) == 1 else ""}
         losses.plot(at, curves["retain_loss"], **keep, **point)
         losses.plot(at, curves["forget_loss"], **forget, **point)
-        accuracies.plot(at, 100 * curves["retain_accuracy"], **keep, **point)
-        accuracies.plot(at, 100 * curves["forget_accuracy"], **forget, **point)
+        accuracies.plot(at, 100 * curves[f"retain_{known_by}"], **keep, **point)
+        accuracies.plot(at, 100 * curves[f"forget_{known_by}"], **forget, **point)
         groups.plot(at, curves["active_groups"], color=TEXT, linewidth=width, drawstyle="steps-post", **point)
     losses.set_yscale("symlog", linthresh=0.01)  # a loss may be exactly 0
     losses.set_ylim(bottom=max(losses.get_ylim()[0], 0.0))
     losses.yaxis.set_major_formatter("{x:g}")
     losses.set(ylabel="loss (nats, log scale)", title="Training of each task, from its first epoch to its last")
-    accuracies.set(ylabel="accuracy (%)", ylim=(-4, 104))
+    accuracies.set(ylabel=f"{known_by} (%)", ylim=(-4, 104))
     groups.set(ylabel="active groups", ylim=(0, 1.05 * max(groups.get_ylim()[1], 1.0)), xlim=(0, count))
     groups.yaxis.get_major_locator().set_params(integer=True)
     for axes in panels:
@@ -247,10 +218,6 @@ def _training_curves(entries: Sequence[TaskEntry]) -> Figure | None:
 
 
 # What all of them have
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(float(width), float(height)), dpi=DOTS_PER_INCH, layout="constrained")
 
 
 def _number_tasks(axes: Axes, entries: Sequence[TaskEntry], *, most: int, at: float = 0.0) -> None:

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 
 from huggingface_hub import EvalResult
 
+from ..metrics.measures import ACCURACY, AVERAGE_PRECISION
 from ..sequence import TaskEntry
+from ..sequence.table import measure_of_tasks
 from .scored import revoked_since
 
+# What the Hub calls a measure, and how it is written.
+METRICS = {ACCURACY: ("accuracy", "Accuracy"), AVERAGE_PRECISION: ("mAP", "AP@[.5:.95]")}
 _SPLITS = {"forget": "forgotten classes", "retain": "kept classes", "old": "classes forgotten by earlier tasks"}
 
 
@@ -23,15 +27,17 @@ def evaluation_results(entries: Sequence[TaskEntry], *, task_type: str, dataset:
         task_type (`str`): The kind of task as the Hub calls it, e.g. `"image-classification"`.
         dataset (`str`, *optional*): Hub id of the data set.
     """
+    measure = measure_of_tasks(entries)
     results = []
     for entry in entries:
         if entry.status == "revoked" or revoked_since(entry, entries):
             continue
         after, data = entry.scores.get("after", {}), entry.scores.get("data")
         for split, classes in _SPLITS.items():
-            metrics = [("accuracy", "Accuracy", after.get(f"acc_{split}"))]
+            metrics = [(*METRICS[measure], after.get(measure.key(split)))]
             if split == "forget":
-                metrics.append(("h_mean", "H (harmonic mean of Acc_r and the drop of Acc_f)", after.get("h_mean")))
+                kept, gone = measure.symbol_of("retain"), measure.symbol_of("forget")
+                metrics.append(("h_mean", f"H (harmonic mean of {kept} and the drop of {gone})", after.get("h_mean")))
             results += [
                 EvalResult(
                     task_type=task_type,

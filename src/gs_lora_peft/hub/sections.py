@@ -5,11 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..metrics.measures import ACCURACY, AVERAGE_PRECISION
 from ..sequence import TaskEntry
+from ..sequence.table import measure_of_tasks
 from .labels import shortened_names
 from .markdown import escape, percent, table, task_ranges
 from .scored import revoked_since, scored_last
 
+# When each score was taken, and of which role.
+_SCORES = (
+    ("before", "forget"),
+    ("after", "forget"),
+    ("base", "retain"),
+    ("before", "retain"),
+    ("after", "retain"),
+    ("before", "old"),
+    ("after", "old"),
+)
+# What scores are, what is said of the base model's, and how they came about.
+MEASURE_TEXTS = {
+    ACCURACY: {
+        "title": "Accuracies",
+        "base": "The base model answers {} % of all evaluation samples right.",
+        "how": "Answers are the class with the largest logit, and an accuracy is the share of right ones.",
+    },
+    AVERAGE_PRECISION: {
+        "title": "Average precisions",
+        "base": "The base model's average precision over all categories is {} %.",
+        "how": "Scores are COCO's AP@[.5:.95], the mean over overlaps (IoU) and categories, with no threshold on "
+        "the confidence.",
+    },
+}
 _MEASURED_ON = {
     "test": "the `test` split of the data, which was not trained on",
     "validation": "the `validation` split of the data, which was not trained on",
@@ -42,29 +68,23 @@ def _moment(text: Any) -> str:
 
 
 def scores(entries: Sequence[TaskEntry]) -> str:
-    """Accuracies of each task before and after, in percent."""
-    header = ["Task", "Acc_f before", "Acc_f", "Acc_r base", "Acc_r before", "Acc_r", "Acc_o before", "Acc_o", "H"]
+    """Scores of each task before and after, in percent."""
+    measure = measure_of_tasks(entries)
+    titles = [measure.symbol_of(role) + (f" {when}" if when != "after" else "") for when, role in _SCORES]
+    header = ["Task", *titles, "H"]
     rows = []
     for entry in entries:
-        base, before, after = (entry.scores.get(when, {}) for when in ("base", "before", "after"))
-        values = (
-            before.get("acc_forget"),
-            after.get("acc_forget"),
-            base.get("acc_retain"),
-            before.get("acc_retain"),
-            after.get("acc_retain"),
-            before.get("acc_old"),
-            after.get("acc_old"),
-            after.get("h_mean"),
-        )
+        values = [entry.scores.get(when, {}).get(measure.key(role)) for when, role in _SCORES]
+        values.append(entry.scores.get("after", {}).get("h_mean"))
         star = "\\*" if entry.status == "revoked" or revoked_since(entry, entries) else ""
         rows.append([entry.name + star, *map(percent, values), f"{len(_active(entry))} of {_total(entry)}"])
     return table([*header, "active groups"], rows)
 
 
-def base_accuracy(entries: Sequence[TaskEntry]) -> str | None:
-    """The share of all evaluation samples that the base model gets right, in percent."""
-    values = [entry.scores["base"]["acc_all"] for entry in entries if "acc_all" in entry.scores.get("base", {})]
+def base_score(entries: Sequence[TaskEntry]) -> str | None:
+    """How the base model does on all evaluation data, in percent."""
+    key = measure_of_tasks(entries).key("all")
+    values = [entry.scores["base"][key] for entry in entries if key in entry.scores.get("base", {})]
     return percent(values[-1]) if values else None
 
 
@@ -92,10 +112,10 @@ def _total(entry: TaskEntry) -> str:
 
 def revocations(entries: Sequence[TaskEntry]) -> str:
     """What taking tasks back did; empty where that was not measured."""
+    names = [measure_of_tasks(entries).key(of) for of in ("revoked", "still_forgotten", "retain")]
     rows = []
     for entry in entries:
         before, after = ((entry.revocation or {}).get(f"scores_{when}") or {} for when in ("before", "after"))
-        names = ("acc_revoked", "acc_still_forgotten", "acc_retain")
         if before or after:
             rows.append([entry.name, *(f"{percent(before.get(name))} → {percent(after.get(name))}" for name in names)])
     return table(["Revoked", "Its classes", "Classes still forgotten", "Kept classes"], rows) if rows else ""

@@ -11,16 +11,13 @@ _UNKNOWN_BASE = "path/to/the/base/model"
 
 def stock_peft(base: Mapping[str, Any], repo: str) -> str:
     """All requests in effect, by PEFT alone."""
-    return _code(
-        "from peft import PeftModel",
-        base,
-        f"model = PeftModel.from_pretrained(base_model, {_text(repo)}).eval()",
-    )
+    load = f"model = PeftModel.from_pretrained(base_model, {_text(repo)}).eval()"
+    return _code("from peft import PeftModel", base, _untied(base, load))
 
 
 def stock_transformers(base: Mapping[str, Any], repo: str) -> str:
     """The same by transformers' own `load_adapter`."""
-    return _code(None, base, f"base_model.load_adapter({_text(repo)})")
+    return _code(None, base, _untied(base, f"base_model.load_adapter({_text(repo)})"))
 
 
 def stock_pipeline(pipeline_tag: str, repo: str) -> str:
@@ -33,6 +30,14 @@ def this_package(base: Mapping[str, Any], repo: str, *, first: bool) -> str:
     tasks = ", tasks=1" if first else ""
     load = f"model = load_forgotten(base_model, {_text(repo)}{tasks})"
     return _code("from gs_lora_peft import load_forgotten", base, load)
+
+
+def _untied(base: Mapping[str, Any], load: str) -> str:
+    """The same for a detector with tied heads, which PEFT would take for tied word embeddings."""
+    if not base.get("tied_heads"):
+        return load
+    config = "base_model.config.tie_word_embeddings"
+    return f"{config} = False  # what is tied are its heads, which PEFT does not know\n{load}\n{config} = True"
 
 
 def import_line(model_class: str) -> str:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..sequence import ForgettingLedger, LedgerError, TaskEntry
+from ..sequence.curves import KNOWN_BY
 from ..storage import StrPath, read_limited
 
 KEY_NAME = "withheld.key"
 _DIGEST = "hmac-sha256:"
-_BASE_FIELDS = ("name_or_path", "revision", "model_class", "num_labels", "fingerprint")
+_BASE_FIELDS = ("name_or_path", "revision", "model_class", "num_labels", "tied_heads", "fingerprint")
 _COUNTED = ("shots",)  # settings that are a number of samples of each class
-_ACCURACIES = ("retain_accuracy", "forget_accuracy")
+_ROUNDED = {f"{role}_{known_by}" for role in ("retain", "forget") for known_by in KNOWN_BY}
 
 
 def withheld_ledger(ledger: ForgettingLedger, key: bytes, folder: StrPath) -> ForgettingLedger:
@@ -158,8 +159,7 @@ def _rounded_curves(curves: dict[str, Any] | None) -> dict[str, Any] | None:
     if curves is None or any(epoch != int(epoch) for epoch in curves["epoch"]):
         return None
     return {
-        name: [round(value, 2) for value in values] if name in _ACCURACIES else values
-        for name, values in curves.items()
+        name: [round(value, 2) for value in values] if name in _ROUNDED else values for name, values in curves.items()
     }
 
 

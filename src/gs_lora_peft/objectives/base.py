@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from .scoring import ClassificationScoring, Scoring
+
 GlobalMean = Callable[[Tensor], Tensor]
 
 
@@ -46,7 +48,13 @@ class Objective(Protocol):
 
     `model` is what the trainer calls, a `PeftModel` and under DDP a wrapper around it: [`unwrapped`] leads to the
     model's configuration and heads, while the forward must go through `model` itself.
+
+    Attributes:
+        scoring ([`Scoring`]): how evaluation compares the outputs of `evaluation_step` with the labels; by default as
+            logits of a classifier.
     """
+
+    scoring: Scoring = ClassificationScoring()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity

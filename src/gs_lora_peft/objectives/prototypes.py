@@ -136,6 +136,7 @@ class PrototypeObjective(Objective):
         distance: PrototypeDistance = "kl",
     ):
         self.objective = objective
+        self.scoring = objective.scoring
         self.forget_weight = forget_weight
         self.retain_weight = retain_weight
         self.bound = bound

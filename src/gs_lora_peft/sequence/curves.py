@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ..training import GSLoraTrainer
 
 CURVE_NAMES = ("epoch", "retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy", "active_groups")
+# How much is known in the course of a training: of a classifier the first, of a detector the second.
+KNOWN_BY = ("accuracy", "confidence")
 MAX_CURVE_POINTS = 100
 
 
@@ -39,6 +41,15 @@ class TrainingRecord:
         return cls({**groups.state(), "norms": norms}, state.global_step, training_curves(state.log_history))
 
 
+def curve_names(names: Collection[str]) -> tuple[str, ...] | None:
+    """The curves that a training with logs of these names has; `None` where they are not complete."""
+    for known_by in KNOWN_BY:
+        wanted = tuple(name.replace("accuracy", known_by) for name in CURVE_NAMES)
+        if set(wanted) <= set(names):
+            return wanted
+    return None
+
+
 def training_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]] | None:
     """The logged losses, accuracies and active groups of a training.
 
@@ -47,16 +58,15 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[
 
     Returns:
         `dict[str, list[float]]` or `None`: `epoch` and, at each of these moments, the means since the one before:
-        `retain_loss` and `forget_loss` in nats, `retain_accuracy` and `forget_accuracy` in [0, 1]; and the number of
-        `active_groups`. At most 100 evenly spread points, the first and the last among them, to six digits. `None`
-        where nothing was logged.
+        `retain_loss` and `forget_loss` in nats, `retain_accuracy` and `forget_accuracy` in [0, 1] (of a detector
+        `retain_confidence` and `forget_confidence`, also in [0, 1]); and the number of `active_groups`. At most 100
+        evenly spread points, the first and the last among them, to six digits. `None` where nothing was logged.
     """
-    rows = [[row[name] for name in CURVE_NAMES] for row in log_history if all(name in row for name in CURVE_NAMES)]
+    names = next(filter(None, map(curve_names, log_history)), ())
+    rows = [[row[name] for name in names] for row in log_history if names and all(name in row for name in names)]
     rows = [row for row in rows if all(map(math.isfinite, row))]
     if not rows:
         return None
     picked = np.unique(np.linspace(0, len(rows) - 1, MAX_CURVE_POINTS).round().astype(int))
     columns = zip(*(rows[index] for index in picked), strict=True)
-    return {
-        name: [float(f"{value:.6g}") for value in column] for name, column in zip(CURVE_NAMES, columns, strict=True)
-    }
+    return {name: [float(f"{value:.6g}") for value in column] for name, column in zip(names, columns, strict=True)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..storage import relative_path_problem
-from .curves import CURVE_NAMES
+from .curves import CURVE_NAMES, curve_names
 from .plain import LedgerError, is_names, plain_json, short
 from .request import parse_utc
 
@@ -150,4 +150,4 @@ def _are_numbers(values: Iterable[Any]) -> bool:
 
 def _are_curves(value: Any) -> bool:
     fits = isinstance(value, dict) and all(isinstance(c, list) and c and _are_numbers(c) for c in value.values())
-    return fits and value.keys() >= set(CURVE_NAMES) and len({len(curve) for curve in value.values()}) == 1
+    return fits and curve_names(value) is not None and len({len(curve) for curve in value.values()}) == 1

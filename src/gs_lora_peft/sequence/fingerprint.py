@@ -73,8 +73,11 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     Returns:
         `dict`: `name_or_path` (a Hub id; of a local folder only its last part, so that nothing of the machine's paths
         gets out; `None` if unknown), `revision` (the Hub commit it was loaded from or `None`), `model_class`,
-        `num_labels` (or `None`) and `fingerprint` (see [`weights_fingerprint`]).
+        `num_labels` (or `None`), `tied_heads` (only where it is so: detectors whose heads are tied to each other, see
+        [`has_tied_heads`]) and `fingerprint` (see [`weights_fingerprint`]).
     """
+    from ..tuner.tying import has_tied_heads
+
     bare = _bare(model)
     config = getattr(bare, "config", None)
     raw_name = getattr(config, "_name_or_path", None) or getattr(bare, "name_or_path", None)
@@ -85,6 +88,7 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         "revision": getattr(config, "_commit_hash", None) or revision,
         "model_class": type(bare).__name__,
         "num_labels": num_labels if isinstance(num_labels, int) else None,
+        **({"tied_heads": True} if has_tied_heads(bare) else {}),
         "fingerprint": weights_fingerprint(bare),
     }
 

@@ -17,14 +17,15 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..data import ForgettingSplit
 from ..data.pairing import default_collator
-from ..storage import sha256_of, staged_folder, write_json_atomic
+from ..storage import staged_folder, write_json_atomic
 from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig, LoraGroups, export_lora
 from .adapters import check_tasks
 from .curves import TrainingRecord
 from .entry import TaskEntry
 from .fingerprint import model_identity
-from .layout import TASKS_FOLDER, task_folder
+from .finishing import finished_entry
+from .layout import task_folder
 from .ledger import ForgettingLedger
 from .loading import refuse_adapters
 from .merging import MergedModel, fresh_adapter
@@ -33,11 +34,10 @@ from .planning import check_missing, check_sequence, match_requests, resolve_req
 from .processes import on_main
 from .recipe import Recipe, adapter_settings
 from .remote import fetch_to_continue
-from .request import ForgetRequest, utc_now
+from .request import ForgetRequest
 from .restoring import recorded_config
 from .scoring import Scores
 from .sources import checked_label_names, train_and_test
-from .versions import library_versions
 from .work import WORK_FOLDER, Start, WorkFolder, remove_others
 
 LOGS_FOLDER = "logs"
@@ -58,7 +58,7 @@ class ContinualForgetter:
     them must see the folder. One run at a time: the folder is locked while a request is carried out.
 
     Args:
-        base_model (`transformers.PreTrainedModel`): the classifier, without adapters. It is changed in place:
+        base_model (`transformers.PreTrainedModel`): classifier or detector, without adapters. It is changed in place:
             `self.model` is the same object with all tasks merged, in eval mode, its `requires_grad` flags untouched.
         dataset (`datasets.Dataset` or `datasets.DatasetDict`): labelled samples. Of a `DatasetDict`, `train` is
             trained on and `test` (else `validation`) is scored on; nothing of the latter influences the training.
@@ -69,7 +69,8 @@ class ContinualForgetter:
             `logs/`), and `push_to_hub` is not acted upon: checkpoints of a request are nobody's business.
         eval_dataset (`datasets.Dataset`, *optional*): scored on instead of the test split. Without either, the
             training data is scored on; the ledger says which.
-        label_column (`str`, *optional*, defaults to `"label"`): column of the labels.
+        label_column (`str`, *optional*, defaults to `"label"`): column of the labels, or of annotated boxes, see
+            [`prepare_boxes`].
         processing_class (*optional*), data_collator (`Callable`, *optional*): as in [`GSLoraTrainer`].
         replay_ratio (`float`, *optional*, defaults to 1.0), shots (`int`, *optional*): as in [`split_dataset`], drawn
             by `args.data_seed`, or `args.seed` where that is `None`.
@@ -129,7 +130,7 @@ class ContinualForgetter:
             args=args or GSLoraTrainingArguments(output_dir=str(self.folder / WORK_FOLDER)),
             label_column=label_column,
             processing_class=processing_class,
-            data_collator=data_collator or default_collator(processing_class, label_column),
+            data_collator=data_collator or default_collator(processing_class, label_column, self.train_dataset),
             replay_ratio=replay_ratio,
             shots=shots,
             missing_classes=missing_classes,
@@ -340,10 +341,14 @@ class ContinualForgetter:
         training = self._train(name, split, work, plan, start)
         with self._rebuilt_on_error():
             self._live.merge([name])
-            after = self._scores.of_task(self.model, split, before["acc_forget"])
+            after = self._scores.of_task(self.model, split, before)
             base = self._scores.of_base(split)
             scores = {"base": base, "before": before, "after": after, "data": self.scored_on}
-            self._record(lambda: self.ledger.append(self._entry(name, plan, start, training, scores)))
+
+            def entry() -> TaskEntry:
+                return finished_entry(self.folder, name, plan, start, training, scores, self.label_names)
+
+            self._record(lambda: self.ledger.append(entry()))
         on_main(lambda: work.finish(self.folder / LOGS_FOLDER / name))
         return self.ledger.tasks[-1]
 
@@ -390,24 +395,3 @@ class ContinualForgetter:
             public_name = self.ledger.base_model.get("name_or_path")
             export_lora(model, staged, adapter_name=name, base_model_name_or_path=public_name)
             write_json_atomic(staged / TRAINING_CONFIG, own)
-
-    def _entry(
-        self, name: str, plan: dict[str, Any], start: Start, training: TrainingRecord, scores: dict[str, Any]
-    ) -> TaskEntry:
-        files = sorted(task_folder(self.folder, name).iterdir())
-        return TaskEntry(
-            name=name,
-            request=start.request,
-            classes=plan["classes"],
-            class_names=[self.label_names[c] for c in plan["classes"]] if self.label_names else None,
-            missing_classes=plan["missing_classes"] or None,
-            started_at=start.started_at,
-            finished_at=utc_now(),
-            sizes={**plan["sizes"], "steps": training.steps},
-            settings=plan["settings"],
-            versions=library_versions(),
-            files={f"{TASKS_FOLDER}/{name}/{path.name}": sha256_of(path) for path in files},
-            groups=training.groups,
-            scores=scores,
-            curves=training.curves,
-        )

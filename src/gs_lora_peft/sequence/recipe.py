@@ -82,6 +82,7 @@ class Recipe:
             args,
             forget_dataset=split.forget,
             retain_dataset=split.retain,
+            forget_classes=split.forget_classes,
             old_classes=split.old_classes,
             missing_classes=split.missing_classes,
             label_column=self.label_column,

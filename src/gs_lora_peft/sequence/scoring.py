@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from ..data import ForgettingSplit
-from ..metrics import continual_forgetting_scores
-from ..objectives import Objective, objective_for
+from ..objectives import ClassRoles, Scoring, objective_for
+from ..training.evaluation import ObjectiveEvaluation
 from .recipe import Recipe
 
 # What accelerate's evaluation sets on a model: autocast, and a mark that would keep training from wrapping it in DDP.
 _LEFT_BEHIND = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
+class Answers(NamedTuple):
+    """What a model answers on a data set, what is right, and how to compare both; see [`Scoring`]."""
+
+    scoring: Scoring
+    answers: Any
+    labels: Any
+
+    def by_class(self) -> dict[int, tuple[float, int]]:
+        """Of each class that the data have a sum and a weight, see [`Scoring.by_class`]."""
+        return self.scoring.by_class(self.answers, self.labels)
+
+
 class Scores:
-    """Scores of a bare model on one data set.
+    """Scores of a bare model on one data set. They are called `acc_forget` and so on, of a detector `ap_forget`.
 
     Args:
         dataset (`datasets.Dataset`): Labelled rows.
@@ -32,7 +44,7 @@ class Scores:
     def __init__(self, dataset: Dataset, recipe: Recipe):
         self.dataset = dataset
         self.recipe = recipe
-        self._base: tuple[np.ndarray, np.ndarray] | None = None
+        self._base: tuple[Scoring, dict[int, tuple[float, int]]] | None = None
 
     @property
     def knows_base(self) -> bool:
@@ -41,57 +53,79 @@ class Scores:
 
     def measure_base(self, model: nn.Module) -> None:
         """Keeps what the base model answers, before any task, as what forgetting is compared with."""
-        self._base = self._predict(model)
+        found = self._predict(model)
+        self._base = found.scoring, found.by_class()
 
     def of_base(self, split: ForgettingSplit) -> dict[str, float]:
         """`acc_all` of the base model, and its `acc_retain` and `acc_missing` on the classes that a task keeps."""
         if self._base is None:
             raise RuntimeError("the base model was not measured; call measure_base first")
-        predictions, labels = self._base
-        sets = {"acc_retain": split.retain_classes, "acc_missing": split.missing_classes}
-        kept = accuracies(predictions, labels, sets, rest="acc_other")
-        return {"acc_all": float((predictions == labels).mean())} | {
-            name: value for name, value in kept.items() if name in sets
-        }
+        scoring, by_class = self._base
+        sets = {"all": list(by_class), "retain": split.retain_classes, "missing": split.missing_classes}
+        return scores_of_sets(scoring, by_class, sets)
 
     def of_task(
-        self, model: nn.Module, split: ForgettingSplit, accuracy_forget_before: float | None = None
+        self, model: nn.Module, split: ForgettingSplit, before: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Accuracies by role of the class, as [`continual_forgetting_scores`]."""
-        predictions, labels = self._predict(model)
-        return continual_forgetting_scores(
-            predictions,
-            labels,
-            forget_classes=split.forget_classes,
-            retain_classes=split.retain_classes,
-            old_classes=split.old_classes,
-            missing_classes=split.missing_classes,
-            accuracy_forget_before=accuracy_forget_before,
-        )
+        """Scores by role of the class, see [`Scoring.by_role`].
+
+        Args:
+            model (`torch.nn.Module`): The model.
+            split ([`ForgettingSplit`]): Says which class has which role.
+            before (`Mapping[str, Any]`, *optional*): The same scores before the task, for `drop` and `h_mean`.
+        """
+        found = self._predict(model)
+        roles: ClassRoles = {
+            "forget_classes": split.forget_classes,
+            "retain_classes": split.retain_classes,
+            "old_classes": split.old_classes,
+            "missing_classes": split.missing_classes,
+        }
+        forget_before = (before or {}).get(found.scoring.measure.key("forget"))
+        return found.scoring.by_role(found.answers, found.labels, roles, forget_before)
 
     def of_revocation(self, model: nn.Module, revoked: Sequence[int], others: Sequence[int]) -> dict[str, float]:
         """`acc_revoked`, `acc_still_forgotten` (classes of the other tasks) and `acc_retain` (all other classes)."""
-        predictions, labels = self._predict(model)
-        sets = {"acc_revoked": revoked, "acc_still_forgotten": others}
-        return accuracies(predictions, labels, sets, rest="acc_retain")
+        found = self._predict(model)
+        by_class = found.by_class()
+        kept = by_class.keys() - set(revoked) - set(others)
+        return scores_of_sets(found.scoring, by_class, {"revoked": revoked, "still_forgotten": others, "retain": kept})
 
-    def _predict(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-        return predict_classes(model, self.dataset, self.recipe.args, self.recipe.data_collator)
+    def _predict(self, model: nn.Module) -> Answers:
+        return predict(model, self.dataset, self.recipe.args, self.recipe.data_collator)
 
 
-def predict_classes(
-    model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """The class a model gives to every row, and the right one.
+def scores_of_sets(
+    scoring: Scoring, by_class: Mapping[int, tuple[float, int]], class_sets: Mapping[str, Collection[int]]
+) -> dict[str, float]:
+    """The score of each set of classes.
 
     Args:
-        model (`torch.nn.Module`): A classifier that returns `logits`; it is left in eval mode.
+        scoring ([`Scoring`]): What the scores are called after.
+        by_class (`Mapping[int, tuple[float, int]]`): As [`Scoring.by_class`] gives it.
+        class_sets (`Mapping[str, Collection[int]]`): Name of a set → class ids; sets may share classes.
+
+    Returns:
+        `dict[str, float]`: Fractions from 0 to 1; sets that the data have nothing of are left out.
+    """
+    scores = {}
+    for name, classes in class_sets.items():
+        if known := [by_class[class_id] for class_id in sorted(classes) if class_id in by_class]:
+            scores[scoring.measure.key(name)] = sum(sum_ for sum_, _ in known) / sum(weight for _, weight in known)
+    return scores
+
+
+def predict(model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any) -> Answers:
+    """What a model answers on every row, as the objective of its kind has it.
+
+    Args:
+        model (`torch.nn.Module`): A model of a kind that [`objective_for`] knows; it is left in eval mode.
         dataset (`datasets.Dataset`): Labelled rows.
         args (`TrainingArguments`): Batch size, device, precision and workers of the evaluation; not changed.
         data_collator (`Callable`): As in `transformers.Trainer`.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: Predicted and true ids, int64, shape `(number of rows,)`, in every process.
+        [`Answers`], in every process.
     """
     args = copy.copy(args)
     args.eval_strategy, args.load_best_model_at_end = "no", False
@@ -100,40 +134,30 @@ def predict_classes(
     with tempfile.TemporaryDirectory() as scratch:
         args.output_dir = scratch
         try:
-            prediction = _Scorer(model, args, data_collator=data_collator).predict(dataset)
+            scorer = _Scorer(model, args, data_collator=data_collator)
+            prediction = scorer.predict(dataset)
         finally:
             for name in _LEFT_BEHIND:
                 vars(model).pop(name, None)
             vars(model).update(own)
             model.eval()
-    return np.asarray(prediction.predictions).argmax(-1), np.asarray(prediction.label_ids)
+    return Answers(scorer.objective.scoring, prediction.predictions, prediction.label_ids)
 
 
-def accuracies(
-    predictions: np.ndarray, labels: np.ndarray, class_sets: Mapping[str, Sequence[int]], *, rest: str
-) -> dict[str, float]:
-    """Accuracy on each set of classes, and under the name `rest` on all classes that are in none.
-
-    Args:
-        predictions (`np.ndarray`): Predicted ids, shape `(n,)`.
-        labels (`np.ndarray`): True ids, shape `(n,)`.
-        class_sets (`Mapping[str, Sequence[int]]`): Name of a score → class ids.
-        rest (`str`): Name of the score of all other classes.
+def predict_classes(
+    model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The class that a classifier gives to every row, and the right one; arguments as of [`predict`].
 
     Returns:
-        `dict[str, float]`: Fractions from 0 to 1; sets without rows are left out.
+        `tuple[np.ndarray, np.ndarray]`: Predicted and true ids, int64, shape `(number of rows,)`, in every process.
     """
-    hits = predictions == labels
-    named = [class_id for classes in class_sets.values() for class_id in classes]
-    masks = {name: np.isin(labels, list(classes)) for name, classes in class_sets.items()}
-    masks[rest] = ~np.isin(labels, named)
-    return {name: float(hits[mask].mean()) for name, mask in masks.items() if mask.any()}
+    found = predict(model, dataset, args, data_collator)
+    return np.asarray(found.answers).argmax(-1), np.asarray(found.labels)
 
 
-class _Scorer(Trainer):
+class _Scorer(ObjectiveEvaluation):
     """Answers as the objective of the model has them: the model's own loss, which not every one has, is not asked."""
-
-    objective: Objective
 
     def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any):
         super().__init__(model, args, **kwargs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from ..data.classes import read_labels, same_class
+from ..data.classes import same_class
+from ..data.splitting import read_classes
 
 
 def train_and_test(dataset: Dataset | DatasetDict, eval_dataset: Dataset | None) -> tuple[Dataset, Dataset, str]:
@@ -40,7 +42,7 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
     all_names = []
     for title, dataset in (("training", train), ("evaluation", test)):
         try:
-            labels, names = read_labels(dataset, label_column)
+            labels, names = read_classes(dataset, label_column)
         except ValueError as error:
             raise type(error)(f"{title} data: {error}") from None
         if not len(labels):
@@ -66,9 +68,12 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
 
 def _check_order(title: str, label_column: str, names: list[str] | None, id2label: Any) -> None:
     """Refuses data whose classes the model calls something else."""
+    of_models = id2label or {}
+    times = Counter(of_models.values())
     for class_id, name in enumerate(names or ()):
-        of_model = (id2label or {}).get(class_id)
-        if isinstance(of_model, str) and not same_class(name, of_model):
+        of_model = of_models.get(class_id)
+        # What a model calls by one name several times are gaps: COCO's ids have some ("N/A").
+        if isinstance(of_model, str) and times[of_model] == 1 and not same_class(name, of_model):
             raise ValueError(
                 f"{title} data: class {class_id} of {label_column!r} is {name!r}, but the model's class {class_id} is "
                 f"{of_model!r}, so that another class would be forgotten. Number the data as the model does with "

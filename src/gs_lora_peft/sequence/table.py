@@ -5,59 +5,62 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, Measure, measure_of
+from .entry import TaskEntry
 from .ledger import ForgettingLedger
 
-_COLUMNS = (
-    "task",
-    "forgotten",
-    "Acc_f before",
-    "Acc_f",
-    "Acc_r base",
-    "Acc_r before",
-    "Acc_r",
-    "Acc_o",
-    "Acc_m before",
-    "Acc_m",
-    "H",
-    "active groups",
-    "steps",
+# Of the scores, when they were taken and of which role.
+_SCORES = (
+    ("before", "forget"),
+    ("after", "forget"),
+    ("base", "retain"),
+    ("before", "retain"),
+    ("after", "retain"),
+    ("after", "old"),
+    ("before", "missing"),
+    ("after", "missing"),
 )
+_BASE = {
+    ACCURACY: "{} % of all evaluation samples are right",
+    AVERAGE_PRECISION: "{} % average precision over all categories of the evaluation data",
+}
 
 
 def format_table(ledger: ForgettingLedger) -> str:
-    """Plain text, one row per task: accuracies in percent on the evaluation data, and how many groups are not zero.
+    """Plain text, one row per task: accuracies, or a detector's average precisions (AP), in percent on the evaluation
+    data, and how many groups are not zero.
 
     Acc_f: forgotten classes, Acc_r: kept classes, Acc_o: classes forgotten by earlier tasks, Acc_m (only where there
     are any): classes kept without training data; before and after a task.
     Acc_r base: the base model on the kept classes. A line above says how the base model does on all classes.
     """
-    rows: list[tuple[str, ...]] = [_COLUMNS]
+    measure = measure_of_tasks(ledger.tasks)
+    has_missing = any(entry.scores.get("after", {}).get(measure.key("missing")) is not None for entry in ledger.tasks)
+    shown = [(when, role) for when, role in _SCORES if role != "missing" or has_missing]
+    titles = [measure.symbol_of(role) + (f" {when}" if when != "after" else "") for when, role in shown]
+    rows = [("task", "forgotten", *titles, "H", "active groups", "steps")]
     for entry in ledger.tasks:
-        before, after = entry.scores.get("before", {}), entry.scores.get("after", {})
         rows.append(
             (
                 entry.name + (" (revoked)" if entry.status == "revoked" else ""),
                 _shortened(entry.class_names or entry.classes or ["withheld"]),
-                _percent(before.get("acc_forget")),
-                _percent(after.get("acc_forget")),
-                _percent(entry.scores.get("base", {}).get("acc_retain")),
-                _percent(before.get("acc_retain")),
-                _percent(after.get("acc_retain")),
-                _percent(after.get("acc_old")),
-                _percent(before.get("acc_missing")),
-                _percent(after.get("acc_missing")),
-                _percent(after.get("h_mean")),
+                *(_percent(entry.scores.get(when, {}).get(measure.key(role))) for when, role in shown),
+                _percent(entry.scores.get("after", {}).get("h_mean")),
                 f"{len(entry.groups.get('active', []))} of {entry.groups.get('total', 0)}",
                 str(entry.sizes.get("steps", "")),
             )
         )
-    if all(entry.scores.get("after", {}).get("acc_missing") is None for entry in ledger.tasks):
-        rows = [tuple(cell for cell, name in zip(row, _COLUMNS, strict=True) if "Acc_m" not in name) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    bases = [entry.scores["base"]["acc_all"] for entry in ledger.tasks if "acc_all" in entry.scores.get("base", {})]
-    title = [f"Base model: {_percent(bases[0])} % of all evaluation samples are right.", ""] if bases else []
+    of_base = [entry.scores.get("base", {}).get(measure.key("all")) for entry in ledger.tasks]
+    known = [_percent(score) for score in of_base if score is not None]
+    title = [f"Base model: {_BASE[measure].format(known[0])}.", ""] if known else []
     return "\n".join([*title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def measure_of_tasks(entries: Sequence[TaskEntry]) -> Measure:
+    """By what the tasks of a ledger were scored."""
+    return measure_of(*(entry.scores.get(when, {}) for entry in entries for when in ("before", "after")))
 
 
 def _percent(value: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import get_args
 
 from transformers import TrainingArguments
 
-from ..objectives import ForgetLoss, PrototypeDistance
+from ..objectives import Background, ForgetLoss, PrototypeDistance
 
 _NOT_NEGATIVE = (
     "forget_weight",
@@ -21,6 +21,7 @@ _NOT_NEGATIVE = (
 _BOUNDS = {"forget_bound": "nats", "prototype_bound": "the unit of `prototype_distance`"}
 _CHOICES = {
     "forget_loss": get_args(ForgetLoss),
+    "background": get_args(Background),
     "sparsity": ("proximal", "penalty", "none"),
     "prototype_distance": get_args(PrototypeDistance),
     "ema_update": ("epoch", "step"),
@@ -45,13 +46,17 @@ class GSLoraTrainingArguments(TrainingArguments):
         forget_weight (`float`, *optional*, defaults to 0.1):
             β, weight of the forgetting term. Not negative.
         forget_loss (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`):
-            What is bounded, see [`ClassificationObjective`]. `"log_odds"`: mean of ReLU(BND − log((1 − p) / p)); each
-            sample is pushed until it is forgotten, and no further. `"cross_entropy"`: ReLU(BND − mean CE), as
-            published; it leaves classes known of which the head is sure, and costs the kept ones more
-            (docs/benchmarks.md).
+            What is bounded, see [`ClassificationObjective`] and [`DetectionObjective`]. `"log_odds"`: mean of
+            ReLU(BND − log((1 − p) / p)); each sample is pushed until it is forgotten, and no further.
+            `"cross_entropy"`: ReLU(BND − mean CE), as published; it leaves classes known of which the head is sure,
+            and costs the kept ones more (docs/benchmarks.md).
         forget_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             BND in nats. `"auto"` is 1.5 · ln C for a head of C classes (5 · ln C with `"cross_entropy"`), derived in
-            [`auto_forget_bound`].
+            [`auto_forget_bound`]. For a detector `"auto"` is 15 with both, as published: far below the background,
+            for a category is found as long as its objects are ranked above it, however small their probability.
+        background (`"matched"` or `"others"`, *optional*, defaults to `"matched"`):
+            Detectors only: whether in images with objects of both kinds those of the other half are left out of its
+            loss, or count as background, as published. See [`DetectionObjective`].
         sparsity (`"proximal"`, `"penalty"` or `"none"`, *optional*, defaults to `"proximal"`):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
             entries, so that dropped groups are exactly zero. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the
@@ -81,9 +86,11 @@ class GSLoraTrainingArguments(TrainingArguments):
             D, see [`embedding_distances`]. `"kl"` as published.
         prototype_augmentations (`int`, *optional*, defaults to 0):
             Augmented views of every sample that prototypes average besides the sample itself; for few-shot data. By
-            RandAugment (needs torchvision), or what the trainer is given as `augment`.
+            RandAugment (needs torchvision), or what the trainer is given as `augment`. Not for detectors, whose
+            prototypes are the rows of their classification heads.
         augmentation (`bool`, *optional*, defaults to `False`):
-            Train on augmented views of all samples, a new one each time, by the same augmentation.
+            Train on augmented views of all samples, a new one each time, by the same augmentation. Not with annotated
+            boxes, which have to move with the image: give the data set a transform.
         ema_decay (`float`, *optional*, defaults to 0):
             Decay of an exponential moving average of the adapter, in [0, 1). The average is what is evaluated, and
             what is left in the model at the end; checkpoints hold it next to the weights. 0: none.
@@ -95,6 +102,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         validation_fraction (`float`, *optional*, defaults to 0):
             Fraction of every class of both training sets that is held out for evaluation during training, in [0, 1).
             Used for `eval_strategy`, `load_best_model_at_end` and early stopping where no `eval_dataset` is given.
+            Not with annotated boxes, for an image may be in both sets: take images out before they are split.
 
     `label_smoothing_factor` is refused: a bound on a smoothed loss would mean something else.
 
@@ -127,6 +135,9 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
     forget_bound: str = field(
         default="auto", metadata={"help": "BND in nats, or 'auto' (1.5 ln C for a softmax head of C classes)."}
+    )
+    background: Background = field(
+        default="matched", metadata={"help": "Detectors: other half's objects left out, or background ('others')."}
     )
     sparsity: str = field(
         default="proximal", metadata={"help": "'proximal' (exact zeros), 'penalty' (the paper's), or 'none'."}

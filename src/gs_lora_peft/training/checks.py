@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from torch import nn
 
-from ..data.classes import read_labels
+from ..data.box_columns import is_object_column
+from ..data.splitting import read_classes
 from ..tuner import LoraGroups, trainable_adapters
 
 
@@ -21,11 +22,11 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
     """Distinct labels of a data set, sorted, read from the label column alone where there is one.
 
     Raises:
-        ValueError: if there is no such column, or a label is no integer of at least 0.
+        ValueError: if there is no such column, or a label or the category of a box is no integer of at least 0.
     """
     if isinstance(dataset, Dataset):
         try:
-            labels, _ = read_labels(dataset, label_column)
+            labels, _ = read_classes(dataset, label_column)
         except ValueError as error:
             raise ValueError(f"the {name} set: {error}") from error
     else:
@@ -36,6 +37,11 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
                 f"a sample of the {name} set has no {label_column!r}; expected dictionaries with an integer under "
                 "that key. Give the key of the labels as `label_column`."
             ) from error
+    if labels.dtype == object:
+        raise ValueError(
+            f"the {name} set: {label_column!r} holds a {type(labels.flat[0]).__name__} for each sample; expected an "
+            "integer. Annotated boxes are read from a datasets.Dataset, whose columns need not be decoded for it."
+        )
     values = np.unique(labels)
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
         raise ValueError(
@@ -43,6 +49,44 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
             "Give the ids of the model's head."
         )
     return [int(value) for value in values]
+
+
+def classes_of_task(
+    forget_dataset: Any, retain_dataset: Any, label_column: str, forget_classes: Iterable[int] | None = None
+) -> tuple[list[int], list[int]]:
+    """The classes to forget and those to keep, sorted.
+
+    Args:
+        forget_dataset (map-style dataset): D_f.
+        retain_dataset (map-style dataset): D_r.
+        label_column (`str`): column of the labels, or of annotated boxes.
+        forget_classes (`Iterable[int]`, *optional*): the classes to forget; by default those of D_f. Of annotated
+            boxes, where both sets may hold both kinds, they must be known.
+
+    Raises:
+        ValueError: if they are not known or not in D_f; or if labels cannot be read, as [`classes_of`].
+    """
+    found = classes_of(forget_dataset, label_column, "forget")
+    kept = classes_of(retain_dataset, label_column, "retain")
+    if not is_object_column(forget_dataset, label_column):
+        if forget_classes is not None and sorted(forget_classes) != found:
+            raise ValueError(
+                f"`forget_classes` is {sorted(forget_classes)}, and the forget set has the classes {found}. Leave it "
+                "out, or give the forget set of these classes."
+            )
+        return found, kept
+    if forget_classes is None:
+        raise ValueError(
+            f"{label_column!r} holds annotated boxes: images of either set may show objects of both kinds. Say which "
+            "categories are to be forgotten: forget_classes=split.forget_classes."
+        )
+    forget = sorted(int(class_id) for class_id in forget_classes)
+    if absent := sorted(set(forget) - set(found)):
+        raise ValueError(
+            f"`forget_classes` names {absent}, of which the forget set has no object. Use split_dataset, and give its "
+            "`forget` and `forget_classes`."
+        )
+    return forget, sorted({*found, *kept} - set(forget))
 
 
 def check_labels(
@@ -119,6 +163,19 @@ def check_evaluation(trainer: Any, model: nn.Module, eval_dataset: Any, args: An
                 f"{asked} cannot be computed: the evaluation set has no samples of the classes to {absent[0]}. Add "
                 "some, or choose another metric, e.g. 'eval_acc_retain'."
             )
+
+
+def check_hold_out(dataset: Any, label_column: str) -> None:
+    """Refuses to hold out samples of annotated boxes: an image of one set may be trained on in the other.
+
+    Raises:
+        ValueError: if the data set holds some.
+    """
+    if is_object_column(dataset, label_column):
+        raise ValueError(
+            "`validation_fraction` cannot hold images out of sets that share some. Take them out before they are "
+            f"split, with train_validation_split(dataset, {label_column!r}), and give them as `eval_dataset`."
+        )
 
 
 def training_adapter(model: nn.Module) -> str:

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..metrics.scores import continual_forgetting_scores
+from ..objectives import ClassRoles, Objective
 from .callbacks import EMACallback
 
 
-class ForgettingEvaluation(Trainer):
+class ObjectiveEvaluation(Trainer):
+    """Evaluates by what the [`Objective`] of a kind of model takes for its loss, its answers and right answers."""
+
+    objective: Objective
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if outputs is not None and labels is not None:
+            outputs, labels = self.objective.scoring.gathered(outputs, labels)
+        return loss, outputs, labels
+
+
+class ForgettingEvaluation(ObjectiveEvaluation):
     """
-    The evaluating half of [`GSLoraTrainer`]: accuracies by role of the class, on the moving average where there is
-    one.
+    The evaluating half of [`GSLoraTrainer`]: scores by role of the class, on the moving average where there is one.
 
     Attributes:
-        accuracy_forget_before (`dict[str, float]`): Acc_f before the task by evaluation set (`"eval"`, or
-            `"eval_<name>"` for a dict of sets), in [0, 1]; Drop and H follow from it.
+        accuracy_forget_before (`dict[str, float]`): Acc_f (of a detector AP_f) before the task by evaluation set
+            (`"eval"`, or `"eval_<name>"` for a dict of sets), in [0, 1]; Drop and H follow from it.
     """
 
     forget_classes: list[int]
@@ -41,26 +51,24 @@ class ForgettingEvaluation(Trainer):
         return {name: value for name, value in scores.items() if value is not None}
 
     def _forgetting_scores(self, prediction: Any, accuracy_forget_before: float | None) -> dict[str, Any]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        return continual_forgetting_scores(
-            np.asarray(logits).argmax(-1),
-            np.asarray(prediction.label_ids),
-            forget_classes=self.forget_classes,
-            retain_classes=self.retain_classes,
-            old_classes=self.old_classes,
-            missing_classes=self.missing_classes,
-            accuracy_forget_before=accuracy_forget_before,
-        )
+        roles: ClassRoles = {
+            "forget_classes": self.forget_classes,
+            "retain_classes": self.retain_classes,
+            "old_classes": self.old_classes,
+            "missing_classes": self.missing_classes,
+        }
+        scoring = self.objective.scoring
+        return scoring.by_role(prediction.predictions, prediction.label_ids, roles, accuracy_forget_before)
 
     def score(self, dataset: Any, accuracy_forget_before: float | None = None) -> dict[str, Any]:
         """Acc_r, Acc_f, Acc_o, Acc_m, Drop and H of the model as it is now, on any labelled data; nothing is logged.
 
         Args:
             dataset (map-style dataset): labelled samples.
-            accuracy_forget_before (`float`, *optional*): Acc_f before the task, for Drop and H.
+            accuracy_forget_before (`float`, *optional*): Acc_f (of a detector AP_f) before the task, for Drop and H.
 
         Returns:
-            `dict`: as [`continual_forgetting_scores`] gives it.
+            `dict`: as [`continual_forgetting_scores`] gives it, of a detector as [`detection_scores`].
         """
         return self._forgetting_scores(self.predict(dataset, metric_key_prefix="score"), accuracy_forget_before)
 
@@ -89,10 +97,11 @@ class ForgettingEvaluation(Trainer):
 
     def measure_before(self) -> None:
         """Acc_f before the task on each evaluation set, for Drop and H; nothing is logged and no callback is told."""
+        key = f"before_{self.objective.scoring.measure.key('forget')}"
         datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {None: self.eval_dataset}
         for name in datasets:
             output = self.evaluation_loop(
                 self.get_eval_dataloader(name), description="Before training", metric_key_prefix="before"
             )
-            if (accuracy := (output.metrics or {}).get("before_acc_forget")) is not None:
+            if (accuracy := (output.metrics or {}).get(key)) is not None:
                 self.accuracy_forget_before["eval" if name is None else f"eval_{name}"] = accuracy

@@ -21,7 +21,8 @@ def chosen_augmentation(
     """What makes views of images, where `args` asks for any.
 
     Raises:
-        ValueError: if `augment` is given for nothing, or torchvision is needed and not installed.
+        ValueError: if `augment` is given for nothing, if boxes would have to move with the images, or if torchvision
+            is needed and not installed.
     """
     if not args.augmentation and not args.prototype_augmentations:
         if augment is not None:
@@ -30,6 +31,12 @@ def chosen_augmentation(
                 "in the arguments, or leave it out."
             )
         return None
+    if hasattr(data_collator, "objects_column"):
+        raise ValueError(
+            f"`augmentation` makes views of images alone; the boxes in {data_collator.objects_column!r} would stay "
+            "where they were. Leave it at False, and give the data set a transform that moves both: "
+            "dataset.with_transform(...)."
+        )
     column = getattr(data_collator, "image_column", "pixel_values")
     return Augmentation(augment if augment is not None else rand_augment(), column, args.seed)
 

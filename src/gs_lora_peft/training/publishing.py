@@ -11,13 +11,13 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import Trainer
 
+from ..objectives import Objective
 from ..storage import public_name
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository
 from ..tuner import LoraGroups, export_lora
 
 _OWN_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, "README.md", ".gitattributes"}
-_SCORES = ("acc_forget", "acc_retain", "acc_old", "acc_missing", "h_mean")
 _CARD = """---
 {metadata}
 ---
@@ -43,6 +43,7 @@ class AdapterPublishing(Trainer):
 
     model: PeftModel
     groups: LoraGroups
+    objective: Objective
     adapter_name: str
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -119,8 +120,9 @@ class AdapterPublishing(Trainer):
 
     def _card(self, data: ModelCardData, repo_id: str, base: str | None) -> str:
         state = self.groups.state()
-        last = next((row for row in reversed(self.state.log_history) if "eval_acc_retain" in row), {})
-        rows = [f"| {name} | {last[f'eval_{name}']:.4f} |" for name in _SCORES if f"eval_{name}" in last]
+        names = [*map(self.objective.scoring.measure.key, ("forget", "retain", "old", "missing")), "h_mean"]
+        last = next((row for row in reversed(self.state.log_history) if f"eval_{names[1]}" in row), {})
+        rows = [f"| {name} | {last[f'eval_{name}']:.4f} |" for name in names if f"eval_{name}" in last]
         table = ["", "| on the evaluation data | fraction |", "|---|---|", *rows, ""] if rows else [""]
         return _CARD.format(
             metadata=data.to_yaml(),

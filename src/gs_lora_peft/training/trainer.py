@@ -14,13 +14,21 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from ..data.augmentation import AugmentedPairs, NumberedSampler
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
-from ..data.splits import train_validation_split
+from ..data.splitting import train_validation_split
 from ..objectives import Objective, objective_for
 from ..tuner import LoraGroups
+from ..tuner.batch_norm import batch_norm_frozen
 from .arguments import GSLoraTrainingArguments
 from .callbacks import EMACallback, SamplerEpochCallback, SparsityCallback
 from .checkpoints import load_adapters, read_state, write_state
-from .checks import check_distribution, check_evaluation, check_labels, classes_of, training_adapter
+from .checks import (
+    check_distribution,
+    check_evaluation,
+    check_hold_out,
+    check_labels,
+    classes_of_task,
+    training_adapter,
+)
 from .evaluation import ForgettingEvaluation
 from .guard import FiniteCallback
 from .meter import LossMeter
@@ -30,7 +38,8 @@ from .publishing import AdapterPublishing
 
 class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
     """
-    Makes a classifier forget some classes and keep the rest, by training one LoRA adapter with group sparsity.
+    Makes a classifier or a detector forget some classes and keep the rest, by training one LoRA adapter with group
+    sparsity.
 
     Minimises L_retain + β · ReLU(BND − L_forget) + sparsity (GS-LoRA, https://arxiv.org/abs/2403.11530). Every batch
     holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over the retain
@@ -40,21 +49,26 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
 
     Args:
         model (`PeftModel`):
-            A classifier with exactly one adapter that trains, from `get_peft_model(model, GSLoraConfig())`.
+            A classifier or a detector with exactly one adapter that trains, from
+            `get_peft_model(model, GSLoraConfig())`. BatchNorm layers of its base stay in eval mode.
         args ([`GSLoraTrainingArguments`], *optional*): by default those with `output_dir="forgetting"`.
         forget_dataset (map-style dataset): D_f, samples of the classes to forget.
         retain_dataset (map-style dataset): D_r, samples of the classes to keep.
         eval_dataset (map-style dataset or dict of them, *optional*):
             Labelled samples of all classes. Evaluation reports `eval_acc_forget`, `eval_acc_retain`, `eval_acc_old`,
             `eval_acc_missing` and `eval_h_mean`, each in [0, 1] (of a dict `eval_<name>_h_mean` and so on), and leaves
-            out what has no samples. Which class belongs to which set follows from the training sets, `old_classes`
-            and `missing_classes`.
+            out what has no samples; of a detector `eval_ap_forget` and so on, see [`detection_scores`]. Which class
+            belongs to which set follows from the training sets, `forget_classes`, `old_classes` and
+            `missing_classes`.
+        forget_classes (`Sequence[int]`, *optional*): the classes to forget; by default those of `forget_dataset`.
+            Needed with annotated boxes, for images may show objects of both kinds.
         old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
         missing_classes (`Sequence[int]`, *optional*): classes to keep that have no training data, for
             `eval_acc_missing`.
-        label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels.
+        label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels, or of the annotated
+            boxes, see [`prepare_boxes`].
         processing_class (*optional*): the model's image processor; with it, rows that hold images are collated by
-            [`ImageCollator`] unless a `data_collator` is given.
+            [`ImageCollator`] or, with boxes, [`DetectionCollator`], unless a `data_collator` is given.
         data_collator (`Callable`, *optional*): collates a list of samples into a batch with a `labels` key.
         augment (`Callable`, *optional*): from an image, as the data holds it, to a random view of it, for
             `augmentation` and `prototype_augmentations`; by default RandAugment, see [`rand_augment`].
@@ -63,10 +77,10 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         kwargs: as for [`transformers.Trainer`].
 
     Raises:
-        ValueError: before any training, if a data set is missing or empty, if the two sets share classes, if a label
-            lies outside the head, if not exactly one adapter and nothing else trains, if a checkpoint belongs to
-            another model, if the metric of the best model cannot be computed on `eval_dataset`, or with FSDP or
-            DeepSpeed.
+        ValueError: before any training, if a data set is missing or empty, if the two sets share classes, if of
+            annotated boxes it is not said what is to be forgotten, if a label lies outside the head, if not exactly
+            one adapter and nothing else trains, if a checkpoint belongs to another model, if the metric of the best
+            model cannot be computed on `eval_dataset`, or with FSDP or DeepSpeed.
         NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those of the last step at which
             loss and gradient were finite.
 
@@ -95,6 +109,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         forget_dataset: Any,
         retain_dataset: Any,
         eval_dataset: Any = None,
+        forget_classes: Sequence[int] | None = None,
         old_classes: Sequence[int] = (),
         missing_classes: Sequence[int] = (),
         label_column: str = "label",
@@ -108,18 +123,20 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         _check_arguments(args, eval_dataset, kwargs)
         pairs = PairedDataset(retain_dataset, forget_dataset)
         self.label_column = label_column
-        self.forget_classes = classes_of(forget_dataset, label_column, "forget")
-        self.retain_classes = classes_of(retain_dataset, label_column, "retain")
+        self.forget_classes, self.retain_classes = classes_of_task(
+            forget_dataset, retain_dataset, label_column, forget_classes
+        )
         self.old_classes = sorted(int(c) for c in old_classes)
         self.missing_classes = sorted(int(c) for c in missing_classes)
         check_labels(model, self.forget_classes, self.retain_classes, self.old_classes, self.missing_classes)
         self.adapter_name = training_adapter(model)
         if args.validation_fraction > 0 and eval_dataset is None:
+            check_hold_out(retain_dataset, label_column)
             pairs, eval_dataset = self._hold_out(pairs, args)
         if eval_dataset is not None:
             check_evaluation(self, model, eval_dataset, args, own_metrics="compute_metrics" in kwargs)
 
-        data_collator = data_collator or default_collator(processing_class, label_column)
+        data_collator = data_collator or default_collator(processing_class, label_column, retain_dataset)
         self.augmentation = chosen_augmentation(args, augment, data_collator)
         if self.augmentation and args.augmentation:
             pairs = AugmentedPairs(pairs.retain, pairs.forget, self.augmentation)
@@ -161,7 +178,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
 
     def get_train_dataloader(self):
         pairs_only = self.data_collator
-        self.data_collator = PairedCollator(pairs_only)
+        self.data_collator = PairedCollator(pairs_only, self.forget_classes)
         try:
             return self._get_dataloader(
                 dataset=self.train_dataset,
@@ -257,7 +274,9 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         self._forget_preparation()
         prepare_objective(self)
         try:
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            # Running statistics belong to no adapter: they would be lost wherever it is loaded.
+            with batch_norm_frozen(self.model):
+                return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             # Also after an error: the model is an ordinary PEFT model again, and evaluation scores its weights.
             self.groups.thaw()

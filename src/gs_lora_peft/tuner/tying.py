@@ -28,15 +28,24 @@ def head_tying_hidden(model: nn.Module) -> Iterator[None]:
         ...     model = PeftModel.from_pretrained(detector, "org/detector-forgotten")
         ```
     """
-    config: Any = getattr(model, "config", None)
-    if not getattr(config, "tie_word_embeddings", False) or _has_input_embeddings(model):
+    if not has_tied_heads(model):
         yield
         return
+    config: Any = model.config
     config.tie_word_embeddings = False
     try:
         yield
     finally:
         config.tie_word_embeddings = True
+
+
+def has_tied_heads(model: nn.Module) -> bool:
+    """Whether a bare model ties its heads to each other, so that stock PEFT has to be kept from asking for embeddings.
+
+    See [`head_tying_hidden`].
+    """
+    config: Any = getattr(model, "config", None)
+    return bool(getattr(config, "tie_word_embeddings", False)) and not _has_input_embeddings(model)
 
 
 def _has_input_embeddings(model: Any) -> bool:

@@ -78,6 +78,8 @@ class DetectionCriterion:
         # D-FINE's boxes may leave the image, which its loss does not count.
         self.clamps_boxes = isinstance(self.criterion, DFineLoss)
         self.is_softmax = type(self.criterion) is ImageLoss
+        # Of an image, as the image processors of the model count them; `None`: as many as there are queries.
+        self.most_detections = 100 if isinstance(self.criterion, DeformableDetrImageLoss) else None
 
     def prepare(self, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of a forward in float32 and within the range that the loss takes: bf16 has too few bits for it.

@@ -16,6 +16,7 @@ from ..classification import ForgetLoss
 from ..prototypes import ClassPrototypes, PrototypeDistance, embedding_distances
 from .criterion import DetectionCriterion, Matched, Pairs
 from .head import HeadRecorder
+from .scoring import DetectionScoring
 from .targets import Targets, read_targets, select
 
 Background = Literal["matched", "others"]
@@ -136,6 +137,7 @@ class DetectionObjective(Objective):
         detector = _bare(model)
         self.num_labels = detector.config.num_labels
         self.criterion = DetectionCriterion(detector)
+        self.scoring = DetectionScoring(self.criterion.is_softmax, self.criterion.most_detections)
         self.recorder = HeadRecorder(detector) if prototype_forget_weight or prototype_retain_weight else None
         # The automatic bound follows from the head's rows, which the first forward shows.
         self._bound = None if prototype_bound == "auto" else float(prototype_bound)

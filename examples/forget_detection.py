@@ -1,0 +1,155 @@
+r"""Make a detector forget object categories, one request after another.
+
+    accelerate launch examples/forget_detection.py --model_name_or_path hustvl/yolos-tiny --dataset_name cppe-5 \
+        --forget "Mask;Gloves" --output_dir runs/cppe
+
+Data: a Hub id or a local folder (parquet, `save_to_disk`) with annotated boxes, or COCO's own format: a folder with
+`annotations/instances_train2017.json`, `annotations/instances_val2017.json` and the images in `train2017` and
+`val2017`. Models: any detector that `DetectionObjective` names, by Hub id or folder.
+
+Settings may come from a YAML file, and the command line wins: `--config examples/benchmarks/coco.yaml` is the papers'
+protocol on COCO. Prints AP of what was forgotten and what was kept, and draws the same test images before and after to
+`private_pictures` in the output folder. A run that was stopped goes on where it was when the same command is given
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from accelerate import PartialState
+from datasets import DatasetDict
+from forget import AdapterArguments, load_data
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser
+
+from gs_lora_peft import (
+    ContinualForgetter,
+    GSLoraConfig,
+    GSLoraTrainingArguments,
+    parse_requests,
+)
+from gs_lora_peft.audit import draw_detections
+from gs_lora_peft.data import prepare_boxes, read_coco
+from gs_lora_peft.launch import start_missing_cpu_processes
+from gs_lora_peft.sequence import format_table
+
+
+@dataclass
+class DetectionArguments:
+    """What to forget, and where model and data come from."""
+
+    model_name_or_path: str = field(metadata={"help": "Detector: a Hub id or a local folder."})
+    dataset_name: str = field(metadata={"help": "Data: a Hub id, or a local folder (parquet, save_to_disk, COCO's)."})
+    forget: str = field(metadata={"help": "Categories by name or id; requests split by ';', categories by ','."})
+    forget_weights: list[float] | None = field(
+        default=None, metadata={"help": "Beta of each request; default: --forget_weight for all."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    test_split: str = field(default="test", metadata={"help": "Split to score on; 'validation' is tried too."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    objects_column: str = field(default="objects", metadata={"help": "Column of the annotated boxes."})
+    box_format: str = field(default="xywh", metadata={"help": "'xywh' (COCO's) or 'xyxy', in pixels."})
+    replay_ratio: float = field(default=1.0, metadata={"help": "Share of each kept category's images replayed."})
+    shots: int | None = field(default=None, metadata={"help": "Few-shot: so many images of every category."})
+    threshold: float = field(default=0.5, metadata={"help": "Confidence from which the picture shows a detection."})
+    config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
+
+
+def parse_arguments(argv: list[str]) -> tuple[DetectionArguments, AdapterArguments, GSLoraTrainingArguments]:
+    """Defaults, then the YAML file, then the command line."""
+    parser = HfArgumentParser(
+        (DetectionArguments, AdapterArguments, GSLoraTrainingArguments),
+        description=__doc__,
+        prog="forget_detection.py",
+    )
+    parser.set_defaults(output_dir="runs/detection", per_device_train_batch_size=4, per_device_eval_batch_size=8)
+    first = argparse.ArgumentParser(prog="forget_detection.py", add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    if path is not None:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        known = {action.dest: action for action in parser._actions}
+        if unknown := sorted(set(settings) - set(known)):
+            parser.error(f"{path} has unknown settings {unknown}; --help lists the known ones")
+        for name in settings:
+            known[name].required = False
+        parser.set_defaults(**settings)
+    script, adapter, args = parser.parse_args_into_dataclasses(argv)
+    return script, adapter, args
+
+
+def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetDict:
+    """Train and test split, categories numbered as the model numbers them."""
+    annotations = Path(script.dataset_name, "annotations")
+    if annotations.is_dir():
+        dataset = DatasetDict(
+            {
+                split: read_coco(annotations / f"instances_{name}.json", Path(script.dataset_name, name))
+                for split, name in (("train", "train2017"), ("test", "val2017"))
+            }
+        )
+    else:
+        dataset = load_data(script)
+    if script.image_column != "image":
+        dataset = dataset.rename_column(script.image_column, "image")
+    return prepare_boxes(
+        dataset, script.objects_column, label2id=label2id, box_format=script.box_format, invalid="drop"
+    )
+
+
+def with_weight(args: GSLoraTrainingArguments, weight: float) -> GSLoraTrainingArguments:
+    """The same training with another β."""
+    args = copy.copy(args)
+    args.forget_weight = weight
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    source = {"pretrained_model_name_or_path": script.model_name_or_path, "revision": script.model_revision}
+    model = AutoModelForObjectDetection.from_pretrained(**source)
+    processor = AutoImageProcessor.from_pretrained(**source)
+    dataset = load_boxes(script, model.config.label2id)
+    requests = parse_requests(script.forget)
+    weights = script.forget_weights or [args.forget_weight] * len(requests)
+    if len(weights) != len(requests):
+        raise ValueError(f"there are {len(requests)} requests and {len(weights)} `forget_weights`; expected as many.")
+    forgetter = ContinualForgetter(
+        model,
+        dataset,
+        args.output_dir,
+        config=GSLoraConfig(**vars(adapter)),
+        args=args,
+        label_column=script.objects_column,
+        processing_class=processor,
+        replay_ratio=script.replay_ratio,
+        shots=script.shots,
+    )
+    for count, weight in enumerate(weights, start=1):
+        forgetter.recipe.args = with_weight(args, weight)
+        forgetter.run(requests[:count])
+    if not PartialState().is_main_process:
+        return
+    print(format_table(forgetter.ledger))
+    base_model = AutoModelForObjectDetection.from_pretrained(**source).to(args.device)
+    picture = draw_detections(
+        base_model,
+        args.output_dir,
+        dataset["test"],
+        processing_class=processor,
+        objects_column=script.objects_column,
+        threshold=script.threshold,
+    )
+    print(f"\nThe same images before and after, for nobody else: {picture}")
+
+
+if __name__ == "__main__":
+    start_missing_cpu_processes()
+    main()

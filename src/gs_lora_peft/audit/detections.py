@@ -1,0 +1,166 @@
+"""What a detector finds in the same images before and after it forgot. The picture is for nobody but the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..data.boxes import Annotations, read_annotations
+from ..drawing import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
+from ..sequence import ForgettingLedger, load_forgotten
+from ..storage import write_bytes_atomic
+from .pictures import PICTURES_FOLDER
+
+Found = list[dict[str, Tensor]]
+
+
+def draw_detections(
+    base_model: PreTrainedModel,
+    folder: str | os.PathLike,
+    dataset: Dataset,
+    *,
+    processing_class: Any,
+    image_column: str = "image",
+    objects_column: str = "objects",
+    threshold: float = 0.5,
+    most_images: int = 4,
+) -> Path:
+    """
+    Draws what a detector finds before and after all tasks in effect, as `private_pictures/detections.png` in a folder.
+
+    Images with objects of forgotten and of kept categories come first, then those with forgotten ones alone, evenly
+    spread over the data set. Above are the detections of the base model, below those of the model that forgot: all
+    whose confidence is above the threshold, each kind of category in a colour of its own.
+
+    **The picture shows what is to be forgotten. Keep it where the data is kept, and delete it with it.** What
+    [`push_to_hub`] publishes is built from the ledger and has none of it.
+
+    Args:
+        base_model (`transformers.PreTrainedModel`): the detector before any task. It has forgotten afterwards: the
+            tasks are merged into it.
+        folder (`str` or `os.PathLike`): the folder of the run.
+        dataset (`datasets.Dataset`): images with annotated boxes, numbered as the model numbers its categories.
+        processing_class (`transformers.BaseImageProcessor`): the model's image processor.
+        image_column (`str`, *optional*, defaults to `"image"`): column of the images.
+        objects_column (`str`, *optional*, defaults to `"objects"`): column of the annotated boxes.
+        threshold (`float`, *optional*, defaults to 0.5): confidence from which a detection is drawn, in [0, 1].
+        most_images (`int`, *optional*, defaults to 4): so many images at most.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        LedgerError: if the ledger does not say which categories were forgotten, or does not fit, as
+            [`load_forgotten`].
+        ValueError: if the threshold or the number of images is out of range, no image has a forgotten category, or
+            columns are missing.
+        OSError: if the file could not be written.
+    """
+    if not 0 <= threshold <= 1 or most_images < 1:
+        raise ValueError(
+            f"`threshold` is {threshold!r} and `most_images` {most_images!r}; expected a number in [0, 1] and one "
+            "image at least."
+        )
+    if image_column not in dataset.column_names:
+        raise ValueError(
+            f"the data set has the columns {dataset.column_names} and no {image_column!r}. Give the column of the "
+            "images as image_column."
+        )
+    forgotten = ForgettingLedger.load(folder).forgotten_classes
+    rows = rows_to_show(read_annotations(dataset, objects_column), forgotten, most_images)
+    images = [_rgb(dataset[row][image_column]) for row in rows]
+    before = _detected(base_model, images, processing_class, threshold)
+    after = _detected(load_forgotten(base_model, folder, merge=True), images, processing_class, threshold)
+    file = Path(folder, PICTURES_FOLDER, "detections.png")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with own_style():
+        write_bytes_atomic(file, png_bytes(_figure(images, (before, after), forgotten)))
+    return file
+
+
+def rows_to_show(annotations: Annotations, forgotten: Sequence[int], most: int) -> list[int]:
+    """Images that show best what was forgotten and what was not.
+
+    Args:
+        annotations ([`Annotations`]): of the whole data set.
+        forgotten (`Sequence[int]`): ids of the forgotten categories.
+        most (`int`): so many rows at most.
+
+    Returns:
+        `list[int]`: rows of the data set, ascending.
+
+    Raises:
+        ValueError: if no image has an object of a forgotten category.
+    """
+    gone = np.isin(annotations.categories, list(forgotten))
+    with_gone, with_kept = np.unique(annotations.rows[gone]), np.unique(annotations.rows[~gone])
+    if not with_gone.size:
+        raise ValueError(
+            "no image has an object of a category that was forgotten; expected one at least. Give the test data."
+        )
+    mixed, alone = np.intersect1d(with_gone, with_kept), np.setdiff1d(with_gone, with_kept)
+    chosen = _spread(mixed, most)
+    return sorted([*chosen, *_spread(alone, most - len(chosen))])
+
+
+def _spread(rows: np.ndarray, most: int) -> list[int]:
+    count = min(len(rows), most)
+    return [int(rows[place * len(rows) // count]) for place in range(count)]
+
+
+def _rgb(image: Any) -> Any:
+    return image.convert("RGB") if hasattr(image, "convert") else np.asarray(image)
+
+
+@torch.no_grad()
+def _detected(model: nn.Module, images: Sequence[Any], processor: Any, threshold: float) -> Found:
+    """Boxes (corners in pixels), labels and scores of each image, one forward for all of them."""
+    inputs = processor(images=list(images), return_tensors="pt")
+    device = next(model.parameters()).device
+    outputs = model.eval()(**{name: value.to(device) for name, value in inputs.items() if name in _INPUTS})
+    sizes = torch.tensor([np.asarray(image).shape[:2] for image in images], device=device)
+    return processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
+
+
+_INPUTS = ("pixel_values", "pixel_mask")
+
+
+def _figure(images: Sequence[Any], states: tuple[Found, Found], forgotten: Sequence[int]) -> Any:
+    from matplotlib.patches import Patch
+
+    height = 2.8 * max(np.asarray(image).shape[0] / np.asarray(image).shape[1] for image in images)
+    figure = new_figure(2.8 * len(images) + 0.3, 2 * height + 1.2)
+    bands = figure.subfigures(2, 1)
+    for band, found, title in zip(bands, states, ("Before", "After all tasks"), strict=True):
+        band.suptitle(title, x=0.01, ha="left", fontsize=12)
+        panels = band.subplots(1, len(images), squeeze=False)[0]
+        for axes, image, detections in zip(panels, images, found, strict=True):
+            axes.imshow(image)
+            axes.axis("off")
+            _draw_boxes(axes, detections, forgotten)
+    handles = [
+        Patch(fill=False, edgecolor=FORGOTTEN, linewidth=2, label="categories to forget"),
+        Patch(fill=False, edgecolor=KEPT, linewidth=1, label="categories to keep"),
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2)
+    return figure
+
+
+def _draw_boxes(axes: Any, detections: dict[str, Tensor], forgotten: Sequence[int]) -> None:
+    from matplotlib.patches import Rectangle
+
+    for box, label in zip(detections["boxes"].tolist(), detections["labels"].tolist(), strict=True):
+        left, top, right, bottom = box
+        gone = label in forgotten
+        style: dict[str, Any] = {"edgecolor": FORGOTTEN if gone else KEPT, "linewidth": 2 if gone else 1}
+        axes.add_patch(
+            Rectangle((left, top), right - left, bottom - top, fill=False, zorder=3 if gone else 2, **style)
+        )

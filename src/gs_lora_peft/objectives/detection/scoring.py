@@ -1,0 +1,77 @@
+"""A detector's average precision, from one pass over images in batches and processes of any number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...metrics.detection import detection_scores
+from ...metrics.measures import AVERAGE_PRECISION
+from ...metrics.packing import pack_boxes, unpack_boxes
+from ..scoring import ClassRoles, Scoring
+
+
+class DetectionScoring(Scoring):
+    """
+    COCO's AP@[.5:.95] of the categories by role, see [`detection_scores`].
+
+    Args:
+        is_softmax (`bool`): whether the head has a background class of its own, so that a query answers with one
+            category; else with every category it may be.
+        most (`int`, *optional*): with a sigmoid head, so many detections of an image count, the best first; by default
+            as many as there are queries.
+    """
+
+    measure = AVERAGE_PRECISION
+
+    def __init__(self, is_softmax: bool, most: int | None = None):
+        self.is_softmax = is_softmax
+        self.most = most
+
+    def gathered(self, outputs: Any, labels: Any) -> tuple[Tensor, Tensor]:
+        """Detections and annotated objects as [`pack_boxes`] packs them, boxes as shares of the image."""
+        logits, boxes = outputs[:2]
+        references = [{"boxes": _corners(label["boxes"]), "labels": label["class_labels"]} for label in labels]
+        return pack_boxes(self.detections(logits, boxes)), pack_boxes(references)
+
+    def detections(self, logits: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
+        """What the image processors' `post_process_object_detection` gives with `threshold=0`, without sizes.
+
+        Args:
+            logits (`torch.Tensor`): shape `(B, Q, C)`, with a softmax head `(B, Q, C + 1)`.
+            boxes (`torch.Tensor`): (cx, cy, w, h), relative to the image, shape `(B, Q, 4)`.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: for each image `scores`, `labels` and `boxes`, corners relative to it.
+        """
+        logits, corners = logits.float(), _corners(boxes.float())
+        if self.is_softmax:
+            scores, categories = logits.softmax(-1)[..., :-1].max(-1)
+        else:
+            count = min(self.most or logits.shape[1], logits[0].numel())
+            scores, index = logits.sigmoid().flatten(1).topk(count, dim=1)
+            categories, queries = index % logits.shape[2], index // logits.shape[2]
+            corners = corners.gather(1, queries[..., None].expand(-1, -1, 4))
+        return [
+            {"scores": score, "labels": category, "boxes": box}
+            for score, category, box in zip(scores, categories, corners, strict=True)
+        ]
+
+    def by_role(
+        self, answers: Any, labels: Any, roles: ClassRoles, forget_before: float | None = None
+    ) -> dict[str, Any]:
+        """As [`detection_scores`], without `per_class`."""
+        scores = detection_scores(unpack_boxes(answers), unpack_boxes(labels), **roles, ap_forget_before=forget_before)
+        return {name: value for name, value in scores.items() if name != "per_class"}
+
+    def by_class(self, answers: Any, labels: Any) -> dict[int, tuple[float, int]]:
+        """AP of each category, all of one weight, however many objects there are."""
+        scores = detection_scores(unpack_boxes(answers), unpack_boxes(labels), forget_classes=[])
+        return {category: (found["ap"], 1) for category, found in scores["per_class"].items()}
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)

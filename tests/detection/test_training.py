@@ -1,0 +1,142 @@
+"""`GSLoraTrainer` on a detector: batches, checks, scores and what an adapter alone reproduces."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from detection_cases import NAMES, adapter, annotated, answers, arguments, knowing_yolos, own_findings, processor
+from detectors import detector
+from peft import PeftModel, get_peft_model
+from transformers import LevitConfig, LevitForImageClassification
+
+from gs_lora_peft import GSLoraTrainer, export_lora, split_dataset
+from gs_lora_peft.data.pairing import PairedCollator
+from gs_lora_peft.training.checks import classes_of_task
+
+PLACE, OTHER = [0.3, 0.3, 0.3, 0.3], [0.7, 0.7, 0.3, 0.3]
+
+
+def trainer(model, folder, split=None, **kwargs) -> GSLoraTrainer:
+    split = split or split_dataset(own_findings()["train"], ["cat"], label_column="objects")
+    given = {"forget_classes": split.forget_classes, "processing_class": processor(), **kwargs}
+    settings = given.pop("settings", {})
+    torch.manual_seed(0)
+    return GSLoraTrainer(
+        get_peft_model(model, adapter()),
+        arguments(output_dir=str(folder), **settings),
+        forget_dataset=split.forget,
+        retain_dataset=split.retain,
+        label_column="objects",
+        **given,
+    )
+
+
+def test_forgets_and_reports_average_precision(tmp_path):
+    """From an AP of 1 to 0 for the category, nearly all kept for the others; the best model is chosen by H."""
+    run = trainer(
+        knowing_yolos(),
+        tmp_path,
+        eval_dataset=own_findings()["test"],
+        settings={"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True},
+    )
+    assert (run.forget_classes, run.retain_classes) == ([2], [0, 1, 3])
+    before = run.score(own_findings()["test"])
+    assert before["ap_forget"] > 0.99
+    run.train()
+    assert run.accuracy_forget_before == {"eval": before["ap_forget"]}
+    last = run.evaluate()
+    assert last["eval_ap_forget"] < 0.01
+    assert last["eval_ap_retain"] > 0.7
+    assert last["eval_h_mean"] == pytest.approx(run.state.best_metric)
+    logged = [row for row in run.state.log_history if "retain_confidence" in row]
+    assert logged[-1]["forget_confidence"] < 0.2 < logged[0]["forget_confidence"]
+
+
+def test_mixed_images_are_marked_in_both_halves(tmp_path):
+    """An image with both kinds serves twice, with all annotations of both and a mask that says which is which."""
+    data = annotated([[(0, PLACE), (2, OTHER)], [(1, PLACE)], [(2, PLACE), (3, OTHER)]])
+    split = split_dataset(data, ["cat"], old=["dog"], label_column="objects")
+    run = trainer(knowing_yolos(), tmp_path, split)
+    assert (run.forget_classes, run.retain_classes) == ([2], [0, 1])
+    labels = [label for batch in run.get_train_dataloader() for label in batch["labels"]]
+    assert all(torch.equal(label["forget"], label["class_labels"] == 2) for label in labels)
+    shown = {tuple(label["class_labels"].tolist()) for label in labels}
+    assert shown == {(0, 2), (1,), (2,)}  # the dog was forgotten before
+    mine = PairedCollator(lambda rows: {"labels": [{"class_labels": torch.tensor([2]), "forget": "mine"}]}, [2])
+    assert mine([(None, None)])["labels"][0]["forget"] == "mine"
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path):
+    """Boxes without a word on what to forget, without a processor, with views that leave boxes behind, held out of
+    sets that share images."""
+    with pytest.raises(ValueError, match=r"forget_classes=split\.forget_classes"):
+        trainer(knowing_yolos(), tmp_path, forget_classes=None)
+    with pytest.raises(ValueError, match="no object"):
+        trainer(knowing_yolos(), tmp_path, forget_classes=[2, 9])
+    with pytest.raises(ValueError, match="AutoImageProcessor"):
+        trainer(knowing_yolos(), tmp_path, processing_class=None)
+    with pytest.raises(ValueError, match="with_transform"):
+        trainer(knowing_yolos(), tmp_path, settings={"augmentation": True})
+    with pytest.raises(ValueError, match="train_validation_split"):
+        trainer(knowing_yolos(), tmp_path, settings={"validation_fraction": 0.3})
+    small = detector("yolos")
+    small.config.num_labels = 3
+    with pytest.raises(ValueError, match="outside the model's head of 3"):
+        trainer(small, tmp_path)
+    with pytest.raises(ValueError, match=r"read from a datasets\.Dataset"):
+        classes_of_task([{"objects": {"category": [2]}}], [{"objects": {"category": [1]}}], "objects", [2])
+    labels = Dataset.from_dict({"label": [0, 1]})
+    with pytest.raises(ValueError, match="`forget_classes` is"):
+        classes_of_task(labels.select([0]), labels.select([1]), "label", [1])
+    assert classes_of_task(labels.select([0]), labels.select([1]), "label", [0]) == ([0], [1])
+
+
+def test_a_detector_with_batch_norm_is_reproduced(tmp_path):
+    """RT-DETR normalises outside its backbone; its adapter alone gives the model that was trained."""
+    run = trainer(detector("rt_detr"), tmp_path, settings={"num_train_epochs": 1})
+    run.train()
+    expected = answers(run.model)
+    loaded = PeftModel.from_pretrained(detector("rt_detr"), export_lora(run.model, tmp_path / "plain"))
+    assert torch.equal(answers(loaded), expected)
+    assert not torch.allclose(answers(detector("rt_detr")), expected)
+
+
+def test_a_classifier_with_batch_norm_is_reproduced(tmp_path):
+    """LeViT normalises by batches in every layer: statistics that training moved would be in no adapter."""
+
+    def levit():
+        torch.manual_seed(0)
+        model = LevitForImageClassification(
+            LevitConfig(
+                image_size=32,
+                hidden_sizes=[16, 16, 16],
+                num_attention_heads=[2, 2, 2],
+                depths=[1, 1, 1],
+                key_dim=[4, 4, 4],
+                num_labels=4,
+                id2label=dict(enumerate(NAMES)),
+            )
+        )
+        with torch.no_grad():
+            for _ in range(20):  # statistics under which something gets through
+                model.train()(pixel_values=torch.randn(8, 3, 32, 32))
+        return model.eval()
+
+    random = np.random.default_rng(0)
+    rows = {"pixel_values": random.normal(3, 2, (16, 3, 32, 32)).astype(np.float32), "label": list(range(4)) * 4}
+    split = split_dataset(Dataset.from_dict(rows).with_format("torch"), [3])
+    torch.manual_seed(0)
+    model = get_peft_model(levit(), adapter())
+    run = GSLoraTrainer(
+        model,
+        arguments(output_dir=str(tmp_path), num_train_epochs=1),
+        forget_dataset=split.forget,
+        retain_dataset=split.retain,
+    )
+    run.train()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.eval()(pixel_values=images).logits
+        loaded = PeftModel.from_pretrained(levit(), export_lora(model, tmp_path / "plain")).eval()
+        assert torch.equal(loaded(pixel_values=images).logits, expected)
+        assert not torch.allclose(levit()(pixel_values=images).logits, expected)
