@@ -26,10 +26,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, se
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainingArguments, split_dataset
 from gs_lora_peft.baselines import FFNFineTuner
 from gs_lora_peft.data import ImageCollator, align_labels, class_order, continual_protocol, train_validation_split
-from gs_lora_peft.data.classes import label_names
+from gs_lora_peft.data.classes import label_names, model_label_ids
 from gs_lora_peft.metrics import continual_forgetting_scores
 from gs_lora_peft.sequence.scoring import predict_classes
 
+METHODS = ("gs_lora", "ffn")
 CarryOut = Callable[[int], dict[str, float]]
 SCORES = ("acc_retain", "acc_forget", "acc_old", "acc_missing")
 
@@ -54,6 +55,17 @@ class Settings:
     missing: int = 0  # so many of the classes that stay to the end have no training data
     published: dict[str, Any] = field(default_factory=dict)  # what the papers report, in percent
     ours: dict[str, Any] = field(default_factory=dict)  # the same, for whoever has run it
+
+    def __post_init__(self):
+        wrong = {name: len(values) for name, values in self.per_task.items() if len(values) != len(self.kept)}
+        if wrong:
+            raise ValueError(f"`per_task` has {wrong} values; expected one for each of the {len(self.kept)} tasks.")
+        if self.kept and not 0 <= self.missing < self.kept[-1]:
+            raise ValueError(
+                f"`missing` is {self.missing}; expected fewer than the {self.kept[-1]} classes that stay to the end."
+            )
+        if self.method not in METHODS:
+            raise ValueError(f"`method` must be one of {METHODS}, got {self.method!r}.")
 
     def arguments(self, task: int, **others: Any) -> GSLoraTrainingArguments:
         """The training of one task."""
@@ -86,8 +98,13 @@ def prepare(settings: Settings, model_name: str, data_name: str, seed: int) -> P
     dataset = load_data(data_name, settings)
     model = AutoModelForImageClassification.from_pretrained(model_name, **settings.model)
     names = label_names(dataset["train"], settings.label_column)
-    if names and model.config.label2id and set(names) <= set(model.config.label2id):
+    if names and model_label_ids(names, model.config.label2id) is not None:
         dataset = align_labels(dataset, settings.label_column, model.config.label2id)
+    elif names and model.config.num_labels != len(names):
+        raise ValueError(
+            f"the model's {model.config.num_labels} classes and the {len(names)} of the data go by other names, so "
+            "that it is not known which are the same. Give a model that was trained on this data."
+        )
     if settings.train_fraction < 1:
         held_out = 1 - settings.train_fraction
         dataset["train"], _ = train_validation_split(dataset["train"], settings.label_column, held_out, seed)
@@ -112,8 +129,10 @@ class Scorer:
         scores = self._by_role(task, acc_forget_before)
         if getattr(config, "margin_at_eval", False):
             config.margin_at_eval = False
-            without = self._by_role(task, None)
-            config.margin_at_eval = True
+            try:
+                without = self._by_role(task, None)
+            finally:
+                config.margin_at_eval = True
             scores |= {f"{name}_without_margin": without[name] for name in SCORES if name in without}
         return scores
 
@@ -131,7 +150,7 @@ class Scorer:
 
 
 def run(settings: Settings, model_name: str, data_name: str, folder: Path, seed: int) -> list[dict[str, Any]]:
-    """All tasks with one seed: scores, active groups, steps and seconds of each."""
+    """All tasks with one seed: scores, zero groups, steps, and seconds with what a method scores itself."""
     protocol = prepare(settings, model_name, data_name, seed)
     common = {"seed": seed, "disable_tqdm": True, "output_dir": str(folder)}
     score = Scorer(protocol, settings.arguments(0, **common), settings.label_column)
@@ -147,6 +166,8 @@ def run(settings: Settings, model_name: str, data_name: str, folder: Path, seed:
         row |= {f"{name}_before": before[name] for name in SCORES if name in before}
         rows.append(row | score(task, before["acc_forget"]))
         print(json.dumps(rows[-1]), flush=True)
+        with open(folder.parent / "results.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
     return rows
 
 
@@ -233,8 +254,9 @@ if __name__ == "__main__":
     torch.set_num_threads(options.threads)
     settings = Settings(**(yaml.safe_load(options.file.read_text(encoding="utf-8")) | options.settings))
     settings.training |= options.training
+    settings.per_task = {name: values for name, values in settings.per_task.items() if name not in options.training}
+    options.work.mkdir(parents=True)
     all_rows = []
     for seed in options.seeds:
         all_rows += run(settings, options.model, options.data, options.work / f"seed_{seed}", seed)
-    (options.work / "results.json").write_text(json.dumps(all_rows, indent=1))
     print(format_means(all_rows))

@@ -20,6 +20,8 @@ from transformers import (
     Dinov2ForImageClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    LevitConfig,
+    LevitForImageClassificationWithTeacher,
     ResNetConfig,
     ResNetForImageClassification,
     RobertaConfig,
@@ -140,6 +142,9 @@ def test_models_without_one_embedding_are_refused():
     """Two heads, no head, and a model that does not say how many classes it has: each with its reason."""
     with pytest.raises(NoEmbeddingFoundError, match=r"several heads of 5 classes side by side, .*distillation"):
         find_head(DeiTForImageClassificationWithTeacher(DeiTConfig(**TINY, num_labels=5)))
+    sizes = {"hidden_sizes": [8, 16, 16], "depths": [1, 1, 1], "num_attention_heads": [1, 1, 1], "key_dim": [4, 4, 4]}
+    with pytest.raises(NoEmbeddingFoundError, match=r"classifier\.linear.*classifier_distill\.linear"):
+        find_head(LevitForImageClassificationWithTeacher(LevitConfig(**sizes, num_labels=5)))
     with pytest.raises(NoEmbeddingFoundError, match=r"no `config\.num_labels`"):
         find_head(nn.Linear(4, 5))
     model = MODELS["vit"][0](5)

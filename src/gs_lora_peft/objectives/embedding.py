@@ -57,13 +57,20 @@ def find_head(model: nn.Module) -> str:
             f"found. {_MEND}"
         )
     *others, head = heads
-    beside = [p for p in others if p.rpartition(".")[0] == head.rpartition(".")[0] and heads[p] == heads[head]]
+    beside = [path for path in others if heads[path] == heads[head] and _side_by_side(path, head)]
     if beside:
         raise NoEmbeddingFoundError(
             f"{type(model).__name__} has several heads of {num_labels} classes side by side, {[*beside, head]}. "
             f"{_MEND}"
         )
     return head
+
+
+def _side_by_side(path: str, other: str) -> bool:
+    """Whether two paths differ in one name alone, as `head.linear` and `head_dist.linear`, and not in a number."""
+    first, second = path.split("."), other.split(".")
+    different = [pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]]
+    return len(first) == len(second) and len(different) == 1 and not all(name.isdecimal() for name in different[0])
 
 
 def _head_shape(module: nn.Module) -> tuple[int, ...] | None:

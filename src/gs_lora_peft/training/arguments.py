@@ -206,6 +206,7 @@ class GSLoraTrainingArguments(TrainingArguments):
                 f"`prototype_augmentations`={views} has nothing to act on: no prototypes are computed. Set "
                 "`prototype_forget_weight` or `prototype_retain_weight`, or leave it at 0."
             )
+        self._check_average()
         if self.label_smoothing_factor != 0.0:
             raise ValueError(
                 f"`label_smoothing_factor`={self.label_smoothing_factor!r} is not supported: `forget_bound` bounds "
@@ -221,4 +222,14 @@ class GSLoraTrainingArguments(TrainingArguments):
                 f"`sparsity_until_epoch`={until!r} must be greater than `sparsity_warmup_epochs`="
                 f"{self.sparsity_warmup_epochs!r}, or sparsity never acts. Raise it (None: to the end), or use "
                 "sparsity='none' for dense LoRA."
+            )
+
+    def _check_average(self) -> None:
+        start = self.ema_start_epoch
+        if start and not self.ema_decay:
+            raise ValueError(f"`ema_start_epoch`={start} has no average to start. Set `ema_decay`, e.g. to 0.9.")
+        if self.ema_decay and self.max_steps <= 0 and start > self.num_train_epochs:
+            raise ValueError(
+                f"`ema_start_epoch`={start} lies behind the {self.num_train_epochs} epochs of `num_train_epochs`, so "
+                "that the average would never start. Lower it."
             )

@@ -8,6 +8,11 @@ from typing import Any, ClassVar
 from transformers import ViTConfig
 
 HEAD_TYPES = ("cosface", "arcface", "sface", "softmax")
+_DERIVED_SIZES = ("patch_stride", "head_dim")
+_SIZES = (
+    "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    *_DERIVED_SIZES,
+)  # fmt: skip
 _DEFAULT_MARGINS = {"cosface": 0.35, "arcface": 0.5}
 
 
@@ -87,6 +92,7 @@ class FaceTransformerConfig(ViTConfig):
     sface_inter_angle: float = 1.22
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._check_numbers()
         if self.patch_stride is None:
             self.patch_stride = self.patch_size
         if self.patch_padding is None:
@@ -102,14 +108,31 @@ class FaceTransformerConfig(ViTConfig):
         self._check_head()
         super().__post_init__(**kwargs)
 
+    def _check_numbers(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            # Sizes that follow from others may be None still.
+            if value is None and name in _DERIVED_SIZES:
+                continue
+            if type(value) is not int or value < 1:
+                unit = " of pixels" if name.startswith(("image", "patch")) else ""
+                raise ValueError(f"`{name}` must be a whole number{unit}, 1 or more, got {value!r}.")
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size`={self.hidden_size} is no multiple of `num_attention_heads`="
+                f"{self.num_attention_heads}. Change one of them, or give `head_dim`."
+            )
+        for name in ("scale", "margin"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise ValueError(f"`{name}` must be a number, got {value!r}.")
+        if not isinstance(self.margin_at_eval, bool):
+            raise ValueError(f"`margin_at_eval` must be True or False, got {self.margin_at_eval!r}.")
+
     def _check_patches(self) -> None:
         size, patch, stride, padding = self.image_size, self.patch_size, self.patch_stride, self.patch_padding
-        for name in ("image_size", "patch_size", "patch_stride", "patch_padding"):
-            value = getattr(self, name)
-            if type(value) is not int or value < (name != "patch_padding"):
-                raise ValueError(
-                    f"`{name}` must be a whole number of pixels (images and patches are square), got {value!r}."
-                )
+        if type(padding) is not int or padding < 0:
+            raise ValueError(f"`patch_padding` must be a whole number of pixels, got {padding!r}.")
         fitting = size // stride
         patches = (size + 2 * padding - patch) // stride + 1
         if patches != fitting or fitting < 1:
