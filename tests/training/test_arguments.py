@@ -81,6 +81,8 @@ def test_arguments_survive_json_and_a_round_trip():
         ({"sparsity_weight": math.inf}, "`sparsity_weight`"),
         ({"sparsity_warmup_epochs": -1}, "`sparsity_warmup_epochs`"),
         ({"ema_start_epoch": -1}, "`ema_start_epoch`"),
+        ({"ema_start_epoch": 3}, "`ema_start_epoch`=3 has no average to start"),
+        ({"ema_decay": 0.9, "ema_start_epoch": 16}, "lies behind the 15"),
         ({"forget_bound": 0}, "`forget_bound` must be positive"),
         ({"forget_bound": "automatic"}, "`forget_bound` must be a number in nats or 'auto', got 'automatic'"),
         ({"forget_bound": "inf"}, "`forget_bound` must be positive and finite"),
