@@ -64,6 +64,9 @@ class ScriptArguments:
         default=1.0, metadata={"help": "Share of each kept class that is replayed, in (0, 1]."}
     )
     shots: int | None = field(default=None, metadata={"help": "Few-shot: exactly this many samples of every class."})
+    missing: str | None = field(
+        default=None, metadata={"help": "To keep, although none of their data may be used; names or ids split by ','."}
+    )
     config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
 
 
@@ -162,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=processor,
         replay_ratio=script.replay_ratio,
         shots=script.shots,
+        missing_classes=parse_requests(script.missing)[0].classes if script.missing else (),
     )
     forgetter.run(requests)
     if not PartialState().is_main_process:

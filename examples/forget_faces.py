@@ -61,6 +61,9 @@ class FaceArguments:
     test_split: str = field(default="test", metadata={"help": "Split to score on; 'validation' is tried too."})
     replay_ratio: float = field(default=1.0, metadata={"help": "Share of each kept person that is replayed."})
     shots: int | None = field(default=None, metadata={"help": "Few-shot: exactly this many images of everybody."})
+    missing: str | None = field(
+        default=None, metadata={"help": "To keep, although none of their data may be used; names or ids split by ','."}
+    )
     pictures: bool = field(default=True, metadata={"help": "Whether to draw private_pictures in the output folder."})
 
 
@@ -178,6 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=processor,
         replay_ratio=script.replay_ratio,
         shots=script.shots,
+        missing_classes=parse_requests(script.missing)[0].classes if script.missing else (),
     )
     forgetter.run(requests)
     if not PartialState().is_main_process:
