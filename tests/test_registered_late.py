@@ -23,7 +23,7 @@ def test_peft(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    ["AutoConfig", "AutoModel", "AutoImageProcessor", "AutoImageProcessor, AutoModelForImageClassification"],
+    ["AutoModel", "AutoImageProcessor", "BaseImageProcessor, AutoConfig, AutoModelForImageClassification", "pipeline"],
 )
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_face_model(names, ours_first):

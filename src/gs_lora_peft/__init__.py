@@ -4,7 +4,6 @@
 soon as PEFT itself is imported. Everything else is imported on first use.
 """
 
-import sys
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -107,22 +106,13 @@ def __dir__() -> list[str]:
 
 
 # Importing the rooms imports torch, for which not everybody who imports this package has to wait: the tuner follows
-# PEFT, the models follow transformers' Auto classes.
-_AUTO, _AUTO_CLASSES = "transformers.models.auto", ("modeling_auto", "image_processing_auto")
-
-
+# PEFT, the models follow transformers' Auto classes. (AutoConfig alone is no sign: transformers imports it half-way
+# through its own foundations, where no model can be imported yet.)
 def _register(*rooms: str) -> None:
     for room in rooms:
         import_module(room, __name__)
 
 
-def _register_with_configurations(module: Any) -> None:
-    # Where one of the others is being imported, and configurations by it, its own hook comes later.
-    if not any(f"{_AUTO}.{name}" in sys.modules for name in _AUTO_CLASSES):
-        _register(".models")
-
-
 when_imported("peft")(lambda module: _register(".tuner", ".models"))
-when_imported(f"{_AUTO}.configuration_auto")(_register_with_configurations)
-for _name in _AUTO_CLASSES:
-    when_imported(f"{_AUTO}.{_name}")(lambda module: _register(".models"))
+for _name in ("modeling_auto", "image_processing_auto"):
+    when_imported(f"transformers.models.auto.{_name}")(lambda module: _register(".models"))
