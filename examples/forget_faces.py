@@ -45,7 +45,9 @@ from gs_lora_peft.data.pairing import default_collator
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.models import FaceImageProcessor
 from gs_lora_peft.sequence import format_table
-from gs_lora_peft.storage import staged_folder
+from gs_lora_peft.storage import sha256_of, staged_folder
+
+SOURCE_FILE = "source.txt"  # what the base model was made from
 
 
 @dataclass
@@ -139,6 +141,13 @@ def model_folder(
         return script.model_name_or_path
     folder = Path(args.output_dir, "base_model")
     missing = not folder.is_dir()
+    source = sha256_of(script.checkpoint) if script.checkpoint is not None else "pre-trained"
+    mark = folder / SOURCE_FILE
+    if mark.is_file() and mark.read_text() != source:
+        raise ValueError(
+            f"'{folder}' was made from something else than {script.checkpoint or 'the data'}. Choose another "
+            "--output_dir, or go on with what is there: --model_name_or_path."
+        )
     PartialState().wait_for_everyone()
     if missing and script.checkpoint is None:
         pretrained(folder, dataset, face, args)
@@ -155,6 +164,8 @@ def model_folder(
             pixels=face.pixels,
         )
     PartialState().wait_for_everyone()
+    if missing and PartialState().is_main_process:
+        mark.write_text(source)
     return str(folder)
 
 

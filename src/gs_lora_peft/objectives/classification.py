@@ -89,6 +89,8 @@ class ClassificationObjective(Objective):
     - `"cross_entropy"`: ReLU(BND − mean CE), as published (GS-LoRA, https://arxiv.org/abs/2403.11530, eq. 4). A class
       that is pushed far beyond the bound can then hide another one that is still known.
 
+    A head with a loss of its own (SFace) is trained by the cross-entropy of its logits like every other.
+
     Args:
         forget_weight (`float`): β.
         forget_bound (`float` or `"auto"`): BND in nats; `"auto"` is [`auto_forget_bound`] of the head's size.
