@@ -82,28 +82,36 @@ class AdapterArguments:
     group_by: str = field(default="block", metadata={"help": "Kept or dropped together: block, module or matrix."})
 
 
+def set_defaults_from_file(parser: HfArgumentParser, argv: list[str]) -> None:
+    """Makes what the YAML file of `--config` says the defaults of the parser."""
+    first = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    if path is None:
+        return
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"--config {path} cannot be read: {error}")
+    if not isinstance(settings, dict):
+        parser.error(f"--config {path} holds {settings!r}; expected lines such as 'learning_rate: 0.005'")
+    known = {action.dest: action for action in parser._actions}
+    if unknown := sorted(map(str, set(settings) - set(known))):
+        parser.error(f"{path} has unknown settings {unknown}; --help lists the known ones")
+    if settings.get("forget") is not None:
+        settings["forget"] = str(settings["forget"])  # `forget: 1` is a number in YAML
+    for name in settings:
+        known[name].required = False
+    parser.set_defaults(**settings)
+
+
 def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments, GSLoraTrainingArguments]:
     """Defaults, then the YAML file, then the command line."""
     parser = HfArgumentParser(
         (ScriptArguments, AdapterArguments, GSLoraTrainingArguments), description=__doc__, prog="forget.py"
     )
     parser.set_defaults(output_dir="runs/digits")
-    first = argparse.ArgumentParser(prog="forget.py", add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    path = first.parse_known_args(argv)[0].config
-    if path is not None:
-        try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            parser.error(f"--config {path} cannot be read: {error}")
-        if not isinstance(settings, dict):
-            parser.error(f"--config {path} holds {settings!r}; expected lines such as 'learning_rate: 0.005'")
-        known = {action.dest for action in parser._actions}
-        if unknown := sorted(map(str, set(settings) - known)):
-            parser.error(f"{path} has unknown settings {unknown}; --help lists the known ones")
-        if settings.get("forget") is not None:
-            settings["forget"] = str(settings["forget"])  # `forget: 1` is a number in YAML
-        parser.set_defaults(**settings)
+    set_defaults_from_file(parser, argv)
     script, adapter, args = parser.parse_args_into_dataclasses(argv)
     if args.resume_from_checkpoint is not None:
         parser.error("--resume_from_checkpoint is not needed: the same command, given again, resumes by itself")

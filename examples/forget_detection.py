@@ -15,16 +15,14 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from accelerate import PartialState
 from datasets import DatasetDict
-from forget import AdapterArguments, load_data
+from forget import AdapterArguments, load_data, set_defaults_from_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser
 
 from gs_lora_peft import (
@@ -70,19 +68,8 @@ def parse_arguments(argv: list[str]) -> tuple[DetectionArguments, AdapterArgumen
         prog="forget_detection.py",
     )
     parser.set_defaults(output_dir="runs/detection", per_device_train_batch_size=4, per_device_eval_batch_size=8)
-    first = argparse.ArgumentParser(prog="forget_detection.py", add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    path = first.parse_known_args(argv)[0].config
-    if path is not None:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        known = {action.dest: action for action in parser._actions}
-        if unknown := sorted(set(settings) - set(known)):
-            parser.error(f"{path} has unknown settings {unknown}; --help lists the known ones")
-        for name in settings:
-            known[name].required = False
-        parser.set_defaults(**settings)
-    script, adapter, args = parser.parse_args_into_dataclasses(argv)
-    return script, adapter, args
+    set_defaults_from_file(parser, argv)
+    return parser.parse_args_into_dataclasses(argv)
 
 
 def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetDict:

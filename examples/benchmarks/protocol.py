@@ -27,8 +27,7 @@ from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLora
 from gs_lora_peft.baselines import FFNFineTuner
 from gs_lora_peft.data import ImageCollator, align_labels, class_order, continual_protocol, train_validation_split
 from gs_lora_peft.data.classes import label_names, model_label_ids
-from gs_lora_peft.metrics import continual_forgetting_scores
-from gs_lora_peft.sequence.scoring import predict_classes
+from gs_lora_peft.sequence.scoring import predict
 
 METHODS = ("gs_lora", "ffn")
 CarryOut = Callable[[int], dict[str, float]]
@@ -138,14 +137,13 @@ class Scorer:
 
     def _by_role(self, task: int, acc_forget_before: float | None) -> dict[str, float]:
         protocol = self.protocol
-        answers = predict_classes(protocol.model, protocol.dataset["test"], self.args, self.collate)
-        scores = continual_forgetting_scores(
-            *answers,
-            forget_classes=protocol.tasks[task],
-            old_classes=[c for earlier in protocol.tasks[:task] for c in earlier],
-            missing_classes=protocol.missing,
-            accuracy_forget_before=acc_forget_before,
-        )
+        roles = {
+            "forget_classes": protocol.tasks[task],
+            "old_classes": [c for earlier in protocol.tasks[:task] for c in earlier],
+            "missing_classes": protocol.missing,
+        }
+        found = predict(protocol.model, protocol.dataset["test"], self.args, self.collate)
+        scores = found.by_role(roles, acc_forget_before)
         return {name: scores[name] for name in ("h_mean", *SCORES) if scores[name] is not None}
 
 

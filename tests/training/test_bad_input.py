@@ -465,7 +465,10 @@ def test_a_loss_scaler_may_see_infinite_gradients(tmp_path):
     )
     for parameter in trainer.groups.parameters:
         parameter.grad = torch.full_like(parameter, float("inf"))
+    before = adapter_state(model)
     guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+    assert not differences(before, adapter_state(model))
+    assert not trainer.control.should_training_stop
 
 
 @pytest.mark.usefixtures("trains")

@@ -268,7 +268,7 @@ def test_partly_fused_experts_warn():
 def test_no_warning_otherwise():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        find_ffn_blocks(timm_vit())
+        assert find_ffn_blocks(timm_vit())
 
 
 class TestPatterns:

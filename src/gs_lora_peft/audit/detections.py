@@ -17,7 +17,7 @@ from ..data.boxes import Annotations, read_annotations
 from ..drawing import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
 from ..sequence import ForgettingLedger, load_forgotten
 from ..storage import write_bytes_atomic
-from .pictures import PICTURES_FOLDER
+from .pictures import private_folder
 
 Found = list[dict[str, Tensor]]
 
@@ -79,8 +79,7 @@ def draw_detections(
     images = [_rgb(dataset[row][image_column]) for row in rows]
     before = _detected(base_model, images, processing_class, threshold)
     after = _detected(load_forgotten(base_model, folder, merge=True), images, processing_class, threshold)
-    file = Path(folder, PICTURES_FOLDER, "detections.png")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = private_folder(folder) / "detections.png"
     with own_style():
         write_bytes_atomic(file, png_bytes(_figure(images, (before, after), forgotten)))
     return file

@@ -20,6 +20,14 @@ _COLUMNS = 8
 _SHAPES = "o^sDvP*X"
 
 
+def private_folder(folder: str | os.PathLike) -> Path:
+    """Makes `private_pictures` in a folder: for its owner alone, on the machine too."""
+    place = Path(folder) / PICTURES_FOLDER
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    place.mkdir(mode=0o700, exist_ok=True)
+    return place
+
+
 def draw_face_pictures(
     audit: FaceAudit,
     dataset: Any,
@@ -67,9 +75,7 @@ def draw_face_pictures(
         )
     rows = _people_to_show(audit)
     images = {row: _image(dataset[int(row)], image_column) for of_role in rows for row in of_role}
-    place = Path(folder) / PICTURES_FOLDER
-    # For nobody else on the machine either.
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = private_folder(folder)
     files = [place / "faces.png", place / "embedding_map.png"]
     with own_style():
         write_bytes_atomic(files[0], png_bytes(_faces(audit, rows, images)))

@@ -12,12 +12,12 @@ from .box_columns import replaced
 from .boxes import checked_annotations
 from .splits import (
     ForgettingSplit,
-    _assign_roles,
-    _check_sampling,
-    _check_seed,
-    _is_real,
-    _require_rows,
-    _rounded_share,
+    assign_roles,
+    check_sampling,
+    check_seed,
+    is_real,
+    require_rows,
+    rounded_share,
 )
 
 
@@ -81,14 +81,14 @@ def split_boxes(
     (290, 143)
     ```
     """
-    _check_sampling(replay_ratio, shots, seed)
+    check_sampling(replay_ratio, shots, seed)
     annotations = checked_annotations(dataset, objects_column)
     rows, classes, codes = _images_of_classes(annotations.rows, annotations.categories, ~annotations.crowd)
     counts = np.bincount(codes, minlength=len(classes))
     count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     requested: dict[str, Any] = {"forget": forget, "old": old, "missing": missing, "retain": retain}
-    roles = _assign_roles(requested, names=annotations.names, present=list(count_of))
-    _require_rows(roles, count_of, shots, annotations.names)
+    roles = assign_roles(requested, names=annotations.names, present=list(count_of))
+    require_rows(roles, count_of, shots, annotations.names)
 
     quota = counts.copy()
     for role in ("forget", "retain"):
@@ -96,7 +96,7 @@ def split_boxes(
         if shots is not None:
             quota[members] = shots
         elif role == "retain":
-            quota[members] = np.maximum(1, _rounded_share(counts[members], replay_ratio))
+            quota[members] = np.maximum(1, rounded_share(counts[members], replay_ratio))
     drawn = _draw(codes, quota, _keys(len(dataset), seed)[rows])
 
     shown = [*roles["forget"], *roles["retain"]]
@@ -136,7 +136,7 @@ def train_validation_boxes(
     rows, _, codes = _images_of_classes(annotations.rows, annotations.categories, ~annotations.crowd)
     counts = np.bincount(codes)
     keys = _keys(len(dataset), seed)
-    drawn = _draw(codes, np.minimum(counts - 1, _rounded_share(counts, fraction)), keys[rows])
+    drawn = _draw(codes, np.minimum(counts - 1, rounded_share(counts, fraction)), keys[rows])
     # Drawn for another category, an image may be the last one of this.
     last = np.full(len(counts), -1)
     order = np.argsort(keys[rows])
@@ -160,9 +160,9 @@ def _images_of_classes(
 
 
 def _check_fraction(fraction: Any, seed: Any) -> None:
-    if not _is_real(fraction) or not 0 < fraction < 1:
+    if not is_real(fraction) or not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction!r}; expected a number between 0 and 1. Take for instance 0.1.")
-    _check_seed(seed)
+    check_seed(seed)
 
 
 def _keys(num_rows: int, seed: int) -> np.ndarray:

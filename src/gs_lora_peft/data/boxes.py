@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from .box_columns import ObjectColumn, named, numbers_of, read_object_column, replaced, table_rows
-from .classes import _check_dataset, model_label_ids
+from .classes import check_dataset, model_label_ids
 
 Data = TypeVar("Data", Dataset, DatasetDict)
 BoxFormat = Literal["xywh", "xyxy"]
@@ -136,7 +136,7 @@ def read_annotations(dataset: Dataset, objects_column: str, box_format: BoxForma
     Raises:
         ValueError: There are no boxes or categories in the column, or an annotation has no category.
     """
-    _check_dataset(dataset)
+    check_dataset(dataset)
     stored = read_object_column(dataset, objects_column)
     all_boxes = numbers_of(stored.fields[stored.boxes])
     if box_format == "xyxy":

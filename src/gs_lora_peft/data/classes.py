@@ -102,7 +102,7 @@ def label_names(dataset: Any, label_column: str = "label") -> list[str] | None:
 
 def read_labels(dataset: Any, label_column: str) -> tuple[np.ndarray, list[str] | None]:
     """The label of every row, int64, and the names of the classes where they have any."""
-    _check_dataset(dataset)
+    check_dataset(dataset)
     feature = _label_feature(dataset, label_column)
     _check_feature(feature, label_column)
     # Straight from the table: `dataset[column]` would run a transform, and through an indices mapping (after
@@ -239,7 +239,7 @@ def _label_feature(dataset: Any, label_column: str) -> Any:
     return features[label_column]
 
 
-def _check_dataset(dataset: Any) -> None:
+def check_dataset(dataset: Any) -> None:
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         splits = list(dataset)
         example = f"dataset[{splits[0]!r}]" if splits else "dataset['train']"

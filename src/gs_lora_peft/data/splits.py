@@ -58,13 +58,13 @@ def split_rows(
     seed: int = 1337,
 ) -> ForgettingSplit:
     """[`split_dataset`] where every row is of one class."""
-    _check_sampling(replay_ratio, shots, seed)
+    check_sampling(replay_ratio, shots, seed)
     labels, names = read_labels(dataset, label_column)
     classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     requested: dict[str, Any] = {"forget": forget, "old": old, "missing": missing, "retain": retain}
-    roles = _assign_roles(requested, names=names, present=list(count_of))
-    _require_rows(roles, count_of, shots, names)
+    roles = assign_roles(requested, names=names, present=list(count_of))
+    require_rows(roles, count_of, shots, names)
 
     role_of_code = np.full(len(classes), -1)
     quota = counts.copy()
@@ -74,7 +74,7 @@ def split_rows(
         if shots is not None and role in ("forget", "retain"):
             quota[members] = shots
         elif role == "retain":
-            quota[members] = np.maximum(1, _rounded_share(counts[members], replay_ratio))
+            quota[members] = np.maximum(1, rounded_share(counts[members], replay_ratio))
     drawn = _draw(codes, quota, seed) if np.any(quota < counts) else np.ones(len(codes), dtype=bool)
     parts = {
         role: dataset.select(np.flatnonzero(drawn & (role_of_code[codes] == number)))
@@ -87,12 +87,12 @@ def train_validation_rows(
     dataset: Dataset, label_column: str = "label", fraction: float = 0.1, seed: int = 1337
 ) -> tuple[Dataset, Dataset]:
     """[`train_validation_split`] where every row is of one class."""
-    if not _is_real(fraction) or not 0 < fraction < 1:
+    if not is_real(fraction) or not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction!r}; expected a number between 0 and 1. Take for instance 0.1.")
-    _check_seed(seed)
+    check_seed(seed)
     labels, _ = read_labels(dataset, label_column)
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    quota = np.minimum(counts - 1, _rounded_share(counts, fraction))
+    quota = np.minimum(counts - 1, rounded_share(counts, fraction))
     if not quota.any():
         raise ValueError(
             f"fraction is {fraction}, and the largest class has {counts.max(initial=0)} rows; expected a share that "
@@ -102,8 +102,8 @@ def train_validation_rows(
     return dataset.select(np.flatnonzero(~taken)), dataset.select(np.flatnonzero(taken))
 
 
-def _check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
-    if not _is_real(replay_ratio) or not 0 < replay_ratio <= 1:
+def check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
+    if not is_real(replay_ratio) or not 0 < replay_ratio <= 1:
         raise ValueError(f"replay_ratio is {replay_ratio!r}; expected a number in (0, 1]. Take for instance 0.1.")
     if shots is not None:
         if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
@@ -113,19 +113,19 @@ def _check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
                 f"replay_ratio is {replay_ratio} and shots is {shots}; expected one of them, both say how much is "
                 "replayed. Leave one out."
             )
-    _check_seed(seed)
+    check_seed(seed)
 
 
-def _check_seed(seed: Any) -> None:
+def check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed is {seed!r}; expected a whole number from 0 up. Take for instance 1337.")
 
 
-def _is_real(value: Any) -> bool:
+def is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _assign_roles(requested: dict[str, Any], *, names: list[str] | None, present: list[int]) -> dict[str, list[int]]:
+def assign_roles(requested: dict[str, Any], *, names: list[str] | None, present: list[int]) -> dict[str, list[int]]:
     """Class ids of each role; a class has one role at most."""
     roles: dict[str, list[int]] = {}
     for role, classes in requested.items():
@@ -162,7 +162,7 @@ def _assign_roles(requested: dict[str, Any], *, names: list[str] | None, present
     return roles
 
 
-def _require_rows(
+def require_rows(
     roles: dict[str, list[int]], count_of: dict[int, int], shots: int | None, names: list[str] | None
 ) -> None:
     """Refuses classes to forget or retain with fewer rows than one, or than `shots`, and a task that retains none."""
@@ -197,7 +197,7 @@ def _show(ids: list[int], names: list[str] | None) -> str:
     return ", ".join(shown) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
 
 
-def _rounded_share(counts: np.ndarray, share: float) -> np.ndarray:
+def rounded_share(counts: np.ndarray, share: float) -> np.ndarray:
     """Half up, for NumPy's half-to-even would take 2 of 5 rows and 2 of 3 at one share of a half."""
     return np.floor(counts * share + 0.5).astype(counts.dtype)
 

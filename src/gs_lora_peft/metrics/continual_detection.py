@@ -11,7 +11,7 @@ import evaluate
 import numpy as np
 
 from .detection import Boxes, detection_scores, predicted_boxes, reference_boxes
-from .scores import class_roles, fraction
+from .settings import checked_settings, settings_to_compute
 
 _DESCRIPTION = """
 How well a detector forgot some categories and kept the others: COCO AP, AP50 and AR of the categories to forget, to
@@ -81,7 +81,8 @@ class ContinualDetection(evaluate.Metric):
         ap_forget_before: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self._settings = _checked_settings(
+        self._settings = checked_settings(
+            "ap_forget_before",
             forget_classes=forget_classes,
             old_classes=old_classes,
             missing_classes=missing_classes,
@@ -135,20 +136,17 @@ class ContinualDetection(evaluate.Metric):
             ValueError: No `forget_classes` here or in the constructor; predictions, references, categories or the
                 AP cannot be used. What was added before stays.
         """
-        given = {
-            "forget_classes": forget_classes,
-            "old_classes": old_classes,
-            "missing_classes": missing_classes,
-            "retain_classes": retain_classes,
-            "ap_forget_before": ap_forget_before,
-        }
         # Before the parent closes its files: an error past that point would leave their locks behind.
-        settings = _checked_settings(**{**self._settings, **{k: v for k, v in given.items() if v is not None}})
-        if settings["forget_classes"] is None:
-            raise ValueError(
-                "forget_classes is None; expected the ids of the categories the task forgets. Give them to the "
-                "constructor or to compute; an empty list scores a model that has forgotten nothing."
-            )
+        settings = settings_to_compute(
+            self._settings,
+            "ap_forget_before",
+            "categories",
+            forget_classes=forget_classes,
+            old_classes=old_classes,
+            missing_classes=missing_classes,
+            retain_classes=retain_classes,
+            ap_forget_before=ap_forget_before,
+        )
         return super().compute(predictions=predictions, references=references, **settings, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -187,13 +185,3 @@ def _rows(boxes: Boxes, extra: str) -> list[dict[str, Any]]:
         }
         for piece in pieces
     ]
-
-
-def _checked_settings(*, ap_forget_before: Any, **classes: Any) -> dict[str, Any]:
-    """The same settings, categories as sorted lists: an iterator would be used up by the first computation."""
-    roles = class_roles(**{name.removesuffix("_classes"): ids for name, ids in classes.items()})
-    return {
-        **dict.fromkeys(classes),
-        **{f"{role}_classes": sorted(ids) for role, ids in roles.items()},
-        "ap_forget_before": fraction(ap_forget_before, "ap_forget_before"),
-    }

@@ -8,7 +8,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from .scores import answers, class_roles, continual_forgetting_scores, fraction
+from .scores import answers, continual_forgetting_scores
+from .settings import checked_settings, settings_to_compute
 
 _DESCRIPTION = """
 How well a classifier forgot some classes and kept the others: accuracy on the classes to forget, to retain, forgotten
@@ -78,7 +79,8 @@ class ContinualForgetting(evaluate.Metric):
         accuracy_forget_before: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self._settings = _checked_settings(
+        self._settings = checked_settings(
+            "accuracy_forget_before",
             forget_classes=forget_classes,
             old_classes=old_classes,
             missing_classes=missing_classes,
@@ -128,20 +130,17 @@ class ContinualForgetting(evaluate.Metric):
             ValueError: No `forget_classes` here or in the constructor; predictions, references, classes or the
                 accuracy cannot be used. What was added before stays.
         """
-        given = {
-            "forget_classes": forget_classes,
-            "old_classes": old_classes,
-            "missing_classes": missing_classes,
-            "retain_classes": retain_classes,
-            "accuracy_forget_before": accuracy_forget_before,
-        }
         # Before the parent closes its files: an error past that point would leave their locks behind.
-        settings = _checked_settings(**{**self._settings, **{k: v for k, v in given.items() if v is not None}})
-        if settings["forget_classes"] is None:
-            raise ValueError(
-                "forget_classes is None; expected the ids of the classes the task forgets. Give them to the "
-                "constructor or to compute; an empty list scores a model that has forgotten nothing."
-            )
+        settings = settings_to_compute(
+            self._settings,
+            "accuracy_forget_before",
+            "classes",
+            forget_classes=forget_classes,
+            old_classes=old_classes,
+            missing_classes=missing_classes,
+            retain_classes=retain_classes,
+            accuracy_forget_before=accuracy_forget_before,
+        )
         return super().compute(predictions=predictions, references=references, **settings, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -157,13 +156,3 @@ class ContinualForgetting(evaluate.Metric):
 
     def _compute(self, *, predictions: Any, references: Any, **settings: Any) -> dict[str, float | int | None]:
         return continual_forgetting_scores(predictions, references, **settings)
-
-
-def _checked_settings(*, accuracy_forget_before: Any, **classes: Any) -> dict[str, Any]:
-    """The same settings, classes as sorted lists: an iterator would be used up by the first computation."""
-    roles = class_roles(**{name.removesuffix("_classes"): ids for name, ids in classes.items()})
-    return {
-        **dict.fromkeys(classes),
-        **{f"{role}_classes": sorted(ids) for role, ids in roles.items()},
-        "accuracy_forget_before": fraction(accuracy_forget_before, "accuracy_forget_before"),
-    }

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
@@ -27,6 +26,10 @@ class Answers(NamedTuple):
     scoring: Scoring
     answers: Any
     labels: Any
+
+    def by_role(self, roles: ClassRoles, forget_before: float | None = None) -> dict[str, Any]:
+        """The scores of a task, see [`Scoring.by_role`]."""
+        return self.scoring.by_role(self.answers, self.labels, roles, forget_before)
 
     def by_class(self) -> dict[int, tuple[float, int]]:
         """Of each class that the data have a sum and a weight, see [`Scoring.by_class`]."""
@@ -82,7 +85,7 @@ class Scores:
             "missing_classes": split.missing_classes,
         }
         forget_before = (before or {}).get(found.scoring.measure.key("forget"))
-        return found.scoring.by_role(found.answers, found.labels, roles, forget_before)
+        return found.by_role(roles, forget_before)
 
     def of_revocation(self, model: nn.Module, revoked: Sequence[int], others: Sequence[int]) -> dict[str, float]:
         """`acc_revoked`, `acc_still_forgotten` (classes of the other tasks) and `acc_retain` (all other classes)."""
@@ -142,18 +145,6 @@ def predict(model: nn.Module, dataset: Dataset, args: TrainingArguments, data_co
             vars(model).update(own)
             model.eval()
     return Answers(scorer.objective.scoring, prediction.predictions, prediction.label_ids)
-
-
-def predict_classes(
-    model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """The class that a classifier gives to every row, and the right one; arguments as of [`predict`].
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: Predicted and true ids, int64, shape `(number of rows,)`, in every process.
-    """
-    found = predict(model, dataset, args, data_collator)
-    return np.asarray(found.answers).argmax(-1), np.asarray(found.labels)
 
 
 class _Scorer(ObjectiveEvaluation):
