@@ -13,7 +13,13 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from .data import ForgettingSplit, split_dataset
     from .hub import export_forgotten, fetch_sequence, merge_forgotten, push_to_hub, verify_repository
-    from .metrics import ContinualForgetting, verification_by_role, verification_scores
+    from .metrics import (
+        ContinualDetection,
+        ContinualForgetting,
+        detection_scores,
+        verification_by_role,
+        verification_scores,
+    )
     from .models import FaceTransformerConfig, FaceTransformerForRecognition, convert_face_checkpoint
     from .sequence import (
         ContinualForgetter,
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = version("gs-lora-peft")
 
 _LAZY = {
+    "ContinualDetection": "metrics",
     "ContinualForgetter": "sequence",
     "ContinualForgetting": "metrics",
     "FaceTransformerConfig": "models",
@@ -46,6 +53,7 @@ _LAZY = {
     "NoFFNFoundError": "tuner",
     "NonFiniteLossError": "training",
     "convert_face_checkpoint": "models",
+    "detection_scores": "metrics",
     "export_forgotten": "hub",
     "export_lora": "tuner",
     "fetch_sequence": "hub",
@@ -62,6 +70,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "ContinualDetection",
     "ContinualForgetter",
     "ContinualForgetting",
     "FaceTransformerConfig",
@@ -78,6 +87,7 @@ __all__ = [
     "NoFFNFoundError",
     "NonFiniteLossError",
     "convert_face_checkpoint",
+    "detection_scores",
     "export_forgotten",
     "export_lora",
     "fetch_sequence",

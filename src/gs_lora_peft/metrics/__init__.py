@@ -3,22 +3,29 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .detection import detection_scores
+from .references import references_from_labels, references_from_objects
 from .scores import continual_forgetting_scores, h_mean
 from .verification import verification_by_role, verification_scores
 
 if TYPE_CHECKING:
+    from .continual_detection import ContinualDetection
     from .continual_forgetting import ContinualForgetting
 
 __all__ = [
+    "ContinualDetection",
     "ContinualForgetting",
     "continual_forgetting_scores",
+    "detection_scores",
     "h_mean",
+    "references_from_labels",
+    "references_from_objects",
     "verification_by_role",
     "verification_scores",
 ]
 
 # `evaluate` takes seconds to import: a metric built on it is imported when somebody asks for it.
-_LAZY = {"ContinualForgetting": "continual_forgetting"}
+_LAZY = {"ContinualDetection": "continual_detection", "ContinualForgetting": "continual_forgetting"}
 
 
 def __getattr__(name: str) -> Any:
