@@ -124,6 +124,7 @@ def arguments(folder: str | Path, **changes: Any) -> GSLoraTrainingArguments:
         "forget_loss": "cross_entropy",
         "sparsity": "proximal",
         "sparsity_weight": 0.0,
+        "sparsity_ramp_epochs": 0.0,
     }
     return GSLoraTrainingArguments(**{**settings, **changes})
 

@@ -78,6 +78,7 @@ def test_arguments_survive_json_and_a_round_trip():
         ({"forget_weight": -0.1}, r"`forget_weight` must be a finite number of at least 0, got -0.1"),
         ({"forget_weight": math.nan}, "`forget_weight`"),
         ({"sparsity_weight": -1}, "`sparsity_weight`"),
+        ({"sparsity_ramp_epochs": -1}, "`sparsity_ramp_epochs`"),
         ({"sparsity_weight": math.inf}, "`sparsity_weight`"),
         ({"sparsity_warmup_epochs": -1}, "`sparsity_warmup_epochs`"),
         ({"ema_start_epoch": -1}, "`ema_start_epoch`"),

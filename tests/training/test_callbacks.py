@@ -117,6 +117,17 @@ def test_sparsity_acts_from_the_warm_up_to_the_refit(tmp_path, bounded_by):
     assert sum(acted) == 6
 
 
+def test_alpha_rises_after_the_warm_up(tmp_path):
+    """Linearly from 0 over `sparsity_ramp_epochs`: a fresh adapter has time to learn before it is judged."""
+    settings = {"sparsity_weight": 0.2, "sparsity_warmup_epochs": 0.5, "sparsity_ramp_epochs": 2}
+    _, watcher = watch(peft_vit(), tmp_path, **settings)
+    for after, final, rate, epoch in zip(watcher.after, watcher.final, watcher.rates, watcher.epochs, strict=True):
+        weight = 0.2 * min(max((epoch - 0.5) / 2, 0.0), 1.0)
+        for name, expected in shrunk(after, weight * rate).items():
+            torch.testing.assert_close(final[name].double(), expected, rtol=1e-5, atol=1e-7)
+    assert {0.0, 0.75, 1.5, 2.75} <= set(watcher.epochs)
+
+
 def test_penalty_follows_the_same_epochs(tmp_path):
     """With sparsity='penalty' the term is in the loss between the same two epochs, and nothing is frozen."""
     losses = {}
@@ -127,6 +138,7 @@ def test_penalty_follows_the_same_epochs(tmp_path):
             sparsity="penalty",
             sparsity_weight=weight,
             sparsity_warmup_epochs=1,
+            sparsity_ramp_epochs=1,  # of the proximal step alone
             sparsity_until_epoch=2,
             logging_strategy="steps",
             logging_steps=1,

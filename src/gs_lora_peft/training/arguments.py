@@ -14,6 +14,7 @@ _NOT_NEGATIVE = (
     "forget_weight",
     "sparsity_weight",
     "sparsity_warmup_epochs",
+    "sparsity_ramp_epochs",
     "prototype_forget_weight",
     "prototype_retain_weight",
     "ema_start_epoch",
@@ -67,6 +68,9 @@ class GSLoraTrainingArguments(TrainingArguments):
             1e-4 to 1e-2 is usual: set it. Not negative.
         sparsity_warmup_epochs (`float`, *optional*, defaults to 0):
             K: α is 0 for the first K epochs.
+        sparsity_ramp_epochs (`float`, *optional*, defaults to 2):
+            With `"proximal"` α then rises linearly over so many epochs. At full strength from the first step on it may
+            drop every group before the adapter has learnt anything (docs/benchmarks.md).
         sparsity_until_epoch (`float`, *optional*, defaults to 5):
             From this epoch on α is 0 again, so that the groups that survived are trained without shrinkage; dropped
             groups stay dropped. A third of the default 15 epochs: it kept more of the kept classes at the same number
@@ -144,6 +148,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
     sparsity_weight: float = field(default=0.6, metadata={"help": "Alpha: strength of the group sparsity."})
     sparsity_warmup_epochs: float = field(default=0.0, metadata={"help": "K: alpha is 0 for the first K epochs."})
+    sparsity_ramp_epochs: float = field(default=2.0, metadata={"help": "Alpha then rises over so many epochs."})
     sparsity_until_epoch: float | None = field(
         default=5.0, metadata={"help": "From this epoch on, surviving groups are trained without shrinkage."}
     )
