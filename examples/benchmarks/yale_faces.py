@@ -87,12 +87,12 @@ def held_out_part(data: str, work: Path, size: str) -> tuple[Path, Dataset, Data
     return folder, fit, held_out
 
 
-def sweep(data: str, work: Path, size: str) -> None:
+def sweep(data: str, work: Path, size: str, settings: dict) -> None:
     """Sparsity weight against zero groups and H, with sparsity to the end and with the survivors refitted."""
     base, fit, held_out = held_out_part(data, work, size)
     selection = GSLoraTrainingArguments.sparsity_until_epoch
     for weight, until in [*((weight, None) for weight in WEIGHTS), *((weight, selection) for weight in REFITTED)]:
-        row = one_run(base, fit, held_out, sparsity_weight=weight, sparsity_until_epoch=until)
+        row = one_run(base, fit, held_out, sparsity_weight=weight, sparsity_until_epoch=until, **settings)
         print(json.dumps(row), flush=True)
         with open(work / f"sweep_{size}.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
@@ -109,11 +109,11 @@ if __name__ == "__main__":
     parser.add_argument("data", help="folder with train.parquet and test.parquet")
     parser.add_argument("--work", type=Path, default=Path("runs/yale"), help="where models and results go")
     parser.add_argument("--size", choices=["base", "small"], default="base", help="width 128 or 64")
-    parser.add_argument("--settings", type=json.loads, default={}, help="for `one`: training arguments as JSON")
+    parser.add_argument("--settings", type=json.loads, default={}, help="training arguments as JSON, not for `tasks`")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.what == "one":
-        one(options.data, options.work, options.size, options.settings)
+    if options.what == "tasks":
+        tasks(options.data, options.work, options.size)
     else:
-        {"tasks": tasks, "sweep": sweep}[options.what](options.data, options.work, options.size)
+        {"one": one, "sweep": sweep}[options.what](options.data, options.work, options.size, options.settings)
