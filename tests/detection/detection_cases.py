@@ -1,20 +1,17 @@
 """A detector that knows something without having been trained: its data are annotated with what it finds."""
 
 import functools
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from detectors import IMAGE_SIZE, NUM_LABELS, NUM_QUERIES, detector
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
 from gs_lora_peft import ContinualForgetter, GSLoraConfig, GSLoraTrainingArguments
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "objectives"))
-from detectors import IMAGE_SIZE, NUM_LABELS, NUM_QUERIES, detector
 
 NAMES = ["ant", "bee", "cat", "dog"]
 # Apart from each other, (cx, cy, w, h) relative to the image: one for each query.

@@ -4,116 +4,23 @@ Deformable DETR, DAB-DETR, RT-DETRv2 and D-FINE, from tiny random configurations
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from detectors import TIED, detector
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import (
-    DabDetrConfig,
-    DabDetrForObjectDetection,
-    DeformableDetrConfig,
-    DeformableDetrForObjectDetection,
-    DFineConfig,
-    DFineForObjectDetection,
-    HGNetV2Config,
-    ResNetConfig,
-    RTDetrResNetConfig,
-    RTDetrV2Config,
-    RTDetrV2ForObjectDetection,
-)
 
 from gs_lora_peft import GSLoraConfig, LoraGroups, export_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
-STAGES = ["stage2", "stage3", "stage4"]
-DETR = {
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "num_queries": 5,
-    "num_labels": 3,
-    "use_timm_backbone": False,
-    "use_pretrained_backbone": False,
-    "backbone": None,
-}
-RT_DETR = {
-    "encoder_hidden_dim": 16,
-    "encoder_in_channels": [8, 8, 8],
-    "encoder_ffn_dim": 24,
-    "encoder_attention_heads": 2,
-    "d_model": 16,
-    "num_queries": 5,
-    "decoder_in_channels": [16, 16, 16],
-    "decoder_ffn_dim": 24,
-    "decoder_layers": 2,
-    "decoder_attention_heads": 2,
-    "num_labels": 3,
-    "num_denoising": 0,
-}
 
-
-def resnet(stages: list[str]) -> ResNetConfig:
-    return ResNetConfig(
-        embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic", out_features=stages
-    )
-
-
-def deformable_detr() -> nn.Module:
-    options = {
-        "d_model": 32,
-        "num_feature_levels": 3,
-        "with_box_refine": True,
-        "two_stage": True,
-        "two_stage_num_proposals": 5,
-    }
-    return DeformableDetrForObjectDetection(
-        DeformableDetrConfig(backbone_config=resnet(STAGES), **{**DETR, **options})
-    )
-
-
-def dab_detr() -> nn.Module:
-    return DabDetrForObjectDetection(DabDetrConfig(backbone_config=resnet(["stage4"]), hidden_size=16, **DETR))
-
-
-def rt_detr_v2() -> nn.Module:
-    backbone = RTDetrResNetConfig(
-        embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic", out_features=STAGES
-    )
-    return RTDetrV2ForObjectDetection(RTDetrV2Config(backbone_config=backbone, **RT_DETR))
-
-
-def d_fine() -> nn.Module:
-    backbone = HGNetV2Config(
-        stem_channels=[3, 8, 8],
-        stage_in_channels=[8] * 4,
-        stage_mid_channels=[8] * 4,
-        stage_out_channels=[8] * 4,
-        stage_num_blocks=[1] * 4,
-        stage_numb_of_layers=[1] * 4,
-        hidden_sizes=[8] * 4,
-        depths=[1] * 4,
-        embedding_size=8,
-        out_features=STAGES,
-    )
-    return DFineForObjectDetection(DFineConfig(backbone_config=backbone, **RT_DETR))
-
-
-DETECTORS = [deformable_detr, dab_detr, rt_detr_v2, d_fine]
-
-
-@pytest.fixture(params=DETECTORS, ids=lambda build: build.__name__)
+@pytest.fixture(params=sorted(TIED))
 def build(request) -> Callable[[], nn.Module]:
-    def seeded() -> nn.Module:
-        torch.manual_seed(0)
-        return request.param().eval()
-
-    return seeded
+    return partial(detector, request.param)
 
 
 def wrapped(build: Callable[[], nn.Module]) -> PeftModel:
