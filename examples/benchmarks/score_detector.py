@@ -19,8 +19,6 @@ from gs_lora_peft import ForgettingLedger, load_forgotten
 from gs_lora_peft.data import DetectionCollator, prepare_boxes
 from gs_lora_peft.metrics import detection_scores, references_from_objects
 
-BATCH_SIZE = 8
-
 
 @torch.no_grad()
 def average_precisions(model: Any, processor: Any, dataset: Dataset) -> dict[int, dict[str, float]]:
@@ -28,13 +26,11 @@ def average_precisions(model: Any, processor: Any, dataset: Dataset) -> dict[int
     collate = DetectionCollator(processor)
     found = []
     model.eval()
-    for start in range(0, len(dataset), BATCH_SIZE):
-        rows = [dataset[number] for number in range(start, min(start + BATCH_SIZE, len(dataset)))]
-        batch = collate(rows)
+    for row in dataset:  # one at a time: nothing is padded
+        batch = collate([row])
         batch.pop("labels")
         outputs = model(**{name: value.to(model.device) for name, value in batch.items()})
-        sizes = [row["image"].size[::-1] for row in rows]
-        found += processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+        found += processor.post_process_object_detection(outputs, 0.0, target_sizes=[row["image"].size[::-1]])
     return detection_scores(found, references_from_objects(dataset["objects"]), forget_classes=[])["per_class"]
 
 

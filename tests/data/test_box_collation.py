@@ -49,19 +49,23 @@ def test_evaluation_has_no_mark():
     assert "forget" not in batch["labels"][0]
 
 
-def test_boxes_stay_on_their_objects_where_images_are_padded():
-    """Images of two sizes in one batch: boxes are shares of the padded image, as the model sees it."""
-    small, large = make([[1]], images=True)[0], make([[1]], images=True)[0]
-    large["image"] = large["image"].resize((64, 96))
-    batch = DetectionCollator(processor("Detr", size={"shortest_edge": 64, "longest_edge": 96}))([small, large])
-    for label, mask in zip(batch["labels"], batch["pixel_mask"], strict=True):
-        height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-        scale = torch.tensor([mask.shape[1], mask.shape[0]])
-        corner = (label["boxes"][0, :2] - label["boxes"][0, 2:] / 2) * scale
-        original = label["orig_size"]
-        assert corner.tolist() == pytest.approx(
-            [1 * width / int(original[1]), 1 * height / int(original[0])], abs=0.05
-        )
+@pytest.mark.parametrize("name", ["Detr", "ConditionalDetr", "DeformableDetr", "Yolos"])
+def test_boxes_where_images_are_padded(name):
+    """Shares of the image itself for models that look at the mask; to YOLOS padding is part of the picture."""
+    wide, high = make([[1]], images=True)[0], make([[1]], images=True)[0]
+    high["image"] = high["image"].resize((64, 96))
+    crowd = {"bbox": [[1.0, 1.0, 4.0, 4.0]] * 2, "category": [1, 2], "iscrowd": [0, 1]}
+    rows = [{**wide, "objects": crowd}, {**high, "objects": crowd}]
+    collate = DetectionCollator(processor(name, size={"shortest_edge": 64, "longest_edge": 96}))
+    together = collate(rows)
+    assert together["pixel_mask"].float().mean() < 1
+    for row, label, mask in zip(rows, together["labels"], together["pixel_mask"], strict=True):
+        alone = collate([row])["labels"][0]
+        width, height = mask[0].float().mean().item(), mask[:, 0].float().mean().item()
+        share = torch.tensor([width, height, width, height] if name == "Yolos" else [1.0] * 4)
+        torch.testing.assert_close(label["boxes"], alone["boxes"] * share)
+        torch.testing.assert_close(label["crowd_boxes"], label["boxes"])
+        assert (label["class_labels"].tolist(), label["crowd_labels"].tolist()) == ([1], [2])
 
 
 def flipped(kind):

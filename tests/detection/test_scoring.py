@@ -7,8 +7,10 @@ import torch
 import transformers
 from detection_cases import NUM_LABELS, detector
 from detectors import DETECTORS
+from PIL import Image
 
 from gs_lora_peft import GSLoraTrainingArguments
+from gs_lora_peft.data import DetectionCollator
 from gs_lora_peft.metrics.detection import detection_scores
 from gs_lora_peft.metrics.measures import ACCURACY, AVERAGE_PRECISION, measure_of
 from gs_lora_peft.metrics.references import references_from_labels
@@ -71,6 +73,35 @@ def test_scores_of_gathered_batches(name):
     assert {category: sum_ / weight for category, (sum_, weight) in scoring.by_class(*packed).items()} == {
         category: values["ap"] for category, values in per_class.items() if values["n"]
     }
+
+
+def test_what_is_found_in_a_crowd_counts_for_nothing():
+    """As COCO has it: neither as found nor as wrong; the ledger's scores are then those of the official evaluation."""
+    scoring = DetectionScoring(is_softmax=False)
+    boxes = torch.tensor([[[0.2, 0.2, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]]])
+    logits = torch.tensor([[[2.0], [3.0]]])  # surer in the crowd than of the object
+    label = {"class_labels": torch.tensor([0]), "boxes": boxes[0, :1]}
+    crowd = {"crowd_labels": torch.tensor([0]), "crowd_boxes": torch.tensor([[0.7, 0.7, 0.4, 0.4]])}
+    for labels, ap in (([label], 0.5), ([{**label, **crowd}], 1.0)):
+        packed = [part.numpy() for part in scoring.gathered((logits, boxes), labels)]
+        assert scoring.by_class(*packed) == {0: (pytest.approx(ap), 1)}
+
+
+@pytest.mark.parametrize("name", ["Detr", "DeformableDetr"])
+def test_scores_do_not_depend_on_the_batches(name):
+    """A model that finds everything, in images of two sizes: it says where in the image, whatever was padded to it."""
+    rows = [
+        {"image": Image.new("RGB", size), "objects": {"bbox": [[2, 4, 30, 20]], "category": [1]}}
+        for size in ((64, 32), (32, 64))
+    ]
+    boxes = torch.tensor([[[17 / 64, 14 / 32, 30 / 64, 20 / 32]], [[17 / 32, 14 / 64, 30 / 32, 20 / 64]]])
+    logits = torch.tensor([[[-9.0, 9.0]]] * 2)
+    processor = getattr(transformers, f"{name}ImageProcessor")(size={"shortest_edge": 64, "longest_edge": 128})
+    collate, scoring = DetectionCollator(processor), DetectionScoring(is_softmax=False)
+    for batch in (rows, rows[:1]):
+        outputs = logits[: len(batch)], boxes[: len(batch)]
+        packed = [part.numpy() for part in scoring.gathered(outputs, collate(batch)["labels"])]
+        assert scoring.by_class(*packed) == {1: (pytest.approx(1.0), 1)}
 
 
 def _filled(tensors):

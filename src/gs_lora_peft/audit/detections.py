@@ -121,12 +121,15 @@ def _rgb(image: Any) -> Any:
 
 @torch.no_grad()
 def _detected(model: nn.Module, images: Sequence[Any], processor: Any, threshold: float) -> Found:
-    """Boxes (corners in pixels), labels and scores of each image, one forward for all of them."""
-    inputs = processor(images=list(images), return_tensors="pt")
+    """Boxes (corners in pixels), labels and scores of each image, one at a time: nothing is padded."""
     device = next(model.parameters()).device
-    outputs = model.eval()(**{name: value.to(device) for name, value in inputs.items() if name in _INPUTS})
-    sizes = torch.tensor([np.asarray(image).shape[:2] for image in images], device=device)
-    return processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
+    found = []
+    for image in images:
+        inputs = processor(images=[image], return_tensors="pt")
+        outputs = model.eval()(**{name: value.to(device) for name, value in inputs.items() if name in _INPUTS})
+        size = torch.tensor([np.asarray(image).shape[:2]], device=device)
+        found += processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=size)
+    return found
 
 
 _INPUTS = ("pixel_values", "pixel_mask")

@@ -12,6 +12,10 @@ from transformers.image_utils import get_image_size
 
 from .box_columns import BOX_KEYS, CATEGORY_KEYS
 
+# Image processors (DAB-DETR has Conditional DETR's) of models that look at `pixel_mask` and find boxes as shares of
+# the image. To the others (YOLOS, RT-DETR) padding is part of the picture.
+_OF_MASKED_MODELS = ("Detr", "ConditionalDetr", "DeformableDetr")
+
 
 class DetectionCollator:
     """
@@ -20,7 +24,11 @@ class DetectionCollator:
     A row's boxes are (x, y, w, h) in pixels of its image as it is when it gets here, after whatever transform the
     dataset has. A transform has to move the boxes with the image and to remove those that leave it (albumentations
     does so with `BboxParams("coco", label_fields=[...])`, torchvision with `SanitizeBoundingBoxes`). Boxes that reach
-    beyond the image are cut off, and crowds (`iscrowd`) left out, by the image processor.
+    beyond the image are cut off, and crowds (`iscrowd`) left out of the objects, by the image processor.
+
+    Where images of several sizes are padded, transformers' processors give boxes as shares of the padded image, while
+    models that look at `pixel_mask` find them as shares of the image itself, whatever it is batched with. For these
+    models boxes are made so again; to YOLOS padding is part of the picture.
 
     Args:
         processor (`transformers.BaseImageProcessor`): the model's image processor.
@@ -35,7 +43,8 @@ class DetectionCollator:
         `dict`: `pixel_values` of shape `(images, channels, height, width)`, where the processor pads `pixel_mask` of
         shape `(images, height, width)`, and `labels`, for each image a `dict` with `class_labels` (int64, `(n,)`),
         `boxes` ((cx, cy, w, h) as shares of the image, float32, `(n, 4)`), with `forget_classes` `forget` (bool,
-        `(n,)`), and what else the processor adds.
+        `(n,)`), where there are crowds `crowd_labels` and `crowd_boxes` of the same form, and what else the processor
+        adds.
 
     Raises:
         ValueError: a row has no image or no annotations; a box has no area, is not finite or lies outside the image;
@@ -73,13 +82,25 @@ class DetectionCollator:
                     "and check what the dataset's transform returns."
                 )
         images = [_rgb(row[self.image_column]) for row in rows]
+        found = [self._annotations(row, image) for row, image in zip(rows, images, strict=True)]
         annotations = [
-            {"image_id": _image_id(row, number), "annotations": self._annotations(row, image)}
-            for number, (row, image) in enumerate(zip(rows, images, strict=True))
+            {"image_id": _image_id(row, number), "annotations": own}
+            for number, (row, own) in enumerate(zip(rows, found, strict=True))
         ]
         prepared = self.processor(images=images, annotations=annotations, return_tensors="pt")
         batch = {name: prepared[name] for name in ("pixel_values", "pixel_mask") if name in prepared}
-        batch["labels"] = [self._label(label) for label in prepared["labels"]]
+        labels = [self._label(label) for label in prepared["labels"]]
+        for label, own, image in zip(labels, found, images, strict=True):
+            label |= _crowds(own, _width_height(image))
+        if "pixel_mask" in prepared:
+            masked = any(cls.__name__.startswith(_OF_MASKED_MODELS) for cls in type(self.processor).__mro__)
+            for label, mask in zip(labels, prepared["pixel_mask"], strict=True):
+                filled = _share_filled(mask)
+                if masked:
+                    label["boxes"] = label["boxes"] / filled
+                elif "crowd_boxes" in label:
+                    label["crowd_boxes"] = label["crowd_boxes"] * filled
+        batch["labels"] = labels
         return batch
 
     def _label(self, label: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -142,6 +163,22 @@ def _columns(objects: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
             "prepare_boxes(dataset, label2id=model.config.label2id)."
         )
     return array, ids.astype(np.int64), crowd
+
+
+def _crowds(annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """The crowds of an image of (width, height) pixels as `crowd_labels` and `crowd_boxes`; empty without any."""
+    crowds = [one for one in annotations if one["iscrowd"]]
+    if not crowds:
+        return {}
+    boxes = torch.tensor([one["bbox"] for one in crowds], dtype=torch.float32)
+    boxes = torch.cat([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], dim=1) / torch.tensor([*size, *size])
+    return {"crowd_labels": torch.tensor([one["category_id"] for one in crowds]), "crowd_boxes": boxes}
+
+
+def _share_filled(mask: torch.Tensor) -> torch.Tensor:
+    """(w, h, w, h): how much of a padded image of shape `(height, width)` is image."""
+    height, width = mask[:, 0].float().mean(), mask[0].float().mean()
+    return torch.stack([width, height, width, height])
 
 
 def _rgb(image: Any) -> Any:

@@ -18,12 +18,12 @@ def pack_boxes(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
 
     Args:
         rows (`Sequence[Mapping[str, torch.Tensor]]`): For each image `boxes` of shape `(n, 4)`, `labels` of shape
-            `(n,)` and, for predictions, `scores` of shape `(n,)`. `iscrowd` is not packed: image processors leave
-            crowds out of the labels.
+            `(n,)` and `scores` of shape `(n,)` of predictions, or `iscrowd` of shape `(n,)` of references.
 
     Returns:
-        `torch.Tensor` of shape `(images, most boxes, 6)`, float64: label, score (1 where there is none) and box;
-        filled up with -100. One row of -100 at least, for an empty dimension is not gathered.
+        `torch.Tensor` of shape `(images, most boxes, 6)`, float64 (float32 on devices without it): label, score or
+        whether it is a crowd (0 where there is neither), and box; filled up with -100. One row of -100 at least, for
+        an empty dimension is not gathered.
 
     Raises:
         ValueError: there is no image.
@@ -41,9 +41,10 @@ def pack_boxes(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
     tensors = []
     for row in rows:
         boxes, labels = torch.as_tensor(row["boxes"]), torch.as_tensor(row["labels"])
-        scores = torch.as_tensor(row["scores"], device=boxes.device) if "scores" in row else torch.ones(len(labels))
-        columns = [labels[:, None], scores[:, None].to(labels.device), boxes.reshape(-1, 4).to(labels.device)]
-        tensors.append(torch.cat([column.double() for column in columns], dim=1))
+        values = torch.as_tensor(row.get("scores", row.get("iscrowd", torch.zeros(len(labels)))))
+        columns = [labels[:, None], values[:, None].to(labels.device), boxes.reshape(-1, 4).to(labels.device)]
+        dtype = torch.float32 if labels.device.type == "mps" else torch.float64
+        tensors.append(torch.cat([column.to(dtype) for column in columns], dim=1))
     tensors[0] = torch.cat([tensors[0], tensors[0].new_full((max(0, 1 - len(tensors[0])), 6), PADDING)])
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PADDING)
 
@@ -55,11 +56,13 @@ def unpack_boxes(packed: Any) -> list[dict[str, Any]]:
         packed (tensor or array of shape `(images, n, 6)`): as [`pack_boxes`] gives it.
 
     Returns:
-        `list[dict[str, torch.Tensor]]`: `boxes` (float64), `labels` (int64) and `scores` (float64) for each image, as
-        [`detection_scores`] wants them of predictions and of references.
+        `list[dict[str, torch.Tensor]]`: `boxes` (float64), `labels` (int64), `scores` (float64) and `iscrowd` (bool)
+        for each image, as [`detection_scores`] wants them: it reads the scores of predictions and the crowds of
+        references.
     """
     rows = []
     for image in torch.as_tensor(packed):
         kept = image[image[:, 0] != PADDING]
-        rows.append({"labels": kept[:, 0].long(), "scores": kept[:, 1], "boxes": kept[:, 2:]})
+        label, value = kept[:, 0].long(), kept[:, 1]
+        rows.append({"labels": label, "scores": value, "iscrowd": value == 1, "boxes": kept[:, 2:]})
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,8 +34,7 @@ class DetectionScoring(Scoring):
     def gathered(self, outputs: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """Detections and annotated objects as [`pack_boxes`] packs them, boxes as shares of the image."""
         logits, boxes = outputs[:2]
-        references = [{"boxes": _corners(label["boxes"]), "labels": label["class_labels"]} for label in labels]
-        return pack_boxes(self.detections(logits, boxes)), pack_boxes(references)
+        return pack_boxes(self.detections(logits, boxes)), pack_boxes([_reference(label) for label in labels])
 
     def detections(self, logits: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
         """What the image processors' `post_process_object_detection` gives with `threshold=0`, without sizes.
@@ -70,6 +70,18 @@ class DetectionScoring(Scoring):
         """AP of each category, all of one weight, however many objects there are."""
         scores = detection_scores(unpack_boxes(answers), unpack_boxes(labels), forget_classes=[])
         return {category: (found["ap"], 1) for category, found in scores["per_class"].items()}
+
+
+def _reference(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The objects of an image, and behind them its crowds, which [`DetectionCollator`] keeps apart."""
+    boxes, categories = label["boxes"], label["class_labels"]
+    crowd_boxes = label.get("crowd_boxes", boxes[:0])
+    crowd_labels = label.get("crowd_labels", categories[:0])
+    return {
+        "boxes": _corners(torch.cat([boxes, crowd_boxes])),
+        "labels": torch.cat([categories, crowd_labels]),
+        "iscrowd": torch.arange(len(boxes) + len(crowd_boxes), device=boxes.device) >= len(boxes),
+    }
 
 
 def _corners(boxes: Tensor) -> Tensor:
