@@ -98,8 +98,9 @@ def set_defaults_from_file(parser: HfArgumentParser, argv: list[str]) -> None:
     known = {action.dest: action for action in parser._actions}
     if unknown := sorted(map(str, set(settings) - set(known))):
         parser.error(f"{path} has unknown settings {unknown}; --help lists the known ones")
-    if settings.get("forget") is not None:
-        settings["forget"] = str(settings["forget"])  # `forget: 1` is a number in YAML
+    for name in ("forget", "missing"):
+        if settings.get(name) is not None:
+            settings[name] = str(settings[name])  # `forget: 1` is a number in YAML
     for name in settings:
         known[name].required = False
     parser.set_defaults(**settings)

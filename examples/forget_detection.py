@@ -16,25 +16,35 @@ again.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import PartialState
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from forget import AdapterArguments, load_data, set_defaults_from_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser
 
 from gs_lora_peft import (
     ContinualForgetter,
+    ForgetRequest,
     GSLoraConfig,
     GSLoraTrainingArguments,
     parse_requests,
+    push_to_hub,
 )
 from gs_lora_peft.audit import draw_detections
 from gs_lora_peft.data import prepare_boxes, read_coco
+from gs_lora_peft.data.boxes import read_annotations
+from gs_lora_peft.data.classes import resolve_classes
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.sequence import format_table
+from gs_lora_peft.sequence.planning import check_sequence, match_requests
+
+MOST_DROPPED = 0.05  # COCO has a few boxes without area; many are a sign of another format
+NO_PICTURE = "no test image has an object to forget"
 
 
 @dataclass
@@ -56,6 +66,9 @@ class DetectionArguments:
     box_format: str = field(default="xywh", metadata={"help": "'xywh' (COCO's) or 'xyxy', in pixels."})
     replay_ratio: float = field(default=1.0, metadata={"help": "Share of each kept category's images replayed."})
     shots: int | None = field(default=None, metadata={"help": "Few-shot: so many images of every category."})
+    missing: str | None = field(
+        default=None, metadata={"help": "To keep, although none of their data may be used; names or ids split by ','."}
+    )
     threshold: float = field(default=0.5, metadata={"help": "Confidence from which the picture shows a detection."})
     config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
 
@@ -69,7 +82,12 @@ def parse_arguments(argv: list[str]) -> tuple[DetectionArguments, AdapterArgumen
     )
     parser.set_defaults(output_dir="runs/detection", per_device_train_batch_size=4, per_device_eval_batch_size=8)
     set_defaults_from_file(parser, argv)
-    return parser.parse_args_into_dataclasses(argv)
+    script, adapter, args = parser.parse_args_into_dataclasses(argv)
+    if args.resume_from_checkpoint is not None:
+        parser.error("--resume_from_checkpoint is not needed: the same command, given again, resumes by itself")
+    if not 0 <= script.threshold <= 1:
+        parser.error(f"--threshold is {script.threshold}; expected a confidence from 0 to 1, such as 0.5")
+    return script, adapter, args
 
 
 def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetDict:
@@ -86,9 +104,47 @@ def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetD
         dataset = load_data(script)
     if script.image_column != "image":
         dataset = dataset.rename_column(script.image_column, "image")
-    return prepare_boxes(
+    prepared = prepare_boxes(
         dataset, script.objects_column, label2id=label2id, box_format=script.box_format, invalid="drop"
     )
+    for split in dataset:
+        before, after = (count_boxes(data[split], script.objects_column) for data in (dataset, prepared))
+        check_dropped(split, before - after, before, script.box_format)
+    return prepared
+
+
+def count_boxes(dataset: Dataset, objects_column: str) -> int:
+    """Crowds aside, which are no training samples."""
+    return int((~read_annotations(dataset, objects_column).crowd).sum())
+
+
+def check_dropped(split: str, dropped: int, total: int, box_format: str) -> None:
+    """Tells how many boxes were left out; refuses data that lost many."""
+    if not dropped:
+        return
+    told = f"{split}: {dropped} of {total} boxes have no area, are not finite or lie outside their image"
+    if dropped > MOST_DROPPED * total:
+        other = "xyxy" if box_format == "xywh" else "xywh"
+        raise ValueError(
+            f"{told}; expected {MOST_DROPPED:.0%} at most. --box_format is {box_format!r}: try --box_format {other}, "
+            "or mend the boxes."
+        )
+    PartialState().print(f"{told}; they are left out.")
+
+
+def check_requests(forgetter: ContinualForgetter, requests: Sequence[ForgetRequest]) -> None:
+    """Checks all requests as `forgetter.run` does, which here gets them one by one."""
+    done = match_requests(requests, forgetter.ledger, forgetter.label_names)
+    split = functools.partial(forgetter.recipe.split, forgetter.train_dataset)
+    check_sequence(requests[len(done) :], forgetter.ledger, forgetter.label_names, split)
+
+
+def can_be_drawn(forgetter: ContinualForgetter, requests: Sequence[ForgetRequest]) -> bool:
+    """Whether a test image has an object to forget."""
+    names = [name for request in requests for name in request.classes]
+    wanted = resolve_classes(names, names=forgetter.label_names)
+    found = read_annotations(forgetter.eval_dataset, forgetter.recipe.label_column).categories
+    return not set(wanted).isdisjoint(found.tolist())
 
 
 def with_weight(args: GSLoraTrainingArguments, weight: float) -> GSLoraTrainingArguments:
@@ -100,14 +156,17 @@ def with_weight(args: GSLoraTrainingArguments, weight: float) -> GSLoraTrainingA
 
 def main(argv: list[str] | None = None) -> None:
     script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    requests = parse_requests(script.forget)
+    weights = script.forget_weights or [args.forget_weight] * len(requests)
+    if len(weights) != len(requests) or min(weights) < 0:
+        raise ValueError(
+            f"there are {len(requests)} requests and {len(weights)} `forget_weights`, {weights}; expected one number "
+            "of at least 0 for each request."
+        )
     source = {"pretrained_model_name_or_path": script.model_name_or_path, "revision": script.model_revision}
     model = AutoModelForObjectDetection.from_pretrained(**source)
     processor = AutoImageProcessor.from_pretrained(**source)
     dataset = load_boxes(script, model.config.label2id)
-    requests = parse_requests(script.forget)
-    weights = script.forget_weights or [args.forget_weight] * len(requests)
-    if len(weights) != len(requests):
-        raise ValueError(f"there are {len(requests)} requests and {len(weights)} `forget_weights`; expected as many.")
     forgetter = ContinualForgetter(
         model,
         dataset,
@@ -118,23 +177,36 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=processor,
         replay_ratio=script.replay_ratio,
         shots=script.shots,
+        missing_classes=parse_requests(script.missing)[0].classes if script.missing else (),
     )
+    check_requests(forgetter, requests)
+    drawn = can_be_drawn(forgetter, requests)
+    if not drawn:
+        PartialState().print(f"No picture will be drawn: {NO_PICTURE}.")
     for count, weight in enumerate(weights, start=1):
         forgetter.recipe.args = with_weight(args, weight)
         forgetter.run(requests[:count])
     if not PartialState().is_main_process:
         return
     print(format_table(forgetter.ledger))
-    base_model = AutoModelForObjectDetection.from_pretrained(**source).to(args.device)
-    picture = draw_detections(
-        base_model,
-        args.output_dir,
-        dataset["test"],
-        processing_class=processor,
-        objects_column=script.objects_column,
-        threshold=script.threshold,
-    )
-    print(f"\nThe same images before and after, for nobody else: {picture}")
+    if drawn:
+        base_model = AutoModelForObjectDetection.from_pretrained(**source).to(args.device)
+        picture = draw_detections(
+            base_model,
+            args.output_dir,
+            dataset["test"],
+            processing_class=processor,
+            objects_column=script.objects_column,
+            threshold=script.threshold,
+        )
+        print(f"\nThe same images before and after, for nobody else: {picture}")
+    else:
+        print(f"\nNo picture was drawn: {NO_PICTURE}.")
+    if args.push_to_hub:
+        repo_id = args.hub_model_id or Path(args.output_dir).name
+        private = args.hub_private_repo is not False
+        options = {"private": private, "revision": args.hub_revision, "token": args.hub_token}
+        print(f"Hub:      {push_to_hub(args.output_dir, repo_id, **options)}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """examples/forget_detection.py as a user runs it, its settings for COCO, and its picture."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from detection_cases import annotated, knowing_yolos, own_findings, processor
+from datasets import DatasetDict
+from detection_cases import NAMES, annotated, knowing_yolos, own_findings, processor
 from PIL import Image
 
-from gs_lora_peft import parse_requests
+from gs_lora_peft import ForgettingLedger, LedgerError, parse_requests
 from gs_lora_peft.audit.detections import draw_detections, rows_to_show
 from gs_lora_peft.data.boxes import read_annotations
+from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.drawing import FORGOTTEN
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -24,17 +27,22 @@ def example(monkeypatch):
     return forget_detection
 
 
-def test_forgets_and_draws(example, tmp_path, capsys):
-    """From folders to table and picture: above are boxes of the forgotten category, below there are none."""
+@pytest.fixture
+def command(tmp_path) -> list[str]:
+    """Model and data in folders, and one category to forget."""
     knowing_yolos().save_pretrained(tmp_path / "model")
     processor().save_pretrained(tmp_path / "model")
     own_findings().save_to_disk(str(tmp_path / "data"))
-    command = [
+    return [
         "--model_name_or_path", str(tmp_path / "model"), "--dataset_name", str(tmp_path / "data"), "--forget", "cat",
         "--output_dir", str(tmp_path / "run"), "--r", "4", "--lora_alpha", "8", "--num_train_epochs", "12",
         "--learning_rate", "2e-2", "--forget_weights", "0.5", "--sparsity_weight", "0.1", "--use_cpu", "true",
         "--disable_tqdm", "true",
     ]  # fmt: skip
+
+
+def test_forgets_and_draws(example, command, tmp_path, capsys):
+    """From folders to table and picture: above are boxes of the forgotten category, below there are none."""
     example.main(command)
     printed = capsys.readouterr().out
     assert "AP_f before" in printed
@@ -44,8 +52,86 @@ def test_forgets_and_draws(example, tmp_path, capsys):
     rows = np.flatnonzero((picture == colour).all(-1).any(1)) / len(picture)
     assert (rows < 0.5).any()
     assert not ((rows > 0.5) & (rows < 0.9)).any()  # the legend is below
-    with pytest.raises(ValueError, match="2 `forget_weights`"):
-        example.main([*command, "--forget_weights", "0.5", "0.5"])
+
+
+def test_refused_before_anything_is_carried_out(example, command, tmp_path, capsys):
+    """What is wrong with a later request, a weight or a setting is said before the first request trains."""
+    for options, error, said in (
+        (["--forget", "cat;dgo"], UnknownClassError, "dgo"),
+        (["--forget", "cat;dog,cat"], LedgerError, "an earlier one"),
+        (["--forget", "cat;dog", "--missing", "dog"], ValueError, "dog"),
+    ):
+        with pytest.raises(error, match=said):
+            example.main([*command, "--forget_weights", "0.5", "0.5", *options])
+    for weights in (["0.5", "0.5"], ["-1"]):
+        with pytest.raises(ValueError, match=f"{len(weights)} `forget_weights`"):
+            example.main([*command, "--forget_weights", *weights])
+    for options, said in (
+        (["--resume_from_checkpoint", "x"], "resumes by itself"),
+        (["--threshold", "2"], "--threshold is 2.0"),
+        (["--threshold", "nan"], "--threshold is nan"),
+    ):
+        with pytest.raises(SystemExit):
+            example.main([*command, *options])
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "tasks").exists()
+
+
+def test_published_without_a_picture(example, command, tmp_path, capsys, monkeypatch):
+    """Without a test object to forget there is no picture and no error; what is missing is kept; the run is pushed."""
+    data = DatasetDict(train=own_findings()["train"], test=annotated([[(0, PLACE), (3, PLACE)]]))
+    data.save_to_disk(str(tmp_path / "others"))
+    pushed = []
+    monkeypatch.setattr(example, "push_to_hub", lambda *args, **options: pushed.append((args, options)) or "address")
+    options = ["--dataset_name", str(tmp_path / "others"), "--max_steps", "1", "--missing", "ant,3"]
+    example.main([*command, *options, "--push_to_hub", "true", "--hub_model_id", "me/it", "--hub_token", "hf_x"])
+    printed = capsys.readouterr().out
+    assert "No picture will be drawn: no test image" in printed
+    assert "No picture was drawn: no test image" in printed
+    assert not (tmp_path / "run" / "private_pictures").exists()
+    (task,) = ForgettingLedger.load(tmp_path / "run").tasks
+    assert task.missing_classes == [0, 3]
+    options = {"private": True, "revision": None, "token": "hf_x"}
+    assert pushed == [((str(tmp_path / "run"), "me/it"), options)]
+    assert "Hub:      address" in printed
+
+
+def coco_folder(folder: Path, without_area: int) -> Path:
+    """Two splits of one image: 40 objects, some of them without area, and 40 crowds, half of them without area."""
+    annotations = [
+        {"image_id": 1, "category_id": 1, "bbox": [2, 2, 30 * (k >= flat), 30], "iscrowd": crowd}
+        for crowd, flat in ((0, without_area), (1, 20))
+        for k in range(40)
+    ]
+    image = {"id": 1, "file_name": "1.png", "width": 64, "height": 64}
+    content = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "annotations").mkdir(parents=True)
+    for name in ("train2017", "val2017"):
+        (folder / name).mkdir()
+        Image.new("RGB", (64, 64)).save(folder / name / "1.png")
+        (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_says_how_many_boxes_were_dropped(example, command, tmp_path, capsys):
+    """Some of them are told for each split, more than 5 % and boxes of another format are refused; no crowd counts."""
+    label2id = {name: number for number, name in enumerate(NAMES)}
+    script = example.DetectionArguments("model", str(coco_folder(tmp_path / "some", 2)), "cat")
+    prepared = example.load_boxes(script, label2id)
+    assert len(prepared["train"][0]["objects"]["bbox"]) == 38 + 20
+    printed = capsys.readouterr().out
+    assert "train: 2 of 40 boxes" in printed
+    assert "test: 2 of 40 boxes" in printed
+    script.dataset_name = str(coco_folder(tmp_path / "many", 3))
+    with pytest.raises(ValueError, match=r"train: 3 of 40 boxes .* 5% at most"):
+        example.load_boxes(script, label2id)
+    script = example.DetectionArguments("model", str(tmp_path / "data"), "cat", box_format="xyxy")
+    with pytest.raises(ValueError, match=r"of 72 boxes .* try --box_format xywh"):
+        example.load_boxes(script, label2id)
+    script.box_format = "xywh"
+    capsys.readouterr()
+    example.load_boxes(script, label2id)
+    assert "boxes" not in capsys.readouterr().out
 
 
 def test_settings_for_coco_are_read(example, tmp_path):
