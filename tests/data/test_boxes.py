@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from box_cases import NAMES, found, grid, make, picture
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from PIL import Image as Pillow
 
 from gs_lora_peft.data.boxes import InvalidBoxError, prepare_boxes
 from gs_lora_peft.data.coco import read_coco
@@ -91,6 +92,41 @@ def test_boxes_that_cannot_be_used(box, message):
     assert kept == {**found(make(FIELD)), 1: []}
 
 
+@pytest.mark.parametrize("files", [False, True])
+def test_sizes_are_read_from_headers_without_columns(tmp_path, monkeypatch, files):
+    """Most sets have no sizes: boxes are compared with the images, of which no pixel is decoded."""
+    dataset = with_box([70, 1, 5, 5]).remove_columns(["width", "height"])
+    for number in range(4):
+        picture(number).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
+    images = paths if files else [{"bytes": (tmp_path / f"{n}.png").read_bytes(), "path": None} for n in range(4)]
+    dataset = dataset.add_column("image", images).cast_column("image", Image()).select([3, 1, 0])
+    monkeypatch.setattr(Pillow.Image, "load", lambda self: pytest.fail("pixels are decoded"))
+    with pytest.raises(InvalidBoxError, match=r"\[70\.0, 1\.0, 5\.0, 5\.0\] in row 1;.*64×48"):
+        prepare_boxes(dataset)
+    assert found(prepare_boxes(dataset, invalid="drop"))[1] == []
+
+
+def test_images_on_their_side_are_compared_as_training_sees_them(tmp_path):
+    """`datasets` turns an image by its EXIF orientation: 64×48 in the header is 48×64 in training."""
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    picture(0).save(tmp_path / "0.jpg", exif=exif)
+    rows = {"objects": [{"bbox": [[10.0, 50.0, 9.0, 9.0]], "category": [0]}], "image": [str(tmp_path / "0.jpg")]}
+    dataset = Dataset.from_dict(rows).cast_column("image", Image())
+    assert dataset[0]["image"].size == (48, 64)
+    assert len(prepare_boxes(dataset)[0]["objects"]["bbox"]) == 1
+
+
+@pytest.mark.parametrize("image", [None, "hf://datasets/somebody/elsewhere/0.png"])
+def test_images_that_are_elsewhere_are_not_compared(image):
+    """No size is known then, which is no fault of the box."""
+    rows = {"objects": [{"bbox": [[70.0, 1.0, 5.0, 5.0]], "category": [0]}], "image": [image]}
+    features = Features({"objects": {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))}})
+    dataset = Dataset.from_dict(rows, features=Features({**features, "image": Image()}))
+    assert prepare_boxes(dataset).select_columns("objects")[0]["objects"]["bbox"] == [[70.0, 1.0, 5.0, 5.0]]
+
+
 def test_boxes_over_the_border_stay():
     """Annotators draw over the border by a pixel or two; image processors cut that off."""
     box = [60.0, 40.0, 9.0, 9.0]
@@ -125,8 +161,14 @@ def test_shares_of_the_image_are_refused():
         ),
         (
             {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))},
-            {"bbox": [[1.0, 2.0, 3.0]], "category": [0]},
-            "four finite numbers",
+            {"bbox": [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], "category": [0]},
+            r"\[1\.0, 2\.0, 3\.0, 4\.0, 5\.0, 6\.0\] in row 0; expected four finite numbers",
+        ),
+        (List(Value("null")), [], "empty lists, which do not say"),
+        (
+            {"bbox": List(Value("null")), "category": List(Value("int64"))},
+            {"bbox": [None], "category": [0]},
+            "None in",
         ),
         (
             {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))},
@@ -149,6 +191,13 @@ def test_images_without_annotations_stay_images():
     rows[3]["objects"] = None
     prepared = prepare_boxes(Dataset.from_list(rows, features=dataset.features))
     assert [len(row) for row in found(prepared).values()] == [2, 1, 0, 0]
+
+
+def test_lists_that_are_all_empty_need_no_type():
+    """What `Dataset.from_dict` makes of images that nobody has annotated: nothing is wrong with their boxes."""
+    prepared = prepare_boxes(Dataset.from_dict({"objects": [{"bbox": [], "category": []}] * 2}), label2id=LABEL2ID)
+    assert prepared[:]["objects"] == [{"bbox": [], "category": []}] * 2
+    assert prepared.features["objects"]["bbox"] == List(List(Value("float64"), length=4))
 
 
 def coco_file(folder, **changes):

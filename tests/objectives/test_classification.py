@@ -116,6 +116,22 @@ def test_auto_bound_follows_the_heads_size(classes, kind, factor):
     assert output.loss.item() == pytest.approx(math.log(classes) + factor * math.log(classes) - known, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["log_odds", "cross_entropy"])
+def test_classes_without_data_are_left_alone(kind):
+    """No sample pushes their logits down; what is left is the loss of a head without them."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, generator=generator, requires_grad=True)
+    labels = torch.tensor([0, 2, 4, 3, 3, 3])
+    output = ClassificationObjective(0.5, 9.0, kind, missing_classes=[1])(logits, labels)
+    output.loss.backward()
+    assert torch.equal(logits.grad[:, 1], torch.zeros(6))
+    smaller = logits.detach()[:, [0, 2, 3, 4]].requires_grad_()
+    expected = ClassificationObjective(0.5, 9.0, kind)(smaller, torch.tensor([0, 1, 3, 2, 2, 2]))
+    expected.loss.backward()
+    torch.testing.assert_close(output.loss, expected.loss)
+    torch.testing.assert_close(logits.grad[:, [0, 2, 3, 4]], smaller.grad)
+
+
 def test_auto_bound_refuses_a_head_of_one_class():
     """A multiple of ln 1 = 0 would switch forgetting off without a word."""
     with pytest.raises(ValueError, match="at least 2 classes"):

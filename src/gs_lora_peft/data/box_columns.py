@@ -103,7 +103,8 @@ def replaced(dataset: Dataset, column: str, objects: ObjectColumn, rows: np.ndar
     # `add_column` writes the images of a selection anew: the column is added to the whole table, then selected from.
     whole = Dataset(dataset.data, info=dataset.info.copy(), split=dataset.split, fingerprint=dataset._fingerprint)
     array, feature = objects.stored()
-    whole = whole.remove_columns(column).add_column(column, array, feature=feature)
+    new = f"new {column}"  # a table that has lost its only column has lost its rows
+    whole = whole.add_column(new, array, feature=feature).remove_columns(column).rename_column(new, column)
     whole = whole.select_columns(dataset.column_names)
     chosen = mapping if rows is None else mapping[rows]
     part = whole.select(chosen) if rows is not None or dataset._indices is not None else whole
@@ -127,6 +128,11 @@ def _fields(feature: Any, column: str) -> tuple[dict[str, Any], str]:
     kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
     if kind == "Image":
         kind = "Image, as segmentation masks are"
+    elif feature == List(Value("null")):
+        raise ValueError(
+            f"{column!r} is a column of empty lists, which do not say what they would hold; expected annotations, "
+            "lists of boxes and of categories for each image. Give the dataset its features where it is made."
+        )
     raise ValueError(
         f"{column!r} is a column of {kind}; expected annotations, lists of boxes and of categories for each image. "
         "Pass the column of annotations as objects_column; make boxes from masks before."
@@ -146,7 +152,9 @@ def _key(features: dict[str, Any], keys: tuple[str, ...], column: str) -> str:
 
 def _check_box_feature(feature: Any, name: str) -> None:
     number = feature.feature if isinstance(feature, (List, LargeList)) else None
-    if isinstance(number, Value) and number.dtype.startswith(("int", "uint", "float")):
+    if isinstance(number, Value) and number.dtype.startswith(("int", "uint", "float", "null")):
+        return
+    if feature == Value("null"):  # no list holds anything: images without objects
         return
     raise ValueError(
         f"{name} holds {feature} for each annotation; expected four numbers (x, y, w, h). Masks and polygons are no "
@@ -172,6 +180,8 @@ def _unlisted(array: pa.Array) -> tuple[np.ndarray, pa.Array]:
 
 def numbers_of(values: pa.Array) -> np.ndarray:
     """Boxes as an array of shape `(annotations, 4)`, float64; NaN all over where a box has not four numbers."""
+    if pa.types.is_null(values.type):
+        return np.full((len(values), 4), np.nan)
     lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     boxes = np.full((len(values), 4), np.nan)
     whole = lengths == 4
@@ -182,6 +192,8 @@ def numbers_of(values: pa.Array) -> np.ndarray:
 
 def named(values: pa.Array, feature: Any) -> tuple[np.ndarray, list[str] | None]:
     """Category ids (int64, -1 for none) and the names of the categories; those of strings are in their own order."""
+    if pa.types.is_null(values.type):
+        return np.full(len(values), -1), None
     if isinstance(feature, ClassLabel):
         return values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), list(feature.names)
     if pa.types.is_integer(values.type):

@@ -1,10 +1,11 @@
 """Annotated boxes: the usual layouts read as one, checked, and numbered as the model numbers its categories.
 
-Everything here works on the annotations alone: no image is decoded and no transform is run.
+Everything here works on the annotations and at most the headers of the images: no pixel is decoded, no transform run.
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from .box_columns import ObjectColumn, named, numbers_of, read_object_column, replaced, table_rows
 from .classes import check_dataset, model_label_ids
+from .image_sizes import header_sizes, stored_sizes
 
 Data = TypeVar("Data", Dataset, DatasetDict)
 BoxFormat = Literal["xywh", "xyxy"]
@@ -37,6 +39,7 @@ class Annotations:
         categories (`np.ndarray` of shape `(n,)`, int64): category id.
         crowd (`np.ndarray` of shape `(n,)`, bool): regions of many objects, which are no training samples.
         names (`list[str]` or `None`): names of the categories by id.
+        stored (`pyarrow.Array`): every box of `column` as it was stored, not always of four numbers.
         places (`np.ndarray` of shape `(n,)`, int64): where the annotation stands in `column`.
         column ([`ObjectColumn`]): the same annotations as they are stored, as `bbox`, `category` and what else there
             is; with those of rows that the dataset has left out.
@@ -47,6 +50,7 @@ class Annotations:
     categories: np.ndarray
     crowd: np.ndarray
     names: list[str] | None
+    stored: pa.Array
     places: np.ndarray
     column: ObjectColumn
 
@@ -64,8 +68,10 @@ def prepare_boxes(
     Args:
         dataset (`datasets.Dataset` or `datasets.DatasetDict`): One row for each image. Its column of annotations is a
             struct of lists or a list of structs. Boxes are called `bbox`, `bboxes` or `boxes`, categories `category`,
-            `categories`, `category_id`, `label` or `labels`: a `ClassLabel`, names, or ids. With columns `width` and
-            `height` boxes are compared with the image.
+            `categories`, `category_id`, `label` or `labels`: a `ClassLabel`, names, or ids. Boxes are
+            compared with the columns `width` and `height`; without these with the headers of the images in `image`
+            (or the only column of them), as far as they are in the dataset or in local files. Other images are not
+            compared.
         objects_column (`str`, *optional*, defaults to `"objects"`): The column of annotations.
         label2id (`Mapping[str, int]`, *optional*): `model.config.label2id`, to number the categories as the model
             does. A name may list synonyms, separated by commas. Without it names are numbered in their own order,
@@ -107,7 +113,8 @@ def prepare_boxes(
         options: dict[str, Any] = {"label2id": label2id, "box_format": box_format, "invalid": invalid}
         return DatasetDict({split: prepare_boxes(part, objects_column, **options) for split, part in dataset.items()})
     annotations = read_annotations(dataset, objects_column, box_format)
-    wrong = _invalid(dataset, annotations)
+    sizes = stored_sizes(dataset)
+    wrong = _invalid(annotations, header_sizes(dataset, annotations.rows) if sizes is None else sizes)
     if invalid == "raise":
         _refuse_invalid(annotations, wrong)
     column = annotations.column
@@ -122,11 +129,12 @@ def checked_annotations(dataset: Dataset, objects_column: str) -> Annotations:
     """The annotations of a dataset, all of them fit for training.
 
     Raises:
-        InvalidBoxError: A box has no area, is not finite or lies outside its image.
+        InvalidBoxError: A box has no area, is not finite or lies outside its image, by the columns `width` and
+            `height` alone: the headers of the images are read once, by [`prepare_boxes`].
         ValueError: see [`prepare_boxes`].
     """
     annotations = read_annotations(dataset, objects_column)
-    _refuse_invalid(annotations, _invalid(dataset, annotations))
+    _refuse_invalid(annotations, _invalid(annotations, stored_sizes(dataset)))
     return annotations
 
 
@@ -138,7 +146,8 @@ def read_annotations(dataset: Dataset, objects_column: str, box_format: BoxForma
     """
     check_dataset(dataset)
     stored = read_object_column(dataset, objects_column)
-    all_boxes = numbers_of(stored.fields[stored.boxes])
+    stored_boxes = stored.fields[stored.boxes]
+    all_boxes = numbers_of(stored_boxes)
     if box_format == "xyxy":
         all_boxes[:, 2:] -= all_boxes[:, :2]
     all_categories, names = _categories(stored)
@@ -173,7 +182,7 @@ def read_annotations(dataset: Dataset, objects_column: str, box_format: BoxForma
         "bbox",
         "category",
     )
-    return Annotations(rows, all_boxes[places], categories, all_crowd[places], names, places, column)
+    return Annotations(rows, all_boxes[places], categories, all_crowd[places], names, stored_boxes, places, column)
 
 
 def _categories(stored: ObjectColumn) -> tuple[np.ndarray, list[str] | None]:
@@ -186,8 +195,8 @@ def _crowds(stored: ObjectColumn) -> np.ndarray:
     return stored.fields["iscrowd"].cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False)
 
 
-def _invalid(dataset: Dataset, annotations: Annotations) -> dict[int, str]:
-    """Which annotations have a box that cannot be used, and why."""
+def _invalid(annotations: Annotations, sizes: np.ndarray | None) -> dict[int, str]:
+    """Which annotations have a box that cannot be used, and why; `sizes` are those of each row's image, if known."""
     boxes, rows = annotations.boxes, annotations.rows
     sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
     if sound.any() and boxes[sound].max() <= 1:
@@ -196,12 +205,9 @@ def _invalid(dataset: Dataset, annotations: Annotations) -> dict[int, str]:
             "pixels. Multiply shares of the image by its width and height."
         )
     wrong = dict.fromkeys(np.flatnonzero(~sound).tolist(), "expected four finite numbers (x, y, w, h) with w, h > 0")
-    if not {"width", "height"} <= set(dataset.features):
+    if sizes is None:
         return wrong
-    mapping = table_rows(dataset)
-    size = np.stack(
-        [dataset.data.column(name).to_numpy().astype(np.float64)[mapping] for name in ("width", "height")], axis=1
-    )[rows]
+    size = sizes[rows]
     with np.errstate(invalid="ignore"):
         outside = sound & ~((boxes[:, :2] < size) & (boxes[:, :2] + boxes[:, 2:] > 0)).all(axis=1)
         beyond = sound & (boxes[:, :2] + boxes[:, 2:] > size + 1).any(axis=1)
@@ -228,7 +234,10 @@ def _refuse_invalid(annotations: Annotations, wrong: dict[int, str]) -> None:
 
 def _shown(annotations: Annotations, which: np.ndarray) -> str:
     first = int(np.flatnonzero(which)[0])
-    return f"{annotations.boxes[first].tolist()} in row {annotations.rows[first]}"
+    box = annotations.boxes[first].tolist()
+    if np.isnan(box).all():  # not four numbers
+        box = annotations.stored[int(annotations.places[first])].as_py()
+    return f"{reprlib.repr(box)} in row {annotations.rows[first]}"
 
 
 def _renumbered(

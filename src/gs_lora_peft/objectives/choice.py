@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -13,13 +14,15 @@ from .embedding import find_head
 from .prototypes import PrototypeObjective
 
 
-def objective_for(model: nn.Module, args: Any) -> Objective:
+def objective_for(model: nn.Module, args: Any, missing_classes: Sequence[int] = ()) -> Objective:
     """The objective for a kind of model, told by its structure: [`DetectionObjective`] for a detector of transformers,
     else [`ClassificationObjective`], with prototypes in a [`PrototypeObjective`].
 
     Args:
         model (`torch.nn.Module`): the model to train, a `PeftModel` or a bare one.
         args ([`GSLoraTrainingArguments`]): weights, bounds and kinds of the losses.
+        missing_classes (`Sequence[int]`, *optional*, defaults to none): classes to keep without training data, which a
+            classifier leaves out of its losses.
 
     Returns:
         [`Objective`]
@@ -31,7 +34,7 @@ def objective_for(model: nn.Module, args: Any) -> Objective:
     """
     if is_detector(model):
         return _of_detector(model, args)
-    objective = ClassificationObjective(args.forget_weight, args.forget_bound, args.forget_loss)
+    objective = ClassificationObjective(args.forget_weight, args.forget_bound, args.forget_loss, missing_classes)
     if not args.prototype_forget_weight and not args.prototype_retain_weight:
         return objective
     find_head(model)

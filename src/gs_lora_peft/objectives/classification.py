@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -91,10 +92,14 @@ class ClassificationObjective(Objective):
 
     A head with a loss of its own (SFace) is trained by the cross-entropy of its logits like every other.
 
+    Classes to keep that have no training data take no part in either: as the wrong answer to every sample, with none
+    that speaks for them, they would be forgotten on the way.
+
     Args:
         forget_weight (`float`): β.
         forget_bound (`float` or `"auto"`): BND in nats; `"auto"` is [`auto_forget_bound`] of the head's size.
         kind (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`): the forgetting term.
+        missing_classes (`Sequence[int]`, *optional*, defaults to none): classes to keep without training data.
 
     Example:
 
@@ -105,10 +110,17 @@ class ClassificationObjective(Objective):
         ```
     """
 
-    def __init__(self, forget_weight: float, forget_bound: float | str, kind: ForgetLoss = "log_odds"):
+    def __init__(
+        self,
+        forget_weight: float,
+        forget_bound: float | str,
+        kind: ForgetLoss = "log_odds",
+        missing_classes: Sequence[int] = (),
+    ):
         self.forget_weight = forget_weight
         self.forget_bound = forget_bound
         self.kind: ForgetLoss = kind
+        self.missing_classes = list(missing_classes)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
@@ -143,6 +155,8 @@ class ClassificationObjective(Objective):
         half = labels.shape[0] // 2
         # Float32: bf16 logits have 8 bits of mantissa, too few for a loss that is compared with a bound.
         logits = logits.float()
+        if self.missing_classes:
+            logits = logits.index_fill(1, torch.tensor(self.missing_classes, device=logits.device), -math.inf)
         losses = F.cross_entropy(logits, labels, reduction="none")
         retain_loss, forget_loss = losses[:half].mean(), losses[half:].mean()
         global_losses = global_mean(torch.stack([retain_loss.detach(), forget_loss.detach()]))

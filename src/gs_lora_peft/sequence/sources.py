@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from ..data.box_columns import is_object_column
 from ..data.classes import same_class
 from ..data.splitting import read_classes
 
@@ -46,16 +47,18 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
         except ValueError as error:
             raise type(error)(f"{title} data: {error}") from None
         if not len(labels):
-            raise ValueError(
-                f"{title} data: there are no rows; expected labelled samples. Give a split that has some."
-            )
+            missing = "no row has an object" if len(dataset) else "there are no rows"
+            raise ValueError(f"{title} data: {missing}; expected labelled samples. Give a split that has some.")
+        mend = "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`"
+        if is_object_column(dataset, label_column):
+            mend = f"`gs_lora_peft.data.prepare_boxes(dataset, {label_column!r}, label2id=model.config.label2id)`"
         if count is not None and (labels.max() >= count or (names is not None and len(names) != count)):
             classes = f"{len(names)} classes" if names is not None else f"labels up to {labels.max()}"
             raise ValueError(
                 f"{title} data: {label_column!r} has {classes}, but the model's head has {count}. Use the model that "
-                "was trained on these labels, or map them with `dataset.align_labels_with_mapping`."
+                f"was trained on these labels, or number them as the model does with {mend}."
             )
-        _check_order(title, label_column, names, getattr(getattr(model, "config", None), "id2label", None))
+        _check_order(title, label_column, names, getattr(getattr(model, "config", None), "id2label", None), mend)
         all_names.append(names)
     of_train, of_test = all_names
     if of_train is not None and of_test is not None and of_train != of_test:
@@ -66,7 +69,7 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
     return of_train or of_test
 
 
-def _check_order(title: str, label_column: str, names: list[str] | None, id2label: Any) -> None:
+def _check_order(title: str, label_column: str, names: list[str] | None, id2label: Any, mend: str) -> None:
     """Refuses data whose classes the model calls something else."""
     of_models = id2label or {}
     times = Counter(of_models.values())
@@ -77,6 +80,5 @@ def _check_order(title: str, label_column: str, names: list[str] | None, id2labe
             raise ValueError(
                 f"{title} data: class {class_id} of {label_column!r} is {name!r}, but the model's class {class_id} is "
                 f"{of_model!r}, so that another class would be forgotten. Number the data as the model does with "
-                "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`; if only the spelling "
-                "differs, cast the column to a ClassLabel with the model's names."
+                f"{mend}; if only the spelling differs, cast the column to a ClassLabel with the model's names."
             )

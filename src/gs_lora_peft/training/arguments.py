@@ -148,7 +148,9 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
     sparsity_weight: float = field(default=0.6, metadata={"help": "Alpha: strength of the group sparsity."})
     sparsity_warmup_epochs: float = field(default=0.0, metadata={"help": "K: alpha is 0 for the first K epochs."})
-    sparsity_ramp_epochs: float = field(default=2.0, metadata={"help": "Then alpha rises to its full value over so many epochs."})
+    sparsity_ramp_epochs: float = field(
+        default=2.0, metadata={"help": "Then alpha rises to its full value over so many epochs."}
+    )
     sparsity_until_epoch: float | None = field(
         default=5.0, metadata={"help": "From this epoch on, surviving groups are trained without shrinkage."}
     )

@@ -22,7 +22,8 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
     """Distinct labels of a data set, sorted, read from the label column alone where there is one.
 
     Raises:
-        ValueError: if there is no such column, or a label or the category of a box is no integer of at least 0.
+        ValueError: if there is no such column, it is empty in every row, or a label or the category of a box is no
+            integer of at least 0.
     """
     if isinstance(dataset, Dataset):
         try:
@@ -41,6 +42,11 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
         raise ValueError(
             f"the {name} set: {label_column!r} holds a {type(labels.flat[0]).__name__} for each sample; expected an "
             "integer. Annotated boxes are read from a datasets.Dataset, whose columns need not be decoded for it."
+        )
+    if not labels.size:
+        raise ValueError(
+            f"the {name} set holds no objects: {label_column!r} is empty in all of its {len(dataset)} rows. Give "
+            "images with annotated objects; others teach nothing and cannot be scored."
         )
     values = np.unique(labels)
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
@@ -174,7 +180,9 @@ def check_hold_out(dataset: Any, label_column: str) -> None:
     if is_object_column(dataset, label_column):
         raise ValueError(
             "`validation_fraction` cannot hold images out of sets that share some. Take them out before they are "
-            f"split, with train_validation_split(dataset, {label_column!r}), and give them as `eval_dataset`."
+            f"split, with train_validation_split(dataset, {label_column!r}), and give them to GSLoraTrainer as "
+            "`eval_dataset`. A ContinualForgetter scores after each task alone: leave `validation_fraction` at 0 and "
+            "`eval_strategy` at 'no' there."
         )
 
 

@@ -64,7 +64,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             Needed with annotated boxes, for images may show objects of both kinds.
         old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
         missing_classes (`Sequence[int]`, *optional*): classes to keep that have no training data, for
-            `eval_acc_missing`.
+            `eval_acc_missing`; a classifier's losses leave them out.
         label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels, or of the annotated
             boxes, see [`prepare_boxes`].
         processing_class (*optional*): the model's image processor; with it, rows that hold images are collated by
@@ -142,7 +142,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             pairs = AugmentedPairs(pairs.retain, pairs.forget, self.augmentation)
 
         self.groups = LoraGroups(model, self.adapter_name)
-        self.objective = objective if objective is not None else objective_for(model, args)
+        self.objective = objective if objective is not None else objective_for(model, args, self.missing_classes)
         self.meter = LossMeter()
         super().__init__(
             model=model,
@@ -333,4 +333,6 @@ def _check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> No
         raise ValueError(
             f"`eval_strategy`={IntervalStrategy(args.eval_strategy).value!r} needs something to evaluate on: give "
             "`eval_dataset`, or hold a part of the training data out with `validation_fraction` (never the test data)."
+            " Hold annotated boxes out with train_validation_split instead, for GSLoraTrainer's `eval_dataset`; a "
+            "ContinualForgetter scores detectors after each task alone, with `eval_strategy`='no'."
         )
