@@ -20,6 +20,7 @@ import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate import PartialState
@@ -160,32 +161,50 @@ def load_model_and_data(script: ScriptArguments):
     return model, dataset, processor
 
 
-def main(argv: list[str] | None = None) -> None:
-    script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    requests = parse_requests(script.forget)
-    model, dataset, processor = load_model_and_data(script)
-    forgetter = ContinualForgetter(
+def make_forgetter(
+    script: Any,
+    adapter: AdapterArguments,
+    args: GSLoraTrainingArguments,
+    model: Any,
+    dataset: DatasetDict,
+    label_column: str,
+    processor: Any,
+) -> ContinualForgetter:
+    """A forgetter with the settings that classifiers and detectors share."""
+    return ContinualForgetter(
         model,
         dataset,
         args.output_dir,
         config=GSLoraConfig(**vars(adapter)),
         args=args,
-        label_column=script.label_column,
+        label_column=label_column,
         processing_class=processor,
         replay_ratio=script.replay_ratio,
         shots=script.shots,
         missing_classes=parse_requests(script.missing)[0].classes if script.missing else (),
     )
-    forgetter.run(requests)
-    if not PartialState().is_main_process:
-        return
-    print(format_table(forgetter.ledger))
-    print(f"\nLedger:   {Path(args.output_dir, 'forgetting.json')}\nAdapters: {Path(args.output_dir, 'tasks')}")
+
+
+def publish_if_asked(args: GSLoraTrainingArguments) -> None:
+    """`--push_to_hub`: the whole run, private unless said otherwise."""
     if args.push_to_hub:
         repo_id = args.hub_model_id or Path(args.output_dir).name
         private = args.hub_private_repo is not False
         options = {"private": private, "revision": args.hub_revision, "token": args.hub_token}
         print(f"Hub:      {push_to_hub(args.output_dir, repo_id, **options)}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    requests = parse_requests(script.forget)
+    model, dataset, processor = load_model_and_data(script)
+    forgetter = make_forgetter(script, adapter, args, model, dataset, script.label_column, processor)
+    forgetter.run(requests)
+    if not PartialState().is_main_process:
+        return
+    print(format_table(forgetter.ledger))
+    print(f"\nLedger:   {Path(args.output_dir, 'forgetting.json')}\nAdapters: {Path(args.output_dir, 'tasks')}")
+    publish_if_asked(args)
 
 
 if __name__ == "__main__":

@@ -24,16 +24,14 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from forget import AdapterArguments, load_data, set_defaults_from_file
+from forget import AdapterArguments, load_data, make_forgetter, publish_if_asked, set_defaults_from_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser
 
 from gs_lora_peft import (
     ContinualForgetter,
     ForgetRequest,
-    GSLoraConfig,
     GSLoraTrainingArguments,
     parse_requests,
-    push_to_hub,
 )
 from gs_lora_peft.audit import draw_detections
 from gs_lora_peft.data import prepare_boxes, read_coco
@@ -167,18 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     model = AutoModelForObjectDetection.from_pretrained(**source)
     processor = AutoImageProcessor.from_pretrained(**source)
     dataset = load_boxes(script, model.config.label2id)
-    forgetter = ContinualForgetter(
-        model,
-        dataset,
-        args.output_dir,
-        config=GSLoraConfig(**vars(adapter)),
-        args=args,
-        label_column=script.objects_column,
-        processing_class=processor,
-        replay_ratio=script.replay_ratio,
-        shots=script.shots,
-        missing_classes=parse_requests(script.missing)[0].classes if script.missing else (),
-    )
+    forgetter = make_forgetter(script, adapter, args, model, dataset, script.objects_column, processor)
     check_requests(forgetter, requests)
     drawn = can_be_drawn(forgetter, requests)
     if not drawn:
@@ -202,11 +189,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\nThe same images before and after, for nobody else: {picture}")
     else:
         print(f"\nNo picture was drawn: {NO_PICTURE}.")
-    if args.push_to_hub:
-        repo_id = args.hub_model_id or Path(args.output_dir).name
-        private = args.hub_private_repo is not False
-        options = {"private": private, "revision": args.hub_revision, "token": args.hub_token}
-        print(f"Hub:      {push_to_hub(args.output_dir, repo_id, **options)}")
+    publish_if_asked(args)
 
 
 if __name__ == "__main__":

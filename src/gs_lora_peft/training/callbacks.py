@@ -61,13 +61,15 @@ class SparsityCallback(TrainerCallback):
         The proximal step's α rises: from the first step on, it would shrink groups faster than a fresh adapter, whose
         lora_B is zero, can grow, and where batches agree little it drops all before they have learnt anything.
         """
-        epoch = (state.epoch or 0.0) - args.sparsity_warmup_epochs
-        until = args.sparsity_until_epoch
-        if epoch < 0.0 or (until is not None and (state.epoch or 0.0) >= until):
+        epoch = state.epoch or 0.0
+        if args.sparsity_until_epoch is not None and epoch >= args.sparsity_until_epoch:
             return 0.0
-        if args.sparsity != "proximal" or epoch >= args.sparsity_ramp_epochs:
+        risen = epoch - args.sparsity_warmup_epochs
+        if risen < 0.0:
+            return 0.0
+        if args.sparsity != "proximal" or risen >= args.sparsity_ramp_epochs:
             return args.sparsity_weight
-        return args.sparsity_weight * epoch / args.sparsity_ramp_epochs
+        return args.sparsity_weight * risen / args.sparsity_ramp_epochs
 
     def on_train_begin(self, args, state, control, **kwargs):
         # What is zero when training begins, again or from a checkpoint, stays out.
