@@ -48,6 +48,7 @@ RUNS = {
     ),
     "prototypes": (peft_vit, {**PROTOTYPES, "dropout": 0.3}, (1, 4, 6)),
     "prototypes, two adapters": (two_adapters, {**PROTOTYPES, "prototype_distance": "cosine"}, (4, 7)),
+    "distillation": (two_adapters, {"distillation_weight": 1.0, "dropout": 0.3}, (1, 4, 7)),
     "augmented": (
         peft_vit,
         {

@@ -88,12 +88,22 @@ def settings_of(name: str) -> dict[str, Any]:
             "prototype_forget_weight": 0.3,
             "prototype_retain_weight": 0.2,
         },
+        "distillation": {"logging_strategy": "steps", "logging_steps": 1, "distillation_weight": 0.7},
         "broken forget": {},
         "broken retain": {},
     }[name]
 
 
-RUNS = ("plain", "accumulating", "prototypes", "hinge closed", "hinge open", "zero groups", "evaluated")
+RUNS = (
+    "plain",
+    "accumulating",
+    "prototypes",
+    "distillation",
+    "hinge closed",
+    "hinge open",
+    "zero groups",
+    "evaluated",
+)
 
 
 def trainer_of(model: Any, folder: Path, processes: int, **settings: Any) -> WatchedTrainer:
@@ -112,7 +122,7 @@ def run(name: str, folder: Path, processes: int) -> tuple[dict[str, Any], dict[s
     trainer.train()
     history = trainer.state.log_history
     logged = ("loss", "retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy", "grad_norm")
-    logged += ("retain_distance", "forget_distance") if name == "prototypes" else ()
+    logged += {"prototypes": ("retain_distance", "forget_distance"), "distillation": ("distillation",)}.get(name, ())
     return {
         "logs": [{key: entry[key] for key in logged} for entry in history if "retain_loss" in entry],
         "scores": [entry["eval_h_mean"] for entry in history if "eval_h_mean" in entry],

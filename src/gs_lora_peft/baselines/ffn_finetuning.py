@@ -20,7 +20,8 @@ class FFNFineTuner(Trainer):
 
     The same layers, batches and losses as with [`GSLoraTrainer`], so that a comparison shows what low rank and
     sparsity are worth. The model is changed in place: there is no adapter that could be taken off, stored or shared,
-    and what `args` says of sparsity and moving averages is not acted upon. In one process, without prototypes.
+    and what `args` says of sparsity and moving averages is not acted upon. In one process, without
+    prototypes and distillation.
 
     Args:
         model (`transformers.PreTrainedModel`): a classifier without adapters; its other parameters are frozen.
@@ -66,6 +67,11 @@ class FFNFineTuner(Trainer):
             raise ValueError(f"FFNFineTuner runs in one process, not in {args.world_size}. Start it without `launch`.")
         if args.prototype_forget_weight or args.prototype_retain_weight:
             raise ValueError("FFNFineTuner has no prototypes. Leave both prototype weights at 0.")
+        if args.distillation_weight not in ("auto", 0):
+            raise ValueError(
+                f"`distillation_weight`={args.distillation_weight}: FFNFineTuner has no adapter to take off for the "
+                "earlier model. Leave it at 'auto'."
+            )
         pairs = PairedDataset(retain_dataset, forget_dataset)
         forget = classes_of(forget_dataset, label_column, "forget")
         check_labels(model, forget, classes_of(retain_dataset, label_column, "retain"), [])

@@ -1,6 +1,7 @@
 """What "forget" and "retain" mean for a kind of model."""
 
 from .base import Objective, ObjectiveOutput
+from .before_task import before_the_task
 from .choice import objective_for
 from .classification import (
     ClassificationObjective,
@@ -10,6 +11,7 @@ from .classification import (
     log_odds_against,
 )
 from .detection import Background, DetectionObjective, is_detector
+from .distillation import DistillationObjective, distillation_loss
 from .embedding import NoEmbeddingFoundError, caught_embeddings, find_head
 from .prototypes import ClassPrototypes, PrototypeDistance, PrototypeObjective, embedding_distances
 from .scoring import ClassificationScoring, ClassRoles, Scoring
@@ -21,6 +23,7 @@ __all__ = [
     "ClassificationObjective",
     "ClassificationScoring",
     "DetectionObjective",
+    "DistillationObjective",
     "ForgetLoss",
     "NoEmbeddingFoundError",
     "Objective",
@@ -29,8 +32,10 @@ __all__ = [
     "PrototypeObjective",
     "Scoring",
     "auto_forget_bound",
+    "before_the_task",
     "bounded_cross_entropy",
     "caught_embeddings",
+    "distillation_loss",
     "embedding_distances",
     "find_head",
     "is_detector",

@@ -34,12 +34,14 @@ class ObjectiveOutput:
         retain_loss (`torch.Tensor`): L_retain, detached, mean over all processes.
         forget_loss (`torch.Tensor`): L_forget, detached and unbounded, mean over all processes.
         metrics (`dict[str, torch.Tensor]`): further scalars of this process, detached; the same names at every step.
+        logits (`torch.Tensor`, *optional*): of a classifier: shape `(2·B, C)`, as the model gave them, with gradient.
     """
 
     loss: Tensor
     retain_loss: Tensor
     forget_loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
 
 
 class Objective(Protocol):

@@ -10,19 +10,33 @@ from torch import nn
 from .base import Objective
 from .classification import ClassificationObjective
 from .detection import DetectionObjective, is_detector
+from .distillation import DistillationObjective
 from .embedding import find_head
 from .prototypes import PrototypeObjective
 
+DISTILLATION_WEIGHT = 1.0  # w_d by default where classes have no training data; docs/benchmarks.md
 
-def objective_for(model: nn.Module, args: Any, missing_classes: Sequence[int] = ()) -> Objective:
+
+def objective_for(
+    model: nn.Module,
+    args: Any,
+    *,
+    forget_classes: Sequence[int] = (),
+    missing_classes: Sequence[int] = (),
+    adapter: str = "default",
+) -> Objective:
     """The objective for a kind of model, told by its structure: [`DetectionObjective`] for a detector of transformers,
-    else [`ClassificationObjective`], with prototypes in a [`PrototypeObjective`].
+    else [`ClassificationObjective`], with prototypes in a [`PrototypeObjective`] and with distillation in a
+    [`DistillationObjective`].
 
     Args:
         model (`torch.nn.Module`): the model to train, a `PeftModel` or a bare one.
         args ([`GSLoraTrainingArguments`]): weights, bounds and kinds of the losses.
+        forget_classes (`Sequence[int]`, *optional*, defaults to none): classes to forget, which distillation leaves
+            out.
         missing_classes (`Sequence[int]`, *optional*, defaults to none): classes to keep without training data, which a
-            classifier leaves out of its losses.
+            classifier leaves out of its losses, and holds by distillation.
+        adapter (`str`, *optional*, defaults to `"default"`): the adapter that trains.
 
     Returns:
         [`Objective`]
@@ -30,24 +44,35 @@ def objective_for(model: nn.Module, args: Any, missing_classes: Sequence[int] = 
     Raises:
         NoEmbeddingFoundError: if prototypes are asked for and the model's embedding cannot be found.
         ValueError: if a detector's loss cannot be split, or views of samples are asked for where no sample is looked
-            at: a detector's prototypes are rows of its head.
+            at (a detector's prototypes are rows of its head), or distillation is asked for of a detector.
     """
     if is_detector(model):
         return _of_detector(model, args)
-    objective = ClassificationObjective(args.forget_weight, args.forget_bound, args.forget_loss, missing_classes)
-    if not args.prototype_forget_weight and not args.prototype_retain_weight:
-        return objective
-    find_head(model)
-    return PrototypeObjective(
-        objective,
-        forget_weight=args.prototype_forget_weight,
-        retain_weight=args.prototype_retain_weight,
-        bound=args.prototype_bound,
-        distance=args.prototype_distance,
+    objective: Objective = ClassificationObjective(
+        args.forget_weight, args.forget_bound, args.forget_loss, missing_classes
     )
+    if args.prototype_forget_weight or args.prototype_retain_weight:
+        find_head(model)
+        objective = PrototypeObjective(
+            objective,
+            forget_weight=args.prototype_forget_weight,
+            retain_weight=args.prototype_retain_weight,
+            bound=args.prototype_bound,
+            distance=args.prototype_distance,
+        )
+    weight = args.distillation_weight
+    if weight == "auto":
+        weight = DISTILLATION_WEIGHT if missing_classes else 0.0
+    # Outermost, for its second forward goes through the head, too.
+    return DistillationObjective(objective, weight, adapter, forget_classes) if weight else objective
 
 
 def _of_detector(model: nn.Module, args: Any) -> DetectionObjective:
+    if args.distillation_weight not in ("auto", 0):
+        raise ValueError(
+            f"`distillation_weight`={args.distillation_weight} has nothing to act on: a detector gives no logits for "
+            "a whole image. Leave it at 'auto'."
+        )
     if args.prototype_augmentations:
         raise ValueError(
             f"`prototype_augmentations`={args.prototype_augmentations} has nothing to act on: the prototypes of a "

@@ -93,7 +93,7 @@ class ClassificationObjective(Objective):
     A head with a loss of its own (SFace) is trained by the cross-entropy of its logits like every other.
 
     Classes to keep that have no training data take no part in either: as the wrong answer to every sample, with none
-    that speaks for them, they would be forgotten on the way.
+    that speaks for them, they would be forgotten on the way. What holds them is [`DistillationObjective`].
 
     Args:
         forget_weight (`float`): β.
@@ -126,7 +126,9 @@ class ClassificationObjective(Objective):
         self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
     ) -> ObjectiveOutput:
         logits, labels = _logits(model, inputs), inputs["labels"]
-        return self(_with_margin(model, logits, labels, len(labels) // 2), labels, global_mean)
+        output = self(_with_margin(model, logits, labels, len(labels) // 2), labels, global_mean)
+        output.logits = logits
+        return output
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         logits, labels = _logits(model, inputs), inputs["labels"]

@@ -17,6 +17,7 @@ _NOT_NEGATIVE = (
     "sparsity_ramp_epochs",
     "prototype_forget_weight",
     "prototype_retain_weight",
+    "distillation_weight",
     "ema_start_epoch",
 )
 _BOUNDS = {"forget_bound": "nats", "prototype_bound": "the unit of `prototype_distance`"}
@@ -95,6 +96,10 @@ class GSLoraTrainingArguments(TrainingArguments):
         augmentation (`bool`, *optional*, defaults to `False`):
             Train on augmented views of all samples, a new one each time, by the same augmentation. Not with annotated
             boxes, which have to move with the image: give the data set a transform.
+        distillation_weight (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            w_d, weight of KL(p_before ‖ p_now) over the classes that stay, see [`DistillationObjective`]: what holds
+            classes to keep that have no training data. `"auto"`: 1 where there are such classes, else 0, for it costs
+            a second forward. Not negative, not for detectors.
         ema_decay (`float`, *optional*, defaults to 0):
             Decay of an exponential moving average of the adapter, in [0, 1). The average is what is evaluated, and
             what is left in the model at the end; checkpoints hold it next to the weights. 0: none.
@@ -165,6 +170,9 @@ class GSLoraTrainingArguments(TrainingArguments):
     prototype_augmentations: int = field(
         default=0, metadata={"help": "Augmented views of each sample that prototypes average besides it."}
     )
+    distillation_weight: str = field(
+        default="auto", metadata={"help": "w_d: holds classes that stay at the earlier model; 'auto': 1 or 0."}
+    )
     augmentation: bool = field(default=False, metadata={"help": "Train on augmented views."})
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the adapter's moving average; 0 for none."})
     ema_update: str = field(
@@ -185,21 +193,28 @@ class GSLoraTrainingArguments(TrainingArguments):
             self.metric_for_best_model = "h_mean"
         super().__post_init__()
 
-    def _read_bound(self, name: str) -> None:
-        """The fields are strings for the command line's sake; numbers once they have been read."""
-        bound = getattr(self, name)
-        if bound == "auto":
+    def _read_number(self, name: str, expected: str) -> None:
+        """Fields that may be "auto" are strings for the command line's sake; numbers once they have been read."""
+        value = getattr(self, name)
+        if value == "auto":
             return
         try:
-            setattr(self, name, float(bound))
+            setattr(self, name, float(value))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"`{name}` must be a number in {_BOUNDS[name]} or 'auto', got {bound!r}.") from error
-        if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-            raise ValueError(f"`{name}` must be positive and finite or 'auto', got {getattr(self, name)!r}.")
+            raise ValueError(f"`{name}` must be {expected} or 'auto', got {value!r}.") from error
+
+    def _read_bound(self, name: str) -> None:
+        self._read_number(name, f"a number in {_BOUNDS[name]}")
+        bound = getattr(self, name)
+        if bound != "auto" and not (math.isfinite(bound) and bound > 0):
+            raise ValueError(f"`{name}` must be positive and finite or 'auto', got {bound!r}.")
 
     def _check_values(self) -> None:
+        self._read_number("distillation_weight", "a finite number of at least 0")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
+            if value == "auto" and name == "distillation_weight":
+                continue
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
         for name, choices in _CHOICES.items():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ..data.augmentation import Augmentation, AugmentedViews, rand_augment
+from ..objectives import before_the_task
 from .arguments import GSLoraTrainingArguments
 
 
@@ -57,31 +56,6 @@ def prepare_objective(trainer: Any) -> None:
 
     with before_the_task(trainer.model, trainer.adapter_name), trainer.accelerator.autocast():
         trainer.objective.prepare(trainer.model, lambda: own_batches(trainer, sets), global_sum)
-
-
-@contextmanager
-def before_the_task(model: nn.Module, adapter: str) -> Iterator[None]:
-    """
-    Makes the model what it was before the task: `adapter` does nothing, other active adapters act, no dropout.
-
-    Args:
-        model (`torch.nn.Module`): a `PeftModel`.
-        adapter (`str`): the adapter that trains.
-    """
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and adapter in module.scaling]
-    scalings = [layer.scaling[adapter] for layer in layers]
-    was_training = model.training
-    # Not `disable_adapter()`, which would take earlier tasks off too.
-    for layer in layers:
-        layer.scaling[adapter] = 0.0
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for layer, scaling in zip(layers, scalings, strict=True):
-            layer.scaling[adapter] = scaling
-        model.train(was_training)
 
 
 def own_batches(trainer: Any, datasets: Sequence[Any]) -> Iterator[dict[str, Any]]:

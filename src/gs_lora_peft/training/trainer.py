@@ -64,7 +64,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             Needed with annotated boxes, for images may show objects of both kinds.
         old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
         missing_classes (`Sequence[int]`, *optional*): classes to keep that have no training data, for
-            `eval_acc_missing`; a classifier's losses leave them out.
+            `eval_acc_missing`; a classifier's losses leave them out, and `distillation_weight` holds them.
         label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels, or of the annotated
             boxes, see [`prepare_boxes`].
         processing_class (*optional*): the model's image processor; with it, rows that hold images are collated by
@@ -142,7 +142,10 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             pairs = AugmentedPairs(pairs.retain, pairs.forget, self.augmentation)
 
         self.groups = LoraGroups(model, self.adapter_name)
-        self.objective = objective if objective is not None else objective_for(model, args, self.missing_classes)
+        if objective is None:
+            classes = {"forget_classes": self.forget_classes, "missing_classes": self.missing_classes}
+            objective = objective_for(model, args, **classes, adapter=self.adapter_name)
+        self.objective = objective
         self.meter = LossMeter()
         super().__init__(
             model=model,

@@ -1,0 +1,81 @@
+"""Distillation: what the model says of the classes that stay is held at what it said before the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import GlobalMean, Objective, ObjectiveOutput, identity, unwrapped
+from .before_task import before_the_task
+
+
+def distillation_loss(logits: Tensor, earlier: Tensor, left_out: Sequence[int] = ()) -> Tensor:
+    """
+    Mean KL(p_before ‖ p_now) over the classes that are not left out.
+
+    Args:
+        logits (`torch.Tensor`): shape `(B, C)`, with gradient.
+        earlier (`torch.Tensor`): the same shape, of the model before the task.
+        left_out (`Sequence[int]`, *optional*, defaults to none): classes that both probabilities are conditioned on
+            not being; fewer than C.
+
+    Returns:
+        `torch.Tensor`: scalar in nats, not negative.
+    """
+    stays = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    stays[list(left_out)] = False
+    now, before = (x[:, stays].float().log_softmax(1) for x in (logits, earlier))
+    return F.kl_div(now, before, reduction="batchmean", log_target=True)
+
+
+class DistillationObjective(Objective):
+    r"""
+    Adds w_d · KL(p_before ‖ p_now) on both halves of the batch to the objective of a classifier, over the classes that
+    stay: knowledge distillation (https://arxiv.org/abs/1503.02531) as Learning without Forgetting uses it
+    (https://arxiv.org/abs/1606.09282), with the classes to forget left out. Not part of the papers' method.
+
+    Nothing else speaks for classes that have no training data. What the earlier model says of them on the images of
+    others does, on those to forget, too: how they resemble the classes that stay need not change. The earlier model is
+    the one that trains with its adapter off, so that nothing is stored; it costs a second forward without gradient.
+
+    Args:
+        objective ([`Objective`]): what the term is added to; its outputs must hold the logits.
+        weight (`float`): w_d.
+        adapter (`str`, *optional*, defaults to `"default"`): the adapter that trains.
+        left_out (`Sequence[int]`, *optional*, defaults to none): the classes to forget.
+    """
+
+    def __init__(self, objective: Objective, weight: float, adapter: str = "default", left_out: Sequence[int] = ()):
+        self.objective = objective
+        self.scoring = objective.scoring
+        self.weight = weight
+        self.adapter = adapter
+        self.left_out = list(left_out)
+
+    def prepare(
+        self, model: nn.Module, batches: Callable[[], Iterable[dict[str, Any]]], global_sum: GlobalMean = identity
+    ) -> None:
+        self.objective.prepare(model, batches, global_sum)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
+    ) -> ObjectiveOutput:
+        own = unwrapped(model)
+        with before_the_task(own, self.adapter):
+            # Past the wrapper for several processes, which would expect a backward pass.
+            outputs = own(**{name: value for name, value in inputs.items() if name != "labels"})
+        earlier = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        output = self.objective.training_step(model, inputs, global_mean)
+        if output.logits is None:
+            raise TypeError(f"{type(self.objective).__name__} gives no logits; expected those of a classifier.")
+        distillation = distillation_loss(output.logits, earlier, self.left_out)
+        output.loss = output.loss + self.weight * distillation
+        output.metrics |= {"distillation": distillation.detach()}
+        return output
+
+    def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        return self.objective.evaluation_step(model, inputs)
