@@ -125,13 +125,13 @@ class ClassificationObjective(Objective):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
     ) -> ObjectiveOutput:
-        logits, labels = _logits(model, inputs), inputs["labels"]
+        logits, labels = logits_of(model, inputs), inputs["labels"]
         output = self(_with_margin(model, logits, labels, len(labels) // 2), labels, global_mean)
         output.logits = logits
         return output
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        logits, labels = _logits(model, inputs), inputs["labels"]
+        logits, labels = logits_of(model, inputs), inputs["labels"]
         logits = _with_margin(model, logits, labels, len(labels))
         return F.cross_entropy(logits.float(), labels), {"logits": logits}
 
@@ -177,7 +177,8 @@ class ClassificationObjective(Objective):
         )
 
 
-def _logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def logits_of(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """What a classifier says of a batch with `labels`, shape `(B, C)`, from a forward that does not see them."""
     if "labels" not in inputs:
         raise ValueError(
             f"a batch holds {sorted(inputs)} and no 'labels'. Let `data_collator` put the integer labels there."

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .base import GlobalMean, Objective, ObjectiveOutput, identity, unwrapped
 from .before_task import before_the_task
+from .classification import logits_of
 
 
 def distillation_loss(logits: Tensor, earlier: Tensor, left_out: Sequence[int] = ()) -> Tensor:
@@ -67,8 +68,7 @@ class DistillationObjective(Objective):
         own = unwrapped(model)
         with before_the_task(own, self.adapter):
             # Past the wrapper for several processes, which would expect a backward pass.
-            outputs = own(**{name: value for name, value in inputs.items() if name != "labels"})
-        earlier = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+            earlier = logits_of(own, inputs)
         output = self.objective.training_step(model, inputs, global_mean)
         if output.logits is None:
             raise TypeError(f"{type(self.objective).__name__} gives no logits; expected those of a classifier.")

@@ -75,8 +75,9 @@ class ContinualForgetter:
         replay_ratio (`float`, *optional*, defaults to 1.0), shots (`int`, *optional*): as in [`split_dataset`], drawn
             by `args.data_seed`, or `args.seed` where that is `None`.
         missing_classes (`Sequence[str | int]`, *optional*, defaults to none): classes to keep whose training data must
-            not be used, by name or id. They need not have any; how they fare is scored as `acc_missing`. To forget one
-            of them later, take it out of `recipe.missing_classes` first: its data is needed for that.
+            not be used, by name or id. They need not have any; how they fare is scored as `acc_missing`, and a
+            classifier holds them by distillation (`distillation_weight`). To forget one of them later, take it out of
+            `recipe.missing_classes` first: its data is needed for that.
         augment (`Callable`, *optional*): as in [`GSLoraTrainer`].
         callbacks (`Sequence[TrainerCallback]`, *optional*): handed to every trainer; those that keep a state, as
             `EarlyStoppingCallback`, start anew with each request.
