@@ -306,17 +306,25 @@ def test_a_matrix_that_is_not_in_the_optimizer_is_refused(tmp_path):
     SparsityCallback(groups)._learning_rates(optimizer)
 
 
-def test_a_run_in_which_every_group_dies_stops_and_says_so(tmp_path, caplog):
-    """Nothing is left to train: no crash in the backward, a warning, and a log entry of the end."""
+def test_the_last_group_lives_and_forgets(tmp_path):
+    """However strong the sparsity: an adapter without any group would leave the request undone."""
+    settings = {"sparsity_until_epoch": 2, "forget_weight": 2.0, "learning_rate": 3e-2, "num_train_epochs": 20}
+    trainer = trainer_for(peft_vit(r=8), tmp_path, sparsity_weight=30.0, **settings)
+    trainer.train()
+    assert len(trainer.groups.active_groups()) == 1
+    assert trainer.score(scoring_set())["acc_forget"] < 0.1
+
+
+def test_an_adapter_of_zeros_does_not_train_and_says_so(tmp_path, caplog):
+    """Nothing is left to train: no crash in the backward, a warning, and what was known is known."""
     model = peft_vit()
-    trainer = trainer_for(model, tmp_path, sparsity_weight=30.0, logging_strategy="epoch", num_train_epochs=9)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.zeros_(parameter)
+    trainer = trainer_for(model, tmp_path, sparsity_weight=0.5, logging_strategy="epoch")
     trainer.train()
-    assert trainer.state.global_step < 36
-    assert trainer.groups.zero_group_ratio() == 1.0
+    assert trainer.state.global_step == 1
     assert "Every group of the adapter is zero" in caplog.text
-    assert next(entry for entry in trainer.state.log_history if "loss" in entry)["active_groups"] == 0
-    # And again, on an adapter that has no live group to begin with.
-    trainer.train()
     assert trainer.groups.zero_group_ratio() == 1.0
     assert trainer.score(scoring_set())["acc_forget"] > 0.9
 

@@ -389,6 +389,48 @@ def test_proximal_step_never_grows_a_group(group_by, seed, spread, step, scale):
         torch.testing.assert_close(parameter.detach(), old * factor, rtol=1e-3, atol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(GROUPINGS), VALUES, st.floats(0, 2), st.floats(0, 10), st.sampled_from(["none", "sqrt_size"]))
+def test_the_last_group_stays_where_it_is_asked_for(group_by, seed, spread, step, scale):
+    """The same step to the bit unless it would drop everything; then the strongest of what is left stays as it was."""
+    model, _ = MODELS[group_by]
+    plain, keeping = LoraGroups(model), LoraGroups(model)
+    start = drawn(plain, seed, spread)
+    put(plain, start)
+    norms = plain.norms()
+    strengths = norms / torch.tensor(plain.sizes).sqrt() if scale == "sqrt_size" else norms
+    plain.proximal_step(step, scale=scale)
+    expected, survivors = snapshot(plain), plain.active_groups()
+    put(keeping, start)
+    keeping.proximal_step(step, scale=scale, keep_last=True)
+    if survivors or step == 0:
+        assert all(torch.equal(a, b) for a, b in zip(expected, keeping.parameters, strict=True))
+        return
+    if group_by == "matrix":
+        strengths = strengths.view(-1, 2).min(dim=1).values.repeat_interleave(2)
+    best = {i for i, strength in enumerate(strengths) if strength == strengths.max()}
+    kept = {keeping.names.index(name) for name in keeping.active_groups()}
+    for old, parameter, index in zip(start, keeping.parameters, keeping.group_of, strict=True):
+        assert torch.equal(parameter.detach(), old if index in kept else torch.zeros_like(old))
+    assert kept <= best
+    assert kept or strengths.max() == 0
+
+
+def test_the_last_group_is_the_last_from_then_on():
+    """What was dropped before does not come back for it, however large momentum makes it."""
+    _model, groups = made()
+    groups.proximal_step(torch.tensor([2.0, 0.1]) * groups.norms(), scale="none", keep_last=True)
+    assert groups.active_groups() == ["vit.layers.1"]
+    with torch.no_grad():
+        for parameter in groups.parameters:
+            parameter.add_(1.0)
+    alive = [p.detach().clone() for p, g in zip(groups.parameters, groups.group_of, strict=True) if g == 1]
+    groups.proximal_step(1e6, keep_last=True)
+    assert groups.active_groups() == ["vit.layers.1"]
+    now = [p.detach() for p, g in zip(groups.parameters, groups.group_of, strict=True) if g == 1]
+    assert all(torch.equal(a, b) for a, b in zip(alive, now, strict=True))
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(["block", "module"]), VALUES, VALUES, st.floats(0, 2), st.floats(0, 5))
 def test_proximal_step_is_a_non_expansion(group_by, first, second, spread, step):

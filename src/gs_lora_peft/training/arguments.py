@@ -61,7 +61,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             loss, or count as background, as published. See [`DetectionObjective`].
         sparsity (`"proximal"`, `"penalty"` or `"none"`, *optional*, defaults to `"proximal"`):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
-            entries, so that dropped groups are exactly zero. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the
+            entries, so that dropped groups are exactly zero; the last group is never dropped. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the
             paper (no group ever becomes exactly zero). `"none"`: dense LoRA.
         sparsity_weight (`float`, *optional*, defaults to 0.6):
             α. With `"proximal"` it is compared with how far one entry moves in an optimizer step (Adam: about 1), so
@@ -71,7 +71,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             K: α is 0 for the first K epochs.
         sparsity_ramp_epochs (`float`, *optional*, defaults to 2):
             With `"proximal"` α then rises linearly over so many epochs. At full strength from the first step on it may
-            drop every group before the adapter has learnt anything (docs/benchmarks.md).
+            drop all groups but one before the adapter has learnt anything (docs/benchmarks.md).
         sparsity_until_epoch (`float`, *optional*, defaults to 5):
             From this epoch on α is 0 again, so that the groups that survived are trained without shrinkage; dropped
             groups stay dropped. A third of the default 15 epochs: it kept more of the kept classes at the same number

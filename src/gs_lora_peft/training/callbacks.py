@@ -43,7 +43,8 @@ class SparsityCallback(TrainerCallback):
     [`FiniteCallback`] does it in the one that it makes anyway, before the next optimizer step; on CPU, where it is
     free, it is done after every step. Results do not depend on it: a dropped group stays exactly zero, and passes on a
     gradient of exactly zero, from the step that dropped it.
-    Where every group has been dropped nothing is left to train and training stops.
+    The last group is never dropped: an adapter without any forgets nothing. Where every group is zero to begin with,
+    nothing is left to train and training stops.
 
     Args:
         groups ([`LoraGroups`]): the groups of the adapter that trains.
@@ -81,7 +82,7 @@ class SparsityCallback(TrainerCallback):
             return
         weight = self.weight_now(args, state)
         if weight > 0.0:
-            self.groups.proximal_step(self._learning_rates(optimizer) * weight)
+            self.groups.proximal_step(self._learning_rates(optimizer) * weight, keep_last=True)
             self.settled = False
             if self._synchronises_for_free():
                 self.settle(control)
@@ -99,8 +100,7 @@ class SparsityCallback(TrainerCallback):
         self.settled = True
         if self.groups.freeze_zero_groups(is_zero) and not any(p.requires_grad for p in self.groups.parameters):
             logger.warning(
-                "Every group of the adapter is zero, so that it does nothing any more. Training stops; a smaller "
-                "`sparsity_weight` keeps some groups."
+                "Every group of the adapter is zero, so that it does nothing. Training stops; start with a fresh one."
             )
             if control is not None:
                 control.should_training_stop = True

@@ -150,7 +150,7 @@ class LoraGroups:
         return _GroupLasso.apply(self, *self.parameters)
 
     @torch.no_grad()
-    def proximal_step(self, step: float | Tensor, scale: GroupScale = "sqrt_size") -> None:
+    def proximal_step(self, step: float | Tensor, scale: GroupScale = "sqrt_size", keep_last: bool = False) -> None:
         """One step of proximal gradient descent on the group lasso, in place.
 
         g ← max(0, 1 − t_g / ‖g‖) · g with t_g = `step` · √n_g (`scale="sqrt_size"`) or `step` (`scale="none"`). A
@@ -162,6 +162,8 @@ class LoraGroups:
             scale (`"sqrt_size"` or `"none"`, *optional*, defaults to `"sqrt_size"`): with √n_g, n_g the number of
                 entries of the group, α is compared with how far one *entry* moves. An Adam step moves a group of n
                 entries by up to lr · √n, so only then does one α suit models of every size.
+            keep_last (`bool`, *optional*, defaults to `False`): where the step would drop every group that is left,
+                the one with the largest ‖g‖ / t_g stays as it is (by matrix, its partner too).
 
         Raises:
             ValueError: if `step` is a negative or non-finite number (a tensor is not looked at, which would take a
@@ -172,13 +174,25 @@ class LoraGroups:
         if not isinstance(step, Tensor) and not 0.0 <= step < math.inf:
             raise ValueError(f"`step` must be a finite number of at least 0, got {step!r}: learning rate times α.")
         norms = self.norms()
-        threshold = (self._sqrt_sizes if scale == "sqrt_size" else torch.ones_like(norms)) * step
+        sizes = self._sqrt_sizes if scale == "sqrt_size" else torch.ones_like(norms)
+        threshold = sizes * step
         # A step of 0 drops nothing, not even what is zero because it has not been trained yet. A NaN norm compares as
         # not dropped and stays NaN.
         dropped = self._dropped | ((norms <= threshold) & (threshold > 0))
-        self._dropped = dropped | dropped[self._partners]
-        factors = torch.where(self._dropped, 0.0, 1.0 - threshold / torch.where(norms == 0, 1.0, norms))
-        self._scale_matrices(factors[self._index])
+        dropped = dropped | dropped[self._partners]
+        factors = 1.0 - threshold / torch.where(norms == 0, 1.0, norms)
+        if keep_last:
+            spared = dropped.all() & self._strongest(norms / sizes)
+            dropped, factors = dropped & ~spared, torch.where(spared, 1.0, factors)
+        self._dropped = dropped
+        self._scale_matrices(torch.where(dropped, 0.0, factors)[self._index])
+
+    def _strongest(self, strengths: Tensor) -> Tensor:
+        """Whether each group, of those that are left, is the one with the largest strength, or its partner."""
+        # Of a pair, the weaker matrix counts.
+        strengths = torch.minimum(strengths, strengths[self._partners]).masked_fill(self._dropped, -1.0)
+        strongest = torch.arange(len(self), device=strengths.device) == strengths.argmax()
+        return (strongest | strongest[self._partners]) & ~self._dropped
 
     def _scale_matrices(self, factors: Tensor) -> None:
         data = [p.detach() for p in self.parameters]
