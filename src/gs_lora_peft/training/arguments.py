@@ -61,8 +61,8 @@ class GSLoraTrainingArguments(TrainingArguments):
             loss, or count as background, as published. See [`DetectionObjective`].
         sparsity (`"proximal"`, `"penalty"` or `"none"`, *optional*, defaults to `"proximal"`):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
-            entries, so that dropped groups are exactly zero; the last group is never dropped. `"penalty"`: α · Σ_g ‖g‖ is added to the loss as in the
-            paper (no group ever becomes exactly zero). `"none"`: dense LoRA.
+            entries, so that dropped groups are exactly zero; the last one is never dropped. `"penalty"`: α · Σ_g ‖g‖
+            is added to the loss as in the paper (no group ever becomes exactly zero). `"none"`: dense LoRA.
         sparsity_weight (`float`, *optional*, defaults to 0.6):
             α. With `"proximal"` it is compared with how far one entry moves in an optimizer step (Adam: about 1), so
             that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the paper's α, where
