@@ -196,10 +196,11 @@ def with_ffn_finetuning(protocol: Protocol, settings: Settings, common: dict[str
     """Each task by [`FFNFineTuner`], on the same data."""
 
     def carry_out(task: int) -> dict[str, float]:
+        old = [c for earlier in protocol.tasks[:task] for c in earlier]
         split = split_dataset(
             protocol.dataset["train"],
             forget=protocol.tasks[task],
-            old=[c for earlier in protocol.tasks[:task] for c in earlier],
+            old=old,
             missing=protocol.missing,
             label_column=settings.label_column,
             replay_ratio=settings.replay_ratio,
@@ -212,6 +213,7 @@ def with_ffn_finetuning(protocol: Protocol, settings: Settings, common: dict[str
             settings.arguments(task, **common),
             forget_dataset=split.forget,
             retain_dataset=split.retain,
+            old_classes=old,
             label_column=settings.label_column,
             processing_class=protocol.processor,
         )

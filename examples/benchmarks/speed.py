@@ -34,7 +34,7 @@ def measure(variant: str) -> dict:
 
     torch.manual_seed(0)
     size = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-    base = ViTForImageClassification(ViTConfig(num_labels=10, **size))
+    base = ViTForImageClassification(ViTConfig(num_labels=2, **size))
     if variant == "gs_lora_task_20":
         for number in range(1, 20):  # 19 tasks carried out before: merged, as ContinualForgetter does
             earlier = get_peft_model(base, GSLoraConfig(init_lora_weights=False), adapter_name=f"task_{number:03d}")

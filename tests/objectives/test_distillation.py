@@ -55,6 +55,19 @@ def test_left_out_classes_are_free():
     assert logits.grad[:, [0, 2, 3]].abs().min() > 0
 
 
+def test_a_class_that_the_model_rules_out_adds_nothing():
+    """A head may mask classes by logits of -inf; 0 · (-inf + inf) would be NaN."""
+    logits, earlier = (torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)) for seed in (2, 3))
+    for part in (logits, earlier):
+        part[:, 2] = -math.inf
+    logits.requires_grad_()
+    found = distillation_loss(logits, earlier)
+    assert found.item() == pytest.approx(slow_loss(logits.detach(), earlier, {2}), rel=1e-5)
+    found.backward()
+    assert torch.isfinite(logits.grad).all()
+    assert not logits.grad[:, 2].any()
+
+
 def test_half_precision_is_computed_in_single():
     """As with the other losses: bf16 has too few bits for a difference of logarithms."""
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).bfloat16()

@@ -3,6 +3,7 @@
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -437,6 +438,17 @@ class Exploding(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient * float("inf")
+
+
+@pytest.mark.parametrize("name", ["missing_classes", "old_classes"])
+@pytest.mark.parametrize("value", [[-1], [1.5], ["bobcat"], "bobcat", 3, [True], None])
+def test_classes_must_be_ids(tmp_path, name, value):
+    """A negative id would count from the end of the head, a fraction would be cut, and names belong elsewhere."""
+    kwargs = {"retain_dataset": samples((0, 1)), name: value}
+    with pytest.raises(ValueError, match=rf"`{name}` must be a list of class ids from 0, got"):
+        trainer_for(peft_vit(), tmp_path, kwargs=kwargs)
+    kwargs[name] = np.array([2, 3])
+    assert getattr(trainer_for(peft_vit(), tmp_path, kwargs=kwargs), name) == [2, 3]
 
 
 @pytest.mark.usefixtures("trains")

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from peft import get_peft_model
 from tasks import (
     FORGET,
+    adapter_state,
     arguments,
     forget_set,
     knowing_vit,
@@ -12,9 +14,11 @@ from tasks import (
     samples,
     trainer_for,
     two_adapters,
+    vit,
 )
 from torch.nn import functional as F
 
+from gs_lora_peft import GSLoraConfig, NonFiniteLossError
 from gs_lora_peft.baselines import FFNFineTuner
 from gs_lora_peft.objectives import (
     ClassificationObjective,
@@ -45,6 +49,9 @@ def logits_of(model, rows):
         (0.0, without_missing(), None),
         ("0.3", without_missing(), 0.3),
         (0.2, {}, 0.2),
+        # Not named, but the head knows it.
+        ("auto", {"retain_dataset": samples((0, 1, 2), seed=1)}, 1.0),
+        ("auto", {"retain_dataset": samples((0, 1, 2), seed=1), "old_classes": [MISSING]}, None),
     ],
 )
 def test_acts_by_itself_where_classes_have_no_data(tmp_path, weight, kwargs, expected):
@@ -109,6 +116,50 @@ def test_together_with_prototypes(tmp_path):
     logged = trainer.state.log_history[0]
     assert logged["distillation"] > 0
     assert logged["retain_distance"] > 0
+
+
+def test_what_was_forgotten_before_is_held_as_forgotten(tmp_path):
+    """Only the classes of this request are free: an old class's logits could otherwise rise without a price."""
+    kwargs = {"retain_dataset": samples((0, 1, 2), seed=1), "old_classes": [MISSING]}
+    objective = trainer_for(peft_vit(), tmp_path, kwargs=kwargs, distillation_weight=1.0).objective
+    assert objective.left_out == list(FORGET)
+
+
+def test_nothing_is_held_where_one_class_is_left(tmp_path):
+    """The term would be 0 at every step and cost a forward."""
+    model = get_peft_model(vit(num_labels=2), GSLoraConfig(r=2))
+    sets = {"forget_dataset": samples((1,), seed=1), "retain_dataset": samples((0,), seed=1)}
+    objective = trainer_for(model, tmp_path, kwargs=sets, distillation_weight=1.0).objective
+    assert isinstance(objective, ClassificationObjective)
+
+
+def test_a_loss_that_is_nan_by_distillation_alone_stops_the_run(tmp_path):
+    """Both halves' losses and the gradient may be finite then; nothing else would notice."""
+    trainer = trainer_for(peft_vit(), tmp_path, distillation_weight=1.0)
+    before = adapter_state(trainer.model)
+    inner = trainer.objective.training_step
+
+    def broken(*args, **kwargs):
+        output = inner(*args, **kwargs)
+        output.loss = output.loss + torch.tensor(torch.nan)
+        return output
+
+    trainer.objective.training_step = broken
+    with pytest.raises(NonFiniteLossError, match="at step 1 the loss is NaN or infinite"):
+        trainer.train()
+    after = adapter_state(trainer.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_every_matrix_learns_under_autocast(tmp_path, bf16):
+    """Also with a second forward without gradient in the same step, checkpointing and accumulation."""
+    settings = {"bf16": bf16, "gradient_checkpointing": True, "gradient_accumulation_steps": 2, "max_steps": 2}
+    trainer = trainer_for(peft_vit(), tmp_path, distillation_weight=1.0, **settings)
+    before = adapter_state(trainer.model)
+    trainer.train()
+    after = adapter_state(trainer.model)
+    assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("weight", [-1, "nan", "much", None])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tasks import arguments, forget_set, knowing_vit, retain_set
+from tasks import arguments, forget_set, knowing_vit, retain_set, samples
 
 from gs_lora_peft import find_ffn_blocks
 from gs_lora_peft.baselines import FFNFineTuner
@@ -42,6 +42,13 @@ def test_changes_the_feed_forward_alone(tmp_path):
     finetuner(tmp_path, model, num_train_epochs=1).train()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name.rpartition(".")[0] for name in changed} == trained
+
+
+def test_classes_without_data_take_no_part(tmp_path):
+    """As in GSLoraTrainer; what earlier tasks forgot is a wrong answer like any other."""
+    sets = {"forget_dataset": samples((5,)), "retain_dataset": samples((0, 1))}
+    tuner = FFNFineTuner(knowing_vit(), arguments(tmp_path), old_classes=[4], **sets)
+    assert tuner.objective.missing_classes == [2, 3]
 
 
 def test_shared_classes_are_refused(tmp_path):

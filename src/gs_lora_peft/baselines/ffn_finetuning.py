@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from transformers import Trainer
 
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
-from ..objectives import Objective, objective_for
+from ..objectives import ClassificationObjective, Objective
 from ..training import GSLoraTrainingArguments
-from ..training.checks import check_labels, classes_of
+from ..training.checks import check_labels, class_ids, classes_of, without_data
 from ..tuner import find_ffn_blocks
 
 
@@ -19,9 +20,9 @@ class FFNFineTuner(Trainer):
     Makes a classifier forget by training the feed-forward Linears of every Transformer block themselves.
 
     The same layers, batches and losses as with [`GSLoraTrainer`], so that a comparison shows what low rank and
-    sparsity are worth. The model is changed in place: there is no adapter that could be taken off, stored or shared,
-    and what `args` says of sparsity and moving averages is not acted upon. In one process, without
-    prototypes and distillation.
+    sparsity are worth; classes without data take no part in the losses here either, but nothing holds them. The model
+    is changed in place: there is no adapter that could be taken off, stored or shared, and what `args` says of
+    sparsity and moving averages is not acted upon. In one process, without prototypes and distillation.
 
     Args:
         model (`transformers.PreTrainedModel`): a classifier without adapters; its other parameters are frozen.
@@ -29,9 +30,10 @@ class FFNFineTuner(Trainer):
             learning rate than LoRA factors do.
         forget_dataset (map-style dataset): D_f, samples of the classes to forget.
         retain_dataset (map-style dataset): D_r, samples of the classes to keep.
+        old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot.
         label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels.
         processing_class (*optional*), data_collator (`Callable`, *optional*): as in [`GSLoraTrainer`].
-        objective ([`Objective`], *optional*): by default what suits the model, see [`objective_for`].
+        objective ([`Objective`], *optional*): by default [`ClassificationObjective`].
 
     Raises:
         NoFFNFoundError: if the model has no feed-forward that can be found.
@@ -58,6 +60,7 @@ class FFNFineTuner(Trainer):
         *,
         forget_dataset: Any,
         retain_dataset: Any,
+        old_classes: Sequence[int] = (),
         label_column: str = "label",
         processing_class: Any = None,
         data_collator: Any = None,
@@ -74,12 +77,16 @@ class FFNFineTuner(Trainer):
             )
         pairs = PairedDataset(retain_dataset, forget_dataset)
         forget = classes_of(forget_dataset, label_column, "forget")
-        check_labels(model, forget, classes_of(retain_dataset, label_column, "retain"), [])
+        retain, old = classes_of(retain_dataset, label_column, "retain"), class_ids("old_classes", old_classes)
+        check_labels(model, forget, retain, old)
         trained = {path for paths in find_ffn_blocks(model).values() for path in paths}
         model.requires_grad_(False)
         for path in trained:
             model.get_submodule(path).requires_grad_(True)
-        self.objective = objective if objective is not None else objective_for(model, args)
+        if objective is None:
+            silent = without_data(model, forget, retain, old)
+            objective = ClassificationObjective(args.forget_weight, args.forget_bound, args.forget_loss, silent)
+        self.objective = objective
         collate = data_collator or default_collator(processing_class, label_column)
         super().__init__(model, args, train_dataset=pairs, data_collator=PairedCollator(collate))
         self.label_names = ["labels"]

@@ -21,17 +21,18 @@ def before_the_task(model: nn.Module, adapter: str) -> Iterator[None]:
         adapter (`str`): the adapter that trains.
     """
     modes = [(module, module.training) for module in model.modules()]
-    layers = [module for module, _ in modes if isinstance(module, LoraLayer) and adapter in module.scaling]
-    scalings = [layer.scaling[adapter] for layer in layers]
-    # Not `disable_adapter()`, which would take earlier tasks off too.
+    layers = [module for module, _ in modes if isinstance(module, LoraLayer) and adapter in module.active_adapters]
+    active = [layer._active_adapter for layer in layers]
+    # Straight to the attribute: `set_adapter` would flip which adapters train, and `disable_adapter()` would take
+    # earlier tasks off, too.
     for layer in layers:
-        layer.scaling[adapter] = 0.0
+        layer._active_adapter = [name for name in layer.active_adapters if name != adapter]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for layer, scaling in zip(layers, scalings, strict=True):
-            layer.scaling[adapter] = scaling
+        for layer, names in zip(layers, active, strict=True):
+            layer._active_adapter = names
         for module, mode in modes:
             module.training = mode

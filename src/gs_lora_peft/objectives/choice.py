@@ -63,6 +63,9 @@ def objective_for(
     weight = args.distillation_weight
     if weight == "auto":
         weight = DISTILLATION_WEIGHT if missing_classes else 0.0
+    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    if num_labels is not None and num_labels - len(set(forget_classes)) < 2:
+        weight = 0.0  # where one class is left there is nothing to hold
     # Outermost, for its second forward goes through the head, too.
     return DistillationObjective(objective, weight, adapter, forget_classes) if weight else objective
 

@@ -157,18 +157,19 @@ class ClassificationObjective(Objective):
         half = labels.shape[0] // 2
         # Float32: bf16 logits have 8 bits of mantissa, too few for a loss that is compared with a bound.
         logits = logits.float()
+        hits = (logits.detach().argmax(-1) == labels).float()
         if self.missing_classes:
             logits = logits.index_fill(1, torch.tensor(self.missing_classes, device=logits.device), -math.inf)
         losses = F.cross_entropy(logits, labels, reduction="none")
         retain_loss, forget_loss = losses[:half].mean(), losses[half:].mean()
         global_losses = global_mean(torch.stack([retain_loss.detach(), forget_loss.detach()]))
+        # Of the whole head, for the whole head is asked in the end.
         automatic = self.forget_bound == "auto"
         bound = auto_forget_bound(logits.shape[-1], self.kind) if automatic else float(self.forget_bound)
         if self.kind == "log_odds":
             forgetting = (bound - log_odds_against(logits[half:], labels[half:])).relu().mean()
         else:
             forgetting = bounded_cross_entropy(losses[half:], bound, lambda _: global_losses[1])
-        hits = (logits.detach().argmax(-1) == labels).float()
         return ObjectiveOutput(
             loss=retain_loss + self.forget_weight * forgetting,
             retain_loss=global_losses[0],

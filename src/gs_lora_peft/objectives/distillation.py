@@ -1,13 +1,13 @@
-"""Distillation: what the model says of the classes that stay is held at what it said before the task."""
+"""Distillation: what the model says of the classes that are not to be forgotten is held at what it said before."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .base import GlobalMean, Objective, ObjectiveOutput, identity, unwrapped
 from .before_task import before_the_task
@@ -16,7 +16,7 @@ from .classification import logits_of
 
 def distillation_loss(logits: Tensor, earlier: Tensor, left_out: Sequence[int] = ()) -> Tensor:
     """
-    Mean KL(p_before ‖ p_now) over the classes that are not left out.
+    Mean KL(p_before ‖ p_now) over the classes that are not left out; one that the model rules out (logit −∞) adds 0.
 
     Args:
         logits (`torch.Tensor`): shape `(B, C)`, with gradient.
@@ -30,24 +30,27 @@ def distillation_loss(logits: Tensor, earlier: Tensor, left_out: Sequence[int] =
     stays = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
     stays[list(left_out)] = False
     now, before = (x[:, stays].float().log_softmax(1) for x in (logits, earlier))
-    return F.kl_div(now, before, reduction="batchmean", log_target=True)
+    # A class that the model rules out with a logit of -inf adds 0, not 0 · (-inf + inf).
+    difference = (before - now).masked_fill(before == -math.inf, 0.0)
+    return (before.exp() * difference).sum(1).mean()
 
 
 class DistillationObjective(Objective):
     r"""
-    Adds w_d · KL(p_before ‖ p_now) on both halves of the batch to the objective of a classifier, over the classes that
-    stay: knowledge distillation (https://arxiv.org/abs/1503.02531) as Learning without Forgetting uses it
+    Adds w_d · KL(p_before ‖ p_now) on both halves of the batch to the objective of a classifier, over all classes but
+    those to forget: knowledge distillation (https://arxiv.org/abs/1503.02531) as Learning without Forgetting uses it
     (https://arxiv.org/abs/1606.09282), with the classes to forget left out. Not part of the papers' method.
 
     Nothing else speaks for classes that have no training data. What the earlier model says of them on the images of
-    others does, on those to forget, too: how they resemble the classes that stay need not change. The earlier model is
-    the one that trains with its adapter off, so that nothing is stored; it costs a second forward without gradient.
+    others does, on those to forget, too: how they resemble the classes that stay need not change. What earlier
+    requests forgot is held as forgotten as it was. The earlier model is the one that trains with its adapter off, so
+    that nothing is stored; it costs a second forward without gradient.
 
     Args:
         objective ([`Objective`]): what the term is added to; its outputs must hold the logits.
         weight (`float`): w_d.
         adapter (`str`, *optional*, defaults to `"default"`): the adapter that trains.
-        left_out (`Sequence[int]`, *optional*, defaults to none): the classes to forget.
+        left_out (`Sequence[int]`, *optional*, defaults to none): the classes to forget, not those forgotten before.
     """
 
     def __init__(self, objective: Objective, weight: float, adapter: str = "default", left_out: Sequence[int] = ()):
@@ -65,13 +68,14 @@ class DistillationObjective(Objective):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
     ) -> ObjectiveOutput:
-        own = unwrapped(model)
-        with before_the_task(own, self.adapter):
-            # Past the wrapper for several processes, which would expect a backward pass.
-            earlier = logits_of(own, inputs)
         output = self.objective.training_step(model, inputs, global_mean)
         if output.logits is None:
             raise TypeError(f"{type(self.objective).__name__} gives no logits; expected those of a classifier.")
+        # Past the wrapper for several processes, which would expect a backward pass. After the other forward: autocast
+        # keeps what it has cast, and what was cast without gradient has none.
+        own = unwrapped(model)
+        with before_the_task(own, self.adapter):
+            earlier = logits_of(own, inputs)
         distillation = distillation_loss(output.logits, earlier, self.left_out)
         output.loss = output.loss + self.weight * distillation
         output.metrics |= {"distillation": distillation.detach()}

@@ -97,9 +97,9 @@ class GSLoraTrainingArguments(TrainingArguments):
             Train on augmented views of all samples, a new one each time, by the same augmentation. Not with annotated
             boxes, which have to move with the image: give the data set a transform.
         distillation_weight (`float` or `"auto"`, *optional*, defaults to `"auto"`):
-            w_d, weight of KL(p_before ‖ p_now) over the classes that stay, see [`DistillationObjective`]: what holds
-            classes to keep that have no training data. `"auto"`: 1 where there are such classes, else 0, for it costs
-            a second forward. Not negative, not for detectors.
+            w_d, weight of KL(p_before ‖ p_now) over all classes but those to forget, see [`DistillationObjective`]:
+            holds classes to keep that have no training data. `"auto"`: 1 where the head has such classes, else 0, for
+            it costs a second forward. Not negative, not for detectors.
         ema_decay (`float`, *optional*, defaults to 0):
             Decay of an exponential moving average of the adapter, in [0, 1). The average is what is evaluated, and
             what is left in the model at the end; checkpoints hold it next to the weights. 0: none.
@@ -171,7 +171,8 @@ class GSLoraTrainingArguments(TrainingArguments):
         default=0, metadata={"help": "Augmented views of each sample that prototypes average besides it."}
     )
     distillation_weight: str = field(
-        default="auto", metadata={"help": "w_d: holds classes that stay at the earlier model; 'auto': 1 or 0."}
+        default="auto",
+        metadata={"help": "w_d: holds other classes; 'auto': 1 where some have no data, else 0."},
     )
     augmentation: bool = field(default=False, metadata={"help": "Train on augmented views."})
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the adapter's moving average; 0 for none."})

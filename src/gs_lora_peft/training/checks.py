@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,28 @@ def classes_of_task(
             "`forget` and `forget_classes`."
         )
     return forget, sorted({*found, *kept} - set(forget))
+
+
+def class_ids(name: str, classes: Any) -> list[int]:
+    """The ids that an argument gives, sorted.
+
+    Raises:
+        ValueError: naming the argument and the value that is no id.
+    """
+    ids = classes.tolist() if hasattr(classes, "tolist") else classes
+    listed = isinstance(ids, Iterable) and not isinstance(ids, str)
+    if not listed or any(isinstance(c, bool) or not isinstance(c, Integral) or c < 0 for c in ids):
+        raise ValueError(
+            f"`{name}` must be a list of class ids from 0, got {classes!r}. Names have ids in a ForgettingSplit (see "
+            "split_dataset), and in `model.config.label2id`."
+        )
+    return sorted({int(c) for c in ids})
+
+
+def without_data(model: nn.Module, *known: Sequence[int]) -> list[int]:
+    """The classes of the head that are in none of these sets, sorted; none where the size of the head is not known."""
+    num_labels = getattr(getattr(model, "config", None), "num_labels", None) or 0
+    return sorted(set(range(num_labels)).difference(*known))
 
 
 def check_labels(

@@ -53,9 +53,9 @@ class FiniteCallback(TrainerCallback):
                 # Now: without a proximal step after it, the optimizer's momentum would move dropped groups from zero.
                 sparsity.settle(control, fetched[judged:])
             return
-        retain, forget = fetched[:2]
-        halves = [name for name, good in (("retain", retain), ("forget", forget)) if not good]
-        raise NonFiniteLossError(self._stop(args, state, halves))
+        retain, forget, loss = fetched[:3]
+        halves = [f"loss of the {name} half" for name, good in (("retain", retain), ("forget", forget)) if not good]
+        raise NonFiniteLossError(self._stop(args, state, halves, "gradient" if loss else "loss"))
 
     @torch.no_grad()
     def _remember(self) -> None:
@@ -65,7 +65,7 @@ class FiniteCallback(TrainerCallback):
         else:
             torch._foreach_copy_(self._good, matrices)
 
-    def _stop(self, args: Any, state: Any, halves: list[str]) -> str:
+    def _stop(self, args: Any, state: Any, halves: list[str], otherwise: str) -> str:
         trainer = self.trainer
         trainer.model.zero_grad()
         if self._good is not None:
@@ -75,7 +75,7 @@ class FiniteCallback(TrainerCallback):
         trainer.save_model(folder, _internal_call=True)
         # A process that raises early would take the one that is writing down with it.
         trainer.accelerator.wait_for_everyone()
-        what = " and the ".join(f"loss of the {half} half" for half in halves) or "gradient"
+        what = " and the ".join(halves) or otherwise
         where = "these samples" if halves else "the samples"
         return (
             f"at step {state.global_step + 1} the {what} is NaN or infinite. The adapter of the last good step is "

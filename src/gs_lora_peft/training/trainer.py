@@ -26,8 +26,10 @@ from .checks import (
     check_evaluation,
     check_hold_out,
     check_labels,
+    class_ids,
     classes_of_task,
     training_adapter,
+    without_data,
 )
 from .evaluation import ForgettingEvaluation
 from .guard import FiniteCallback
@@ -64,7 +66,8 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             Needed with annotated boxes, for images may show objects of both kinds.
         old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
         missing_classes (`Sequence[int]`, *optional*): classes to keep that have no training data, for
-            `eval_acc_missing`; a classifier's losses leave them out, and `distillation_weight` holds them.
+            `eval_acc_missing`. Named or not: a classifier's losses leave out every class of the head that is in no
+            training set and not in `old_classes`, and `distillation_weight` holds them.
         label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels, or of the annotated
             boxes, see [`prepare_boxes`].
         processing_class (*optional*): the model's image processor; with it, rows that hold images are collated by
@@ -72,8 +75,8 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         data_collator (`Callable`, *optional*): collates a list of samples into a batch with a `labels` key.
         augment (`Callable`, *optional*): from an image, as the data holds it, to a random view of it, for
             `augmentation` and `prototype_augmentations`; by default RandAugment, see [`rand_augment`].
-        objective ([`Objective`], *optional*): what "forget" and "retain" mean; by default what suits the model, see
-            [`objective_for`].
+        objective ([`Objective`], *optional*): what "forget" and "retain" mean, instead of what `args` says of losses;
+            by default what suits the model, see [`objective_for`].
         kwargs: as for [`transformers.Trainer`].
 
     Raises:
@@ -126,8 +129,8 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         self.forget_classes, self.retain_classes = classes_of_task(
             forget_dataset, retain_dataset, label_column, forget_classes
         )
-        self.old_classes = sorted(int(c) for c in old_classes)
-        self.missing_classes = sorted(int(c) for c in missing_classes)
+        self.old_classes = class_ids("old_classes", old_classes)
+        self.missing_classes = class_ids("missing_classes", missing_classes)
         check_labels(model, self.forget_classes, self.retain_classes, self.old_classes, self.missing_classes)
         self.adapter_name = training_adapter(model)
         if args.validation_fraction > 0 and eval_dataset is None:
@@ -143,7 +146,8 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
 
         self.groups = LoraGroups(model, self.adapter_name)
         if objective is None:
-            classes = {"forget_classes": self.forget_classes, "missing_classes": self.missing_classes}
+            silent = without_data(model, self.forget_classes, self.retain_classes, self.old_classes)
+            classes = {"forget_classes": self.forget_classes, "missing_classes": silent}
             objective = objective_for(model, args, **classes, adapter=self.adapter_name)
         self.objective = objective
         self.meter = LossMeter()
@@ -214,7 +218,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             loss, outputs = self.objective.evaluation_step(model, inputs)
             return (loss, outputs) if return_outputs else loss
         result = self.objective.training_step(model, inputs, global_mean=self._global_mean)
-        self.meter.add(result)
+        self.meter.add(result, self._global_mean(result.loss.detach()))
         loss = result.loss
         if self.args.sparsity == "penalty":
             loss = loss + self.sparsity.weight_now(self.args, self.state) * self.groups.penalty()
