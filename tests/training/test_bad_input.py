@@ -447,8 +447,9 @@ def test_classes_must_be_ids(tmp_path, name, value):
     kwargs = {"retain_dataset": samples((0, 1)), name: value}
     with pytest.raises(ValueError, match=rf"`{name}` must be a list of class ids from 0, got"):
         trainer_for(peft_vit(), tmp_path, kwargs=kwargs)
-    kwargs[name] = np.array([2, 3])
-    assert getattr(trainer_for(peft_vit(), tmp_path, kwargs=kwargs), name) == [2, 3]
+    for ids in (np.array([3, 2]), iter((2, 3)), {2, 3}):
+        kwargs[name] = ids
+        assert getattr(trainer_for(peft_vit(), tmp_path, kwargs=kwargs), name) == [2, 3]
 
 
 @pytest.mark.usefixtures("trains")

@@ -103,8 +103,8 @@ def class_ids(name: str, classes: Any) -> list[int]:
         ValueError: naming the argument and the value that is no id.
     """
     ids = classes.tolist() if hasattr(classes, "tolist") else classes
-    listed = isinstance(ids, Iterable) and not isinstance(ids, str)
-    if not listed or any(isinstance(c, bool) or not isinstance(c, Integral) or c < 0 for c in ids):
+    ids = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else None
+    if ids is None or any(isinstance(c, bool) or not isinstance(c, Integral) or c < 0 for c in ids):
         raise ValueError(
             f"`{name}` must be a list of class ids from 0, got {classes!r}. Names have ids in a ForgettingSplit (see "
             "split_dataset), and in `model.config.label2id`."
