@@ -43,8 +43,8 @@ class SparsityCallback(TrainerCallback):
     [`FiniteCallback`] does it in the one that it makes anyway, before the next optimizer step; on CPU, where it is
     free, it is done after every step. Results do not depend on it: a dropped group stays exactly zero, and passes on a
     gradient of exactly zero, from the step that dropped it.
-    The last group is never dropped: an adapter without any forgets nothing. Where every group is zero to begin with,
-    nothing is left to train and training stops.
+    The last group is neither dropped nor shrunk: an adapter without any forgets nothing. Where every group is zero to
+    begin with, nothing is left to train and training stops.
 
     Args:
         groups ([`LoraGroups`]): the groups of the adapter that trains.

@@ -163,7 +163,8 @@ class LoraGroups:
                 entries of the group, α is compared with how far one *entry* moves. An Adam step moves a group of n
                 entries by up to lr · √n, so only then does one α suit models of every size.
             keep_last (`bool`, *optional*, defaults to `False`): where the step would drop every group that is left,
-                the one with the largest ‖g‖ / t_g stays as it is (by matrix, its partner too).
+                the one with the largest ‖g‖ / t_g stays as it is (by matrix, its partner too). A group that is alone
+                is not shrunk either: there is nothing left to choose from.
 
         Raises:
             ValueError: if `step` is a negative or non-finite number (a tensor is not looked at, which would take a
@@ -182,7 +183,9 @@ class LoraGroups:
         dropped = dropped | dropped[self._partners]
         factors = 1.0 - threshold / torch.where(norms == 0, 1.0, norms)
         if keep_last:
-            spared = dropped.all() & self._strongest(norms / sizes)
+            strongest = self._strongest(norms / sizes)
+            alone = ~(~self._dropped & ~strongest).any()
+            spared = strongest & (alone | dropped.all())
             dropped, factors = dropped & ~spared, torch.where(spared, 1.0, factors)
         self._dropped = dropped
         self._scale_matrices(torch.where(dropped, 0.0, factors)[self._index])
