@@ -91,6 +91,10 @@ class Protocol:
     tasks: list[list[int]]  # classes to forget, ids of the head
     missing: list[int]  # classes that stay without training data
 
+    def old_classes(self, task: int) -> list[int]:
+        """What the tasks before this one forgot."""
+        return [c for earlier in self.tasks[:task] for c in earlier]
+
 
 def prepare(settings: Settings, model_name: str, data_name: str, seed: int) -> Protocol:
     """The base model and the data of one seed."""
@@ -139,7 +143,7 @@ class Scorer:
         protocol = self.protocol
         roles = {
             "forget_classes": protocol.tasks[task],
-            "old_classes": [c for earlier in protocol.tasks[:task] for c in earlier],
+            "old_classes": protocol.old_classes(task),
             "missing_classes": protocol.missing,
         }
         found = predict(protocol.model, protocol.dataset["test"], self.args, self.collate)
@@ -196,7 +200,7 @@ def with_ffn_finetuning(protocol: Protocol, settings: Settings, common: dict[str
     """Each task by [`FFNFineTuner`], on the same data."""
 
     def carry_out(task: int) -> dict[str, float]:
-        old = [c for earlier in protocol.tasks[:task] for c in earlier]
+        old = protocol.old_classes(task)
         split = split_dataset(
             protocol.dataset["train"],
             forget=protocol.tasks[task],

@@ -185,8 +185,8 @@ def put_files(hub, repo_id, contents):
     hub.put(repo_id, {**contents, "forgetting.json": edited(hub, repo_id, change)})
 
 
-def refused(client, base, repo_id, target, said):
-    """Loading and fetching are refused, and nothing is left anywhere around `target`."""
+def refused(client, base, repo_id, target, said) -> bool:
+    """Whether nothing is left anywhere around `target` by loading and fetching, which are refused."""
     around = sorted(target.parent.iterdir())
     for call in (
         lambda: client("load", base=base, repo_id=repo_id),
@@ -195,7 +195,7 @@ def refused(client, base, repo_id, target, said):
         with pytest.raises(ClientError, match=said) as caught:
             call()
         assert "ValueError" in caught.value.kinds
-    assert sorted(target.parent.iterdir()) == around
+    return sorted(target.parent.iterdir()) == around
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_paths_that_lead_out(hub, client, published, base, tmp_path, path):
         published,
         {"forgetting.json": edited(hub, published, lambda d: d["tasks"][0]["files"].update({path: "0" * 64}))},
     )
-    refused(client, base, published, tmp_path / "target", "forgetting.json|lists")
+    assert refused(client, base, published, tmp_path / "target", "forgetting.json|lists")
     assert not [r for r in hub.seen("GET", "/resolve/") if "forgetting.json" not in r.path]
 
 
@@ -247,7 +247,7 @@ def test_lying_headers(hub, client, published, base, tmp_path, header, promised)
 def test_huge_ledger(hub, client, published, base, tmp_path):
     """A ledger larger than any can be is not downloaded."""
     hub.put(published, {"forgetting.json": b" " * (65 * 2**20)})
-    refused(client, base, published, tmp_path / "target", "has 68157440 bytes")
+    assert refused(client, base, published, tmp_path / "target", "has 68157440 bytes")
     assert not hub.seen("GET", "/resolve/")
     hub.put(published, {"forgetting.json": b"{}"})
 
@@ -265,19 +265,19 @@ def test_huge_ledger(hub, client, published, base, tmp_path):
 def test_bad_ledgers(hub, client, published, base, tmp_path, content, said):
     """A remote ledger that is none, was edited, or is of a newer schema: said, and nothing left behind."""
     hub.put(published, {"forgetting.json": content})
-    refused(client, base, published, tmp_path / "target", said)
+    assert refused(client, base, published, tmp_path / "target", said)
 
 
 def test_no_ledger(hub, client, published, base, tmp_path):
     """A repository of something else is told from a run."""
     hub.put(published, {"forgetting.json": None})
-    refused(client, base, published, tmp_path / "target", "has no forgetting.json")
+    assert refused(client, base, published, tmp_path / "target", "has no forgetting.json")
 
 
 def test_huge_configuration(hub, client, published, base, tmp_path):
     """A configuration larger than any can be is refused, although the ledger vouches for it."""
     put_files(hub, published, {CONFIG: b" " * (17 * 2**20)})
-    refused(client, base, published, tmp_path / "target", "adapter_config.json")
+    assert refused(client, base, published, tmp_path / "target", "adapter_config.json")
 
 
 @pytest.mark.parametrize(

@@ -472,6 +472,7 @@ def test_a_loss_scaler_may_see_infinite_gradients(tmp_path):
     guard = next(c for c in trainer.callback_handler.callbacks if isinstance(c, FiniteCallback))
     guard.trainer = SimpleNamespace(
         meter=trainer.meter,
+        _global_mean=trainer._global_mean,
         groups=trainer.groups,
         sparsity=trainer.sparsity,
         accelerator=SimpleNamespace(scaler=object()),

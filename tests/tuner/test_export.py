@@ -467,27 +467,28 @@ def saved(tmp_path) -> Path:
     return tmp_path / "training"
 
 
-def refuse(folder: Path, message: str) -> None:
+def refused(folder: Path, message: str) -> bool:
+    """Whether nothing was written by an export that is refused with this message."""
     with pytest.raises(ValueError, match=message):
         export_lora(folder, folder.parent / "out")
-    assert not (folder.parent / "out").exists()
+    return not (folder.parent / "out").exists()
 
 
 def test_missing_files(saved):
     """No folder, no config, no weights: the error names the file."""
-    refuse(saved / "nowhere", "no adapter folder: 'adapter_config.json' is missing")
+    assert refused(saved / "nowhere", "no adapter folder: 'adapter_config.json' is missing")
     (saved / CONFIG).rename(saved / "other.json")
-    refuse(saved, "'adapter_config.json' is missing")
+    assert refused(saved, "'adapter_config.json' is missing")
     (saved / "other.json").rename(saved / CONFIG)
     (saved / WEIGHTS).unlink()
-    refuse(saved, "'adapter_model.safetensors' is missing")
+    assert refused(saved, "'adapter_model.safetensors' is missing")
 
 
 def test_pickled_weights_are_never_read(saved):
     """A pickle could run anything; it is not even opened."""
     torch.save(load_file(saved / WEIGHTS), saved / "adapter_model.bin")
     (saved / WEIGHTS).unlink()
-    refuse(saved, "safetensors only; pickled weights are never read")
+    assert refused(saved, "safetensors only; pickled weights are never read")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
@@ -495,20 +496,20 @@ def test_truncated_weights(saved, keep):
     """A file that was cut off is noticed, wherever the cut is."""
     data = (saved / WEIGHTS).read_bytes()
     (saved / WEIGHTS).write_bytes(data[:keep])
-    refuse(saved, "cannot be read.*Save it again")
+    assert refused(saved, "cannot be read.*Save it again")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"LORA"', "\ufeff{}"])
 def test_broken_configuration(saved, text):
     """Something else than a JSON object is no configuration."""
     (saved / CONFIG).write_text(text, encoding="utf-8")
-    refuse(saved, r"cannot be read.*Save it again")
+    assert refused(saved, r"cannot be read.*Save it again")
 
 
 def test_configuration_that_is_no_text(saved):
     """Bytes that are no UTF-8 get the same error."""
     (saved / CONFIG).write_bytes(b"\xff\xfe\x00")
-    refuse(saved, "cannot be read")
+    assert refused(saved, "cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -526,7 +527,7 @@ def test_configuration_that_is_no_text(saved):
 def test_adapters_without_a_plain_form(saved, changes, message):
     """What the plain form would silently lose is refused."""
     (saved / CONFIG).write_text(json.dumps({**config_of(saved), **changes}))
-    refuse(saved, message)
+    assert refused(saved, message)
 
 
 def test_tensors_that_are_no_pairs(saved):
@@ -534,12 +535,12 @@ def test_tensors_that_are_no_pairs(saved):
     tensors = load_file(saved / WEIGHTS)
     for extra in ("base_model.model.classifier.weight", "base_model.model.fc.lora_embedding_A"):
         save_file({**tensors, extra: torch.zeros(2, 2)}, saved / WEIGHTS)
-        refuse(saved, rf"only pairs of lora_A and lora_B.*{extra}")
+        assert refused(saved, rf"only pairs of lora_A and lora_B.*{extra}")
     name = min(tensors)
     save_file({k: v for k, v in tensors.items() if k != name}, saved / WEIGHTS)
-    refuse(saved, f"lacks their partners: .*{name}")
+    assert refused(saved, f"lacks their partners: .*{name}")
     save_file({}, saved / WEIGHTS)
-    refuse(saved, "this adapter has none")
+    assert refused(saved, "this adapter has none")
 
 
 def test_live_models_without_a_plain_form(tmp_path):

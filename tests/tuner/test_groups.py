@@ -692,6 +692,7 @@ def test_no_host_synchronisation(group_by, monkeypatch):
         groups.norms()
         groups.penalty().backward()
         groups.proximal_step(1e-3)
+        groups.proximal_step(1e-3, keep_last=True)
         groups.proximal_step(rates, scale="none")
     monkeypatch.undo()
     with pytest.raises(AssertionError, match="host synchronisation"), NoHostSync():

@@ -1,6 +1,6 @@
 """What "forget" and "retain" mean for a kind of model."""
 
-from .base import Objective, ObjectiveOutput
+from .base import Objective, ObjectiveOutput, head_size
 from .before_task import before_the_task
 from .choice import objective_for
 from .classification import (
@@ -38,6 +38,7 @@ __all__ = [
     "distillation_loss",
     "embedding_distances",
     "find_head",
+    "head_size",
     "is_detector",
     "log_odds_against",
     "objective_for",

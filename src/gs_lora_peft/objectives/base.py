@@ -24,6 +24,11 @@ def unwrapped(model: nn.Module) -> Any:
     return extract_model_from_parallel(model)
 
 
+def head_size(model: nn.Module) -> int | None:
+    """How many classes a model tells apart, C; `None` where its configuration does not say."""
+    return getattr(getattr(model, "config", None), "num_labels", None)
+
+
 @dataclass
 class ObjectiveOutput:
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .base import Objective
+from .base import Objective, head_size
 from .classification import ClassificationObjective
 from .detection import DetectionObjective, is_detector
 from .distillation import DistillationObjective
@@ -63,7 +63,7 @@ def objective_for(
     weight = args.distillation_weight
     if weight == "auto":
         weight = DISTILLATION_WEIGHT if missing_classes else 0.0
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    num_labels = head_size(model)
     if num_labels is not None and num_labels - len(set(forget_classes)) < 2:
         weight = 0.0  # where one class is left there is nothing to hold
     # Outermost, for its second forward goes through the head, too.

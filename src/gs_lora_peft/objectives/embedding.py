@@ -9,7 +9,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .base import unwrapped
+from .base import head_size, unwrapped
 
 _MEND = "Prototypes need one head behind one embedding per sample; without it leave both prototype weights at 0."
 
@@ -35,7 +35,7 @@ def find_head(model: nn.Module) -> str:
         NoEmbeddingFoundError: if the configuration does not say how many classes there are, nothing maps to so many,
             or several heads lie side by side (as in distilled models, which average two).
     """
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    num_labels = head_size(model)
     if not num_labels:
         raise NoEmbeddingFoundError(
             f"{type(model).__name__} has no `config.num_labels`, so that its classification head cannot be told. "

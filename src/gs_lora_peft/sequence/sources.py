@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 from ..data.box_columns import is_object_column
 from ..data.classes import same_class
 from ..data.splitting import read_classes
+from ..objectives import head_size
 
 
 def train_and_test(dataset: Dataset | DatasetDict, eval_dataset: Dataset | None) -> tuple[Dataset, Dataset, str]:
@@ -39,7 +40,7 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
         ValueError: There is no such column, labels lie outside the model's head, or the data sets or the model
             (by the names in its configuration) number the classes differently.
     """
-    count = getattr(getattr(model, "config", None), "num_labels", None)
+    count = head_size(model)
     all_names = []
     for title, dataset in (("training", train), ("evaluation", test)):
         try:

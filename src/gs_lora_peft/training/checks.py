@@ -12,6 +12,7 @@ from torch import nn
 
 from ..data.box_columns import is_object_column
 from ..data.splitting import read_classes
+from ..objectives import head_size
 from ..tuner import LoraGroups, trainable_adapters
 
 
@@ -76,9 +77,9 @@ def classes_of_task(
     found = classes_of(forget_dataset, label_column, "forget")
     kept = classes_of(retain_dataset, label_column, "retain")
     if not is_object_column(forget_dataset, label_column):
-        if forget_classes is not None and sorted(forget_classes) != found:
+        if forget_classes is not None and (asked := class_ids("forget_classes", forget_classes)) != found:
             raise ValueError(
-                f"`forget_classes` is {sorted(forget_classes)}, and the forget set has the classes {found}. Leave it "
+                f"`forget_classes` is {asked}, and the forget set has the classes {found}. Leave it "
                 "out, or give the forget set of these classes."
             )
         return found, kept
@@ -87,7 +88,7 @@ def classes_of_task(
             f"{label_column!r} holds annotated boxes: images of either set may show objects of both kinds. Say which "
             "categories are to be forgotten: forget_classes=split.forget_classes."
         )
-    forget = sorted(int(class_id) for class_id in forget_classes)
+    forget = class_ids("forget_classes", forget_classes)
     if absent := sorted(set(forget) - set(found)):
         raise ValueError(
             f"`forget_classes` names {absent}, of which the forget set has no object. Use split_dataset, and give its "
@@ -114,8 +115,7 @@ def class_ids(name: str, classes: Any) -> list[int]:
 
 def without_data(model: nn.Module, *known: Sequence[int]) -> list[int]:
     """The classes of the head that are in none of these sets, sorted; none where the size of the head is not known."""
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None) or 0
-    return sorted(set(range(num_labels)).difference(*known))
+    return sorted(set(range(head_size(model) or 0)).difference(*known))
 
 
 def check_labels(
@@ -151,7 +151,7 @@ def check_labels(
 
 
 def _check_head(model: nn.Module, classes: Sequence[int], where: str = "") -> None:
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    num_labels = head_size(model)
     largest = max(classes)
     if num_labels is not None and largest >= num_labels:
         raise ValueError(

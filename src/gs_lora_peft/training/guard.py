@@ -37,7 +37,8 @@ class FiniteCallback(TrainerCallback):
         self._good = None
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        flags = [self.trainer.meter.finite()]
+        # A term of the loss may be broken in one process alone.
+        flags = [self.trainer._global_mean(self.trainer.meter.finite().float()) == 1]
         gradients = [p.grad for p in self.trainer.groups.parameters if p.grad is not None]
         # With a loss scaler (fp16) an infinite gradient is normal: the scaler skips the step and halves the scale.
         if gradients and self.trainer.accelerator.scaler is None:

@@ -17,18 +17,18 @@ class LossMeter:
         self._count = 0
         self._finite: Tensor | None = None
 
-    def add(self, output: ObjectiveOutput, loss: Tensor) -> None:
-        """Add one micro-batch, and look at its whole loss, a scalar that is the same in every process."""
+    def add(self, output: ObjectiveOutput) -> None:
+        """Add one micro-batch."""
         parts = {"retain_loss": output.retain_loss, "forget_loss": output.forget_loss, **output.metrics}
         self.names = tuple(parts)
         values = torch.stack([part.float() for part in parts.values()])
-        finite = torch.isfinite(torch.cat([values[:2], loss.detach().float().reshape(1)]))
+        finite = torch.isfinite(torch.cat([values[:2], output.loss.detach().float().reshape(1)]))
         self._sum = values if self._sum is None else self._sum + values
         self._finite = finite if self._finite is None else self._finite & finite
         self._count += 1
 
     def finite(self) -> Tensor:
-        """Whether L_retain, L_forget and the whole loss have been finite since the last call: bool, shape `(3,)`."""
+        """Whether L_retain, L_forget and the loss of this process were finite since the last call: bool, `(3,)`."""
         finite, self._finite = self._finite, None
         return finite if finite is not None else torch.ones(3, dtype=torch.bool)
 

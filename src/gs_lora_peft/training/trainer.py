@@ -218,7 +218,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             loss, outputs = self.objective.evaluation_step(model, inputs)
             return (loss, outputs) if return_outputs else loss
         result = self.objective.training_step(model, inputs, global_mean=self._global_mean)
-        self.meter.add(result, self._global_mean(result.loss.detach()))
+        self.meter.add(result)
         loss = result.loss
         if self.args.sparsity == "penalty":
             loss = loss + self.sparsity.weight_now(self.args, self.state) * self.groups.penalty()
