@@ -4,18 +4,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import sequence_cases as cases
 import torch
+import tqdm.auto
+from datasets.utils import tqdm as tqdm_of_datasets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import Trainer, TrainerCallback
 
-from gs_lora_peft import ContinualForgetter, LedgerError, load_forgotten
+from gs_lora_peft import LedgerError, load_forgotten
 from gs_lora_peft.sequence import forgetter as forgetter_module
+from gs_lora_peft.sequence import task as task_module
 from gs_lora_peft.sequence.work import WorkFolder
 from gs_lora_peft.storage import writing
 
@@ -43,15 +47,24 @@ class Steps(TrainerCallback):
         self.taken.setdefault(Path(args.output_dir).name, []).append(state.global_step)
 
 
-def in_child(action, timeout=60):
-    """Runs `action` in a forked process; returns by which signal it was killed, 0 if by none."""
+def forked(action):
+    """The id of a forked process that runs `action`."""
     child = os.fork()
     if child == 0:
+        # Processes that were forked share the lock of progress bars: one killed while it draws would keep it for ever.
+        for kind in (tqdm.tqdm, tqdm.auto.tqdm, tqdm_of_datasets):
+            kind.set_lock(threading.RLock())
         try:
             action()
         except BaseException:
             os._exit(1)
         os._exit(0)
+    return child
+
+
+def in_child(action, timeout=60):
+    """Runs `action` in a forked process; returns by which signal it was killed, 0 if by none."""
+    child = forked(action)
     deadline = time.monotonic() + timeout
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -93,8 +106,8 @@ MOMENTS = {
     "between two checkpoints": None,
     "within a checkpoint": lambda: deadly(Trainer, "_save_optimizer_and_scheduler", before=True, call=5),
     "before the end of a checkpoint": lambda: deadly(Trainer, "_save_rng_state", call=5),
-    "after the last step": lambda: deadly(ContinualForgetter, "_export", before=True),
-    "within the export": lambda: deadly(forgetter_module, "export_lora"),
+    "after the last step": lambda: deadly(task_module, "_export", before=True),
+    "within the export": lambda: deadly(task_module, "export_lora"),
     "before the folder is moved": lambda: deadly(writing, "_fsync_tree"),
     "between folder and ledger": lambda: deadly(forgetter_module, "finished_entry"),
     "before the ledger is moved": lambda: deadly(os, "replace", before=True, of=is_ledger),
@@ -171,10 +184,7 @@ def test_killed_again_and_again(base, data, tmp_path, finished):
 
     generator = torch.Generator().manual_seed(0)
     for kills in range(100):
-        child = os.fork()
-        if child == 0:
-            works()
-            os._exit(0)
+        child = forked(works)
         pause = 0.3 + 0.9 * torch.rand((), generator=generator).item() + 0.15 * kills
         deadline = time.monotonic() + pause
         ended = 0

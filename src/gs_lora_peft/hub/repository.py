@@ -11,8 +11,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from ..sequence import ForgettingLedger, LedgerError, TaskEntry
 from ..sequence.adapters import check_tasks
-from ..sequence.forgetter import TRAINING_CONFIG
-from ..sequence.layout import TASKS_FOLDER
+from ..sequence.layout import TASKS_FOLDER, TRAINING_CONFIG
 from ..sequence.ledger import LEDGER_NAME
 from ..sequence.ledger_file import ledger_bytes
 from ..sequence.placing import check_free

@@ -11,20 +11,19 @@ from .curves import TrainingRecord
 from .entry import TaskEntry
 from .layout import TASKS_FOLDER, task_folder
 from .request import utc_now
+from .task import PlannedTask
 from .versions import library_versions
-from .work import Start
 
 
 def finished_entry(
     folder: Path,
-    name: str,
-    plan: dict[str, Any],
-    start: Start,
+    task: PlannedTask,
     training: TrainingRecord,
     scores: dict[str, Any],
     label_names: Sequence[str] | None,
 ) -> TaskEntry:
     """What the ledger records of a task, with the hashes of the files it has left in `folder`."""
+    name, plan, start = task.name, task.plan, task.start
     files = sorted(task_folder(folder, name).iterdir())
     return TaskEntry(
         name=name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -10,38 +9,34 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from peft import PeftModel
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback
 
 from ..data import ForgettingSplit
 from ..data.pairing import default_collator
-from ..storage import staged_folder, write_json_atomic
 from ..training import GSLoraTrainingArguments
-from ..tuner import GSLoraConfig, LoraGroups, export_lora
+from ..tuner import GSLoraConfig
 from .adapters import check_tasks
-from .curves import TrainingRecord
 from .entry import TaskEntry
 from .fingerprint import model_identity
 from .finishing import finished_entry
 from .layout import task_folder
 from .ledger import ForgettingLedger
 from .loading import refuse_adapters
-from .merging import MergedModel, fresh_adapter
+from .merging import MergedModel
 from .plain import LedgerError
 from .planning import check_missing, check_sequence, match_requests, resolve_request
 from .processes import on_main
-from .recipe import Recipe, adapter_settings
+from .recipe import Recipe
 from .remote import fetch_to_continue
 from .request import ForgetRequest
 from .restoring import recorded_config
 from .scoring import Scores
 from .sources import checked_label_names, train_and_test
-from .work import WORK_FOLDER, Start, WorkFolder, remove_others
+from .task import plan_task, train_task
+from .work import WORK_FOLDER, WorkFolder, remove_others
 
 LOGS_FOLDER = "logs"
-TRAINING_CONFIG = "gs_lora_config.json"
 
 
 class ContinualForgetter:
@@ -326,31 +321,19 @@ class ContinualForgetter:
         return WorkFolder(self.folder / WORK_FOLDER / name)
 
     def _carry_out(self, request: ForgetRequest, split: ForgettingSplit) -> TaskEntry:
-        name = self.ledger.next_task_name()
-        plan = {
-            "request": request.to_dict(),
-            "classes": split.forget_classes,
-            "missing_classes": split.missing_classes,
-            "sizes": {"forget": len(split.forget), "retain": len(split.retain)},
-            "settings": self.recipe.settings(),
-            "tasks": [entry.name for entry in self.ledger.active_tasks],
-        }
-        work = self._work(name)
-        start = on_main(lambda: work.find_start(plan))
+        task = plan_task(request, split, self._work(self.ledger.next_task_name()), self.ledger, self.recipe)
         self._measure_base()
         before = self._scores.of_task(self.model, split)
-        training = self._train(name, split, work, plan, start)
+        training = train_task(task, self.model, self.recipe, self.ledger)
         with self._rebuilt_on_error():
-            self._live.merge([name])
+            self._live.merge([task.name])
             after = self._scores.of_task(self.model, split, before)
             base = self._scores.of_base(split)
             scores = {"base": base, "before": before, "after": after, "data": self.scored_on}
-
-            def entry() -> TaskEntry:
-                return finished_entry(self.folder, name, plan, start, training, scores, self.label_names)
-
-            self._record(lambda: self.ledger.append(entry()))
-        on_main(lambda: work.finish(self.folder / LOGS_FOLDER / name))
+            self._record(
+                lambda: self.ledger.append(finished_entry(self.folder, task, training, scores, self.label_names))
+            )
+        on_main(lambda: task.work.finish(self.folder / LOGS_FOLDER / task.name))
         return self.ledger.tasks[-1]
 
     def _measure_base(self) -> None:
@@ -364,35 +347,3 @@ class ContinualForgetter:
             self._scores.measure_base(self.model)
             if merged:
                 self._live.rebuild(merged)
-
-    def _train(
-        self, name: str, split: ForgettingSplit, work: WorkFolder, plan: dict[str, Any], start: Start
-    ) -> TrainingRecord:
-        """Trains the adapter and writes it."""
-        config = copy.deepcopy(self.recipe.config)
-        config.revision = self.ledger.base_model.get("revision")
-        # The adapter's random start depends on the seed alone, not on what ran before in this process.
-        set_seed(self.recipe.args.seed)
-        try:
-            with fresh_adapter(self.model, config, name) as peft_model:
-                trainer = self.recipe.trainer(peft_model, split, work.path)
-                on_main(lambda: work.begin(plan, start))
-                try:
-                    trainer.train(resume_from_checkpoint=start.checkpoint)
-                    on_main(lambda: self._export(peft_model, trainer.groups, name))
-                except Exception:
-                    if PartialState().is_main_process:
-                        work.fail()
-                    raise
-                return TrainingRecord.of(trainer)
-        finally:
-            if PartialState().is_main_process:
-                work.remove_if_empty()
-
-    def _export(self, model: PeftModel, groups: LoraGroups, name: str) -> None:
-        # What training on needs beyond the plain form: placement, grouping and the full list of groups.
-        own = {"adapter": name, **adapter_settings(self.recipe.config), "groups": groups.names}
-        with staged_folder(task_folder(self.folder, name)) as staged:
-            public_name = self.ledger.base_model.get("name_or_path")
-            export_lora(model, staged, adapter_name=name, base_model_name_or_path=public_name)
-            write_json_atomic(staged / TRAINING_CONFIG, own)

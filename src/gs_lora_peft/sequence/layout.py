@@ -7,6 +7,7 @@ from pathlib import Path
 from ..storage import StrPath
 
 TASKS_FOLDER = "tasks"
+TRAINING_CONFIG = "gs_lora_config.json"  # beside the plain adapter: what training on needs beyond it
 MAX_CONFIG_BYTES = 2**24
 
 

@@ -1,0 +1,95 @@
+"""One task, from what was asked for to the files of its adapter."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedModel, set_seed
+
+from ..data import ForgettingSplit
+from ..storage import staged_folder, write_json_atomic
+from ..tuner import LoraGroups, export_lora
+from .curves import TrainingRecord
+from .layout import TRAINING_CONFIG, task_folder
+from .ledger import ForgettingLedger
+from .merging import fresh_adapter
+from .processes import on_main
+from .recipe import Recipe, adapter_settings
+from .request import ForgetRequest
+from .work import Start, WorkFolder
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """
+    A task that has not been trained yet.
+
+    Attributes:
+        name (`str`): `task_NNN`.
+        split ([`ForgettingSplit`]): its data.
+        plan (`dict`): what was asked for, and everything else that a checkpoint depends on.
+        work ([`WorkFolder`]): where it is worked at.
+        start ([`Start`]): where its training starts.
+    """
+
+    name: str
+    split: ForgettingSplit
+    plan: dict[str, Any]
+    work: WorkFolder
+    start: Start
+
+
+def plan_task(
+    request: ForgetRequest, split: ForgettingSplit, work: WorkFolder, ledger: ForgettingLedger, recipe: Recipe
+) -> PlannedTask:
+    """The next task of a ledger; only reads.
+
+    Raises:
+        LedgerError: as [`~WorkFolder.find_start`].
+    """
+    plan = {
+        "request": request.to_dict(),
+        "classes": split.forget_classes,
+        "missing_classes": split.missing_classes,
+        "sizes": {"forget": len(split.forget), "retain": len(split.retain)},
+        "settings": recipe.settings(),
+        "tasks": [entry.name for entry in ledger.active_tasks],
+    }
+    return PlannedTask(ledger.next_task_name(), split, plan, work, on_main(lambda: work.find_start(plan)))
+
+
+def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger: ForgettingLedger) -> TrainingRecord:
+    """Trains the adapter of a task and writes it into the ledger's folder; `model` is left without it."""
+    config = copy.deepcopy(recipe.config)
+    config.revision = ledger.base_model.get("revision")
+    # The adapter's random start depends on the seed alone, not on what ran before in this process.
+    set_seed(recipe.args.seed)
+    work, main = task.work, PartialState().is_main_process
+    try:
+        with fresh_adapter(model, config, task.name) as peft_model:
+            trainer = recipe.trainer(peft_model, task.split, work.path)
+            on_main(lambda: work.begin(task.plan, task.start))
+            try:
+                trainer.train(resume_from_checkpoint=task.start.checkpoint)
+                on_main(lambda: _export(peft_model, trainer.groups, task.name, recipe, ledger))
+            except Exception:
+                if main:
+                    work.fail()
+                raise
+            return TrainingRecord.of(trainer)
+    finally:
+        if main:
+            work.remove_if_empty()
+
+
+def _export(model: PeftModel, groups: LoraGroups, name: str, recipe: Recipe, ledger: ForgettingLedger) -> None:
+    # What training on needs beyond the plain form: placement, grouping and the full list of groups.
+    own = {"adapter": name, **adapter_settings(recipe.config), "groups": groups.names}
+    with staged_folder(task_folder(ledger.folder, name)) as staged:
+        public_name = ledger.base_model.get("name_or_path")
+        export_lora(model, staged, adapter_name=name, base_model_name_or_path=public_name)
+        write_json_atomic(staged / TRAINING_CONFIG, own)
