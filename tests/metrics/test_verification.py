@@ -129,6 +129,48 @@ def test_roles():
     assert (named["retain"]["n_same"], named["retain"]["n_different"]) == (66, 0)
 
 
+def slow_against_all(embeddings, labels, members, scored):
+    """Similarities of all pairs with a member in it, in the order of the members' rows, and which show one person."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    of = [i for i, label in enumerate(labels) if label in members]
+    others = [i for i, label in enumerate(labels) if label in scored and label not in members]
+    slow = [(unit[i] @ unit[j], labels[i] == labels[j]) for k, i in enumerate(of) for j in [*of[k + 1 :], *others]]
+    return [s for s, _ in slow], [b for _, b in slow]
+
+
+@pytest.mark.parametrize(
+    ("roles", "scored"),
+    [
+        ({"forget_classes": [2]}, range(8)),
+        ({"forget_classes": [2, 5], "old_classes": [7], "missing_classes": [4]}, range(8)),
+        ({"forget_classes": [2], "old_classes": [0, 7], "retain_classes": [1, 3]}, [0, 1, 2, 3, 7]),
+    ],
+)
+def test_forgotten_against_all(roles, scored):
+    """One forgotten person is enough: compared with everybody who has a role, and with nobody else, pair by pair."""
+    random = np.random.default_rng(0)
+    labels = random.permutation(np.repeat(np.arange(8), 7))
+    embeddings = random.normal(size=(8, 6))[labels] + 0.8 * random.normal(size=(56, 6))
+    found = verification_by_role(embeddings, labels, **roles)
+    for role in ("forget", "old"):
+        members = roles.get(f"{role}_classes", [])
+        slow = slow_against_all(embeddings, labels, members, scored)
+        assert found[f"{role}_against_all"] == pytest.approx(verification_scores(*slow))
+        assert found[f"{role}_against_all"]["n_same"] == found[role]["n_same"] == 21 * len(members)
+    alone = found["forget_against_all"]
+    assert alone["n_different"] > 0
+    assert None not in alone.values()
+
+
+def test_who_cannot_be_compared():
+    """A single image is no pair of one person, and somebody alone in the data has nobody to be compared with."""
+    vectors = np.eye(4)
+    once = verification_by_role(vectors, [0, 1, 1, 1], forget_classes=[0])["forget_against_all"]
+    assert (once["n_same"], once["n_different"], once["eer"]) == (0, 3, None)
+    alone = verification_by_role(vectors, [0, 0, 0, 0], forget_classes=[0])["forget_against_all"]
+    assert (alone["n_same"], alone["n_different"], alone["eer"]) == (6, 0, None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

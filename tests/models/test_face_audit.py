@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import astuple, replace
 
 import face_cases as cases
 import numpy as np
@@ -12,7 +13,14 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainingArguments, LedgerError
-from gs_lora_peft.audit import PICTURES_FOLDER, audit_faces, draw_face_pictures, face_answers, format_face_audit
+from gs_lora_peft.audit import (
+    PICTURES_FOLDER,
+    FaceAnswers,
+    audit_faces,
+    draw_face_pictures,
+    face_answers,
+    format_face_audit,
+)
 from gs_lora_peft.data.pairing import default_collator
 from gs_lora_peft.hub.repository import stage_repository
 
@@ -104,22 +112,51 @@ def test_it_says_what_the_ledger_says(run, audit):
 
 
 def test_verification_is_of_everybody_forgotten(audit):
-    """People of both requests are compared with each other, those kept among themselves."""
+    """People of both requests are compared with each other and with everybody, those kept among themselves."""
     scores = audit.scores()["verification"]
     for state in ("base", "after"):
         assert (scores[state]["forget"]["n_same"], scores[state]["forget"]["n_different"]) == (2 * 6, 16)
+        against_all = scores[state]["forget_against_all"]
+        assert (against_all["n_same"], against_all["n_different"]) == (2 * 6, 16 + 8 * 12)
         assert (scores[state]["retain"]["n_same"], scores[state]["retain"]["n_different"]) == (3 * 6, 48)
     json.dumps(audit.scores())
 
 
 def test_the_tables(audit):
-    """Two rows a task where there is a margin, four of verification, and nobody's name."""
+    """Two rows a task where there is a margin, six of verification, none unmeasured, and nobody's name."""
     text = format_face_audit(audit)
     assert text.count("task_001") == text.count("by the cosine") == text.count("with the margin") == 2
-    assert text.count("after all tasks") == 2
+    assert text.count("after all tasks") == 3
     assert "person_" not in text
+    assert "measured," not in text
     without = format_face_audit(copy.copy(audit).__class__(**{**vars(audit), "has_margin": False}))
     assert "with the margin" not in without
+
+
+def first_request_only(audit, keep):
+    """The audit of the first request, which forgets one person, on some of the images."""
+    answers = [FaceAnswers(*(values[keep] for values in astuple(found))) for found in audit.answers[:2]]
+    return replace(audit, tasks=audit.tasks[:1], forgotten=audit.forgotten[:1], missing=[[]], answers=answers)
+
+
+def test_one_person_alone(audit):
+    """A request for one person has verification figures, and dashes are explained, with too few images as well."""
+    labels = audit.answers[0].labels
+    whole = first_request_only(audit, labels >= 0)
+    found = whole.scores()["verification"]["after"]
+    assert (found["forget"]["n_same"], found["forget"]["n_different"], found["forget"]["eer"]) == (6, 0, None)
+    against_all = found["forget_against_all"]
+    assert (against_all["n_same"], against_all["n_different"]) == (6, 4 * 16)
+    assert against_all["eer"] is not None
+    few = "forgotten against all: no 1:1 accuracy, which takes ten pairs of either kind"
+    nobody_else = "forgotten among themselves: not measured, images of one person only, no pairs of two"
+    assert format_face_audit(whole).splitlines()[-2:] == [nobody_else, few]
+
+    single = format_face_audit(first_request_only(audit, (labels != 4) | (np.arange(len(labels)) == len(labels) - 1)))
+    assert single.splitlines()[-2:] == [
+        "forgotten among themselves: not measured, no two images to compare",
+        "forgotten against all: not measured, no two images of one person",
+    ]
 
 
 def test_pictures_are_private(run, audit, tmp_path):

@@ -110,8 +110,8 @@ class FaceAudit:
         Returns:
             `dict`: `tasks`, one entry each with `task`, and `cosine` and `margin` (`None` without a margin) with the
             scores `before` and `after` as [`continual_forgetting_scores`] gives them; and `verification` of the
-            `base` model and of the model `after` all tasks, each as [`verification_by_role`] gives it for `retain` and
-            `forget`, where `forget` is everybody forgotten by any task.
+            `base` model and of the model `after` all tasks, each as [`verification_by_role`] gives it for `retain`,
+            `forget` and `forget_against_all`, where `forget` is everybody forgotten by any task.
         """
         return {
             "tasks": [
@@ -143,7 +143,7 @@ class FaceAudit:
 
     def _verification(self, answers: FaceAnswers) -> dict[str, Any]:
         found = verification_by_role(answers.embeddings, answers.labels, forget_classes=self.everybody_forgotten)
-        return {role: found[role] for role in ("retain", "forget")}
+        return {role: found[role] for role in ("retain", "forget", "forget_against_all")}
 
 
 def audit_faces(

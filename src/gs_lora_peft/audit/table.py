@@ -14,6 +14,11 @@ _VERIFICATION = {
     "TAR@FAR=1e-3": "tar_at_far_0.001",
     "EER": "eer",
 }
+_COMPARED = {
+    "forget": "forgotten among themselves",
+    "forget_against_all": "forgotten against all",
+    "retain": "kept among themselves",
+}
 
 
 def format_face_audit(audit: FaceAudit) -> str:
@@ -21,10 +26,14 @@ def format_face_audit(audit: FaceAudit) -> str:
 
     The first has a row for each task, by the cosine and, where there is one, with the margin: accuracy on the people
     it forgot (Acc_f), on those kept (Acc_r), on those kept without any of their training data (Acc_m) and on those
-    that earlier tasks forgot (Acc_o), and H. The second compares
-    images in pairs, of everybody kept and of everybody forgotten: can the model tell whether two images show one
-    person? 1:1 accuracy at the best threshold by 10-fold, the share of pairs of one person that are accepted (TAR)
-    where a hundredth or a thousandth of the others is (FAR), and the equal error rate (EER).
+    that earlier tasks forgot (Acc_o), and H.
+
+    The second compares images in pairs: can the model tell whether two images show one person? 1:1 accuracy at the
+    best threshold by 10-fold, the share of pairs of one person that are accepted (TAR) where a hundredth or a
+    thousandth of the others is (FAR), and the equal error rate (EER). Its rows compare everybody forgotten by any
+    task among themselves; the same people against all, where a pair of two is somebody forgotten and anybody else,
+    forgotten or kept, so that one person is enough; and everybody kept among themselves. What could not be measured is
+    a dash, and a line below the table says why.
 
     Args:
         audit ([`FaceAudit`]): from [`audit_faces`].
@@ -35,13 +44,29 @@ def format_face_audit(audit: FaceAudit) -> str:
         for kind, title in (("cosine", "by the cosine"), ("margin", "with the margin")):
             if task[kind] is not None:
                 accuracies.append((task["task"], str(len(people)), title, *_accuracy_cells(task[kind])))
-    pairs = [("people", "model", *_VERIFICATION, "pairs of one", "of two")]
-    for role, who in (("forget", "forgotten"), ("retain", "kept")):
+    pairs = [("people compared", "model", *_VERIFICATION, "pairs of one", "of two")]
+    reasons = []
+    for role, who in _COMPARED.items():
         for state, title in (("base", "before"), ("after", "after all tasks")):
             found = scores["verification"][state][role]
             cells = [_percent(found[name]) for name in _VERIFICATION.values()]
             pairs.append((who, title, *cells, str(found["n_same"]), str(found["n_different"])))
-    return "\n\n".join(["\n".join(_aligned(accuracies)), "\n".join(_aligned(pairs))])
+        # Both models saw the same images, so that the last row speaks for the one before.
+        if reason := _why_not_measured(found):
+            reasons.append(f"{who}: {reason}")
+    return "\n\n".join("\n".join(part) for part in (_aligned(accuracies), _aligned(pairs), reasons) if part)
+
+
+def _why_not_measured(found: Mapping[str, Any]) -> str | None:
+    if not found["n_same"] and not found["n_different"]:
+        return "not measured, no two images to compare"
+    if not found["n_same"]:
+        return "not measured, no two images of one person"
+    if not found["n_different"]:
+        return "not measured, images of one person only, no pairs of two"
+    if found["accuracy"] is None:
+        return "no 1:1 accuracy, which takes ten pairs of either kind"
+    return None
 
 
 def _accuracy_cells(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -91,7 +91,9 @@ def verification_by_role(
 ) -> dict[str, dict[str, float | int | None]]:
     """Verification of the people that were forgotten and of those that were kept: can the model still tell them apart?
 
-    For each role all pairs of images of its people are compared by the cosine of their embeddings.
+    Pairs of images are compared by the cosine of their embeddings, for each role all pairs among its people. One
+    person alone makes no pair of two people, so that those forgotten are also compared with everybody: a pair of one
+    person shows somebody forgotten twice, a pair of two people somebody forgotten and anybody else who has a role.
 
     Args:
         embeddings (array or tensor of shape `(n, d)`): embeddings of images, normalised or not.
@@ -104,7 +106,14 @@ def verification_by_role(
         folds (`int`, *optional*, defaults to 10): as in [`verification_scores`].
 
     Returns:
-        `dict[str, dict]`: [`verification_scores`] of `retain`, `forget`, `old` and `missing`.
+        `dict[str, dict]`, [`verification_scores`] of:
+
+        - `retain`, `forget`, `old`, `missing`: all pairs among the people of the role. With fewer than two people all
+          but the numbers of pairs is `None`.
+        - `forget_against_all`, `old_against_all`: the same pairs of one person, and all pairs of a person of the role
+          with anybody else. One person is enough.
+
+        Everywhere two images of one person are needed, as [`verification_scores`] says.
 
     Raises:
         ValueError: embeddings and labels do not belong together, an embedding has no direction, or a person has two
@@ -115,14 +124,16 @@ def verification_by_role(
     rows = {role: np.isin(people, sorted(ids)) for role, ids in roles.items()}
     if "retain" not in rows:
         rows["retain"] = ~np.logical_or.reduce(list(rows.values()))
-    return {
-        role: verification_scores(
-            *_all_pairs(directions[rows[role]], people[rows[role]]),
-            false_accept_rates=false_accept_rates,
-            folds=folds,
-        )
-        for role in ("retain", "forget", "old", "missing")
-    }
+    scored = np.logical_or.reduce(list(rows.values()))
+
+    def scores(of: np.ndarray, others: np.ndarray) -> dict[str, float | int | None]:
+        pairs = _pairs_of(directions, people, np.flatnonzero(of), np.flatnonzero(others))
+        return verification_scores(*pairs, false_accept_rates=false_accept_rates, folds=folds)
+
+    nobody = np.zeros_like(scored)
+    among = {role: scores(rows[role], nobody) for role in ("retain", "forget", "old", "missing")}
+    against_all = {f"{role}_against_all": scores(rows[role], scored & ~rows[role]) for role in ("forget", "old")}
+    return among | against_all
 
 
 def _curve(is_same: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -145,9 +156,14 @@ def _cross_validated_accuracy(similarity: np.ndarray, is_same: np.ndarray, folds
     return float(np.mean(accuracies))
 
 
-def _all_pairs(directions: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    first, second = np.triu_indices(len(people), k=1)
-    return (directions @ directions.T)[first, second], people[first] == people[second]
+def _pairs_of(
+    directions: np.ndarray, people: np.ndarray, of: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Similarity of every row of `of` with those after it and with `others`, and whether a pair shows one person."""
+    order = np.concatenate([of, others])
+    directions, people = directions[order], people[order]
+    first, second = np.triu_indices(len(of), k=1, m=len(order))
+    return (directions[: len(of)] @ directions.T)[first, second], people[first] == people[second]
 
 
 def _pairs(similarities: Any, same: Any) -> tuple[np.ndarray, np.ndarray]:
