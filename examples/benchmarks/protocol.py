@@ -248,19 +248,20 @@ if __name__ == "__main__":
     parser.add_argument("--model", required=True, help="image classifier: Hub id or folder")
     parser.add_argument("--data", required=True, help="data set: Hub id or folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337])
-    parser.add_argument("--work", type=Path, default=Path("runs/protocol"), help="where runs and results go")
+    parser.add_argument("--work", type=Path, help="where runs and results go; default: runs/NAME of the file")
     parser.add_argument("--settings", type=json.loads, default={}, help="other settings that win, as JSON")
     parser.add_argument("--training", type=json.loads, default={}, help="training arguments that win, as JSON")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()
-    if options.work.exists():
-        parser.error(f"{options.work} exists; expected a new folder. Give another one as --work.")
+    work = options.work or Path("runs", options.file.stem)
+    if work.exists():
+        parser.error(f"{work} exists; expected a new folder. Give another one as --work.")
     torch.set_num_threads(options.threads)
     settings = Settings(**(yaml.safe_load(options.file.read_text(encoding="utf-8")) | options.settings))
     settings.training |= options.training
     settings.per_task = {name: values for name, values in settings.per_task.items() if name not in options.training}
-    options.work.mkdir(parents=True)
+    work.mkdir(parents=True)
     all_rows = []
     for seed in options.seeds:
-        all_rows += run(settings, options.model, options.data, options.work / f"seed_{seed}", seed)
+        all_rows += run(settings, options.model, options.data, work / f"seed_{seed}", seed)
     print(format_means(all_rows))

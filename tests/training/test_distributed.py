@@ -128,12 +128,15 @@ def test_resumed_runs_end_bit_equal(reports, kind):
             assert len(found["trains"]) == 1
 
 
-@pytest.mark.parametrize("half", ["retain", "forget"])
-def test_both_processes_stop_where_one_sees_a_nan(reports, half):
-    """Otherwise the other one would wait for ever. The message names the half; the last good adapter is on disk."""
+@pytest.mark.parametrize(
+    ("half", "loss"),
+    [("retain", "loss of the retain half"), ("forget", "loss of the forget half"), ("neither", "loss")],
+)
+def test_both_processes_stop_where_one_sees_a_nan(reports, half, loss):
+    """Otherwise the other one would wait for ever. Both name what is broken; the last good adapter is on disk."""
     found = [report["broken"][half] for report in reports]
     assert found[0]["error"] == found[1]["error"]
-    assert f"the loss of the {half} half is NaN" in found[0]["error"]
+    assert f"the {loss} is NaN" in found[0]["error"]
     assert found[0]["step"] == found[1]["step"]
     assert found[0]["saved"]
 

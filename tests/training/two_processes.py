@@ -89,8 +89,6 @@ def settings_of(name: str) -> dict[str, Any]:
             "prototype_retain_weight": 0.2,
         },
         "distillation": {"logging_strategy": "steps", "logging_steps": 1, "distillation_weight": 0.7},
-        "broken forget": {},
-        "broken retain": {},
     }[name]
 
 
@@ -104,6 +102,9 @@ RUNS = (
     "zero groups",
     "evaluated",
 )
+
+
+BROKEN = ("retain", "forget", "neither")
 
 
 def trainer_of(model: Any, folder: Path, processes: int, **settings: Any) -> WatchedTrainer:
@@ -155,12 +156,28 @@ def resume(build: Any, folder: Path, processes: int, steps: tuple[int, ...], **s
     return found
 
 
+def break_another_term(trainer: WatchedTrainer) -> None:
+    """In the second process, while the losses of both halves are finite."""
+    whole = trainer.objective.training_step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        output = whole(*args, **kwargs)
+        if PartialState().process_index == 1:
+            output.loss = output.loss + torch.tensor(torch.nan)
+        return output
+
+    trainer.objective.training_step = step
+
+
 def broken_run(half: str, folder: Path, processes: int) -> dict[str, Any]:
     """A NaN that only one of the processes gets to see."""
     model = peft_vit()
     trainer = trainer_of(model, folder, processes)
-    data = trainer.train_dataset
-    setattr(data, half, broken(getattr(data, half), 3))
+    if half == "neither":
+        break_another_term(trainer)
+    else:
+        data = trainer.train_dataset
+        setattr(data, half, broken(getattr(data, half), 3))
     before = adapter_state(model)
     try:
         trainer.train()
@@ -200,7 +217,7 @@ def main(folder: Path) -> None:
             lambda: peft_vit(dropout=0.3), folder / "c", processes, (5, 8), gradient_accumulation_steps=2
         ),
     }
-    report["broken"] = {half: broken_run(half, folder / f"broken-{half}", processes) for half in ("retain", "forget")}
+    report["broken"] = {half: broken_run(half, folder / f"broken-{half}", processes) for half in BROKEN}
     report["refused"] = refused(folder / "refused")
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
     state.wait_for_everyone()

@@ -175,7 +175,7 @@ def require_rows(
         counted = [f"{_show([i], names)} has {count_of.get(i, 0)}" for ids in short.values() for i in ids]
         raise ValueError(
             f"shots is {shots}, but {', '.join(counted)}; expected that many rows of every class to forget or to "
-            "retain. Lower shots, or leave these classes out."
+            "retain. Lower shots, or name those to keep in `missing` (`missing_classes`), which leaves them out."
         )
     for role, mend in (
         ("forget", "Pass data they are in."),

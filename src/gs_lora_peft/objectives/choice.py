@@ -67,7 +67,9 @@ def objective_for(
     if num_labels is not None and num_labels - len(set(forget_classes)) < 2:
         weight = 0.0  # where one class is left there is nothing to hold
     # Outermost, for its second forward goes through the head, too.
-    return DistillationObjective(objective, weight, adapter, forget_classes) if weight else objective
+    if not weight:
+        return objective
+    return DistillationObjective(objective, weight, adapter, forget_classes, retain_only=not missing_classes)
 
 
 def _of_detector(model: nn.Module, args: Any) -> DetectionObjective:

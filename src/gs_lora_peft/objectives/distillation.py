@@ -37,28 +37,38 @@ def distillation_loss(logits: Tensor, earlier: Tensor, left_out: Sequence[int] =
 
 class DistillationObjective(Objective):
     r"""
-    Adds w_d · KL(p_before ‖ p_now) on both halves of the batch to the objective of a classifier, over all classes but
-    those to forget: knowledge distillation (https://arxiv.org/abs/1503.02531) as Learning without Forgetting uses it
+    Adds w_d · KL(p_before ‖ p_now) to the objective of a classifier, over all classes but those to forget: knowledge
+    distillation (https://arxiv.org/abs/1503.02531) as Learning without Forgetting uses it
     (https://arxiv.org/abs/1606.09282), with the classes to forget left out. Not part of the papers' method.
 
     Nothing else speaks for classes that have no training data. What the earlier model says of them on the images of
-    others does, on those to forget, too: how they resemble the classes that stay need not change. What earlier
-    requests forgot is held as forgotten as it was. The earlier model is the one that trains with its adapter off, so
-    that nothing is stored; it costs a second forward without gradient.
+    others does, on those to forget, too: how they resemble the classes that stay need not change. Where every class
+    has data the half to keep says enough, and the half to forget is better left to the forgetting term
+    (docs/benchmarks.md). What earlier requests forgot is held as forgotten as it was. The earlier model is the one
+    that trains with its adapter off, so that nothing is stored; it costs a second forward without gradient.
 
     Args:
         objective ([`Objective`]): what the term is added to; its outputs must hold the logits.
         weight (`float`): w_d.
         adapter (`str`, *optional*, defaults to `"default"`): the adapter that trains.
         left_out (`Sequence[int]`, *optional*, defaults to none): the classes to forget, not those forgotten before.
+        retain_only (`bool`, *optional*, defaults to `False`): leave out the half to forget.
     """
 
-    def __init__(self, objective: Objective, weight: float, adapter: str = "default", left_out: Sequence[int] = ()):
+    def __init__(
+        self,
+        objective: Objective,
+        weight: float,
+        adapter: str = "default",
+        left_out: Sequence[int] = (),
+        retain_only: bool = False,
+    ):
         self.objective = objective
         self.scoring = objective.scoring
         self.weight = weight
         self.adapter = adapter
         self.left_out = list(left_out)
+        self.retain_only = retain_only
 
     def prepare(
         self, model: nn.Module, batches: Callable[[], Iterable[dict[str, Any]]], global_sum: GlobalMean = identity
@@ -74,12 +84,22 @@ class DistillationObjective(Objective):
         # Past the wrapper for several processes, which would expect a backward pass. After the other forward: autocast
         # keeps what it has cast, and what was cast without gradient has none.
         own = unwrapped(model)
+        size = len(inputs["labels"])
+        rows = size // 2 if self.retain_only else size
         with before_the_task(own, self.adapter):
-            earlier = logits_of(own, inputs)
-        distillation = distillation_loss(output.logits, earlier, self.left_out)
+            earlier = logits_of(own, _first_rows(inputs, rows, size))
+        distillation = distillation_loss(output.logits[:rows], earlier, self.left_out)
         output.loss = output.loss + self.weight * distillation
         output.metrics |= {"distillation": distillation.detach()}
         return output
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return self.objective.evaluation_step(model, inputs)
+
+
+def _first_rows(inputs: dict[str, Any], rows: int, size: int) -> dict[str, Any]:
+    """The first rows of a batch of `size`; what does not belong to single samples stays as it is."""
+    return {
+        name: value[:rows] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for name, value in inputs.items()
+    }

@@ -99,7 +99,8 @@ class GSLoraTrainingArguments(TrainingArguments):
         distillation_weight (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             w_d, weight of KL(p_before ‖ p_now) over all classes but those to forget, see [`DistillationObjective`]:
             holds classes to keep that have no training data. `"auto"`: 1 where the head has such classes, else 0, for
-            it costs a second forward. Not negative, not for detectors.
+            it costs a second forward. On both halves of the batch then, else on the half to keep. Not negative, not
+            for detectors.
         ema_decay (`float`, *optional*, defaults to 0):
             Decay of an exponential moving average of the adapter, in [0, 1). The average is what is evaluated, and
             what is left in the model at the end; checkpoints hold it next to the weights. 0: none.

@@ -18,8 +18,8 @@ class FiniteCallback(TrainerCallback):
     Stops before the optimizer's step where a loss or a gradient is not finite, and takes the adapter back to the last
     step at which both were finite: weights that give no finite loss are not good, though they may be finite.
 
-    One host synchronisation a step, which also tells which groups are zero and can be frozen. The losses are means
-    over all processes, so that all stop at the same step.
+    One host synchronisation a step, which also tells which groups are zero and can be frozen. What is wrong in one
+    process is told to all, so that they stop at the same step.
 
     Args:
         trainer ([`GSLoraTrainer`]): the trainer that runs.
