@@ -28,7 +28,14 @@ from datasets import DatasetDict, load_dataset, load_from_disk
 from digits import load_digits, pretrained_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
 
-from gs_lora_peft import ContinualForgetter, GSLoraConfig, GSLoraTrainingArguments, parse_requests, push_to_hub
+from gs_lora_peft import (
+    ContinualForgetter,
+    GSLoraConfig,
+    GSLoraTrainingArguments,
+    parse_classes,
+    parse_requests,
+    push_to_hub,
+)
 from gs_lora_peft.data import align_labels
 from gs_lora_peft.data.classes import label_names, model_label_ids
 from gs_lora_peft.launch import start_missing_cpu_processes
@@ -107,6 +114,21 @@ def set_defaults_from_file(parser: HfArgumentParser, argv: list[str]) -> None:
     parser.set_defaults(**settings)
 
 
+def missing_classes(script: Any) -> list[str]:
+    """`--missing`: what to keep although none of its data may be used."""
+    return [] if script.missing is None else parse_classes(script.missing)
+
+
+def check_arguments(parser: HfArgumentParser, script: Any, args: GSLoraTrainingArguments) -> None:
+    """Refuses, before anything is loaded, what no example accepts."""
+    if args.resume_from_checkpoint is not None:
+        parser.error("--resume_from_checkpoint is not needed: the same command, given again, resumes by itself")
+    try:
+        missing_classes(script)
+    except ValueError as error:
+        parser.error(f"--missing: {error}")
+
+
 def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments, GSLoraTrainingArguments]:
     """Defaults, then the YAML file, then the command line."""
     parser = HfArgumentParser(
@@ -115,8 +137,7 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments,
     parser.set_defaults(output_dir="runs/digits")
     set_defaults_from_file(parser, argv)
     script, adapter, args = parser.parse_args_into_dataclasses(argv)
-    if args.resume_from_checkpoint is not None:
-        parser.error("--resume_from_checkpoint is not needed: the same command, given again, resumes by itself")
+    check_arguments(parser, script, args)
     if (script.model_name_or_path is None) != (script.dataset_name is None):
         parser.error("--model_name_or_path and --dataset_name belong together; give both, or neither for the digits")
     if script.forget is None:
@@ -144,6 +165,14 @@ def load_data(script: ScriptArguments) -> DatasetDict:
     return DatasetDict(train=dataset[script.train_split], test=dataset[test])
 
 
+def numbered_as_model(dataset: DatasetDict, label_column: str, model: Any) -> DatasetDict:
+    """The data with the numbers its classes have in the model, which may have another order, or know more of them."""
+    names = label_names(dataset["train"], label_column)
+    if names and model_label_ids(names, model.config.label2id) is not None:
+        return align_labels(dataset, label_column, model.config.label2id)
+    return dataset
+
+
 def load_model_and_data(script: ScriptArguments):
     """Model, data and image processor; the embedded default without arguments."""
     if script.model_name_or_path is None:
@@ -152,10 +181,7 @@ def load_model_and_data(script: ScriptArguments):
     dataset = load_data(script)
     model = AutoModelForImageClassification.from_pretrained(script.model_name_or_path, revision=script.model_revision)
     processor = AutoImageProcessor.from_pretrained(script.model_name_or_path, revision=script.model_revision)
-    names = label_names(dataset["train"], script.label_column)
-    if names and model_label_ids(names, model.config.label2id) is not None:
-        # The model may number the same names in another order, or know more of them.
-        dataset = align_labels(dataset, script.label_column, model.config.label2id)
+    dataset = numbered_as_model(dataset, script.label_column, model)
     if script.image_column != "image":
         dataset = dataset.rename_column(script.image_column, "image")
     return model, dataset, processor
@@ -181,7 +207,7 @@ def make_forgetter(
         processing_class=processor,
         replay_ratio=script.replay_ratio,
         shots=script.shots,
-        missing_classes=parse_requests(script.missing)[0].classes if script.missing else (),
+        missing_classes=missing_classes(script),
     )
 
 

@@ -16,12 +16,22 @@ nothing to publish. A run that was stopped goes on where it was when the same co
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any
 
 from accelerate import PartialState
 from datasets import DatasetDict
-from forget import AdapterArguments, load_data
+from forget import (
+    AdapterArguments,
+    check_arguments,
+    load_data,
+    make_forgetter,
+    missing_classes,
+    numbered_as_model,
+    publish_if_asked,
+)
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -31,23 +41,22 @@ from transformers import (
 )
 
 from gs_lora_peft import (
-    ContinualForgetter,
     FaceTransformerConfig,
     FaceTransformerForRecognition,
-    GSLoraConfig,
     GSLoraTrainingArguments,
     convert_face_checkpoint,
     parse_requests,
 )
 from gs_lora_peft.audit import audit_faces, draw_face_pictures, format_face_audit
-from gs_lora_peft.data.classes import label_names
+from gs_lora_peft.data.classes import label_names, resolve_classes
 from gs_lora_peft.data.pairing import default_collator
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.models import FaceImageProcessor
 from gs_lora_peft.sequence import format_table
-from gs_lora_peft.storage import sha256_of, staged_folder
+from gs_lora_peft.storage import parse_json, sha256_of, staged_folder, write_json_atomic
 
-SOURCE_FILE = "source.txt"  # what the base model was made from
+SETTINGS_FILE = "base_model.json"  # what the base model beside it was made from
+CONVERSION = ("image_size", "num_attention_heads", "head_type", "scale", "margin", "pixels")
 
 
 @dataclass
@@ -57,6 +66,13 @@ class FaceArguments:
     dataset_name: str = field(metadata={"help": "Faces: a Hub id or a local folder (parquet, images, save_to_disk)."})
     forget: str = field(metadata={"help": "People by name or id; requests split by ';', people by ','."})
     checkpoint: str | None = field(default=None, metadata={"help": "State dict of the papers' code (.pth)."})
+    people: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --checkpoint: file with the names of the head's people in the order of their ids, one a "
+            "line. Without it the rows of the head are taken to be in the data's order of names."
+        },
+    )
     model_name_or_path: str | None = field(default=None, metadata={"help": "Face model: a local folder or a Hub id."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -91,9 +107,31 @@ class FaceModelArguments:
     pretrain_learning_rate: float = field(default=5e-4, metadata={"help": "To pre-train: learning rate."})
 
 
-def pretrained(folder: Path, dataset: DatasetDict, face: FaceModelArguments, args: GSLoraTrainingArguments) -> None:
+def names_of_people(script: FaceArguments, dataset: DatasetDict) -> list[str] | None:
+    """Names of the people that a base model made here knows, in the order of their ids."""
+    if script.people is None:
+        return label_names(dataset["train"], "label")
+    lines = Path(script.people).read_text(encoding="utf-8").splitlines()
+    return [name.strip() for name in lines if name.strip()]
+
+
+def check_base_model(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuses a base model that an earlier run made from something else."""
+    mark = folder.parent / SETTINGS_FILE
+    known = parse_json(mark.read_bytes()) if mark.is_file() else {}
+    before = {name: known.get(name, "unknown") for name in settings}
+    if differing := [name for name, value in settings.items() if before[name] != value]:
+        told = (f"--{name} was {shortened(before[name])} and is {shortened(settings[name])}" for name in differing)
+        raise ValueError(
+            f"'{folder}' was made from something else: {'; '.join(told)}. Choose another --output_dir, or go on with "
+            f"what is there: --model_name_or_path {folder}."
+        )
+
+
+def pretrained(
+    folder: Path, dataset: DatasetDict, names: list[str], face: FaceModelArguments, args: GSLoraTrainingArguments
+) -> None:
     """Trains a Face Transformer on everybody, and writes it."""
-    names = label_names(dataset["train"], "label")
     config = FaceTransformerConfig(
         image_size=face.image_size or 112,
         patch_size=face.patch_size,
@@ -133,39 +171,38 @@ def pretrained(folder: Path, dataset: DatasetDict, face: FaceModelArguments, arg
             processor.save_pretrained(staged)
 
 
+def converted(folder: Path, script: FaceArguments, names: list[str] | None, settings: dict[str, Any]) -> None:
+    """Writes the model of a checkpoint."""
+    try:
+        convert_face_checkpoint(script.checkpoint, folder, label_names=names, **settings)
+    except ValueError as error:
+        if script.people is None:
+            error.add_note("The names are the data's. If the head knows other people, name them with --people.")
+        raise
+
+
 def model_folder(
     script: FaceArguments, face: FaceModelArguments, args: GSLoraTrainingArguments, dataset: DatasetDict
 ) -> str:
     """Where the base model is: as given, or made once in the output folder from a checkpoint or the data."""
     if script.model_name_or_path is not None:
         return script.model_name_or_path
-    folder = Path(args.output_dir, "base_model")
-    missing = not folder.is_dir()
-    source = sha256_of(script.checkpoint) if script.checkpoint is not None else "pre-trained"
-    mark = folder / SOURCE_FILE
-    if mark.is_file() and mark.read_text() != source:
-        raise ValueError(
-            f"'{folder}' was made from something else than {script.checkpoint or 'the data'}. Choose another "
-            "--output_dir, or go on with what is there: --model_name_or_path."
-        )
+    folder, names = Path(args.output_dir, "base_model"), names_of_people(script, dataset)
+    settings, source = asdict(face), "pre-trained"
+    if script.checkpoint is not None:
+        settings, source = {name: settings[name] for name in CONVERSION}, sha256_of(script.checkpoint)
+    mark, made = {"checkpoint": source, "people": names, **settings}, folder.is_dir()
+    if made:
+        check_base_model(folder, mark)
     PartialState().wait_for_everyone()
-    if missing and script.checkpoint is None:
-        pretrained(folder, dataset, face, args)
-    elif missing and PartialState().is_main_process:
-        convert_face_checkpoint(
-            script.checkpoint,
-            folder,
-            image_size=face.image_size,
-            num_attention_heads=face.num_attention_heads,
-            head_type=face.head_type,
-            scale=face.scale,
-            margin=face.margin,
-            label_names=label_names(dataset["train"], "label"),
-            pixels=face.pixels,
-        )
+    if not made and PartialState().is_main_process:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(folder.parent / SETTINGS_FILE, mark)  # first, so that no folder is without it
+    if not made and script.checkpoint is None:
+        pretrained(folder, dataset, names, face, args)
+    elif not made and PartialState().is_main_process:
+        converted(folder, script, names, settings)
     PartialState().wait_for_everyone()
-    if missing and PartialState().is_main_process:
-        mark.write_text(source)
     return str(folder)
 
 
@@ -179,21 +216,19 @@ def main(argv: list[str] | None = None) -> None:
     script, face, adapter, args = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     if script.checkpoint is not None and script.model_name_or_path is not None:
         parser.error("--checkpoint and --model_name_or_path both name a model; give one")
+    if script.people is not None and script.checkpoint is None:
+        parser.error("--people is for the model of a --checkpoint; others have their names")
+    check_arguments(parser, script, args)
     requests = parse_requests(script.forget)
     dataset = load_data(script)
+    if script.checkpoint is None and script.model_name_or_path is None:  # pre-training may take hours
+        asked = [name for request in requests for name in request.classes]
+        resolve_classes([*asked, *missing_classes(script)], names=label_names(dataset["train"], "label"))
     folder = model_folder(script, face, args, dataset)
     processor = AutoImageProcessor.from_pretrained(folder)
-    forgetter = ContinualForgetter(
-        AutoModelForImageClassification.from_pretrained(folder),
-        dataset,
-        args.output_dir,
-        config=GSLoraConfig(**vars(adapter)),
-        args=args,
-        processing_class=processor,
-        replay_ratio=script.replay_ratio,
-        shots=script.shots,
-        missing_classes=parse_requests(script.missing)[0].classes if script.missing else (),
-    )
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    dataset = numbered_as_model(dataset, "label", model)
+    forgetter = make_forgetter(script, adapter, args, model, dataset, "label", processor)
     forgetter.run(requests)
     if not PartialState().is_main_process:
         return
@@ -204,6 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     if script.pictures:
         files = draw_face_pictures(audit, dataset["test"], args.output_dir)
         print(f"\nPictures of the forgotten, for nobody else: {files[0].parent}")
+    publish_if_asked(args)
 
 
 if __name__ == "__main__":

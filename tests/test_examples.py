@@ -128,10 +128,14 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
     script, adapter, _ = forget.parse_arguments([f"--config={tmp_path / 'a.yaml'}"])
     assert (script.forget, adapter.r) == ("1", 2)
     assert forget.parse_arguments([])[0].forget == "three;seven;zero,one"
+    assert forget.missing_classes(forget.parse_arguments([])[0]) == []
+    assert forget.missing_classes(forget.parse_arguments(["--missing", "one,two"])[0]) == ["one", "two"]
     for argv, said in (
         (["--config"], "expected one argument"),
         (["--config", "none.yaml"], "none.yaml"),
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
+        (["--missing", "one;two"], "--missing: 'one;two' has a ';'"),
+        (["--missing", ""], "empty class name"),
         (["--model_name_or_path", "m", "--dataset_name", "d"], "--forget is missing"),
     ):
         with pytest.raises(SystemExit):

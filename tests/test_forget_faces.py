@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, load_dataset
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.cli import main
+from gs_lora_peft.data.classes import UnknownClassError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "models"))
@@ -31,19 +32,23 @@ def example(monkeypatch):
     return forget_faces.main
 
 
-@pytest.fixture
-def faces(tmp_path):
+def write_faces(root: Path, names: list[str]) -> str:
     """A folder of pictures: four of each person to train on, three to test."""
     random = np.random.default_rng(0)
-    for name in NAMES:
+    for name in names:
         pattern = random.integers(0, 200, (16, 16, 3))
         for split, count in (("train", 4), ("test", 3)):
-            folder = tmp_path / "faces" / split / name
+            folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
                 noisy = pattern + random.integers(0, 50, pattern.shape)
                 Image.fromarray(noisy.astype(np.uint8)).save(folder / f"{number}.png")
-    return str(tmp_path / "faces")
+    return str(root)
+
+
+@pytest.fixture
+def faces(tmp_path):
+    return write_faces(tmp_path / "faces", NAMES)
 
 
 @pytest.mark.slow
@@ -67,23 +72,70 @@ def test_pretrain_and_forget(example, faces, tmp_path, capsys):
     assert len(before) == 3
     example(command)
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
+    with pytest.raises(ValueError, match=r"--hidden_size was 16 and is 32; --pretrain_epochs was 1.0 and is 2.0\. "):
+        example([*command, "--hidden_size", "32", "--pretrain_epochs", "2"])
 
 
 @pytest.mark.slow
-def test_from_a_checkpoint(example, faces, tmp_path, capsys):
-    """A checkpoint is converted once, with the names of the data; pictures can be left out."""
+def test_from_a_checkpoint(example, faces, tmp_path, capsys, monkeypatch):
+    """A checkpoint is converted once, with the names of the data; pictures can be left out; the run is pushed.
+
+    Other settings of the model are refused, by name, instead of going on with the model that is there.
+    """
     torch.save(cases.author_state(), tmp_path / "face.pth")
+    pushed = []
+    monkeypatch.setattr("forget.push_to_hub", lambda folder, name, **options: pushed.append((folder, name)) or "there")
     command = [*SETTINGS, "--dataset_name", faces, "--forget", "dan", "--output_dir", str(tmp_path / "run")]
-    example([*command, "--checkpoint", str(tmp_path / "face.pth"), "--pictures", "false"])
-    assert "task_001" in capsys.readouterr().out
+    converting = [*command, "--checkpoint", str(tmp_path / "face.pth"), "--pictures", "false"]
+    example([*converting, "--push_to_hub", "true", "--hub_model_id", "me/it"])
+    printed = capsys.readouterr().out
+    assert "task_001" in printed
+    assert "Hub:      there" in printed
+    assert pushed == [(str(tmp_path / "run"), "me/it")]
+    with pytest.raises(ValueError, match=r"--scale was 16.0 and is 32.0; --pixels was 'unit' and is 'bytes'\. "):
+        example([*converting, "--scale", "32", "--pixels", "bytes", "--hidden_size", "99"])
     assert not (tmp_path / "run" / "private_pictures").exists()
     assert json.loads((tmp_path / "run" / "base_model" / "config.json").read_text())["id2label"]["4"] == "eve"
-    with pytest.raises(SystemExit):
-        example([*command, "--checkpoint", "face.pth", "--model_name_or_path", "face"])
-    assert "give one" in capsys.readouterr().err
 
 
-def test_the_page_about_faces(faces, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_names_of_the_head(example, tmp_path):
+    """`--people` tells whose row is whose: data of fewer people in another order is numbered as the head."""
+    torch.save(cases.author_state(), tmp_path / "face.pth")
+    (tmp_path / "names.txt").write_text("\n".join(reversed(NAMES)) + "\n")
+    faces = write_faces(tmp_path / "faces", [name for name in NAMES if name != "bob"])
+    command = [*SETTINGS, "--dataset_name", faces, "--forget", "dan", "--output_dir", str(tmp_path / "run")]
+    command += ["--checkpoint", str(tmp_path / "face.pth"), "--pictures", "false", "--missing", "ada,bob"]
+    with pytest.raises(ValueError, match="4 names; expected one for each of 5 people") as raised:
+        example(command)
+    assert "--people" in raised.value.__notes__[0]
+    example([*command, "--people", str(tmp_path / "names.txt")])
+    (task,) = ForgettingLedger.load(tmp_path / "run").tasks
+    assert (task.classes, task.class_names) == ([1], ["dan"])
+    assert task.missing_classes == [4, 3]
+    with pytest.raises(ValueError, match="--people was "):
+        example(command)
+
+
+def test_refused_before_pretraining(example, faces, tmp_path, capsys):
+    """What is wrong with a name or an option is said before a model is trained or converted."""
+    command = ["--dataset_name", faces, "--forget", "dan", "--use_cpu", "true", "--output_dir", str(tmp_path / "run")]
+    for options, said in (
+        (["--checkpoint", "face.pth", "--model_name_or_path", "face"], "give one"),
+        (["--people", "names.txt"], "is for the model of a --checkpoint"),
+        (["--resume_from_checkpoint", "x"], "resumes by itself"),
+        (["--missing", "ada;bob"], "'ada;bob' has a ';'"),
+    ):
+        with pytest.raises(SystemExit):
+            example([*command, *options])
+        assert said in capsys.readouterr().err
+    for options in (["--forget", "dna"], ["--missing", "dna"]):
+        with pytest.raises(UnknownClassError, match="dna"):
+            example([*command, *options])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_page_about_faces(tmp_path, monkeypatch):
     """The Python snippets of docs/faces.md work in order, after `gs-lora convert-face` as it is printed there."""
     text = (ROOT / "docs" / "faces.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, flags=re.S)
@@ -91,13 +143,12 @@ def test_the_page_about_faces(faces, tmp_path, monkeypatch):
     torch.save(cases.author_state(), "face.pth")  # 8 heads of 2
     (command,) = re.findall(r"^gs-lora (convert-face .*)$", text, flags=re.M)
     with pytest.raises(SystemExit) as end:
-        main([*command.split(), "--label-names", ",".join(f"person_3{i}" for i in range(3, 8))])
+        main([*command.split(), "--label-names", "person_37,person_36,person_35,person_34,person_33"])
     assert end.value.code == 0
-    dataset = load_dataset(faces)
-    names = ClassLabel(names=[f"person_3{i}" for i in range(3, 8)])
-    scope = {"dataset": dataset.cast_column("label", names), "epochs": 1, "image": dataset["test"][0]["image"]}
+    write_faces(Path("data/faces"), ["person_33", "person_35", "person_36", "person_37"])
+    scope = {"epochs": 1, "image": Image.open("data/faces/test/person_33/0.png")}
     for snippet in snippets:
         exec(snippet, scope)
     assert len(snippets) == 4
-    assert scope["audit"].forgotten == [[2, 3]]
+    assert scope["audit"].forgotten == [[2, 1]]  # the model's numbers
     assert (tmp_path / "runs" / "faces" / "private_pictures" / "faces.png").is_file()

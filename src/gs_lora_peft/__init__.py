@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ForgettingLedger,
         LedgerError,
         load_forgotten,
+        parse_classes,
         parse_requests,
         weights_fingerprint,
     )
@@ -60,6 +61,7 @@ _LAZY = {
     "find_ffn_blocks": "tuner",
     "load_forgotten": "sequence",
     "merge_forgotten": "hub",
+    "parse_classes": "sequence",
     "parse_requests": "sequence",
     "push_to_hub": "hub",
     "split_dataset": "data",
@@ -94,6 +96,7 @@ __all__ = [
     "find_ffn_blocks",
     "load_forgotten",
     "merge_forgotten",
+    "parse_classes",
     "parse_requests",
     "push_to_hub",
     "split_dataset",

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gs_lora_peft import parse_classes
 from gs_lora_peft.sequence.request import ForgetRequest, parse_utc
 
 
@@ -105,6 +106,21 @@ def test_other_fields_are_text(field):
 def test_bad_dicts_are_refused(data, said):
     with pytest.raises(ValueError, match=said):
         ForgetRequest.from_dict(data)
+
+
+def test_a_plain_list_of_classes():
+    """Classes are separated by ','; blanks around names do not count."""
+    assert parse_classes("tench, cassette player,3") == ["tench", "cassette player", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("p2;p3", "'p2;p3' has a ';'.*separate them with ','"), ("p2;", "';'"), ("p2,,p3", "empty"), (" ", "empty")],
+)
+def test_a_plain_list_is_one_list(text, said):
+    """A ';' would make what follows another task, and silently no part of the list; empty names are mistakes."""
+    with pytest.raises(ValueError, match=said):
+        parse_classes(text)
 
 
 names = st.text(min_size=1).filter(str.strip)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
-from .parsing import parse_requests
+from .parsing import parse_classes, parse_requests
 from .plain import LedgerError
 from .request import ForgetRequest
 from .table import format_table
@@ -24,6 +24,7 @@ __all__ = [
     "format_table",
     "load_forgotten",
     "model_identity",
+    "parse_classes",
     "parse_requests",
     "weights_fingerprint",
 ]

@@ -28,7 +28,7 @@ def parse_requests(text: str) -> list[ForgetRequest]:
     """
     requests = []
     for number, task in enumerate(text.split(";"), start=1):
-        classes = [name.strip() for name in task.split(",")]
+        classes = _split(task)
         if not all(classes):
             raise ValueError(
                 f"task {number} of {text!r} has an empty class name. Separate tasks with ';' and classes with ',', "
@@ -36,3 +36,36 @@ def parse_requests(text: str) -> list[ForgetRequest]:
             )
         requests.append(ForgetRequest(classes))
     return requests
+
+
+def parse_classes(text: str) -> list[str]:
+    """Read a plain list of classes, separated by `,`, such as the classes to keep whose data must not be used.
+
+    Names that hold a comma or a semicolon can be given by their id.
+
+    Args:
+        text (`str`): e.g. `"tench,cassette player"` or `"3,7"`.
+
+    Returns:
+        `list[str]`: names, or ids as they are written, in order.
+
+    Raises:
+        ValueError: if the text or a class is empty, or if there is a `;`, which separates tasks and not classes.
+
+    Example:
+
+        ```py
+        >>> parse_classes("tench,cassette player")
+        ['tench', 'cassette player']
+        ```
+    """
+    if ";" in text:
+        raise ValueError(f"{text!r} has a ';' but names classes of one list; separate them with ','.")
+    classes = _split(text)
+    if not all(classes):
+        raise ValueError(f"{text!r} has an empty class name. Separate classes with ',', e.g. 'tench,cassette player'.")
+    return classes
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
