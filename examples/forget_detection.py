@@ -24,7 +24,14 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from forget import AdapterArguments, load_data, make_forgetter, publish_if_asked, set_defaults_from_file
+from forget import (
+    AdapterArguments,
+    check_arguments,
+    load_data,
+    make_forgetter,
+    publish_if_asked,
+    set_defaults_from_file,
+)
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser
 
 from gs_lora_peft import (
@@ -81,8 +88,7 @@ def parse_arguments(argv: list[str]) -> tuple[DetectionArguments, AdapterArgumen
     parser.set_defaults(output_dir="runs/detection", per_device_train_batch_size=4, per_device_eval_batch_size=8)
     set_defaults_from_file(parser, argv)
     script, adapter, args = parser.parse_args_into_dataclasses(argv)
-    if args.resume_from_checkpoint is not None:
-        parser.error("--resume_from_checkpoint is not needed: the same command, given again, resumes by itself")
+    check_arguments(parser, script, args)
     if not 0 <= script.threshold <= 1:
         parser.error(f"--threshold is {script.threshold}; expected a confidence from 0 to 1, such as 0.5")
     return script, adapter, args

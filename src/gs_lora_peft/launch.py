@@ -35,7 +35,8 @@ def start_missing_cpu_processes() -> None:
             "--num_processes N`, or unset ACCELERATE_USE_CPU and MASTER_ADDR to use one process."
         )
     if count > 1:
-        workers = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        # Without the dashes the launcher takes the script's `--r` for a beginning of its own options.
+        workers = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "--"]
         os.execv(sys.executable, [sys.executable, *workers, *sys.argv])
 
 
