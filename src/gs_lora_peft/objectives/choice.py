@@ -66,9 +66,9 @@ def objective_for(
     num_labels = head_size(model)
     if num_labels is not None and num_labels - len(set(forget_classes)) < 2:
         weight = 0.0  # where one class is left there is nothing to hold
-    # Outermost, for its second forward goes through the head, too.
     if not weight:
         return objective
+    # Outermost, for its second forward goes through the head, too.
     return DistillationObjective(objective, weight, adapter, forget_classes, retain_only=not missing_classes)
 
 

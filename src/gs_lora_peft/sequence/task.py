@@ -29,24 +29,27 @@ class PlannedTask:
     A task that has not been trained yet.
 
     Attributes:
-        name (`str`): `task_NNN`.
         split ([`ForgettingSplit`]): its data.
         plan (`dict`): what was asked for, and everything else that a checkpoint depends on.
         work ([`WorkFolder`]): where it is worked at.
         start ([`Start`]): where its training starts.
     """
 
-    name: str
     split: ForgettingSplit
     plan: dict[str, Any]
     work: WorkFolder
     start: Start
 
+    @property
+    def name(self) -> str:
+        """`task_NNN`."""
+        return self.work.path.name
+
 
 def plan_task(
     request: ForgetRequest, split: ForgettingSplit, work: WorkFolder, ledger: ForgettingLedger, recipe: Recipe
 ) -> PlannedTask:
-    """The next task of a ledger; only reads.
+    """The task that is worked at in a folder, on top of a ledger's tasks; only reads.
 
     Raises:
         LedgerError: as [`~WorkFolder.find_start`].
@@ -59,7 +62,7 @@ def plan_task(
         "settings": recipe.settings(),
         "tasks": [entry.name for entry in ledger.active_tasks],
     }
-    return PlannedTask(ledger.next_task_name(), split, plan, work, on_main(lambda: work.find_start(plan)))
+    return PlannedTask(split, plan, work, on_main(lambda: work.find_start(plan)))
 
 
 def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger: ForgettingLedger) -> TrainingRecord:
