@@ -36,8 +36,7 @@ from gs_lora_peft import (
     parse_requests,
     push_to_hub,
 )
-from gs_lora_peft.data import align_labels
-from gs_lora_peft.data.classes import label_names, model_label_ids
+from gs_lora_peft.data import align_known_labels
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.sequence import format_table
 
@@ -165,14 +164,6 @@ def load_data(script: ScriptArguments) -> DatasetDict:
     return DatasetDict(train=dataset[script.train_split], test=dataset[test])
 
 
-def numbered_as_model(dataset: DatasetDict, label_column: str, model: Any) -> DatasetDict:
-    """The data with the numbers its classes have in the model, which may have another order, or know more of them."""
-    names = label_names(dataset["train"], label_column)
-    if names and model_label_ids(names, model.config.label2id) is not None:
-        return align_labels(dataset, label_column, model.config.label2id)
-    return dataset
-
-
 def load_model_and_data(script: ScriptArguments):
     """Model, data and image processor; the embedded default without arguments."""
     if script.model_name_or_path is None:
@@ -181,7 +172,7 @@ def load_model_and_data(script: ScriptArguments):
     dataset = load_data(script)
     model = AutoModelForImageClassification.from_pretrained(script.model_name_or_path, revision=script.model_revision)
     processor = AutoImageProcessor.from_pretrained(script.model_name_or_path, revision=script.model_revision)
-    dataset = numbered_as_model(dataset, script.label_column, model)
+    dataset = align_known_labels(dataset, script.label_column, model.config.label2id)
     if script.image_column != "image":
         dataset = dataset.rename_column(script.image_column, "image")
     return model, dataset, processor

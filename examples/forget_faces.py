@@ -29,7 +29,6 @@ from forget import (
     load_data,
     make_forgetter,
     missing_classes,
-    numbered_as_model,
     publish_if_asked,
 )
 from transformers import (
@@ -48,6 +47,7 @@ from gs_lora_peft import (
     parse_requests,
 )
 from gs_lora_peft.audit import audit_faces, draw_face_pictures, format_face_audit
+from gs_lora_peft.data import align_known_labels
 from gs_lora_peft.data.classes import label_names, resolve_classes
 from gs_lora_peft.data.pairing import default_collator
 from gs_lora_peft.launch import start_missing_cpu_processes
@@ -223,11 +223,17 @@ def main(argv: list[str] | None = None) -> None:
     dataset = load_data(script)
     if script.checkpoint is None and script.model_name_or_path is None:  # pre-training may take hours
         asked = [name for request in requests for name in request.classes]
-        resolve_classes([*asked, *missing_classes(script)], names=label_names(dataset["train"], "label"))
+        names = label_names(dataset["train"], "label")
+        if names is None:
+            parser.error(
+                "--dataset_name has labels without names, which a model that is pre-trained on it needs; name them "
+                "with `dataset.class_encode_column('label')`, or use a folder of pictures for each person"
+            )
+        resolve_classes([*asked, *missing_classes(script)], names=names)
     folder = model_folder(script, face, args, dataset)
     processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForImageClassification.from_pretrained(folder)
-    dataset = numbered_as_model(dataset, "label", model)
+    dataset = align_known_labels(dataset, "label", model.config.label2id)
     forgetter = make_forgetter(script, adapter, args, model, dataset, "label", processor)
     forgetter.run(requests)
     if not PartialState().is_main_process:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -132,6 +133,11 @@ def test_refused_before_pretraining(example, faces, tmp_path, capsys):
     for options in (["--forget", "dna"], ["--missing", "dna"]):
         with pytest.raises(UnknownClassError, match="dna"):
             example([*command, *options])
+    unnamed = Dataset.from_dict({"image": [Image.new("L", (32, 32))] * 2, "label": [0, 1]})
+    DatasetDict(train=unnamed, test=unnamed).save_to_disk(tmp_path / "unnamed")
+    with pytest.raises(SystemExit):
+        example([*command, "--dataset_name", str(tmp_path / "unnamed")])
+    assert "labels without names" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

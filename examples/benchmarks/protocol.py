@@ -25,8 +25,14 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, se
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainingArguments, split_dataset
 from gs_lora_peft.baselines import FFNFineTuner
-from gs_lora_peft.data import ImageCollator, align_labels, class_order, continual_protocol, train_validation_split
-from gs_lora_peft.data.classes import label_names, model_label_ids
+from gs_lora_peft.data import (
+    ImageCollator,
+    align_known_labels,
+    class_order,
+    continual_protocol,
+    train_validation_split,
+)
+from gs_lora_peft.data.classes import label_names
 from gs_lora_peft.sequence.scoring import predict
 
 METHODS = ("gs_lora", "ffn")
@@ -100,10 +106,9 @@ def prepare(settings: Settings, model_name: str, data_name: str, seed: int) -> P
     """The base model and the data of one seed."""
     dataset = load_data(data_name, settings)
     model = AutoModelForImageClassification.from_pretrained(model_name, **settings.model)
+    dataset = align_known_labels(dataset, settings.label_column, model.config.label2id)
     names = label_names(dataset["train"], settings.label_column)
-    if names and model_label_ids(names, model.config.label2id) is not None:
-        dataset = align_labels(dataset, settings.label_column, model.config.label2id)
-    elif names and model.config.num_labels != len(names):
+    if names and model.config.num_labels != len(names):
         raise ValueError(
             f"the model's {model.config.num_labels} classes and the {len(names)} of the data go by other names, so "
             "that it is not known which are the same. Give a model that was trained on this data."

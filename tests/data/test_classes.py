@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from gs_lora_peft.data.classes import UnknownClassError, align_labels, label_names, model_label_ids, resolve_classes
+from gs_lora_peft.data.classes import UnknownClassError, label_names, resolve_classes
 
 NAMES = ["tench", "golf ball", "church", "cassette player"]
 
@@ -132,34 +132,3 @@ def test_label_names():
         label_names(dataset.remove_columns("label"))
     with pytest.raises(ValueError, match="DatasetDict"):
         label_names(DatasetDict(train=dataset))
-
-
-LABEL2ID = {"tench, Tinca tinca": 0, "crane": 1, "Church, church building": 2, "hoist, crane": 3}
-
-
-@pytest.mark.parametrize(
-    ("names", "ids"),
-    [
-        (["church", "TENCH"], [2, 0]),
-        (["crane", "hoist"], [1, 3]),
-        (["tench", "tinca tinca"], None),
-        (["goldfish"], None),
-    ],
-)
-def test_names_of_a_model_are_found_by_synonym(names, ids):
-    """A class is the model's only if exactly one class goes by that name; a whole name wins over a synonym."""
-    assert model_label_ids(names, LABEL2ID) == ids
-
-
-def test_labels_are_aligned_without_reading_images():
-    """A subset in another order gets the model's ids, after a selection too; broken images show none was decoded."""
-    features = Features({"label": ClassLabel(names=["church", "tench"]), "image": Image()})
-    images = [{"bytes": b"no image", "path": None}] * 3
-    dataset = Dataset.from_dict({"label": [0, 1, 0], "image": images}, features=features)
-    aligned = align_labels(DatasetDict(train=dataset.select([1, 2, 0])), "label", LABEL2ID)["train"]
-    assert aligned.data.column("label").to_pylist() == [0, 2, 2]
-    assert label_names(aligned) == ["tench", "crane", "church", "hoist, crane"]
-    assert aligned.column_names == ["label", "image"]
-    assert align_labels(aligned, "label", LABEL2ID) is aligned
-    with pytest.raises(ValueError, match="church"):
-        align_labels(dataset, "label", {"tench": 0})

@@ -1,9 +1,9 @@
 """Splits and pairing."""
 
+from .alignment import align_known_labels, align_labels
 from .augmentation import rand_augment
 from .box_collation import DetectionCollator
 from .boxes import InvalidBoxError, prepare_boxes
-from .classes import align_labels
 from .coco import read_coco
 from .pairing import ImageCollator, PairedCollator, PairedDataset, PairedSampler
 from .protocol import class_order, continual_protocol
@@ -18,6 +18,7 @@ __all__ = [
     "PairedCollator",
     "PairedDataset",
     "PairedSampler",
+    "align_known_labels",
     "align_labels",
     "class_order",
     "continual_protocol",

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
+from .alignment import model_label_ids
 from .box_columns import ObjectColumn, named, numbers_of, read_object_column, replaced, table_rows
-from .classes import check_dataset, model_label_ids
+from .classes import check_dataset
 from .image_sizes import header_sizes, stored_sizes
 
 Data = TypeVar("Data", Dataset, DatasetDict)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import difflib
 import operator
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
 
 _SHOWN = 10  # at most so many names or ids are listed in a message
 _NEAREST = 3
-_NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where nobody named a class
-
-Data = TypeVar("Data", Dataset, DatasetDict)
 
 
 class UnknownClassError(ValueError):
@@ -76,7 +72,7 @@ def resolve_classes(
             unknown.append(_describe_unknown(item, written, names))
     if unknown:
         raise UnknownClassError(
-            f"unknown classes: {', '.join(unknown)}; expected {_describe_label_space(names, num_classes)}. "
+            f"unknown classes: {', '.join(unknown)}; expected {describe_label_space(names, num_classes)}. "
             "Correct the request, or check that it is meant for these labels."
         )
     _refuse_repeats(items, ids)
@@ -123,100 +119,6 @@ def read_labels(dataset: Any, label_column: str) -> tuple[np.ndarray, list[str] 
             f"{wanted} in every row. Remove unlabelled rows, for instance with `dataset.filter`."
         )
     return labels, names
-
-
-def same_class(name: str, model_name: str) -> bool:
-    """Whether a dataset's and a model's name mean one class: equal but for letter case, or one of the synonyms that
-    the model lists with commas ("tench, Tinca tinca"). Placeholders such as `LABEL_3`, and numbers where the other
-    side has words, may mean any class."""
-    unnamed = _NO_NAME.fullmatch(name) or _NO_NAME.fullmatch(model_name)
-    if unnamed or name.isdecimal() != model_name.isdecimal():
-        return True
-    return name.casefold() == model_name.casefold() or _folded(name) in _synonyms(model_name)
-
-
-def model_label_ids(names: Sequence[str], label2id: Mapping[str, int]) -> list[int] | None:
-    """The model's id of each of a dataset's classes.
-
-    Args:
-        names (`Sequence[str]`): The dataset's names.
-        label2id (`Mapping[str, int]`): The model's names, `model.config.label2id`; a name may list synonyms, separated
-            by commas.
-
-    Returns:
-        `list[int]` or `None`: One id for each name; `None` if the model does not know one of them, if a synonym
-        belongs to several of its classes, or if two names mean the same class.
-
-    Example:
-
-    ```python
-    >>> model_label_ids(["church", "tench"], {"tench, Tinca tinca": 0, "church, church building": 497})
-    [497, 0]
-    ```
-    """
-    whole: dict[str, set[int]] = {}
-    synonyms: dict[str, set[int]] = {}
-    for model_name, class_id in label2id.items():
-        whole.setdefault(_folded(model_name), set()).add(int(class_id))
-        for synonym in _synonyms(model_name):
-            synonyms.setdefault(synonym, set()).add(int(class_id))
-    found = [whole.get(_folded(name)) or synonyms.get(_folded(name), set()) for name in names]
-    if any(len(ids) != 1 for ids in found) or len(set().union(*found)) != len(names):
-        return None
-    return [class_id for ids in found for class_id in ids]
-
-
-def align_labels(dataset: Data, label_column: str, label2id: Mapping[str, int]) -> Data:
-    """Numbers the classes of a dataset as a model does; only the label column is read.
-
-    Unlike `Dataset.align_labels_with_mapping` it takes synonyms for names (see [`model_label_ids`]). The new
-    `ClassLabel` has all classes of the model; those that the dataset has keep the dataset's spelling, so that one asks
-    for "tench" and not for "tench, Tinca tinca".
-
-    Args:
-        dataset (`datasets.Dataset` or `datasets.DatasetDict`): Its label column is a `ClassLabel`.
-        label_column (`str`): The column with one class for each row.
-        label2id (`Mapping[str, int]`): `model.config.label2id`.
-
-    Returns:
-        `datasets.Dataset` or `datasets.DatasetDict`: The dataset with other labels; itself where nothing differs.
-
-    Raises:
-        ValueError: The column has no names, a row has no label, or a name is not exactly one of the model's classes.
-    """
-    if isinstance(dataset, DatasetDict):
-        return DatasetDict({split: align_labels(part, label_column, label2id) for split, part in dataset.items()})
-    labels, names = read_labels(dataset, label_column)
-    if names is None:
-        raise ValueError(f"{label_column!r} has no names; expected a ClassLabel. Cast it with `dataset.cast_column`.")
-    ids = model_label_ids(names, label2id)
-    if ids is None:
-        alone = [name for name in names if model_label_ids([name], label2id) is None]
-        raise ValueError(
-            f"{label_column!r} has the classes {alone or names}, which are not each one class of the model; expected "
-            f"{_describe_label_space(list(label2id), None)}. Rename them, or use the model of these labels."
-        )
-    # A model that gives two classes one name has only one of them in `label2id`.
-    all_names = [f"LABEL_{class_id}" for class_id in range(max(label2id.values()) + 1)]
-    for model_name, class_id in label2id.items():
-        all_names[class_id] = model_name
-    for number, class_id in enumerate(ids):
-        all_names[class_id] = names[number]
-    if all_names == names:
-        return dataset
-    columns, feature = dataset.column_names, ClassLabel(names=all_names)
-    # `map` would write every image anew.
-    renumbered = np.asarray(ids, dtype=np.int64)[labels]
-    aligned = dataset.remove_columns(label_column).add_column(label_column, renumbered, feature=feature)
-    return aligned.select_columns(columns)
-
-
-def _folded(name: str) -> str:
-    return name.strip().casefold()
-
-
-def _synonyms(model_name: str) -> list[str]:
-    return [_folded(part) for part in model_name.split(",")]
 
 
 def _label_feature(dataset: Any, label_column: str) -> Any:
@@ -333,7 +235,7 @@ def _nearest(name: str, names: list[str]) -> list[str]:
     return list(dict.fromkeys([*folded.get(wanted, []), *close, *longer]))[:_NEAREST]
 
 
-def _describe_label_space(names: list[str] | None, num_classes: int | None) -> str:
+def describe_label_space(names: list[str] | None, num_classes: int | None) -> str:
     ids = "an id from 0 up" if num_classes is None else f"an id from 0 to {num_classes - 1}"
     if names is None:
         return f"{ids} (these labels have no names)"

@@ -7,8 +7,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from ..data.alignment import same_class
 from ..data.box_columns import is_object_column
-from ..data.classes import same_class
 from ..data.splitting import read_classes
 from ..objectives import head_size
 
