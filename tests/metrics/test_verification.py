@@ -130,9 +130,9 @@ def test_roles():
 
 
 def slow_against_all(embeddings, labels, members, scored):
-    """Similarities of all pairs with a member in it, in the order of the members' rows, and which show one person."""
+    """Similarities of all pairs with a member in it, person by person, and which show one person."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    of = [i for i, label in enumerate(labels) if label in members]
+    of = [i for member in sorted(members) for i, label in enumerate(labels) if label == member]
     others = [i for i, label in enumerate(labels) if label in scored and label not in members]
     slow = [(unit[i] @ unit[j], labels[i] == labels[j]) for k, i in enumerate(of) for j in [*of[k + 1 :], *others]]
     return [s for s, _ in slow], [b for _, b in slow]
@@ -160,6 +160,20 @@ def test_forgotten_against_all(roles, scored):
     alone = found["forget_against_all"]
     assert alone["n_different"] > 0
     assert None not in alone.values()
+
+
+def test_drawn_pairs():
+    """Of too many pairs as many as asked for are drawn, the same every time; they tell what all pairs do."""
+    random = np.random.default_rng(0)
+    labels = random.permutation(np.repeat(np.arange(12), 40))
+    embeddings = random.normal(size=(12, 6))[labels] + 0.8 * random.normal(size=(480, 6))
+    roles = {"forget_classes": [2, 5, 6, 7, 8], "old_classes": [3]}
+    everything = verification_by_role(embeddings, labels, **roles)["forget_against_all"]
+    assert (everything["n_same"], everything["n_different"]) == (5 * 40 * 39 / 2, 10 * 1600 + 200 * 280)
+    drawn = verification_by_role(embeddings, labels, **roles, max_pairs=3000)["forget_against_all"]
+    assert (drawn["n_same"], drawn["n_different"]) == (3000, 3000)
+    assert drawn["eer"] == pytest.approx(everything["eer"], abs=0.02)
+    assert drawn == verification_by_role(embeddings, labels, **roles, max_pairs=3000)["forget_against_all"]
 
 
 def test_who_cannot_be_compared():
@@ -198,3 +212,5 @@ def test_bad_settings():
         verification_by_role([[1.0, 0.0], [0.0, 0.0]], [0, 1], forget_classes=[0])
     with pytest.raises(ValueError, match="one role"):
         verification_by_role(np.ones((2, 3)), [0, 1], forget_classes=[0], old_classes=[0])
+    with pytest.raises(ValueError, match="max_pairs is 0"):
+        verification_by_role(np.ones((2, 3)), [0, 1], forget_classes=[0], max_pairs=0)
