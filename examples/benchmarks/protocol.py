@@ -135,12 +135,12 @@ class Scorer:
         """Scores by the roles that classes have in a task."""
         config = self.protocol.model.config
         scores = self._by_role(task, acc_forget_before)
-        if getattr(config, "margin_at_eval", False):
+        if at_eval := getattr(config, "margin_at_eval", False):
             config.margin_at_eval = False
             try:
                 without = self._by_role(task, None)
             finally:
-                config.margin_at_eval = True
+                config.margin_at_eval = at_eval
             scores |= {f"{name}_without_margin": without[name] for name in SCORES if name in without}
         return scores
 

@@ -94,6 +94,16 @@ def test_margins_apply_in_training_only(head_type):
     assert is_harder(model(pixel_values=pixels, labels=labels).logits) == has_margin
 
 
+def test_a_margin_of_evaluation_alone():
+    """A number as `margin_at_eval` changes nothing in training, survives saving, and is what evaluation takes off."""
+    model, pixels, labels = cases.face_model(margin=0.3, margin_at_eval=0.1), cases.images(), cases.people()
+    own = torch.nn.functional.one_hot(labels, cases.PEOPLE)
+    plain = model(pixel_values=pixels).logits
+    torch.testing.assert_close(model(pixel_values=pixels, labels=labels).logits, plain - 16 * 0.1 * own)
+    torch.testing.assert_close(model.train().margin_logits(plain, labels), plain - 16 * 0.3 * own)
+    assert FaceTransformerConfig.from_dict(model.config.to_dict()).evaluation_margin == 0.1
+
+
 @pytest.mark.parametrize("head_type", ["cosface", "arcface", "sface", "softmax"])
 def test_every_head_learns(head_type):
     """A few steps on its own loss teach each head who is who."""
@@ -129,7 +139,9 @@ def test_accumulated_losses():
         ({"head_type": "softmax", "margin": 0.1}, "'softmax' has no margin"),
         ({"intermediate_dropout_prob": 1.0}, "`intermediate_dropout_prob` must be a probability"),
         ({"scale": "x"}, "`scale` must be a number, got 'x'"),
-        ({"margin_at_eval": "no"}, "`margin_at_eval` must be True or False, got 'no'"),
+        ({"margin_at_eval": "no"}, "`margin_at_eval` must be True, False or a number, got 'no'"),
+        ({"margin_at_eval": -0.1}, "`margin_at_eval` must be 0 or a positive number"),
+        ({"head_type": "softmax", "margin_at_eval": 0.1}, "no margin, got `margin_at_eval`=0.1"),
         ({"head_dim": 0}, "`head_dim` must be a whole number, 1 or more, got 0"),
         ({"num_hidden_layers": 0}, "`num_hidden_layers` must be a whole number, 1 or more"),
         ({"hidden_size": 33}, "`hidden_size`=33 is no multiple of `num_attention_heads`"),

@@ -74,7 +74,7 @@ def face_answers(
         labels = batch["labels"].to(model.device)
         outputs = model(pixel_values=batch["pixel_values"].to(model.device))
         similarities = F.cosine_similarity(outputs.embeddings.float(), directions[labels])
-        with_margin = model.classifier.margin_logits(outputs.logits, labels)
+        with_margin = model.classifier.margin_logits(outputs.logits, labels, model.config.evaluation_margin)
         predictions = outputs.logits.argmax(-1), with_margin.argmax(-1)
         parts.append((labels, outputs.embeddings.float(), similarities, *predictions))
     return FaceAnswers(*(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)))

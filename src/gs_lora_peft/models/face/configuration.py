@@ -46,9 +46,9 @@ class FaceTransformerConfig(ViTConfig):
         margin (`float`, *optional*, defaults to 0.35 for `"cosface"`, 0.5 for `"arcface"`, else 0.0):
             m, which CosFace takes from the cosine of a sample's own class and ArcFace adds to its angle, in radians.
             Applies in training only. The other heads have none.
-        margin_at_eval (`bool`, *optional*, defaults to `False`):
-            Whether the margin applies in evaluation too. The papers' accuracies are measured so, which counts a sample
-            as right only if its class wins by the margin.
+        margin_at_eval (`bool` or `float`, *optional*, defaults to `False`):
+            Whether the margin applies in evaluation too; a number is a margin of evaluation's own. The papers'
+            accuracies are measured with a margin, which counts a sample as right only if its class wins by it.
         sface_slope (`float`, *optional*, defaults to 80.0): k of SFace, in 1/radian.
         sface_intra_angle (`float`, *optional*, defaults to 0.8): a of SFace, in radians: own classes farther off pull.
         sface_inter_angle (`float`, *optional*, defaults to 1.22): b of SFace, in radians: other classes nearer push.
@@ -86,7 +86,7 @@ class FaceTransformerConfig(ViTConfig):
     head_type: str = "cosface"
     scale: float = 64.0
     margin: float = None  # type: ignore[assignment]
-    margin_at_eval: bool = False
+    margin_at_eval: bool | float = False
     sface_slope: float = 80.0
     sface_intra_angle: float = 0.8
     sface_inter_angle: float = 1.22
@@ -126,8 +126,8 @@ class FaceTransformerConfig(ViTConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float | None):
                 raise ValueError(f"`{name}` must be a number, got {value!r}.")
-        if not isinstance(self.margin_at_eval, bool):
-            raise ValueError(f"`margin_at_eval` must be True or False, got {self.margin_at_eval!r}.")
+        if not isinstance(self.margin_at_eval, bool | int | float):
+            raise ValueError(f"`margin_at_eval` must be True, False or a number, got {self.margin_at_eval!r}.")
 
     def _check_patches(self) -> None:
         size, patch, stride, padding = self.image_size, self.patch_size, self.patch_stride, self.patch_padding
@@ -154,7 +154,16 @@ class FaceTransformerConfig(ViTConfig):
             raise ValueError(f"`scale` must be a positive number, got {self.scale!r}.")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise ValueError(f"`margin` must be 0 or a positive number, got {self.margin!r}.")
-        if self.margin > 0 and self.head_type not in _DEFAULT_MARGINS:
-            raise ValueError(
-                f"a head of type {self.head_type!r} has no margin, got `margin`={self.margin}. Leave it out."
-            )
+        if not (math.isfinite(self.margin_at_eval) and self.margin_at_eval >= 0):
+            raise ValueError(f"`margin_at_eval` must be 0 or a positive number, got {self.margin_at_eval!r}.")
+        for name in ("margin", "margin_at_eval"):
+            value = getattr(self, name)
+            if self.head_type not in _DEFAULT_MARGINS and not isinstance(value, bool) and value > 0:
+                raise ValueError(
+                    f"a head of type {self.head_type!r} has no margin, got `{name}`={value}. Leave it out."
+                )
+
+    @property
+    def evaluation_margin(self) -> float:
+        """The margin by which accuracy "with the margin" is measured: `margin_at_eval` where that is a number."""
+        return self.margin if isinstance(self.margin_at_eval, bool) else self.margin_at_eval

@@ -15,12 +15,13 @@ from .configuration import FaceTransformerConfig
 class RecognitionHead:
     """What every head has: logits, logits with the margin, and a loss for each sample."""
 
-    def margin_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def margin_logits(self, logits: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
         """Logits of which that of each sample's own class is made harder by the margin; here there is none.
 
         Args:
             logits (`torch.Tensor`): shape `(B, C)`, from `forward`.
             labels (`torch.Tensor`): int64, shape `(B,)`.
+            margin (`float`, *optional*, defaults to the head's own): m.
 
         Returns:
             `torch.Tensor`: shape `(B, C)`.
@@ -68,9 +69,10 @@ class CosineHead(RecognitionHead, nn.Module):
 class CosFaceHead(CosineHead):
     """s · (cos θ − m) for the own class (CosFace, https://arxiv.org/abs/1801.09414)."""
 
-    def margin_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def margin_logits(self, logits: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
+        margin = self.margin if margin is None else margin
         own = logits.gather(1, labels[:, None])
-        return logits.scatter(1, labels[:, None], own - self.scale * self.margin)
+        return logits.scatter(1, labels[:, None], own - self.scale * margin)
 
 
 class ArcFaceHead(CosineHead):
@@ -80,13 +82,14 @@ class ArcFaceHead(CosineHead):
     Where θ + m would pass π and the cosine rise again, cos θ − m · sin m goes on falling.
     """
 
-    def margin_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def margin_logits(self, logits: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
+        margin = self.margin if margin is None else margin
         cosine = logits.gather(1, labels[:, None]) / self.scale
         # The slope of the square root has no bound at 0, and rounding can take the square of a cosine past 1.
         sine = (1 - cosine.square()).clamp(min=1e-7).sqrt()
-        turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
-        straight = cosine - self.margin * math.sin(self.margin)
-        own = torch.where(cosine > math.cos(math.pi - self.margin), turned, straight)
+        turned = cosine * math.cos(margin) - sine * math.sin(margin)
+        straight = cosine - margin * math.sin(margin)
+        own = torch.where(cosine > math.cos(math.pi - margin), turned, straight)
         return logits.scatter(1, labels[:, None], self.scale * own)
 
 

@@ -184,6 +184,8 @@ class FaceTransformerForRecognition(ViTPreTrainedModel):
         Returns:
             `torch.Tensor`: shape `(B, C)`: the logits, that of each sample's own class made harder by the margin.
         """
-        if self.training or self.config.margin_at_eval:
+        if self.training:
             return self.classifier.margin_logits(logits, labels)
+        if self.config.margin_at_eval:
+            return self.classifier.margin_logits(logits, labels, self.config.evaluation_margin)
         return logits
