@@ -3,14 +3,16 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from datasets import Array3D, ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, Image
 from peft import PeftModel
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from gs_lora_peft.hub.repository import stage_repository
 
+NAMES = ["tench", "cassette player", *(f"person_{n:02d}" for n in range(1, 12))]
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
@@ -23,30 +25,32 @@ def tiny_vit() -> ViTForImageClassification:
     config = ViTConfig(
         image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )
-    config.num_labels = 13
+    config.id2label = dict(enumerate(NAMES))
+    config.label2id = {name: number for number, name in enumerate(NAMES)}
     return ViTForImageClassification(config)
 
 
 @pytest.fixture
 def dataset() -> Dataset:
-    """Four noisy images of each class, with the names that the README uses."""
-    names = ["tench", "cassette player", *(f"person_{n:02d}" for n in range(1, 12))]
-    labels = torch.arange(13).repeat_interleave(4)
-    images = torch.randn(13, 3, 8, 8, generator=torch.Generator().manual_seed(0))[labels]
-    features = Features({"pixel_values": Array3D((3, 8, 8), "float32"), "label": ClassLabel(names=names)})
-    rows = {"pixel_values": images.numpy(), "label": labels.tolist()}
-    return Dataset.from_dict(rows, features=features).with_format("torch")
+    """Four pictures of each class, with the names that the README uses, numbered otherwise than in the model."""
+    random = np.random.default_rng(0)
+    labels = np.arange(13).repeat(4)
+    images = random.integers(0, 200, (13, 8, 8, 3))[labels] + random.integers(0, 50, (52, 8, 8, 3))
+    features = Features({"image": Image(), "label": ClassLabel(names=NAMES[::-1])})
+    return Dataset.from_dict({"image": list(images.astype(np.uint8)), "label": labels.tolist()}, features=features)
 
 
 def test_readme_examples_run(dataset, tmp_path, monkeypatch, capsys):
     """The Python snippets of the README work in order, and the exported adapter loads with stock PEFT."""
     monkeypatch.chdir(tmp_path)
     first, second, third, fourth = snippets()
-    scope = {"base_model": tiny_vit(), "fresh_base_model": tiny_vit(), "dataset": dataset}
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    scope = {"base_model": tiny_vit(), "fresh_base_model": tiny_vit(), "dataset": dataset, "processor": processor}
     exec(first, scope)
+    assert scope["split"].forget_classes == [0, 1]
     assert scope["trainer"].state.global_step > 0
     restored = PeftModel.from_pretrained(tiny_vit(), "out/adapter").eval()
-    pixel_values = dataset[:]["pixel_values"]
+    pixel_values = processor(images=dataset[:]["image"], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         assert torch.equal(
             restored(pixel_values=pixel_values).logits, scope["model"].eval()(pixel_values=pixel_values).logits

@@ -98,11 +98,13 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     with pytest.raises(ValueError, match="outside the model's head of 3"):
         trainer(small, tmp_path)
     with pytest.raises(ValueError, match=r"read from a datasets\.Dataset"):
-        classes_of_task([{"objects": {"category": [2]}}], [{"objects": {"category": [1]}}], "objects", [2])
+        classes_of_task(
+            [{"objects": {"category": [2]}}], [{"objects": {"category": [1]}}], "objects", torch.nn.Identity(), [2]
+        )
     labels = Dataset.from_dict({"label": [0, 1]})
     with pytest.raises(ValueError, match="`forget_classes` is"):
-        classes_of_task(labels.select([0]), labels.select([1]), "label", [1])
-    assert classes_of_task(labels.select([0]), labels.select([1]), "label", [0]) == ([0], [1])
+        classes_of_task(labels.select([0]), labels.select([1]), "label", torch.nn.Identity(), [1])
+    assert classes_of_task(labels.select([0]), labels.select([1]), "label", torch.nn.Identity(), [0]) == ([0], [1])
 
 
 @pytest.mark.parametrize("name", ["forget", "retain", "evaluation", "evaluation ('bare')"])

@@ -51,7 +51,7 @@ def collator(rows):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Base model, folder with two requests carried out, what is left of the model, and test data."""
+    """Base model, folder with two requests carried out and one person kept without data; the model then; test data."""
     base = cases.face_model(id2label={i: f"person_{i}" for i in range(cases.PEOPLE)}, margin=0.2)
     data, test = faces(6, 0), faces(4, 1)
     batch = collator(list(data))
@@ -67,7 +67,7 @@ def run(tmp_path_factory):
     )  # fmt: skip
     forgetter = ContinualForgetter(
         copy.deepcopy(base.eval()), data, folder, config=GSLoraConfig(r=2), args=args, eval_dataset=test,
-        data_collator=collator,
+        data_collator=collator, missing_classes=["person_0"],
     )  # fmt: skip
     forgetter.run([ForgetRequest(["person_4"]), ForgetRequest(["person_1"])])
     return base, folder, forgetter, test
@@ -101,7 +101,7 @@ def test_it_says_what_the_ledger_says(run, audit):
     assert (audit.tasks, audit.forgotten) == (["task_001", "task_002"], [[4], [1]])
     for entry, found in zip(forgetter.ledger.tasks, audit.scores()["tasks"], strict=True):
         for when in ("before", "after"):
-            for name in ("acc_forget", "acc_retain", "acc_old"):
+            for name in ("acc_forget", "acc_retain", "acc_old", "acc_missing"):
                 assert found["cosine"][when][name] == entry.scores[when][name]
             assert found["margin"][when]["acc_retain"] <= found["cosine"][when]["acc_retain"]
         assert found["cosine"]["after"]["h_mean"] == entry.scores["after"]["h_mean"]
@@ -109,6 +109,22 @@ def test_it_says_what_the_ledger_says(run, audit):
     np.testing.assert_array_equal(audit.answers[-1].embeddings, last.embeddings)
     first = face_answers(base, test, data_collator=collator, batch_size=7)
     np.testing.assert_array_equal(audit.answers[0].embeddings, first.embeddings)
+
+
+def test_a_margin_of_evaluation_alone(run):
+    """A number as `margin_at_eval` is the margin that accuracy "with the margin" is measured by."""
+    base, folder, _, test = run
+    base = copy.deepcopy(base)
+    base.config.margin_at_eval = 3.0
+    found = audit_faces(base, folder, test, data_collator=collator)
+    assert found.has_margin
+    assert found.scores()["tasks"][0]["margin"]["before"]["acc_retain"] == 0
+
+
+def test_people_kept_without_data(audit):
+    """Who was kept without training data is Acc_m, and not part of Acc_r."""
+    for task, kept in zip(audit.scores()["tasks"], (3, 2), strict=True):
+        assert (task["cosine"]["after"]["n_retain"], task["cosine"]["after"]["n_missing"]) == (4 * kept, 4)
 
 
 def test_verification_is_of_everybody_forgotten(audit):
@@ -187,6 +203,9 @@ def test_what_does_not_fit_is_refused(run, audit, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(LedgerError, match="base"):
         audit_faces(cases.face_model(seed=3), folder, test, data_collator=collator)
+    renamed = test.cast_column("label", ClassLabel(names=[f"person_{i}" for i in (1, 0, 2, 3, 4)]))
+    with pytest.raises(ValueError, match="class 0 is 'person_1', but the model's class 0 is 'person_0'"):
+        audit_faces(base, folder, renamed, data_collator=collator)
     with pytest.raises(ValueError, match="expected a FaceTransformerForRecognition"):
         face_answers(base.vit, test, data_collator=collator)
     with pytest.raises(ValueError, match="no rows"):

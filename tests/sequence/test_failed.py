@@ -134,6 +134,10 @@ def test_an_interrupted_request_is_not_forgotten(base, data, tmp_path, finished)
         with pytest.raises(LedgerError, match=said):
             other.forget(ForgetRequest(classes))
         assert cases.snapshot(tmp_path) == before
+    curve = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}}
+    other = cases.make_forgetter(base, tmp_path, data, args=cases.make_args(**curve))
+    with pytest.raises(LedgerError, match=r"lr_scheduler_kwargs was .* and is \{'min_lr': 1e-05\}"):
+        other.forget(ForgetRequest(["dragonfly"]))
     breaks.armed = False
     forgetter.discard_unfinished()
     assert cases.snapshot(tmp_path) == {}

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import sequence_cases as cases
+from datasets import DatasetDict
 
 from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError
 from gs_lora_peft.data.classes import UnknownClassError
@@ -46,6 +47,17 @@ def test_scores_before_and_after_are_in_the_ledger(run, data):
     hits = forgetter.model(rows["pixel_values"]).logits.argmax(-1) == rows["label"]
     assert entries[-1].scores["after"]["acc_missing"] == pytest.approx(hits.float().mean().item())
     assert entries[1].scores["before"]["acc_missing"] == entries[0].scores["after"]["acc_missing"]
+
+
+def test_scored_classes_without_training_data_are_missing(base, data, tmp_path):
+    """A class that the test data have and the training data lack is kept without data, although nobody said so."""
+    train = data["train"].filter(lambda label: label not in (1, 5), input_columns="label")
+    partial = DatasetDict(train=train, test=data["test"])
+    forgetter = cases.make_forgetter(base, tmp_path, partial, args=cases.make_args(max_steps=2), missing_classes=[5])
+    entry = forgetter.forget(ForgetRequest(["cassowary"]))
+    assert entry.missing_classes == [1, 5]
+    assert entry.scores["after"]["n_missing"] == 10
+    assert entry.scores["after"]["n_retain"] == 15
 
 
 def test_the_settings_are_recorded(run):

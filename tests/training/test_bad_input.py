@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from peft import get_peft_model
 from safetensors.torch import load_file
 from tasks import (
     FORGET,
+    NAMES,
     RETAIN,
     adapter_state,
     differences,
@@ -88,6 +89,17 @@ def test_classes_that_overlap_or_do_not_exist(tmp_path, kwargs, message):
     """A class has one role, and the head has to know it."""
     with pytest.raises(ValueError, match=message):
         trainer_for(peft_vit(), tmp_path, kwargs=kwargs)
+
+
+@pytest.mark.parametrize("which", ["forget_dataset", "retain_dataset", "eval_dataset"])
+def test_labels_of_another_order(tmp_path, which):
+    """Data that number the classes otherwise than the model would have another class forgotten."""
+    rows = samples(FORGET if which == "forget_dataset" else RETAIN, 3)
+    shuffled = rows.cast_column("label", ClassLabel(names=NAMES[::-1]))
+    with pytest.raises(
+        ValueError, match=r"'label': class 0 is 'flamingo', but the model's class 0 is 'aardvark'.*align"
+    ):
+        trainer_for(peft_vit(), tmp_path, kwargs={which: shuffled})
 
 
 def test_a_head_of_another_size(tmp_path):

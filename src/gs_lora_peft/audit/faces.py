@@ -13,6 +13,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from ..data.alignment import check_names
+from ..data.classes import label_names
 from ..metrics import continual_forgetting_scores, verification_by_role
 from ..models import FaceTransformerForRecognition
 from ..sequence import ForgettingLedger, LedgerError
@@ -152,6 +154,7 @@ def audit_faces(
     dataset: Any,
     *,
     data_collator: Callable,
+    label_column: str = "label",
     batch_size: int = 64,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -166,6 +169,8 @@ def audit_faces(
         run (`str` or `os.PathLike`): as in [`load_forgotten`]: a folder, or a repository on the Hub.
         dataset (map-style dataset): labelled images that were not trained on, of everybody.
         data_collator (`Callable`), batch_size (`int`, *optional*, defaults to 64): as in [`face_answers`].
+        label_column (`str`, *optional*, defaults to `"label"`): where the data have names of people, which must be
+            those that the model has for the same ids.
         revision (`str`, *optional*), token (`str`, *optional*): as in [`load_forgotten`].
 
     Returns:
@@ -173,7 +178,8 @@ def audit_faces(
 
     Raises:
         LedgerError: as [`load_forgotten`]; also if no task is in effect, or the ledger withholds who was forgotten.
-        ValueError: if the model is no face model, or there are no rows.
+        ValueError: if the model is no face model, there are no rows, or the data number people otherwise than the
+            model.
 
     Example:
 
@@ -183,6 +189,8 @@ def audit_faces(
         ```
     """
     refuse_adapters(base_model)
+    if label_column in (getattr(dataset, "features", None) or {}):
+        check_names(label_names(dataset, label_column), base_model, repr(label_column))
     folder = sequence_folder(run, tasks=None, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     entries = ledger.active_tasks
@@ -202,5 +210,5 @@ def audit_faces(
         forgotten=[list(entry.classes or []) for entry in entries],
         missing=[list(entry.missing_classes or []) for entry in entries],
         answers=answers,
-        has_margin=base_model.config.margin > 0,
+        has_margin=base_model.config.evaluation_margin > 0,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import Trainer
@@ -13,6 +13,7 @@ from ..objectives import ClassificationObjective, Objective
 from ..training import GSLoraTrainingArguments
 from ..training.checks import check_labels, class_ids, classes_of, without_data
 from ..tuner import find_ffn_blocks
+from ..tuner.batch_norm import batch_norm_frozen
 
 
 class FFNFineTuner(Trainer):
@@ -22,7 +23,8 @@ class FFNFineTuner(Trainer):
     The same layers, batches and losses as with [`GSLoraTrainer`], so that a comparison shows what low rank and
     sparsity are worth; classes without data take no part in the losses here either, but nothing holds them. The model
     is changed in place: there is no adapter that could be taken off, stored or shared, and what `args` says of
-    sparsity and moving averages is not acted upon. In one process, without prototypes and distillation.
+    sparsity and moving averages is not acted upon. In one process, without prototypes, distillation, augmentation and
+    a part held out. BatchNorm layers stay in eval mode.
 
     Args:
         model (`transformers.PreTrainedModel`): a classifier without adapters; its other parameters are frozen.
@@ -37,8 +39,8 @@ class FFNFineTuner(Trainer):
 
     Raises:
         NoFFNFoundError: if the model has no feed-forward that can be found.
-        ValueError: if a data set is empty, the two share classes, a label lies outside the head, or several processes
-            run.
+        ValueError: if a data set is empty, the two share classes, a label lies outside the head, `args` asks for what
+            there is not here, or several processes run.
 
     Example:
 
@@ -66,18 +68,11 @@ class FFNFineTuner(Trainer):
         data_collator: Any = None,
         objective: Objective | None = None,
     ):
-        if args.world_size > 1:
-            raise ValueError(f"FFNFineTuner runs in one process, not in {args.world_size}. Start it without `launch`.")
-        if args.prototype_forget_weight or args.prototype_retain_weight:
-            raise ValueError("FFNFineTuner has no prototypes. Leave both prototype weights at 0.")
-        if args.distillation_weight not in ("auto", 0):
-            raise ValueError(
-                f"`distillation_weight`={args.distillation_weight}: FFNFineTuner has no adapter to take off for the "
-                "earlier model. Leave it at 'auto'."
-            )
+        _check_arguments(args)
         pairs = PairedDataset(retain_dataset, forget_dataset)
-        forget = classes_of(forget_dataset, label_column, "forget")
-        retain, old = classes_of(retain_dataset, label_column, "retain"), class_ids("old_classes", old_classes)
+        forget = classes_of(forget_dataset, label_column, "forget", model)
+        retain = classes_of(retain_dataset, label_column, "retain", model)
+        old = class_ids("old_classes", old_classes)
         check_labels(model, forget, retain, old)
         trained = {path for paths in find_ffn_blocks(model).values() for path in paths}
         model.requires_grad_(False)
@@ -93,9 +88,38 @@ class FFNFineTuner(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
-        pairs: Any = self.train_dataset
-        return PairedSampler(len(pairs.retain), len(pairs.forget), self._train_batch_size, seed=self.args.seed)
+        pairs, args = cast(PairedDataset, self.train_dataset), self.args
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        return PairedSampler(
+            len(pairs.retain), len(pairs.forget), self._train_batch_size, seed, drop_last=args.dataloader_drop_last
+        )
+
+    def train(self, *args: Any, **kwargs: Any):
+        with batch_norm_frozen(self.model):
+            return super().train(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
         loss = self.objective.training_step(model, inputs).loss
         return (loss, {}) if return_outputs else loss
+
+
+def _check_arguments(args: GSLoraTrainingArguments) -> None:
+    if args.world_size > 1:
+        raise ValueError(f"FFNFineTuner runs in one process, not in {args.world_size}. Start it without `launch`.")
+    if args.prototype_forget_weight or args.prototype_retain_weight:
+        raise ValueError("FFNFineTuner has no prototypes. Leave both prototype weights at 0.")
+    if args.distillation_weight not in ("auto", 0):
+        raise ValueError(
+            f"`distillation_weight`={args.distillation_weight}: FFNFineTuner has no adapter to take off for the "
+            "earlier model. Leave it at 'auto'."
+        )
+    if args.augmentation:
+        raise ValueError(
+            "`augmentation`=True: FFNFineTuner trains on samples as they are. Leave it at False, and give the data "
+            "sets a transform: dataset.with_transform(...)."
+        )
+    if args.validation_fraction:
+        raise ValueError(
+            f"`validation_fraction`={args.validation_fraction}: FFNFineTuner holds nothing out and does not evaluate. "
+            "Leave it at 0, and take samples out before with train_validation_split."
+        )

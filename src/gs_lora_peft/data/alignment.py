@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from .classes import describe_label_space, label_names, read_labels
 
+ALIGN = "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`"
 _NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where nobody named a class
 
 Data = TypeVar("Data", Dataset, DatasetDict)
@@ -24,6 +26,31 @@ def same_class(name: str, model_name: str) -> bool:
     if unnamed or name.isdecimal() != model_name.isdecimal():
         return True
     return name.casefold() == model_name.casefold() or _folded(name) in _synonyms(model_name)
+
+
+def check_names(names: Sequence[str] | None, model: Any, where: str, mend: str = ALIGN) -> None:
+    """Refuses labels whose classes the model calls something else.
+
+    Args:
+        names (`Sequence[str]` or `None`): `names[i]` is what the data call class `i`; `None` where they have no names.
+        model (`torch.nn.Module`): A model with or without a `config` that names its classes in `id2label`.
+        where (`str`): What the names belong to, for the message.
+        mend (`str`, *optional*): What numbers such data as the model does.
+
+    Raises:
+        ValueError: A class of the data is another one of the model.
+    """
+    of_models = getattr(getattr(model, "config", None), "id2label", None) or {}
+    times = Counter(of_models.values())
+    for class_id, name in enumerate(names or ()):
+        of_model = of_models.get(class_id)
+        # What a model calls by one name several times are gaps: COCO's ids have some ("N/A").
+        if isinstance(of_model, str) and times[of_model] == 1 and not same_class(name, of_model):
+            raise ValueError(
+                f"{where}: class {class_id} is {name!r}, but the model's class {class_id} is {of_model!r}, so that "
+                f"one would be taken for the other. Number the data as the model does with {mend}; if only the "
+                "spelling differs, cast the column to a ClassLabel with the model's names."
+            )
 
 
 def model_label_ids(names: Sequence[str], label2id: Mapping[str, int]) -> list[int] | None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..data import ForgettingSplit
 from ..data.pairing import default_collator
+from ..data.splitting import read_classes
 from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig
 from .adapters import check_tasks
@@ -70,8 +71,9 @@ class ContinualForgetter:
         replay_ratio (`float`, *optional*, defaults to 1.0), shots (`int`, *optional*): as in [`split_dataset`], drawn
             by `args.data_seed`, or `args.seed` where that is `None`.
         missing_classes (`Sequence[str | int]`, *optional*, defaults to none): classes to keep whose training data must
-            not be used, by name or id. They need not have any; how they fare is scored as `acc_missing`, and a
-            classifier holds them by distillation (`distillation_weight`). To forget one of them later, take it out of
+            not be used, by name or id. They need not have any; what is scored and has no training data is one of them
+            without being named. How they fare is scored as `acc_missing`, and a classifier holds them by distillation
+            (`distillation_weight`). To forget one of them later, take it out of
             `recipe.missing_classes` first: its data is needed for that.
         augment (`Callable`, *optional*): as in [`GSLoraTrainer`].
         callbacks (`Sequence[TrainerCallback]`, *optional*): handed to every trainer; those that keep a state, as
@@ -134,6 +136,7 @@ class ContinualForgetter:
             callbacks=callbacks,
         )
         self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
+        self._scored_classes = set(read_classes(self.eval_dataset, label_column)[0].tolist())
         self.ledger = self._open_ledger(base_model)
         self.label_names = self.label_names or self.ledger.label_names
         check_missing(missing_classes, self.ledger, self.label_names)
@@ -315,7 +318,7 @@ class ContinualForgetter:
     # Parts of `forget`
 
     def _split(self, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
-        return self.recipe.split(self.train_dataset, classes, old)
+        return self.recipe.split(self.train_dataset, classes, old, self._scored_classes)
 
     def _work(self, name: str) -> WorkFolder:
         return WorkFolder(self.folder / WORK_FOLDER / name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from .plain import plain_json
 
 # What decides the weights that come out. Paths, logging and other matters of the machine stay out of the record.
 _OF_TRANSFORMERS = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2",
-    "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "dataloader_drop_last", "load_best_model_at_end", "seed", "data_seed", "bf16",
-    "fp16",
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "load_best_model_at_end",
+    "metric_for_best_model", "greater_is_better", "seed", "data_seed", "bf16", "fp16",
 )  # fmt: skip
 _OF_ADAPTER = (
     "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "target_modules", "exclude_modules",
@@ -59,10 +59,11 @@ class Recipe:
     augment: Callable[[Any], Any] | None = None
     callbacks: Sequence[TrainerCallback] = ()
 
-    def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
-        """The parts of the training data for one task; the seed of the data says what is drawn."""
+    def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int], scored: set[int]) -> ForgettingSplit:
+        """The parts of the training data for one task; the seed of the data says what is drawn. `scored` are the
+        classes that the task is scored on: those without training data are missing, whether named or not."""
         args = self.args
-        return split_dataset(
+        split = split_dataset(
             dataset,
             forget=classes,
             old=old,
@@ -72,6 +73,8 @@ class Recipe:
             shots=self.shots,
             seed=args.data_seed if args.data_seed is not None else args.seed,
         )
+        silent = scored.difference(split.forget_classes, split.retain_classes, split.old_classes)
+        return replace(split, missing_classes=sorted(silent.union(split.missing_classes)))
 
     def trainer(self, model: PeftModel, split: ForgettingSplit, output_dir: Path) -> GSLoraTrainer:
         """A trainer for one task. Nothing is pushed to the Hub: checkpoints of a request are nobody's business."""

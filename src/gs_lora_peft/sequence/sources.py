@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from ..data.alignment import same_class
+from ..data.alignment import ALIGN, check_names
 from ..data.box_columns import is_object_column
 from ..data.splitting import read_classes
 from ..objectives import head_size
@@ -50,7 +49,7 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
         if not len(labels):
             missing = "no row has an object" if len(dataset) else "there are no rows"
             raise ValueError(f"{title} data: {missing}; expected labelled samples. Give a split that has some.")
-        mend = "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`"
+        mend = ALIGN
         if is_object_column(dataset, label_column):
             mend = f"`gs_lora_peft.data.prepare_boxes(dataset, {label_column!r}, label2id=model.config.label2id)`"
         if count is not None and (labels.max() >= count or (names is not None and len(names) != count)):
@@ -59,7 +58,7 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
                 f"{title} data: {label_column!r} has {classes}, but the model's head has {count}. Use the model that "
                 f"was trained on these labels, or number them as the model does with {mend}."
             )
-        _check_order(title, label_column, names, getattr(getattr(model, "config", None), "id2label", None), mend)
+        check_names(names, model, f"{title} data: {label_column!r}", mend)
         all_names.append(names)
     of_train, of_test = all_names
     if of_train is not None and of_test is not None and of_train != of_test:
@@ -68,18 +67,3 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
             "would mean another class. Cast both to the same ClassLabel."
         )
     return of_train or of_test
-
-
-def _check_order(title: str, label_column: str, names: list[str] | None, id2label: Any, mend: str) -> None:
-    """Refuses data whose classes the model calls something else."""
-    of_models = id2label or {}
-    times = Counter(of_models.values())
-    for class_id, name in enumerate(names or ()):
-        of_model = of_models.get(class_id)
-        # What a model calls by one name several times are gaps: COCO's ids have some ("N/A").
-        if isinstance(of_model, str) and times[of_model] == 1 and not same_class(name, of_model):
-            raise ValueError(
-                f"{title} data: class {class_id} of {label_column!r} is {name!r}, but the model's class {class_id} is "
-                f"{of_model!r}, so that another class would be forgotten. Number the data as the model does with "
-                f"{mend}; if only the spelling differs, cast the column to a ClassLabel with the model's names."
-            )

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from torch import nn
 
+from ..data.alignment import check_names
 from ..data.box_columns import is_object_column
 from ..data.splitting import read_classes
 from ..objectives import head_size
@@ -20,16 +21,17 @@ class NonFiniteLossError(ValueError):
     """A loss or a gradient became NaN or infinite. The weights are those of the last step where both were finite."""
 
 
-def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
+def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> list[int]:
     """Distinct labels of a data set, sorted, read from the label column alone where there is one.
 
     Raises:
-        ValueError: if there is no such column, it is empty in every row, or a label or the category of a box is no
-            integer of at least 0.
+        ValueError: if there is no such column, it is empty in every row, a label or the category of a box is no
+            integer of at least 0, or the model calls one of the classes something else.
     """
     if isinstance(dataset, Dataset):
         try:
-            labels, _ = read_classes(dataset, label_column)
+            labels, names = read_classes(dataset, label_column)
+            check_names(names, model, f"{label_column!r}")
         except ValueError as error:
             raise ValueError(f"the {name} set: {error}") from error
     else:
@@ -60,7 +62,11 @@ def classes_of(dataset: Any, label_column: str, name: str) -> list[int]:
 
 
 def classes_of_task(
-    forget_dataset: Any, retain_dataset: Any, label_column: str, forget_classes: Iterable[int] | None = None
+    forget_dataset: Any,
+    retain_dataset: Any,
+    label_column: str,
+    model: nn.Module,
+    forget_classes: Iterable[int] | None = None,
 ) -> tuple[list[int], list[int]]:
     """The classes to forget and those to keep, sorted.
 
@@ -68,14 +74,15 @@ def classes_of_task(
         forget_dataset (map-style dataset): D_f.
         retain_dataset (map-style dataset): D_r.
         label_column (`str`): column of the labels, or of annotated boxes.
+        model (`torch.nn.Module`): the model, which must not call the classes something else.
         forget_classes (`Iterable[int]`, *optional*): the classes to forget; by default those of D_f. Of annotated
             boxes, where both sets may hold both kinds, they must be known.
 
     Raises:
         ValueError: if they are not known or not in D_f; or if labels cannot be read, as [`classes_of`].
     """
-    found = classes_of(forget_dataset, label_column, "forget")
-    kept = classes_of(retain_dataset, label_column, "retain")
+    found = classes_of(forget_dataset, label_column, "forget", model)
+    kept = classes_of(retain_dataset, label_column, "retain", model)
     if not is_object_column(forget_dataset, label_column):
         if forget_classes is not None and (asked := class_ids("forget_classes", forget_classes)) != found:
             raise ValueError(
@@ -174,7 +181,7 @@ def check_evaluation(trainer: Any, model: nn.Module, eval_dataset: Any, args: An
     for name, dataset in sets.items():
         if isinstance(dataset, (Dataset, list, tuple)) and len(dataset) > 0:
             called = "evaluation" if name is None else f"evaluation ({name!r})"
-            classes[name] = set(classes_of(dataset, trainer.label_column, called))
+            classes[name] = set(classes_of(dataset, trainer.label_column, called, model))
             _check_head(model, list(classes[name]), f" of the {called} set")
     metric = args.metric_for_best_model
     if metric is None or args.eval_strategy == "no":

@@ -66,8 +66,8 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             Needed with annotated boxes, for images may show objects of both kinds.
         old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
         missing_classes (`Sequence[int]`, *optional*): classes to keep that have no training data, for
-            `eval_acc_missing`. Named or not: a classifier's losses leave out every class of the head that is in no
-            training set and not in `old_classes`, and `distillation_weight` holds them.
+            `eval_acc_missing`. Every class of the head that is in no training set and not in `old_classes` is one,
+            named or not: a classifier's losses leave them out, and `distillation_weight` holds them.
         label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels, or of the annotated
             boxes, see [`prepare_boxes`].
         processing_class (*optional*): the model's image processor; with it, rows that hold images are collated by
@@ -127,11 +127,13 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         pairs = PairedDataset(retain_dataset, forget_dataset)
         self.label_column = label_column
         self.forget_classes, self.retain_classes = classes_of_task(
-            forget_dataset, retain_dataset, label_column, forget_classes
+            forget_dataset, retain_dataset, label_column, model, forget_classes
         )
         self.old_classes = class_ids("old_classes", old_classes)
-        self.missing_classes = class_ids("missing_classes", missing_classes)
-        check_labels(model, self.forget_classes, self.retain_classes, self.old_classes, self.missing_classes)
+        named = class_ids("missing_classes", missing_classes)
+        check_labels(model, self.forget_classes, self.retain_classes, self.old_classes, named)
+        silent = without_data(model, self.forget_classes, self.retain_classes, self.old_classes)
+        self.missing_classes = sorted({*named, *silent})
         self.adapter_name = training_adapter(model)
         if args.validation_fraction > 0 and eval_dataset is None:
             check_hold_out(retain_dataset, label_column)
@@ -146,8 +148,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
 
         self.groups = LoraGroups(model, self.adapter_name)
         if objective is None:
-            silent = without_data(model, self.forget_classes, self.retain_classes, self.old_classes)
-            classes = {"forget_classes": self.forget_classes, "missing_classes": silent}
+            classes = {"forget_classes": self.forget_classes, "missing_classes": self.missing_classes}
             objective = objective_for(model, args, **classes, adapter=self.adapter_name)
         self.objective = objective
         self.meter = LossMeter()

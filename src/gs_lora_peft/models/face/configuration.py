@@ -165,5 +165,6 @@ class FaceTransformerConfig(ViTConfig):
 
     @property
     def evaluation_margin(self) -> float:
-        """The margin by which accuracy "with the margin" is measured: `margin_at_eval` where that is a number."""
-        return self.margin if isinstance(self.margin_at_eval, bool) else self.margin_at_eval
+        """The margin by which accuracy "with the margin" is measured: `margin_at_eval` where that is one."""
+        has_own = not isinstance(self.margin_at_eval, bool) and self.margin_at_eval > 0
+        return self.margin_at_eval if has_own else self.margin
