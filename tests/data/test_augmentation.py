@@ -2,6 +2,7 @@
 
 import random
 import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from gs_lora_peft.data.augmentation import (
     NumberedSampler,
     rand_augment,
 )
+
+OTHER_MODES = ("RGBA", "LA", "P", "1", "CMYK")
 
 
 def rows(count=4):
@@ -76,6 +79,20 @@ def test_without_torchvision_the_mend_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
     with pytest.raises(ValueError, match="pip install torchvision"):
         rand_augment()
+
+
+@pytest.mark.parametrize(("mode", "seen"), [("RGB", "RGB"), ("L", "L"), *((m, "RGB") for m in OTHER_MODES)])
+def test_operations_get_grey_or_rgb_pictures_alone(monkeypatch, mode, seen):
+    """Solarize, Posterize and their like end in an OSError on palettes, transparency, CMYK and single bits."""
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    transforms = ModuleType("torchvision.transforms")
+    transforms.v2 = SimpleNamespace(RandAugment=lambda num_ops, magnitude: lambda image: image)
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", transforms)
+    picture = Image.fromarray(pixels).convert(mode)
+    found = rand_augment()(picture)
+    assert found.mode == seen
+    assert np.array_equal(np.asarray(found), np.asarray(picture.convert(seen)))
 
 
 def test_rand_augment_changes_pictures_and_refuses_normalised_tensors():

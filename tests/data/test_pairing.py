@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as Images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import ViTImageProcessor
+from transformers import CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerFast, ViTImageProcessor
 
 from gs_lora_peft.data import ImageCollator, PairedCollator, PairedDataset, PairedSampler
 from gs_lora_peft.data.pairing import TensorCollator, default_collator
 
+TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"ant": 0})))
 SIZES = {
     "num_retain": st.integers(1, 40),
     "num_forget": st.integers(1, 25),
@@ -247,3 +251,51 @@ def test_labels_come_from_the_label_column_alone(other):
         batch = TensorCollator("person")([{"x": torch.ones(2), **row}])
         assert set(batch) == {"x", "labels"}
         assert batch["labels"].tolist() == [4]
+
+
+def pictures(column: str = "image") -> Dataset:
+    rows = {column: [picture("RGB") for _ in range(3)], "label": [0, 1, 0]}
+    return Dataset.from_dict(rows, features=Features({column: Images(), "label": ClassLabel(names=["ant", "bee"])}))
+
+
+@pytest.mark.parametrize("processing_class", [None, TOKENIZER], ids=["nothing", "a tokenizer"])
+def test_pictures_without_an_image_processor_are_refused_before_training(processing_class):
+    """torch would say "Could not infer dtype" of the file's class, and only once training starts."""
+    with pytest.raises(ValueError, match=r"column 'photo' holds pictures.*AutoImageProcessor"):
+        default_collator(processing_class, dataset=pictures("photo"))
+    with pytest.raises(ValueError, match="column 'photo' holds pictures"):
+        default_collator(processing_class)([{"photo": picture("RGB"), "label": 0}])
+
+
+def to_tensors(rows: dict) -> dict:
+    pixels = [torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255 for image in rows["image"]]
+    return {"pixel_values": pixels, "label": rows["label"]}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        (pictures().with_transform(to_tensors), "pixel_values"),
+        (pictures().with_format("torch"), "image"),
+        (pictures().map(to_tensors, batched=True).with_format("torch", columns=["pixel_values", "label"]), None),
+        (pictures("label_ids").add_column("pixel_values", [[0.0], [1.0], [2.0]]), None),
+    ],
+    ids=["a transform", "a format", "a column left out", "a column that is not collated"],
+)
+def test_pictures_that_become_tensors_need_no_processor(dataset, name):
+    """A data set may know of a column of pictures that never reaches the collator as such."""
+    name = name or "pixel_values"
+    batch = default_collator(None, dataset=dataset)([dataset[index] for index in range(3)])
+    assert isinstance(batch[name], torch.Tensor)
+    assert len(batch[name]) == 3
+    assert batch["labels"].tolist() == [0, 1, 0]
+
+
+def test_a_processor_of_several_kinds_prepares_images_with_its_own():
+    """CLIP's processor holds a tokenizer and an image processor; the latter is meant."""
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    data = pictures()
+    whole, alone = (default_collator(kind, dataset=data) for kind in (CLIPProcessor(processor, TOKENIZER), processor))
+    rows = [data[index] for index in range(3)]
+    assert torch.equal(whole(rows)["pixel_values"], alone(rows)["pixel_values"])
+    assert whole(rows)["pixel_values"].shape == (3, 3, 16, 16)

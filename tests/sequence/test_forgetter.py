@@ -310,8 +310,22 @@ def test_callbacks_trackers_and_the_hub(base, data, tmp_path, monkeypatch):
     for classes in ([1], [2]):
         forgetter.forget(ForgetRequest(classes))
     assert stopping.early_stopping_patience_counter == 0
+    # Of each class 2 of 12 are held out: what is recorded is what was trained on.
+    sizes = [{name: entry.sizes[name] for name in ("forget", "retain")} for entry in forgetter.ledger.tasks]
+    assert sizes == [{"forget": 10, "retain": 50}, {"forget": 10, "retain": 40}]
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["task_001", "task_002"]
     assert any((tmp_path / "logs" / "task_001").rglob("events.*"))
+    assert not (tmp_path / "work").exists()
+
+
+def test_shots_are_not_held_out(base, data, tmp_path, monkeypatch):
+    """Four shots of which one is held out would be three; nobody is told so by a ledger that records `shots`."""
+    never_trains(monkeypatch)
+    args = cases.make_args(validation_fraction=0.25)
+    forgetter = cases.make_forgetter(base, tmp_path, data, args=args, shots=4)
+    with pytest.raises(ValueError, match=r"`validation_fraction`=0\.25 would hold out a part of the 4 samples"):
+        forgetter.forget(ForgetRequest([1]))
+    assert not forgetter.ledger.tasks
     assert not (tmp_path / "work").exists()
 
 
@@ -550,7 +564,7 @@ def test_data_numbered_in_another_order_than_the_model(base, data, tmp_path):
     model.config.id2label = {i: f"{name.upper()}, Animal {i}" for i, name in enumerate(cases.NAMES)}
     cases.make_forgetter(model, tmp_path, data)
     model.config.id2label = dict(enumerate(cases.NAMES[::-1]))
-    with pytest.raises(ValueError, match="class 0 of 'label' is 'aardvark', but the model's class 0 is 'flamingo'"):
+    with pytest.raises(ValueError, match="'label': class 0 is 'aardvark', but the model's class 0 is 'flamingo'"):
         cases.make_forgetter(model, tmp_path, data)
 
 

@@ -83,7 +83,16 @@ def test_arguments_survive_json_and_a_round_trip():
         ({"sparsity_warmup_epochs": -1}, "`sparsity_warmup_epochs`"),
         ({"ema_start_epoch": -1}, "`ema_start_epoch`"),
         ({"ema_start_epoch": 3}, "`ema_start_epoch`=3 has no average to start"),
-        ({"ema_decay": 0.9, "ema_start_epoch": 16}, "lies behind the 15"),
+        ({"ema_decay": 0.9, "ema_start_epoch": 16}, "`ema_start_epoch`=16 must be less than the 15 epochs"),
+        ({"ema_decay": 0.9, "ema_start_epoch": 15}, "or nothing is averaged"),
+        (
+            {"sparsity_warmup_epochs": 30, "sparsity_until_epoch": None},
+            "`sparsity_warmup_epochs`=30 must be less than the 15 epochs",
+        ),
+        (
+            {"sparsity": "penalty", "sparsity_warmup_epochs": 2, "num_train_epochs": 2},
+            "or sparsity never acts. Lower it, train longer",
+        ),
         ({"forget_bound": 0}, "`forget_bound` must be positive"),
         ({"forget_bound": "automatic"}, "`forget_bound` must be a number in nats or 'auto', got 'automatic'"),
         ({"forget_bound": "inf"}, "`forget_bound` must be positive and finite"),
@@ -102,6 +111,21 @@ def test_values_out_of_range_are_refused_by_name(settings, message):
     """Each message gives the bad value and what was expected, before anything has been built."""
     with pytest.raises(ValueError, match=message):
         GSLoraTrainingArguments("out", use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ema_decay": 0.9, "ema_start_epoch": 14.5},
+        {"ema_decay": 0.9, "ema_start_epoch": 30, "max_steps": 4},  # how many epochs that is, the data decides
+        {"sparsity_warmup_epochs": 30, "sparsity_until_epoch": None, "max_steps": 4},
+        {"sparsity": "none", "sparsity_warmup_epochs": 30},
+        {"ema_decay": 0.9, "num_train_epochs": 0},
+    ],
+)
+def test_a_schedule_that_may_fit_is_not_refused(settings):
+    """Nothing is said about runs whose epochs are not known yet, or about what is switched off."""
+    GSLoraTrainingArguments("out", use_cpu=True, **settings)
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_h_mean():

@@ -403,6 +403,36 @@ def test_average_by_step_is_the_closed_form(tmp_path, start_epoch, first):
         torch.testing.assert_close(adapter_state(model)[name].double(), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ema_decay": 0.9, "ema_start_epoch": 2}, r"`ema_start_epoch`=2 must be less than the 1\.5 epochs"),
+        ({"ema_decay": 0.9, "ema_start_epoch": 1.5}, "or nothing is averaged"),
+        ({"sparsity_warmup_epochs": 2}, r"`sparsity_warmup_epochs`=2 must be less than the 1\.5 epochs"),
+    ],
+)
+def test_what_lies_behind_the_last_of_so_many_steps_is_refused(tmp_path, settings, message):
+    """With `max_steps` only the data says how many epochs there are; nothing is trained before that is asked."""
+    model = peft_vit()
+    before = adapter_state(model)
+    trainer = trainer_for(model, tmp_path, max_steps=6, **settings)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert not differences(before, adapter_state(model))
+
+
+def test_epochs_of_so_many_steps_are_counted_by_batches(tmp_path):
+    """Six batches an epoch, four a step: two steps make an epoch, and a third one ends at 1.67, not at 1.5."""
+    settings = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "max_steps": 3, "ema_decay": 0.5}
+    trainer = trainer_for(peft_vit(), tmp_path, ema_start_epoch=1.6, **settings)
+    trainer.train()
+    assert trainer.ema.average is not None
+    trainer = trainer_for(peft_vit(), tmp_path, ema_start_epoch=trainer.state.epoch, **settings)
+    with pytest.raises(ValueError, match=r"the 1\.66667 epochs"):
+        trainer.train()
+
+
 def test_average_is_evaluated_and_does_not_disturb_training(tmp_path):
     """Evaluation sees the average, the next step goes on from the weights that train."""
     kept = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image as Picture
 from torch.utils.data import Dataset
 
 from .pairing import PairedDataset, PairedSampler, rows_of
@@ -26,7 +27,8 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Augment:
         magnitude (`int`, *optional*, defaults to 9): their strength, from 0 to 30.
 
     Returns:
-        `Callable`: takes a PIL image or a uint8 tensor, gives one of the same kind.
+        `Callable`: takes a PIL image or a uint8 tensor, gives one of the same kind. A PIL image that is neither grey
+        nor RGB (with transparency or a palette, in CMYK, of one bit) becomes RGB.
 
     Raises:
         ValueError: if torchvision is not installed; when called, for a tensor of floats, whose range is not known.
@@ -52,6 +54,9 @@ class _OfImages:
                 "normalised values for brightness. Keep the images in the data set and let the collator normalise "
                 "them, or give a function of your own as `augment`."
             )
+        # Not all operations know the other modes.
+        if isinstance(image, Picture) and image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
         return self.transform(image)
 
 

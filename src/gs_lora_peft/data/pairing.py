@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import datasets
 import torch
+from PIL.Image import Image as Picture
 from torch.utils.data import Dataset, Sampler
 from transformers import BaseImageProcessor, default_data_collator
 
@@ -201,31 +203,53 @@ class TensorCollator:
 
     Args:
         label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
+
+    Raises:
+        ValueError: when called, if a column holds pictures.
     """
 
     def __init__(self, label_column: str = "label"):
         self.label_column = label_column
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        self.refuse_pictures(rows[0])
+        return default_data_collator([self._renamed(row) for row in rows])
+
+    def refuse_pictures(self, row: Mapping[str, Any]) -> None:
+        """Refuses a row of which a column that would be collated holds a picture.
+
+        Raises:
+            ValueError: if one does.
+        """
+        for name, value in self._renamed(row).items():
+            if isinstance(value, Picture):
+                raise ValueError(
+                    f"the column {name!r} holds pictures, which the model's image processor has to make tensors of. "
+                    "Give it as `processing_class`, AutoImageProcessor.from_pretrained(...), or give a "
+                    "`data_collator` of your own, or a dataset whose transform puts tensors in their place: "
+                    "dataset.with_transform(...)."
+                )
+
+    def _renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         column = self.label_column
         others = {"label", "labels", "label_ids"} - {column}
-        renamed = [
-            {"label" if name == column else name: value for name, value in row.items() if name not in others}
-            for row in rows
-        ]
-        return default_data_collator(renamed)
+        return {"label" if name == column else name: value for name, value in row.items() if name not in others}
 
 
 def default_collator(
     processing_class: Any = None, label_column: str = "label", dataset: Any = None
 ) -> ImageCollator | TensorCollator | DetectionCollator:
-    """[`ImageCollator`] where there is an image processor, [`DetectionCollator`] where the labels of `dataset` are
-    annotated boxes, else [`TensorCollator`].
+    """[`ImageCollator`] where there is an image processor, alone or as part of a processor like CLIP's,
+    [`DetectionCollator`] where the labels of `dataset` are annotated boxes, else [`TensorCollator`].
+
+    Where the pictures of a `datasets.Dataset` would meet a [`TensorCollator`], its first row is read: a format or a
+    transform may have made tensors of them.
 
     Raises:
-        ValueError: if there are boxes and no image processor to prepare them.
+        ValueError: if there are boxes or pictures and no image processor to prepare them.
     """
-    has_processor = isinstance(processing_class, BaseImageProcessor)
+    processor = getattr(processing_class, "image_processor", processing_class)
+    has_processor = isinstance(processor, BaseImageProcessor)
     if is_object_column(dataset, label_column):
         if not has_processor:
             raise ValueError(
@@ -233,7 +257,16 @@ def default_collator(
                 f"`processing_class` is {type(processing_class).__name__}. Give AutoImageProcessor.from_pretrained"
                 "(...), or a `data_collator` of your own."
             )
-        return DetectionCollator(processing_class, objects_column=label_column)
+        return DetectionCollator(processor, objects_column=label_column)
     if has_processor:
-        return ImageCollator(processing_class, label_column=label_column)
-    return TensorCollator(label_column)
+        return ImageCollator(processor, label_column=label_column)
+    collator = TensorCollator(label_column)
+    if _has_images(dataset):
+        collator.refuse_pictures(dataset[0])
+    return collator
+
+
+def _has_images(dataset: Any) -> bool:
+    if not isinstance(dataset, datasets.Dataset) or len(dataset) == 0:
+        return False
+    return any(isinstance(feature, datasets.Image) for feature in dataset.features.values())

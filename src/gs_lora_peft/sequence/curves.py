@@ -24,12 +24,13 @@ class TrainingRecord:
 
     Args:
         groups (`dict`): As in [`TaskEntry`].
-        steps (`int`): Optimizer steps.
+        sizes (`dict[str, int]`): Samples that were trained on, without those held out for evaluation, to `forget` and
+            to `retain`; and optimizer `steps`.
         curves (`dict[str, list[float]]`, *optional*): See [`training_curves`].
     """
 
     groups: dict[str, Any]
-    steps: int
+    sizes: dict[str, int]
     curves: dict[str, list[float]] | None
 
     @classmethod
@@ -37,8 +38,9 @@ class TrainingRecord:
         """The record of a trainer that has finished (one host synchronisation for the groups and one for norms)."""
         groups = trainer.groups
         norms = dict(zip(groups.names, groups.norms().tolist(), strict=True))
-        state = trainer.state
-        return cls({**groups.state(), "norms": norms}, state.global_step, training_curves(state.log_history))
+        pairs, state = trainer.train_dataset, trainer.state
+        sizes = {"forget": len(pairs.forget), "retain": len(pairs.retain), "steps": state.global_step}
+        return cls({**groups.state(), "norms": norms}, sizes, training_curves(state.log_history))
 
 
 def curve_names(names: Collection[str]) -> tuple[str, ...] | None:

@@ -30,7 +30,8 @@ class TaskEntry:
         class_names (`list[str]`, *optional*): One name for each of `classes`.
         missing_classes (`list[int]`, *optional*): Ids of classes that were kept without any of their training data;
             absent where there were none.
-        sizes (`dict`): Number of samples by split: `forget`, `retain`, ...
+        sizes (`dict`): Number of samples that were trained on: `forget` and `retain`, without those held out by
+            `validation_fraction`; and of optimizer `steps`.
         settings (`dict`): What the run was told: training arguments and adapter configuration.
         versions (`dict`): Library versions, see [`library_versions`].
         files (`dict[str, str]`): SHA-256 (hexadecimal) by path relative to the ledger's folder, with `/`.

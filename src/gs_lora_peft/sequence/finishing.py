@@ -33,7 +33,7 @@ def finished_entry(
         missing_classes=plan["missing_classes"] or None,
         started_at=start.started_at,
         finished_at=utc_now(),
-        sizes={**plan["sizes"], "steps": training.steps},
+        sizes=training.sizes,
         settings=plan["settings"],
         versions=library_versions(),
         files={f"{TASKS_FOLDER}/{name}/{path.name}": sha256_of(path) for path in files},

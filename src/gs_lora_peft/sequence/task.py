@@ -53,7 +53,14 @@ def plan_task(
 
     Raises:
         LedgerError: as [`~WorkFolder.find_start`].
+        ValueError: if `shots` are asked for, and some of them would be held out.
     """
+    if recipe.shots is not None and recipe.args.validation_fraction > 0:
+        raise ValueError(
+            f"`validation_fraction`={recipe.args.validation_fraction} would hold out a part of the {recipe.shots} "
+            "samples of each class that `shots` asks to train on. Leave it at 0, or take fewer samples with "
+            "`replay_ratio` instead of `shots`."
+        )
     plan = {
         "request": request.to_dict(),
         "classes": split.forget_classes,

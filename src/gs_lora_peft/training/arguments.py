@@ -68,7 +68,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the paper's α, where
             1e-4 to 1e-2 is usual: set it. Not negative.
         sparsity_warmup_epochs (`float`, *optional*, defaults to 0):
-            K: α is 0 for the first K epochs.
+            K: α is 0 for the first K epochs, of which there must be more than K.
         sparsity_ramp_epochs (`float`, *optional*, defaults to 2):
             With `"proximal"` α then rises linearly over so many epochs. At full strength from the first step on it may
             drop all groups but one before the adapter has learnt anything (docs/benchmarks.md).
@@ -108,16 +108,19 @@ class GSLoraTrainingArguments(TrainingArguments):
             When the average takes the weights in: at the end of every epoch, as published, or after every optimizer
             step (choose a decay nearer to 1 then).
         ema_start_epoch (`float`, *optional*, defaults to 0):
-            The average starts from the weights at its first update after so many epochs.
+            The average starts from the weights at its first update after so many epochs. Less than the number of
+            epochs.
         validation_fraction (`float`, *optional*, defaults to 0):
             Fraction of every class of both training sets that is held out for evaluation during training, in [0, 1).
             Used for `eval_strategy`, `load_best_model_at_end` and early stopping where no `eval_dataset` is given.
-            Not with annotated boxes, for an image may be in both sets: take images out before they are split.
+            Not with annotated boxes, for an image may be in both sets: take images out before they are split. Nor
+            with `shots` of a [`ContinualForgetter`], which say how many samples train.
 
     `label_smoothing_factor` is refused: a bound on a smoothed loss would mean something else.
 
     Raises:
-        ValueError: if a value is outside its range; the message names it.
+        ValueError: if a value is outside its range; the message names it. Where `max_steps` is given, whether sparsity
+            acts and the average starts is known and checked when training begins.
     """
 
     learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
@@ -230,7 +233,10 @@ class GSLoraTrainingArguments(TrainingArguments):
                 f"`prototype_augmentations`={views} has nothing to act on: no prototypes are computed. Set "
                 "`prototype_forget_weight` or `prototype_retain_weight`, or leave it at 0."
             )
-        self._check_average()
+        if self.ema_start_epoch and not self.ema_decay:
+            raise ValueError(
+                f"`ema_start_epoch`={self.ema_start_epoch} has no average to start. Set `ema_decay`, e.g. to 0.9."
+            )
         if self.label_smoothing_factor != 0.0:
             raise ValueError(
                 f"`label_smoothing_factor`={self.label_smoothing_factor!r} is not supported: `forget_bound` bounds "
@@ -241,19 +247,44 @@ class GSLoraTrainingArguments(TrainingArguments):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"`{name}` must be in [0, 1), got {value!r}.")
         until = self.sparsity_until_epoch
-        if until is not None and not until > self.sparsity_warmup_epochs:
+        if self.sparsity != "none" and until is not None and not until > self.sparsity_warmup_epochs:
             raise ValueError(
                 f"`sparsity_until_epoch`={until!r} must be greater than `sparsity_warmup_epochs`="
                 f"{self.sparsity_warmup_epochs!r}, or sparsity never acts. Raise it (None: to the end), or use "
                 "sparsity='none' for dense LoRA."
             )
+        if self.max_steps <= 0:
+            self.check_sparsity_acts(self.num_train_epochs)
+            self.check_average_starts(self.num_train_epochs)
 
-    def _check_average(self) -> None:
-        start = self.ema_start_epoch
-        if start and not self.ema_decay:
-            raise ValueError(f"`ema_start_epoch`={start} has no average to start. Set `ema_decay`, e.g. to 0.9.")
-        if self.ema_decay and self.max_steps <= 0 and start > self.num_train_epochs:
+    def check_sparsity_acts(self, epochs: float) -> None:
+        """Refuses a warm-up of the sparsity that is as long as the training.
+
+        Args:
+            epochs (`float`): for how many epochs is trained.
+
+        Raises:
+            ValueError: if it is.
+        """
+        warmup = self.sparsity_warmup_epochs
+        if self.sparsity != "none" and 0 < warmup >= epochs:
             raise ValueError(
-                f"`ema_start_epoch`={start} lies behind the {self.num_train_epochs} epochs of `num_train_epochs`, so "
-                "that the average would never start. Lower it."
+                f"`sparsity_warmup_epochs`={warmup!r} must be less than the {epochs:.6g} epochs of this training, or "
+                "sparsity never acts. Lower it, train longer, or use sparsity='none' for dense LoRA."
+            )
+
+    def check_average_starts(self, epochs: float) -> None:
+        """Refuses an average that would start at the end of the training or behind it.
+
+        Args:
+            epochs (`float`): for how many epochs is trained.
+
+        Raises:
+            ValueError: if it would.
+        """
+        start = self.ema_start_epoch
+        if self.ema_decay and 0 < start >= epochs:
+            raise ValueError(
+                f"`ema_start_epoch`={start!r} must be less than the {epochs:.6g} epochs of this training, or nothing "
+                "is averaged. Lower it, train longer, or set it and `ema_decay` to 0."
             )

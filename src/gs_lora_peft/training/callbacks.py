@@ -31,8 +31,7 @@ class SamplerEpochCallback(TrainerCallback):
     sampler: PairedSampler
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        steps = max(-(-len(train_dataloader) // args.gradient_accumulation_steps), 1)
-        self.sampler.set_epoch(state.global_step // steps)
+        self.sampler.set_epoch(state.global_step // _steps_per_epoch(args, train_dataloader))
 
 
 class SparsityCallback(TrainerCallback):
@@ -72,7 +71,8 @@ class SparsityCallback(TrainerCallback):
             return args.sparsity_weight
         return args.sparsity_weight * risen / args.sparsity_ramp_epochs
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        args.check_sparsity_acts(_epochs(args, state, train_dataloader))
         # What is zero when training begins, again or from a checkpoint, stays out.
         if args.sparsity == "proximal":
             self.settle(control)
@@ -148,7 +148,8 @@ class EMACallback(TrainerCallback):
         self._step = 0  # the step of the last update
         self._raw: list[torch.Tensor] | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        args.check_average_starts(_epochs(args, state, train_dataloader))
         if state.global_step == 0:
             self.average, self._step = None, 0
         elif args.ema_update == "epoch" and self._step != state.global_step and _is_whole(state.epoch or 0.0):
@@ -211,6 +212,16 @@ class EMACallback(TrainerCallback):
             with safe_open(path, framework="pt") as file:
                 self.average = [file.get_tensor(str(i)).to(p.device) for i, p in enumerate(self.groups.parameters)]
                 self._step = int(file.metadata()["step"])
+
+
+def _steps_per_epoch(args: Any, train_dataloader: Any) -> int:
+    return max(-(-len(train_dataloader) // args.gradient_accumulation_steps), 1)
+
+
+def _epochs(args: Any, state: Any, train_dataloader: Any) -> float:
+    """For how many epochs is trained, counted as `state.epoch` is: by batches, also where it is given in steps."""
+    whole, rest = divmod(state.max_steps, _steps_per_epoch(args, train_dataloader))
+    return whole + rest * args.gradient_accumulation_steps / len(train_dataloader)
 
 
 def _is_whole(epoch: float) -> bool:
