@@ -10,8 +10,11 @@ Any model and data set of the Hub, or local folders (parquet, an image folder, o
         --model_name_or_path google/vit-base-patch16-224 --dataset_name frgfm/imagenette --dataset_config_name 160px \
         --forget "tench,cassette player;church" --output_dir runs/imagenette
 
-Settings may come from a YAML file, and the command line wins: `--config settings.yaml --learning_rate 5e-3`. A run
-that was stopped goes on where it was when the same command is given again.
+Settings may come from a YAML file, and the command line wins: `--config settings.yaml --learning_rate 5e-3`. There
+`forget: [tench, church]` is one request, `forget: [[tench], [church]]` are two.
+
+A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
+that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.sequence import format_table
 
 DIGITS = "three;seven;zero,one"
+RESUMABLE = {"save_strategy": "epoch", "save_total_limit": 1}  # defaults of the examples, which the library has not
 
 
 @dataclass
@@ -107,10 +111,36 @@ def set_defaults_from_file(parser: HfArgumentParser, argv: list[str]) -> None:
         parser.error(f"{path} has unknown settings {unknown}; --help lists the known ones")
     for name in ("forget", "missing"):
         if settings.get(name) is not None:
-            settings[name] = str(settings[name])  # `forget: 1` is a number in YAML
+            try:
+                settings[name] = classes_as_text(settings[name])
+            except ValueError as error:
+                parser.error(f"{path}: `{name}` {error}")
     for name in settings:
         known[name].required = False
     parser.set_defaults(**settings)
+
+
+def classes_as_text(value: Any) -> str:
+    """Classes of a YAML file as they are on a command line: [a, b] is 'a,b' and [[a, b], [c]] is 'a,b;c'.
+
+    Raises:
+        ValueError: if it is neither of them, nor one name, id or text as on the command line.
+    """
+    if not isinstance(value, list):
+        return _class_as_text(value)
+    requests = value if any(isinstance(item, list) for item in value) else [value]
+    if not all(isinstance(request, list) and request for request in requests):
+        raise ValueError(f"is {value!r}; expected a list of classes, or a list of such lists, none of them empty")
+    names = [[_class_as_text(item) for item in request] for request in requests]
+    if split := [name for request in names for name in request if "," in name or ";" in name]:
+        raise ValueError(f"has the item {split[0]!r}; expected one class: its name, or its id if that has ',' or ';'")
+    return ";".join(",".join(request) for request in names)
+
+
+def _class_as_text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):  # `no` is False in YAML
+        raise ValueError(f"has {value!r}; expected names or ids; put quotes around a name that is a word of YAML's")
+    return str(value)
 
 
 def missing_classes(script: Any) -> list[str]:
@@ -133,7 +163,7 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments,
     parser = HfArgumentParser(
         (ScriptArguments, AdapterArguments, GSLoraTrainingArguments), description=__doc__, prog="forget.py"
     )
-    parser.set_defaults(output_dir="runs/digits")
+    parser.set_defaults(output_dir="runs/digits", **RESUMABLE)
     set_defaults_from_file(parser, argv)
     script, adapter, args = parser.parse_args_into_dataclasses(argv)
     check_arguments(parser, script, args)
@@ -146,8 +176,8 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments,
     return script, adapter, args
 
 
-def load_data(script: ScriptArguments) -> DatasetDict:
-    """Train and test split, from the Hub or a folder."""
+def load_data(script: Any) -> DatasetDict:
+    """Train and test split, from the Hub or a folder; the column of the images is called "image"."""
     name = script.dataset_name
     if Path(name, "dataset_dict.json").is_file():
         dataset = load_from_disk(name)
@@ -161,7 +191,8 @@ def load_data(script: ScriptArguments) -> DatasetDict:
             f"{name!r} has the splits {list(dataset)}, not {script.train_split!r} and {script.test_split!r}. "
             "Set --train_split and --test_split."
         )
-    return DatasetDict(train=dataset[script.train_split], test=dataset[test])
+    dataset = DatasetDict(train=dataset[script.train_split], test=dataset[test])
+    return dataset if script.image_column == "image" else dataset.rename_column(script.image_column, "image")
 
 
 def load_model_and_data(script: ScriptArguments):
@@ -173,8 +204,6 @@ def load_model_and_data(script: ScriptArguments):
     model = AutoModelForImageClassification.from_pretrained(script.model_name_or_path, revision=script.model_revision)
     processor = AutoImageProcessor.from_pretrained(script.model_name_or_path, revision=script.model_revision)
     dataset = align_known_labels(dataset, script.label_column, model.config.label2id)
-    if script.image_column != "image":
-        dataset = dataset.rename_column(script.image_column, "image")
     return model, dataset, processor
 
 

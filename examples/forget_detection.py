@@ -9,14 +9,15 @@ Data: a Hub id or a local folder (parquet, `save_to_disk`) with annotated boxes,
 
 Settings may come from a YAML file, and the command line wins: `--config examples/benchmarks/coco.yaml` is the papers'
 protocol on COCO. Prints AP of what was forgotten and what was kept, and draws the same test images before and after to
-`private_pictures` in the output folder. A run that was stopped goes on where it was when the same command is given
-again.
+`private_pictures` in the output folder.
+
+A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
+that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from forget import (
+    RESUMABLE,
     AdapterArguments,
     check_arguments,
     load_data,
@@ -46,7 +48,6 @@ from gs_lora_peft.data.boxes import read_annotations
 from gs_lora_peft.data.classes import resolve_classes
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.sequence import format_table
-from gs_lora_peft.sequence.planning import check_sequence, match_requests
 
 MOST_DROPPED = 0.05  # COCO has a few boxes without area; many are a sign of another format
 NO_PICTURE = "no test image has an object to forget"
@@ -85,7 +86,9 @@ def parse_arguments(argv: list[str]) -> tuple[DetectionArguments, AdapterArgumen
         description=__doc__,
         prog="forget_detection.py",
     )
-    parser.set_defaults(output_dir="runs/detection", per_device_train_batch_size=4, per_device_eval_batch_size=8)
+    parser.set_defaults(
+        output_dir="runs/detection", per_device_train_batch_size=4, per_device_eval_batch_size=8, **RESUMABLE
+    )
     set_defaults_from_file(parser, argv)
     script, adapter, args = parser.parse_args_into_dataclasses(argv)
     check_arguments(parser, script, args)
@@ -106,8 +109,6 @@ def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetD
         )
     else:
         dataset = load_data(script)
-    if script.image_column != "image":
-        dataset = dataset.rename_column(script.image_column, "image")
     prepared = prepare_boxes(
         dataset, script.objects_column, label2id=label2id, box_format=script.box_format, invalid="drop"
     )
@@ -134,13 +135,6 @@ def check_dropped(split: str, dropped: int, total: int, box_format: str) -> None
             "or mend the boxes."
         )
     PartialState().print(f"{told}; they are left out.")
-
-
-def check_requests(forgetter: ContinualForgetter, requests: Sequence[ForgetRequest]) -> None:
-    """Checks all requests as `forgetter.run` does, which here gets them one by one."""
-    done = match_requests(requests, forgetter.ledger, forgetter.label_names)
-    split = functools.partial(forgetter.recipe.split, forgetter.train_dataset)
-    check_sequence(requests[len(done) :], forgetter.ledger, forgetter.label_names, split)
 
 
 def can_be_drawn(forgetter: ContinualForgetter, requests: Sequence[ForgetRequest]) -> bool:
@@ -172,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     processor = AutoImageProcessor.from_pretrained(**source)
     dataset = load_boxes(script, model.config.label2id)
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.objects_column, processor)
-    check_requests(forgetter, requests)
+    forgetter.check(requests)  # all of them: `run` gets them one by one
     drawn = can_be_drawn(forgetter, requests)
     if not drawn:
         PartialState().print(f"No picture will be drawn: {NO_PICTURE}.")

@@ -10,11 +10,16 @@ Transformer is pre-trained on the data first (`--image_size`, `--pretrain_epochs
 
 Prints accuracy with and without the margin and how well pairs of images are told apart, for people forgotten and kept.
 Pictures of both go to `private_pictures` in the output folder: they show faces that are to be forgotten, and are
-nothing to publish. A run that was stopped goes on where it was when the same command is given again.
+nothing to publish. Settings may come from a YAML file, as in forget.py: `--config settings.yaml`.
+
+A run that was stopped goes on when the same command is given again: pre-training after its last finished epoch; then
+requests that were carried out are done, and the one that was not goes on after its last finished epoch
+(`--save_strategy no` writes no checkpoints of requests; it then begins anew).
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,12 +29,14 @@ from typing import Any
 from accelerate import PartialState
 from datasets import DatasetDict
 from forget import (
+    RESUMABLE,
     AdapterArguments,
     check_arguments,
     load_data,
     make_forgetter,
     missing_classes,
     publish_if_asked,
+    set_defaults_from_file,
 )
 from transformers import (
     AutoImageProcessor,
@@ -37,6 +44,7 @@ from transformers import (
     HfArgumentParser,
     Trainer,
     TrainingArguments,
+    set_seed,
 )
 
 from gs_lora_peft import (
@@ -52,11 +60,14 @@ from gs_lora_peft.data.classes import label_names, resolve_classes
 from gs_lora_peft.data.pairing import default_collator
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.models import FaceImageProcessor
+from gs_lora_peft.name_lists import read_names
 from gs_lora_peft.sequence import format_table
+from gs_lora_peft.sequence.work import newest_checkpoint
 from gs_lora_peft.storage import parse_json, sha256_of, staged_folder, write_json_atomic
 
 SETTINGS_FILE = "base_model.json"  # what the base model beside it was made from
 CONVERSION = ("image_size", "num_attention_heads", "head_type", "scale", "margin", "pixels")
+DATA = ("dataset_name", "dataset_config_name", "train_split", "image_column", "label_column")
 
 
 @dataclass
@@ -69,20 +80,24 @@ class FaceArguments:
     people: str | None = field(
         default=None,
         metadata={
-            "help": "With --checkpoint: file with the names of the head's people in the order of their ids, one a "
-            "line. Without it the rows of the head are taken to be in the data's order of names."
+            "help": "With --checkpoint: names of the head's people in the order of their ids: a file, one a line, or "
+            "a,b,c. Without it the rows of the head are taken to be in the data's order of names."
         },
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "Face model: a local folder or a Hub id."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     test_split: str = field(default="test", metadata={"help": "Split to score on; 'validation' is tried too."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column: str = field(default="label", metadata={"help": "Column that says who is on them."})
     replay_ratio: float = field(default=1.0, metadata={"help": "Share of each kept person that is replayed."})
     shots: int | None = field(default=None, metadata={"help": "Few-shot: exactly this many images of everybody."})
     missing: str | None = field(
         default=None, metadata={"help": "To keep, although none of their data may be used; names or ids split by ','."}
     )
     pictures: bool = field(default=True, metadata={"help": "Whether to draw private_pictures in the output folder."})
+    config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
 
 
 @dataclass
@@ -107,31 +122,73 @@ class FaceModelArguments:
     pretrain_learning_rate: float = field(default=5e-4, metadata={"help": "To pre-train: learning rate."})
 
 
+def parse_arguments(
+    argv: list[str],
+) -> tuple[FaceArguments, FaceModelArguments, AdapterArguments, GSLoraTrainingArguments]:
+    """Defaults, then the YAML file, then the command line."""
+    parser = HfArgumentParser(
+        (FaceArguments, FaceModelArguments, AdapterArguments, GSLoraTrainingArguments),
+        description=__doc__,
+        prog="forget_faces.py",
+    )
+    parser.set_defaults(output_dir="runs/faces", **RESUMABLE)
+    set_defaults_from_file(parser, argv)
+    script, face, adapter, args = parser.parse_args_into_dataclasses(argv)
+    if script.checkpoint is not None and script.model_name_or_path is not None:
+        parser.error("--checkpoint and --model_name_or_path both name a model; give one")
+    if script.people is not None and script.checkpoint is None:
+        parser.error("--people is for the model of a --checkpoint; others have their names")
+    if script.model_revision is not None and script.model_name_or_path is None:
+        parser.error("--model_revision is of a --model_name_or_path, which is missing")
+    if script.people is not None:
+        try:
+            read_names(script.people)
+        except (ValueError, OSError) as error:
+            parser.error(f"--people: {error}")
+    check_arguments(parser, script, args)
+    return script, face, adapter, args
+
+
 def names_of_people(script: FaceArguments, dataset: DatasetDict) -> list[str] | None:
     """Names of the people that a base model made here knows, in the order of their ids."""
-    if script.people is None:
-        return label_names(dataset["train"], "label")
-    lines = Path(script.people).read_text(encoding="utf-8").splitlines()
-    return [name.strip() for name in lines if name.strip()]
+    return label_names(dataset["train"], script.label_column) if script.people is None else read_names(script.people)
 
 
-def check_base_model(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuses a base model that an earlier run made from something else."""
+def check_pretraining(script: FaceArguments, dataset: DatasetDict) -> None:
+    """Refuses, before hours of training, people without names and requests for people who are not in the data."""
+    names = label_names(dataset["train"], script.label_column)
+    if names is None:
+        raise ValueError(
+            f"{script.label_column!r} of {script.dataset_name!r} has labels without names, which a model that is "
+            f"pre-trained on it needs; name them with `dataset.class_encode_column({script.label_column!r})`, or use "
+            "a folder of pictures for each person."
+        )
+    asked = [name for request in parse_requests(script.forget) for name in request.classes]
+    resolve_classes([*asked, *missing_classes(script)], names=names)
+
+
+def check_base_model(folder: Path, settings: dict[str, Any], mend: str) -> None:
+    """Refuses a base model that an earlier run made, or has begun to make, from something else."""
     mark = folder.parent / SETTINGS_FILE
     known = parse_json(mark.read_bytes()) if mark.is_file() else {}
     before = {name: known.get(name, "unknown") for name in settings}
     if differing := [name for name, value in settings.items() if before[name] != value]:
         told = (f"--{name} was {shortened(before[name])} and is {shortened(settings[name])}" for name in differing)
         raise ValueError(
-            f"'{folder}' was made from something else: {'; '.join(told)}. Choose another --output_dir, or go on with "
-            f"what is there: --model_name_or_path {folder}."
+            f"'{folder}' is made from something else: {'; '.join(told)}. Choose another --output_dir, or {mend}."
         )
 
 
 def pretrained(
-    folder: Path, dataset: DatasetDict, names: list[str], face: FaceModelArguments, args: GSLoraTrainingArguments
+    folder: Path,
+    work: Path,
+    dataset: DatasetDict,
+    script: FaceArguments,
+    face: FaceModelArguments,
+    args: GSLoraTrainingArguments,
 ) -> None:
-    """Trains a Face Transformer on everybody, and writes it."""
+    """Trains a Face Transformer on everybody, from the last checkpoint in `work` if there is one, and writes it."""
+    names = names_of_people(script, dataset)
     config = FaceTransformerConfig(
         image_size=face.image_size or 112,
         patch_size=face.patch_size,
@@ -147,24 +204,28 @@ def pretrained(
         label2id={name: number for number, name in enumerate(names)},
     )
     processor = FaceImageProcessor.for_pixels(face.pixels, image_size=config.image_size)
+    set_seed(args.seed)
     model = FaceTransformerForRecognition(config)
     training = TrainingArguments(
-        output_dir=str(folder.parent / "pretraining"),
+        output_dir=str(work),
         num_train_epochs=face.pretrain_epochs,
         per_device_train_batch_size=face.pretrain_batch_size,
         learning_rate=face.pretrain_learning_rate,
         weight_decay=0.05,
         warmup_steps=0.05,
         lr_scheduler_type="cosine",
-        save_strategy="no",
+        save_strategy="epoch",
+        save_total_limit=1,
         report_to="none",
         remove_unused_columns=False,
         seed=args.seed,
         use_cpu=args.use_cpu,
         disable_tqdm=args.disable_tqdm,
     )
-    trainer = Trainer(model, training, train_dataset=dataset["train"], data_collator=default_collator(processor))
-    trainer.train()
+    collator = default_collator(processor, script.label_column)
+    trainer = Trainer(model, training, train_dataset=dataset["train"], data_collator=collator)
+    checkpoint = newest_checkpoint(work, training.world_size)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero():
         with staged_folder(folder) as staged:
             model.save_pretrained(staged)
@@ -187,60 +248,53 @@ def model_folder(
     """Where the base model is: as given, or made once in the output folder from a checkpoint or the data."""
     if script.model_name_or_path is not None:
         return script.model_name_or_path
-    folder, names = Path(args.output_dir, "base_model"), names_of_people(script, dataset)
-    settings, source = asdict(face), "pre-trained"
+    folder, work = Path(args.output_dir, "base_model"), Path(args.output_dir, "pretraining")
+    names, settings, made = names_of_people(script, dataset), asdict(face), folder.is_dir()
     if script.checkpoint is not None:
-        settings, source = {name: settings[name] for name in CONVERSION}, sha256_of(script.checkpoint)
-    mark, made = {"checkpoint": source, "people": names, **settings}, folder.is_dir()
+        settings, source, training = {name: settings[name] for name in CONVERSION}, sha256_of(script.checkpoint), {}
+    else:
+        source, training = "pre-trained", {name: getattr(script, name) for name in DATA}
+        training |= {"seed": args.seed, "num_processes": args.world_size}  # on these, too, its checkpoints depend
+    mark = {"checkpoint": source, "people": names, **settings}
     if made:
-        check_base_model(folder, mark)
+        check_base_model(folder, mark, f"go on with what is there: --model_name_or_path {folder}")
+    elif any(work.glob("checkpoint-*")):
+        check_base_model(folder, mark | training, f"remove '{work}' to begin anew")
     PartialState().wait_for_everyone()
     if not made and PartialState().is_main_process:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(folder.parent / SETTINGS_FILE, mark)  # first, so that no folder is without it
+        write_json_atomic(folder.parent / SETTINGS_FILE, mark | training)  # first, so that no folder is without it
     if not made and script.checkpoint is None:
-        pretrained(folder, dataset, names, face, args)
+        pretrained(folder, work, dataset, script, face, args)
     elif not made and PartialState().is_main_process:
         converted(folder, script, names, settings)
     PartialState().wait_for_everyone()
+    if script.checkpoint is None and PartialState().is_main_process:
+        shutil.rmtree(work, ignore_errors=True)  # checkpoints hold pickles
     return str(folder)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        (FaceArguments, FaceModelArguments, AdapterArguments, GSLoraTrainingArguments),
-        description=__doc__,
-        prog="forget_faces.py",
-    )
-    parser.set_defaults(output_dir="runs/faces")
-    script, face, adapter, args = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
-    if script.checkpoint is not None and script.model_name_or_path is not None:
-        parser.error("--checkpoint and --model_name_or_path both name a model; give one")
-    if script.people is not None and script.checkpoint is None:
-        parser.error("--people is for the model of a --checkpoint; others have their names")
-    check_arguments(parser, script, args)
+    script, face, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     requests = parse_requests(script.forget)
     dataset = load_data(script)
-    if script.checkpoint is None and script.model_name_or_path is None:  # pre-training may take hours
-        asked = [name for request in requests for name in request.classes]
-        names = label_names(dataset["train"], "label")
-        if names is None:
-            parser.error(
-                "--dataset_name has labels without names, which a model that is pre-trained on it needs; name them "
-                "with `dataset.class_encode_column('label')`, or use a folder of pictures for each person"
-            )
-        resolve_classes([*asked, *missing_classes(script)], names=names)
-    folder = model_folder(script, face, args, dataset)
-    processor = AutoImageProcessor.from_pretrained(folder)
-    model = AutoModelForImageClassification.from_pretrained(folder)
-    dataset = align_known_labels(dataset, "label", model.config.label2id)
-    forgetter = make_forgetter(script, adapter, args, model, dataset, "label", processor)
+    if script.checkpoint is None and script.model_name_or_path is None:
+        check_pretraining(script, dataset)
+    source = {
+        "pretrained_model_name_or_path": model_folder(script, face, args, dataset),
+        "revision": script.model_revision,
+    }
+    processor = AutoImageProcessor.from_pretrained(**source)
+    model = AutoModelForImageClassification.from_pretrained(**source)
+    dataset = align_known_labels(dataset, script.label_column, model.config.label2id)
+    forgetter = make_forgetter(script, adapter, args, model, dataset, script.label_column, processor)
     forgetter.run(requests)
     if not PartialState().is_main_process:
         return
     print(format_table(forgetter.ledger))
-    base_model = AutoModelForImageClassification.from_pretrained(folder).to(args.device)
-    audit = audit_faces(base_model, args.output_dir, dataset["test"], data_collator=default_collator(processor))
+    base_model = AutoModelForImageClassification.from_pretrained(**source).to(args.device)
+    collator = default_collator(processor, script.label_column)
+    audit = audit_faces(base_model, args.output_dir, dataset["test"], data_collator=collator)
     print(f"\n{format_face_audit(audit)}")
     if script.pictures:
         files = draw_face_pictures(audit, dataset["test"], args.output_dir)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import Trainer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 CLASSES = ["church", "school bus", "tench"]
@@ -130,6 +130,27 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
     assert forget.parse_arguments([])[0].forget == "three;seven;zero,one"
     assert forget.missing_classes(forget.parse_arguments([])[0]) == []
     assert forget.missing_classes(forget.parse_arguments(["--missing", "one,two"])[0]) == ["one", "two"]
+    for text, expected in (
+        ("forget: [tench, church]", "tench,church"),
+        ("forget: [[tench, 3], [church]]", "tench,3;church"),
+        ("forget: tench,3;church", "tench,3;church"),
+    ):
+        (tmp_path / "a.yaml").write_text(f"{text}\nmissing: [ada, bob]\n")
+        script = forget.parse_arguments(["--config", str(tmp_path / "a.yaml")])[0]
+        assert (script.forget, forget.missing_classes(script)) == (expected, ["ada", "bob"])
+    for text, said in (
+        ("forget: [tench, [church]]", "expected a list of classes, or a list of such lists"),
+        ("forget: [[tench], []]", "none of them empty"),
+        ("forget: []", "none of them empty"),
+        ("forget: ['tench, Tinca tinca', church]", "has the item 'tench, Tinca tinca'; expected one class"),
+        ("missing: [yes]", "`missing` has True; expected names or ids"),
+        ("missing: {ada: 1}", "`missing` has {'ada': 1}"),
+        ("missing: [[ada], [bob]]", "--missing: 'ada;bob' has a ';'"),
+    ):
+        (tmp_path / "b.yaml").write_text(text)
+        with pytest.raises(SystemExit):
+            forget.parse_arguments(["--config", str(tmp_path / "b.yaml")])
+        assert said in capsys.readouterr().err
     for argv, said in (
         (["--config"], "expected one argument"),
         (["--config", "none.yaml"], "none.yaml"),
@@ -141,6 +162,35 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             forget.parse_arguments(argv)
         assert said in capsys.readouterr().err
+
+
+def test_a_stopped_request_goes_on(local, tmp_path, monkeypatch):
+    """By default after its last finished epoch, to the same bits; of the checkpoints nothing stays."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import forget
+
+    command = ["--model_name_or_path", local["model"], "--dataset_name", local["images"], "--forget", "tench"]
+    command += ["--num_train_epochs", "3", "--per_device_train_batch_size", "4", "--use_cpu", "true"]  # 3 steps each
+    command += ["--disable_tqdm", "true"]
+    whole, stopped, steps, original = tmp_path / "whole", tmp_path / "stopped", [], Trainer.training_step
+    forget.main([*command, "--output_dir", str(whole), "--save_strategy", "no"])
+
+    def training_step(self, *args, **more):
+        steps.append(self.state.global_step)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        return original(self, *args, **more)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    with pytest.raises(KeyboardInterrupt):
+        forget.main([*command, "--output_dir", str(stopped)])
+    assert [path.name for path in (stopped / "work/task_001").glob("checkpoint-*")] == ["checkpoint-6"]
+    forget.main([*command, "--output_dir", str(stopped)])
+    assert steps == [*range(8), 6, 7, 8]
+    files = [{path.relative_to(run) for path in run.rglob("*")} for run in (whole, stopped)]
+    assert files[0] == files[1]
+    adapter = "tasks/task_001/adapter_model.safetensors"
+    assert (whole / adapter).read_bytes() == (stopped / adapter).read_bytes()
 
 
 def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from datasets import DatasetDict
 from detection_cases import NAMES, annotated, knowing_yolos, own_findings, processor
 from PIL import Image
+from transformers import Trainer
 
 from gs_lora_peft import ForgettingLedger, LedgerError, parse_requests
 from gs_lora_peft.audit.detections import draw_detections, rows_to_show
@@ -52,6 +53,28 @@ def test_forgets_and_draws(example, command, tmp_path, capsys):
     rows = np.flatnonzero((picture == colour).all(-1).any(1)) / len(picture)
     assert (rows < 0.5).any()
     assert not ((rows > 0.5) & (rows < 0.9)).any()  # the legend is below
+
+
+def test_a_stopped_request_goes_on(example, command, tmp_path, monkeypatch):
+    """By default after its last finished epoch; requests before it are not carried out again, no checkpoint stays."""
+    command += ["--forget", "cat;dog", "--forget_weights", "0.5", "0.3", "--num_train_epochs", "2"]
+    taken, original = [], Trainer.training_step
+
+    def training_step(self, *args, **more):
+        taken.append((Path(self.args.output_dir).name, int(self.state.epoch or 0)))
+        if taken.count(("task_002", 1)) == 1:
+            taken.append("stopped")
+            raise KeyboardInterrupt
+        return original(self, *args, **more)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    with pytest.raises(KeyboardInterrupt):
+        example.main(command)
+    example.main(command)
+    assert set(taken[taken.index("stopped") + 1 :]) == {("task_002", 1)}
+    assert [task.class_names for task in ForgettingLedger.load(tmp_path / "run").tasks] == [["cat"], ["dog"]]
+    assert not (tmp_path / "run" / "work").exists()
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".pt", ".pth", ".bin")]
 
 
 def test_refused_before_anything_is_carried_out(example, command, tmp_path, capsys):

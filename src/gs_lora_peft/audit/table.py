@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from ..tables import aligned, percent
 from .faces import FaceAudit
 
 _ACCURACIES = ("Acc_f before", "Acc_f", "Acc_r before", "Acc_r", "Acc_m", "Acc_o", "H")
@@ -49,12 +50,12 @@ def format_face_audit(audit: FaceAudit) -> str:
     for role, who in _COMPARED.items():
         for state, title in (("base", "before"), ("after", "after all tasks")):
             found = scores["verification"][state][role]
-            cells = [_percent(found[name]) for name in _VERIFICATION.values()]
+            cells = [percent(found[name]) for name in _VERIFICATION.values()]
             pairs.append((who, title, *cells, str(found["n_same"]), str(found["n_different"])))
         # Both models saw the same images, so that the last row speaks for the one before.
         if reason := _why_not_measured(found):
             reasons.append(f"{who}: {reason}")
-    return "\n\n".join("\n".join(part) for part in (_aligned(accuracies), _aligned(pairs), reasons) if part)
+    return "\n\n".join("\n".join(part) for part in (aligned(accuracies), aligned(pairs), reasons) if part)
 
 
 def _why_not_measured(found: Mapping[str, Any]) -> str | None:
@@ -75,14 +76,4 @@ def _accuracy_cells(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
         before["acc_forget"], after["acc_forget"], before["acc_retain"], after["acc_retain"], after["acc_missing"],
         after["acc_old"], after["h_mean"],
     )  # fmt: skip
-    return [_percent(value) for value in values]
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+    return [percent(value) for value in values]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..name_lists import read_names
 from .arguments import Json
 from .output import print_result, working
 from .writing import Out
@@ -35,15 +35,6 @@ class Pixels(StrEnum):
     symmetric = "symmetric"
     bytes = "bytes"
     standardized = "standardized"
-
-
-def _names(text: str) -> list[str]:
-    """Names in a file, one a line, or as they are, separated by commas."""
-    try:
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):  # no such file, or no text
-        lines = text.split(",")
-    return [name.strip() for name in lines if name.strip()]
 
 
 def convert_face(
@@ -85,6 +76,7 @@ def convert_face(
     The file is read as plain tensors; nothing in it is executed. A file that is something else is refused.
     """
     with working(f"Converting {checkpoint}"):
+        names = None if label_names is None else read_names(label_names)
         from transformers.utils.logging import disable_progress_bar
 
         from ..models import FaceTransformerConfig, convert_face_checkpoint
@@ -98,7 +90,7 @@ def convert_face(
             head_type=head_type and head_type.value,
             scale=scale,
             margin=margin,
-            label_names=None if label_names is None else _names(label_names),
+            label_names=names,
             pixels=pixels.value,
         )
         config = FaceTransformerConfig.from_pretrained(folder)

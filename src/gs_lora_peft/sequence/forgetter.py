@@ -236,12 +236,24 @@ class ContinualForgetter:
             LedgerError: if the ledger has tasks that do not begin this sequence.
             UnknownClassError, ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
         """
-        done = match_requests(requests, self.ledger, self.label_names)
+        done = self.check(requests)
         rest = requests[len(done) :]
-        check_sequence(rest, self.ledger, self.label_names, self._split)
         with self._exclusively():
             on_main(lambda: remove_others(self._work(self.ledger.next_task_name()).path))
             return [*done, *(self.forget(request) for request in rest)]
+
+    def check(self, requests: Sequence[ForgetRequest]) -> list[TaskEntry]:
+        """Check a sequence of requests as [`~ContinualForgetter.run`] does before the first one trains; only reads.
+
+        Returns:
+            `list[TaskEntry]`: entries of the requests at its start that the ledger already has.
+
+        Raises:
+            LedgerError, UnknownClassError, ValueError: as [`~ContinualForgetter.run`].
+        """
+        done = match_requests(requests, self.ledger, self.label_names)
+        check_sequence(requests[len(done) :], self.ledger, self.label_names, self._split)
+        return done
 
     def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
         """Take one request back: its adapter is no longer merged, and what that does is measured and recorded.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, Measure, measure_of
+from ..tables import aligned, percent
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 
@@ -44,27 +45,21 @@ def format_table(ledger: ForgettingLedger) -> str:
             (
                 entry.name + (" (revoked)" if entry.status == "revoked" else ""),
                 _shortened(entry.class_names or entry.classes or ["withheld"]),
-                *(_percent(entry.scores.get(when, {}).get(measure.key(role))) for when, role in shown),
-                _percent(entry.scores.get("after", {}).get("h_mean")),
+                *(percent(entry.scores.get(when, {}).get(measure.key(role))) for when, role in shown),
+                percent(entry.scores.get("after", {}).get("h_mean")),
                 f"{len(entry.groups.get('active', []))} of {entry.groups.get('total', 0)}",
                 str(entry.sizes.get("steps", "")),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     of_base = [entry.scores.get("base", {}).get(measure.key("all")) for entry in ledger.tasks]
-    known = [_percent(score) for score in of_base if score is not None]
+    known = [percent(score) for score in of_base if score is not None]
     title = [f"Base model: {_BASE[measure].format(known[0])}.", ""] if known else []
-    return "\n".join([*title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return "\n".join([*title, *aligned(rows)])
 
 
 def measure_of_tasks(entries: Sequence[TaskEntry]) -> Measure:
     """By what the tasks of a ledger were scored."""
     return measure_of(*(entry.scores.get(when, {}) for entry in entries for when in ("before", "after")))
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _shortened(names: Sequence[Any], limit: int = 30) -> str:

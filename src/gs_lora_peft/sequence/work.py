@@ -77,14 +77,13 @@ class WorkFolder:
                 f"{plan['request']['classes']!r} was asked for. Ask for the unfinished one first, {_MEND}"
             )
         different = _differences(found, plan)
-        if different and unfinished is not None and any(self._checkpoints()):
+        if different and unfinished is not None and any(_checkpoints(self.path)):
             raise LedgerError(
                 f"the unfinished request in '{self.path}' was begun with other settings: {'; '.join(different)}. Give "
                 f"the same ones to go on with it, {_MEND}"
             )
         processes = plan["settings"]["training"]["num_processes"]
-        whole = (folder for folder in self._checkpoints() if not different and _is_whole(folder, processes))
-        checkpoint = next(whole, None)
+        checkpoint = None if different else newest_checkpoint(self.path, processes)
         request = {**plan["request"], "requested_at": found["request"]["requested_at"]}
         if checkpoint is None:
             return replace(anew, request=request)
@@ -99,7 +98,7 @@ class WorkFolder:
         remove_others(self.path)
         if start.checkpoint is None:
             shutil.rmtree(self.path, ignore_errors=True)
-        for folder in self._checkpoints():
+        for folder in _checkpoints(self.path):
             if _step(folder) > _step(Path(start.checkpoint or folder)):
                 shutil.rmtree(folder, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -108,7 +107,7 @@ class WorkFolder:
 
     def fail(self) -> None:
         """Notes that the caller was told of an error; what nothing can go on from is removed, class names included."""
-        if not any(self._checkpoints()):
+        if not any(_checkpoints(self.path)):
             with suppress(OSError):
                 (self.path / REQUEST_FILE).unlink()
             if not any(self.path.glob("last-good*")):
@@ -151,16 +150,22 @@ class WorkFolder:
             ) from None
         return found
 
-    def _checkpoints(self) -> list[Path]:
-        """The trainer's checkpoints, the newest first."""
-        return sorted((path for path in self.path.glob("checkpoint-*") if _step(path) >= 0), key=_step, reverse=True)
-
 
 def remove_others(path: Path) -> None:
     """Removes the working folders beside `path`: their tasks are done, or it would be their turn."""
     for other in path.parent.glob("*"):
         if other != path:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def newest_checkpoint(folder: Path, processes: int) -> Path | None:
+    """The newest checkpoint in a trainer's folder that was written to its end, by so many processes."""
+    return next((path for path in _checkpoints(folder) if _is_whole(path, processes)), None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """A trainer's checkpoints, the newest first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if _step(path) >= 0), key=_step, reverse=True)
 
 
 def _step(checkpoint: Path) -> int:
