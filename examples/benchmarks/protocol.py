@@ -78,6 +78,14 @@ class Settings:
         return GSLoraTrainingArguments(**(self.training | own | others))
 
 
+def read_settings(file: Path, changes: dict[str, Any], training: dict[str, Any]) -> Settings:
+    """A file's settings, of which `changes` replace whole keys and `training` single arguments for every task."""
+    settings = Settings(**(yaml.safe_load(file.read_text(encoding="utf-8")) | changes))
+    settings.training |= training
+    settings.per_task = {name: values for name, values in settings.per_task.items() if name not in training}
+    return settings
+
+
 def load_data(name: str, settings: Settings) -> DatasetDict:
     """Train and test split."""
     local = Path(name).is_dir() and any(Path(name).glob("*.parquet"))
@@ -262,9 +270,7 @@ if __name__ == "__main__":
     if work.exists():
         parser.error(f"{work} exists; expected a new folder. Give another one as --work.")
     torch.set_num_threads(options.threads)
-    settings = Settings(**(yaml.safe_load(options.file.read_text(encoding="utf-8")) | options.settings))
-    settings.training |= options.training
-    settings.per_task = {name: values for name, values in settings.per_task.items() if name not in options.training}
+    settings = read_settings(options.file, options.settings, options.training)
     work.mkdir(parents=True)
     all_rows = []
     for seed in options.seeds:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gs_lora_peft.metrics import verification_by_role, verification_scores
+from gs_lora_peft.metrics.verification import _pairs_of
 
 
 def rates_at(threshold, similarities, same):
@@ -174,6 +175,42 @@ def test_drawn_pairs():
     assert (drawn["n_same"], drawn["n_different"]) == (3000, 3000)
     assert drawn["eer"] == pytest.approx(everything["eer"], abs=0.02)
     assert drawn == verification_by_role(embeddings, labels, **roles, max_pairs=3000)["forget_against_all"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 5), max_size=24),
+    st.sets(st.integers(0, 5)),
+    st.integers(1, 40),
+)
+def test_every_drawn_pair_is_one_of_all(people, members, most):
+    """Of either kind as many pairs as there are or as asked for, none twice; those of one person come first."""
+    people = np.array(people, dtype=int)
+    of = np.isin(people, sorted(members))
+    rows = [i for i in range(len(people)) if of[i]]
+    every = {True: set(), False: set()}
+    for i in rows:
+        for j in range(len(people)):
+            if j != i:
+                every[bool(people[i] == people[j])].add(frozenset((i, j)))
+    first, second = _pairs_of(people, np.flatnonzero(of), np.flatnonzero(~of), most)
+    found = [frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)]
+    counts = {kind: min(most, len(pairs)) for kind, pairs in every.items()}
+    for kind, drawn in ((True, found[: counts[True]]), (False, found[counts[True] :])):
+        assert len(drawn) == len(set(drawn)) == counts[kind]
+        assert set(drawn) <= every[kind]
+
+
+def test_drawn_pairs_are_spread():
+    """Pairs are drawn over everybody alike, not from the first people of a list."""
+    people = np.repeat(np.arange(20), 30)
+    first, second = _pairs_of(people, np.arange(600), np.arange(0), 2000)
+    same, different = (slice(0, 2000), slice(2000, None))
+    # Of 2,000 pairs of one person everybody has 100 on average, with a deviation of 9.
+    assert np.abs(np.bincount(people[first[same]], minlength=20) - 100).max() < 50
+    # Everybody is on one side or the other of 200 pairs of two people, with a deviation of 13.
+    sides = np.concatenate([people[first[different]], people[second[different]]])
+    assert np.abs(np.bincount(sides, minlength=20) - 200).max() < 70
 
 
 def test_who_cannot_be_compared():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tasks import arguments, forget_set, knowing_vit, retain_set, samples
+from tasks import arguments, forget_set, knowing_vit, peft_vit, retain_set, samples, trainer_for
+from transformers import LevitConfig, LevitForImageClassification
 
 from gs_lora_peft import find_ffn_blocks
 from gs_lora_peft.baselines import FFNFineTuner
@@ -55,3 +56,47 @@ def test_shared_classes_are_refused(tmp_path):
     """A class that is to be kept and forgotten at once is named before anything trains."""
     with pytest.raises(ValueError, match=r"classes \[0, 1, 2, 3\] are in the forget set and in the retain set"):
         FFNFineTuner(knowing_vit(), arguments(tmp_path), forget_dataset=retain_set(), retain_dataset=retain_set())
+
+
+def test_batch_norm_stays(tmp_path):
+    """Running statistics are no feed-forward weights: GSLoraTrainer leaves them alone, and so does its rival."""
+    sizes = {"hidden_sizes": [16, 16, 16], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [4, 4, 4]}
+    torch.manual_seed(0)
+    model = LevitForImageClassification(LevitConfig(image_size=32, num_labels=4, **sizes))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def images(*classes):
+        return [{"pixel_values": torch.randn(3, 32, 32) + c, "label": c} for c in classes for _ in range(4)]
+
+    sets = {"forget_dataset": images(3), "retain_dataset": images(0, 1, 2)}
+    FFNFineTuner(model, arguments(tmp_path, num_train_epochs=1), **sets).train()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    # The Linears of LeViT's feed-forwards have no bias of their own.
+    assert changed == {f"{path}.weight" for paths in find_ffn_blocks(model).values() for path in paths}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 5}, {"seed": 5, "data_seed": 7}, {"per_device_train_batch_size": 5, "dataloader_drop_last": True}],
+)
+def test_same_batches(tmp_path, changes):
+    """Both see the same samples in the same order, or the comparison would be one of luck, too."""
+    ours = trainer_for(peft_vit(), tmp_path, **changes).get_train_dataloader()
+    theirs = finetuner(tmp_path, knowing_vit(), **changes).get_train_dataloader()
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augmentation": True}, "`augmentation`=True: FFNFineTuner trains on samples as they are"),
+        ({"validation_fraction": 0.5}, r"`validation_fraction`=0\.5: FFNFineTuner holds nothing out"),
+        ({"prototype_retain_weight": 0.1}, "FFNFineTuner has no prototypes"),
+    ],
+)
+def test_what_there_is_not_is_refused(tmp_path, changes, message):
+    """A comparison in which one side silently does without what both were asked for would be none."""
+    with pytest.raises(ValueError, match=message):
+        finetuner(tmp_path, knowing_vit(), **changes)

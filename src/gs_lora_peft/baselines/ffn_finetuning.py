@@ -82,7 +82,7 @@ class FFNFineTuner(Trainer):
             silent = without_data(model, forget, retain, old)
             objective = ClassificationObjective(args.forget_weight, args.forget_bound, args.forget_loss, silent)
         self.objective = objective
-        collate = data_collator or default_collator(processing_class, label_column)
+        collate = data_collator or default_collator(processing_class, label_column, retain_dataset)
         super().__init__(model, args, train_dataset=pairs, data_collator=PairedCollator(collate))
         self.label_names = ["labels"]
         self.model_accepts_loss_kwargs = False
@@ -95,7 +95,7 @@ class FFNFineTuner(Trainer):
         )
 
     def train(self, *args: Any, **kwargs: Any):
-        with batch_norm_frozen(self.model):
+        with batch_norm_frozen(cast(nn.Module, self.model)):
             return super().train(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
