@@ -21,7 +21,7 @@ WORK_FOLDER = "work"
 REQUEST_FILE = "request.json"
 FAILED_FILE = "failed.json"
 MAX_REQUEST_BYTES = 2**24
-_MEND = "or call discard_unfinished() to give it up."
+_MEND = "or give it up: call discard_unfinished(), or remove that folder."
 
 
 @dataclass(frozen=True)
