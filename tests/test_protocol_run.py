@@ -104,7 +104,7 @@ def test_from_file_to_table(protocol, folders, tmp_path, monkeypatch, method):
         # Above the greatest difference of two cosines, which is 2.
         model={"margin_at_eval": 5.0, "hidden_dropout_prob": 0.0},
         adapter={"r": 2, "lora_alpha": 1},
-        training={"max_steps": 2, "learning_rate": 1e-4, "use_cpu": True, "per_device_train_batch_size": 4},
+        training={"num_train_epochs": 1, "learning_rate": 1e-4, "use_cpu": True, "per_device_train_batch_size": 4},
         per_task={"forget_weight": [0.1, 0.2]},
     )
     work = tmp_path / "work"
@@ -114,7 +114,8 @@ def test_from_file_to_table(protocol, folders, tmp_path, monkeypatch, method):
     rows = protocol.run(settings, *folders, work / "seed_1", 1)
 
     assert rows == [json.loads(line) for line in (work / "results.jsonl").read_text("utf-8").splitlines()]
-    assert [(row["seed"], row["task"], row["steps"]) for row in rows] == [(1, 0, 2), (1, 1, 2)]
+    # An epoch has four images of each of the three people, then of the one, who are kept and have data: batches of 4.
+    assert [(row["seed"], row["task"], row["steps"]) for row in rows] == [(1, 0, 3), (1, 1, 1)]
     roles = [{"acc_retain", "acc_forget", "acc_missing"}, {"acc_retain", "acc_forget", "acc_missing", "acc_old"}]
     for row, names in zip(rows, roles, strict=True):
         assert {name for name in row if name in protocol.SCORES} == names

@@ -53,6 +53,7 @@ class FFNFineTuner(Trainer):
     # Both losses are batch means; the Trainer must divide them by the accumulation steps.
     loss_is_scaled_for_ga = False
 
+    model: nn.Module
     objective: Objective
 
     def __init__(
@@ -95,7 +96,7 @@ class FFNFineTuner(Trainer):
         )
 
     def train(self, *args: Any, **kwargs: Any):
-        with batch_norm_frozen(cast(nn.Module, self.model)):
+        with batch_norm_frozen(self.model):
             return super().train(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
