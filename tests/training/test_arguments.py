@@ -124,8 +124,9 @@ def test_values_out_of_range_are_refused_by_name(settings, message):
     ],
 )
 def test_a_schedule_that_may_fit_is_not_refused(settings):
-    """Nothing is said about runs whose epochs are not known yet, or about what is switched off."""
-    GSLoraTrainingArguments("out", use_cpu=True, **settings)
+    """Nothing is said about runs whose epochs are not known yet, or about what is switched off; values stay."""
+    args = GSLoraTrainingArguments("out", use_cpu=True, **settings)
+    assert {name: getattr(args, name) for name in settings} == settings
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_h_mean():

@@ -53,6 +53,7 @@ class FFNFineTuner(Trainer):
     # Both losses are batch means; the Trainer must divide them by the accumulation steps.
     loss_is_scaled_for_ga = False
 
+    args: GSLoraTrainingArguments
     model: nn.Module
     objective: Objective
 
@@ -90,9 +91,12 @@ class FFNFineTuner(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
         pairs, args = cast(PairedDataset, self.train_dataset), self.args
-        seed = args.data_seed if args.data_seed is not None else args.seed
         return PairedSampler(
-            len(pairs.retain), len(pairs.forget), self._train_batch_size, seed, drop_last=args.dataloader_drop_last
+            len(pairs.retain),
+            len(pairs.forget),
+            self._train_batch_size,
+            args.drawing_seed,
+            drop_last=args.dataloader_drop_last,
         )
 
     def train(self, *args: Any, **kwargs: Any):

@@ -62,7 +62,6 @@ class Recipe:
     def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int], scored: set[int]) -> ForgettingSplit:
         """The parts of the training data for one task; the seed of the data says what is drawn. `scored` are the
         classes that the task is scored on: those without training data are missing, whether named or not."""
-        args = self.args
         split = split_dataset(
             dataset,
             forget=classes,
@@ -71,7 +70,7 @@ class Recipe:
             label_column=self.label_column,
             replay_ratio=self.replay_ratio,
             shots=self.shots,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
+            seed=self.args.drawing_seed,
         )
         silent = scored.difference(split.forget_classes, split.retain_classes, split.old_classes)
         return replace(split, missing_classes=sorted(silent.union(split.missing_classes)))

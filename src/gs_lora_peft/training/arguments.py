@@ -257,6 +257,11 @@ class GSLoraTrainingArguments(TrainingArguments):
             self.check_sparsity_acts(self.num_train_epochs)
             self.check_average_starts(self.num_train_epochs)
 
+    @property
+    def drawing_seed(self) -> int:
+        """What splits and batches are drawn by: `data_seed`, or `seed` where that is `None`."""
+        return self.data_seed if self.data_seed is not None else self.seed
+
     def check_sparsity_acts(self, epochs: float) -> None:
         """Refuses a warm-up of the sparsity that is as long as the training.
 

@@ -200,13 +200,12 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         kind = NumberedSampler if isinstance(dataset, AugmentedPairs) else PairedSampler
         sampler = kind(
             len(dataset.retain),
             len(dataset.forget),
             global_batch_size=self._train_batch_size * self.args.world_size,
-            seed=seed,
+            seed=self.args.drawing_seed,
             drop_last=self.args.dataloader_drop_last,
         )
         self._epochs.sampler = sampler
