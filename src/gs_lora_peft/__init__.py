@@ -1,7 +1,7 @@
 """Continual forgetting for pre-trained models: GS-LoRA as a PEFT adapter and a Trainer.
 
-`import gs_lora_peft` makes the tuner type `GS_LORA` known to PEFT and the face model to transformers' Auto classes, as
-soon as PEFT itself is imported. Everything else is imported on first use.
+`import gs_lora_peft` makes the tuner type `GS_LORA` known to PEFT, as soon as PEFT itself is imported, and the face
+model to transformers' Auto classes. Everything else is imported on first use.
 """
 
 from importlib import import_module
@@ -9,6 +9,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from wrapt import when_imported
+
+from .auto_classes import register_face_model
 
 if TYPE_CHECKING:
     from .data import ForgettingSplit, split_dataset
@@ -118,14 +120,8 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# Importing the rooms imports torch, for which not everybody who imports this package has to wait: the tuner follows
-# PEFT, the models follow transformers' Auto classes. (AutoConfig alone is no sign: transformers imports it half-way
-# through its own foundations, where no model can be imported yet.)
-def _register(*rooms: str) -> None:
-    for room in rooms:
-        import_module(room, __name__)
-
-
-when_imported("peft")(lambda module: _register(".tuner", ".models"))
-for _name in ("modeling_auto", "image_processing_auto"):
-    when_imported(f"transformers.models.auto.{_name}")(lambda module: _register(".models"))
+# Importing a room imports torch, for which not everybody who imports this package has to wait. The tuner follows PEFT,
+# which is complete when its hook runs and has imported by itself all that the tuner needs. The face model is never
+# imported by a hook: transformers finds it by name.
+when_imported("peft")(lambda module: import_module(".tuner", __name__))
+register_face_model()

@@ -1,4 +1,4 @@
-"""Models for what transformers has no classes for. Importing this package makes them known to its Auto classes."""
+"""Models for what transformers has no classes for. `auto_classes.py` makes them known to its Auto classes."""
 
 from .face import (
     FaceImageProcessor,
