@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import in_new_process, vit
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_config, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_config, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora.config import (
     ArrowConfig,
     BdLoraConfig,
@@ -51,19 +51,22 @@ REFUSED = [
     ({"megatron_config": {"tensor_model_parallel_size": 1}}, "norm would be local"),
     ({"alora_invocation_tokens": [1]}, "cannot be merged"),
     ({"arrow_config": ArrowConfig()}, "cannot be merged"),
-    ({"eva_config": EvaConfig()}, "data of the base task"),
+    ({"eva_config": EvaConfig()}, "takes modules out and changes ranks"),
     ({"corda_config": CordaConfig()}, "changes the base weights"),
     ({"lora_ga_config": LoraGAConfig()}, "changes the base weights"),
     ({"loftq_config": LoftQConfig()}, "changes the base weights"),
-    ({"velora_config": VeloraConfig()}, "plain LoRA form"),
-    ({"monteclora_config": MontecloraConfig()}, "samples its weights"),
+    ({"velora_config": VeloraConfig()}, "buffer in every layer"),
+    ({"monteclora_config": MontecloraConfig()}, "trains a sampler"),
     ({"use_bdlora": BdLoraConfig()}, "plain LoRA form"),
     ({"bias": "all"}, "belong to no group"),
     ({"bias": "lora_only"}, "belong to no group"),
     *[
-        ({"init_lora_weights": init}, "changes the base weights or needs data")
-        for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "eva", "lora_ga", "mica")
+        ({"init_lora_weights": init}, "changes the base weights")
+        for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
     ],
+    ({"init_lora_weights": "eva"}, "takes modules out and changes ranks"),
+    ({"init_lora_weights": "mica"}, "keeps B fixed"),
+    ({"init_lora_weights": "unheard_of"}, "none that is known"),
 ]
 
 
@@ -87,13 +90,27 @@ def test_every_variant_of_lora_is_accounted_for():
             check_plain_lora({name: {"anything": 1}})
 
 
-@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"])
-def test_task_types_that_train_the_head_are_refused(task):
-    """These task types put the head into `modules_to_save` behind the user's back."""
-    with pytest.raises(ValueError, match=rf"`task_type`='.*{task}'.*head") as caught:
-        GSLoraConfig(task_type=task)
-    assert "Leave `task_type` out" in str(caught.value)
-    assert GSLoraConfig(task_type="CAUSAL_LM").task_type == "CAUSAL_LM"
+VARIANTS = {
+    "mica": {"init_lora_weights": "mica"},
+    "velora": {"velora_config": VeloraConfig(num_groups=4)},
+    "monteclora": {"monteclora_config": MontecloraConfig()},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_reasons_given_for_variants_are_true(name):
+    """What the errors say of these variants, looked up in PEFT: none of them touches the base weights; B of MiCA does
+    not train; VeLoRA keeps a buffer and MonteCLoRA trains a sampler beside the matrices."""
+    base = vit()
+    before = {key: value.clone() for key, value in base.state_dict().items()}
+    model = get_peft_model(base, LoraConfig(target_modules=["mlp.fc1"], r=4, **VARIANTS[name]))
+    after = {key.replace(".base_layer", ""): value for key, value in model.get_base_model().state_dict().items()}
+    assert all(value.equal(after[key]) for key, value in before.items())
+    trains = {key.rsplit(".lora_", 1)[1] for key, p in model.named_parameters() if p.requires_grad}
+    saved = {key.rsplit(".lora_", 1)[1] for key in get_peft_model_state_dict(model)}
+    assert ("B.default.weight" in trains) == (name != "mica")
+    assert any("velora" in key for key in saved) == (name == "velora")
+    assert any("sampler" in key for key in trains) == (name == "monteclora")
 
 
 def test_options_set_after_the_configuration_was_made_are_refused():
@@ -180,7 +197,6 @@ def test_runtime_attributes_are_not_stored(tmp_path):
     values = json.loads((tmp_path / "adapter_config.json").read_text())
     fields = set(GSLoraConfig.__dataclass_fields__) - {"runtime_config"}
     assert set(values) == fields
-    assert values["target_modules"] == "ffn"
     assert values["peft_type"] == "GS_LORA"
 
 
@@ -263,4 +279,4 @@ def test_docstring_example(tmp_path: Path):
     assert isinstance(model, PeftModel)
     assert isinstance(model.base_model, GSLoraModel)
     model.save_pretrained(tmp_path)
-    assert PeftConfig.from_pretrained(tmp_path).target_modules == "ffn"
+    assert PeftConfig.from_pretrained(tmp_path).structural_target == "ffn"

@@ -111,6 +111,7 @@ class Recipe:
 def adapter_settings(config: GSLoraConfig) -> dict[str, Any]:
     """The settings of a configuration that decide the adapter, as plain JSON types."""
     values = {name: getattr(config, name) for name in _OF_ADAPTER}
+    values["target_modules"] = config.structural_target or config.target_modules
     values = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
     return plain_json(values, "config")
 

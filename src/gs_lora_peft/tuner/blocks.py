@@ -62,13 +62,7 @@ def find_ffn_blocks(
     blocks = search_blocks(nodes)
     if not blocks:
         raise NoFFNFoundError(_explain(model, nodes))
-    fused = [node.path for node in nodes if node.holds_fused_experts]
-    if fused:
-        warnings.warn(
-            f"{type(model).__name__} also has experts that are fused into 3-D parameters ({_some(fused)}). They are "
-            "no Linear layers and are not adapted: what they know is not forgotten through them.",
-            stacklevel=2,
-        )
+    _warn_of_fused_experts(model, nodes)
     found = {nodes[block.index].path: [nodes[i].path for i in block.linears] for block in blocks}
     return _select(found, block_pattern, exclude_blocks)
 
@@ -154,6 +148,28 @@ def find_blocks_of(model: nn.Module, module_paths: Iterable[str]) -> dict[str, s
         element = around if around >= 0 else nearest_element(nodes, nodes[index_of[path]].parent)
         found[path] = path if element is None else nodes[element].path
     return found
+
+
+def warn_of_fused_experts(model: nn.Module) -> None:
+    """Warns where a model has experts that no target reaches; [`find_ffn_blocks`] does so by itself.
+
+    Args:
+        model (`nn.Module`): As for [`find_ffn_blocks`].
+
+    Warns:
+        UserWarning: If experts are fused into 3-D parameters.
+    """
+    _warn_of_fused_experts(model, read_structure(model))
+
+
+def _warn_of_fused_experts(model: nn.Module, nodes: list[Node]) -> None:
+    fused = [node.path for node in nodes if node.holds_fused_experts]
+    if fused:
+        warnings.warn(
+            f"{type(model).__name__} has experts that are fused into 3-D parameters ({_some(fused)}). They are no "
+            "Linear layers and are not adapted: what they know is not forgotten through them.",
+            stacklevel=3,
+        )
 
 
 def _block_of_attention(nodes: list[Node], blocks: list[Block], index: int) -> str | None:

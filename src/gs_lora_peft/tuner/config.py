@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from peft import LoraConfig, PeftType
 
-GroupBy = Literal["block", "module", "matrix"]
+from ..errors import InvalidInputError
+from .targets import STRUCTURAL_TARGETS, keyword_of, resolved
 
-# `target_modules` keywords that are resolved by the structure of the model rather than by module names.
-STRUCTURAL_TARGETS = ("ffn", "attention")
+GroupBy = Literal["block", "module", "matrix"]
 
 # Options of `LoraConfig` that cannot work with exact group sparsity or with a plain-LoRA export, and why.
 _REFUSED = {
@@ -30,24 +31,38 @@ _REFUSED = {
     "megatron_config": "Megatron's parallel layers shard the LoRA matrices, so that a group's norm would be local",
     "alora_invocation_tokens": "an adapter that is active for some tokens only cannot be merged",
     "arrow_config": "routing between adapters cannot be merged into one model that has forgotten",
-    "eva_config": "EVA redistributes ranks by data of the base task",
+    "eva_config": "EVA fills the matrices in a pass of its own over data (`initialize_lora_eva_weights`), which a "
+    "forgetting task does not make; the pass also takes modules out and changes ranks, after groups were formed",
     "corda_config": "CorDA's initialisation changes the base weights",
     "lora_ga_config": "LoRA-GA's initialisation changes the base weights",
     "loftq_config": "LoftQ's initialisation changes the base weights",
     "kasa_config": "KaSA's initialisation truncates the base weights",
-    "velora_config": "VeLoRA compresses activations in a way that is not part of the plain LoRA form",
-    "monteclora_config": "MonteCLoRA samples its weights, so that no group is exactly zero",
+    "velora_config": "VeLoRA keeps a buffer in every layer that is part of no group, is saved with the adapter, and "
+    "has no place in the plain LoRA form; its forward and its merge are plain LoRA's",
+    "monteclora_config": "MonteCLoRA trains a sampler in every layer beside the matrices, which is part of no group, "
+    "and wants a term of its own in the loss; merged, its adapter is plain LoRA's",
     "use_bdlora": "block-diagonal LoRA matrices are not part of the plain LoRA form",
 }
 
 
 # `False` starts B at random (PEFT's own way to test an adapter); "gaussian" and "orthogonal" only draw the matrices
-# differently. All other initialisations rewrite the base weights or need data of the base task.
+# differently.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
+# Why the others do not work. Prefixes: PiSSA's name may end in a number of iterations.
+_REFUSED_INITS = {
+    "mica": "MiCA keeps B fixed at singular vectors of the base weights, so that the norm of a group is mostly that "
+    "of what does not train, and shrinking it would change B; the base weights stay as they are",
+    "eva": _REFUSED["eva_config"],
+    **dict.fromkeys(
+        ("pissa", "olora", "corda", "lora_ga", "loftq"),
+        "it changes the base weights, so that base + published adapter would not be the model that was trained",
+    ),
+}
 
 
-# Task types whose PeftModel adds the head to `modules_to_save`.
+# Task types whose PeftModel adds the head to `modules_to_save`, and what it adds.
 HEAD_TRAINING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+_HEADS_OF_PEFT = (["classifier", "score"], ["qa_outputs"])
 
 
 def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
@@ -71,10 +86,11 @@ def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
         )
     init = values.get("init_lora_weights", True)
     if init not in _HARMLESS_INITS:
+        known = (why for prefix, why in _REFUSED_INITS.items() if str(init).lower().startswith(prefix))
         raise ValueError(
-            f"`init_lora_weights`={init!r} does not work with {what}: it changes the base weights or needs data of "
-            "the base task, so that base + published adapter would not be the model that was trained. Use True "
-            "(default), False, 'gaussian' or 'orthogonal'."
+            f"`init_lora_weights`={init!r} does not work with {what}: "
+            f"{next(known, 'it is none that is known to leave the base weights alone')}. Use True (default), False, "
+            "'gaussian' or 'orthogonal'."
         )
 
 
@@ -117,11 +133,18 @@ class GSLoraConfig(LoraConfig):
         group_by (`"block"`, `"module"` or `"matrix"`, *optional*, defaults to `"block"`):
             What is kept or dropped together: all LoRA matrices of a Transformer block (the paper's choice), one LoRA
             pair, or one matrix.
+        resolved_from (`"ffn"` or `"attention"`, *optional*):
+            Written to `adapter_config.json` and read from it: that `target_modules` are the names that the keyword
+            stands for in the model of that file. On another model the keyword is answered anew. Leave it out.
+
+    A configuration that has been used for a model holds the full names of the modules in `target_modules`, as all of
+    PEFT reads them (`convert_to_lora`, `save_as_lora`, …). It can be used again for another model: `structural_target`
+    is still the keyword, and it decides.
 
     Raises:
         ValueError: if an option of `LoraConfig` is set that cannot work with groups that are exactly zero or with the
-            plain LoRA export (DoRA, bias training, `modules_to_save` and the task types that imply it, initialisations
-            that change base weights, layer replication, …), if a rank is below 1, if `lora_alpha` is 0 or not finite,
+            plain LoRA export (DoRA, bias training, `modules_to_save`, initialisations that change base weights, layer
+            replication, …), if a rank is below 1, if `lora_alpha` is 0 or not finite,
             if `lora_dropout` is outside [0, 1), if a pattern is no regular expression, or if `layers_to_transform` is
             combined with a keyword (use `block_pattern`). The message names the value, the reason and the mend.
 
@@ -155,16 +178,27 @@ class GSLoraConfig(LoraConfig):
     group_by: GroupBy = field(
         default="block", metadata={"help": "What is kept or dropped together: 'block', 'module' or 'matrix'."}
     )
+    resolved_from: Literal["ffn", "attention"] | None = field(
+        default=None, metadata={"help": "Set on saving: the keyword that `target_modules` were resolved from."}
+    )
 
     def __post_init__(self):
         if self.target_modules is None:
             self.target_modules = "ffn"
+        if self.resolved_from not in (None, *STRUCTURAL_TARGETS):
+            raise InvalidInputError(
+                "resolved_from", self.resolved_from, f"one of {list(STRUCTURAL_TARGETS)}", "Leave it out."
+            )
+        if self.resolved_from is not None and keyword_of(self.target_modules) is None:
+            self.target_modules = resolved(self.target_modules, self.resolved_from)
+        self.resolved_from = None  # from here on the value itself knows; `to_dict` writes it down again
         # Before PEFT's own checks, which only warn about some of these options and drop them.
         check_plain_lora(vars(self))
         if self.task_type in HEAD_TRAINING_TASKS:
-            raise ValueError(
-                f"`task_type`={str(self.task_type)!r} makes PEFT train and save the model's head too, as if it stood "
-                "in `modules_to_save`; a forgetting task trains LoRA matrices only. Leave `task_type` out."
+            warnings.warn(
+                f"`task_type`={str(self.task_type)!r} makes PEFT train and save the head of a model. GS-LoRA leaves "
+                "the head as it is: a forgetting task trains LoRA matrices only.",
+                stacklevel=3,
             )
         self._check_targets()
         self._check_numbers()
@@ -173,11 +207,25 @@ class GSLoraConfig(LoraConfig):
         # Full module names that a structural target stands for in one particular model. No dataclass field: it is
         # derived anew for every model and must not be written to adapter_config.json.
         self._resolved_targets: frozenset[str] | None = None
+        self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The PeftModel of these task types adds the head to whatever configuration it gets, some after the tuner has
+        # been made. What the user has put there stays and is refused.
+        if name == "modules_to_save" and self.task_type in HEAD_TRAINING_TASKS and value in _HEADS_OF_PEFT:
+            value = None if getattr(self, "_is_made", False) else value
+        super().__setattr__(name, value)
+
+    @property
+    def structural_target(self) -> str | None:
+        """The keyword (`"ffn"`, `"attention"`) that `target_modules` is, or that it answers; `None` where PEFT's own
+        list or regular expression was given."""
+        return keyword_of(self.target_modules)
 
     @property
     def is_structural(self) -> bool:
-        """Whether `target_modules` is a keyword (`"ffn"`, `"attention"`) that the model's structure answers."""
-        return isinstance(self.target_modules, str) and self.target_modules in STRUCTURAL_TARGETS
+        """Whether the structure of the model says where LoRA goes (see `structural_target`)."""
+        return self.structural_target is not None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are written to `adapter_config.json`.
@@ -185,7 +233,10 @@ class GSLoraConfig(LoraConfig):
         PEFT keeps lists of module names as sets, whose order changes from process to process; here they are sorted
         lists, so that the same configuration always gives the same file.
         """
-        return {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}
+        values = {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}
+        values["target_modules"] = _plain(values["target_modules"])
+        values["resolved_from"] = keyword_of(self.target_modules)
+        return values
 
     def _check_targets(self) -> None:
         if self.group_by not in get_args(GroupBy):
@@ -244,6 +295,11 @@ class GSLoraConfig(LoraConfig):
                 f"`lora_dropout` must be in [0, 1), got {self.lora_dropout!r}. The papers use no dropout: leave it at "
                 "0."
             )
+
+
+def _plain(targets: Any) -> Any:
+    """`target_modules` without its memory of a keyword."""
+    return str(targets) if isinstance(targets, str) else targets
 
 
 def _named(name: str, pattern: dict[str, Any] | None) -> list[tuple[str, Any]]:

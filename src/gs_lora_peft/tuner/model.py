@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from peft import LoraModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .blocks import find_attention_blocks, find_ffn_blocks
+from .blocks import find_attention_blocks, find_ffn_blocks, warn_of_fused_experts
 from .config import GSLoraConfig, check_plain_lora
+from .targets import exact_targets, resolved
 
 _BLOCK_FINDERS = {"ffn": find_ffn_blocks, "attention": find_attention_blocks}
 
@@ -67,29 +71,41 @@ class GSLoraModel(LoraModel):
             )
         config: Any = self.peft_config[adapter_name]
         check_plain_lora(vars(config))  # once more: PEFT sets some options after a configuration has been made
-        self._resolve_targets(model, config)
+        keyword = self._resolve_targets(model, config)
         self._check_targets(model, config)
+        if keyword != "ffn" and config.target_modules != DUMMY_TARGET_MODULES:  # for "ffn", the search has warned
+            warn_of_fused_experts(model)
         others = {name for name in self.peft_config if name != adapter_name}
         flags_while_disabled = self._flags_while_disabled
+        known_paths = [path for path, _ in model.named_modules()]
         with self._kept_flags(others):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if not self._paths_of(adapter_name):  # PEFT 0.20 says nothing about a second adapter
+        if not self._paths_of(adapter_name) and not _may_adapt_nothing(config):
+            # PEFT 0.20 says nothing about a second adapter
             raise ValueError(
                 f"target_modules={config.target_modules!r} not found in the base model: no module is adapted. Check "
                 "it against the names in `model.named_modules()`."
             )
+        if keyword is not None:
+            # Others read names. Only now: while PEFT looks for the modules, it would shorten a list of them.
+            paths = sorted(path for path in known_paths if self._check_target_module_exists(config, path))
+            config.target_modules = resolved(exact_targets(paths, known_paths), keyword)
         self._flags_while_disabled = flags_while_disabled
         self._leave_encoder_fast_path(model)
 
     @staticmethod
-    def _resolve_targets(model: nn.Module, config: Any) -> None:
+    def _resolve_targets(model: nn.Module, config: Any) -> str | None:
+        """Answers a structural target for this model; returns its keyword."""
         # A plain LoraConfig can be handed in through PeftModel.add_adapter by transformers' native integration.
-        if not getattr(config, "is_structural", False):
-            return
-        blocks = _BLOCK_FINDERS[config.target_modules](
+        keyword = getattr(config, "structural_target", None)
+        if keyword is None:
+            return None
+        config.target_modules = keyword  # the names that it may hold are those of another model
+        blocks = _BLOCK_FINDERS[keyword](
             model, block_pattern=config.block_pattern, exclude_blocks=config.exclude_blocks
         )
         config._resolved_targets = frozenset(path for paths in blocks.values() for path in paths)
+        return keyword
 
     def _check_targets(self, model: nn.Module, config: GSLoraConfig) -> None:
         """Refuse targets that LoRA cannot act on through a pair of matrices, before anything has been changed."""
@@ -126,6 +142,26 @@ class GSLoraModel(LoraModel):
             # PEFT's own reading of `exclude_modules`; a target of ".*" leaves only the exclusion to be decided.
             return check_target_module_exists(_OnlyExclusion(peft_config), key)
         return True
+
+    def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
+        # PEFT goes by the name of the type. Mamba's kernels read weights instead of calling modules, as with LORA.
+        super()._check_target_module_compatiblity(SimpleNamespace(peft_type="LORA"), model, target_name)
+
+    @classmethod
+    def _get_adapter_state_dict(cls, model: nn.Module, config: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        tensors = super()._get_adapter_state_dict(model, config, *args, **kwargs)
+        odd = [
+            name for name, tensor in tensors.items() if "lora_" in name and (tensor.dim() < 2 or not tensor.numel())
+        ]
+        if odd and not config._custom_modules:  # PEFT warns of this by the name of the type, too
+            warnings.warn(
+                f"{len(odd)} of the LoRA matrices to save are flat or empty, e.g. {odd[0]!r} with shape "
+                f"{tuple(tensors[odd[0]].shape)}: they are shards (DeepSpeed ZeRO-3, FSDP), and the saved adapter "
+                "cannot be loaded. Gather them first, with `accelerator.get_state_dict(model)`, and give the result "
+                "as `state_dict`.",
+                stacklevel=2,
+            )
+        return tensors
 
     def _get_module_names_tied_with_embedding(self):
         # Detection models with tied heads (Deformable DETR, RT-DETRv2, D-FINE, …) have no input embeddings to ask for.
@@ -270,6 +306,11 @@ class _OnlyExclusion:
 
     def __init__(self, config: GSLoraConfig):
         self.exclude_modules = config.exclude_modules
+
+
+def _may_adapt_nothing(config: Any) -> bool:
+    """Whether an adapter without LoRA matrices is meant: PEFT's word for none, or layers of the user's own make."""
+    return config.target_modules == DUMMY_TARGET_MODULES or bool(config._custom_modules)
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ import warnings
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
+from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
 
 GS_LORA = "GS_LORA"
 
@@ -63,3 +64,5 @@ def register(config_cls: type, model_cls: type) -> None:
         )
         return
     register_peft_method(name=GS_LORA.lower(), config_cls=config_cls, model_cls=model_cls, prefix="lora_")
+    # `hotswap_adapter` compares these options of two adapters; the matrices are those of LORA.
+    CONFIG_KEYS_TO_CHECK[PeftType[GS_LORA]] = list(CONFIG_KEYS_TO_CHECK[PeftType.LORA])
