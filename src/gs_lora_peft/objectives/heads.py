@@ -16,7 +16,7 @@ from .embedding import heads_of
 # `config.num_labels` of every configuration that was told nothing, that of a model without a head included.
 _UNSET = 2
 # Classes of transformers with one decision for each sample. Names say so: their automatic mappings lack some.
-_CLASSIFIER = re.compile(r"For(\w*)Classification(WithTeacher|Learned|Fourier|ConvProcessing)?")
+_CLASSIFIER = re.compile(r"(\w*)Classification(WithTeacher|Learned|Fourier|ConvProcessing)?")
 _NOT_OF_SAMPLES = {"Token", "AudioFrame", "EntitySpan"}
 _AUTO_CLASSES = {
     "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -92,7 +92,7 @@ def check_class_head(model: nn.Module, name: str = "model") -> None:
 
 
 def _is_classifier(class_name: str) -> bool:
-    found = _CLASSIFIER.search(class_name)
+    found = _CLASSIFIER.fullmatch(class_name.rpartition("For")[2])  # RoFormerFor… has two of them
     return found is not None and found.group(1) not in _NOT_OF_SAMPLES
 
 
