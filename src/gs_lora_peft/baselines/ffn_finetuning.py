@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
-from ..objectives import ClassificationObjective, Objective
+from ..objectives import ClassificationObjective, Objective, check_class_head
 from ..training import GSLoraTrainingArguments
 from ..training.checks import check_labels, class_ids, classes_of, without_data
 from ..tuner import find_ffn_blocks
@@ -39,8 +39,8 @@ class FFNFineTuner(Trainer):
 
     Raises:
         NoFFNFoundError: if the model has no feed-forward that can be found.
-        ValueError: if a data set is empty, the two share classes, a label lies outside the head, `args` asks for what
-            there is not here, or several processes run.
+        ValueError: if the model has no class head, a data set is empty, the two share classes, a label lies outside
+            the head, `args` asks for what there is not here, or several processes run.
 
     Example:
 
@@ -71,6 +71,8 @@ class FFNFineTuner(Trainer):
         objective: Objective | None = None,
     ):
         _check_arguments(args)
+        if objective is None:
+            check_class_head(model)
         pairs = PairedDataset(retain_dataset, forget_dataset)
         forget = classes_of(forget_dataset, label_column, "forget", model)
         retain = classes_of(retain_dataset, label_column, "retain", model)
@@ -97,6 +99,7 @@ class FFNFineTuner(Trainer):
             self._train_batch_size,
             args.drawing_seed,
             drop_last=args.dataloader_drop_last,
+            covers=args.epoch_covers,
         )
 
     def train(self, *args: Any, **kwargs: Any):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import torch
@@ -15,6 +15,7 @@ from .box_collation import DetectionCollator
 from .box_columns import is_object_column
 
 Pair = tuple[int, int]
+EpochCovers = Literal["both", "retain"]
 
 
 class PairedDataset(Dataset):
@@ -42,7 +43,7 @@ class PairedDataset(Dataset):
         self.forget = forget
 
     def __len__(self) -> int:
-        return len(self.retain)
+        return max(len(self.retain), len(self.forget))
 
     def __getitem__(self, pair: Pair) -> tuple[Any, Any]:
         return self.retain[pair[0]], self.forget[pair[1]]
@@ -63,10 +64,13 @@ def rows_of(dataset: Any, indices: list[int]) -> list[Any]:
 
 class PairedSampler(Sampler[Pair]):
     """
-    The order of the pairs: an epoch runs once over the retain set, the forget set cycles as often as needed.
+    The order of the pairs: an epoch runs once over the larger set, the smaller one cycles as often as needed.
+
+    Where few classes stay, an epoch over what is to keep would be a handful of steps, and most samples to forget would
+    not be seen in it.
 
     The order is a pure function of (`seed`, epoch), so that a run that was stopped can go on with exactly the batches
-    that were left, and so that one process and many see the same global batches. The forget set is shuffled anew
+    that were left, and so that one process and many see the same global batches. The set that cycles is shuffled anew
     for every pass over it, and passes run on across epochs, so that each of its samples is seen equally often.
 
     Args:
@@ -78,13 +82,21 @@ class PairedSampler(Sampler[Pair]):
         seed (`int`, *optional*, defaults to 0): seed of both orders.
         drop_last (`bool`, *optional*, defaults to `False`):
             Cut the last incomplete batch off instead of filling it up.
+        covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
+            `"retain"`: an epoch runs over the retain set, also where it is the smaller one.
 
     Raises:
         ValueError: if a size is < 1, or if `drop_last` leaves no batch.
     """
 
     def __init__(
-        self, num_retain: int, num_forget: int, global_batch_size: int = 1, seed: int = 0, drop_last: bool = False
+        self,
+        num_retain: int,
+        num_forget: int,
+        global_batch_size: int = 1,
+        seed: int = 0,
+        drop_last: bool = False,
+        covers: EpochCovers = "both",
     ):
         for name, value in (
             ("num_retain", num_retain),
@@ -93,16 +105,19 @@ class PairedSampler(Sampler[Pair]):
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if drop_last and num_retain < global_batch_size:
+        self._by_forget = covers == "both" and num_forget > num_retain
+        covered = num_forget if self._by_forget else num_retain
+        if drop_last and covered < global_batch_size:
+            role = "forget" if self._by_forget else "keep"
             raise ValueError(
-                f"`dataloader_drop_last` leaves no batch: {num_retain} samples to keep, {global_batch_size} in a "
+                f"`dataloader_drop_last` leaves no batch: {covered} samples to {role}, {global_batch_size} in a "
                 "global batch. Use a smaller batch or do not drop the last one."
             )
         self.num_retain = num_retain
         self.num_forget = num_forget
         self.seed = seed
         self.epoch = 0
-        batches = num_retain // global_batch_size if drop_last else -(-num_retain // global_batch_size)
+        batches = covered // global_batch_size if drop_last else -(-covered // global_batch_size)
         self._length = batches * global_batch_size
 
     def __len__(self) -> int:
@@ -113,15 +128,23 @@ class PairedSampler(Sampler[Pair]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Pair]:
-        retain = self._order(self.num_retain, stream=0, turn=self.epoch)
-        forget = self._forget_order(start=self.epoch * self._length)
-        for position in range(self._length):
-            yield retain[position % self.num_retain], next(forget)
+        retain, forget = (self.num_retain, 0), (self.num_forget, 1)
+        if self._by_forget:
+            yield from zip(self._cycling(*retain), self._covered(*forget), strict=False)
+        else:
+            yield from zip(self._covered(*retain), self._cycling(*forget), strict=False)
 
-    def _forget_order(self, start: int) -> Iterator[int]:
-        turn, offset = divmod(start, self.num_forget)
+    def _covered(self, size: int, stream: int) -> Iterator[int]:
+        """The set that an epoch runs over: the epoch's own order, from whose start the last batch is filled up."""
+        order = self._order(size, stream, turn=self.epoch)
+        for position in range(self._length):
+            yield order[position % size]
+
+    def _cycling(self, size: int, stream: int) -> Iterator[int]:
+        """The other one: pass after pass, from where the epoch before stopped."""
+        turn, offset = divmod(self.epoch * self._length, size)
         while True:
-            yield from self._order(self.num_forget, stream=1, turn=turn)[offset:]
+            yield from self._order(size, stream, turn)[offset:]
             turn, offset = turn + 1, 0
 
     def _order(self, size: int, stream: int, turn: int) -> list[int]:

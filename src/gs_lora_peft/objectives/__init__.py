@@ -1,6 +1,6 @@
 """What "forget" and "retain" mean for a kind of model."""
 
-from .base import Objective, ObjectiveOutput, head_size
+from .base import Objective, ObjectiveOutput
 from .before_task import before_the_task
 from .choice import objective_for
 from .classification import (
@@ -13,6 +13,7 @@ from .classification import (
 from .detection import Background, DetectionObjective, is_detector
 from .distillation import DistillationObjective, distillation_loss
 from .embedding import NoEmbeddingFoundError, caught_embeddings, find_head
+from .heads import check_class_head, head_size
 from .prototypes import ClassPrototypes, PrototypeDistance, PrototypeObjective, embedding_distances
 from .scoring import ClassificationScoring, ClassRoles, Scoring
 
@@ -35,6 +36,7 @@ __all__ = [
     "before_the_task",
     "bounded_cross_entropy",
     "caught_embeddings",
+    "check_class_head",
     "distillation_loss",
     "embedding_distances",
     "find_head",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import Tensor, nn
 
 from .scoring import ClassificationScoring, Scoring
@@ -24,9 +25,10 @@ def unwrapped(model: nn.Module) -> Any:
     return extract_model_from_parallel(model)
 
 
-def head_size(model: nn.Module) -> int | None:
-    """How many classes a model tells apart, C; `None` where its configuration does not say."""
-    return getattr(getattr(model, "config", None), "num_labels", None)
+def bare(model: nn.Module) -> Any:
+    """The base model, out of its wrapper for several processes and its `PeftModel`."""
+    own = unwrapped(model)
+    return own.get_base_model() if isinstance(own, PeftModel) else own
 
 
 @dataclass

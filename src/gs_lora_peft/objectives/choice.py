@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from .base import Objective, head_size
+from .base import Objective
 from .classification import ClassificationObjective
 from .detection import DetectionObjective, is_detector
 from .distillation import DistillationObjective
 from .embedding import find_head
+from .heads import check_class_head, head_size
 from .prototypes import PrototypeObjective
 
 DISTILLATION_WEIGHT = 1.0  # w_d by default where classes have no training data; docs/benchmarks.md
@@ -42,10 +43,12 @@ def objective_for(
         [`Objective`]
 
     Raises:
+        InvalidInputError: if the model has no class head, see [`check_class_head`].
         NoEmbeddingFoundError: if prototypes are asked for and the model's embedding cannot be found.
         ValueError: if a detector's loss cannot be split, or views of samples are asked for where no sample is looked
             at (a detector's prototypes are rows of its head), or distillation is asked for of a detector.
     """
+    check_class_head(model)
     if is_detector(model):
         return _of_detector(model, args)
     objective: Objective = ClassificationObjective(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import GlobalMean, Objective, ObjectiveOutput, identity, unwrapped
+from ..errors import InvalidInputError
+from .base import GlobalMean, Objective, ObjectiveOutput, bare, identity, unwrapped
 
 ForgetLoss = Literal["log_odds", "cross_entropy"]
 
@@ -179,14 +180,65 @@ class ClassificationObjective(Objective):
 
 
 def logits_of(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """What a classifier says of a batch with `labels`, shape `(B, C)`, from a forward that does not see them."""
+    """What a classifier says of a batch with `labels`, shape `(B, C)`, from a forward that does not see them.
+
+    Raises:
+        InvalidInputError: if the forward gives no logits, or others than one row for each sample and one column for
+            each class.
+    """
     if "labels" not in inputs:
         raise ValueError(
             f"a batch holds {sorted(inputs)} and no 'labels'. Let `data_collator` put the integer labels there."
         )
     # Without labels the model does not compute a loss of its own, over both halves, for nothing.
-    outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-    return outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    logits = _logits_in(model(**{name: value for name, value in inputs.items() if name != "labels"}))
+    _check_logits(model, logits, inputs["labels"])
+    return logits
+
+
+def _logits_in(outputs: Any) -> Tensor:
+    """The logits in what a forward gives: a tensor, a tuple that begins with them, a mapping or an object."""
+    named = dict(outputs) if isinstance(outputs, Mapping) else {}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor) and value.ndim}
+    # By any other name where it is the only one that can be meant; PatchTST has `prediction_logits`.
+    candidates = [
+        outputs,
+        named.get("logits", getattr(outputs, "logits", None)),
+        *[value for name, value in tensors.items() if name.endswith("logits")],
+        *(tensors.values() if len(tensors) == 1 else ()),
+        # Behind a loss, or the `None` in its place.
+        *(outputs if isinstance(outputs, (tuple, list)) else ()),
+    ]
+    for value in candidates:
+        if isinstance(value, Tensor) and value.ndim:
+            return value
+    raise InvalidInputError(
+        "the model's output",
+        sorted(named) or type(outputs).__name__,
+        "a tensor of logits, a tuple that begins with them, or 'logits' by name",
+        "Let the forward give the logits, or give GSLoraTrainer an `objective` of your own.",
+    )
+
+
+def _check_logits(model: nn.Module, logits: Tensor, labels: Tensor) -> None:
+    """One row for each sample and one column for each of at least two classes, the labels among them."""
+    batch = len(labels)
+    if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
+        raise InvalidInputError(
+            f"the shape of {type(bare(model)).__name__}'s logits",
+            tuple(logits.shape),
+            f"(B, C) = ({batch}, C): one row for each sample, one column for each of at least 2 classes",
+            "Use a model that decides on whole samples, not on tokens or pixels, or give GSLoraTrainer an `objective` "
+            "of your own.",
+        )
+    # Free of charge on the CPU alone; elsewhere it would wait for the device at every step.
+    if labels.device.type == "cpu" and batch and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise InvalidInputError(
+            "labels",
+            sorted(set(labels.tolist())),
+            f"ids from 0 to {logits.shape[1] - 1}, for the head has {logits.shape[1]} classes",
+            "Number the classes as the model was trained with.",
+        )
 
 
 def _with_margin(model: nn.Module, logits: Tensor, labels: Tensor, rows: int) -> Tensor:

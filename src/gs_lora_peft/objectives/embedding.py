@@ -9,7 +9,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .base import head_size, unwrapped
+from .base import bare, unwrapped
 
 _MEND = "Prototypes need one head behind one embedding per sample; without it leave both prototype weights at 0."
 
@@ -35,22 +35,13 @@ def find_head(model: nn.Module) -> str:
         NoEmbeddingFoundError: if the configuration does not say how many classes there are, nothing maps to so many,
             or several heads lie side by side (as in distilled models, which average two).
     """
-    num_labels = head_size(model)
+    num_labels = getattr(getattr(bare(model), "config", None), "num_labels", None)
     if not num_labels:
         raise NoEmbeddingFoundError(
             f"{type(model).__name__} has no `config.num_labels`, so that its classification head cannot be told. "
             f"{_MEND}"
         )
-    adapted: tuple[str, ...] = ()
-    heads: dict[str, tuple[int, ...]] = {}
-    for path, module in model.named_modules():
-        if path.startswith(adapted) and adapted:
-            continue
-        if isinstance(module, BaseTunerLayer):
-            adapted += (f"{path}.",)
-            module = module.get_base_layer()
-        if (shape := _head_shape(module)) is not None and shape[0] == num_labels:
-            heads[path] = shape
+    heads = heads_of(model, num_labels)
     if not heads:
         raise NoEmbeddingFoundError(
             f"no layer of {type(model).__name__} maps to its {num_labels} classes, so that the embedding cannot be "
@@ -64,6 +55,21 @@ def find_head(model: nn.Module) -> str:
             f"{_MEND}"
         )
     return head
+
+
+def heads_of(model: nn.Module, num_labels: int) -> dict[str, tuple[int, ...]]:
+    """Paths of all layers that map to so many classes, and the shapes of their weights; those of LoRA left out."""
+    adapted: tuple[str, ...] = ()
+    heads: dict[str, tuple[int, ...]] = {}
+    for path, module in model.named_modules():
+        if path.startswith(adapted) and adapted:
+            continue
+        if isinstance(module, BaseTunerLayer):
+            adapted += (f"{path}.",)
+            module = module.get_base_layer()
+        if (shape := _head_shape(module)) is not None and shape[0] == num_labels:
+            heads[path] = shape
+    return heads
 
 
 def _side_by_side(path: str, other: str) -> bool:

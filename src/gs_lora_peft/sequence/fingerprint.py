@@ -76,18 +76,18 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         `num_labels` (or `None`), `tied_heads` (only where it is so: detectors whose heads are tied to each other, see
         [`has_tied_heads`]) and `fingerprint` (see [`weights_fingerprint`]).
     """
+    from ..objectives import head_size
     from ..tuner.tying import has_tied_heads
 
     bare = _bare(model)
     config = getattr(bare, "config", None)
     raw_name = getattr(config, "_name_or_path", None) or getattr(bare, "name_or_path", None)
     name, revision = public_name(raw_name if isinstance(raw_name, str) else "")
-    num_labels = getattr(config, "num_labels", None)
     return {
         "name_or_path": name,
         "revision": getattr(config, "_commit_hash", None) or revision,
         "model_class": type(bare).__name__,
-        "num_labels": num_labels if isinstance(num_labels, int) else None,
+        "num_labels": head_size(bare),
         **({"tied_heads": True} if has_tied_heads(bare) else {}),
         "fingerprint": weights_fingerprint(bare),
     }

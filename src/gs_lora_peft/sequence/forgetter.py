@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..data import ForgettingSplit
 from ..data.pairing import default_collator
 from ..data.splitting import read_classes
+from ..objectives import check_class_head
 from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig
 from .adapters import check_tasks
@@ -87,8 +88,8 @@ class ContinualForgetter:
     Raises:
         LedgerError: if the folder's ledger belongs to another base model or to other labels, was edited, or its files
             differ.
-        ValueError: if the model holds adapters already, the data has no label column or labels outside the head, or a
-            missing class does not exist or was forgotten.
+        ValueError: if the model holds adapters already or has no class head ([`check_class_head`]), the data has no
+            label column or labels outside the head, or a missing class does not exist or was forgotten.
 
     Example:
 
@@ -119,6 +120,7 @@ class ContinualForgetter:
         callbacks: Sequence[TrainerCallback] = (),
     ):
         refuse_adapters(base_model)
+        check_class_head(base_model, "base_model")
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"folder is '{self.folder}', which is a file; expected a folder. Choose another path.")

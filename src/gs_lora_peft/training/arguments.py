@@ -8,6 +8,7 @@ from typing import get_args
 
 from transformers import TrainingArguments
 
+from ..data.pairing import EpochCovers
 from ..objectives import Background, ForgetLoss, PrototypeDistance
 
 _NOT_NEGATIVE = (
@@ -27,6 +28,7 @@ _CHOICES = {
     "sparsity": ("proximal", "penalty", "none"),
     "prototype_distance": get_args(PrototypeDistance),
     "ema_update": ("epoch", "step"),
+    "epoch_covers": get_args(EpochCovers),
 }
 
 
@@ -115,6 +117,10 @@ class GSLoraTrainingArguments(TrainingArguments):
             Used for `eval_strategy`, `load_best_model_at_end` and early stopping where no `eval_dataset` is given.
             Not with annotated boxes, for an image may be in both sets: take images out before they are split. Nor
             with `shots` of a [`ContinualForgetter`], which say how many samples train.
+        epoch_covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
+            `"both"`: an epoch runs once over the larger of the two training sets, and the other one cycles.
+            `"retain"`: once over the retain set, as published, however few classes stay; then set the number of
+            epochs by the number of steps (docs/benchmarks.md).
 
     `label_smoothing_factor` is refused: a bound on a smoothed loss would mean something else.
 
@@ -126,7 +132,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: float = field(default=15.0, metadata={"help": "Passes over the retain set."})
+    num_train_epochs: float = field(default=15.0, metadata={"help": "Passes over the larger of both sets."})
     per_device_train_batch_size: int = field(
         default=48, metadata={"help": "Samples to keep in a joint batch; as many to forget come on top."}
     )
@@ -186,6 +192,9 @@ class GSLoraTrainingArguments(TrainingArguments):
     ema_start_epoch: float = field(default=0.0, metadata={"help": "First epoch of the moving average."})
     validation_fraction: float = field(
         default=0.0, metadata={"help": "Fraction of each training class held out to evaluate on during training."}
+    )
+    epoch_covers: EpochCovers = field(
+        default="both", metadata={"help": "An epoch covers 'both' training sets, or 'retain' alone (the paper's)."}
     )
 
     def __post_init__(self):

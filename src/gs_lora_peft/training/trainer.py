@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from ..data.augmentation import AugmentedPairs, NumberedSampler
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
 from ..data.splitting import train_validation_split
-from ..objectives import Objective, objective_for
+from ..objectives import Objective, check_class_head, objective_for
 from ..tuner import LoraGroups
 from ..tuner.batch_norm import batch_norm_frozen
 from .arguments import GSLoraTrainingArguments
@@ -44,10 +44,11 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
     sparsity.
 
     Minimises L_retain + β · ReLU(BND − L_forget) + sparsity (GS-LoRA, https://arxiv.org/abs/2403.11530). Every batch
-    holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over the retain
-    set; the forget set cycles. Everything else is [`transformers.Trainer`]: `accelerate launch`, mixed precision,
-    gradient accumulation, trackers, checkpoints and bit-exact resume. With `forget_loss=
-    "cross_entropy"` and gradient accumulation the bound acts on each joint micro-batch (averaged over processes).
+    holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over the larger
+    of the two sets (`epoch_covers`), and the other one cycles. Everything else is [`transformers.Trainer`]:
+    `accelerate launch`, mixed precision, gradient accumulation, trackers, checkpoints and bit-exact resume. With
+    `forget_loss="cross_entropy"` and gradient accumulation the bound acts on each joint micro-batch (averaged over
+    processes).
 
     Args:
         model (`PeftModel`):
@@ -80,10 +81,11 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         kwargs: as for [`transformers.Trainer`].
 
     Raises:
-        ValueError: before any training, if a data set is missing or empty, if the two sets share classes, if of
-            annotated boxes it is not said what is to be forgotten, if a label lies outside the head, if not exactly
-            one adapter and nothing else trains, if a checkpoint belongs to another model, if the metric of the best
-            model cannot be computed on `eval_dataset`, or with FSDP or DeepSpeed.
+        ValueError: before any training, if the model has no class head ([`check_class_head`], unless an `objective` is
+            given), if a data set is missing or empty, if the two sets share classes, if of annotated
+            boxes it is not said what is to be forgotten, if a label lies outside the head, if not exactly one adapter
+            and nothing else trains, if a checkpoint belongs to another model, if the metric of the best model cannot
+            be computed on `eval_dataset`, or with FSDP or DeepSpeed.
         NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those of the last step at which
             loss and gradient were finite.
 
@@ -124,6 +126,8 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
     ):
         args = args if args is not None else GSLoraTrainingArguments(output_dir="forgetting")
         _check_arguments(args, eval_dataset, kwargs)
+        if objective is None:
+            check_class_head(model)
         pairs = PairedDataset(retain_dataset, forget_dataset)
         self.label_column = label_column
         self.forget_classes, self.retain_classes = classes_of_task(
@@ -207,6 +211,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             global_batch_size=self._train_batch_size * self.args.world_size,
             seed=self.args.drawing_seed,
             drop_last=self.args.dataloader_drop_last,
+            covers=self.args.epoch_covers,
         )
         self._epochs.sampler = sampler
         return sampler

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
-from ..base import GlobalMean, Objective, ObjectiveOutput, identity, unwrapped
+from ..base import GlobalMean, Objective, ObjectiveOutput, bare, identity
 from ..classification import ForgetLoss
 from ..prototypes import ClassPrototypes, PrototypeDistance, embedding_distances
 from .criterion import DetectionCriterion, Matched, Pairs
@@ -134,7 +133,7 @@ class DetectionObjective(Objective):
         self.prototype_forget_weight = prototype_forget_weight
         self.prototype_retain_weight = prototype_retain_weight
         self.prototype_distance: PrototypeDistance = prototype_distance
-        detector = _bare(model)
+        detector = bare(model)
         self.num_labels = detector.config.num_labels
         self.criterion = DetectionCriterion(detector)
         self.scoring = DetectionScoring(self.criterion.is_softmax, self.criterion.most_detections)
@@ -287,9 +286,4 @@ def _poison(logits: Tensor, boxes: Tensor) -> Tensor:
 
 def is_detector(model: nn.Module) -> bool:
     """Whether a model, bare or in a `PeftModel`, is one of transformers' object detectors."""
-    return any(kind.__name__.endswith("ForObjectDetection") for kind in type(_bare(model)).__mro__)
-
-
-def _bare(model: nn.Module) -> Any:
-    own = unwrapped(model)
-    return own.get_base_model() if isinstance(own, PeftModel) else own
+    return any(kind.__name__.endswith("ForObjectDetection") for kind in type(bare(model)).__mro__)
