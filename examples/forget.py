@@ -15,6 +15,9 @@ Settings may come from a YAML file, and the command line wins: `--config setting
 
 A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
 that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
+
+The exit status is 3 if what was to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with
+1 whenever a script does not end with 0, and names the 3 in its last line.
 """
 
 from __future__ import annotations
@@ -39,11 +42,13 @@ from gs_lora_peft import (
     parse_requests,
     push_to_hub,
 )
-from gs_lora_peft.data import align_known_labels
+from gs_lora_peft.data import align_known_labels, evaluation_split
+from gs_lora_peft.data.evaluation import EVALUATION_SPLITS
 from gs_lora_peft.launch import start_missing_cpu_processes
-from gs_lora_peft.sequence import format_table
+from gs_lora_peft.sequence import exit_status, format_table
 
 DIGITS = "three;seven;zero,one"
+SCORED_ON = f"Split to score on. By default the first there is of {', '.join(EVALUATION_SPLITS)}."
 RESUMABLE = {"save_strategy": "epoch", "save_total_limit": 1}  # defaults of the examples, which the library has not
 
 
@@ -68,7 +73,7 @@ class ScriptArguments:
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str = field(default="test", metadata={"help": "Split to score on; 'validation' is tried too."})
+    test_split: str | None = field(default=None, metadata={"help": SCORED_ON})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     label_column: str = field(default="label", metadata={"help": "Column of the labels."})
     replay_ratio: float = field(
@@ -177,7 +182,11 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments,
 
 
 def load_data(script: Any) -> DatasetDict:
-    """Train and test split, from the Hub or a folder; the column of the images is called "image"."""
+    """Train and test split, from the Hub or a folder; the column of the images is called "image".
+
+    Raises:
+        ValueError: if one of them is not there.
+    """
     name = script.dataset_name
     if Path(name, "dataset_dict.json").is_file():
         dataset = load_from_disk(name)
@@ -185,11 +194,13 @@ def load_data(script: Any) -> DatasetDict:
         dataset = load_dataset(Path(name).suffix.lstrip("."), data_files=name)
     else:
         dataset = load_dataset(name, script.dataset_config_name)
-    test = script.test_split if script.test_split in dataset else "validation"
+    test = script.test_split or evaluation_split(dataset)
     if script.train_split not in dataset or test not in dataset:
         raise ValueError(
-            f"{name!r} has the splits {list(dataset)}, not {script.train_split!r} and {script.test_split!r}. "
-            "Set --train_split and --test_split."
+            f"{name!r} has the splits {list(dataset)}; expected {script.train_split!r} to train on and "
+            f"{script.test_split or ' or '.join(map(repr, EVALUATION_SPLITS))} to score on. Set --train_split and "
+            f"--test_split; where there is no other data, --test_split {script.train_split} scores on what was "
+            "trained on, and says so."
         )
     dataset = DatasetDict(train=dataset[script.train_split], test=dataset[test])
     return dataset if script.image_column == "image" else dataset.rename_column(script.image_column, "image")
@@ -240,19 +251,21 @@ def publish_if_asked(args: GSLoraTrainingArguments) -> None:
         print(f"Hub:      {push_to_hub(args.output_dir, repo_id, **options)}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
     script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     requests = parse_requests(script.forget)
     model, dataset, processor = load_model_and_data(script)
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.label_column, processor)
     forgetter.run(requests)
     if not PartialState().is_main_process:
-        return
+        return 0  # with another status a launcher would end the main process, which is still at work
     print(format_table(forgetter.ledger))
     print(f"\nLedger:   {Path(args.output_dir, 'forgetting.json')}\nAdapters: {Path(args.output_dir, 'tasks')}")
     publish_if_asked(args)
+    return exit_status(forgetter.ledger)
 
 
 if __name__ == "__main__":
     start_missing_cpu_processes()
-    main()
+    sys.exit(main())

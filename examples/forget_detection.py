@@ -13,6 +13,9 @@ protocol on COCO. Prints AP of what was forgotten and what was kept, and draws t
 
 A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
 that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
+
+The exit status is 3 if what was to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with
+1 whenever a script does not end with 0, and names the 3 in its last line.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from forget import (
     RESUMABLE,
+    SCORED_ON,
     AdapterArguments,
     check_arguments,
     load_data,
@@ -47,7 +51,7 @@ from gs_lora_peft.data import prepare_boxes, read_coco
 from gs_lora_peft.data.boxes import read_annotations
 from gs_lora_peft.data.classes import resolve_classes
 from gs_lora_peft.launch import start_missing_cpu_processes
-from gs_lora_peft.sequence import format_table
+from gs_lora_peft.sequence import exit_status, format_table
 
 MOST_DROPPED = 0.05  # COCO has a few boxes without area; many are a sign of another format
 NO_PICTURE = "no test image has an object to forget"
@@ -66,7 +70,7 @@ class DetectionArguments:
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str = field(default="test", metadata={"help": "Split to score on; 'validation' is tried too."})
+    test_split: str | None = field(default=None, metadata={"help": SCORED_ON})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     objects_column: str = field(default="objects", metadata={"help": "Column of the annotated boxes."})
     box_format: str = field(default="xywh", metadata={"help": "'xywh' (COCO's) or 'xyxy', in pixels."})
@@ -152,7 +156,8 @@ def with_weight(args: GSLoraTrainingArguments, weight: float) -> GSLoraTrainingA
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
     script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     requests = parse_requests(script.forget)
     weights = script.forget_weights or [args.forget_weight] * len(requests)
@@ -174,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         forgetter.recipe.args = with_weight(args, weight)
         forgetter.run(requests[:count])
     if not PartialState().is_main_process:
-        return
+        return 0  # with another status a launcher would end the main process, which is still at work
     print(format_table(forgetter.ledger))
     if drawn:
         base_model = AutoModelForObjectDetection.from_pretrained(**source).to(args.device)
@@ -190,8 +195,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         print(f"\nNo picture was drawn: {NO_PICTURE}.")
     publish_if_asked(args)
+    return exit_status(forgetter.ledger)
 
 
 if __name__ == "__main__":
     start_missing_cpu_processes()
-    main()
+    sys.exit(main())

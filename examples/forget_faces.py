@@ -15,6 +15,9 @@ nothing to publish. Settings may come from a YAML file, as in forget.py: `--conf
 A run that was stopped goes on when the same command is given again: pre-training after its last finished epoch; then
 requests that were carried out are done, and the one that was not goes on after its last finished epoch
 (`--save_strategy no` writes no checkpoints of requests; it then begins anew).
+
+The exit status is 3 if what was to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with
+1 whenever a script does not end with 0, and names the 3 in its last line.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from accelerate import PartialState
 from datasets import DatasetDict
 from forget import (
     RESUMABLE,
+    SCORED_ON,
     AdapterArguments,
     check_arguments,
     load_data,
@@ -61,7 +65,7 @@ from gs_lora_peft.data.pairing import default_collator
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.models import FaceImageProcessor
 from gs_lora_peft.name_lists import read_names
-from gs_lora_peft.sequence import format_table
+from gs_lora_peft.sequence import exit_status, format_table
 from gs_lora_peft.sequence.work import newest_checkpoint
 from gs_lora_peft.storage import parse_json, sha256_of, staged_folder, write_json_atomic
 
@@ -88,7 +92,7 @@ class FaceArguments:
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str = field(default="test", metadata={"help": "Split to score on; 'validation' is tried too."})
+    test_split: str | None = field(default=None, metadata={"help": SCORED_ON})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     label_column: str = field(default="label", metadata={"help": "Column that says who is on them."})
     replay_ratio: float = field(default=1.0, metadata={"help": "Share of each kept person that is replayed."})
@@ -274,7 +278,8 @@ def model_folder(
     return str(folder)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
     script, face, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     requests = parse_requests(script.forget)
     dataset = load_data(script)
@@ -290,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.label_column, processor)
     forgetter.run(requests)
     if not PartialState().is_main_process:
-        return
+        return 0  # with another status a launcher would end the main process, which is still at work
     print(format_table(forgetter.ledger))
     base_model = AutoModelForImageClassification.from_pretrained(**source).to(args.device)
     collator = default_collator(processor, script.label_column)
@@ -300,8 +305,9 @@ def main(argv: list[str] | None = None) -> None:
         files = draw_face_pictures(audit, dataset["test"], args.output_dir)
         print(f"\nPictures of the forgotten, for nobody else: {files[0].parent}")
     publish_if_asked(args)
+    return exit_status(forgetter.ledger)
 
 
 if __name__ == "__main__":
     start_missing_cpu_processes()
-    main()
+    sys.exit(main())

@@ -18,7 +18,8 @@ def start_missing_cpu_processes() -> None:
 
     Without an MPI hostfile accelerate (1.15) prepares the address of a rendezvous and then starts a single process,
     which would train alone. Called first thing in a script, this replaces that process by `torch.distributed.run` with
-    N workers (gloo). In every other case it does nothing: started by torchrun or mpirun, on accelerators, with N = 1.
+    N workers (gloo), which ends with the exit status of the worker that failed first. In every other case it does
+    nothing: started by torchrun or mpirun, on accelerators, with N = 1.
 
     Raises:
         RuntimeError: N is neither in the launcher's command line nor in its configuration file.
@@ -36,7 +37,7 @@ def start_missing_cpu_processes() -> None:
         )
     if count > 1:
         # Without the dashes the launcher takes the script's `--r` for a beginning of its own options.
-        workers = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "--"]
+        workers = ["-m", "gs_lora_peft.launch", "--standalone", "--nproc_per_node", str(count), "--"]
         os.execv(sys.executable, [sys.executable, *workers, *sys.argv])
 
 
@@ -64,3 +65,33 @@ def _configured_processes(command_line: list[str], script: str) -> int | None:
 
 def _launcher_options(command_line: list[str], script: str) -> list[str]:
     return command_line[: command_line.index(script)] if script in command_line else command_line
+
+
+def run_workers(arguments: list[str] | None = None) -> int:
+    """`torch.distributed.run`, whose own exit status is 1 whatever a worker ended with.
+
+    Args:
+        arguments (`list[str]`, *optional*): its command line, by default that of the process.
+
+    Returns:
+        `int`: 0, or the exit status of the first worker that said that it did not succeed.
+
+    Raises:
+        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: if a worker was killed or ended with 1, as
+            after an error, of which this says more.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    try:
+        main(arguments)
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        if status <= 1:
+            raise
+        return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_workers())

@@ -22,8 +22,9 @@ from .writing import export, merge, revoke
 TRACEBACK_VARIABLE = "GS_LORA_TRACEBACK"
 _EXIT_CODES = (
     "Exit codes: 0 if all went well; 1 if a check failed, or something was refused or broke off; 2 if the command "
-    "line is wrong. With --json, stdout is one JSON document in all of these cases: the result, or an object with the "
-    "key 'error'. Everything else (progress, warnings) goes to stderr."
+    "line is wrong; 3 if 'show' or 'verify' find that what was to be forgotten is not, of which the others warn. With "
+    "--json, stdout is one JSON document in all of these cases: the result, or an object with the key 'error'. "
+    "Everything else (progress, warnings) goes to stderr."
 )
 
 app = typer.Typer(no_args_is_help=True, epilog=_EXIT_CODES, context_settings={"help_option_names": ["--help", "-h"]})

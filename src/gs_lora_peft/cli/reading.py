@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..sequence import ForgettingLedger
+from ..sequence import ForgettingLedger, exit_status, task_states
+from ..sequence.outcome import NOT_FORGOTTEN_STATUS, all_forgotten
+from ..sequence.remarks import doubts, not_forgotten
 from .arguments import Json, Revision, Run, Token
 from .output import print_json, print_result, working
 
 
 def show(run: Run, revision: Revision = None, token: Token = None, as_json: Json = False) -> None:
-    """Show what a run has forgotten: its ledger as a table."""
+    """Show what a run has forgotten: its ledger as a table.
+
+    Exit code 3 if the classes of a request are not forgotten, or are recognised again.
+    """
     from ..sequence.remote import sequence_folder
 
     ledger = ForgettingLedger.load(sequence_folder(run, tasks=0, revision=revision, token=token))
     if as_json:
-        print_json({"folder": str(ledger.folder), "ledger": ledger.to_dict()})
+        print_json({"folder": str(ledger.folder), **_outcome(ledger), "ledger": ledger.to_dict()})
     else:
         from .table import print_ledger
 
         print_ledger(ledger)
+    if status := exit_status(ledger):
+        raise typer.Exit(status)
+
+
+def _outcome(ledger: ForgettingLedger) -> dict[str, Any]:
+    """For machines: whether all is forgotten, the state of each task in effect, and in words what is not right."""
+    states = task_states(ledger.tasks)
+    return {
+        "forgotten": all_forgotten(ledger.tasks),
+        "tasks": {
+            state.entry.name: {
+                "forgotten": state.forgotten,
+                "came_back": state.came_back,
+                "score": state.score,
+                "target": state.entry.target,
+                "measured_after": state.measured_after,
+            }
+            for state in states
+        },
+        "remarks": [*not_forgotten(ledger), *doubts(ledger)],
+    }
 
 
 def verify(
@@ -37,7 +63,7 @@ def verify(
 ) -> None:
     """Check a run: its ledger, the hashes of its files, the adapter of all tasks together, and the base model.
 
-    Exit code 1 if anything is not as the ledger says.
+    Exit code 1 if anything is not as the ledger says, else 3 if a request is not forgotten by what the ledger says.
     """
     with working(f"Checking {run}"):
         from ..hub import fetch_repository, verify_repository
@@ -51,7 +77,8 @@ def verify(
         lines = [f"{len(report.problems)} problem(s):", *report.problems]
     else:
         lines = [
-            f"All is well: {len(report.tasks)} task(s) in effect, {len(report.files)} file(s) with the right hashes."
+            f"{'Files and ledger agree' if report.forgotten is False else 'All is well'}: {len(report.tasks)} task(s) "
+            f"in effect, {len(report.files)} file(s) with the right hashes."
         ]
     if report.root_checked:
         kept = f", recompressed in {len(report.recompressed)} layer(s)" if report.recompressed else ""
@@ -64,6 +91,9 @@ def verify(
         if report.base_checked
         else "No base model was compared (--base-model)."
     )
+    lines += report.remarks
     print_result(as_json, {"ok": not report.problems, **dataclasses.asdict(report)}, "\n".join(lines))
     if report.problems:
         raise typer.Exit(1)
+    if report.forgotten is False:
+        raise typer.Exit(NOT_FORGOTTEN_STATUS)

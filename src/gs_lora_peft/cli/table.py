@@ -11,30 +11,32 @@ from rich.table import Table
 from rich.text import Text
 
 from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, Measure
-from ..sequence import ForgettingLedger, TaskEntry
+from ..sequence import ForgettingLedger, TaskEntry, task_states
+from ..sequence.remarks import doubts, not_forgotten
 from ..sequence.table import measure_of_tasks
 from .output import printable
 
 _LEGEND = (
-    "{title} in percent{data}, before→after a task. {f}: forgotten classes, {r}: kept ones, {o}: those forgotten by "
+    "{title} in percent{data}, before→after a task. {f}: classes to forget, {r}: kept ones, {o}: those forgotten by "
     "earlier tasks; H: harmonic mean of {r} and the drop of {f}; groups: those not zero."
 )
 _TITLES = {ACCURACY: "Accuracies", AVERAGE_PRECISION: "Average precisions (AP@[.5:.95])"}
 
 
 def print_ledger(ledger: ForgettingLedger) -> None:
-    """Prints who the base model is and one row for each task; fits a terminal of 80 columns."""
+    """Prints who the base model is, one row for each task, and what is not as asked for; fits 80 columns."""
     console = Console(highlight=False)
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("task", no_wrap=True)
     table.add_column("done on", no_wrap=True)
-    table.add_column("forgotten", overflow="fold", min_width=10)
+    table.add_column("to forget", overflow="fold", min_width=10)
     measure = measure_of_tasks(ledger.tasks)
     symbols = {role[0]: measure.symbol_of(role) for role in ("forget", "retain", "old")}
     for title in (*symbols.values(), "H", "groups"):
         table.add_column(title, justify="right", no_wrap=True)
+    verdicts = {state.entry.name: state.verdict for state in task_states(ledger.tasks)}
     for entry in ledger.tasks:
-        cells = _row(entry, measure)
+        cells = _row(entry, measure, verdicts.get(entry.name, "revoked"))
         table.add_row(*(Text(printable(cell)) for cell in cells), style="dim" if entry.status == "revoked" else None)
     for line in _about(ledger):
         console.print(Text(printable(line)), soft_wrap=True)
@@ -42,6 +44,8 @@ def print_ledger(ledger: ForgettingLedger) -> None:
         console.print(table)
         legend = _LEGEND.format(title=_TITLES[measure], data=_scored_on(ledger), **symbols)
         console.print(Text(printable(legend)), style="dim")
+    for line in (*not_forgotten(ledger), *doubts(ledger)):
+        console.print(Text(printable(line)))
 
 
 def _about(ledger: ForgettingLedger) -> list[str]:
@@ -62,14 +66,14 @@ def _about(ledger: ForgettingLedger) -> list[str]:
     return lines
 
 
-def _row(entry: TaskEntry, measure: Measure) -> list[str]:
+def _row(entry: TaskEntry, measure: Measure, verdict: str) -> list[str]:
     before, after = entry.scores.get("before", {}), entry.scores.get("after", {})
     forgotten = entry.class_names or entry.classes or ["withheld"]
     groups = f"{len(entry.groups['active'])}/{entry.groups.get('total', '?')}" if "active" in entry.groups else "–"
     return [
         entry.name,
         entry.finished_at[:10],
-        ("revoked: " if entry.status == "revoked" else "") + ", ".join(map(str, forgotten)),
+        ("" if verdict in ("forgotten", "–") else f"{verdict}: ") + ", ".join(map(str, forgotten)),
         *(f"{_percent(before, key)}→{_percent(after, key)}" for key in map(measure.key, ("forget", "retain"))),
         _percent(after, measure.key("old")),
         _percent(after, "h_mean"),

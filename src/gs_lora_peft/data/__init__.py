@@ -5,6 +5,7 @@ from .augmentation import rand_augment
 from .box_collation import DetectionCollator
 from .boxes import InvalidBoxError, prepare_boxes
 from .coco import read_coco
+from .evaluation import evaluation_split
 from .pairing import ImageCollator, PairedCollator, PairedDataset, PairedSampler
 from .protocol import class_order, continual_protocol
 from .splits import ForgettingSplit
@@ -22,6 +23,7 @@ __all__ = [
     "align_labels",
     "class_order",
     "continual_protocol",
+    "evaluation_split",
     "prepare_boxes",
     "rand_augment",
     "read_coco",

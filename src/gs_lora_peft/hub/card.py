@@ -12,6 +12,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..metrics.measures import ACCURACY, Measure
 from ..sequence import ForgettingLedger
+from ..sequence.outcome import all_forgotten
+from ..sequence.remarks import doubts, not_forgotten
 from ..sequence.table import measure_of_tasks
 from . import sections, snippets
 from .markdown import escape, task_ranges
@@ -90,6 +92,10 @@ def build_card(
         "idle": task_ranges([e.name for e in active if not e.groups.get("active") and e.groups.get("total")]),
         "withheld": withheld or any(entry.classes is None for entry in entries),
         "data_name": escape(dataset) if dataset else None,
+        "all_forgotten": all_forgotten(entries),
+        "not_forgotten": not_forgotten(ledger, withheld=withheld, quote=escape),
+        "verdict": sections.verdict(entries),
+        "doubts": doubts(ledger, withheld=withheld, quote=escape),
         "requests": sections.requests(entries, withheld=withheld) if entries else "",
         "scores": sections.scores(entries),
         "is_scored": any(entry.scores.get("after") for entry in entries),

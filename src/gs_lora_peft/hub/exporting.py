@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..sequence import ForgettingLedger
 from ..sequence.placing import check_free
+from ..sequence.remarks import warn_where_it_goes
 from ..sequence.remote import sequence_folder
 from ..storage import StrPath, staged_folder
 from .composite import CompositeReport, check_max_rank, write_composite
@@ -24,7 +25,7 @@ def export_forgotten(
     Write what some tasks of a run do together as one plain LoRA adapter, which stock PEFT and transformers load.
 
     One task is written byte for byte as it is in the run; of several the adapter is their sum, as in the root of a
-    published repository.
+    published repository. A warning says which of the tasks did not forget.
 
     Args:
         repo_or_folder (`str` or `os.PathLike`): as in [`load_forgotten`].
@@ -51,5 +52,6 @@ def export_forgotten(
     ledger = ForgettingLedger.load(folder)
     if not ledger.select(tasks):
         raise ValueError(f"no task of the run in '{folder}' is exported. Choose at least one.")
+    warn_where_it_goes(ledger, tasks)
     with staged_folder(out) as staged:
         return write_composite(ledger, staged, tasks=tasks, max_rank=max_rank)

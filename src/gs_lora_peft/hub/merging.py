@@ -14,6 +14,7 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from ..sequence import ForgettingLedger, load_forgotten
 from ..sequence.placing import check_free
+from ..sequence.remarks import not_forgotten, warn_where_it_goes
 from ..sequence.remote import sequence_folder
 from ..storage import StrPath, staged_folder
 from ..storage.hub_calls import checked_repo_id, writing_api
@@ -38,7 +39,7 @@ model = {model_class}.from_pretrained("{repo}")
 Of the layers that forgetting changed, no weights of the base model are in here. Do not publish it next to the adapters
 it was made with: subtracted again, they give the base model back. `config.json` has the names of all classes, as that
 of the base model; it does not say which were forgotten. Forgetting was measured as accuracy on test data; that is no
-proof that nothing about the forgotten classes can be recovered from the weights.
+proof that nothing about the forgotten classes can be recovered from the weights.{remarks}
 """
 
 
@@ -59,7 +60,8 @@ def merge_forgotten(
 
     Base model + adapter still holds what was forgotten. This model, shared alone, does not: of the layers that the
     tasks change, no weights of the base model are in it. It is in safetensors, sharded as transformers does, loads
-    with `AutoModelFor...`, and is bit-equal to the model that the live run has.
+    with `AutoModelFor...`, and is bit-equal to the model that the live run has. A warning and the card say which tasks
+    did not forget.
 
     Args:
         base_model (`PreTrainedModel`, `str` or `os.PathLike`):
@@ -101,6 +103,7 @@ def merge_forgotten(
             "model. Choose some."
         )
     names = [entry.name for entry in entries]
+    warn_where_it_goes(ledger, tasks)
     if isinstance(base_model, PreTrainedModel):
         model, source = copy.deepcopy(base_model), base_model.config._name_or_path
     else:
@@ -112,7 +115,7 @@ def merge_forgotten(
         processor = processing_class or _processor(ledger, source, token)
         if processor is not None:
             processor.save_pretrained(staged)
-        _card(ledger, type(merged).__name__, len(names), repo, out).save(staged / "README.md")
+        _card(ledger, type(merged).__name__, names, repo, out).save(staged / "README.md")
         if api is not None and repo is not None:
             head = open_repository(api, repo, private=private)
             if not was_always_new(api, head) and not head.holds(staged):
@@ -136,7 +139,7 @@ def _processor(ledger: ForgettingLedger, source: str, token: str | bool | None) 
         return None
 
 
-def _card(ledger: ForgettingLedger, model_class: str, count: int, repo: str | None, out: Path) -> ModelCard:
+def _card(ledger: ForgettingLedger, model_class: str, names: Sequence[str], repo: str | None, out: Path) -> ModelCard:
     base = ledger.base_model.get("name_or_path")
     on_hub = bool(base and ledger.base_model.get("revision"))
     data = ModelCardData(
@@ -150,7 +153,8 @@ def _card(ledger: ForgettingLedger, model_class: str, count: int, repo: str | No
             metadata=data.to_yaml(),
             title=(repo or out.name).rpartition("/")[2],
             base=f"`{base}`" if base else "A model",
-            count=count,
+            count=len(names),
+            remarks="".join(f"\n\n**{line}**" for line in not_forgotten(ledger, tasks=names, withheld=True)),
             import_line=import_line(model_class),
             model_class=model_class,
             repo=repo or out.name,

@@ -39,7 +39,8 @@ def push_to_hub(
     Only safetensors, JSON, Markdown and PNG leave the machine, built in a folder of their own from what the ledger
     vouches for; checkpoints, optimizer states, logs and data never do. Publishing again sends only what is new. A push
     that fails leaves the branch as it was (a repository made for it may remain, empty) and can be repeated. What
-    somebody else has published in the meantime is never overwritten.
+    somebody else has published in the meantime is never overwritten. A run that did not forget is published as well;
+    a warning and the card say so.
 
     The ledger holds the names of the forgotten classes, so a new repository is private unless asked otherwise, and one
     that exists and is public is refused. Of tasks that were revoked the ledger tells, but their adapters are not

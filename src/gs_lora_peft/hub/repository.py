@@ -15,6 +15,7 @@ from ..sequence.layout import TASKS_FOLDER, TRAINING_CONFIG
 from ..sequence.ledger import LEDGER_NAME
 from ..sequence.ledger_file import ledger_bytes
 from ..sequence.placing import check_free
+from ..sequence.remarks import warn_where_it_goes
 from ..sequence.remote import downloaded, fetch_ledger
 from ..storage import StrPath, staged_folder
 from ..storage.hub_commit import PUBLISHED_SUFFIXES, publishable_files
@@ -87,6 +88,7 @@ def stage_repository(
     ledger = ForgettingLedger.load(folder)
     active = [entry.name for entry in ledger.active_tasks]
     check_tasks(ledger, active)
+    warn_where_it_goes(ledger)
     files = [name for entry in ledger.active_tasks for name in _checked_files(entry)]
     with staged_folder(out) as staged:
         for name in files:

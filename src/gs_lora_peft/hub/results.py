@@ -13,7 +13,7 @@ from .scored import revoked_since
 
 # What the Hub calls a measure, and how it is written.
 METRICS = {ACCURACY: ("accuracy", "Accuracy"), AVERAGE_PRECISION: ("mAP", "AP@[.5:.95]")}
-_SPLITS = {"forget": "forgotten classes", "retain": "kept classes", "old": "classes forgotten by earlier tasks"}
+_SPLITS = {"forget": "classes to forget", "retain": "kept classes", "old": "classes forgotten by earlier tasks"}
 
 
 def evaluation_results(entries: Sequence[TaskEntry], *, task_type: str, dataset: str | None) -> list[EvalResult]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..data.evaluation import EVALUATION_SPLITS
 from ..metrics.measures import ACCURACY, AVERAGE_PRECISION
-from ..sequence import TaskEntry
+from ..sequence import TaskEntry, task_states
+from ..sequence.remarks import short_percent
 from ..sequence.table import measure_of_tasks
 from .labels import shortened_names
 from .markdown import escape, percent, table, task_ranges
@@ -37,10 +39,9 @@ MEASURE_TEXTS = {
     },
 }
 _MEASURED_ON = {
-    "test": "the `test` split of the data, which was not trained on",
-    "validation": "the `validation` split of the data, which was not trained on",
+    **{name: f"the `{name}` split of the data, which was not trained on" for name in EVALUATION_SPLITS},
     "eval_dataset": "a data set of its own, given for scoring alone",
-    "train": "**the training data itself**, for want of other: they say nothing about samples not seen in training",
+    "train": "**the training data itself**",
 }
 
 
@@ -79,6 +80,22 @@ def scores(entries: Sequence[TaskEntry]) -> str:
         star = "\\*" if entry.status == "revoked" or revoked_since(entry, entries) else ""
         rows.append([entry.name + star, *map(percent, values), f"{len(_active(entry))} of {_total(entry)}"])
     return table([*header, "active groups"], rows)
+
+
+def verdict(entries: Sequence[TaskEntry]) -> str:
+    """Which tasks are forgotten, and by how much; empty where none is, or where that is not known."""
+    states = [state for state in task_states(entries) if state.forgotten]
+    worst = max((state.score for state in states if state.score is not None), default=None)
+    if worst is None:
+        return ""
+    measure, names = measure_of_tasks(entries), task_ranges([state.entry.name for state in states])
+    targets = [state.entry.target for state in states if state.entry.target is not None]
+    goal = f" (the target was at most {short_percent(max(targets))} %)" if targets else ""
+    many = len(states) > 1
+    known = f"{short_percent(worst)} % of the samples of {'their' if many else 'its'} classes are still recognised"
+    if measure == AVERAGE_PRECISION:
+        known = f"{'their' if many else 'its'} classes are found with an average precision of {short_percent(worst)} %"
+    return f"{names} {'are' if many else 'is'} forgotten as measured: {'at most ' * many}{known}{goal}."
 
 
 def base_score(entries: Sequence[TaskEntry]) -> str | None:

@@ -19,6 +19,8 @@ from ..sequence.adapters import TaskAdapter, check_adapters, read_adapter, read_
 from ..sequence.layout import TASKS_FOLDER
 from ..sequence.ledger import LEDGER_NAME, LOCK_NAME
 from ..sequence.loading import refuse_adapters
+from ..sequence.outcome import all_forgotten
+from ..sequence.remarks import doubts, not_forgotten
 from ..storage import StrPath, content_problem, safe_join
 from .base import load_base_model
 from .composite import Pair, recompressed_pair, relative_difference, summed_pair
@@ -45,6 +47,9 @@ class VerifyReport:
             approximation of that rank.
         relative_error (`float`): the largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) of a module in the root.
         problems (`list[str]`): what is wrong; empty if nothing is.
+        forgotten (`bool` or `None`): whether all tasks in effect are forgotten, by the scores in the ledger; `None`
+            where that is not known. It is measured on data and not checked here.
+        remarks (`list[str]`): which tasks are not forgotten, and what makes scores say little.
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -54,6 +59,8 @@ class VerifyReport:
     recompressed: list[str] = field(default_factory=list)
     relative_error: float = 0.0
     problems: list[str] = field(default_factory=list)
+    forgotten: bool | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 def verify_repository(
@@ -98,6 +105,8 @@ def verify_repository(
         report.problems.append(str(error))
         return report
     report.tasks = [entry.name for entry in ledger.active_tasks]
+    report.forgotten = all_forgotten(ledger.tasks)
+    report.remarks = [*not_forgotten(ledger), *doubts(ledger)]
     _check_files(ledger, report)
     adapters, root = None, None
     if not report.problems:

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..metrics.measures import AVERAGE_PRECISION
 from ..sequence import ForgettingLedger, LedgerError, TaskEntry
 from ..sequence.curves import KNOWN_BY
+from ..sequence.outcome import measure_of_entry
 from ..storage import StrPath, read_limited
 
 KEY_NAME = "withheld.key"
@@ -129,6 +131,7 @@ def _withheld(entry: TaskEntry, key: bytes) -> TaskEntry:
         scores=_rounded_scores(entry.scores),
         revocation=_withheld_revocation(entry.revocation),
         curves=_rounded_curves(entry.curves),
+        outcome=_rounded_outcome(entry),
         extra={},
     )
 
@@ -153,6 +156,24 @@ def _rounded_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
         elif value is None or name == "data":
             kept[name] = value
     return kept
+
+
+def _rounded_outcome(entry: TaskEntry) -> dict[str, Any] | None:
+    """Verdicts as they are, scores in whole percent; the target of a detector is a share of a score."""
+    if entry.outcome is None:
+        return None
+    target = entry.target
+    if target is not None and measure_of_entry(entry) == AVERAGE_PRECISION:
+        target = round(target, 2)
+    earlier = {
+        task: {
+            "score": None if found.get("score") is None else round(found["score"], 2),
+            "forgotten": found.get("forgotten"),
+        }
+        for task, found in entry.outcome.get("earlier", {}).items()
+    }
+    known = {name: entry.outcome.get(name) for name in ("forgotten", "known_before")}
+    return {**known, "target": target, "earlier": earlier}
 
 
 def _rounded_curves(curves: dict[str, Any] | None) -> dict[str, Any] | None:

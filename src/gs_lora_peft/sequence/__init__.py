@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
+from .outcome import exit_status, task_states
 from .parsing import parse_classes, parse_requests
 from .plain import LedgerError
 from .request import ForgetRequest
@@ -21,11 +22,13 @@ __all__ = [
     "ForgettingLedger",
     "LedgerError",
     "TaskEntry",
+    "exit_status",
     "format_table",
     "load_forgotten",
     "model_identity",
     "parse_classes",
     "parse_requests",
+    "task_states",
     "weights_fingerprint",
 ]
 

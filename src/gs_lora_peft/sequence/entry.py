@@ -14,7 +14,7 @@ from .plain import LedgerError, is_names, plain_json, short
 from .request import parse_utc
 
 _TASK_NAME = re.compile(r"task_((?!000)\d{3}|[1-9]\d{3,8})", re.ASCII)
-_OPTIONAL = {"missing_classes", "revocation", "curves"}  # left out of the file where they are None
+_OPTIONAL = {"missing_classes", "revocation", "curves", "outcome"}  # left out of the file where they are None
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class TaskEntry:
             only if the task is revoked.
         curves (`dict[str, list[float]]`, *optional*): How the training went, see [`training_curves`]; absent where
             nothing was logged.
+        outcome (`dict`, *optional*): Whether the classes are forgotten, see [`outcome_of_task`]: `forgotten` (`None`
+            where there was nothing to measure it on), `target`, `known_before`, and `earlier`; absent in ledgers made
+            before it was recorded.
         extra (`dict`): Keys that this version does not know; they are kept as they are.
 
     Raises:
@@ -66,6 +69,7 @@ class TaskEntry:
     status: Literal["done", "revoked"] = "done"
     revocation: dict[str, Any] | None = None
     curves: dict[str, Any] | None = None
+    outcome: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,6 +113,8 @@ class TaskEntry:
             self.curves is None or _are_curves(self.curves),
             f"equally many numbers for each of {CURVE_NAMES}",
         )
+        fits = self.outcome is None or _is_outcome(self.outcome)
+        self._expect("outcome", fits, "a dict with `forgotten` (true, false or null) and `target` (a number or null)")
         for key in ("before", "after", "base"):
             self._expect("scores", isinstance(self.scores.get(key, {}), dict), f"a dict under {key!r}")
 
@@ -120,6 +126,19 @@ class TaskEntry:
     def number(self) -> int:
         """The number in the name: 7 for `"task_007"`."""
         return int(self.name.removeprefix("task_"))
+
+    @property
+    def forgotten(self) -> bool | None:
+        """Whether the classes were forgotten when the request was carried out; `None` where that is not known.
+
+        A later task may have brought them back, see [`task_states`].
+        """
+        return (self.outcome or {}).get("forgotten")
+
+    @property
+    def target(self) -> float | None:
+        """The largest accuracy (or average precision) on the classes that counts as forgotten, from 0 to 1."""
+        return (self.outcome or {}).get("target")
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as plain JSON types."""
@@ -152,3 +171,22 @@ def _are_numbers(values: Iterable[Any]) -> bool:
 def _are_curves(value: Any) -> bool:
     fits = isinstance(value, dict) and all(isinstance(c, list) and c and _are_numbers(c) for c in value.values())
     return fits and curve_names(value) is not None and len({len(curve) for curve in value.values()}) == 1
+
+
+def _is_outcome(value: Any) -> bool:
+    def is_verdict(item: Any) -> bool:
+        return item is None or isinstance(item, bool)
+
+    def is_score(item: Any) -> bool:
+        return item is None or (type(item) in (int, float) and 0 <= item <= 1)
+
+    if not isinstance(value, dict) or not isinstance(value.get("earlier", {}), dict):
+        return False
+    earlier = value.get("earlier", {}).values()
+    return (
+        is_verdict(value.get("forgotten"))
+        and is_verdict(value.get("known_before"))
+        and is_score(value.get("target"))
+        and all(isinstance(item, dict) and is_score(item.get("score")) for item in earlier)
+        and all(is_verdict(item.get("forgotten")) for item in earlier)
+    )

@@ -20,6 +20,7 @@ def finished_entry(
     task: PlannedTask,
     training: TrainingRecord,
     scores: dict[str, Any],
+    outcome: dict[str, Any],
     label_names: Sequence[str] | None,
 ) -> TaskEntry:
     """What the ledger records of a task, with the hashes of the files it has left in `folder`."""
@@ -40,4 +41,5 @@ def finished_entry(
         groups=training.groups,
         scores=scores,
         curves=training.curves,
+        outcome=outcome,
     )

@@ -26,10 +26,12 @@ from .layout import task_folder
 from .ledger import ForgettingLedger
 from .loading import refuse_adapters
 from .merging import MergedModel
+from .outcome import outcome_of_task, target_score
 from .plain import LedgerError
 from .planning import check_missing, check_sequence, match_requests, resolve_request
 from .processes import on_main
 from .recipe import Recipe
+from .remarks import warn_after, warn_before
 from .remote import fetch_to_continue
 from .request import ForgetRequest
 from .restoring import recorded_config
@@ -58,14 +60,15 @@ class ContinualForgetter:
         base_model (`transformers.PreTrainedModel`): classifier or detector, without adapters. It is changed in place:
             `self.model` is the same object with all tasks merged, in eval mode, its `requires_grad` flags untouched.
         dataset (`datasets.Dataset` or `datasets.DatasetDict`): labelled samples. Of a `DatasetDict`, `train` is
-            trained on and `test` (else `validation`) is scored on; nothing of the latter influences the training.
+            trained on and `test` (else `validation` or another name of [`evaluation_split`]) is scored on; nothing of
+            the latter influences the training.
         folder (`str` or `os.PathLike`): where the ledger and the tasks go.
         config ([`GSLoraConfig`], *optional*): by default `GSLoraConfig()`.
         args ([`GSLoraTrainingArguments`], *optional*): by default its defaults. They are not changed. `output_dir` is
             replaced by a working folder below `folder`, which is removed once the task is done (logs stay, in
             `logs/`), and `push_to_hub` is not acted upon: checkpoints of a request are nobody's business.
         eval_dataset (`datasets.Dataset`, *optional*): scored on instead of the test split. Without either, the
-            training data is scored on; the ledger says which.
+            training data is scored on; the ledger says which, and a warning that such scores say little.
         label_column (`str`, *optional*, defaults to `"label"`): column of the labels, or of annotated boxes, see
             [`prepare_boxes`].
         processing_class (*optional*), data_collator (`Callable`, *optional*): as in [`GSLoraTrainer`].
@@ -215,6 +218,9 @@ class ContinualForgetter:
             NonFiniteLossError: if training broke down.
             OSError: if a file could not be written.
 
+        Whether the classes are forgotten afterwards (`args.max_forget_accuracy`) is in the entry's `outcome`; a
+        warning says so if they are not, or if classes of an earlier request are recognised again.
+
         After an error, also one from within training, the ledger and `self.model` are what they were before, and the
         same or another request can be carried out.
         """
@@ -240,6 +246,7 @@ class ContinualForgetter:
         """
         done = self.check(requests)
         rest = requests[len(done) :]
+        on_main(lambda: warn_after(self.ledger, [entry.name for entry in done]))
         with self._exclusively():
             on_main(lambda: remove_others(self._work(self.ledger.next_task_name()).path))
             return [*done, *(self.forget(request) for request in rest)]
@@ -341,16 +348,23 @@ class ContinualForgetter:
         task = plan_task(request, split, self._work(self.ledger.next_task_name()), self.ledger, self.recipe)
         self._measure_base()
         before = self._scores.of_task(self.model, split)
+        allowed, names = self.recipe.args.max_forget_accuracy, self.label_names
+        target = target_score(allowed, before, self.ledger.base_model.get("num_labels"))
+        classes = [names[c] if names else f"class {c}" for c in split.forget_classes]
+        on_main(lambda: warn_before(task.name, classes, before, target))
         training = train_task(task, self.model, self.recipe, self.ledger)
         with self._rebuilt_on_error():
             self._live.merge([task.name])
-            after = self._scores.of_task(self.model, split, before)
+            earlier = {entry.name: entry.classes or () for entry in self.ledger.active_tasks}
+            after, of_earlier = self._scores.after_task(self.model, split, before, earlier)
             base = self._scores.of_base(split)
             scores = {"base": base, "before": before, "after": after, "data": self.scored_on}
+            outcome = outcome_of_task(allowed, before, after, of_earlier, self.ledger)
             self._record(
-                lambda: self.ledger.append(finished_entry(self.folder, task, training, scores, self.label_names))
+                lambda: self.ledger.append(finished_entry(self.folder, task, training, scores, outcome, names))
             )
         on_main(lambda: task.work.finish(self.folder / LOGS_FOLDER / task.name))
+        on_main(lambda: warn_after(self.ledger, [task.name]))
         return self.ledger.tasks[-1]
 
     def _measure_base(self) -> None:

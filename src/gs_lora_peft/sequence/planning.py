@@ -8,6 +8,7 @@ from typing import Any
 from ..data.classes import resolve_classes
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
+from .outcome import task_states
 from .plain import LedgerError
 from .request import ForgetRequest
 
@@ -22,10 +23,7 @@ def resolve_request(request: ForgetRequest, ledger: ForgettingLedger, names: Seq
     classes = _ids(request, ledger, names)
     for class_id in classes:
         if earlier := ledger.task_of_class(class_id):
-            raise LedgerError(
-                f"class {_shown([class_id], names)} was forgotten already, by {earlier.name} at {earlier.finished_at}."
-                " Leave it out of the request."
-            )
+            raise LedgerError(_asked_before(_shown([class_id], names), earlier, ledger))
     return classes
 
 
@@ -96,6 +94,20 @@ def check_sequence(
             )
         split(classes, forgotten)
         forgotten = [*forgotten, *classes]
+
+
+def _asked_before(shown: str, earlier: TaskEntry, ledger: ForgettingLedger) -> str:
+    redo = f'`forgetter.redo("{earlier.name}")` (--redo of the examples) carries that request out again'
+    state = next(state for state in task_states(ledger.tasks) if state.entry is earlier)
+    if state.forgotten is False:
+        return (
+            f"{earlier.name} was to forget class {shown} at {earlier.finished_at}, but its classes are still "
+            f"recognised: {redo}, with other settings."
+        )
+    return (
+        f"class {shown} was forgotten already, by {earlier.name} at {earlier.finished_at}. Leave it out of the "
+        f"request; {redo}."
+    )
 
 
 def _ids(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] | None) -> list[int]:

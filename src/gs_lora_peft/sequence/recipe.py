@@ -25,6 +25,8 @@ _OF_TRANSFORMERS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "load_best_model_at_end",
     "metric_for_best_model", "greater_is_better", "seed", "data_seed", "bf16", "fp16",
 )  # fmt: skip
+# By what a task is judged is in its outcome. It decides nothing about the weights, so that it may change on resuming.
+_OF_OUTCOME = ("max_forget_accuracy",)
 _OF_ADAPTER = (
     "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "target_modules", "exclude_modules",
     "block_pattern", "exclude_blocks", "group_by", "rank_pattern", "alpha_pattern",
@@ -97,7 +99,9 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """The recipe as plain JSON types: `config`, `training` and `data`."""
         inherited = {field.name for field in fields(TrainingArguments)}
-        own = [field.name for field in fields(GSLoraTrainingArguments) if field.name not in inherited]
+        own = [
+            field.name for field in fields(GSLoraTrainingArguments) if field.name not in inherited.union(_OF_OUTCOME)
+        ]
         training = {name: getattr(self.args, name) for name in (*own, *_OF_TRANSFORMERS)}
         data = {"replay_ratio": self.replay_ratio, "shots": self.shots}
         values = {

@@ -77,7 +77,32 @@ class Scores:
             split ([`ForgettingSplit`]): Says which class has which role.
             before (`Mapping[str, Any]`, *optional*): The same scores before the task, for `drop` and `h_mean`.
         """
+        return self._by_role(self._predict(model), split, before)
+
+    def after_task(
+        self,
+        model: nn.Module,
+        split: ForgettingSplit,
+        before: Mapping[str, Any],
+        earlier: Mapping[str, Collection[int]],
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """Scores as [`~Scores.of_task`], and from the same answers one score for each of some earlier tasks.
+
+        Args:
+            model, split, before: As in [`~Scores.of_task`].
+            earlier (`Mapping[str, Collection[int]]`): The classes of each earlier task, by its name.
+
+        Returns:
+            `tuple[dict[str, Any], dict[str, float]]`: Tasks that the data have nothing of are left out of the latter.
+        """
         found = self._predict(model)
+        by_class, key = found.by_class(), found.scoring.measure.key
+        scores = scores_of_sets(found.scoring, by_class, earlier)
+        return self._by_role(found, split, before), {
+            name: scores[key(name)] for name in earlier if key(name) in scores
+        }
+
+    def _by_role(self, found: Answers, split: ForgettingSplit, before: Mapping[str, Any] | None) -> dict[str, Any]:
         roles: ClassRoles = {
             "forget_classes": split.forget_classes,
             "retain_classes": split.retain_classes,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from ..data.alignment import ALIGN, check_names
 from ..data.box_columns import is_object_column
+from ..data.evaluation import EVALUATION_SPLITS, evaluation_split
 from ..data.splitting import read_classes
 from ..objectives import head_size
+
+logger = logging.getLogger(__name__)
 
 
 def train_and_test(dataset: Dataset | DatasetDict, eval_dataset: Dataset | None) -> tuple[Dataset, Dataset, str]:
     """The data to train on, the data to score on, and what the latter is.
+
+    Scores that are taken on the training data are warned of, once, by the main process.
 
     Raises:
         ValueError: A `DatasetDict` has no split `train`.
@@ -24,12 +31,23 @@ def train_and_test(dataset: Dataset | DatasetDict, eval_dataset: Dataset | None)
         train, splits = dataset["train"], dict(dataset)
     else:
         raise ValueError(f"the data set has no split 'train', it has {list(dataset)}. Rename one, or give a Dataset.")
+    name = evaluation_split(splits)
     if eval_dataset is not None:
-        return train, eval_dataset, "eval_dataset"
-    for name in ("test", "validation"):
-        if name in splits:
-            return train, splits[name], name
-    return train, train, "train"
+        test, title = eval_dataset, "eval_dataset"
+    elif name is not None:
+        test, title = splits[name], name.lower()
+    else:
+        test, title = train, "train"
+    # The same rows under another name are training data as well. Where fingerprints differ, rows may still be equal.
+    if test is train or test._fingerprint == train._fingerprint:
+        title = "train"
+        if PartialState().is_main_process:
+            logger.warning(
+                "Scores will be taken on the training data, so that they say nothing about samples not seen in "
+                "training. Give `eval_dataset`, or a DatasetDict with one of the splits %s.",
+                ", ".join(EVALUATION_SPLITS),
+            )
+    return train, test, title
 
 
 def checked_label_names(train: Dataset, test: Dataset, label_column: str, model: Any) -> list[str] | None:

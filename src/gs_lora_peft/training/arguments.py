@@ -9,6 +9,7 @@ from typing import get_args
 from transformers import TrainingArguments
 
 from ..data.pairing import EpochCovers
+from ..errors import InvalidInputError
 from ..objectives import Background, ForgetLoss, PrototypeDistance
 
 _NOT_NEGATIVE = (
@@ -121,6 +122,11 @@ class GSLoraTrainingArguments(TrainingArguments):
             `"both"`: an epoch runs once over the larger of the two training sets, and the other one cycles.
             `"retain"`: once over the retain set, as published, however few classes stay; then set the number of
             epochs by the number of steps (docs/benchmarks.md).
+        max_forget_accuracy (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            The target, in [0, 1]: a [`ContinualForgetter`] calls a request forgotten if the accuracy on its classes
+            is this at most afterwards, on the evaluation data. `"auto"`: 0.05, or the accuracy of guessing (1 / C for
+            a head of C classes) where that is more. Of a detector it is the share of the average precision before the
+            request that may be left; `"auto"` is 0.05. It does not influence the training.
 
     `label_smoothing_factor` is refused: a bound on a smoothed loss would mean something else.
 
@@ -196,6 +202,13 @@ class GSLoraTrainingArguments(TrainingArguments):
     epoch_covers: EpochCovers = field(
         default="both", metadata={"help": "An epoch covers 'both' training sets, or 'retain' alone (the paper's)."}
     )
+    max_forget_accuracy: str = field(
+        default="auto",
+        metadata={
+            "help": "Forgotten means: this accuracy at most, in [0, 1] (detectors: share of the AP before); 'auto': "
+            "0.05, or chance."
+        },
+    )
 
     def __post_init__(self):
         for name in _BOUNDS:
@@ -225,6 +238,12 @@ class GSLoraTrainingArguments(TrainingArguments):
 
     def _check_values(self) -> None:
         self._read_number("distillation_weight", "a finite number of at least 0")
+        self._read_number("max_forget_accuracy", "a fraction from 0 to 1")
+        allowed = self.max_forget_accuracy
+        if allowed != "auto" and not 0.0 <= allowed <= 1.0:
+            raise InvalidInputError(
+                "max_forget_accuracy", allowed, "a fraction from 0 to 1 or 'auto'", "Divide percent by 100."
+            )
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if value == "auto" and name == "distillation_weight":

@@ -24,8 +24,8 @@ _CARD = """---
 
 # {title}
 
-A LoRA adapter that makes {base} forget some of its classes (GS-LoRA, https://arxiv.org/abs/2403.11530). It changes
-{active} of {total} groups of weights; all others are exactly as they were. Stock PEFT loads it:
+A LoRA adapter, trained to make {base} forget some of its classes (GS-LoRA, https://arxiv.org/abs/2403.11530). It
+changes {active} of {total} groups of weights; all others are exactly as they were. Stock PEFT loads it:
 
 ```python
 from peft import PeftModel

@@ -1,0 +1,149 @@
+"""The outcome of a run in plain sentences: for the log, the table, the command line and the card."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..metrics.measures import AVERAGE_PRECISION
+from .entry import TaskEntry
+from .ledger import ForgettingLedger
+from .outcome import TaskState, is_forgotten, measure_of_entry, task_states
+
+_NAMES_SHOWN = 3
+_REMEDY = (
+    "Raise num_train_epochs, learning_rate, the rank r, forget_weight or forget_bound, or use less sparsity "
+    '(sparsity_weight), and carry the request out again: forgetter.redo("{name}"), or --redo of the examples. If this '
+    "is little enough for you, raise max_forget_accuracy."
+)
+
+logger = logging.getLogger(__name__)
+
+
+def not_forgotten(
+    ledger: ForgettingLedger,
+    *,
+    tasks: int | Sequence[str] | None = None,
+    withheld: bool = False,
+    quote: Callable[[str], str] = str,
+) -> list[str]:
+    """A sentence for every task in effect that is not forgotten, or no longer.
+
+    Args:
+        ledger ([`ForgettingLedger`]): The run.
+        tasks (`int` or `Sequence[str]`, *optional*): As in [`ForgettingLedger.select`]; by default all.
+        withheld (`bool`, *optional*, defaults to `False`): Names no class.
+        quote (`Callable`, *optional*): Makes a name from elsewhere safe for the place where the sentence goes.
+    """
+    names = {entry.name for entry in ledger.select(tasks)}
+    states = [state for state in task_states(ledger.tasks) if state.entry.name in names and state.forgotten is False]
+    return [_still_known(state, _Words(ledger, state.entry, withheld, quote)) for state in states]
+
+
+def doubts(
+    ledger: ForgettingLedger,
+    *,
+    tasks: int | Sequence[str] | None = None,
+    withheld: bool = False,
+    quote: Callable[[str], str] = str,
+) -> list[str]:
+    """A sentence for everything that makes the scores of tasks in effect say less than they seem to: nothing to
+    measure on, nothing that was known before, training data. Arguments as in [`not_forgotten`]."""
+    entries = ledger.select(tasks)
+    lines = []
+    for entry in entries:
+        words = _Words(ledger, entry, withheld, quote)
+        if entry.outcome is not None and entry.forgotten is None:
+            lines.append(f"Whether {entry.name} is forgotten is not known: there are no {words.samples} to score.")
+        if (entry.outcome or {}).get("known_before") is False:
+            lines.append(nothing_known(entry.name, words.classes))
+    if on_training_data := [entry.name for entry in entries if entry.scores.get("data") == "train"]:
+        lines.append(
+            f"The scores of {', '.join(on_training_data)} were taken on the training data, for want of other: they "
+            "say nothing about samples not seen in training."
+        )
+    return lines
+
+
+def nothing_known(task: str, classes: str) -> str:
+    """The sentence for a task whose classes the model did not recognise before it."""
+    return (
+        f"There was nothing to forget in {task}, as measured: the model did not recognise {classes} before. Probable "
+        "causes: labels that are numbered otherwise than in the model, the wrong image processor, or an earlier "
+        "request that took these classes along."
+    )
+
+
+def warn_before(task: str, classes: Sequence[str], before: Mapping[str, Any], target: float | None) -> None:
+    """Logs, before hours of training, that there is nothing to forget.
+
+    Args:
+        task (`str`): Name of the task.
+        classes (`Sequence[str]`): Names of the classes to forget.
+        before (`Mapping[str, Any]`): Scores before the task.
+        target (`float`, *optional*): As in [`target_score`].
+    """
+    if is_forgotten(before, target):
+        logger.warning("%s", nothing_known(task, class_list(classes)))
+
+
+def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
+    """Logs what came of some requests if that is not what was asked for, and what to do about it: their own classes
+    are not forgotten, or those of earlier ones came back."""
+    for state in task_states(ledger.tasks):
+        name = state.entry.name
+        if state.forgotten is False and (name in tasks or (state.came_back and state.measured_after in tasks)):
+            logger.warning("%s %s", *not_forgotten(ledger, tasks=[name]), _REMEDY.format(name=name))
+        if state.entry.outcome is not None and state.entry.forgotten is None and name in tasks:
+            logger.warning("%s", doubts(ledger, tasks=[name])[0])
+
+
+def warn_where_it_goes(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = None) -> None:
+    """Warns whoever hands a run out that tasks of it are not forgotten; names no class."""
+    if lines := not_forgotten(ledger, tasks=tasks, withheld=True):
+        warnings.warn("\n".join(lines), stacklevel=3)
+
+
+class _Words:
+    """How the classes of a task, and samples of them, are called."""
+
+    def __init__(self, ledger: ForgettingLedger, entry: TaskEntry, withheld: bool, quote: Callable[[str], str]):
+        kind = "images" if re.search("Image|Face", str(ledger.base_model.get("model_class"))) else "samples"
+        self.classes = "the withheld classes"
+        if entry.classes is not None and not withheld:
+            self.classes = class_list(entry.class_names or [f"class {c}" for c in entry.classes], quote)
+        self.samples = f"{kind} of {self.classes}"
+
+
+def class_list(names: Sequence[str], quote: Callable[[str], str] = str) -> str:
+    """Names in a sentence: all of a few, the first of many."""
+    shown = [quote(name) for name in names[:_NAMES_SHOWN]]
+    rest = len(names) - len(shown)
+    parts = [*shown, f"{rest} other{'s' if rest > 1 else ''}"] if rest else shown
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _still_known(state: TaskState, words: _Words) -> str:
+    entry, limit = state.entry, short_percent(state.entry.target)
+    score = short_percent(state.score)
+    if score == limit:  # they differ by less than is shown
+        score = f"more than {score}"
+    goal = f"target: at most {limit} %" if entry.target is not None else "above the target"
+    when = f"after {state.measured_after}, " if state.came_back else ""
+    still, again = ("", " again") if state.came_back else (" still", "")
+    if measure_of_entry(entry) == AVERAGE_PRECISION:
+        before = entry.scores.get("before", {}).get(AVERAGE_PRECISION.key("forget"))
+        was = "" if before is None else f"{short_percent(before)} % before the request; "
+        how = f"with an average precision of {score} % ({was}{goal})"
+        told = f"objects of {words.classes} are{still} found{again} {how}"
+    else:
+        told = f"{score} % of the {words.samples} are{still} recognised{again} ({goal})"
+    return f"{entry.name} {'came back' if state.came_back else 'is not forgotten'}: {when}{told}."
+
+
+def short_percent(value: float | None) -> str:
+    """A rate in percent without needless decimals: `"70"`, `"12.5"`; a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.1f}".removesuffix(".0")
