@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..drawing import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
-from ..storage import write_bytes_atomic
+from ..storage import refuse_links, write_bytes_atomic
 from .faces import FaceAnswers, FaceAudit
 
 PICTURES_FOLDER = "private_pictures"
@@ -21,7 +21,8 @@ _SHAPES = "o^sDvP*X"
 
 
 def private_folder(folder: str | os.PathLike) -> Path:
-    """Makes `private_pictures` in a folder: for its owner alone, on the machine too."""
+    """Makes `private_pictures` in a folder: for its owner alone, on the machine too. ValueError if it is a link."""
+    refuse_links(folder, [PICTURES_FOLDER])
     place = Path(folder) / PICTURES_FOLDER
     Path(folder).mkdir(parents=True, exist_ok=True)
     place.mkdir(mode=0o700, exist_ok=True)

@@ -15,13 +15,14 @@ from typing import Any
 from ..metrics.measures import AVERAGE_PRECISION
 from ..sequence import ForgettingLedger, LedgerError, TaskEntry
 from ..sequence.curves import KNOWN_BY
+from ..sequence.layout import KEY_NAME
 from ..sequence.outcome import measure_of_entry
 from ..storage import StrPath, read_limited
 
-KEY_NAME = "withheld.key"
 _DIGEST = "hmac-sha256:"
 _BASE_FIELDS = ("name_or_path", "revision", "model_class", "num_labels", "tied_heads", "fingerprint")
-_COUNTED = ("shots",)  # settings that are a number of samples of each class
+# Settings that are a number of samples of each class, or what data sets are told by.
+_COUNTED = ("shots", "train_data", "evaluation_data")
 _ROUNDED = {f"{role}_{known_by}" for role in ("retain", "forget") for known_by in KNOWN_BY}
 
 

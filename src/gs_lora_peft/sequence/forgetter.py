@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,25 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..data import ForgettingSplit
 from ..data.pairing import default_collator
 from ..data.splitting import read_classes
+from ..errors import InvalidInputError
 from ..objectives import check_class_head
+from ..storage import remove_inside
 from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig
-from .adapters import check_tasks
+from .comparing import Differences, changed_settings, refuse_other_settings
+from .data_identity import data_identity
 from .entry import TaskEntry
-from .fingerprint import model_identity
 from .finishing import finished_entry
-from .layout import task_folder
+from .layout import LOGS_FOLDER, WORK_FOLDER, task_folder
 from .ledger import ForgettingLedger
 from .loading import refuse_adapters
 from .merging import MergedModel
+from .opening import open_ledger
 from .outcome import outcome_of_task, target_score
-from .plain import LedgerError
-from .planning import check_missing, check_sequence, match_requests, resolve_request
+from .planning import check_missing, find_done, resolve_request
 from .processes import on_main
 from .recipe import Recipe
+from .redoing import request_of, restored_on_error, task_to_redo
 from .remarks import warn_after, warn_before
 from .remote import fetch_to_continue
 from .request import ForgetRequest
@@ -38,9 +41,7 @@ from .restoring import recorded_config
 from .scoring import Scores
 from .sources import checked_label_names, train_and_test
 from .task import plan_task, train_task
-from .work import WORK_FOLDER, WorkFolder, remove_others
-
-LOGS_FOLDER = "logs"
+from .work import WorkFolder, remove_others
 
 
 class ContinualForgetter:
@@ -141,8 +142,14 @@ class ContinualForgetter:
             callbacks=callbacks,
         )
         self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
-        self._scored_classes = set(read_classes(self.eval_dataset, label_column)[0].tolist())
-        self.ledger = self._open_ledger(base_model)
+        trained, scored = (read_classes(part, label_column)[0] for part in (self.train_dataset, self.eval_dataset))
+        self._scored_classes = set(scored.tolist())
+        self._silent_classes = self._scored_classes.difference(trained.tolist())
+        self.recipe.data = {
+            "train_data": data_identity(len(self.train_dataset), trained),
+            "evaluation_data": data_identity(len(self.eval_dataset), scored, ordered=False),
+        }
+        self.ledger = open_ledger(self.folder, base_model, self.label_names)
         self.label_names = self.label_names or self.ledger.label_names
         check_missing(missing_classes, self.ledger, self.label_names)
         self._live = MergedModel(base_model, self.folder, [entry.name for entry in self.ledger.active_tasks])
@@ -186,21 +193,6 @@ class ContinualForgetter:
             kwargs["config"] = recorded_config(ForgettingLedger.load(place))
         return cls(base_model, dataset, place, **kwargs)
 
-    def _open_ledger(self, base_model: PreTrainedModel) -> ForgettingLedger:
-        identity = model_identity(base_model)
-        if not (self.folder / "forgetting.json").exists():
-            return ForgettingLedger.create(self.folder, base_model=identity, label_names=self.label_names)
-        ledger = ForgettingLedger.load(self.folder)
-        ledger.check_base(identity)
-        if self.label_names is not None and ledger.label_names not in (None, self.label_names):
-            raise LedgerError(
-                f"the labels of the data and of the ledger in '{self.folder}' have other names or another order, so "
-                "that the same id would mean another class. Give the data the run was begun with, or choose another "
-                "folder."
-            )
-        check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
-        return ledger
-
     def forget(self, request: ForgetRequest) -> TaskEntry:
         """Carry out one request.
 
@@ -224,45 +216,106 @@ class ContinualForgetter:
         After an error, also one from within training, the ledger and `self.model` are what they were before, and the
         same or another request can be carried out.
         """
+        return self._forget(request)
+
+    def _forget(self, request: ForgetRequest, keep: bool = False) -> TaskEntry:
         classes = resolve_request(request, self.ledger, self.label_names)
         split = self._split(classes, self.ledger.forgotten_classes)
         with self._exclusively():
-            return self._carry_out(request, split)
+            return self._carry_out(request, split, keep=keep)
 
-    def run(self, requests: Sequence[ForgetRequest]) -> list[TaskEntry]:
-        """Carry out a sequence of requests, leaving out those at its start that the ledger already has.
+    def run(
+        self,
+        requests: Sequence[ForgetRequest],
+        *,
+        keep: bool = False,
+        args: Sequence[GSLoraTrainingArguments] | None = None,
+    ) -> list[TaskEntry]:
+        """Carry out a sequence of requests, leaving out those that the ledger already has.
 
         A run that was killed is thus continued by giving the same sequence again. All requests are checked before the
-        first one trains. Revoked tasks do not count as done: giving the same sequence again after one of its tasks was
-        revoked carries that request out again (if it was the last one; otherwise the order no longer fits and a
-        `LedgerError` says so).
+        first one trains. Requests of revoked tasks do not count as done: they are carried out again, after all tasks
+        in effect, wherever they stand in the sequence.
+
+        Requests that are done are not passed over in silence if the settings that the ledger records (adapter,
+        training, data) were others than now. What cannot change the result does not count: folders, logging, and how
+        a batch is spread over processes.
+
+        Args:
+            requests (`Sequence[ForgetRequest]`): the requests, in the order in which they are carried out.
+            keep (`bool`, *optional*, defaults to `False`): accept tasks that were carried out with other settings as
+                they are, and go on with the present ones. A request that was killed on its way and begun with other
+                settings is begun anew.
+            args (`Sequence[GSLoraTrainingArguments]`, *optional*): one for each request, instead of `recipe.args`.
 
         Returns:
             `list[TaskEntry]`: one entry per request, those done before included.
 
         Raises:
+            OtherSettingsError: if requests were carried out with other settings. [`~ContinualForgetter.redo`] carries
+                the last one out again.
             LedgerError: if the ledger has tasks that do not begin this sequence.
             UnknownClassError, ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
         """
-        done = self.check(requests)
-        rest = requests[len(done) :]
-        on_main(lambda: warn_after(self.ledger, [entry.name for entry in done]))
+        if args is not None and len(args) != len(requests):
+            raise InvalidInputError("args", args, f"one for each of {len(requests)} requests", "Give as many.")
+        recipes = [replace(self.recipe, args=own) for own in args or [self.recipe.args] * len(requests)]
+        found, gone = find_done(requests, self.ledger, self.label_names, self._split)
+        if not keep:
+            done = [(entry, recipe) for entry, recipe in zip(found, recipes, strict=True) if entry is not None]
+            changed = {entry.name: self._changed(entry, recipe, gone) for entry, recipe in done}
+            refuse_other_settings(changed, self.ledger)
+        on_main(lambda: warn_after(self.ledger, [entry.name for entry in found if entry is not None]))
         with self._exclusively():
             on_main(lambda: remove_others(self._work(self.ledger.next_task_name()).path))
-            return [*done, *(self.forget(request) for request in rest)]
+            for number, (request, recipe) in enumerate(zip(requests, recipes, strict=True)):
+                with self.recipe.trained_by(recipe.args):
+                    found[number] = found[number] or self._forget(request, keep)
+        return [entry for entry in found if entry is not None]
 
     def check(self, requests: Sequence[ForgetRequest]) -> list[TaskEntry]:
         """Check a sequence of requests as [`~ContinualForgetter.run`] does before the first one trains; only reads.
 
+        Settings are not compared.
+
         Returns:
-            `list[TaskEntry]`: entries of the requests at its start that the ledger already has.
+            `list[TaskEntry]`: entries of the requests that the ledger already has.
 
         Raises:
             LedgerError, UnknownClassError, ValueError: as [`~ContinualForgetter.run`].
         """
-        done = match_requests(requests, self.ledger, self.label_names)
-        check_sequence(requests[len(done) :], self.ledger, self.label_names, self._split)
-        return done
+        found, _ = find_done(requests, self.ledger, self.label_names, self._split)
+        return [entry for entry in found if entry is not None]
+
+    def redo(self, task: str | None = None) -> TaskEntry:
+        """Carry the last request out again with the present settings; the task it had is revoked.
+
+        Both are recorded at once, when the new task is done: until then, also after an error, the old task is in
+        effect. If the process is killed, the same call goes on from the last checkpoint. The ledger keeps the revoked
+        entry, and the files of its task stay.
+
+        Args:
+            task (`str`, *optional*): the task, e.g. `"task_003"`; by default the last one in effect. A task that was
+                redone before stands for the one that took its place, and is not trained again if that one has the
+                present settings.
+
+        Returns:
+            [`TaskEntry`]: the new entry.
+
+        Raises:
+            LedgerError: if there is no such task in effect, or later ones were trained on top of it.
+            ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
+        """
+        entry = task_to_redo(self.ledger, task)
+        if task not in (None, entry.name) and not self._changed(entry, self.recipe):
+            return entry
+        request, classes = request_of(entry), entry.classes or []
+        split = self._split(classes, [old for old in self.ledger.forgotten_classes if old not in classes])
+        with self._exclusively(), self._rebuilt_on_error(), restored_on_error(self.ledger):
+            new = self.ledger.next_task_name()
+            reason = f"carried out again as {new}"
+            self.ledger.revoke(entry.name, reason=reason, redone_as=new, **self._without(entry))
+            return self._carry_out(request, split, redoes=entry.name)
 
     def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
         """Take one request back: its adapter is no longer merged, and what that does is measured and recorded.
@@ -283,13 +336,9 @@ class ContinualForgetter:
                 other error, ledger and model are what they were.
         """
         (entry,) = self.ledger.select([task])
-        kept = [other.name for other in self.ledger.active_tasks if other.name != task]
-        others = [class_id for class_id in self.ledger.forgotten_classes if class_id not in (entry.classes or [])]
         with self._exclusively(), self._rebuilt_on_error():
-            before = self._scores.of_revocation(self.model, entry.classes or [], others)
-            self._live.rebuild(kept)
-            after = self._scores.of_revocation(self.model, entry.classes or [], others)
-            self._record(lambda: self.ledger.revoke(task, reason=reason, scores_before=before, scores_after=after))
+            scores = self._without(entry)
+            self._record(lambda: self.ledger.revoke(task, reason=reason, **scores))
         return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
 
     def discard_unfinished(self) -> None:
@@ -298,7 +347,7 @@ class ContinualForgetter:
         def remove() -> None:
             # A run killed before it could save the ledger left the task itself behind.
             for path in (self.folder / WORK_FOLDER, task_folder(self.folder, self.ledger.next_task_name())):
-                shutil.rmtree(path, ignore_errors=True)
+                remove_inside(self.folder, path)
 
         with self._exclusively():
             on_main(remove)
@@ -336,6 +385,23 @@ class ContinualForgetter:
             self._live.rebuild([entry.name for entry in self.ledger.active_tasks])
             raise
 
+    def _without(self, entry: TaskEntry) -> dict[str, Any]:
+        """Takes a task out of the model; returns the scores before and after."""
+        classes = entry.classes or []
+        others = [class_id for class_id in self.ledger.forgotten_classes if class_id not in classes]
+        before = self._scores.of_revocation(self.model, classes, others)
+        self._live.rebuild([other.name for other in self.ledger.active_tasks if other.name != entry.name])
+        return {
+            "scores_before": before,
+            "scores_after": self._scores.of_revocation(self.model, classes, others),
+        }
+
+    def _changed(self, entry: TaskEntry, recipe: Recipe, gone: Sequence[int] = ()) -> Differences:
+        """The settings of a task that are others in a recipe; `gone` are classes to be forgotten after it."""
+        named = check_missing(recipe.missing_classes, self.ledger, self.label_names)
+        missing = {*named, *self._silent_classes}
+        return changed_settings(entry, recipe.settings(), missing, {*gone, *self.ledger.forgotten_classes})
+
     # Parts of `forget`
 
     def _split(self, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
@@ -344,8 +410,11 @@ class ContinualForgetter:
     def _work(self, name: str) -> WorkFolder:
         return WorkFolder(self.folder / WORK_FOLDER / name)
 
-    def _carry_out(self, request: ForgetRequest, split: ForgettingSplit) -> TaskEntry:
-        task = plan_task(request, split, self._work(self.ledger.next_task_name()), self.ledger, self.recipe)
+    def _carry_out(
+        self, request: ForgetRequest, split: ForgettingSplit, *, keep: bool = False, redoes: str | None = None
+    ) -> TaskEntry:
+        work = self._work(self.ledger.next_task_name())
+        task = plan_task(request, split, work, self.ledger, self.recipe, keep=keep, redoes=redoes)
         self._measure_base()
         before = self._scores.of_task(self.model, split)
         allowed, names = self.recipe.args.max_forget_accuracy, self.label_names

@@ -12,13 +12,11 @@ from typing import Any
 from ..storage import StrPath, content_problem, exclusive_lock, safe_join, sha256_of, write_bytes_atomic
 from .base_model import base_model_problem, checked_base_model
 from .entry import TaskEntry
+from .layout import LEDGER_NAME, LOCK_NAME, refuse_linked_parts
 from .ledger_file import MEND, ledger_bytes, read_ledger_file, with_digest
 from .plain import LedgerError, is_names, plain_json, short
 from .request import utc_now
 from .selection import select_tasks
-
-LEDGER_NAME = "forgetting.json"
-LOCK_NAME = "forgetting.lock"
 
 
 class ForgettingLedger:
@@ -83,8 +81,9 @@ class ForgettingLedger:
         """An empty ledger for `folder`. Nothing is written before [`~ForgettingLedger.save`].
 
         Raises:
-            LedgerError: There is a ledger in `folder` already.
+            LedgerError: There is a ledger in `folder` already, or a part of it is a symbolic link.
         """
+        refuse_linked_parts(folder)
         ledger = cls(folder, base_model, label_names)
         if ledger.path.exists():
             raise LedgerError(
@@ -97,8 +96,10 @@ class ForgettingLedger:
         """Reads and checks the ledger of `folder`. The files it lists are checked by `check_files`, not here.
 
         Raises:
-            LedgerError: There is none, it is damaged, was edited, is of a newer schema, or lists a file outside.
+            LedgerError: There is none, it is damaged, was edited, is of a newer schema, or lists a file outside; or a
+                part of the folder is a symbolic link (the folder itself may be one).
         """
+        refuse_linked_parts(folder)
         path = Path(folder) / LEDGER_NAME
         data, seen = read_ledger_file(path)
         try:
@@ -177,11 +178,12 @@ class ForgettingLedger:
         The file `forgetting.lock` stays behind and means nothing by itself: the lock ends with the process.
 
         Raises:
-            LedgerError: Another process holds it.
+            LedgerError: Another process holds it, or a part of the folder is a symbolic link.
         """
         if self._locked:
             yield
             return
+        refuse_linked_parts(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             try:
@@ -214,6 +216,7 @@ class ForgettingLedger:
         reason: str | None = None,
         scores_before: Mapping[str, Any] | None = None,
         scores_after: Mapping[str, Any] | None = None,
+        redone_as: str | None = None,
     ) -> TaskEntry:
         """Marks a task as taken back, in memory; its files are left alone.
 
@@ -222,6 +225,7 @@ class ForgettingLedger:
             reason (`str`, *optional*): Why.
             scores_before (`Mapping`, *optional*): Scores with the task still in effect.
             scores_after (`Mapping`, *optional*): Scores without it.
+            redone_as (`str`, *optional*): The task that carries the same request out again.
 
         Returns:
             [`TaskEntry`]: The entry as it is now.
@@ -232,6 +236,7 @@ class ForgettingLedger:
             "reason": reason,
             "scores_before": scores_before,
             "scores_after": scores_after,
+            **({"redone_as": redone_as} if redone_as else {}),
         }
         new = dataclasses.replace(old, status="revoked", revocation=record)
         self.tasks = tuple(new if entry is old else entry for entry in self.tasks)

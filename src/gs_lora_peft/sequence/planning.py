@@ -27,15 +27,15 @@ def resolve_request(request: ForgetRequest, ledger: ForgettingLedger, names: Seq
     return classes
 
 
-def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names: Sequence[str] | None) -> None:
-    """Checks that classes to keep without training data exist and were not forgotten.
+def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names: Sequence[str] | None) -> list[int]:
+    """Checks that classes to keep without training data exist and were not forgotten; returns their ids.
 
     Raises:
         UnknownClassError: One does not exist.
         ValueError: One is given twice, or was forgotten by a task in effect.
     """
     if isinstance(classes, Sequence) and not classes:
-        return
+        return []
     try:
         ids = resolve_classes(classes, names=names, num_classes=ledger.base_model.get("num_labels"))
     except ValueError as error:
@@ -45,12 +45,32 @@ def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names:
             f"`missing_classes` names {_shown(gone, names)}, which earlier tasks forgot; missing classes are kept. "
             "Leave them out."
         )
+    return ids
+
+
+def find_done(
+    requests: Sequence[ForgetRequest],
+    ledger: ForgettingLedger,
+    names: Sequence[str] | None,
+    split: Callable[[Sequence[int], Sequence[int]], Any],
+) -> tuple[list[TaskEntry | None], list[int]]:
+    """What is done of a sequence of requests, see [`match_requests`], and the classes that are forgotten at its end.
+
+    Raises:
+        LedgerError, UnknownClassError, ValueError: As [`match_requests`], or as [`check_sequence`] for the rest.
+    """
+    found = match_requests(requests, ledger, names)
+    rest = [request for request, entry in zip(requests, found, strict=True) if entry is None]
+    return found, check_sequence(rest, ledger, names, split)
 
 
 def match_requests(
     requests: Sequence[ForgetRequest], ledger: ForgettingLedger, names: Sequence[str] | None
-) -> list[TaskEntry]:
-    """The tasks in effect that carried out the first of a sequence of requests.
+) -> list[TaskEntry | None]:
+    """The task in effect that carried out each of a sequence of requests, or `None` where there is none (any more).
+
+    The tasks come in the order of the requests, except for requests of which a task was revoked: they are carried out
+    again after all others, so that their tasks may come later.
 
     Raises:
         LedgerError: A task in effect does not belong to the request at its place.
@@ -58,15 +78,34 @@ def match_requests(
     """
     if not isinstance(requests, (list, tuple)):
         raise ValueError(f"requests is {requests!r}; expected a list of ForgetRequest. Write [request].")
-    done = ledger.active_tasks[: len(requests)]
-    for number, (entry, request) in enumerate(zip(done, requests, strict=False), start=1):
-        if set(_ids(request, ledger, names)) != set(entry.classes or ()):
+    asked = [frozenset(_ids(request, ledger, names)) for request in requests]
+    revoked = {frozenset(entry.classes or ()) for entry in ledger.tasks if entry.status == "revoked"}
+    active = ledger.active_tasks
+    in_order = iter([entry for entry in active if frozenset(entry.classes or ()) not in revoked])
+    again = {frozenset(entry.classes or ()): entry for entry in active if frozenset(entry.classes or ()) in revoked}
+    found: list[TaskEntry | None] = []
+    for number, (request, classes) in enumerate(zip(requests, asked, strict=True), start=1):
+        entry = again.pop(classes, None) if classes in revoked else next(in_order, None)
+        if entry is not None and set(entry.classes or ()) != classes:
             raise LedgerError(
                 f"request {number} asks for {list(request.classes)!r}, but {entry.name} in '{ledger.folder}' forgot "
                 f"{entry.class_names or entry.classes!r}. Give the requests in the order they were carried out, or "
                 "choose another folder."
             )
-    return done
+        found.append(entry)
+    _check_complete([entry for entry in found if entry is not None], active, ledger)
+    return found
+
+
+def _check_complete(done: Sequence[TaskEntry], active: Sequence[TaskEntry], ledger: ForgettingLedger) -> None:
+    """Refuses requests that leave out one which was carried out before the last of theirs."""
+    names = {entry.name for entry in done}
+    if left_out := [entry for entry in active[: len(done)] if entry.name not in names]:
+        entry = left_out[0]
+        raise LedgerError(
+            f"the requests leave out {entry.class_names or entry.classes!r}, which {entry.name} in '{ledger.folder}' "
+            "forgot before others of them. Give all requests that were carried out, or choose another folder."
+        )
 
 
 def check_sequence(
@@ -74,8 +113,8 @@ def check_sequence(
     ledger: ForgettingLedger,
     names: Sequence[str] | None,
     split: Callable[[Sequence[int], Sequence[int]], Any],
-) -> None:
-    """Checks that requests can be carried out one after another.
+) -> list[int]:
+    """Checks that requests can be carried out one after another; returns the classes that are forgotten then.
 
     Args:
         split (`Callable`): Takes the classes to forget and the classes forgotten before, and raises ValueError if the
@@ -94,6 +133,7 @@ def check_sequence(
             )
         split(classes, forgotten)
         forgotten = [*forgotten, *classes]
+    return forgotten
 
 
 def _asked_before(shown: str, earlier: TaskEntry, ledger: ForgettingLedger) -> str:

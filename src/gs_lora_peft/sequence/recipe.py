@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Recipe:
             [`split_dataset`].
         augment (`Callable`, *optional*): As in [`GSLoraTrainer`].
         callbacks (`Sequence[TrainerCallback]`): Handed to every trainer; those that keep a state start anew.
+        data (`Mapping[str, str]`): What the data are told by, recorded along with the settings.
     """
 
     config: GSLoraConfig
@@ -60,6 +62,7 @@ class Recipe:
     missing_classes: Sequence[str | int] = ()
     augment: Callable[[Any], Any] | None = None
     callbacks: Sequence[TrainerCallback] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
 
     def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int], scored: set[int]) -> ForgettingSplit:
         """The parts of the training data for one task; the seed of the data says what is drawn. `scored` are the
@@ -96,14 +99,21 @@ class Recipe:
             callbacks=[_started_anew(callback) for callback in self.callbacks],
         )
 
+    @contextmanager
+    def trained_by(self, args: GSLoraTrainingArguments) -> Iterator[None]:
+        """Trains by other arguments for the time of the block."""
+        before, self.args = self.args, args
+        try:
+            yield
+        finally:
+            self.args = before
+
     def settings(self) -> dict[str, Any]:
         """The recipe as plain JSON types: `config`, `training` and `data`."""
-        inherited = {field.name for field in fields(TrainingArguments)}
-        own = [
-            field.name for field in fields(GSLoraTrainingArguments) if field.name not in inherited.union(_OF_OUTCOME)
-        ]
+        left_out = {*_OF_OUTCOME, *(item.name for item in fields(TrainingArguments))}
+        own = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in left_out]
         training = {name: getattr(self.args, name) for name in (*own, *_OF_TRANSFORMERS)}
-        data = {"replay_ratio": self.replay_ratio, "shots": self.shots}
+        data = {"replay_ratio": self.replay_ratio, "shots": self.shots, **self.data}
         values = {
             "config": adapter_settings(self.config),
             "training": {**training, "num_processes": self.args.world_size},

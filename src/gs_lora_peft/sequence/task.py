@@ -17,6 +17,7 @@ from .curves import TrainingRecord
 from .layout import TRAINING_CONFIG, task_folder
 from .ledger import ForgettingLedger
 from .merging import fresh_adapter
+from .plain import LedgerError
 from .processes import on_main
 from .recipe import Recipe, adapter_settings
 from .request import ForgetRequest
@@ -47,9 +48,20 @@ class PlannedTask:
 
 
 def plan_task(
-    request: ForgetRequest, split: ForgettingSplit, work: WorkFolder, ledger: ForgettingLedger, recipe: Recipe
+    request: ForgetRequest,
+    split: ForgettingSplit,
+    work: WorkFolder,
+    ledger: ForgettingLedger,
+    recipe: Recipe,
+    *,
+    keep: bool = False,
+    redoes: str | None = None,
 ) -> PlannedTask:
     """The task that is worked at in a folder, on top of a ledger's tasks; only reads.
+
+    Args:
+        keep (`bool`, *optional*, defaults to `False`): As in [`~WorkFolder.find_start`].
+        redoes (`str`, *optional*): The task whose place this one takes.
 
     Raises:
         LedgerError: as [`~WorkFolder.find_start`].
@@ -68,8 +80,9 @@ def plan_task(
         "sizes": {"forget": len(split.forget), "retain": len(split.retain)},
         "settings": recipe.settings(),
         "tasks": [entry.name for entry in ledger.active_tasks],
+        **({"redoes": redoes} if redoes else {}),
     }
-    return PlannedTask(split, plan, work, on_main(lambda: work.find_start(plan)))
+    return PlannedTask(split, plan, work, on_main(lambda: work.find_start(plan, keep)))
 
 
 def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger: ForgettingLedger) -> TrainingRecord:
@@ -85,6 +98,7 @@ def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger
             on_main(lambda: work.begin(task.plan, task.start))
             try:
                 trainer.train(resume_from_checkpoint=task.start.checkpoint)
+                _check_trained(trainer.state.global_step, task)
                 on_main(lambda: _export(peft_model, trainer.groups, task.name, recipe, ledger))
             except Exception:
                 if main:
@@ -94,6 +108,16 @@ def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger
     finally:
         if main:
             work.remove_if_empty()
+
+
+def _check_trained(steps: int, task: PlannedTask) -> None:
+    """Refuses a task that was not trained, whatever kept it from it: its adapter does nothing."""
+    if steps == 0:
+        raise LedgerError(
+            f"{task.name}, for {task.plan['request']['classes']!r}, took no optimizer step, so that nothing is "
+            "forgotten; it is not recorded. Look at num_train_epochs, max_steps, the size of the data and callbacks "
+            "that stop the training, and ask again."
+        )
 
 
 def _export(model: PeftModel, groups: LoraGroups, name: str, recipe: Recipe, ledger: ForgettingLedger) -> None:

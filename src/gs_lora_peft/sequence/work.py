@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import shutil
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,11 +13,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..storage import parse_json, read_limited, write_json_atomic
+from ..storage import parse_json, read_limited, remove_inside, write_json_atomic
+from .layout import refuse_linked_parts
 from .plain import LedgerError
 from .request import utc_now
 
-WORK_FOLDER = "work"
+logger = logging.getLogger(__name__)
+
 REQUEST_FILE = "request.json"
 FAILED_FILE = "failed.json"
 MAX_REQUEST_BYTES = 2**24
@@ -54,12 +56,15 @@ class WorkFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self._run = path.parent.parent
 
-    def find_start(self, plan: dict[str, Any]) -> Start:
+    def find_start(self, plan: dict[str, Any], keep: bool = False) -> Start:
         """Decides where a request starts; only reads.
 
         Args:
             plan (`dict`): The request (`request`, `classes`), and everything else that a checkpoint depends on.
+            keep (`bool`, *optional*, defaults to `False`): Whether a request that was begun with other settings is
+                begun anew with the present ones, though it has checkpoints.
 
         Raises:
             LedgerError: Another request is unfinished, or this one was begun with other settings and has checkpoints.
@@ -74,14 +79,17 @@ class WorkFolder:
                 return anew
             raise LedgerError(
                 f"an unfinished request for {found['request']['classes']!r} lies in '{self.path}', but "
-                f"{plan['request']['classes']!r} was asked for. Ask for the unfinished one first, {_MEND}"
+                f"{plan['request']['classes']!r} was asked for. {_ask_first(found)}, {_MEND}"
             )
         different = _differences(found, plan)
-        if different and unfinished is not None and any(_checkpoints(self.path)):
-            raise LedgerError(
-                f"the unfinished request in '{self.path}' was begun with other settings: {'; '.join(different)}. Give "
-                f"the same ones to go on with it, {_MEND}"
-            )
+        if different and unfinished is not None:
+            told = f"the unfinished request in '{self.path}' was begun with other settings: {'; '.join(different)}"
+            if any(_checkpoints(self.path)) and not keep:
+                raise LedgerError(
+                    f"{told}. Give the same ones to go on with it, or begin it anew: run(requests, keep=True), in the "
+                    f"examples --keep; {_MEND}"
+                )
+            logger.warning("%s. It is begun anew with the present ones.", told)
         processes = plan["settings"]["training"]["num_processes"]
         checkpoint = None if different else newest_checkpoint(self.path, processes)
         request = {**plan["request"], "requested_at": found["request"]["requested_at"]}
@@ -93,14 +101,16 @@ class WorkFolder:
         """Writes down what is begun and removes what is not gone on from.
 
         Raises:
+            LedgerError: The folder, or a part of it, is a symbolic link.
             OSError: The write failed (disk full, no permission, ...).
         """
+        refuse_linked_parts(self._run)
         remove_others(self.path)
         if start.checkpoint is None:
-            shutil.rmtree(self.path, ignore_errors=True)
+            remove_inside(self._run, self.path)
         for folder in _checkpoints(self.path):
             if _step(folder) > _step(Path(start.checkpoint or folder)):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_inside(self._run, folder)
         self.path.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self.path / REQUEST_FILE, {**plan, "request": start.request, "started_at": start.started_at})
         (self.path / FAILED_FILE).unlink(missing_ok=True)
@@ -111,7 +121,7 @@ class WorkFolder:
             with suppress(OSError):
                 (self.path / REQUEST_FILE).unlink()
             if not any(self.path.glob("last-good*")):
-                shutil.rmtree(self.path, ignore_errors=True)
+                remove_inside(self._run, self.path)
             return
         with suppress(OSError):
             os.replace(self.path / REQUEST_FILE, self.path / FAILED_FILE)
@@ -122,7 +132,7 @@ class WorkFolder:
             if (self.path / "runs").is_dir():
                 logs.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(self.path / "runs", logs)
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_inside(self._run, self.path)
         self.remove_if_empty()
 
     def remove_if_empty(self) -> None:
@@ -151,11 +161,17 @@ class WorkFolder:
         return found
 
 
+def _ask_first(found: dict[str, Any]) -> str:
+    if redoes := found.get("redoes"):
+        return f"Finish the unfinished one first with redo({redoes!r})"
+    return "Ask for the unfinished one first"
+
+
 def remove_others(path: Path) -> None:
     """Removes the working folders beside `path`: their tasks are done, or it would be their turn."""
     for other in path.parent.glob("*"):
         if other != path:
-            shutil.rmtree(other, ignore_errors=True)
+            remove_inside(path.parent.parent, other)
 
 
 def newest_checkpoint(folder: Path, processes: int) -> Path | None:
@@ -177,7 +193,9 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
     """Where two plans differ, apart from the request, of which only the classes count."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = dict.fromkeys([*wanted, *found])
-        skipped = () if name else ("request", "started_at", "classes")
+        skipped = [] if name else ["request", "started_at", "classes", "redoes"]
+        if name == "settings.data":  # a request that was begun by an earlier version does not tell its data
+            skipped = [key for key in keys if key not in found]
         return [
             text
             for key in keys

@@ -3,6 +3,7 @@
 The way of such files to the Hub is in `hub_calls` and `hub_commit`, which are imported where they are needed.
 """
 
+from .links import refuse_links, remove_inside
 from .locks import exclusive_lock
 from .names import public_name
 from .reading import (
@@ -24,8 +25,10 @@ __all__ = [
     "parse_json",
     "public_name",
     "read_limited",
+    "refuse_links",
     "relative_path_problem",
     "remove_abandoned",
+    "remove_inside",
     "safe_join",
     "sha256_of",
     "staged_folder",

@@ -96,7 +96,7 @@ def safe_join(folder: StrPath, relative: str) -> Path:
         except (OSError, ValueError) as error:  # too long, not encodable
             problem = str(error)
         else:
-            if any(end.startswith(os.path.join(inside, "")) for inside in (root, *_cache_blobs(folder))):
+            if any(end.startswith(os.path.join(inside, "")) for inside in (root, *cache_blobs(folder))):
                 return Path(folder) / relative
             problem = "it leads out of the folder through a symbolic link"
     raise ValueError(
@@ -105,7 +105,8 @@ def safe_join(folder: StrPath, relative: str) -> Path:
     )
 
 
-def _cache_blobs(folder: StrPath) -> list[str]:
+def cache_blobs(folder: StrPath) -> list[str]:
+    """Where the contents of a snapshot in the Hugging Face cache are; empty for any other folder."""
     # models--org--name/snapshots/<revision> holds links to models--org--name/blobs/<hash>. Those of files that came
     # over Xet are links themselves, to blobs/<prefix>/<hash> beside all repositories.
     snapshot = Path(os.path.abspath(folder))

@@ -45,7 +45,7 @@ def write_bytes_atomic(path: StrPath, data: bytes) -> None:
     try:
         staged, fd = _new_staged(path, folder=False)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     # Where there are locks the file is moved while still open, so that nobody takes it for abandoned.
     with open(fd, "wb", buffering=0, closefd=True) as file:
         try:
@@ -62,7 +62,7 @@ def write_bytes_atomic(path: StrPath, data: bytes) -> None:
             with suppress(OSError):
                 os.unlink(staged)
             if isinstance(error, OSError):
-                raise _explained(error, path) from error
+                raise explained(error, path) from error
             raise
     _fsync_folder(path.parent)
 
@@ -88,7 +88,7 @@ def staged_folder(target: StrPath) -> Iterator[Path]:
         remove_abandoned(target.parent)
         _recover_replaced(target)
     except OSError as error:
-        raise _explained(error, target) from error
+        raise explained(error, target) from error
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ValueError(
             f"'{target}' is a file or a link; expected a folder or nothing. Move it away or choose another."
@@ -96,14 +96,14 @@ def staged_folder(target: StrPath) -> Iterator[Path]:
     try:
         staged, fd = _new_staged(target, folder=True)
     except OSError as error:
-        raise _explained(error, target) from error
+        raise explained(error, target) from error
     try:
         yield staged
         try:
             _fsync_tree(staged)
             old = _move_folder(staged, target)
         except OSError as error:
-            raise _explained(error, target) from error
+            raise explained(error, target) from error
         try:
             _fsync_folder(target.parent)
         finally:
@@ -218,8 +218,8 @@ def _fsync_folder(folder: StrPath) -> None:
         os.close(fd)
 
 
-def _explained(error: OSError, path: Path) -> OSError:
-    """The same error with what it means for `path` and what to do."""
+def explained(error: OSError, path: Path) -> OSError:
+    """The same error with what it means for `path` and what to do; for writes that leave nothing half-written."""
     mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend the cause"
     message = (
         f"could not write {path.name} ({error.strerror or error}); what was there before is unchanged and nothing "

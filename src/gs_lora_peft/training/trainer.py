@@ -31,6 +31,7 @@ from .checks import (
     training_adapter,
     without_data,
 )
+from .disk import whole_checkpoint
 from .evaluation import ForgettingEvaluation
 from .guard import FiniteCallback
 from .meter import LossMeter
@@ -314,12 +315,13 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         # A run resumed from here freezes what is zero; so must the one that goes on.
         if not self.sparsity.settled:
             self.sparsity.settle(self.control)
-        if self.args.should_save:
-            folder = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-            write_state(folder, {"accuracy_forget_before": self.accuracy_forget_before})
-            if self.ema:
-                self.ema.save(folder)
-        super()._save_checkpoint(model, trial)
+        folder = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        with whole_checkpoint(folder, removes=self.args.should_save):
+            if self.args.should_save:
+                write_state(folder, {"accuracy_forget_before": self.accuracy_forget_before})
+                if self.ema:
+                    self.ema.save(folder)
+            super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_adapters(self.model, resume_from_checkpoint)

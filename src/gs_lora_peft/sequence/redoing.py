@@ -1,0 +1,69 @@
+"""Which task can be carried out again, and what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .entry import TaskEntry
+from .ledger import ForgettingLedger
+from .plain import LedgerError
+from .request import ForgetRequest
+
+
+def task_to_redo(ledger: ForgettingLedger, task: str | None) -> TaskEntry:
+    """The task that is to be carried out again: the last one in effect.
+
+    Args:
+        ledger ([`ForgettingLedger`]): The ledger.
+        task (`str`, *optional*): Its name; `None` for the last one in effect. One that was carried out again already
+            is given as the task that took its place.
+
+    Raises:
+        LedgerError: There is no such task in effect, it is not the last one, or its classes are withheld.
+    """
+    active = ledger.active_tasks
+    if task is None and not active:
+        raise LedgerError(f"'{ledger.folder}' has no task in effect, so that none can be redone. Ask for one first.")
+    name = active[-1].name if task is None else _successor(ledger, task)
+    (entry,) = ledger.select([name])
+    if entry is not active[-1]:
+        later = [other.name for other in active[active.index(entry) + 1 :]]
+        backwards = ", ".join(f"revoke({other!r})" for other in reversed(later))
+        raise LedgerError(
+            f"{name} cannot be redone alone: {', '.join(later)} were trained on top of it. Go backwards from the last "
+            f"one: {backwards}, then redo({name!r}); run() with all requests then carries the others out again."
+        )
+    if entry.classes is None:
+        raise LedgerError(
+            f"the ledger in '{ledger.folder}' withholds the classes of {name}, so that it cannot be redone. Do it in "
+            "the folder of the original run."
+        )
+    return entry
+
+
+def request_of(entry: TaskEntry) -> ForgetRequest:
+    """The request that a task carried out, with the time at which it was made."""
+    try:
+        return ForgetRequest.from_dict(entry.request)
+    except ValueError as error:
+        raise LedgerError(f"the request of {entry.name} cannot be made again: {error}") from error
+
+
+@contextmanager
+def restored_on_error(ledger: ForgettingLedger) -> Iterator[None]:
+    """Takes the tasks in memory back to what they were, if the block fails."""
+    tasks = ledger.tasks
+    try:
+        yield
+    except BaseException:
+        ledger.tasks = tasks
+        raise
+
+
+def _successor(ledger: ForgettingLedger, task: str) -> str:
+    """The task that took the place of one that was redone, or the task itself."""
+    for entry in ledger.tasks:  # in order, so that a chain of them is followed to its end
+        if entry.name == task and entry.revocation and entry.revocation.get("redone_as"):
+            task = entry.revocation["redone_as"]
+    return task
