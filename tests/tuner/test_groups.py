@@ -9,7 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import CASES, vit
-from peft import PeftModel, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gs_lora_peft import GSLoraConfig, LoraGroups
 from gs_lora_peft.tuner import trainable_adapters
+from gs_lora_peft.tuner.export import drop_zero_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -56,6 +63,11 @@ def made(group_by: str = "block", layers: int = 2, **options) -> tuple[PeftModel
     config = GSLoraConfig(**{"r": 4, "group_by": group_by, "init_lora_weights": False, **options})
     model = get_peft_model(vit(layers), config)
     return model, LoraGroups(model)
+
+
+def alive(groups: LoraGroups) -> list[int]:
+    """Indices of the groups of which an entry is left."""
+    return groups.norms().nonzero().flatten().tolist()
 
 
 # --------------------------------------------------------------------------------------------------------- membership
@@ -400,7 +412,7 @@ def test_the_last_group_stays_where_it_is_asked_for(group_by, seed, spread, step
     norms = plain.norms()
     strengths = norms / torch.tensor(plain.sizes).sqrt() if scale == "sqrt_size" else norms
     plain.proximal_step(step, scale=scale)
-    expected, survivors = snapshot(plain), plain.active_groups()
+    expected, survivors = snapshot(plain), alive(plain)
     put(keeping, start)
     keeping.proximal_step(step, scale=scale, keep_last=True)
     if survivors or step == 0:
@@ -409,7 +421,7 @@ def test_the_last_group_stays_where_it_is_asked_for(group_by, seed, spread, step
     if group_by == "matrix":
         strengths = strengths.view(-1, 2).min(dim=1).values.repeat_interleave(2)
     best = {i for i, strength in enumerate(strengths) if strength == strengths.max()}
-    kept = {keeping.names.index(name) for name in keeping.active_groups()}
+    kept = set(alive(keeping))
     for old, parameter, index in zip(start, keeping.parameters, keeping.group_of, strict=True):
         assert torch.equal(parameter.detach(), old if index in kept else torch.zeros_like(old))
     assert kept <= best
@@ -546,7 +558,7 @@ def test_thaw_takes_everything_back():
     with torch.no_grad():
         groups.parameters[0].fill_(1.0)
     groups.proximal_step(1e-9)
-    assert groups.zero_groups() == []
+    assert groups.norms().all()
     groups.thaw()
 
 
@@ -624,11 +636,44 @@ def test_freezing_survives_disabling():
 def test_by_matrix_an_untrained_lora_b_is_not_frozen():
     """`lora_B` starts at zero and has to be trained from there; only a pair that is gone is frozen."""
     _model, groups = made("matrix", init_lora_weights=True)
-    assert groups.zero_group_ratio() == 0.5
+    assert groups.norms().eq(0).tolist() == [False, True] * 4
     assert groups.freeze_zero_groups() == []
     assert all(p.requires_grad for p in groups.parameters)
     zero_out(groups, 0)
     assert groups.freeze_zero_groups() == [f"vit.layers.0.mlp.fc1.lora_{kind}" for kind in "AB"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(group_by=st.sampled_from(GROUPINGS), zeros=st.sets(st.integers(0, 7)), tiny=st.booleans())
+def test_a_group_is_active_if_it_changes_the_model(group_by, zeros, tiny):
+    """Whatever matrices are zero: the groups called zero are those without which the outputs are the same bit for bit,
+    and export leaves exactly them out. In a fresh adapter they are all."""
+    model, groups = made(group_by)
+    with torch.no_grad():
+        for position, parameter in enumerate(groups.parameters):
+            parameter.mul_(0.0 if position in zeros else 1e-30 if tiny else 1.0)
+    pairs = [not {2 * pair, 2 * pair + 1} & zeros for pair in range(4)]
+    changed = [any(pairs[p // 2] for p, g in enumerate(groups.group_of) if g == group) for group in range(len(groups))]
+    assert groups.changed().tolist() == changed
+    state = groups.state()
+    assert state["active"] == groups.active_groups() == [n for n, c in zip(groups.names, changed, strict=True) if c]
+    assert sorted([*state["active"], *state["zero"]]) == sorted(groups.names)
+    assert state["zero_group_ratio"] == groups.zero_group_ratio() == changed.count(False) / len(groups)
+    exported = drop_zero_pairs(get_peft_model_state_dict(model))
+    assert len(exported) == 2 * sum(pairs)
+    before = VIT.logits(model)
+    with torch.no_grad():
+        for parameter, group in zip(groups.parameters, groups.group_of, strict=True):
+            parameter.mul_(float(changed[group]))
+    assert torch.equal(before, VIT.logits(model))
+
+
+@pytest.mark.parametrize("group_by", GROUPINGS)
+def test_a_fresh_adapter_has_no_active_group_and_still_trains(group_by):
+    """Its `lora_B` are zero, so that it changes nothing; it must not be frozen for that."""
+    _model, groups = made(group_by, init_lora_weights=True)
+    assert groups.active_groups() == [] and groups.zero_groups() == groups.names
+    assert groups.freeze_zero_groups() == []
 
 
 def test_by_matrix_the_partner_is_dropped_too():

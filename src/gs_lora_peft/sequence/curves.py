@@ -37,7 +37,8 @@ class TrainingRecord:
     def of(cls, trainer: GSLoraTrainer) -> TrainingRecord:
         """The record of a trainer that has finished (one host synchronisation for the groups and one for norms)."""
         groups = trainer.groups
-        norms = dict(zip(groups.names, groups.norms().tolist(), strict=True))
+        # What changes nothing counts for nothing, whatever the norm of its lora_A.
+        norms = dict(zip(groups.names, (groups.norms() * groups.changed()).tolist(), strict=True))
         pairs, state = trainer.train_dataset, trainer.state
         sizes = {"forget": len(pairs.forget), "retain": len(pairs.retain), "steps": state.global_step}
         return cls({**groups.state(), "norms": norms}, sizes, training_curves(state.log_history))

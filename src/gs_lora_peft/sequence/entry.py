@@ -36,7 +36,7 @@ class TaskEntry:
         versions (`dict`): Library versions, see [`library_versions`].
         files (`dict[str, str]`): SHA-256 (hexadecimal) by path relative to the ledger's folder, with `/`.
         groups (`dict`): `total`, `active` and `zero` (names), `zero_group_ratio`, and `norms`: ‖g‖ by name of the
-            group, exactly 0.0 where it is zero.
+            group, exactly 0.0 where it is zero. A group that changes nothing is zero, see [`LoraGroups.changed`].
         scores (`dict`): `before`, `after` and `base` (the model before any task), each a dict of numbers.
             NaN and infinities are refused.
         status (`str`, defaults to `"done"`): Or `"revoked"`.

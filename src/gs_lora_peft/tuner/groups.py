@@ -123,20 +123,40 @@ class LoraGroups:
     def norms(self) -> Tensor:
         """Frobenius norm of each group: (Σ_{p∈g} ‖p‖²_F)^½.
 
+        A group of a positive norm need not change anything yet, see [`~LoraGroups.changed`].
+
         Returns:
             `torch.Tensor`: float32, shape `(number of groups,)`, on the device of the first matrix. This is the norm
             that is penalised, not the sum of per-matrix norms.
         """
+        squares = nn.functional.pad(self._matrix_norms().square_(), (0, 1))
+        return squares[self._rows].sum(dim=1).sqrt_()
+
+    @torch.no_grad()
+    def changed(self) -> Tensor:
+        """Whether each group changes the model: in at least one of its LoRA pairs neither factor is entirely zero.
+
+        A fresh adapter changes nothing, for its `lora_B` are zero while its `lora_A` are not. This is what "active"
+        means wherever groups are counted, and what [`export_lora`] writes.
+
+        Returns:
+            `torch.Tensor`: bool, shape `(number of groups,)`, on the device of the first matrix.
+        """
+        # By the largest entry: the square of a small one may be zero. The two factors of a pair are neighbours.
+        both = (self._matrix_norms(math.inf) != 0).view(-1, 2).all(dim=1)
+        alive = nn.functional.pad(both.repeat_interleave(2), (0, 1))
+        return alive[self._rows].any(dim=1)
+
+    def _matrix_norms(self, order: float = 2) -> Tensor:
         self._prepare()
         data = [p.detach() for p in self.parameters]
         if any(p.dtype == torch.float64 for p in data):  # which the kernel does not narrow
-            matrix_norms = [norm.float() for norm in torch._foreach_norm(data, 2)]
+            matrix_norms = [norm.float() for norm in torch._foreach_norm(data, order)]
         else:
-            matrix_norms = list(torch._foreach_norm(data, 2, dtype=torch.float32))
+            matrix_norms = list(torch._foreach_norm(data, order, dtype=torch.float32))
         if self._several_devices:
             matrix_norms = [norm.to(self._device, non_blocking=True) for norm in matrix_norms]
-        squares = nn.functional.pad(torch.stack(matrix_norms).square_(), (0, 1))
-        return squares[self._rows].sum(dim=1).sqrt_()
+        return torch.stack(matrix_norms)
 
     def penalty(self) -> Tensor:
         """The group lasso Σ_g ‖g‖ (eq. 7 of the paper, without α), differentiable.
@@ -203,22 +223,22 @@ class LoraGroups:
         torch._foreach_mul_(data, per_matrix)
 
     def zero_groups(self) -> list[str]:
-        """Names of the groups whose every entry is exactly 0 (one host synchronisation)."""
-        return [name for name, norm in zip(self.names, self.norms().tolist(), strict=True) if norm == 0.0]
+        """Names of the groups that change nothing, see [`~LoraGroups.changed`] (one host synchronisation)."""
+        return [name for name, changed in zip(self.names, self.changed().tolist(), strict=True) if not changed]
 
     def active_groups(self) -> list[str]:
-        """Names of the groups that are not exactly zero (one host synchronisation)."""
+        """Names of the groups that change the model, see [`~LoraGroups.changed`] (one host synchronisation)."""
         zero = set(self.zero_groups())
         return [name for name in self.names if name not in zero]
 
     def zero_group_ratio(self) -> float:
-        """Zero groups / all groups, in [0, 1] (one host synchronisation)."""
+        """Groups that change nothing / all groups, in [0, 1] (one host synchronisation)."""
         return len(self.zero_groups()) / len(self)
 
     def freeze_zero_groups(self, is_zero: Sequence[bool] | None = None) -> list[str]:
-        """Stop training groups that are zero, and skip their LoRA pairs in the forward (one host synchronisation).
+        """Stop training groups of norm 0, and skip their LoRA pairs in the forward (one host synchronisation).
 
-        A frozen matrix gets no gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that
+        A group of which only every `lora_B` is zero goes on: that is how training starts. A frozen matrix gets no gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that
         it costs nothing. `thaw` takes both back. Call it again after something has activated the adapter anew
         (`set_adapter`). By matrix, a `lora_B` that is zero only because its `lora_A` has not been trained yet is left
         alone.
@@ -276,7 +296,8 @@ class LoraGroups:
         """What a log or a ledger records (one host synchronisation).
 
         Returns:
-            `dict`: `{"total": int, "active": [names], "zero": [names], "zero_group_ratio": float}`.
+            `dict`: `{"total": int, "active": [names], "zero": [names], "zero_group_ratio": float}`; a group is active
+            if it changes the model, see [`~LoraGroups.changed`], and zero otherwise.
         """
         zero = self.zero_groups()
         active = [name for name in self.names if name not in set(zero)]
