@@ -251,10 +251,10 @@ def test_a_broken_picture_is_named_by_its_row(kind, form):
     pairs = PairedDataset(part, data.select([0]))
     with pytest.raises(InvalidInputError) as caught:
         ImageCollator(VIT)([row for pair in pairs.__getitems__([(0, 0), (1, 0)]) for row in pair])
-    assert caught.value.name == "row 1 of the retain set (row 4 of the whole), column 'image'"
+    assert caught.value.name == "row 1 of the retain set (row 4 of the data it was drawn from), column 'image'"
     with pytest.raises(InvalidInputError) as caught:
         list(DataLoader(NamedRows(part, "the evaluation set"), batch_size=2, collate_fn=ImageCollator(VIT)))
-    assert caught.value.name == "row 1 of the evaluation set (row 4 of the whole), column 'image'"
+    assert caught.value.name == "row 1 of the evaluation set (row 4 of the data it was drawn from), column 'image'"
 
 
 def test_an_error_of_a_transform_stays_what_it_is_and_gets_the_row():

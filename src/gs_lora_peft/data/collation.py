@@ -291,7 +291,7 @@ def default_collator(
         return DetectionCollator(processor, objects_column=label_column)
     collator = RowCollator(processing_class, label_column, getattr(dataset, "features", None))
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset):
-        row = NamedRows(dataset)[0]
+        row = NamedRows(dataset, "the training data")[0]
         if isinstance(row, Mapping):
             collator.look_at(row)
     return collator

@@ -72,8 +72,8 @@ class NamedRows(Dataset):
         """Words for the place of a row."""
         place = f"row {index} of {self.name}"
         if isinstance(self.dataset, datasets.Dataset) and self.dataset._indices is not None:
-            # A part of a data set was drawn from rows that have other numbers in the whole.
-            place += f" (row {self.dataset._indices.column(0)[int(index)].as_py()} of the whole)"
+            # The user knows the data set before it was split, whose rows have other numbers.
+            place += f" (row {self.dataset._indices.column(0)[int(index)].as_py()} of the data it was drawn from)"
         return place
 
     def stored_picture(self, index: int, column: str) -> Any:

@@ -52,6 +52,7 @@ def _samples(cell: Any, rate: int | None, name: str) -> np.ndarray:
                 f"{rate} samples a second",
                 f"Resample it: dataset.cast_column(..., datasets.Audio(sampling_rate={rate})).",
             )
+    samples: np.ndarray
     try:
         samples = np.asarray(cell, dtype=np.float32)
     except (TypeError, ValueError):

@@ -100,7 +100,7 @@ class FaceImageProcessor(PilBackend):
             raise ValueError(f"`pixels` must be one of {', '.join(PIXEL_KINDS)}, got {pixels!r}.")
         return cls(size={"height": image_size, "width": image_size}, **PIXEL_KINDS[pixels])
 
-    def process_image(  # type: ignore[override]
+    def process_image(
         self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
     ) -> np.ndarray:
         # Transformers' own conversion cuts 16 bits off at 255 and takes floats in [0, 1] for bytes.
