@@ -59,9 +59,8 @@ from gs_lora_peft import (
     parse_requests,
 )
 from gs_lora_peft.audit import audit_faces, draw_face_pictures, format_face_audit
-from gs_lora_peft.data import align_known_labels
+from gs_lora_peft.data import align_known_labels, default_collator
 from gs_lora_peft.data.classes import label_names, resolve_classes
-from gs_lora_peft.data.pairing import default_collator
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.models import FaceImageProcessor
 from gs_lora_peft.name_lists import read_names

@@ -6,6 +6,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from gs_lora_peft.data.classes import UnknownClassError, label_names, resolve_classes
+from gs_lora_peft.errors import InvalidInputError
 
 NAMES = ["tench", "golf ball", "church", "cassette player"]
 
@@ -114,8 +115,19 @@ def test_one_name_for_two_classes_needs_the_id():
 def test_the_label_space_must_agree_with_itself():
     with pytest.raises(ValueError, match="num_classes is 3, but there are 4 names"):
         resolve_classes([0], names=NAMES, num_classes=3)
-    with pytest.raises(ValueError, match="id2label"):
-        resolve_classes([0], names=dict(enumerate(NAMES)))
+    with pytest.raises(InvalidInputError) as caught:
+        resolve_classes([0], names={0: "ant", 2: "bee"})
+    assert caught.value.name == "names"
+
+
+@pytest.mark.parametrize("key", [int, str])
+def test_names_may_be_a_models(key):
+    """`id2label` and `label2id`, with ids as numbers or as text, say what a list of names says."""
+    for names in (
+        {key(number): name for number, name in enumerate(NAMES)},
+        {name: key(number) for number, name in enumerate(NAMES)},
+    ):
+        assert resolve_classes([NAMES[2], "1", 0], names=names) == [2, 1, 0]
 
 
 def test_label_names():

@@ -17,8 +17,8 @@ from tokenizers.models import WordLevel
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerFast, ViTImageProcessor
 
-from gs_lora_peft.data import ImageCollator, PairedCollator, PairedDataset, PairedSampler
-from gs_lora_peft.data.pairing import TensorCollator, default_collator
+from gs_lora_peft.data import ImageCollator, PairedCollator, PairedDataset, PairedSampler, default_collator
+from gs_lora_peft.data.collation import TensorCollator
 
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"ant": 0})))
 SIZES = {
@@ -253,8 +253,16 @@ def test_rows_without_the_image_column_are_named():
 
 def test_default_collator_follows_the_processor_and_the_label_column():
     """Without a collator of one's own, images go through the processor and labels arrive as `labels`."""
-    assert isinstance(default_collator(ViTImageProcessor()), ImageCollator)
-    assert default_collator(ViTImageProcessor(), "person").label_column == "person"
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    for column in ("label", "person"):
+        rows = [{"image": picture("RGB"), column: 4}, {"image": picture("L"), column: 5}]
+        batch, expected = (
+            default_collator(processor, column)(rows),
+            ImageCollator(processor, label_column=column)(rows),
+        )
+        assert batch.keys() == expected.keys()
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+        assert batch["labels"].tolist() == [4, 5]
     for column in ("label", "labels", "person"):
         batch = default_collator(None, column)([{"x": torch.ones(2), column: 4}, {"x": torch.ones(2), column: 5}])
         assert batch["labels"].tolist() == [4, 5]

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.boxes import Annotations, read_annotations
+from ..data.rows import picture_cell, rows_of, where
 from ..drawing import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
+from ..images import to_image
 from ..sequence import ForgettingLedger, load_forgotten
 from ..storage import write_bytes_atomic
 from .pictures import private_folder
@@ -76,7 +78,9 @@ def draw_detections(
         )
     forgotten = ForgettingLedger.load(folder).forgotten_classes
     rows = rows_to_show(read_annotations(dataset, objects_column), forgotten, most_images)
-    images = [_rgb(dataset[row][image_column]) for row in rows]
+    images = [
+        to_image(picture_cell(row, image_column), name=where(row, image_column)) for row in rows_of(dataset, rows)
+    ]
     before = _detected(base_model, images, processing_class, threshold)
     after = _detected(load_forgotten(base_model, folder, merge=True), images, processing_class, threshold)
     file = private_folder(folder) / "detections.png"
@@ -113,10 +117,6 @@ def rows_to_show(annotations: Annotations, forgotten: Sequence[int], most: int) 
 def _spread(rows: np.ndarray, most: int) -> list[int]:
     count = min(len(rows), most)
     return [int(rows[place * len(rows) // count]) for place in range(count)]
-
-
-def _rgb(image: Any) -> Any:
-    return image.convert("RGB") if hasattr(image, "convert") else np.asarray(image)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..data.alignment import check_names
 from ..data.classes import label_names
+from ..data.rows import NamedRows
 from ..metrics import continual_forgetting_scores, verification_by_role
 from ..models import FaceTransformerForRecognition
 from ..sequence import ForgettingLedger, LedgerError
@@ -72,7 +73,7 @@ def face_answers(
     model.eval()
     directions = F.normalize(model.classifier.weight.float())
     parts: list[tuple[torch.Tensor, ...]] = []
-    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=data_collator):
+    for batch in DataLoader(NamedRows(dataset), batch_size=batch_size, collate_fn=data_collator):
         labels = batch["labels"].to(model.device)
         outputs = model(pixel_values=batch["pixel_values"].to(model.device))
         similarities = F.cosine_similarity(outputs.embeddings.float(), directions[labels])

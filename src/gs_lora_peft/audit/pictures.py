@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
+from ..data.rows import NamedRows, picture_cell, where
 from ..drawing import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
+from ..images import to_image
 from ..storage import refuse_links, write_bytes_atomic
 from .faces import FaceAnswers, FaceAudit
 
@@ -54,8 +55,8 @@ def draw_face_pictures(
         audit ([`FaceAudit`]): from [`audit_faces`].
         dataset (map-style dataset): the data set of the audit.
         folder (`str` or `os.PathLike`): e.g. that of the run.
-        image_column (`str`, *optional*, defaults to `"image"`): column with PIL images or arrays (height × width, or
-            × channels; 0 to 255).
+        image_column (`str`, *optional*, defaults to `"image"`): column of the images, in any form that [`to_image`]
+            knows.
         method (`str`, *optional*, defaults to `"tsne"`): `"tsne"` keeps neighbours together, `"pca"` distances.
         most_images (`int`, *optional*, defaults to 1000): a random choice of so many images is in the map.
         seed (`int`, *optional*, defaults to 0): of that choice and of t-SNE.
@@ -75,7 +76,8 @@ def draw_face_pictures(
             "set that was audited."
         )
     rows = _people_to_show(audit)
-    images = {row: _image(dataset[int(row)], image_column) for of_role in rows for row in of_role}
+    named = NamedRows(dataset)
+    images = {row: _image(named[int(row)], image_column) for of_role in rows for row in of_role}
     place = private_folder(folder)
     files = [place / "faces.png", place / "embedding_map.png"]
     with own_style():
@@ -109,9 +111,7 @@ def _typical_rows(answers: FaceAnswers, people: Sequence[int]) -> list[int]:
 def _image(row: Any, column: str) -> np.ndarray:
     if column not in row:
         raise ValueError(f"a row has {sorted(row)} and no {column!r}. Give the column of the images as image_column.")
-    image = row[column]
-    image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image).astype(np.uint8))
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(to_image(picture_cell(row, column), name=where(row, column)))
 
 
 def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int, np.ndarray]) -> Any:

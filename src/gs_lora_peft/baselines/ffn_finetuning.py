@@ -8,7 +8,8 @@ from typing import Any, cast
 from torch import nn
 from transformers import Trainer
 
-from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
+from ..data.collation import default_collator
+from ..data.pairing import PairedCollator, PairedDataset, PairedSampler
 from ..objectives import ClassificationObjective, Objective, check_class_head
 from ..training import GSLoraTrainingArguments
 from ..training.checks import check_labels, class_ids, classes_of, without_data

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from .classes import describe_label_space, label_names, read_labels
+from .label_maps import ids_by_name, names_of_model
 
 ALIGN = "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`"
 _NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where nobody named a class
@@ -40,12 +41,12 @@ def check_names(names: Sequence[str] | None, model: Any, where: str, mend: str =
     Raises:
         ValueError: A class of the data is another one of the model.
     """
-    of_models = getattr(getattr(model, "config", None), "id2label", None) or {}
+    of_models = names_of_model(model)
     times = Counter(of_models.values())
     for class_id, name in enumerate(names or ()):
         of_model = of_models.get(class_id)
         # What a model calls by one name several times are gaps: COCO's ids have some ("N/A").
-        if isinstance(of_model, str) and times[of_model] == 1 and not same_class(name, of_model):
+        if of_model is not None and times[of_model] == 1 and not same_class(name, of_model):
             raise ValueError(
                 f"{where}: class {class_id} is {name!r}, but the model's class {class_id} is {of_model!r}, so that "
                 f"one would be taken for the other. Number the data as the model does with {mend}; if only the "
@@ -53,7 +54,7 @@ def check_names(names: Sequence[str] | None, model: Any, where: str, mend: str =
             )
 
 
-def model_label_ids(names: Sequence[str], label2id: Mapping[str, int]) -> list[int] | None:
+def model_label_ids(names: Sequence[str], label2id: Mapping[Any, Any]) -> list[int] | None:
     """The model's id of each of a dataset's classes.
 
     Args:
@@ -74,17 +75,17 @@ def model_label_ids(names: Sequence[str], label2id: Mapping[str, int]) -> list[i
     """
     whole: dict[str, set[int]] = {}
     synonyms: dict[str, set[int]] = {}
-    for model_name, class_id in label2id.items():
-        whole.setdefault(_folded(model_name), set()).add(int(class_id))
+    for model_name, class_id in ids_by_name(label2id).items():
+        whole.setdefault(_folded(model_name), set()).add(class_id)
         for synonym in _synonyms(model_name):
-            synonyms.setdefault(synonym, set()).add(int(class_id))
+            synonyms.setdefault(synonym, set()).add(class_id)
     found = [whole.get(_folded(name)) or synonyms.get(_folded(name), set()) for name in names]
     if any(len(ids) != 1 for ids in found) or len(set().union(*found)) != len(names):
         return None
     return [class_id for ids in found for class_id in ids]
 
 
-def align_labels(dataset: Data, label_column: str, label2id: Mapping[str, int]) -> Data:
+def align_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) -> Data:
     """Numbers the classes of a dataset as a model does; only the label column is read.
 
     Unlike `Dataset.align_labels_with_mapping` it takes synonyms for names (see [`model_label_ids`]). The new
@@ -94,7 +95,8 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[str, int]) 
     Args:
         dataset (`datasets.Dataset` or `datasets.DatasetDict`): Its label column is a `ClassLabel`.
         label_column (`str`): The column with one class for each row.
-        label2id (`Mapping[str, int]`): `model.config.label2id`.
+        label2id (`Mapping[str, int]`): `model.config.label2id`; ids may be text ("0"), and an `id2label` is turned
+            around.
 
     Returns:
         `datasets.Dataset` or `datasets.DatasetDict`: The dataset with other labels; itself where nothing differs.
@@ -104,6 +106,7 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[str, int]) 
     """
     if isinstance(dataset, DatasetDict):
         return DatasetDict({split: align_labels(part, label_column, label2id) for split, part in dataset.items()})
+    label2id = ids_by_name(label2id)
     labels, names = read_labels(dataset, label_column)
     if names is None:
         raise ValueError(f"{label_column!r} has no names; expected a ClassLabel. Cast it with `dataset.cast_column`.")
@@ -123,20 +126,21 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[str, int]) 
     if all_names == names:
         return dataset
     columns, feature = dataset.column_names, ClassLabel(names=all_names)
-    # `map` would write every image anew.
-    renumbered = np.asarray(ids, dtype=np.int64)[labels]
-    aligned = dataset.remove_columns(label_column).add_column(label_column, renumbered, feature=feature)
-    return aligned.select_columns(columns)
+    # `map` would write every image anew. Added before the old one goes: a table without columns loses its rows.
+    renumbered, new = np.asarray(ids, dtype=np.int64)[labels], f"new {label_column}"
+    aligned = dataset.add_column(new, renumbered, feature=feature).remove_columns(label_column)
+    return aligned.rename_column(new, label_column).select_columns(columns)
 
 
-def align_known_labels(dataset: Data, label_column: str, label2id: Mapping[str, int]) -> Data:
+def align_known_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) -> Data:
     """[`align_labels`] where the model knows every class of the dataset by name, else the dataset as it is: its labels
     have no names, or those of other classes, and are taken for the model's numbers.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.DatasetDict`): Of a `DatasetDict` the first split tells the names.
         label_column (`str`): The column with one class for each row.
-        label2id (`Mapping[str, int]`): `model.config.label2id`.
+        label2id (`Mapping[str, int]`): `model.config.label2id`; ids may be text ("0"), and an `id2label` is turned
+            around.
 
     Returns:
         `datasets.Dataset` or `datasets.DatasetDict`: The dataset with other labels, or itself.

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Image as Picture
 from torch.utils.data import Dataset
 
-from .pairing import PairedDataset, PairedSampler, rows_of
+from ..errors import InvalidInputError
+from ..images import to_image
+from .pairing import PairedDataset, PairedSampler
+from .rows import Row, picture_cell, rows_of, where
 
 Augment = Callable[[Any], Any]
 _MODULUS = 2**32  # NumPy takes seeds below this
@@ -27,8 +29,9 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Augment:
         magnitude (`int`, *optional*, defaults to 9): their strength, from 0 to 30.
 
     Returns:
-        `Callable`: takes a PIL image or a uint8 tensor, gives one of the same kind. A PIL image that is neither grey
-        nor RGB (with transparency or a palette, in CMYK, of one bit) becomes RGB.
+        `Callable`: takes a uint8 tensor of shape `(channels, height, width)` and gives one, or anything else that
+        [`to_image`] knows and gives a PIL image: grey stays grey, everything else (with transparency or a palette, in
+        CMYK, of one bit) becomes RGB.
 
     Raises:
         ValueError: if torchvision is not installed; when called, for a tensor of floats, whose range is not known.
@@ -54,10 +57,9 @@ class _OfImages:
                 "normalised values for brightness. Keep the images in the data set and let the collator normalise "
                 "them, or give a function of your own as `augment`."
             )
-        # Not all operations know the other modes.
-        if isinstance(image, Picture) and image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")
-        return self.transform(image)
+        # Not all operations know other modes than grey and RGB.
+        bytes_already = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3
+        return self.transform(image if bytes_already else to_image(image, None))
 
 
 class Augmentation:
@@ -90,7 +92,13 @@ class Augmentation:
                 "give a `data_collator` that says as `image_column` where they are."
             )
         with _seeded((self.seed * 0x9E3779B1 + number * 0x85EBCA6B + 1) % _MODULUS):
-            return {**row, self.column: self.augment(row[self.column])}
+            try:
+                view = self.augment(picture_cell(row, self.column))
+            except InvalidInputError as error:
+                name = where(row, self.column)
+                raise InvalidInputError(name, error.value, error.expected, error.fix) from error
+        row = row if isinstance(row, Row) else Row(row)
+        return row.replaced(self.column, view)
 
 
 class AugmentedViews(Dataset):

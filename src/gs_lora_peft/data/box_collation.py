@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.image_utils import get_image_size
 
+from ..images import to_image
 from .box_columns import BOX_KEYS, CATEGORY_KEYS
+from .rows import picture_cell, where
 
 # Image processors (DAB-DETR has Conditional DETR's) of models that look at `pixel_mask` and find boxes as shares of
 # the image. To the others (YOLOS, RT-DETR) padding is part of the picture.
@@ -35,7 +36,8 @@ class DetectionCollator:
         forget_classes (`Iterable[int]`, *optional*): ids of the categories that the task forgets. Each label then says
             in `forget` which of its boxes are of these; training wants it, evaluation does not.
         num_labels (`int`, *optional*): how many categories the model's head knows, to refuse others.
-        image_column (`str`, *optional*, defaults to `"image"`): column that holds PIL images, arrays or tensors.
+        image_column (`str`, *optional*, defaults to `"image"`): column of the images, in any form that
+            [`to_image`] knows.
         objects_column (`str`, *optional*, defaults to `"objects"`): column of annotations, see [`prepare_boxes`];
             categories are ids.
 
@@ -81,7 +83,10 @@ class DetectionCollator:
                     f"a row holds {sorted(rows[0])} and no {column!r}. Name the columns of images and annotations, "
                     "and check what the dataset's transform returns."
                 )
-        images = [_rgb(row[self.image_column]) for row in rows]
+        column = self.image_column
+        images = [
+            to_image(picture_cell(row, column), name=where(row, column, number)) for number, row in enumerate(rows)
+        ]
         found = [self._annotations(row, image) for row, image in zip(rows, images, strict=True)]
         annotations = [
             {"image_id": _image_id(row, number), "annotations": own}
@@ -91,7 +96,7 @@ class DetectionCollator:
         batch = {name: prepared[name] for name in ("pixel_values", "pixel_mask") if name in prepared}
         labels = [self._label(label) for label in prepared["labels"]]
         for label, own, image in zip(labels, found, images, strict=True):
-            label |= _crowds(own, _width_height(image))
+            label |= _crowds(own, image.size)
         if "pixel_mask" in prepared:
             masked = any(cls.__name__.startswith(_OF_MASKED_MODELS) for cls in type(self.processor).__mro__)
             for label, mask in zip(labels, prepared["pixel_mask"], strict=True):
@@ -120,7 +125,7 @@ class DetectionCollator:
                 f"{where} has a box of category {categories[~known][0]}; expected ids of the model's head, from 0"
                 f"{limit}. Number the categories with prepare_boxes(dataset, label2id=model.config.label2id)."
             )
-        size = np.array(_width_height(image))
+        size = np.array(image.size)
         sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
         sound &= ((boxes[:, :2] < size) & (boxes[:, :2] + boxes[:, 2:] > 0)).all(axis=1)
         if not sound.all():
@@ -181,18 +186,7 @@ def _share_filled(mask: torch.Tensor) -> torch.Tensor:
     return torch.stack([width, height, width, height])
 
 
-def _rgb(image: Any) -> Any:
-    return image.convert("RGB") if hasattr(image, "convert") else image
-
-
 def _image_id(row: Mapping[str, Any], number: int) -> int:
     """Processors want a number; where the data have names, the place in the batch has to do."""
     image_id = row.get("image_id")
     return int(image_id) if isinstance(image_id, (Integral, np.integer)) else number
-
-
-def _width_height(image: Any) -> tuple[int, int]:
-    if hasattr(image, "convert"):
-        return image.size
-    height, width = get_image_size(image)
-    return width, height

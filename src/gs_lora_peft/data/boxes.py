@@ -18,6 +18,7 @@ from .alignment import model_label_ids
 from .box_columns import ObjectColumn, named, numbers_of, read_object_column, replaced, table_rows
 from .classes import check_dataset
 from .image_sizes import header_sizes, stored_sizes
+from .label_maps import ids_by_name
 
 Data = TypeVar("Data", Dataset, DatasetDict)
 BoxFormat = Literal["xywh", "xyxy"]
@@ -60,7 +61,7 @@ def prepare_boxes(
     dataset: Data,
     objects_column: str = "objects",
     *,
-    label2id: Mapping[str, int] | None = None,
+    label2id: Mapping[Any, Any] | None = None,
     box_format: BoxFormat = "xywh",
     invalid: Literal["raise", "drop"] = "raise",
 ) -> Data:
@@ -75,8 +76,8 @@ def prepare_boxes(
             compared.
         objects_column (`str`, *optional*, defaults to `"objects"`): The column of annotations.
         label2id (`Mapping[str, int]`, *optional*): `model.config.label2id`, to number the categories as the model
-            does. A name may list synonyms, separated by commas. Without it names are numbered in their own order,
-            and categories that have ids keep them.
+            does; ids may be text ("0"). A name may list synonyms, separated by commas. Without it names are numbered
+            in their own order, and categories that have ids keep them.
         box_format (`str`, *optional*, defaults to `"xywh"`): What the boxes are now: `"xywh"` (left, top, width,
             height, as COCO has them) or `"xyxy"` (left, top, right, bottom), in pixels.
         invalid (`str`, *optional*, defaults to `"raise"`): What happens to boxes without area, with values that are
@@ -113,6 +114,7 @@ def prepare_boxes(
             _refuse_other_names(names, objects_column)
         options: dict[str, Any] = {"label2id": label2id, "box_format": box_format, "invalid": invalid}
         return DatasetDict({split: prepare_boxes(part, objects_column, **options) for split, part in dataset.items()})
+    label2id = None if label2id is None else ids_by_name(label2id)
     annotations = read_annotations(dataset, objects_column, box_format)
     sizes = stored_sizes(dataset)
     wrong = _invalid(annotations, header_sizes(dataset, annotations.rows) if sizes is None else sizes)
@@ -245,11 +247,11 @@ def _renumbered(
     column: ObjectColumn, annotations: Annotations, objects_column: str, label2id: Mapping[str, int]
 ) -> ObjectColumn:
     """The annotations with the model's ids, and its names where the dataset has none of its own for them."""
-    highest = max(map(int, label2id.values()))
+    highest = max(label2id.values())
     # A model that gives several ids one name ("N/A" for gaps) has only one of them in `label2id`.
     names = [f"LABEL_{class_id}" for class_id in range(highest + 1)]
     for model_name, class_id in label2id.items():
-        names[int(class_id)] = model_name
+        names[class_id] = model_name
     if annotations.names is None:
         unknown = np.unique(annotations.categories[annotations.categories > highest]).tolist()
         if unknown:

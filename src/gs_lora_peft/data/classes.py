@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
 
+from ..errors import InvalidInputError
+from .label_maps import names_by_id
+
 _SHOWN = 10  # at most so many names or ids are listed in a message
 _NEAREST = 3
 
@@ -20,7 +23,7 @@ class UnknownClassError(ValueError):
 
 
 def resolve_classes(
-    requested: Sequence[str | int], *, names: Sequence[str] | None, num_classes: int | None = None
+    requested: Sequence[str | int], *, names: Sequence[str] | Mapping[Any, Any] | None, num_classes: int | None = None
 ) -> list[int]:
     """Turns class names and ids into ids.
 
@@ -29,7 +32,8 @@ def resolve_classes(
 
     Args:
         requested (`Sequence[str | int]`): Names or ids of one or more classes, each class once.
-        names (`Sequence[str]`, *optional*): `names[i]` is the name of class `i`; `None` where classes have ids alone.
+        names (`Sequence[str]` or `Mapping`, *optional*): `names[i]` is the name of class `i`; or a
+            model's `id2label` or `label2id`, whose ids may be text ("0"). `None` where classes have ids alone.
         num_classes (`int`, *optional*, defaults to the number of `names`):
             Ids go from 0 to `num_classes - 1`. Without names and without this number every id from 0 up is accepted.
 
@@ -199,11 +203,13 @@ def _checked_item(item: Any) -> str | int:
 def _checked_label_space(names: Any, num_classes: int | None) -> tuple[list[str] | None, int | None]:
     if names is None:
         return None, num_classes
-    if isinstance(names, (str, Mapping)):
-        raise ValueError(
-            f"names is a {type(names).__name__}; expected a list in which item i names class i. "
-            "From an `id2label` take `[id2label[i] for i in range(len(id2label))]`."
-        )
+    if isinstance(names, str):
+        raise ValueError("names is a str; expected a list in which item i names class i, or an `id2label`.")
+    if isinstance(names, Mapping):
+        of_id = names_by_id(names, "names")
+        if set(of_id) != set(range(len(of_id))):
+            raise InvalidInputError("names", names, f"the ids 0 to {len(of_id) - 1}, each once", "Name every class.")
+        names = [of_id[class_id] for class_id in range(len(of_id))]
     names = list(names)
     if num_classes is not None and num_classes != len(names):
         raise ValueError(

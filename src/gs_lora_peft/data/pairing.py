@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import datasets
 import torch
-from PIL.Image import Image as Picture
 from torch.utils.data import Dataset, Sampler
-from transformers import BaseImageProcessor, default_data_collator
 
-from .box_collation import DetectionCollator
-from .box_columns import is_object_column
+from .collation import ImageCollator, RowCollator, TensorCollator, default_collator
+from .rows import rows_of
+
+__all__ = [
+    "ImageCollator",
+    "PairedCollator",
+    "PairedDataset",
+    "PairedSampler",
+    "RowCollator",
+    "TensorCollator",
+    "default_collator",
+]
 
 Pair = tuple[int, int]
 EpochCovers = Literal["both", "retain"]
@@ -46,20 +53,13 @@ class PairedDataset(Dataset):
         return max(len(self.retain), len(self.forget))
 
     def __getitem__(self, pair: Pair) -> tuple[Any, Any]:
-        return self.retain[pair[0]], self.forget[pair[1]]
+        return self.__getitems__([pair])[0]
 
     def __getitems__(self, pairs: Sequence[Pair]) -> list[tuple[Any, Any]]:
         """The samples of a whole batch; `datasets` reads many rows in one go several times faster than one by one."""
-        retain = rows_of(self.retain, [pair[0] for pair in pairs])
-        forget = rows_of(self.forget, [pair[1] for pair in pairs])
+        retain = rows_of(self.retain, [pair[0] for pair in pairs], "the retain set")
+        forget = rows_of(self.forget, [pair[1] for pair in pairs], "the forget set")
         return list(zip(retain, forget, strict=True))
-
-
-def rows_of(dataset: Any, indices: list[int]) -> list[Any]:
-    """Rows of a map-style dataset, in one go where it can."""
-    if hasattr(dataset, "__getitems__"):
-        return dataset.__getitems__(indices)
-    return [dataset[index] for index in indices]
 
 
 class PairedSampler(Sampler[Pair]):
@@ -179,117 +179,3 @@ class PairedCollator:
         if not isinstance(label, Mapping) or "class_labels" not in label or "forget" in label:
             return label
         return {**label, "forget": torch.isin(label["class_labels"], forget_classes)}
-
-
-class ImageCollator:
-    """
-    Collates rows with an image into `pixel_values` and `labels`.
-
-    Images become RGB, or grey for a processor of one channel (told by the length of its `image_mean`).
-
-    Args:
-        processor (`transformers.BaseImageProcessor`): the model's image processor.
-        image_column (`str`, *optional*, defaults to `"image"`): column that holds PIL images or arrays.
-        label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
-
-    Returns:
-        `dict`: `pixel_values`, float, shape `(batch, channels, height, width)`, and `labels`, int64, shape `(batch,)`.
-    """
-
-    def __init__(self, processor: Any, image_column: str = "image", label_column: str = "label"):
-        self.processor = processor
-        # Grey or palette images: the processor takes as many channels as it has means, three where it has none.
-        mean = getattr(processor, "image_mean", None)
-        channels = len(mean) if isinstance(mean, Sequence) else 3
-        self.mode = {1: "L", 3: "RGB"}.get(channels)
-        self.image_column = image_column
-        self.label_column = label_column
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        if self.image_column not in rows[0]:
-            raise ValueError(
-                f"a row holds {sorted(rows[0])} and no {self.image_column!r}. Rename the column of the images, or "
-                "give a `data_collator` that reads what is there."
-            )
-        images = [row[self.image_column] for row in rows]
-        if self.mode is not None:
-            images = [image.convert(self.mode) if hasattr(image, "convert") else image for image in images]
-        pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, "labels": torch.tensor([int(row[self.label_column]) for row in rows])}
-
-
-class TensorCollator:
-    """
-    Collates rows of tensors, arrays and numbers as [`transformers.default_data_collator`] does, labels as `labels`.
-
-    Other columns called `label`, `labels` or `label_ids` are left out: the collator would take them for the labels.
-
-    Args:
-        label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
-
-    Raises:
-        ValueError: when called, if a column holds pictures.
-    """
-
-    def __init__(self, label_column: str = "label"):
-        self.label_column = label_column
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        self.refuse_pictures(rows[0])
-        return default_data_collator([self._renamed(row) for row in rows])
-
-    def refuse_pictures(self, row: Mapping[str, Any]) -> None:
-        """Refuses a row of which a column that would be collated holds a picture.
-
-        Raises:
-            ValueError: if one does.
-        """
-        for name, value in self._renamed(row).items():
-            if isinstance(value, Picture):
-                raise ValueError(
-                    f"the column {name!r} holds pictures, which the model's image processor has to make tensors of. "
-                    "Give it as `processing_class`, AutoImageProcessor.from_pretrained(...), or give a "
-                    "`data_collator` of your own, or a dataset whose transform puts tensors in their place: "
-                    "dataset.with_transform(...)."
-                )
-
-    def _renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        column = self.label_column
-        others = {"label", "labels", "label_ids"} - {column}
-        return {"label" if name == column else name: value for name, value in row.items() if name not in others}
-
-
-def default_collator(
-    processing_class: Any = None, label_column: str = "label", dataset: Any = None
-) -> ImageCollator | TensorCollator | DetectionCollator:
-    """[`ImageCollator`] where there is an image processor, alone or as part of a processor like CLIP's,
-    [`DetectionCollator`] where the labels of `dataset` are annotated boxes, else [`TensorCollator`].
-
-    Where the pictures of a `datasets.Dataset` would meet a [`TensorCollator`], its first row is read: a format or a
-    transform may have made tensors of them.
-
-    Raises:
-        ValueError: if there are boxes or pictures and no image processor to prepare them.
-    """
-    processor = getattr(processing_class, "image_processor", processing_class)
-    has_processor = isinstance(processor, BaseImageProcessor)
-    if is_object_column(dataset, label_column):
-        if not has_processor:
-            raise ValueError(
-                f"{label_column!r} holds annotated boxes, which the model's image processor has to prepare, and "
-                f"`processing_class` is {type(processing_class).__name__}. Give AutoImageProcessor.from_pretrained"
-                "(...), or a `data_collator` of your own."
-            )
-        return DetectionCollator(processor, objects_column=label_column)
-    if has_processor:
-        return ImageCollator(processor, label_column=label_column)
-    collator = TensorCollator(label_column)
-    if _has_images(dataset):
-        collator.refuse_pictures(dataset[0])
-    return collator
-
-
-def _has_images(dataset: Any) -> bool:
-    if not isinstance(dataset, datasets.Dataset) or len(dataset) == 0:
-        return False
-    return any(isinstance(feature, datasets.Image) for feature in dataset.features.values())

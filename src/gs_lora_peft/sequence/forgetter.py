@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data import ForgettingSplit
-from ..data.pairing import default_collator
+from ..data.collation import default_collator
 from ..data.splitting import read_classes
 from ..errors import InvalidInputError
 from ..objectives import check_class_head

@@ -42,7 +42,7 @@ class Recipe:
         config ([`GSLoraConfig`]): The adapter; each task gets a copy.
         args ([`GSLoraTrainingArguments`]): The training; each task gets a copy.
         label_column (`str`): Column of the labels.
-        processing_class (*optional*): The model's image processor.
+        processing_class (*optional*): The model's image processor, tokenizer or feature extractor.
         data_collator (`Callable`): Collates rows into a batch with `labels`.
         replay_ratio (`float`), shots (`int`, *optional*): As in [`split_dataset`].
         missing_classes (`Sequence[str | int]`): Classes to keep whose training data must not be used, as `missing` in

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..data.rows import NamedRows
 from ..objectives import ClassRoles, Objective
 from .callbacks import EMACallback
 
@@ -17,6 +18,11 @@ class ObjectiveEvaluation(Trainer):
     """Evaluates by what the [`Objective`] of a kind of model takes for its loss, its answers and right answers."""
 
     objective: Objective
+
+    def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:
+        if description != "Training" and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+            dataset = NamedRows(dataset, "the evaluation set")
+        return super()._get_dataloader(dataset, description, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ..data.augmentation import Augmentation, AugmentedViews, rand_augment
+from ..data.rows import NamedRows
 from ..objectives import before_the_task
 from .arguments import GSLoraTrainingArguments
 
@@ -70,7 +71,7 @@ def own_batches(trainer: Any, datasets: Sequence[Any]) -> Iterator[dict[str, Any
     for dataset in datasets:
         rows = range(args.process_index, len(dataset), args.world_size)
         loader = DataLoader(
-            Subset(dataset, rows),
+            Subset(NamedRows(dataset), rows),
             batch_size=args.per_device_eval_batch_size,
             collate_fn=trainer.data_collator,
             num_workers=args.dataloader_num_workers,

@@ -13,7 +13,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from ..data.augmentation import AugmentedPairs, NumberedSampler
-from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
+from ..data.collation import default_collator
+from ..data.pairing import PairedCollator, PairedDataset, PairedSampler
 from ..data.splitting import train_validation_split
 from ..objectives import Objective, check_class_head, objective_for
 from ..tuner import LoraGroups
@@ -72,8 +73,9 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             named or not: a classifier's losses leave them out, and `distillation_weight` holds them.
         label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels, or of the annotated
             boxes, see [`prepare_boxes`].
-        processing_class (*optional*): the model's image processor; with it, rows that hold images are collated by
-            [`ImageCollator`] or, with boxes, [`DetectionCollator`], unless a `data_collator` is given.
+        processing_class (*optional*): the model's image processor, tokenizer or feature extractor, or a processor of
+            several of these. Unless a `data_collator` is given, what a row holds decides how it is collated, see
+            [`RowCollator`]; with boxes by [`DetectionCollator`].
         data_collator (`Callable`, *optional*): collates a list of samples into a batch with a `labels` key.
         augment (`Callable`, *optional*): from an image, as the data holds it, to a random view of it, for
             `augmentation` and `prototype_augmentations`; by default RandAugment, see [`rand_augment`].

@@ -10,6 +10,8 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
+from ...images import to_image
+
 # ITU-R BT.601, as Pillow turns RGB into grey.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
 
@@ -39,7 +41,8 @@ class FaceImageProcessor(PilBackend):
     Turns face images, aligned and cropped, into the `pixel_values` of a [`FaceTransformerForRecognition`].
 
     By default what the GS-LoRA papers' code does: RGB in [0, 1], without any normalisation. An image is, in this order
-    and as far as asked for: resized, made grey, rescaled, standardised by its own mean and deviation, normalised.
+    and as far as asked for: read as [`to_image`] reads it, resized, made grey, rescaled, standardised by its own mean
+    and deviation, normalised.
 
     Args:
         size (`dict`, *optional*, defaults to `{"height": 112, "width": 112}`): what images are resized to, in pixels.
@@ -96,6 +99,14 @@ class FaceImageProcessor(PilBackend):
         if pixels not in PIXEL_KINDS:
             raise ValueError(f"`pixels` must be one of {', '.join(PIXEL_KINDS)}, got {pixels!r}.")
         return cls(size={"height": image_size, "width": image_size}, **PIXEL_KINDS[pixels])
+
+    def process_image(
+        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
+    ) -> np.ndarray:
+        # Transformers' own conversion cuts 16 bits off at 255 and takes floats in [0, 1] for bytes.
+        if do_convert_rgb and input_data_format is None:
+            image = to_image(image)
+        return super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
 
     def _preprocess(  # type: ignore[override]
         self,

@@ -1,0 +1,176 @@
+"""Rows that know where they come from, so that what is wrong with one can be told by its number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL.Image import Image as Picture
+from torch.utils.data import Dataset
+
+from ..errors import InvalidInputError
+
+# Modes whose pixels, as an array, say all there is. Indices into a palette and CMYK would pass for grey and RGBA.
+_PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "F")
+
+
+class Row(dict):
+    """
+    A row of a data set.
+
+    Attributes:
+        origin (`tuple[NamedRows, int]` or `None`): where it was read.
+        changed (`bool`): whether a cell is another one than the data set gave.
+    """
+
+    origin: tuple[NamedRows, int] | None = None
+    changed = False
+
+    def replaced(self, column: str, cell: Any) -> Row:
+        """The same row with another cell."""
+        row = Row({**self, column: cell})
+        row.origin, row.changed = self.origin, True
+        return row
+
+
+class NamedRows(Dataset):
+    """
+    A map-style data set whose rows know where they come from, and whose broken rows are told by number and column.
+
+    Args:
+        dataset (map-style dataset): the rows.
+        name (`str`, *optional*, defaults to `"the data set"`): what the data set is called in messages.
+    """
+
+    def __init__(self, dataset: Any, name: str = "the data set"):
+        self.dataset = dataset
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Rows, in one go where the data set can: `datasets` is several times faster so.
+
+        Raises:
+            InvalidInputError: if a picture or a sound cannot be decoded, or there is none and a transform wants it.
+        """
+        try:
+            rows = self._read(indices)
+        except Exception as error:
+            self._explain(indices, error)
+            raise
+        return [self._named(row, index) for row, index in zip(rows, indices, strict=True)]
+
+    def where(self, index: int) -> str:
+        """Words for the place of a row."""
+        place = f"row {index} of {self.name}"
+        if isinstance(self.dataset, datasets.Dataset) and self.dataset._indices is not None:
+            # The user knows the data set before it was split, whose rows have other numbers.
+            place += f" (row {self.dataset._indices.column(0)[int(index)].as_py()} of the data it was drawn from)"
+        return place
+
+    def stored_picture(self, index: int, column: str) -> Any:
+        """The picture behind an array that a format has made of it, where the array does not say all; else `None`."""
+        data = self.dataset
+        if not isinstance(data, datasets.Dataset) or data.format["type"] in (None, "custom"):
+            return None
+        if not isinstance(data.features.get(column), datasets.Image):
+            return None
+        picture = data.select_columns(column).with_format(None)[int(index)][column]
+        plain = not isinstance(picture, Picture) or picture.mode.startswith("I;16") or picture.mode in _PLAIN_MODES
+        return None if plain else picture
+
+    def _read(self, indices: Sequence[int]) -> Sequence[Any]:
+        if hasattr(self.dataset, "__getitems__"):
+            return self.dataset.__getitems__(list(indices))
+        return [self.dataset[index] for index in indices]
+
+    def _named(self, row: Any, index: int) -> Any:
+        if not isinstance(row, dict):
+            return row
+        named = Row(row)
+        named.origin = (self, index)
+        return named
+
+    def _explain(self, indices: Sequence[int], error: Exception) -> None:
+        """Finds the row that cannot be read, and raises what says so; else leaves a note on the error.
+
+        Raises:
+            InvalidInputError: if a cell of it cannot be decoded, or is empty where a transform wants it.
+        """
+        for index in indices:
+            try:
+                self._read([index])
+            except Exception as again:
+                if isinstance(self.dataset, datasets.Dataset):
+                    self._refuse_cells(index, again)
+                error.add_note(f"It was raised by {self.where(index)}.")
+                return
+
+    def _refuse_cells(self, index: int, error: Exception) -> None:
+        empty = []
+        for column, feature in self.dataset.features.items():
+            if not getattr(feature, "decode", False):
+                continue
+            undecoded = self.dataset.select_columns(column).cast_column(column, type(feature)(decode=False))
+            stored = undecoded.with_format(None)[int(index)][column]
+            if stored is None:
+                empty.append((column, feature))
+                continue
+            try:
+                feature.decode_example(stored)
+            except ImportError:  # the row is not to blame
+                return
+            except Exception as again:
+                raise self._refusal(index, column, feature, stored, again) from again
+        # Without a transform an empty cell is read as `None`.
+        if empty and self.dataset.format["type"] == "custom":
+            raise self._refusal(index, *empty[0], None, error) from error
+
+    def _refusal(self, index: int, column: str, feature: Any, stored: Any, error: Exception) -> InvalidInputError:
+        return InvalidInputError(
+            f"{self.where(index)}, column {column!r}",
+            _shown(stored),
+            f"{type(feature).__name__.lower()} data that can be decoded",
+            f"Repair it or leave the row out. The error behind it: {error}.",
+        )
+
+
+def rows_of(dataset: Any, indices: Sequence[int], name: str = "the data set") -> list[Any]:
+    """Rows of a map-style data set, in one go where it can, as [`NamedRows`] has them."""
+    return NamedRows(dataset, name).__getitems__(indices)
+
+
+def where(row: Any, column: str, number: int = 0) -> str:
+    """Words for a cell: the row in its data set, or, where that is not known, in the batch."""
+    origin = getattr(row, "origin", None)
+    place = origin[0].where(origin[1]) if origin else f"row {number} of the batch"
+    return f"{place}, column {column!r}"
+
+
+def picture_cell(row: Mapping[str, Any], column: str) -> Any:
+    """A cell that holds a picture; the picture itself where a format of `datasets` has made an array of it that does
+    not say all, such as the indices into a palette."""
+    cell, origin = row[column], getattr(row, "origin", None)
+    if origin is None or getattr(row, "changed", True) or not isinstance(cell, (np.ndarray, torch.Tensor)):
+        return cell
+    if cell.ndim == 3 and 3 in (cell.shape[0], cell.shape[-1]):  # neither a palette nor CMYK
+        return cell
+    stored = origin[0].stored_picture(origin[1], column)
+    return cell if stored is None else stored
+
+
+def _shown(stored: Any) -> Any:
+    """What is stored in a cell, without the bytes of its file."""
+    if not isinstance(stored, Mapping):
+        return stored
+    content = stored.get("bytes")
+    path = stored.get("path")
+    return path if content is None else f"{len(content)} bytes" + (f" of {path}" if path else "")
