@@ -11,7 +11,7 @@ from transformers import Trainer
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
 from ..objectives import ClassificationObjective, Objective
 from ..training import GSLoraTrainingArguments
-from ..training.checks import check_labels, class_ids, classes_of, without_data
+from ..training.checks import check_labels, check_types, class_ids, classes_of, without_data
 from ..tuner import find_ffn_blocks
 from ..tuner.batch_norm import batch_norm_frozen
 
@@ -70,6 +70,7 @@ class FFNFineTuner(Trainer):
         data_collator: Any = None,
         objective: Objective | None = None,
     ):
+        check_types(model=model, args=args, label_column=label_column, data_collator=data_collator)
         _check_arguments(args)
         pairs = PairedDataset(retain_dataset, forget_dataset)
         forget = classes_of(forget_dataset, label_column, "forget", model)

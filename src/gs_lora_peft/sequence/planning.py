@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..data.classes import resolve_classes
+from ..errors import InvalidInputError
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .plain import LedgerError
@@ -39,7 +40,11 @@ def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names:
     if isinstance(classes, Sequence) and not classes:
         return
     try:
-        ids = resolve_classes(classes, names=names, num_classes=ledger.base_model.get("num_labels"))
+        ids = resolve_classes(
+            classes, names=names, num_classes=ledger.base_model.get("num_labels"), name="missing_classes"
+        )
+    except InvalidInputError:
+        raise
     except ValueError as error:
         raise type(error)(f"`missing_classes`: {error}") from None
     if gone := [class_id for class_id in ids if ledger.task_of_class(class_id)]:
@@ -59,7 +64,7 @@ def match_requests(
         ValueError: `requests` is no list of requests.
     """
     if not isinstance(requests, (list, tuple)):
-        raise ValueError(f"requests is {requests!r}; expected a list of ForgetRequest. Write [request].")
+        raise InvalidInputError("requests", requests, "a list of ForgetRequest", "Write [request].")
     done = ledger.active_tasks[: len(requests)]
     for number, (entry, request) in enumerate(zip(done, requests, strict=False), start=1):
         if set(_ids(request, ledger, names)) != set(entry.classes or ()):
@@ -100,7 +105,7 @@ def check_sequence(
 
 def _ids(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] | None) -> list[int]:
     if not isinstance(request, ForgetRequest):
-        raise ValueError(f"the request is {request!r}; expected a ForgetRequest. Write ForgetRequest(['church']).")
+        raise InvalidInputError("request", request, "a ForgetRequest", "Write ForgetRequest(['church']).")
     for entry in ledger.active_tasks:
         if entry.classes is None:
             raise LedgerError(
