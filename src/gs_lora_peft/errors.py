@@ -32,7 +32,17 @@ class InvalidInputError(ValueError):
         return type(self), (self.name, self.value, self.expected, self.fix)
 
 
+def located(error: ValueError, place: str) -> ValueError:
+    """The same error, of the same class, that says where in a larger whole it arose."""
+    if isinstance(error, InvalidInputError):
+        return type(error)(f"{place}: {error.name}", error.value, error.expected, error.fix)
+    return type(error)(f"{place}: {error}")
+
+
 def _short(value: Any) -> str:
     """A `repr` that does not flood a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # nested without end, or a class whose own `__repr__` fails
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 100 else text[:97] + "..."

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gs_lora_peft.data import split_dataset, train_validation_split
 from gs_lora_peft.data.classes import UnknownClassError
+from gs_lora_peft.errors import InvalidInputError
 
 NAMES = ["ant", "bee", "cat", "dog"]
 ROLES = ("forget", "retain", "old", "missing")
@@ -149,28 +150,39 @@ def test_classes_forgotten_before_and_missing_ones_need_no_rows():
 @pytest.mark.parametrize(
     ("forget", "kwargs", "message"),
     [
-        ([], {}, "`forget`: no class was asked for"),
-        (None, {}, "`forget`: classes is None"),
-        ("ant", {}, r"`forget`: .*Write \['ant'\]"),
         (["Ant"], {}, "nearest: 'ant'"),
         (["ant"], {"old": ["ant"]}, "already forgotten: 'ant'"),
         (["ant", "bee"], {"retain": ["bee", "cat"]}, "`forget` and `retain` both name 'bee'"),
         (["ant"], {"missing": ["ant"]}, "`forget` and `missing` both name 'ant'"),
         (["ant"], {"missing": ["bee"], "old": ["bee"]}, "`old` and `missing` both name 'bee'"),
-        (["ant"], {"retain": []}, "`retain`: no class was asked for"),
-        (["ant"], {"old": "bee"}, "`old`: classes is 'bee'"),
         (NAMES, {}, "nothing is left to retain: the request names all 4 classes"),
         (["ant"], {"missing": NAMES[1:]}, "nothing is left to retain"),
         (["ant"], {"replay_ratio": 0.5, "shots": 2}, "replay_ratio is 0.5 and shots is 2"),
         (["ant"], {"label_column": "target"}, r"'target'; expected one of \['row', 'label'\].*label_column='label'"),
-        *((["ant"], {"replay_ratio": bad}, "replay_ratio is") for bad in (0, -0.1, 1.1, float("nan"), True, "0.1")),
-        *((["ant"], {"shots": bad}, "shots is") for bad in (0, -1, 1.5, True)),
-        *((["ant"], {"seed": bad}, "seed is") for bad in (-1, None, 1.0, True)),
     ],
 )
 def test_requests_that_cannot_be_meant(forget, kwargs, message):
     with pytest.raises(ValueError, match=message):
         split_dataset(ANIMALS, forget, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *(("forget", bad) for bad in ([], None, "ant", 1, {"ant"})),
+        *((name, bad) for name in ("old", "missing", "retain") for bad in ("bee", 5, {"bee": 1})),
+        ("retain", []),
+        *(("replay_ratio", bad) for bad in (0, -0.1, 1.1, float("nan"), True, "0.1", None, [1])),
+        *(("shots", bad) for bad in (0, -1, 1.5, True, "4", [4])),
+        *(("seed", bad) for bad in (-1, None, 1.0, True, "1")),
+    ],
+)
+def test_settings_of_another_type_or_out_of_range(name, bad):
+    """The error names the argument and has the value."""
+    with pytest.raises(InvalidInputError) as caught:
+        split_dataset(ANIMALS, **{"forget": ["ant"], name: bad})
+    assert caught.value.name == name
+    assert caught.value.value is bad
 
 
 def test_an_unknown_class_keeps_its_error_class():
@@ -314,15 +326,17 @@ def test_validation_takes_its_share_and_leaves_a_row_of_each_class(task, fractio
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan"), True, None])
 def test_a_validation_part_is_a_part(fraction):
-    with pytest.raises(ValueError, match="fraction is"):
+    with pytest.raises(InvalidInputError) as caught:
         train_validation_split(ANIMALS, fraction=fraction)
+    assert caught.value.name == "fraction"
 
 
 def test_nothing_to_validate_on():
     with pytest.raises(ValueError, match="the largest class has 0 rows"):
         train_validation_split(make([]))
-    with pytest.raises(ValueError, match="seed is -1"):
+    with pytest.raises(InvalidInputError) as caught:
         train_validation_split(ANIMALS, seed=-1)
+    assert caught.value.name == "seed"
 
 
 @pytest.mark.shared

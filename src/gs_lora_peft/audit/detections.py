@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..data.rows import picture_cell, rows_of, where
 from ..drawing import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
 from ..images import to_image
 from ..sequence import ForgettingLedger, load_forgotten
-from ..storage import write_bytes_atomic
+from ..storage import StrPath, as_path, write_bytes_atomic
 from .pictures import private_folder
 
 Found = list[dict[str, Tensor]]
@@ -26,7 +25,7 @@ Found = list[dict[str, Tensor]]
 
 def draw_detections(
     base_model: PreTrainedModel,
-    folder: str | os.PathLike,
+    folder: StrPath,
     dataset: Dataset,
     *,
     processing_class: Any,
@@ -66,6 +65,7 @@ def draw_detections(
             columns are missing.
         OSError: if the file could not be written.
     """
+    folder = as_path(folder, "folder")
     if not 0 <= threshold <= 1 or most_images < 1:
         raise ValueError(
             f"`threshold` is {threshold!r} and `most_images` {most_images!r}; expected a number in [0, 1] and one "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import numpy as np
 from ..data.rows import NamedRows, picture_cell, where
 from ..drawing import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
 from ..images import to_image
-from ..storage import refuse_links, write_bytes_atomic
+from ..storage import StrPath, as_path, refuse_links, write_bytes_atomic
 from .faces import FaceAnswers, FaceAudit
 
 PICTURES_FOLDER = "private_pictures"
@@ -21,11 +20,12 @@ _COLUMNS = 8
 _SHAPES = "o^sDvP*X"
 
 
-def private_folder(folder: str | os.PathLike) -> Path:
+def private_folder(folder: StrPath) -> Path:
     """Makes `private_pictures` in a folder: for its owner alone, on the machine too. ValueError if it is a link."""
+    folder = as_path(folder, "folder")
     refuse_links(folder, [PICTURES_FOLDER])
-    place = Path(folder) / PICTURES_FOLDER
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    place = folder / PICTURES_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     place.mkdir(mode=0o700, exist_ok=True)
     return place
 
@@ -33,7 +33,7 @@ def private_folder(folder: str | os.PathLike) -> Path:
 def draw_face_pictures(
     audit: FaceAudit,
     dataset: Any,
-    folder: str | os.PathLike,
+    folder: StrPath,
     *,
     image_column: str = "image",
     method: Literal["tsne", "pca"] = "tsne",
@@ -68,6 +68,7 @@ def draw_face_pictures(
         ValueError: if the data set is not the audit's, has no such column, or the method is another one.
         OSError: if a file could not be written.
     """
+    folder = as_path(folder, "folder")
     if method not in ("tsne", "pca"):
         raise ValueError(f"`method` must be 'tsne' or 'pca', got {method!r}.")
     if len(dataset) != len(audit.answers[0].labels):

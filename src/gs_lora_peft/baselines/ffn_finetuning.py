@@ -12,7 +12,7 @@ from ..data.collation import default_collator
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler
 from ..objectives import ClassificationObjective, Objective, check_class_head
 from ..training import GSLoraTrainingArguments
-from ..training.checks import check_labels, class_ids, classes_of, without_data
+from ..training.checks import check_labels, check_types, class_ids, classes_of, without_data
 from ..tuner import find_ffn_blocks
 from ..tuner.batch_norm import batch_norm_frozen
 
@@ -71,6 +71,7 @@ class FFNFineTuner(Trainer):
         data_collator: Any = None,
         objective: Objective | None = None,
     ):
+        check_types(model=model, args=args, label_column=label_column, data_collator=data_collator)
         _check_arguments(args)
         if objective is None:
             check_class_head(model)

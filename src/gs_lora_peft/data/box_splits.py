@@ -13,9 +13,9 @@ from .boxes import checked_annotations
 from .splits import (
     ForgettingSplit,
     assign_roles,
+    check_fraction,
     check_sampling,
     check_seed,
-    is_real,
     require_rows,
     rounded_share,
 )
@@ -160,8 +160,7 @@ def _images_of_classes(
 
 
 def _check_fraction(fraction: Any, seed: Any) -> None:
-    if not is_real(fraction) or not 0 < fraction < 1:
-        raise ValueError(f"fraction is {fraction!r}; expected a number between 0 and 1. Take for instance 0.1.")
+    check_fraction(fraction)
     check_seed(seed)
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
+from pydantic import BeforeValidator, Field
 
+from ..checking import Text, Whole, checked, ordered_list
 from ..errors import InvalidInputError
 from .label_maps import names_by_id
 
 _SHOWN = 10  # at most so many names or ids are listed in a message
 _NEAREST = 3
+# An id that no class can have is an unknown class, as any other that is out of range.
+_REQUESTED = Annotated[
+    list[Annotated[Text | Whole, Field(description="a class name (text) or a class id (a whole number)")]],
+    BeforeValidator(ordered_list),
+    Field(min_length=1, description="a list of class names or ids, one at least"),
+]
 
 
 class UnknownClassError(ValueError):
@@ -23,7 +30,11 @@ class UnknownClassError(ValueError):
 
 
 def resolve_classes(
-    requested: Sequence[str | int], *, names: Sequence[str] | Mapping[Any, Any] | None, num_classes: int | None = None
+    requested: Sequence[str | int],
+    *,
+    names: Sequence[str] | Mapping[Any, Any] | None,
+    num_classes: int | None = None,
+    name: str = "classes",
 ) -> list[int]:
     """Turns class names and ids into ids.
 
@@ -36,13 +47,15 @@ def resolve_classes(
             model's `id2label` or `label2id`, whose ids may be text ("0"). `None` where classes have ids alone.
         num_classes (`int`, *optional*, defaults to the number of `names`):
             Ids go from 0 to `num_classes - 1`. Without names and without this number every id from 0 up is accepted.
+        name (`str`, *optional*, defaults to `"classes"`): What the argument is called, for errors.
 
     Returns:
         `list[int]`: The ids, in the order asked for.
 
     Raises:
         UnknownClassError: A name that no class has (the message offers the nearest ones), or an id out of range.
-        ValueError: Nothing was asked for; an item is neither a name nor an id; two items mean the same class; two
+        InvalidInputError: Nothing was asked for, or an item is neither a name nor an id.
+        ValueError: Two items mean the same class; two
             classes share the name asked for; or `names` and `num_classes` disagree.
 
     Example:
@@ -52,11 +65,11 @@ def resolve_classes(
     [0, 2]
     ```
     """
-    items = _checked_request(requested)
+    items = checked(name, requested, _REQUESTED)
     names, num_classes = _checked_label_space(names, num_classes)
     ids_of_name: dict[str, list[int]] = {}
-    for class_id, name in enumerate(names or ()):
-        ids_of_name.setdefault(name, []).append(class_id)
+    for class_id, label in enumerate(names or ()):
+        ids_of_name.setdefault(label, []).append(class_id)
 
     ids: list[int] = []
     unknown: list[str] = []
@@ -174,30 +187,6 @@ def _check_feature(feature: Any, label_column: str) -> None:
         mend = "Pass a column with one class for each row as label_column."
     if not (isinstance(feature, Value) and dtype.startswith(("int", "uint"))):
         raise ValueError(f"{label_column!r} is a column of {dtype}; expected ClassLabel or integers. {mend}")
-
-
-def _checked_request(requested: Any) -> list[str | int]:
-    """The items as plain strings and ints. Unordered collections are refused: every process must see one order."""
-    if isinstance(requested, (str, bytes)) or not isinstance(requested, Iterable):
-        raise ValueError(f"classes is {requested!r}; expected a list of class names or ids. Write [{requested!r}].")
-    if isinstance(requested, (Mapping, Set)):
-        raise ValueError(f"classes is {requested!r}; expected a list, which has an order. Pass a list.")
-    items = [_checked_item(item) for item in requested]
-    if not items:
-        raise ValueError("no class was asked for; expected one class name or id at least. Name the classes.")
-    return items
-
-
-def _checked_item(item: Any) -> str | int:
-    if isinstance(item, str):
-        return str(item)  # numpy strings become plain ones
-    # True would otherwise pass for class 1; NumPy and torch tell their booleans by dtype.
-    if not isinstance(item, bool) and "bool" not in str(getattr(item, "dtype", "")):
-        try:
-            return operator.index(item)
-        except TypeError:
-            pass
-    raise ValueError(f"a class is {item!r}; expected a name or a whole number. Give the class's name or id.")
 
 
 def _checked_label_space(names: Any, num_classes: int | None) -> tuple[list[str] | None, int | None]:

@@ -9,15 +9,17 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from ..storage import StrPath, as_path
+
 _ANNOTATION_KEYS = ("bbox", "category_id", "image_id")
 
 
-def read_coco(annotation_file: str | Path, image_folder: str | Path) -> Dataset:
+def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
     """A dataset of a COCO annotation file (`instances_*.json`) and its folder of images.
 
     Args:
-        annotation_file (`str` or `Path`): JSON with `images`, `annotations` and `categories`.
-        image_folder (`str` or `Path`): Where the files named in `images` are. They are read when a row is.
+        annotation_file (`str` or `os.PathLike`): JSON with `images`, `annotations` and `categories`.
+        image_folder (`str` or `os.PathLike`): Where the files named in `images` are. They are read when a row is.
 
     Returns:
         `datasets.Dataset`: A row for each image, in the order of the file: `image_id`, `image`, `width`, `height` and
@@ -36,7 +38,8 @@ def read_coco(annotation_file: str | Path, image_folder: str | Path) -> Dataset:
     >>> dataset = prepare_boxes(dataset, label2id=model.config.label2id, invalid="drop")
     ```
     """
-    content = _content(Path(annotation_file))
+    annotation_file, image_folder = as_path(annotation_file, "annotation_file"), as_path(image_folder, "image_folder")
+    content = _content(annotation_file)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     if len(set(names)) < len(names):
@@ -56,7 +59,7 @@ def read_coco(annotation_file: str | Path, image_folder: str | Path) -> Dataset:
         row["category"].append(number_of[annotation["category_id"]])
         row["area"].append(annotation.get("area", box[2] * box[3]))
         row["iscrowd"].append(bool(annotation.get("iscrowd", 0)))
-    paths = [Path(image_folder) / image["file_name"] for image in content["images"]]
+    paths = [image_folder / image["file_name"] for image in content["images"]]
     absent = [path for path in paths if not path.is_file()]
     if absent:
         raise ValueError(f"{len(absent)} images are absent, the first {absent[0]}; expected them in {image_folder}.")

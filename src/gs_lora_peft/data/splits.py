@@ -5,18 +5,20 @@ Everything here works on the label column alone: no image is decoded and no tran
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import combinations
-from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from datasets import Dataset
+from pydantic import Field
 
+from ..checking import Count, NotNegativeWhole, Number, Share, checked
+from ..errors import InvalidInputError
 from .classes import read_labels, resolve_classes
 
+_PART = Annotated[Number, Field(gt=0, lt=1, description="a number between 0 and 1")]
 _SHOWN = 20  # at most so many classes are listed in a message
 
 
@@ -87,8 +89,7 @@ def train_validation_rows(
     dataset: Dataset, label_column: str = "label", fraction: float = 0.1, seed: int = 1337
 ) -> tuple[Dataset, Dataset]:
     """[`train_validation_split`] where every row is of one class."""
-    if not is_real(fraction) or not 0 < fraction < 1:
-        raise ValueError(f"fraction is {fraction!r}; expected a number between 0 and 1. Take for instance 0.1.")
+    check_fraction(fraction)
     check_seed(seed)
     labels, _ = read_labels(dataset, label_column)
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -103,11 +104,10 @@ def train_validation_rows(
 
 
 def check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
-    if not is_real(replay_ratio) or not 0 < replay_ratio <= 1:
-        raise ValueError(f"replay_ratio is {replay_ratio!r}; expected a number in (0, 1]. Take for instance 0.1.")
+    """Raises InvalidInputError for values that cannot say which rows are drawn."""
+    checked("replay_ratio", replay_ratio, Share, fix="Take for instance 0.1.")
     if shots is not None:
-        if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
-            raise ValueError(f"shots is {shots!r}; expected a whole number from 1 up. Leave it out to take every row.")
+        checked("shots", shots, Count, fix="Leave it out to take every row.")
         if replay_ratio != 1:
             raise ValueError(
                 f"replay_ratio is {replay_ratio} and shots is {shots}; expected one of them, both say how much is "
@@ -117,12 +117,11 @@ def check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
 
 
 def check_seed(seed: Any) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; expected a whole number from 0 up. Take for instance 1337.")
+    checked("seed", seed, NotNegativeWhole, fix="Take for instance 1337.")
 
 
-def is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def check_fraction(fraction: Any) -> None:
+    checked("fraction", fraction, _PART, fix="Take for instance 0.1.")
 
 
 def assign_roles(requested: dict[str, Any], *, names: list[str] | None, present: list[int]) -> dict[str, list[int]]:
@@ -136,7 +135,9 @@ def assign_roles(requested: dict[str, Any], *, names: list[str] | None, present:
             roles[role] = []
         else:
             try:
-                roles[role] = resolve_classes(classes, names=names)
+                roles[role] = resolve_classes(classes, names=names, name=role)
+            except InvalidInputError:
+                raise
             except ValueError as error:
                 raise type(error)(f"`{role}`: {error}") from None
     for first, second in combinations(roles, 2):

@@ -7,10 +7,12 @@ from typing import Any
 
 import transformers
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from .. import models
 from ..sequence import ForgettingLedger
 from ..storage import StrPath
+from ..storage.hub_calls import as_folder_or_repo, is_away
 
 
 def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> Any:
@@ -25,11 +27,23 @@ def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | b
         `transformers.PreTrainedModel`: the model; whether its weights are the right ones is not checked here.
 
     Raises:
-        ValueError: if transformers has no such class.
+        ValueError: if transformers has no such class, or `source` can only be a path and nothing is there.
         OSError: if the model cannot be loaded.
     """
-    source = os.fspath(source)
-    return _model_class(ledger).from_pretrained(source, token=token, revision=base_revision(ledger, source))
+    place = model_source(source)
+    revision = base_revision(ledger, place)
+    # transformers reaches for a Hub that is away for half a minute, and for each of several files.
+    away = not os.path.isdir(place) and is_away(place, CONFIG_NAME, revision=revision, token=token)
+    return _model_class(ledger).from_pretrained(place, token=token, revision=revision, local_files_only=away)
+
+
+def model_source(source: StrPath, name: str = "base_model") -> str:
+    """Where a model is to be loaded from, as transformers takes it: a folder that exists, or a Hub id.
+
+    Raises:
+        InvalidInputError: if it can only be a path, and nothing is there.
+    """
+    return os.fspath(as_folder_or_repo(source, name, "the folder of a model"))
 
 
 def base_revision(ledger: ForgettingLedger, source: str) -> str:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from ..sequence import ForgettingLedger, LedgerError
 from ..sequence.adapters import TaskAdapter, read_adapter, read_adapters
 from ..sequence.layout import task_folder
-from ..storage import StrPath, write_bytes_atomic
+from ..storage import StrPath, as_path, write_bytes_atomic
 
 Pair = tuple[Tensor, Tensor]
 
@@ -86,7 +85,7 @@ def write_composite(
         with _one_thread():
             pairs, report = _sum(adapters, max_rank)
         config, weights = _config_bytes(named, pairs), _weights_bytes(pairs)
-    out = Path(out)
+    out = as_path(out, "out")
     out.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(out / SAFETENSORS_WEIGHTS_NAME, weights)
     write_bytes_atomic(out / CONFIG_NAME, config)

@@ -8,7 +8,7 @@ from ..sequence import ForgettingLedger
 from ..sequence.placing import check_free
 from ..sequence.remarks import warn_where_it_goes
 from ..sequence.remote import sequence_folder
-from ..storage import StrPath, staged_folder
+from ..storage import StrPath, as_path, staged_folder
 from .composite import CompositeReport, check_max_rank, write_composite
 
 
@@ -46,6 +46,7 @@ def export_forgotten(
 
         After an error `out` is as it was.
     """
+    out = as_path(out, "out")
     check_free(out)
     check_max_rank(max_rank)
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -18,7 +17,7 @@ from ..drawing import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_b
 from ..sequence import ForgettingLedger, TaskEntry
 from ..sequence.curves import KNOWN_BY
 from ..sequence.table import measure_of_tasks
-from ..storage import StrPath, write_bytes_atomic
+from ..storage import StrPath, as_path, write_bytes_atomic
 from .labels import shortened_names
 
 FIGURES_FOLDER = "figures"
@@ -51,13 +50,13 @@ def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
         "group_norms.png": _group_norms,
         "training_curves.png": _training_curves,
     }
-    drawn = []
+    out, drawn = as_path(out, "out"), []
     with own_style():
         for name, draw in drawings.items():
             figure = draw(ledger.tasks)
             if figure is not None:
-                (Path(out) / FIGURES_FOLDER).mkdir(parents=True, exist_ok=True)
-                write_bytes_atomic(Path(out) / FIGURES_FOLDER / name, png_bytes(figure))
+                (out / FIGURES_FOLDER).mkdir(parents=True, exist_ok=True)
+                write_bytes_atomic(out / FIGURES_FOLDER / name, png_bytes(figure))
                 drawn.append(f"{FIGURES_FOLDER}/{name}")
     return drawn
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +15,10 @@ from ..sequence import ForgettingLedger, load_forgotten
 from ..sequence.placing import check_free
 from ..sequence.remarks import not_forgotten, warn_where_it_goes
 from ..sequence.remote import sequence_folder
-from ..storage import StrPath, staged_folder
+from ..storage import StrPath, as_path, staged_folder
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository, was_always_new
-from .base import base_revision, load_base_model
+from .base import base_revision, load_base_model, model_source
 from .snippets import import_line
 
 _CARD = """---
@@ -90,8 +89,10 @@ def merge_forgotten(
 
         After an error `out` is as it was, and nothing is published.
     """
-    out = Path(out)
+    out = as_path(out, "out")
     check_free(out)
+    is_model = isinstance(base_model, PreTrainedModel)
+    source = base_model.config._name_or_path if is_model else model_source(base_model)
     api = None if push_to is None else writing_api(token)
     repo = None if push_to is None else checked_repo_id(push_to)
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
@@ -105,9 +106,8 @@ def merge_forgotten(
     names = [entry.name for entry in entries]
     warn_where_it_goes(ledger, tasks)
     if isinstance(base_model, PreTrainedModel):
-        model, source = copy.deepcopy(base_model), base_model.config._name_or_path
+        model = copy.deepcopy(base_model)
     else:
-        source = os.fspath(base_model)
         model = load_base_model(ledger, source, token=token)
     merged: Any = load_forgotten(model, folder, tasks=names, merge=True)
     with staged_folder(out) as staged:

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HTTPError
 from ..sequence import ForgettingLedger
 from ..sequence.adapters import check_tasks
 from ..sequence.history import is_withheld
-from ..storage import StrPath
+from ..storage import StrPath, as_path
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository
 from .composite import check_max_rank
@@ -76,6 +76,7 @@ def push_to_hub(
         ConnectionError: if the Hub is away, or busy for too long; the call can be repeated.
         huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
     """
+    folder = as_path(folder, "folder")
     checked_repo_id(repo_id)
     check_max_rank(max_rank)
     check_card_data(dataset=dataset, license=license)

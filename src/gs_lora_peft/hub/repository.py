@@ -17,7 +17,7 @@ from ..sequence.ledger_file import ledger_bytes
 from ..sequence.placing import check_free
 from ..sequence.remarks import warn_where_it_goes
 from ..sequence.remote import downloaded, fetch_ledger
-from ..storage import StrPath, staged_folder
+from ..storage import StrPath, as_path, staged_folder
 from ..storage.hub_commit import PUBLISHED_SUFFIXES, publishable_files
 from .composite import CompositeReport, check_max_rank, write_composite
 from .metadata import check_card_data
@@ -81,7 +81,7 @@ def stage_repository(
     from .card import build_card
     from .figures import draw_figures
 
-    out = Path(out)
+    folder, out = as_path(folder, "folder"), as_path(out, "out")
     check_free(out)
     check_max_rank(max_rank)
     check_card_data(dataset=dataset, license=license)

@@ -21,8 +21,8 @@ from ..sequence.ledger import LEDGER_NAME, LOCK_NAME
 from ..sequence.loading import refuse_adapters
 from ..sequence.outcome import all_forgotten
 from ..sequence.remarks import doubts, not_forgotten
-from ..storage import StrPath, content_problem, safe_join
-from .base import load_base_model
+from ..storage import StrPath, as_path, content_problem, safe_join
+from .base import load_base_model, model_source
 from .composite import Pair, recompressed_pair, relative_difference, summed_pair
 
 TOLERANCE = 1e-6
@@ -98,7 +98,9 @@ def verify_repository(
     """
     if isinstance(base_model, nn.Module):
         refuse_adapters(base_model)
-    folder, report = Path(folder), VerifyReport()
+    elif base_model is not None:
+        base_model = model_source(base_model)
+    folder, report = as_path(folder, "folder"), VerifyReport()
     try:
         ledger = ForgettingLedger.load(folder)
     except LedgerError as error:

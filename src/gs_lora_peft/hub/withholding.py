@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..metrics.measures import AVERAGE_PRECISION
@@ -17,7 +16,7 @@ from ..sequence import ForgettingLedger, LedgerError, TaskEntry
 from ..sequence.curves import KNOWN_BY
 from ..sequence.layout import KEY_NAME
 from ..sequence.outcome import measure_of_entry
-from ..storage import StrPath, read_limited
+from ..storage import StrPath, as_path, read_limited
 
 _DIGEST = "hmac-sha256:"
 _BASE_FIELDS = ("name_or_path", "revision", "model_class", "num_labels", "tied_heads", "fingerprint")
@@ -59,7 +58,7 @@ def withholding_key(folder: StrPath, *, create: bool = False) -> bytes:
         LedgerError: there is none, or it is damaged.
         OSError: it cannot be read or written.
     """
-    path = Path(folder, KEY_NAME)
+    path = as_path(folder, "folder") / KEY_NAME
     if create and not path.exists():
         # Whole or absent, and never readable by others, not even for a moment.
         staged = path.with_name(f".staging-{KEY_NAME}-{secrets.token_hex(8)}")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .plain import LedgerError, plain_json, short
+from .plain import InvalidLedgerError, plain_json
 
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -18,24 +18,20 @@ def checked_base_model(base_model: Any) -> dict[str, Any]:
         LedgerError: It is something else; the message names the field.
     """
     if not isinstance(base_model, Mapping):
-        raise LedgerError(
-            f"base_model is {short(base_model)}; expected what model_identity(model) returns. Pass that."
-        )
+        raise InvalidLedgerError("base_model", base_model, "what model_identity(model) returns", "Pass that.")
     base: dict[str, Any] = plain_json(base_model, "base_model")
     fingerprint = base.get("fingerprint")
     if not isinstance(fingerprint, str) or not _FINGERPRINT.fullmatch(fingerprint):
-        raise LedgerError(
-            f"base_model.fingerprint is {short(fingerprint)}; expected 'sha256:' and 64 hexadecimal digits. Take it "
-            "from model_identity(model)."
+        expected = "'sha256:' and 64 hexadecimal digits"
+        raise InvalidLedgerError(
+            "base_model.fingerprint", fingerprint, expected, "Take it from model_identity(model)."
         )
     for key in ("name_or_path", "revision", "model_class"):
         if not isinstance(base.get(key), (str, type(None))):
-            raise LedgerError(f"base_model.{key} is {short(base[key])}; expected text or None. Correct it.")
+            raise InvalidLedgerError(f"base_model.{key}", base[key], "text or None", "Correct it.")
     count = base.get("num_labels")
     if count is not None and (type(count) is not int or count < 0):
-        raise LedgerError(
-            f"base_model.num_labels is {short(count)}; expected a number of classes or None. Correct it."
-        )
+        raise InvalidLedgerError("base_model.num_labels", count, "a number of classes or None", "Correct it.")
     return base
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..errors import InvalidInputError
 from ..storage import relative_path_problem
 from .curves import CURVE_NAMES, curve_names
-from .plain import LedgerError, is_names, plain_json, short
+from .plain import InvalidLedgerError, LedgerError, is_names, plain_json
 from .request import parse_utc
 
 _TASK_NAME = re.compile(r"task_((?!000)\d{3}|[1-9]\d{3,8})", re.ASCII)
@@ -74,7 +75,7 @@ class TaskEntry:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _TASK_NAME.fullmatch(self.name):
-            raise LedgerError(f"a task's name is {self.name!r}; expected 'task_001', 'task_002', ... Correct it.")
+            raise InvalidLedgerError("a task's name", self.name, "'task_001', 'task_002', ...", "Correct it.")
         for item in dataclasses.fields(self):
             object.__setattr__(self, item.name, plain_json(getattr(self, item.name), f"{self.name}.{item.name}"))
         for key in ("request", "sizes", "settings", "versions", "files", "groups", "scores", "extra"):
@@ -82,8 +83,8 @@ class TaskEntry:
         for key in ("started_at", "finished_at"):
             try:
                 object.__setattr__(self, key, parse_utc(getattr(self, key), f"{self.name}.{key}"))
-            except ValueError as error:
-                raise LedgerError(str(error)) from None
+            except InvalidInputError as error:
+                raise InvalidLedgerError(error.name, error.value, error.expected, error.fix) from None
         self._expect(
             "extra",
             not self.extra.keys() & self.__dict__.keys() - {"extra"},
@@ -120,7 +121,7 @@ class TaskEntry:
 
     def _expect(self, key: str, fits: bool, expected: str) -> None:
         if not fits:
-            raise LedgerError(f"{self.name}.{key} is {short(getattr(self, key))}; expected {expected}. Correct it.")
+            raise InvalidLedgerError(f"{self.name}.{key}", getattr(self, key), expected, "Correct it.")
 
     @property
     def number(self) -> int:
@@ -150,7 +151,7 @@ class TaskEntry:
     def from_dict(cls, data: Any) -> TaskEntry:
         """The entry that [`~TaskEntry.to_dict`] gave; LedgerError if something is missing or wrong."""
         if not isinstance(data, dict):
-            raise LedgerError(f"a task is {short(data)}; expected an object. Fetch a clean copy of the ledger.")
+            raise InvalidLedgerError("a task", data, "an object", "Fetch a clean copy of the ledger.")
         fields = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         missing = sorted(fields - _OPTIONAL - set(data))
         if missing:

@@ -6,19 +6,21 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainerCallback
 
+from ..checking import ClassRefs, checked
 from ..data import ForgettingSplit
 from ..data.collation import default_collator
+from ..data.splits import check_sampling
 from ..data.splitting import read_classes
 from ..errors import InvalidInputError
 from ..objectives import check_class_head
-from ..storage import remove_inside
+from ..storage import as_path, remove_inside
 from ..training import GSLoraTrainingArguments
+from ..training.checks import check_types
 from ..tuner import GSLoraConfig
 from .comparing import Differences, changed_settings, refuse_other_settings
 from .data_identity import data_identity
@@ -123,15 +125,28 @@ class ContinualForgetter:
         augment: Callable[[Any], Any] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        refuse_adapters(base_model)
-        check_class_head(base_model, "base_model")
-        self.folder = Path(folder)
+        self.folder = as_path(folder, "folder")
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"folder is '{self.folder}', which is a file; expected a folder. Choose another path.")
+        config = GSLoraConfig() if config is None else config
+        args = GSLoraTrainingArguments(output_dir=str(self.folder / WORK_FOLDER)) if args is None else args
+        check_types(
+            model=base_model,
+            config=config,
+            args=args,
+            label_column=label_column,
+            data_collator=data_collator,
+            augment=augment,
+            callbacks=callbacks,
+        )
+        check_sampling(replay_ratio, shots, args.drawing_seed)
+        missing_classes = checked("missing_classes", missing_classes, ClassRefs)
+        refuse_adapters(base_model)
+        check_class_head(base_model, "base_model")
         self.train_dataset, self.eval_dataset, self.scored_on = train_and_test(dataset, eval_dataset)
         self.recipe = Recipe(
-            config=config or GSLoraConfig(),
-            args=args or GSLoraTrainingArguments(output_dir=str(self.folder / WORK_FOLDER)),
+            config=config,
+            args=args,
             label_column=label_column,
             processing_class=processing_class,
             data_collator=data_collator or default_collator(processing_class, label_column, self.train_dataset),

@@ -9,12 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..storage import StrPath, content_problem, exclusive_lock, safe_join, sha256_of, write_bytes_atomic
+from ..errors import InvalidInputError
+from ..storage import StrPath, as_path, content_problem, exclusive_lock, safe_join, sha256_of, write_bytes_atomic
 from .base_model import base_model_problem, checked_base_model
 from .entry import TaskEntry
 from .layout import LEDGER_NAME, LOCK_NAME, refuse_linked_parts
 from .ledger_file import MEND, ledger_bytes, read_ledger_file, with_digest
-from .plain import LedgerError, is_names, plain_json, short
+from .plain import InvalidLedgerError, LedgerError, is_names, plain_json
 from .request import utc_now
 from .selection import select_tasks
 
@@ -55,7 +56,7 @@ class ForgettingLedger:
         tasks: Sequence[TaskEntry] = (),
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder, "folder")
         self.base_model: dict[str, Any] = checked_base_model(base_model)
         self.label_names: list[str] | None = plain_json(label_names, "label_names")
         self.tasks: tuple[TaskEntry, ...] = ()
@@ -65,7 +66,7 @@ class ForgettingLedger:
         count = self.base_model.get("num_labels")
         if self.label_names is not None:
             if not is_names(self.label_names):
-                raise LedgerError(f"label_names is {short(label_names)}; expected a list of names. Correct it.")
+                raise InvalidLedgerError("label_names", label_names, "a list of names", "Correct it.")
             if count is not None and count != len(self.label_names):
                 raise LedgerError(
                     f"label_names has {len(self.label_names)} names; expected {count}, one for each label of the base "
@@ -99,17 +100,20 @@ class ForgettingLedger:
             LedgerError: There is none, it is damaged, was edited, is of a newer schema, or lists a file outside; or a
                 part of the folder is a symbolic link (the folder itself may be one).
         """
+        folder = as_path(folder, "folder")
         refuse_linked_parts(folder)
-        path = Path(folder) / LEDGER_NAME
+        path = folder / LEDGER_NAME
         data, seen = read_ledger_file(path)
         try:
             tasks = data.pop("tasks", None)
             if not isinstance(tasks, list):
-                raise LedgerError(f"tasks is {short(tasks)}; expected a list")
+                raise InvalidLedgerError("tasks", tasks, "a list")
             entries = [TaskEntry.from_dict(task) for task in tasks]
             ledger = cls(folder, data.pop("base_model", None), data.pop("label_names", None), entries, data)
             for name in (name for entry in entries for name in entry.files):
                 safe_join(folder, name)
+        except InvalidInputError as error:
+            raise InvalidLedgerError(f"{error.name} in '{path}'", error.value, error.expected, MEND) from None
         except ValueError as error:
             raise LedgerError(f"'{path}' is not accepted: {str(error).rstrip('.')}. {MEND}") from None
         ledger._seen = seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..checking import Text, checked
 from .request import ForgetRequest
 
 
@@ -27,6 +28,7 @@ def parse_requests(text: str) -> list[ForgetRequest]:
         ```
     """
     requests = []
+    checked("text", text, Text, fix="Write the classes as 'tench,cassette player;school bus'.")
     for number, task in enumerate(text.split(";"), start=1):
         classes = _split(task)
         if not all(classes):
@@ -59,6 +61,7 @@ def parse_classes(text: str) -> list[str]:
         ['tench', 'cassette player']
         ```
     """
+    checked("text", text, Text, fix="Write the classes as 'tench,cassette player'.")
     if ";" in text:
         raise ValueError(f"{text!r} has a ';' but names classes of one list; separate them with ','.")
     classes = _split(text)

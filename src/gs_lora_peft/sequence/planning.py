@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..data.classes import resolve_classes
+from ..errors import InvalidInputError
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .outcome import task_states
@@ -37,7 +38,11 @@ def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names:
     if isinstance(classes, Sequence) and not classes:
         return []
     try:
-        ids = resolve_classes(classes, names=names, num_classes=ledger.base_model.get("num_labels"))
+        ids = resolve_classes(
+            classes, names=names, num_classes=ledger.base_model.get("num_labels"), name="missing_classes"
+        )
+    except InvalidInputError:
+        raise
     except ValueError as error:
         raise type(error)(f"`missing_classes`: {error}") from None
     if gone := [class_id for class_id in ids if ledger.task_of_class(class_id)]:
@@ -77,7 +82,7 @@ def match_requests(
         ValueError: `requests` is no list of requests.
     """
     if not isinstance(requests, (list, tuple)):
-        raise ValueError(f"requests is {requests!r}; expected a list of ForgetRequest. Write [request].")
+        raise InvalidInputError("requests", requests, "a list of ForgetRequest", "Write [request].")
     asked = [frozenset(_ids(request, ledger, names)) for request in requests]
     revoked = {frozenset(entry.classes or ()) for entry in ledger.tasks if entry.status == "revoked"}
     active = ledger.active_tasks
@@ -152,7 +157,7 @@ def _asked_before(shown: str, earlier: TaskEntry, ledger: ForgettingLedger) -> s
 
 def _ids(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] | None) -> list[int]:
     if not isinstance(request, ForgetRequest):
-        raise ValueError(f"the request is {request!r}; expected a ForgetRequest. Write ForgetRequest(['church']).")
+        raise InvalidInputError("request", request, "a ForgetRequest", "Write ForgetRequest(['church']).")
     for entry in ledger.active_tasks:
         if entry.classes is None:
             raise LedgerError(

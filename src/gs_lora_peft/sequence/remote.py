@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RemoteEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
-from ..storage import StrPath, safe_join
-from ..storage.hub_calls import call_hub, checked_repo_id
+from ..errors import InvalidInputError
+from ..storage import StrPath, as_path, safe_join
+from ..storage.hub_calls import as_folder_or_repo, call_hub, checked_repo_id, is_away, looks_local
 from .entry import TaskEntry
 from .history import is_withheld
 from .layout import MAX_CONFIG_BYTES, TASKS_FOLDER
 from .ledger import LEDGER_NAME, ForgettingLedger
 from .ledger_file import MAX_LEDGER_BYTES
 from .placing import load_run, place_run
-from .plain import LedgerError
+from .plain import InvalidLedgerError, LedgerError
 
 Downloaded = TypeVar("Downloaded")
 
@@ -62,13 +62,14 @@ def fetch_sequence(
             put into `local_dir` then, and the call can be repeated.
         OSError: if a file cannot be written.
     """
+    target = None if local_dir is None else as_path(local_dir, "local_dir")
     ledger = fetch_ledger(repo_id, revision=revision, token=token)
     entries = ledger.select(tasks)
     _fetch_files(repo_id, ledger, entries, token)
-    if local_dir is None:
+    if target is None:
         return ledger.folder
     ledger.check_files([entry.name for entry in entries])
-    target = Path(os.path.abspath(local_dir))
+    target = Path(os.path.abspath(target))
     place_run(ledger, entries, target, repo_id)
     return target
 
@@ -85,13 +86,16 @@ def fetch_ledger(repo_id: str, *, revision: str | None = None, token: str | bool
     checked_repo_id(repo_id)
 
     def download() -> ForgettingLedger:
-        known = hf_hub_download(repo_id, LEDGER_NAME, revision=revision, token=token, dry_run=True)
+        away = is_away(repo_id, LEDGER_NAME, revision=revision, token=token)
+        known = hf_hub_download(
+            repo_id, LEDGER_NAME, revision=revision, token=token, dry_run=True, local_files_only=away
+        )
         if known.file_size is not None and known.file_size > MAX_LEDGER_BYTES:
             raise LedgerError(
                 f"{LEDGER_NAME} in the repository {repo_id!r} has {known.file_size} bytes; a ledger has at most "
                 f"{MAX_LEDGER_BYTES}. It is not downloaded, for it cannot be genuine."
             )
-        path = Path(hf_hub_download(repo_id, LEDGER_NAME, revision=revision, token=token))
+        path = Path(hf_hub_download(repo_id, LEDGER_NAME, revision=revision, token=token, local_files_only=away))
         with _not_kept([] if known.is_cached else [path]):
             return ForgettingLedger.load(path.parent)
 
@@ -112,7 +116,7 @@ def fetch_to_continue(
         LedgerError: also if the published ledger withholds classes, unless `folder` has all of them.
         ValueError, ConnectionError, OSError: as [`fetch_sequence`].
     """
-    target = Path(folder if folder is not None else checked_repo_id(repo_id).rpartition("/")[2])
+    target = as_path(checked_repo_id(repo_id).rpartition("/")[2] if folder is None else folder, "folder")
     published = fetch_ledger(repo_id, revision=revision, token=token)
     if is_withheld(published) and not (Path(target, LEDGER_NAME).exists() and not is_withheld(load_run(target))):
         raise LedgerError(
@@ -129,7 +133,7 @@ def sequence_folder(
     tasks: int | Sequence[str] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> StrPath:
+) -> Path:
     """The folder of a run: the given one, or the cached files of a repository. A folder that exists wins.
 
     Raises:
@@ -140,37 +144,36 @@ def sequence_folder(
     )
 
 
-def folder_or_fetched(repo_or_folder: StrPath, fetch: Callable[[str], Path], revision: str | None = None) -> StrPath:
+def folder_or_fetched(repo_or_folder: StrPath, fetch: Callable[[str], Path], revision: str | None = None) -> Path:
     """The folder that is given, or what `fetch` brings of a repository. A folder that exists wins.
 
     Raises:
+        InvalidLedgerError: it can only be a path, and there is nothing.
+        InvalidInputError: there is neither a folder nor a repository of that name.
         ValueError: there is a folder, and `revision` asks for a commit that it need not be.
     """
-    if _is_folder(repo_or_folder):
+    try:
+        source = as_folder_or_repo(repo_or_folder, "repo_or_folder", "the folder of a run")
+    except InvalidInputError as error:  # a run that is not there has no ledger, either
+        raise InvalidLedgerError(error.name, error.value, error.expected, error.fix) from None
+    if isinstance(source, Path):
         if revision is not None:
             raise ValueError(
-                f"'{os.fspath(repo_or_folder)}' is a folder on this machine, which has no revision {revision!r}. "
+                f"'{source}' is a folder on this machine, which has no revision {revision!r}. "
                 "Leave the revision out, or work where no folder hides the repository."
             )
-        return repo_or_folder
-    assert isinstance(repo_or_folder, str)
+        return source
     try:
-        return fetch(repo_or_folder)
+        return fetch(source)
     except LedgerError:
         raise
     except ValueError as error:
-        raise ValueError(f"{repo_or_folder!r} is no folder here, and {error}") from error
-
-
-def _is_folder(repo_or_folder: StrPath) -> bool:
-    """Whether it is a folder, or a path to nothing, of which the ledger will say so; and no repository."""
-    if not isinstance(repo_or_folder, str) or os.path.lexists(repo_or_folder):
-        return True
-    try:
-        validate_repo_id(repo_or_folder)
-    except HFValidationError:
-        return True
-    return False
+        raise InvalidInputError(
+            "repo_or_folder",
+            source,
+            "the folder of a run, or a repository on the Hub as 'organisation/name'",
+            f"There is no such folder, and {error}",
+        ) from error
 
 
 def _fetch_files(
@@ -216,9 +219,10 @@ def downloaded(download: Callable[[], Downloaded], repo_id: str) -> Downloaded:
             "load a plain adapter with PeftModel.from_pretrained."
         ) from None
     except EntryNotFoundError as error:
+        mistyped = "If a path was meant, check it. " if looks_local(repo_id) else ""
         raise ConnectionError(
-            f"{repo_id!r} is no folder here, and as a repository it is not (wholly) in the cache, while the Hub "
-            "cannot be asked. Check the path, or go online and repeat the call."
+            f"there is no such folder: {repo_id!r}; and as a repository it is not (wholly) in the cache, while the "
+            f"Hub cannot be asked. {mistyped}Go online and repeat the call."
         ) from error
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from numbers import Integral
 from typing import Any
+
+from ..checking import OptionalText, SomeClassRefs, checked
+from ..errors import InvalidInputError
 
 
 def utc_now() -> str:
@@ -23,18 +25,18 @@ def parse_utc(text: Any, name: str = "requested_at") -> str:
         name (`str`, *optional*, defaults to `"requested_at"`): What the error calls it.
 
     Raises:
-        ValueError: It is no such time, or its offset is missing (local time cannot be told from UTC).
+        InvalidInputError: It is no such time, or its offset is missing (local time cannot be told from UTC).
     """
-    problem = f"{name} is {text!r}; expected an ISO 8601 time with its offset from UTC, as '2025-01-31T12:00:00Z'."
+    expected = "an ISO 8601 time with its offset from UTC, as '2025-01-31T12:00:00Z'"
     if not isinstance(text, str):
-        raise ValueError(f"{problem} Pass a string, for a datetime `moment.isoformat()`.")
+        raise InvalidInputError(name, text, expected, "Pass a string, for a datetime `moment.isoformat()`.")
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None:
             return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
     except (ValueError, OverflowError):
-        raise ValueError(f"{problem} Correct it, or leave it out for the present moment.") from None
-    raise ValueError(f"{problem} Add 'Z' for UTC, or the offset of the place.")
+        raise InvalidInputError(name, text, expected, "Correct it, or leave it out for the present moment.") from None
+    raise InvalidInputError(name, text, expected, "Add 'Z' for UTC, or the offset of the place.")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class ForgetRequest:
             The number of the request in the books of whoever asked.
 
     Raises:
-        ValueError: A class is empty, given twice, negative or neither a name nor an id; a time without an offset.
+        InvalidInputError: A class is blank, given twice, negative or neither a name nor an id; a time without an
+            offset; or text that UTF-8 cannot encode.
 
     Example:
 
@@ -78,12 +81,10 @@ class ForgetRequest:
     ) -> None:
         # Written out, because what is accepted (any ordered collection, no time) is wider than what is stored.
         set_field = object.__setattr__
-        set_field(self, "classes", _checked_classes(classes))
+        set_field(self, "classes", tuple(checked("classes", classes, SomeClassRefs)))
         set_field(self, "requested_at", utc_now() if requested_at is None else parse_utc(requested_at))
         for name, value in (("note", note), ("request_id", request_id)):
-            if value is not None and not isinstance(value, str):
-                raise ValueError(f"{name} is {value!r}; expected text. Pass a string or leave it out.")
-            set_field(self, name, value)
+            set_field(self, name, checked(name, value, OptionalText, fix="Pass a string or leave it out."))
 
     def to_dict(self) -> dict[str, Any]:
         """The request as plain JSON types; what was not given is left out."""
@@ -95,39 +96,12 @@ class ForgetRequest:
         """The request that [`~ForgetRequest.to_dict`] gave.
 
         Raises:
-            ValueError: `data` is no mapping, lacks `classes`, or has keys that a request does not have.
+            InvalidInputError: `data` is no mapping, lacks `classes`, or has keys that a request does not have.
         """
         if not isinstance(data, Mapping) or "classes" not in data:
-            raise ValueError(f"a request is {data!r}; expected a mapping with the key 'classes'. Add the classes.")
+            raise InvalidInputError("request", data, "a mapping with the key 'classes'", "Add the classes.")
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = [key for key in data if key not in known]
         if unknown:
-            raise ValueError(f"a request has the keys {unknown}; expected only {known}. Remove or rename them.")
+            raise InvalidInputError("keys of the request", unknown, f"only {known}", "Remove or rename them.")
         return cls(**data)
-
-
-def _checked_classes(classes: Any) -> tuple[str | int, ...]:
-    if isinstance(classes, (str, bytes, Integral)):
-        raise ValueError(f"classes is {classes!r}; expected a list of class names or ids. Write [{classes!r}].")
-    if isinstance(classes, (Mapping, Set)) or not isinstance(classes, Iterable):
-        raise ValueError(f"classes is {classes!r}; expected an ordered collection of class names or ids. Pass a list.")
-    checked: list[str | int] = []
-    for item in classes:
-        if isinstance(item, Integral) and not isinstance(item, bool):
-            item = int(item)
-            problem = "a class id cannot be negative" if item < 0 else None
-        elif isinstance(item, str):
-            problem = "a class name cannot be blank" if not item.strip() else None
-        else:
-            problem = f"a {type(item).__name__} is neither"
-        if problem is None and item in checked:
-            problem = "it is given twice"
-        if problem is not None:
-            raise ValueError(
-                f"classes holds {item!r}: {problem}; expected class names (str) or class ids (int from 0), each once. "
-                "Correct or remove it."
-            )
-        checked.append(item)
-    if not checked:
-        raise ValueError("classes is empty; expected at least one class name or id. Name what is to be forgotten.")
-    return tuple(checked)

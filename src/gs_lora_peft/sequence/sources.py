@@ -12,6 +12,7 @@ from ..data.alignment import ALIGN, check_names
 from ..data.box_columns import is_object_column
 from ..data.evaluation import EVALUATION_SPLITS, evaluation_split
 from ..data.splitting import read_classes
+from ..errors import located
 from ..objectives import head_size
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
         try:
             labels, names = read_classes(dataset, label_column)
         except ValueError as error:
-            raise type(error)(f"{title} data: {error}") from None
+            raise located(error, f"{title} data") from None
         if not len(labels):
             missing = "no row has an object" if len(dataset) else "there are no rows"
             raise ValueError(f"{title} data: {missing}; expected labelled samples. Give a split that has some.")

@@ -6,6 +6,7 @@ The way of such files to the Hub is in `hub_calls` and `hub_commit`, which are i
 from .links import refuse_links, remove_inside
 from .locks import exclusive_lock
 from .names import public_name
+from .paths import as_path
 from .reading import (
     StrPath,
     content_problem,
@@ -19,6 +20,7 @@ from .writing import json_bytes, remove_abandoned, staged_folder, write_bytes_at
 
 __all__ = [
     "StrPath",
+    "as_path",
     "content_problem",
     "exclusive_lock",
     "json_bytes",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,  # of whichever HTTP library the client is built on; connection errors and statuses alike
@@ -18,6 +20,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
+
+from ..errors import InvalidInputError
+from .paths import as_path
 
 _BUSY = (408, 429, 500, 502, 503, 504)
 _PAUSES = (1.0, 2.0, 4.0, 8.0)
@@ -87,6 +92,43 @@ def checked_repo_id(repo_id: Any) -> str:
     return repo_id
 
 
+def as_folder_or_repo(value: Any, name: str, what: str) -> Path | str:
+    """The folder, or the id of a repository on the Hub, that an argument names. A folder that exists wins.
+
+    Nothing is asked of the network. What can only be a path is one: an `os.PathLike`, and text that begins with `.`,
+    `/` or `~`, ends with `/`, or has a backslash, a drive or more than one `/` in it.
+
+    Args:
+        value (`str` or `os.PathLike`): What was given.
+        name (`str`): What holds it, for the error.
+        what (`str`): What is looked for, as in "the folder of a run".
+
+    Returns:
+        `pathlib.Path` of what is there, or `str`, an id that may or may not exist.
+
+    Raises:
+        InvalidInputError: It can only be a path, and nothing is there; or it is neither a path nor an id.
+    """
+    path = as_path(value, name)
+    if os.path.lexists(path):
+        return path
+    if isinstance(value, str) and not value.startswith((".", "~")):
+        try:
+            validate_repo_id(value)
+        except HFValidationError:
+            pass
+        else:
+            return value
+    expected = f"{what}, or a repository on the Hub as 'organisation/name'"
+    raise InvalidInputError(name, value, expected, f"There is no such folder: '{path}'. Check the path.")
+
+
+def looks_local(repo_id: str) -> bool:
+    """Whether an id may well have been meant as a path: it has no `/`, or its first part is a folder here."""
+    first, _, rest = repo_id.partition("/")
+    return not rest or os.path.isdir(first)
+
+
 def writing_api(token: str | bool | None) -> HfApi:
     """A client that has a token; ValueError if there is none, for nothing can be written without."""
     token = get_token() if token is None or token is True else token
@@ -96,6 +138,29 @@ def writing_api(token: str | bool | None) -> HfApi:
             "HF_TOKEN, or pass `token`."
         )
     return HfApi(token=token, library_name="gs-lora-peft", library_version=version("gs-lora-peft"))
+
+
+def is_away(
+    repo_id: str,
+    filename: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> bool:
+    """Whether there is no way to the Hub at all, found out in one request for a file.
+
+    The client itself tries for half a minute to reach a Hub that is away. For a path that was mistyped, and on a
+    train, that is too long; what is in the cache is used at once with `local_files_only`.
+    """
+    _check_endpoint()
+    try:
+        get_hf_file_metadata(hf_hub_url(repo_id, filename, repo_type=repo_type, revision=revision), token=token)
+    except (HTTPError, OSError) as error:
+        # By name: which HTTP library the client is built on has changed before. Any other answer comes again.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        return not kinds.isdisjoint(("ConnectError", "ConnectTimeout", "OfflineModeIsEnabled"))
+    return False
 
 
 def _wait_after(error: BaseException | None, start: float, pauses: Iterator[float], repo_id: str) -> None:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Annotated, Literal
 
+from pydantic import Field
 from transformers import TrainingArguments
 
+from ..checking import BelowOne, NotNegative, NotNegativeWhole, Number, auto_or, check_fields
 from ..data.pairing import EpochCovers
-from ..errors import InvalidInputError
 from ..objectives import Background, ForgetLoss, PrototypeDistance
+from ..storage import as_path
 
-_NOT_NEGATIVE = (
-    "forget_weight",
-    "sparsity_weight",
-    "sparsity_warmup_epochs",
-    "sparsity_ramp_epochs",
-    "prototype_forget_weight",
-    "prototype_retain_weight",
-    "distillation_weight",
-    "ema_start_epoch",
-)
-_BOUNDS = {"forget_bound": "nats", "prototype_bound": "the unit of `prototype_distance`"}
-_CHOICES = {
-    "forget_loss": get_args(ForgetLoss),
-    "background": get_args(Background),
-    "sparsity": ("proximal", "penalty", "none"),
-    "prototype_distance": get_args(PrototypeDistance),
-    "ema_update": ("epoch", "step"),
-    "epoch_covers": get_args(EpochCovers),
-}
+_POSITIVE = Annotated[Number, Field(gt=0)]
+_FORGET_BOUND = auto_or(_POSITIVE, "a positive, finite number in nats")
+_PROTOTYPE_BOUND = auto_or(_POSITIVE, "a positive, finite number in the unit of `prototype_distance`")
+_SHARE_OR_AUTO = auto_or(Annotated[Number, Field(ge=0, le=1)], "a fraction from 0 to 1")
+_WEIGHT_OR_AUTO = auto_or(NotNegative, "a finite number of at least 0")
 
 
 @dataclass
@@ -131,14 +118,15 @@ class GSLoraTrainingArguments(TrainingArguments):
     `label_smoothing_factor` is refused: a bound on a smoothed loss would mean something else.
 
     Raises:
-        ValueError: if a value is outside its range; the message names it. Where `max_steps` is given, whether sparsity
-            acts and the average starts is known and checked when training begins.
+        InvalidInputError: if a value is of another type, or outside its range.
+        ValueError: if two of them do not go together; the message names them. Where `max_steps` is given, whether
+            sparsity acts and the average starts is known and checked when training begins.
     """
 
-    learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: Number = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: float = field(default=15.0, metadata={"help": "Passes over the larger of both sets."})
+    weight_decay: Number = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    num_train_epochs: Number = field(default=15.0, metadata={"help": "Passes over the larger of both sets."})
     per_device_train_batch_size: int = field(
         default=48, metadata={"help": "Samples to keep in a joint batch; as many to forget come on top."}
     )
@@ -154,55 +142,61 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Remove columns the model does not take."})
 
-    forget_weight: float = field(default=0.1, metadata={"help": "Beta: weight of the forgetting term."})
+    forget_weight: NotNegative = field(default=0.1, metadata={"help": "Beta: weight of the forgetting term."})
     forget_loss: ForgetLoss = field(
         default="log_odds", metadata={"help": "'log_odds' of each sample, or mean 'cross_entropy' (the paper's)."}
     )
-    forget_bound: str = field(
+    forget_bound: _FORGET_BOUND = field(
         default="auto", metadata={"help": "BND in nats, or 'auto' (1.5 ln C for a softmax head of C classes)."}
     )
     background: Background = field(
         default="matched", metadata={"help": "Detectors: other half's objects left out, or background ('others')."}
     )
-    sparsity: str = field(
+    sparsity: Literal["proximal", "penalty", "none"] = field(
         default="proximal", metadata={"help": "'proximal' (exact zeros), 'penalty' (the paper's), or 'none'."}
     )
-    sparsity_weight: float = field(default=0.6, metadata={"help": "Alpha: strength of the group sparsity."})
-    sparsity_warmup_epochs: float = field(default=0.0, metadata={"help": "K: alpha is 0 for the first K epochs."})
-    sparsity_ramp_epochs: float = field(
+    sparsity_weight: NotNegative = field(default=0.6, metadata={"help": "Alpha: strength of the group sparsity."})
+    sparsity_warmup_epochs: NotNegative = field(
+        default=0.0, metadata={"help": "K: alpha is 0 for the first K epochs."}
+    )
+    sparsity_ramp_epochs: NotNegative = field(
         default=2.0, metadata={"help": "Then alpha rises to its full value over so many epochs."}
     )
-    sparsity_until_epoch: float | None = field(
+    sparsity_until_epoch: Number | None = field(
         default=5.0, metadata={"help": "From this epoch on, surviving groups are trained without shrinkage."}
     )
-    prototype_forget_weight: float = field(default=0.0, metadata={"help": "w_f: pushes from prototypes; 0 for none."})
-    prototype_retain_weight: float = field(default=0.0, metadata={"help": "w_r: holds to prototypes; 0 for none."})
-    prototype_bound: str = field(
+    prototype_forget_weight: NotNegative = field(
+        default=0.0, metadata={"help": "w_f: pushes from prototypes; 0 for none."}
+    )
+    prototype_retain_weight: NotNegative = field(
+        default=0.0, metadata={"help": "w_r: holds to prototypes; 0 for none."}
+    )
+    prototype_bound: _PROTOTYPE_BOUND = field(
         default="auto", metadata={"help": "BND_pro, or 'auto' (mean distance between two classes' prototypes)."}
     )
     prototype_distance: PrototypeDistance = field(
         default="kl", metadata={"help": "'kl' (the paper's), 'cosine' or 'l2' distance from prototypes."}
     )
-    prototype_augmentations: int = field(
+    prototype_augmentations: NotNegativeWhole = field(
         default=0, metadata={"help": "Augmented views of each sample that prototypes average besides it."}
     )
-    distillation_weight: str = field(
+    distillation_weight: _WEIGHT_OR_AUTO = field(
         default="auto",
         metadata={"help": "w_d: holds other classes; 'auto': 1 where some have no data, else 0."},
     )
     augmentation: bool = field(default=False, metadata={"help": "Train on augmented views."})
-    ema_decay: float = field(default=0.0, metadata={"help": "Decay of the adapter's moving average; 0 for none."})
-    ema_update: str = field(
+    ema_decay: BelowOne = field(default=0.0, metadata={"help": "Decay of the adapter's moving average; 0 for none."})
+    ema_update: Literal["epoch", "step"] = field(
         default="epoch", metadata={"help": "Update the moving average once per 'epoch' or 'step'."}
     )
-    ema_start_epoch: float = field(default=0.0, metadata={"help": "First epoch of the moving average."})
-    validation_fraction: float = field(
+    ema_start_epoch: NotNegative = field(default=0.0, metadata={"help": "First epoch of the moving average."})
+    validation_fraction: BelowOne = field(
         default=0.0, metadata={"help": "Fraction of each training class held out to evaluate on during training."}
     )
     epoch_covers: EpochCovers = field(
         default="both", metadata={"help": "An epoch covers 'both' training sets, or 'retain' alone (the paper's)."}
     )
-    max_forget_accuracy: str = field(
+    max_forget_accuracy: _SHARE_OR_AUTO = field(
         default="auto",
         metadata={
             "help": "Forgotten means: this accuracy at most, in [0, 1] (detectors: share of the AP before); 'auto': "
@@ -211,8 +205,8 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        for name in _BOUNDS:
-            self._read_bound(name)
+        if self.output_dir is not None:
+            self.output_dir = str(as_path(self.output_dir, "output_dir"))
         self._check_values()
         # `save_strategy` is a string or an enum that equals it.
         best_is_asked_for = self.load_best_model_at_end or self.save_strategy == "best"
@@ -220,42 +214,9 @@ class GSLoraTrainingArguments(TrainingArguments):
             self.metric_for_best_model = "h_mean"
         super().__post_init__()
 
-    def _read_number(self, name: str, expected: str) -> None:
-        """Fields that may be "auto" are strings for the command line's sake; numbers once they have been read."""
-        value = getattr(self, name)
-        if value == "auto":
-            return
-        try:
-            setattr(self, name, float(value))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`{name}` must be {expected} or 'auto', got {value!r}.") from error
-
-    def _read_bound(self, name: str) -> None:
-        self._read_number(name, f"a number in {_BOUNDS[name]}")
-        bound = getattr(self, name)
-        if bound != "auto" and not (math.isfinite(bound) and bound > 0):
-            raise ValueError(f"`{name}` must be positive and finite or 'auto', got {bound!r}.")
-
     def _check_values(self) -> None:
-        self._read_number("distillation_weight", "a finite number of at least 0")
-        self._read_number("max_forget_accuracy", "a fraction from 0 to 1")
-        allowed = self.max_forget_accuracy
-        if allowed != "auto" and not 0.0 <= allowed <= 1.0:
-            raise InvalidInputError(
-                "max_forget_accuracy", allowed, "a fraction from 0 to 1 or 'auto'", "Divide percent by 100."
-            )
-        for name in _NOT_NEGATIVE:
-            value = getattr(self, name)
-            if value == "auto" and name == "distillation_weight":
-                continue
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
+        check_fields(self)
         views = self.prototype_augmentations
-        if isinstance(views, bool) or not isinstance(views, int) or views < 0:
-            raise ValueError(f"`prototype_augmentations` must be a whole number of at least 0, got {views!r}.")
         if views and not self.prototype_forget_weight and not self.prototype_retain_weight:
             raise ValueError(
                 f"`prototype_augmentations`={views} has nothing to act on: no prototypes are computed. Set "
@@ -270,10 +231,6 @@ class GSLoraTrainingArguments(TrainingArguments):
                 f"`label_smoothing_factor`={self.label_smoothing_factor!r} is not supported: `forget_bound` bounds "
                 "the plain cross-entropy. Leave it at 0."
             )
-        for name in ("ema_decay", "validation_fraction"):
-            value = getattr(self, name)
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"`{name}` must be in [0, 1), got {value!r}.")
         until = self.sparsity_until_epoch
         if self.sparsity != "none" and until is not None and not until > self.sparsity_warmup_epochs:
             raise ValueError(

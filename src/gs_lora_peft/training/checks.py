@@ -2,23 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from numbers import Integral
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from datasets import Dataset
+from pydantic import BeforeValidator, Field, InstanceOf
 from torch import nn
+from transformers import TrainerCallback
 
+from ..checking import ClassId, ClassName, checked, ordered_list
 from ..data.alignment import check_names
 from ..data.box_columns import is_object_column
 from ..data.splitting import read_classes
 from ..objectives import head_size
-from ..tuner import LoraGroups, trainable_adapters
+from ..tuner import GSLoraConfig, LoraGroups, trainable_adapters
+from .arguments import GSLoraTrainingArguments
+
+_IDS = Annotated[
+    list[ClassId], BeforeValidator(ordered_list), Field(description="a list of class ids, whole numbers from 0")
+]
+_OPTIONS = "Give the same options to {}."
+_FUNCTION = Annotated[Callable[..., Any], Field(description="a function, or another object that can be called")]
+# Of the arguments that several classes take: the type, and what to do.
+_ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "args": (
+        Annotated[InstanceOf[GSLoraTrainingArguments], Field(description="GSLoraTrainingArguments")],
+        _OPTIONS.format("GSLoraTrainingArguments('out', ...)"),
+    ),
+    "config": (
+        Annotated[InstanceOf[GSLoraConfig], Field(description="a GSLoraConfig")],
+        _OPTIONS.format("GSLoraConfig(...)"),
+    ),
+    "model": (
+        Annotated[InstanceOf[nn.Module], Field(description="a model (torch.nn.Module)")],
+        "Load it with from_pretrained.",
+    ),
+    "label_column": (Annotated[ClassName, Field(description="the name of a column")], "Name that of the labels."),
+    "data_collator": (_FUNCTION, "Leave it out, or pass a function from a list of samples to a batch."),
+    "augment": (_FUNCTION, "Leave it out, or pass a function from an image to a view of it."),
+    "callbacks": (
+        Annotated[
+            list[InstanceOf[TrainerCallback] | type[TrainerCallback]],
+            BeforeValidator(ordered_list),
+            Field(description="a list of TrainerCallback"),
+        ],
+        "Pass a list of callbacks.",
+    ),
+}
 
 
 class NonFiniteLossError(ValueError):
     """A loss or a gradient became NaN or infinite. The weights are those of the last step where both were finite."""
+
+
+def check_types(**given: Any) -> None:
+    """Checks the types of arguments that several classes take; what is `None` was not given.
+
+    Args:
+        given (`Any`): The arguments by name. `model`, `args` and `config` have to be given.
+
+    Raises:
+        InvalidInputError: One is of another type.
+    """
+    for name, value in given.items():
+        if value is not None or name in ("model", "args", "config", "label_column"):
+            kind, fix = _ARGUMENTS[name]
+            checked(name, value, kind, fix=fix)
 
 
 def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> list[int]:
@@ -110,14 +160,14 @@ def class_ids(name: str, classes: Any) -> list[int]:
     Raises:
         ValueError: naming the argument and the value that is no id.
     """
-    ids = classes.tolist() if hasattr(classes, "tolist") else classes
-    ids = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else None
-    if ids is None or any(isinstance(c, bool) or not isinstance(c, Integral) or c < 0 for c in ids):
-        raise ValueError(
-            f"`{name}` must be a list of class ids from 0, got {classes!r}. Names have ids in a ForgettingSplit (see "
-            "split_dataset), and in `model.config.label2id`."
+    return sorted(
+        checked(
+            name,
+            classes,
+            _IDS,
+            fix="Names have ids in a ForgettingSplit (see split_dataset), and in `model.config.label2id`.",
         )
-    return sorted({int(c) for c in ids})
+    )
 
 
 def without_data(model: nn.Module, *known: Sequence[int]) -> list[int]:

@@ -27,6 +27,7 @@ from .checks import (
     check_evaluation,
     check_hold_out,
     check_labels,
+    check_types,
     class_ids,
     classes_of_task,
     training_adapter,
@@ -128,6 +129,14 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         **kwargs: Any,
     ):
         args = args if args is not None else GSLoraTrainingArguments(output_dir="forgetting")
+        check_types(
+            model=model,
+            args=args,
+            label_column=label_column,
+            data_collator=data_collator,
+            augment=augment,
+            callbacks=kwargs.get("callbacks"),
+        )
         _check_arguments(args, eval_dataset, kwargs)
         if objective is None:
             check_class_head(model)
@@ -337,8 +346,6 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
 
 
 def _check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> None:
-    if not isinstance(args, GSLoraTrainingArguments):
-        raise ValueError(f"`args` must be GSLoraTrainingArguments, got {type(args).__name__}.")
     for name in ("train_dataset", "model_init", "compute_loss_func"):
         if kwargs.get(name) is not None:
             raise ValueError(

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from peft import LoraConfig, PeftType
+from pydantic import AfterValidator, Field, Strict
 
+from ..checking import BelowOne, Count, Number, Whole, check_fields, checked
 from ..errors import InvalidInputError
 from .targets import STRUCTURAL_TARGETS, keyword_of, resolved
 
 GroupBy = Literal["block", "module", "matrix"]
+
+_Rank = Annotated[Count, Field(description="a whole number from 1 up; the papers use 8")]
+_Dropout = Annotated[BelowOne, Field(description="a number in [0, 1); the papers use no dropout, 0")]
+
+
+def _not_zero(value: float) -> float:
+    if value == 0:
+        raise ValueError("With a scaling of 0 nothing could be forgotten.")
+    return value
+
+
+_Alpha = Annotated[
+    Whole | Number, AfterValidator(_not_zero), Field(description="a finite number other than 0; the papers use 1")
+]
+
+_Name = Annotated[str, Strict()]
+_Modules = Annotated[
+    _Name | list[_Name] | set[_Name] | None,
+    Field(description="text (a keyword or a regular expression) or a list of names"),
+]
 
 # Options of `LoraConfig` that cannot work with exact group sparsity or with a plain-LoRA export, and why.
 _REFUSED = {
@@ -164,7 +185,8 @@ class GSLoraConfig(LoraConfig):
         ```
     """
 
-    lora_alpha: int = field(default=1, metadata={"help": "LoRA scaling is lora_alpha / r; the authors use 1 / 8."})
+    r: _Rank = field(default=8, metadata={"help": "Rank of every LoRA pair."})
+    lora_alpha: _Alpha = field(default=1, metadata={"help": "LoRA scaling is lora_alpha / r; the authors use 1 / 8."})
     target_modules: list[str] | str | None = field(
         default="ffn",
         metadata={"help": "'ffn', 'attention', or PEFT's own list of name suffixes or regular expression."},
@@ -175,6 +197,7 @@ class GSLoraConfig(LoraConfig):
     exclude_blocks: str | None = field(
         default=None, metadata={"help": "Regular expression on block paths: these blocks are left alone."}
     )
+    lora_dropout: _Dropout = field(default=0.0, metadata={"help": "Dropout before LoRA; the papers use none."})
     group_by: GroupBy = field(
         default="block", metadata={"help": "What is kept or dropped together: 'block', 'module' or 'matrix'."}
     )
@@ -200,8 +223,8 @@ class GSLoraConfig(LoraConfig):
                 "the head as it is: a forgetting task trains LoRA matrices only.",
                 stacklevel=3,
             )
-        self._check_targets()
         self._check_numbers()
+        self._check_targets()
         super().__post_init__()
         self.peft_type = PeftType.GS_LORA  # type: ignore[attr-defined]
         # Full module names that a structural target stands for in one particular model. No dataclass field: it is
@@ -239,8 +262,6 @@ class GSLoraConfig(LoraConfig):
         return values
 
     def _check_targets(self) -> None:
-        if self.group_by not in get_args(GroupBy):
-            raise ValueError(f"`group_by` must be one of {list(get_args(GroupBy))}, got {self.group_by!r}.")
         for name in ("block_pattern", "exclude_blocks"):
             pattern = getattr(self, name)
             if pattern is None:
@@ -281,27 +302,16 @@ class GSLoraConfig(LoraConfig):
                 )
 
     def _check_numbers(self) -> None:
-        for name, rank in [("r", self.r), *_named("rank_pattern", self.rank_pattern)]:
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {rank!r}. The papers use r=8.")
-        for name, alpha in [("lora_alpha", self.lora_alpha), *_named("alpha_pattern", self.alpha_pattern)]:
-            if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha == 0:
-                raise ValueError(
-                    f"`{name}` must be a finite number other than 0, got {alpha!r}: with a scaling of 0 nothing could "
-                    "be forgotten. The papers use lora_alpha=1."
-                )
-        if not isinstance(self.lora_dropout, int | float) or not 0.0 <= self.lora_dropout < 1.0:
-            raise ValueError(
-                f"`lora_dropout` must be in [0, 1), got {self.lora_dropout!r}. The papers use no dropout: leave it at "
-                "0."
-            )
+        check_fields(self)
+        for name, pattern, kind in (
+            ("rank_pattern", self.rank_pattern, dict[str, _Rank]),
+            ("alpha_pattern", self.alpha_pattern, dict[str, _Alpha]),
+        ):
+            checked(name, {} if pattern is None else pattern, kind)
+        for name in ("target_modules", "exclude_modules"):
+            checked(name, getattr(self, name), _Modules)
 
 
 def _plain(targets: Any) -> Any:
     """`target_modules` without its memory of a keyword."""
     return str(targets) if isinstance(targets, str) else targets
-
-
-def _named(name: str, pattern: dict[str, Any] | None) -> list[tuple[str, Any]]:
-    """The values of a `rank_pattern` or `alpha_pattern`, each with a name for messages."""
-    return [(f"{name}[{key!r}]", value) for key, value in (pattern or {}).items()]

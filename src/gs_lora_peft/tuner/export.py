@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..storage import write_bytes_atomic
+from ..storage import as_path, write_bytes_atomic
 from .config import HEAD_TRAINING_TASKS, check_plain_lora
 from .targets import exact_targets
 
@@ -64,10 +64,11 @@ def export_lora(
             readable adapter, or if the adapter is of a type, or has options, that have no plain LoRA form. Nothing
             has been written then.
     """
+    out = as_path(out, "out")
     if isinstance(model_or_folder, PeftModel):
         config, tensors = _from_model(model_or_folder, adapter_name)
     else:
-        config, tensors = _from_folder(Path(model_or_folder))
+        config, tensors = _from_folder(as_path(model_or_folder, "model_or_folder"))
     _check_exportable(config, tensors)
     kept = drop_zero_pairs(tensors)
     known_paths = _module_paths(tensors)
@@ -76,7 +77,6 @@ def export_lora(
     if base_model_name_or_path is not None:
         config = {**config, "base_model_name_or_path": base_model_name_or_path}
     plain = _plain_config(config, sorted(_module_paths(kept)), known_paths)
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(out / SAFETENSORS_WEIGHTS_NAME, save(kept, metadata={"format": "pt"}))
     write_bytes_atomic(out / CONFIG_NAME, (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())

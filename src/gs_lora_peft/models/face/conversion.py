@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...storage import StrPath, staged_folder
+from ...storage import StrPath, as_path, staged_folder
 from .configuration import FaceTransformerConfig
 from .modeling import FaceTransformerForRecognition
 from .processing import FaceImageProcessor
@@ -107,7 +107,7 @@ def convert_face_checkpoint(
         >>> processor = AutoImageProcessor.from_pretrained(folder)
         ```
     """
-    out = Path(out)
+    path, out = as_path(path, "path"), as_path(out, "out")
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"'{out}' exists and is no empty folder; expected one to be made. Choose another.")
     state = _read(path)

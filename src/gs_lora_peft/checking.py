@@ -1,0 +1,228 @@
+"""Values checked by their types: pydantic does it, the errors are those of this package."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import cache
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+
+from .errors import InvalidInputError
+
+
+def plain_number(value: Any) -> Any:
+    """A number or truth value of NumPy or torch as Python's own; anything else as it is."""
+    if type(value) in (bool, int, float, str, NoneType):
+        return value
+    if "bool" in str(getattr(value, "dtype", "")) and not getattr(value, "shape", ()):
+        return bool(value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        return float(value) if isinstance(value, Real) else value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("It is blank: name it.")
+    return value
+
+
+def ordered_list(value: Any) -> Any:
+    """A list of what an ordered collection holds. Every process must see one order, so that sets are refused."""
+    if isinstance(value, (str, bytes)) or (not isinstance(value, Iterable) and plain_number(value) is not None):
+        raise ValueError(f"Write [{value!r}].")
+    if isinstance(value, (Mapping, Set)) or not isinstance(value, Iterable):
+        raise ValueError("Pass a list, which has an order.")
+    return list(value)
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if twice := [value for index, value in enumerate(values) if value in values[:index]]:
+        raise ValueError(f"{twice[0]!r} is given twice: remove one.")
+    return values
+
+
+def _writable(value: str) -> str:
+    value.encode("utf-8")  # a lone surrogate cannot be written to any file; the error is a ValueError
+    return str.__str__(value)
+
+
+# Numbers: text that writes one is refused, NumPy's and torch's are accepted.
+Whole = Annotated[int, Strict(), BeforeValidator(plain_number)]
+AnyNumber = Annotated[float, Strict(), BeforeValidator(plain_number)]
+Number = Annotated[AnyNumber, AllowInfNan(False)]
+Flag = Annotated[bool, Strict(), BeforeValidator(plain_number)]
+Count = Annotated[Whole, Field(ge=1, description="a whole number from 1 up")]
+NotNegative = Annotated[Number, Field(ge=0, description="a finite number of at least 0")]
+NotNegativeWhole = Annotated[Whole, Field(ge=0, description="a whole number from 0 up")]
+Share = Annotated[Number, Field(gt=0, le=1, description="a number in (0, 1]")]
+BelowOne = Annotated[Number, Field(ge=0, lt=1, description="a number in [0, 1)")]
+# Text that a file can hold
+Text = Annotated[str, Strict(), AfterValidator(_writable)]
+OptionalText = Annotated[Text | None, Field(description="text that UTF-8 can encode, or None")]
+# Classes, by name or by id
+ClassName = Annotated[Text, AfterValidator(_not_blank)]
+ClassId = Annotated[Whole, Field(ge=0)]
+ClassRef = Annotated[
+    ClassName | ClassId, Field(description="a class name (text) or a class id (a whole number from 0 up)")
+]
+ClassRefs = Annotated[
+    list[ClassRef],
+    AfterValidator(_distinct),
+    BeforeValidator(ordered_list),
+    Field(description="a list of different class names or ids"),
+]
+SomeClassRefs = Annotated[ClassRefs, Field(min_length=1, description="a list of class names or ids, one at least")]
+ClassIds = Annotated[
+    list[ClassId],
+    AfterValidator(_distinct),
+    Field(min_length=1, description="a list of different class ids from 0"),
+]
+
+
+def auto_or(kind: Any, expected: str) -> Any:
+    """The type of a field that is a number or "auto". A command line gives the number as text, which is read."""
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str) and value != "auto":
+            value = float(value)
+        return value if isinstance(value, str) else adapter.validate_python(value)
+
+    return Annotated[str, PlainValidator(read), Field(description=f"{expected} or 'auto'")]
+
+
+def checked(
+    name: str, value: Any, kind: Any, *, fix: str = "", error: Callable[..., Exception] = InvalidInputError
+) -> Any:
+    """A value as a type has it.
+
+    Args:
+        name (`str`): What holds the value, for the error.
+        value (`Any`): The value.
+        kind (a type): What pydantic takes for one; `Field(description=...)` in it says what is expected.
+        fix (`str`, *optional*): What the error tells to do.
+        error (`Callable`, *optional*, defaults to [`InvalidInputError`]): Makes the error, of the same parts.
+
+    Raises:
+        InvalidInputError: The value is none of that type.
+    """
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as problem:
+        raise _refused(name, value, kind, problem, fix, error) from None
+    except RecursionError:
+        raise error(name, value, "a value that is not nested endlessly", fix) from None
+
+
+def check_fields(instance: Any, *, only: Callable[[str], bool] | None = None, prefix: str = "", fix: str = "") -> None:
+    """Checks the fields of a dataclass by their annotations; text is looked at only where it says more than `str`.
+
+    A number of NumPy or torch, and one that was given as text where "auto" may stand, is replaced by Python's own.
+
+    Args:
+        instance (a dataclass): What is checked.
+        only (`Callable[[str], bool]`, *optional*): Whether a field of this name is checked; by default all are.
+        prefix (`str`, *optional*): What stands before the names in errors, such as `--`.
+        fix (`str`, *optional*): What errors tell to do.
+
+    Raises:
+        InvalidInputError: A field holds something else.
+    """
+    for name, kind in _kinds(type(instance)).items():
+        if only is None or only(name):
+            value = getattr(instance, name)
+            result = checked(f"{prefix}{name}", value, kind, fix=fix)
+            # An integer that is meant stays one, in whatever is written of it: 1 and not 1.0.
+            if type(result) in (bool, int, float) and (type(value) not in (bool, int, float) or _is_text(kind)):
+                setattr(instance, name, result)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+@cache
+def _kinds(cls: type) -> dict[str, Any]:
+    """The fields of a dataclass whose types say what to check: numbers, choices and annotated ones."""
+    fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    hints = get_type_hints(cls, include_extras=True)
+    kinds = {name: _kind(hints[name]) for name, field in fields.items() if field.init}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def _is_text(kind: Any) -> bool:
+    return get_origin(kind) is Annotated and get_args(kind)[0] is str
+
+
+def _kind(hint: Any) -> Any:
+    """The type to check for an annotation; `None` where it says nothing that is checked here."""
+    if hint in (int, float, bool, NoneType):
+        return {int: Whole, float: AnyNumber, bool: Flag}.get(hint, NoneType)
+    if get_origin(hint) in (Annotated, Literal):
+        return hint
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [_kind(part) for part in get_args(hint)]
+        return None if None in kinds else Union[tuple(kinds)]  # noqa: UP007 - of parts that are known now only
+    return None
+
+
+def _refused(
+    name: str, value: Any, kind: Any, problem: ValidationError, fix: str, error: Callable[..., Exception]
+) -> Exception:
+    """The error of this package for what pydantic found."""
+    found = problem.errors(include_url=False)
+    first = found[0]["loc"][:1]
+    if first and isinstance(first[0], int):  # an item of a list; of several bad ones the first is told
+        found = [entry for entry in found if entry["loc"][:1] == first]
+    places = list(zip(*(entry["loc"] for entry in found), strict=False))
+    place = [keys[0] for keys in itertools.takewhile(lambda keys: len(set(keys)) == 1, places)]
+    if place[-1:] == ["[key]"]:  # a key of a dictionary: it is the whole that is wrong
+        place = place[:-2]
+    inner = kind
+    for key in place:
+        value, inner = value[key], _inside(inner)
+    said = _description(inner) or " or ".join(dict.fromkeys(_expected(entry["msg"]) for entry in found))
+    reasons = [str(entry["ctx"]["error"]) for entry in found if entry["type"] == "value_error"]
+    advice = " ".join(dict.fromkeys(reason for reason in reasons if reason.endswith("."))) or fix
+    return error(name + "".join(f"[{key!r}]" for key in place), value, said, advice)
+
+
+def _description(kind: Any) -> str | None:
+    parts = get_args(kind) if get_origin(kind) is Annotated else ()
+    said = [part.description for part in parts if isinstance(part, FieldInfo) and part.description]
+    if not said and get_origin(kind) in (Union, UnionType):  # an optional one
+        described = [_description(part) or ("None" if part is NoneType else "") for part in get_args(kind)]
+        return " or ".join(described) if all(described) else None
+    return said[-1] if said else None
+
+
+def _inside(kind: Any) -> Any:
+    """The type of what a list or a dictionary holds."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    options = [part for part in get_args(kind) if get_origin(part) in (list, dict, tuple)]
+    kind = options[0] if get_origin(kind) in (Union, UnionType) and options else kind
+    arguments = get_args(kind)
+    return arguments[-1] if get_origin(kind) is dict else arguments[0] if arguments else Any
+
+
+def _expected(message: str) -> str:
+    return message.removeprefix("Input should be ").removeprefix("Value error, ")
