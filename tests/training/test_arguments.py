@@ -51,7 +51,7 @@ def test_help_of_every_added_field_is_one_readable_line():
     """`--help` names what each option does."""
     text = HfArgumentParser(GSLoraTrainingArguments).format_help()
     own = set(GSLoraTrainingArguments.__dataclass_fields__) - set(TrainingArguments.__dataclass_fields__)
-    assert len(own) == 20
+    assert {"forget_weight", "epoch_covers", "max_forget_accuracy"} <= own
     for name in own:
         assert f"--{name}" in text
         assert GSLoraTrainingArguments.__dataclass_fields__[name].metadata["help"]
