@@ -26,6 +26,7 @@ OF_THE_MACHINE = {"bf16"}
 # The papers, "Protocol and hyper-parameters of the authors' runs": what all of their runs share, in both forms.
 ALL = {
     "num_train_epochs": 100,
+    "epoch_covers": "retain",
     "weight_decay": 0.05,
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr": 1e-5},

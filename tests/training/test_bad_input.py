@@ -14,6 +14,7 @@ from tasks import (
     NAMES,
     RETAIN,
     adapter_state,
+    arguments,
     differences,
     forget_set,
     knowing_vit,
@@ -25,9 +26,19 @@ from tasks import (
     trainer_for,
     vit,
 )
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTModel,
+)
 
-from gs_lora_peft import GSLoraConfig, GSLoraTrainer, NonFiniteLossError
+from gs_lora_peft import ContinualForgetter, GSLoraConfig, GSLoraTrainer, NonFiniteLossError
+from gs_lora_peft.baselines import FFNFineTuner
+from gs_lora_peft.errors import InvalidInputError
+from gs_lora_peft.objectives import ClassificationObjective
 from gs_lora_peft.training.checks import check_distribution
 from gs_lora_peft.training.guard import FiniteCallback
 
@@ -42,6 +53,38 @@ def no_training(monkeypatch, request):
     """Nothing else in this file may take a step."""
     if "trains" not in request.fixturenames:
         monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: pytest.fail("training has begun"))
+
+
+# Model
+
+
+SETS = {"forget_dataset": forget_set(), "retain_dataset": retain_set()}
+TRAINERS = {
+    "trainer": lambda model, args: GSLoraTrainer(get_peft_model(model, GSLoraConfig(r=2)), args, **SETS),
+    "fine-tuner": lambda model, args: FFNFineTuner(model, args, **SETS),
+    "sequence": lambda model, args: ContinualForgetter(model, scoring_set(), args.output_dir, args=args),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("build", [ViTModel, ViTForMaskedImageModeling, "regression"])
+def test_models_without_a_class_head_are_refused_by_everything_that_trains(tmp_path, kind, build):
+    """By the type of the model, before data is looked at; the configuration says how many classes, as always."""
+    config = vit().config
+    if build == "regression":
+        config.problem_type, build = "regression", ViTForImageClassification
+    model, args = build(config), arguments(tmp_path / "run")
+    with pytest.raises(InvalidInputError) as error:
+        TRAINERS[kind](model, args)
+    assert error.value.value in ("ViTModel", "ViTForMaskedImageModeling", "regression")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_of_ones_own_may_train_any_model(tmp_path):
+    """What "forget" means for it is the user's to say."""
+    model = get_peft_model(ViTModel(vit().config), GSLoraConfig(r=2))
+    objective = ClassificationObjective(1.0, 3.0)
+    assert trainer_for(model, tmp_path, kwargs={"objective": objective}).objective is objective
 
 
 # Data

@@ -9,6 +9,7 @@ from tasks import (
     adapter_state,
     differences,
     peft_vit,
+    retain_set,
     scoring_set,
     trainable,
     trainer_for,
@@ -78,6 +79,16 @@ RUNS = {
         (1, 3),
     ),
     "drop last": (peft_vit, {"dataloader_drop_last": True, "per_device_train_batch_size": 3, "dropout": 0.3}, (5, 6)),
+    "more to forget": (
+        peft_vit,
+        {
+            "kwargs": {"retain_dataset": retain_set(1)},
+            "per_device_train_batch_size": 2,  # 3 steps of 6 to forget
+            "dropout": 0.3,
+            "sparsity_weight": 0.2,
+        },
+        (1, 3, 5),
+    ),
     "penalty": (peft_vit, {"sparsity": "penalty", "sparsity_weight": 0.05, "dropout": 0.3}, (4, 7)),
 }
 

@@ -26,10 +26,11 @@ from tasks import (
     trainer_for,
     two_adapters,
 )
+from torch import nn
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, TrainerCallback, ViTImageProcessor
 
-from gs_lora_peft import GSLoraTrainer, LoraGroups
+from gs_lora_peft import GSLoraConfig, GSLoraTrainer, LoraGroups
 from gs_lora_peft.objectives.classification import auto_forget_bound
 from gs_lora_peft.training import SparsityCallback
 
@@ -252,6 +253,48 @@ def test_pictures_are_read_through_the_processor(tmp_path):
     )
     assert trainer.train().global_step == 1
     assert trainer.score(pictures((0, 4)))["n_retain"] == 2
+
+
+class PlainClassifier(nn.Module):
+    """A user's module: no configuration, and logits in a form of its own."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+        self.body, self.people = nn.Linear(192, 24), nn.Linear(24, 6)
+
+    def forward(self, pixel_values):
+        hidden = self.body(pixel_values.flatten(1)).relu()
+        logits = self.people(hidden)
+        return {"tensor": logits, "tuple": (logits, hidden), "dict": {"hidden": hidden, "logits": logits}}[self.form]
+
+
+def test_a_module_of_ones_own_trains_and_is_scored_in_whatever_form_its_logits_are(tmp_path):
+    """From the forward to the scores: a tensor, a tuple and a dict make no difference."""
+    found = []
+    for form in ("tensor", "tuple", "dict"):
+        torch.manual_seed(0)
+        model = get_peft_model(PlainClassifier(form), GSLoraConfig(r=2, target_modules=["body"]))
+        trainer = trainer_for(model, tmp_path, kwargs={"eval_dataset": scoring_set()})
+        before = adapter_state(model)
+        trainer.train()
+        assert differences(before, adapter_state(model))
+        scores = {name: value for name, value in trainer.evaluate().items() if "acc" in name or "loss" in name}
+        found.append((scores, adapter_state(model)))
+    for scores, state in found[1:]:
+        assert scores == found[0][0]
+        assert not differences(state, found[0][1])
+    assert found[0][0].keys() >= {"eval_loss", "eval_acc_forget", "eval_acc_retain"}
+
+
+@pytest.mark.parametrize(("covers", "steps"), [("both", 8), ("retain", 4)])
+def test_an_epoch_covers_what_it_is_told_to_cover(tmp_path, covers, steps):
+    """16 samples to forget and 8 to keep in batches of 4, with the number of epochs as said."""
+    sets = {"retain_dataset": forget_set(4), "forget_dataset": retain_set(4)}
+    trainer = trainer_for(peft_vit(), tmp_path, kwargs=sets, num_train_epochs=2, epoch_covers=covers)
+    trainer.train()
+    assert trainer.state.global_step == steps
+    assert trainer.state.epoch == 2
 
 
 def test_plain_lists_of_samples_work(tmp_path):

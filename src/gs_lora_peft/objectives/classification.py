@@ -134,7 +134,7 @@ class ClassificationObjective(Objective):
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         logits, labels = logits_of(model, inputs), inputs["labels"]
         logits = _with_margin(model, logits, labels, len(labels))
-        return F.cross_entropy(logits.float(), labels), {"logits": logits}
+        return _cross_entropy(logits.float(), labels, "mean"), {"logits": logits}
 
     def __call__(self, logits: Tensor, labels: Tensor, global_mean: GlobalMean = identity) -> ObjectiveOutput:
         """
@@ -161,7 +161,7 @@ class ClassificationObjective(Objective):
         hits = (logits.detach().argmax(-1) == labels).float()
         if self.missing_classes:
             logits = logits.index_fill(1, torch.tensor(self.missing_classes, device=logits.device), -math.inf)
-        losses = F.cross_entropy(logits, labels, reduction="none")
+        losses = _cross_entropy(logits, labels, "none")
         retain_loss, forget_loss = losses[:half].mean(), losses[half:].mean()
         global_losses = global_mean(torch.stack([retain_loss.detach(), forget_loss.detach()]))
         # Of the whole head, for the whole head is asked in the end.
@@ -221,7 +221,7 @@ def _logits_in(outputs: Any) -> Tensor:
 
 
 def _check_logits(model: nn.Module, logits: Tensor, labels: Tensor) -> None:
-    """One row for each sample and one column for each of at least two classes, the labels among them."""
+    """One row for each sample and one column for each of at least two classes."""
     batch = len(labels)
     if logits.ndim != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
         raise InvalidInputError(
@@ -231,14 +231,19 @@ def _check_logits(model: nn.Module, logits: Tensor, labels: Tensor) -> None:
             "Use a model that decides on whole samples, not on tokens or pixels, or give GSLoraTrainer an `objective` "
             "of your own.",
         )
-    # Free of charge on the CPU alone; elsewhere it would wait for the device at every step.
-    if labels.device.type == "cpu" and batch and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    """As in `torch.nn.functional`, but for the error at a label that the head does not have."""
+    try:
+        return F.cross_entropy(logits, labels, reduction=reduction)
+    except IndexError as error:  # On the CPU; to look for it elsewhere would wait for the device at every step.
         raise InvalidInputError(
             "labels",
             sorted(set(labels.tolist())),
             f"ids from 0 to {logits.shape[1] - 1}, for the head has {logits.shape[1]} classes",
             "Number the classes as the model was trained with.",
-        )
+        ) from error
 
 
 def _with_margin(model: nn.Module, logits: Tensor, labels: Tensor, rows: int) -> Tensor:

@@ -18,7 +18,7 @@ _UNSET = 2
 # Classes of transformers with one decision for each sample. Names say so: their automatic mappings lack some.
 _CLASSIFIER = re.compile(r"(\w*)Classification(WithTeacher|Learned|Fourier|ConvProcessing)?")
 _NOT_OF_SAMPLES = {"Token", "AudioFrame", "EntitySpan"}
-_AUTO_CLASSES = {
+_AUTO_CLASSES: dict[str, Any] = {
     "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForVideoClassification": modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
