@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .comparing import OtherSettingsError
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .parsing import parse_classes, parse_requests
@@ -20,6 +21,7 @@ __all__ = [
     "ForgetRequest",
     "ForgettingLedger",
     "LedgerError",
+    "OtherSettingsError",
     "TaskEntry",
     "format_table",
     "load_forgotten",

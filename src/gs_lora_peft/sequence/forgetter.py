@@ -249,10 +249,10 @@ class ContinualForgetter:
             LedgerError: if the ledger has tasks that do not begin this sequence.
             UnknownClassError, ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
         """
+        found, gone = find_done(requests, self.ledger, self.label_names, self._split)
         if args is not None and len(args) != len(requests):
             raise InvalidInputError("args", args, f"one for each of {len(requests)} requests", "Give as many.")
         recipes = [replace(self.recipe, args=own) for own in args or [self.recipe.args] * len(requests)]
-        found, gone = find_done(requests, self.ledger, self.label_names, self._split)
         if not keep:
             done = [(entry, recipe) for entry, recipe in zip(found, recipes, strict=True) if entry is not None]
             changed = {entry.name: self._changed(entry, recipe, gone) for entry, recipe in done}

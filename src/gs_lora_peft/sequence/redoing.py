@@ -31,8 +31,8 @@ def task_to_redo(ledger: ForgettingLedger, task: str | None) -> TaskEntry:
         later = [other.name for other in active[active.index(entry) + 1 :]]
         backwards = ", ".join(f"revoke({other!r})" for other in reversed(later))
         raise LedgerError(
-            f"{name} cannot be redone alone: {', '.join(later)} were trained on top of it. Go backwards from the last "
-            f"one: {backwards}, then redo({name!r}); run() with all requests then carries the others out again."
+            f"{name} cannot be redone alone: {', '.join(later)} came later, on top of it. Go backwards from the last: "
+            f"{backwards}, then redo({name!r}); run() with all requests then carries the others out again."
         )
     if entry.classes is None:
         raise LedgerError(
