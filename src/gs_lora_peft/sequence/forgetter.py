@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..data import ForgettingSplit
 from ..data.pairing import default_collator
 from ..data.splitting import read_classes
-from ..errors import InvalidInputError
 from ..storage import remove_inside
 from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig
 from .comparing import Differences, changed_settings, refuse_other_settings
-from .data_identity import data_identity
+from .data_identity import data_settings
 from .entry import TaskEntry
 from .finishing import finished_entry
 from .layout import LOGS_FOLDER, WORK_FOLDER, task_folder
@@ -31,7 +29,7 @@ from .opening import open_ledger
 from .planning import check_missing, find_done, resolve_request
 from .processes import on_main
 from .recipe import Recipe
-from .redoing import request_of, restored_on_error, task_to_redo
+from .redoing import request_of, restored_on_error, taken_out, task_to_redo
 from .remote import fetch_to_continue
 from .request import ForgetRequest
 from .restoring import recorded_config
@@ -140,10 +138,7 @@ class ContinualForgetter:
         trained, scored = (read_classes(part, label_column)[0] for part in (self.train_dataset, self.eval_dataset))
         self._scored_classes = set(scored.tolist())
         self._silent_classes = self._scored_classes.difference(trained.tolist())
-        self.recipe.data = {
-            "train_data": data_identity(len(self.train_dataset), trained),
-            "evaluation_data": data_identity(len(self.eval_dataset), scored, ordered=False),
-        }
+        self.recipe.data = data_settings(self.train_dataset, trained, self.eval_dataset, scored)
         self.ledger = open_ledger(self.folder, base_model, self.label_names)
         self.label_names = self.label_names or self.ledger.label_names
         check_missing(missing_classes, self.ledger, self.label_names)
@@ -250,9 +245,7 @@ class ContinualForgetter:
             UnknownClassError, ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
         """
         found, gone = find_done(requests, self.ledger, self.label_names, self._split)
-        if args is not None and len(args) != len(requests):
-            raise InvalidInputError("args", args, f"one for each of {len(requests)} requests", "Give as many.")
-        recipes = [replace(self.recipe, args=own) for own in args or [self.recipe.args] * len(requests)]
+        recipes = self.recipe.of_each(len(requests), args)
         if not keep:
             done = [(entry, recipe) for entry, recipe in zip(found, recipes, strict=True) if entry is not None]
             changed = {entry.name: self._changed(entry, recipe, gone) for entry, recipe in done}
@@ -303,9 +296,8 @@ class ContinualForgetter:
         request, classes = request_of(entry), entry.classes or []
         split = self._split(classes, [old for old in self.ledger.forgotten_classes if old not in classes])
         with self._exclusively(), self._rebuilt_on_error(), restored_on_error(self.ledger):
-            new = self.ledger.next_task_name()
-            reason = f"carried out again as {new}"
-            self.ledger.revoke(entry.name, reason=reason, redone_as=new, **self._without(entry))
+            scores = taken_out(entry, self.ledger, self._live, self._scores)
+            self.ledger.revoke(entry.name, redone_as=self.ledger.next_task_name(), **scores)
             return self._carry_out(request, split, redoes=entry.name)
 
     def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
@@ -328,7 +320,7 @@ class ContinualForgetter:
         """
         (entry,) = self.ledger.select([task])
         with self._exclusively(), self._rebuilt_on_error():
-            scores = self._without(entry)
+            scores = taken_out(entry, self.ledger, self._live, self._scores)
             self._record(lambda: self.ledger.revoke(task, reason=reason, **scores))
         return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
 
@@ -375,17 +367,6 @@ class ContinualForgetter:
         except BaseException:
             self._live.rebuild([entry.name for entry in self.ledger.active_tasks])
             raise
-
-    def _without(self, entry: TaskEntry) -> dict[str, Any]:
-        """Takes a task out of the model; returns the scores before and after."""
-        classes = entry.classes or []
-        others = [class_id for class_id in self.ledger.forgotten_classes if class_id not in classes]
-        before = self._scores.of_revocation(self.model, classes, others)
-        self._live.rebuild([other.name for other in self.ledger.active_tasks if other.name != entry.name])
-        return {
-            "scores_before": before,
-            "scores_after": self._scores.of_revocation(self.model, classes, others),
-        }
 
     def _changed(self, entry: TaskEntry, recipe: Recipe, gone: Sequence[int] = ()) -> Differences:
         """The settings of a task that are others in a recipe; `gone` are classes to be forgotten after it."""
