@@ -198,7 +198,7 @@ def test_a_stopped_request_goes_on(local, tmp_path, monkeypatch):
 
 
 def test_the_same_folder_with_other_settings(local, tmp_path, monkeypatch):
-    """What is done is not passed over: it is refused, kept or redone as the command says, on the command line or not."""
+    """What is done is not passed over: it is refused, kept or redone, as the command says."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import forget
 

@@ -151,18 +151,19 @@ def test_an_interrupted_request_is_not_forgotten(base, data, tmp_path, finished)
     assert written == cases.snapshot(finished[0] / "tasks" / "task_001")
 
 
-def test_a_task_revoked_meanwhile(base, data, one_task):
-    """A checkpoint rests on the tasks that were in effect; it is not gone on from when they have changed."""
+def test_a_task_revoked_meanwhile(base, data, one_task, caplog):
+    """A checkpoint rests on the tasks that were in effect; when they have changed, the request begins anew."""
     breaks = Breaks(5, "task_002", KeyboardInterrupt)
     forgetter = cases.make_forgetter(base, one_task, data, callbacks=[breaks])
     with pytest.raises(KeyboardInterrupt):
-        forgetter.forget(ForgetRequest([2]))
-    breaks.armed = False
+        forgetter.run(cases.requests(["bumblebee"], [2]))
+    breaks.armed, breaks.steps = False, []
     forgetter.revoke("task_001")
-    with pytest.raises(LedgerError, match=r"tasks was \['task_001'\] and is \[\]"):
-        forgetter.forget(ForgetRequest([2]))
-    forgetter.discard_unfinished()
-    assert forgetter.forget(ForgetRequest([2])).name == "task_002"
+    entries = forgetter.run(cases.requests(["bumblebee"], [2]))
+    assert "tasks was ['task_001'] and is []" in caplog.text
+    assert breaks.steps[0] == 1
+    # The one that was under way comes first, the revoked one at the end; entries are in the order of the requests.
+    assert [(entry.name, entry.classes) for entry in entries] == [("task_003", [1]), ("task_002", [2])]
 
 
 @pytest.mark.parametrize("half", ["forget", "retain"])

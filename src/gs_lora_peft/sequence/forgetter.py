@@ -221,8 +221,8 @@ class ContinualForgetter:
         """Carry out a sequence of requests, leaving out those that the ledger already has.
 
         A run that was killed is thus continued by giving the same sequence again. All requests are checked before the
-        first one trains. Requests of revoked tasks do not count as done: they are carried out again, after all tasks
-        in effect, wherever they stand in the sequence.
+        first one trains. Requests of revoked tasks do not count as done: they are carried out again, after all others,
+        wherever they stand in the sequence.
 
         Requests that are done are not passed over in silence if the settings that the ledger records (adapter,
         training, data) were others than now. What cannot change the result does not count: folders, logging, and how
@@ -244,7 +244,7 @@ class ContinualForgetter:
             LedgerError: if the ledger has tasks that do not begin this sequence.
             UnknownClassError, ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
         """
-        found, gone = find_done(requests, self.ledger, self.label_names, self._split)
+        found, rest, gone = find_done(requests, self.ledger, self.label_names, self._split)
         recipes = self.recipe.of_each(len(requests), args)
         if not keep:
             done = [(entry, recipe) for entry, recipe in zip(found, recipes, strict=True) if entry is not None]
@@ -252,9 +252,9 @@ class ContinualForgetter:
             refuse_other_settings(changed, self.ledger)
         with self._exclusively():
             on_main(lambda: remove_others(self._work(self.ledger.next_task_name()).path))
-            for number, (request, recipe) in enumerate(zip(requests, recipes, strict=True)):
-                with self.recipe.trained_by(recipe.args):
-                    found[number] = found[number] or self._forget(request, keep)
+            for place in rest:
+                with self.recipe.trained_by(recipes[place].args):
+                    found[place] = self._forget(requests[place], keep)
         return [entry for entry in found if entry is not None]
 
     def check(self, requests: Sequence[ForgetRequest]) -> list[TaskEntry]:
@@ -268,7 +268,7 @@ class ContinualForgetter:
         Raises:
             LedgerError, UnknownClassError, ValueError: as [`~ContinualForgetter.run`].
         """
-        found, _ = find_done(requests, self.ledger, self.label_names, self._split)
+        found, _, _ = find_done(requests, self.ledger, self.label_names, self._split)
         return [entry for entry in found if entry is not None]
 
     def redo(self, task: str | None = None) -> TaskEntry:

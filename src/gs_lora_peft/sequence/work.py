@@ -67,7 +67,8 @@ class WorkFolder:
                 begun anew with the present ones, though it has checkpoints.
 
         Raises:
-            LedgerError: Another request is unfinished, or this one was begun with other settings and has checkpoints.
+            LedgerError: Another request is unfinished; or this one was begun with other settings, on top of the same
+                tasks, and has checkpoints.
         """
         unfinished, failed = self._read(REQUEST_FILE), self._read(FAILED_FILE)
         found = unfinished or failed
@@ -82,9 +83,11 @@ class WorkFolder:
                 f"{plan['request']['classes']!r} was asked for. {_ask_first(found)}, {_MEND}"
             )
         different = _differences(found, plan)
-        if different and unfinished is not None:
+        if different:
             told = f"the unfinished request in '{self.path}' was begun with other settings: {'; '.join(different)}"
-            if any(_checkpoints(self.path)) and not keep:
+            # Checkpoints on top of a task that was revoked are of no use to anybody.
+            usable = any(_checkpoints(self.path)) and found.get("tasks") == plan["tasks"]
+            if unfinished is not None and usable and not keep:
                 raise LedgerError(
                     f"{told}. Give the same ones to go on with it, or begin it anew: run(requests, keep=True), in the "
                     f"examples --keep; {_MEND}"
