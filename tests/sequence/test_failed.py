@@ -220,8 +220,9 @@ class Limited(TrainerCallback):
 
 
 @pytest.mark.skipif(resource is None, reason="needs limits of a process")
-@pytest.mark.parametrize("most", [10, 2000, 10_000], ids=["its state", "its adapter", "its optimizer"])
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize(
+    ("step", "most"), [(4, 10), (4, 2000), (8, 10_000)], ids=["its state", "its adapter", "its optimizer"]
+)
 def test_a_checkpoint_that_cannot_be_written(base, data, one_task, step, most):
     """Whichever library meets the limit: one kind of error with the path, nothing half-written, no empty folder."""
     forgetter = cases.make_forgetter(base, one_task, data, callbacks=[Limited(step, most)])
