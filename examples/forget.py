@@ -15,15 +15,18 @@ Settings may come from a YAML file, and the command line wins: `--config setting
 
 A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
 that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
+With other settings than those of then nothing is done unless you say what is meant: `--keep` or `--redo`.
 
-The exit status is 3 if what was to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with
-1 whenever a script does not end with 0, and names the 3 in its last line.
+Exit status: 0 if all went well, 1 if something was refused or broke off, 2 if the command line is wrong, 3 if what was
+to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with 1 whenever a script does not end
+with 0, and names the 3 in its last line.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Hf
 
 from gs_lora_peft import (
     ContinualForgetter,
+    ForgetRequest,
     GSLoraConfig,
     GSLoraTrainingArguments,
     parse_classes,
@@ -52,8 +56,27 @@ SCORED_ON = f"Split to score on. By default the first there is of {', '.join(EVA
 RESUMABLE = {"save_strategy": "epoch", "save_total_limit": 1}  # defaults of the examples, which the library has not
 
 
+@dataclass(kw_only=True)
+class RepeatArguments:
+    """What becomes of requests that the output folder has already."""
+
+    keep: bool = field(
+        default=False,
+        metadata={"help": "Accept tasks that were carried out with other settings, and go on with those given now."},
+    )
+    redo: str | None = field(
+        default=None,
+        metadata={
+            "nargs": "?",
+            "const": "last",
+            "help": "Carry the last request out again with the settings given now and keep the other tasks; or name "
+            "its task, e.g. task_003, so that the same command, given again, does not repeat it.",
+        },
+    )
+
+
 @dataclass
-class ScriptArguments:
+class ScriptArguments(RepeatArguments):
     """What to forget, and where model and data come from."""
 
     forget: str | None = field(
@@ -242,6 +265,23 @@ def make_forgetter(
     )
 
 
+def task_to_redo(script: RepeatArguments) -> str | None:
+    """The task that `--redo` names; `None` for the last one."""
+    return None if script.redo == "last" else script.redo
+
+
+def carry_out(
+    forgetter: ContinualForgetter,
+    requests: Sequence[ForgetRequest],
+    script: RepeatArguments,
+    args: Sequence[GSLoraTrainingArguments] | None = None,
+) -> None:
+    """`--redo`, then the requests, with `--keep`; `args` are the training arguments of each."""
+    if script.redo is not None:
+        forgetter.redo(task_to_redo(script))
+    forgetter.run(requests, keep=script.keep or script.redo is not None, args=args)
+
+
 def publish_if_asked(args: GSLoraTrainingArguments) -> None:
     """`--push_to_hub`: the whole run, private unless said otherwise."""
     if args.push_to_hub:
@@ -257,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     requests = parse_requests(script.forget)
     model, dataset, processor = load_model_and_data(script)
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.label_column, processor)
-    forgetter.run(requests)
+    carry_out(forgetter, requests, script)
     if not PartialState().is_main_process:
         return 0  # with another status a launcher would end the main process, which is still at work
     print(format_table(forgetter.ledger))

@@ -13,9 +13,8 @@ protocol on COCO. Prints AP of what was forgotten and what was kept, and draws t
 
 A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
 that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
-
-The exit status is 3 if what was to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with
-1 whenever a script does not end with 0, and names the 3 in its last line.
+With other settings than those of then nothing is done unless you say what is meant: `--keep` or `--redo`.
+Exit status as in forget.py.
 """
 
 from __future__ import annotations
@@ -32,11 +31,14 @@ from forget import (
     RESUMABLE,
     SCORED_ON,
     AdapterArguments,
+    RepeatArguments,
+    carry_out,
     check_arguments,
     load_data,
     make_forgetter,
     publish_if_asked,
     set_defaults_from_file,
+    task_to_redo,
 )
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser
 
@@ -52,13 +54,14 @@ from gs_lora_peft.data.boxes import read_annotations
 from gs_lora_peft.data.classes import resolve_classes
 from gs_lora_peft.launch import start_missing_cpu_processes
 from gs_lora_peft.sequence import exit_status, format_table
+from gs_lora_peft.sequence.redoing import task_to_redo as last_task
 
 MOST_DROPPED = 0.05  # COCO has a few boxes without area; many are a sign of another format
 NO_PICTURE = "no test image has an object to forget"
 
 
 @dataclass
-class DetectionArguments:
+class DetectionArguments(RepeatArguments):
     """What to forget, and where model and data come from."""
 
     model_name_or_path: str = field(metadata={"help": "Detector: a Hub id or a local folder."})
@@ -156,6 +159,17 @@ def with_weight(args: GSLoraTrainingArguments, weight: float) -> GSLoraTrainingA
     return args
 
 
+def weight_to_redo(
+    forgetter: ContinualForgetter, requests: Sequence[ForgetRequest], weights: Sequence[float], task: str | None
+) -> float:
+    """β of the request that is carried out again; the one for all where it is none of those given."""
+    classes = set(last_task(forgetter.ledger, task).classes or ())
+    for request, weight in zip(requests, weights, strict=True):
+        if set(resolve_classes(request.classes, names=forgetter.label_names)) == classes:
+            return weight
+    return forgetter.recipe.args.forget_weight
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -171,13 +185,14 @@ def main(argv: list[str] | None = None) -> int:
     processor = AutoImageProcessor.from_pretrained(**source)
     dataset = load_boxes(script, model.config.label2id)
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.objects_column, processor)
-    forgetter.check(requests)  # all of them: `run` gets them one by one
+    forgetter.check(requests)
     drawn = can_be_drawn(forgetter, requests)
     if not drawn:
         PartialState().print(f"No picture will be drawn: {NO_PICTURE}.")
-    for count, weight in enumerate(weights, start=1):
+    if script.redo is not None:
+        weight = weight_to_redo(forgetter, requests, weights, task_to_redo(script))
         forgetter.recipe.args = with_weight(args, weight)
-        forgetter.run(requests[:count])
+    carry_out(forgetter, requests, script, [with_weight(args, weight) for weight in weights])
     if not PartialState().is_main_process:
         return 0  # with another status a launcher would end the main process, which is still at work
     print(format_table(forgetter.ledger))

@@ -14,10 +14,8 @@ nothing to publish. Settings may come from a YAML file, as in forget.py: `--conf
 
 A run that was stopped goes on when the same command is given again: pre-training after its last finished epoch; then
 requests that were carried out are done, and the one that was not goes on after its last finished epoch
-(`--save_strategy no` writes no checkpoints of requests; it then begins anew).
-
-The exit status is 3 if what was to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with
-1 whenever a script does not end with 0, and names the 3 in its last line.
+(`--save_strategy no` writes no checkpoints of requests; it then begins anew). With other settings than those of then
+nothing is done unless you say what is meant: `--keep` or `--redo`. Exit status as in forget.py.
 """
 
 from __future__ import annotations
@@ -35,6 +33,8 @@ from forget import (
     RESUMABLE,
     SCORED_ON,
     AdapterArguments,
+    RepeatArguments,
+    carry_out,
     check_arguments,
     load_data,
     make_forgetter,
@@ -66,7 +66,7 @@ from gs_lora_peft.models import FaceImageProcessor
 from gs_lora_peft.name_lists import read_names
 from gs_lora_peft.sequence import exit_status, format_table
 from gs_lora_peft.sequence.work import newest_checkpoint
-from gs_lora_peft.storage import parse_json, sha256_of, staged_folder, write_json_atomic
+from gs_lora_peft.storage import parse_json, refuse_links, sha256_of, staged_folder, write_json_atomic
 
 SETTINGS_FILE = "base_model.json"  # what the base model beside it was made from
 CONVERSION = ("image_size", "num_attention_heads", "head_type", "scale", "margin", "pixels")
@@ -74,7 +74,7 @@ DATA = ("dataset_name", "dataset_config_name", "train_split", "image_column", "l
 
 
 @dataclass
-class FaceArguments:
+class FaceArguments(RepeatArguments):
     """Whom to forget, and where model and data come from."""
 
     dataset_name: str = field(metadata={"help": "Faces: a Hub id or a local folder (parquet, images, save_to_disk)."})
@@ -251,6 +251,7 @@ def model_folder(
     """Where the base model is: as given, or made once in the output folder from a checkpoint or the data."""
     if script.model_name_or_path is not None:
         return script.model_name_or_path
+    refuse_links(args.output_dir, ("base_model", "pretraining", SETTINGS_FILE))
     folder, work = Path(args.output_dir, "base_model"), Path(args.output_dir, "pretraining")
     names, settings, made = names_of_people(script, dataset), asdict(face), folder.is_dir()
     if script.checkpoint is not None:
@@ -292,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     model = AutoModelForImageClassification.from_pretrained(**source)
     dataset = align_known_labels(dataset, script.label_column, model.config.label2id)
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.label_column, processor)
-    forgetter.run(requests)
+    carry_out(forgetter, requests, script)
     if not PartialState().is_main_process:
         return 0  # with another status a launcher would end the main process, which is still at work
     print(format_table(forgetter.ledger))

@@ -13,6 +13,8 @@ import yaml
 from PIL import Image
 from transformers import Trainer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from gs_lora_peft import ForgettingLedger, OtherSettingsError
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 CLASSES = ["church", "school bus", "tench"]
 
@@ -129,6 +131,8 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
     assert (script.forget, adapter.r) == ("1", 2)
     assert forget.parse_arguments([])[0].forget == "three;seven;zero,one"
     assert forget.missing_classes(forget.parse_arguments([])[0]) == []
+    for options, redo in (([], None), (["--redo"], "last"), (["--redo", "task_002"], "task_002")):
+        assert forget.parse_arguments([*options, "--keep"])[0].redo == redo
     assert forget.missing_classes(forget.parse_arguments(["--missing", "one,two"])[0]) == ["one", "two"]
     for text, expected in (
         ("forget: [tench, church]", "tench,church"),
@@ -191,6 +195,40 @@ def test_a_stopped_request_goes_on(local, tmp_path, monkeypatch):
     assert files[0] == files[1]
     adapter = "tasks/task_001/adapter_model.safetensors"
     assert (whole / adapter).read_bytes() == (stopped / adapter).read_bytes()
+
+
+def test_the_same_folder_with_other_settings(local, tmp_path, monkeypatch):
+    """What is done is not passed over: it is refused, kept or redone, as the command says."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import forget
+
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("keep: true\n")
+    command = ["--model_name_or_path", local["model"], "--dataset_name", local["images"], "--forget", "tench;church"]
+    command += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--use_cpu", "true"]
+    command += ["--disable_tqdm", "true", "--output_dir", str(tmp_path / "run")]
+    forget.main(command)
+
+    def tasks():
+        return [(task.name, task.status) for task in ForgettingLedger.load(tmp_path / "run").tasks]
+
+    done = [("task_001", "done"), ("task_002", "done")]
+    for options in ((), ("--logging_steps", "1"), ("--r", "4", "--keep"), ("--r", "4", "--config", str(settings))):
+        forget.main([*command, *options])
+        assert tasks() == done
+    with pytest.raises(OtherSettingsError) as caught:
+        forget.main([*command, "--r", "4"])
+    assert caught.value.differences == {name: {"r": (8, 4)} for name, _ in done}
+    assert tasks() == done
+    redone = [("task_001", "done"), ("task_002", "revoked"), ("task_003", "done")]
+    for options in (["--redo"], ["--redo", "task_002"]):
+        forget.main([*command, "--r", "4", *options])
+        assert tasks() == redone
+    ledger = ForgettingLedger.load(tmp_path / "run")
+    with ledger.changes():
+        ledger.revoke("task_001")
+    forget.main([*command, "--r", "4"])
+    assert tasks() == [("task_001", "revoked"), *redone[1:], ("task_004", "done")]
 
 
 def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):

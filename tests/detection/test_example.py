@@ -10,7 +10,7 @@ from detection_cases import NAMES, annotated, knowing_yolos, own_findings, proce
 from PIL import Image
 from transformers import Trainer
 
-from gs_lora_peft import ForgettingLedger, LedgerError, parse_requests
+from gs_lora_peft import ContinualForgetter, ForgettingLedger, LedgerError, parse_requests
 from gs_lora_peft.audit.detections import draw_detections, rows_to_show
 from gs_lora_peft.data.boxes import read_annotations
 from gs_lora_peft.data.classes import UnknownClassError
@@ -75,6 +75,12 @@ def test_a_stopped_request_goes_on(example, command, tmp_path, monkeypatch):
     assert [task.class_names for task in ForgettingLedger.load(tmp_path / "run").tasks] == [["cat"], ["dog"]]
     assert not (tmp_path / "run" / "work").exists()
     assert not [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".pt", ".pth", ".bin")]
+    # A request is redone with its own weight, and requests that are done are compared with theirs.
+    redone = []
+    monkeypatch.setattr(ContinualForgetter, "redo", lambda *given: redone.append((*given[1:], given[0].recipe.args)))
+    example.main([*command, "--redo"])
+    assert [(task, args.forget_weight) for task, args in redone] == [(None, 0.3)]
+    example.main(command)
 
 
 def test_refused_before_anything_is_carried_out(example, command, tmp_path, capsys):

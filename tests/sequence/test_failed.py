@@ -8,12 +8,17 @@ import os
 import pytest
 import sequence_cases as cases
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, LedgerError, NonFiniteLossError, load_forgotten
 from gs_lora_peft.sequence import scoring
 from gs_lora_peft.sequence.work import WorkFolder
 from gs_lora_peft.storage import writing
+
+try:
+    import resource
+except ImportError:
+    resource = None
 
 
 class Breaks(TrainerCallback):
@@ -146,18 +151,19 @@ def test_an_interrupted_request_is_not_forgotten(base, data, tmp_path, finished)
     assert written == cases.snapshot(finished[0] / "tasks" / "task_001")
 
 
-def test_a_task_revoked_meanwhile(base, data, one_task):
-    """A checkpoint rests on the tasks that were in effect; it is not gone on from when they have changed."""
+def test_a_task_revoked_meanwhile(base, data, one_task, caplog):
+    """A checkpoint rests on the tasks that were in effect; when they have changed, the request begins anew."""
     breaks = Breaks(5, "task_002", KeyboardInterrupt)
     forgetter = cases.make_forgetter(base, one_task, data, callbacks=[breaks])
     with pytest.raises(KeyboardInterrupt):
-        forgetter.forget(ForgetRequest([2]))
-    breaks.armed = False
+        forgetter.run(cases.requests(["bumblebee"], [2]))
+    breaks.armed, breaks.steps = False, []
     forgetter.revoke("task_001")
-    with pytest.raises(LedgerError, match=r"tasks was \['task_001'\] and is \[\]"):
-        forgetter.forget(ForgetRequest([2]))
-    forgetter.discard_unfinished()
-    assert forgetter.forget(ForgetRequest([2])).name == "task_002"
+    entries = forgetter.run(cases.requests(["bumblebee"], [2]))
+    assert "tasks was ['task_001'] and is []" in caplog.text
+    assert breaks.steps[0] == 1
+    # The one that was under way comes first, the revoked one at the end; entries are in the order of the requests.
+    assert [(entry.name, entry.classes) for entry in entries] == [("task_003", [1]), ("task_002", [2])]
 
 
 @pytest.mark.parametrize("half", ["forget", "retain"])
@@ -200,6 +206,52 @@ def test_a_full_disk(base, data, one_task, monkeypatch, name):
     assert forgetter.forget(ForgetRequest([2])).name == "task_002"
     assert cases.make_forgetter(base, one_task, data).ledger.to_dict() == forgetter.ledger.to_dict()
     assert is_bare(forgetter.model, base, one_task)
+
+
+class Limited(TrainerCallback):
+    """Lets files grow to so many bytes only, after one step: to the libraries it is as if the disk were full."""
+
+    def __init__(self, step, most):
+        self.step, self.most = step, most
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.skipif(resource is None, reason="needs limits of a process")
+@pytest.mark.parametrize(
+    ("step", "most"), [(4, 10), (4, 2000), (8, 10_000)], ids=["its state", "its adapter", "its optimizer"]
+)
+def test_a_checkpoint_that_cannot_be_written(base, data, one_task, step, most):
+    """Whichever library meets the limit: one kind of error with the path, nothing half-written, no empty folder."""
+    forgetter = cases.make_forgetter(base, one_task, data, callbacks=[Limited(step, most)])
+    before, limits = cases.snapshot(one_task), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=f"could not write checkpoint-{step}") as caught:
+            forgetter.forget(ForgetRequest([2]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    work = one_task / "work" / "task_002"
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(work / f"checkpoint-{step}"))
+    assert not (work / f"checkpoint-{step}").exists()
+    assert work.parent.exists() == (step == 8)  # then there is one to go on from
+    assert before.items() <= cases.snapshot(one_task).items()
+    assert is_bare(forgetter.model, base, one_task)
+    forgetter.recipe.callbacks = [counting := Breaks(0)]
+    assert forgetter.forget(ForgetRequest([2])).name == "task_002"
+    assert counting.steps[0] == step - 3
+
+
+def test_other_errors_at_a_checkpoint_stay_what_they_are(base, data, one_task, monkeypatch):
+    """Only what is about writing is told as such."""
+
+    def broken(*args):
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", broken)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        cases.make_forgetter(base, one_task, data).forget(ForgetRequest([2]))
 
 
 def test_giving_up_a_task_that_only_the_ledger_lacks(base, data, one_task, monkeypatch):

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .comparing import OtherSettingsError
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .outcome import exit_status, task_states
@@ -21,6 +22,7 @@ __all__ = [
     "ForgetRequest",
     "ForgettingLedger",
     "LedgerError",
+    "OtherSettingsError",
     "TaskEntry",
     "exit_status",
     "format_table",

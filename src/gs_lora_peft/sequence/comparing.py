@@ -108,10 +108,11 @@ def _message(differences: Mapping[str, Differences], last: str) -> str:
     for name, found in differences.items():
         alike.setdefault(described(found), []).append(name)
     lines = [f"{', '.join(names)}: {text}" for text, names in alike.items()]
+    remedy = f"redo({last!r}), in the examples --redo {last}" if last in differences else "redo() for the last one"
     return (
         "these requests are done already, but with other settings:\n  "
         + "\n  ".join(lines)
-        + "\nNothing was changed. Give the settings of then; or keep what is done and go on with the new settings: "
-        "run(requests, keep=True), in the examples --keep; or carry the last request out again with them: "
-        f"redo({last!r}), in the examples --redo {last}."
+        + "\nNothing was changed. Give the settings of then; or keep what is done and go on with the new settings, by "
+        "run(requests, keep=True), in the examples --keep; or carry requests out again with the new settings, by "
+        f"{remedy}. For earlier ones revoke the tasks first, from the last one backwards, and keep the rest."
     )

@@ -5,6 +5,15 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from datasets import Dataset
+
+
+def data_settings(train: Dataset, trained: np.ndarray, test: Dataset, scored: np.ndarray) -> dict[str, str]:
+    """What the ledger records of the data; each data set is given with its labels, see [`data_identity`]."""
+    return {
+        "train_data": data_identity(len(train), trained),
+        "evaluation_data": data_identity(len(test), scored, ordered=False),
+    }
 
 
 def data_identity(rows: int, labels: np.ndarray, *, ordered: bool = True) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -16,14 +15,13 @@ from ..data import ForgettingSplit
 from ..data.collation import default_collator
 from ..data.splits import check_sampling
 from ..data.splitting import read_classes
-from ..errors import InvalidInputError
 from ..objectives import check_class_head
 from ..storage import as_path, remove_inside
 from ..training import GSLoraTrainingArguments
 from ..training.checks import check_types
 from ..tuner import GSLoraConfig
 from .comparing import Differences, changed_settings, refuse_other_settings
-from .data_identity import data_identity
+from .data_identity import data_settings
 from .entry import TaskEntry
 from .finishing import finished_entry
 from .layout import LOGS_FOLDER, WORK_FOLDER, task_folder
@@ -35,7 +33,7 @@ from .outcome import outcome_of_task, target_score
 from .planning import check_missing, find_done, resolve_request
 from .processes import on_main
 from .recipe import Recipe
-from .redoing import request_of, restored_on_error, task_to_redo
+from .redoing import request_of, restored_on_error, taken_out, task_to_redo
 from .remarks import warn_after, warn_before
 from .remote import fetch_to_continue
 from .request import ForgetRequest
@@ -160,10 +158,7 @@ class ContinualForgetter:
         trained, scored = (read_classes(part, label_column)[0] for part in (self.train_dataset, self.eval_dataset))
         self._scored_classes = set(scored.tolist())
         self._silent_classes = self._scored_classes.difference(trained.tolist())
-        self.recipe.data = {
-            "train_data": data_identity(len(self.train_dataset), trained),
-            "evaluation_data": data_identity(len(self.eval_dataset), scored, ordered=False),
-        }
+        self.recipe.data = data_settings(self.train_dataset, trained, self.eval_dataset, scored)
         self.ledger = open_ledger(self.folder, base_model, self.label_names)
         self.label_names = self.label_names or self.ledger.label_names
         check_missing(missing_classes, self.ledger, self.label_names)
@@ -249,8 +244,8 @@ class ContinualForgetter:
         """Carry out a sequence of requests, leaving out those that the ledger already has.
 
         A run that was killed is thus continued by giving the same sequence again. All requests are checked before the
-        first one trains. Requests of revoked tasks do not count as done: they are carried out again, after all tasks
-        in effect, wherever they stand in the sequence.
+        first one trains. Requests of revoked tasks do not count as done: they are carried out again, after all others,
+        wherever they stand in the sequence.
 
         Requests that are done are not passed over in silence if the settings that the ledger records (adapter,
         training, data) were others than now. What cannot change the result does not count: folders, logging, and how
@@ -272,10 +267,8 @@ class ContinualForgetter:
             LedgerError: if the ledger has tasks that do not begin this sequence.
             UnknownClassError, ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
         """
-        if args is not None and len(args) != len(requests):
-            raise InvalidInputError("args", args, f"one for each of {len(requests)} requests", "Give as many.")
-        recipes = [replace(self.recipe, args=own) for own in args or [self.recipe.args] * len(requests)]
-        found, gone = find_done(requests, self.ledger, self.label_names, self._split)
+        found, rest, gone = find_done(requests, self.ledger, self.label_names, self._split)
+        recipes = self.recipe.of_each(len(requests), args)
         if not keep:
             done = [(entry, recipe) for entry, recipe in zip(found, recipes, strict=True) if entry is not None]
             changed = {entry.name: self._changed(entry, recipe, gone) for entry, recipe in done}
@@ -283,9 +276,9 @@ class ContinualForgetter:
         on_main(lambda: warn_after(self.ledger, [entry.name for entry in found if entry is not None]))
         with self._exclusively():
             on_main(lambda: remove_others(self._work(self.ledger.next_task_name()).path))
-            for number, (request, recipe) in enumerate(zip(requests, recipes, strict=True)):
-                with self.recipe.trained_by(recipe.args):
-                    found[number] = found[number] or self._forget(request, keep)
+            for place in rest:
+                with self.recipe.trained_by(recipes[place].args):
+                    found[place] = self._forget(requests[place], keep)
         return [entry for entry in found if entry is not None]
 
     def check(self, requests: Sequence[ForgetRequest]) -> list[TaskEntry]:
@@ -299,7 +292,7 @@ class ContinualForgetter:
         Raises:
             LedgerError, UnknownClassError, ValueError: as [`~ContinualForgetter.run`].
         """
-        found, _ = find_done(requests, self.ledger, self.label_names, self._split)
+        found, _, _ = find_done(requests, self.ledger, self.label_names, self._split)
         return [entry for entry in found if entry is not None]
 
     def redo(self, task: str | None = None) -> TaskEntry:
@@ -327,9 +320,8 @@ class ContinualForgetter:
         request, classes = request_of(entry), entry.classes or []
         split = self._split(classes, [old for old in self.ledger.forgotten_classes if old not in classes])
         with self._exclusively(), self._rebuilt_on_error(), restored_on_error(self.ledger):
-            new = self.ledger.next_task_name()
-            reason = f"carried out again as {new}"
-            self.ledger.revoke(entry.name, reason=reason, redone_as=new, **self._without(entry))
+            scores = taken_out(entry, self.ledger, self._live, self._scores)
+            self.ledger.revoke(entry.name, redone_as=self.ledger.next_task_name(), **scores)
             return self._carry_out(request, split, redoes=entry.name)
 
     def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
@@ -352,7 +344,7 @@ class ContinualForgetter:
         """
         (entry,) = self.ledger.select([task])
         with self._exclusively(), self._rebuilt_on_error():
-            scores = self._without(entry)
+            scores = taken_out(entry, self.ledger, self._live, self._scores)
             self._record(lambda: self.ledger.revoke(task, reason=reason, **scores))
         return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
 
@@ -399,17 +391,6 @@ class ContinualForgetter:
         except BaseException:
             self._live.rebuild([entry.name for entry in self.ledger.active_tasks])
             raise
-
-    def _without(self, entry: TaskEntry) -> dict[str, Any]:
-        """Takes a task out of the model; returns the scores before and after."""
-        classes = entry.classes or []
-        others = [class_id for class_id in self.ledger.forgotten_classes if class_id not in classes]
-        before = self._scores.of_revocation(self.model, classes, others)
-        self._live.rebuild([other.name for other in self.ledger.active_tasks if other.name != entry.name])
-        return {
-            "scores_before": before,
-            "scores_after": self._scores.of_revocation(self.model, classes, others),
-        }
 
     def _changed(self, entry: TaskEntry, recipe: Recipe, gone: Sequence[int] = ()) -> Differences:
         """The settings of a task that are others in a recipe; `gone` are classes to be forgotten after it."""

@@ -237,7 +237,7 @@ class ForgettingLedger:
         (old,) = self.select([name])
         record = {
             "revoked_at": utc_now(),
-            "reason": reason,
+            "reason": f"carried out again as {redone_as}" if reason is None and redone_as else reason,
             "scores_before": scores_before,
             "scores_after": scores_after,
             **({"redone_as": redone_as} if redone_as else {}),

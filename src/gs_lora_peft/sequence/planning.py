@@ -58,15 +58,25 @@ def find_done(
     ledger: ForgettingLedger,
     names: Sequence[str] | None,
     split: Callable[[Sequence[int], Sequence[int]], Any],
-) -> tuple[list[TaskEntry | None], list[int]]:
-    """What is done of a sequence of requests, see [`match_requests`], and the classes that are forgotten at its end.
+) -> tuple[list[TaskEntry | None], list[int], list[int]]:
+    """What is done of a sequence of requests, and what is to be done.
+
+    Returns:
+        Three lists: the tasks as [`match_requests`] gives them; the places in the sequence that have none, in the
+        order in which they are carried out, those of revoked tasks last; the classes that are forgotten at the end.
 
     Raises:
         LedgerError, UnknownClassError, ValueError: As [`match_requests`], or as [`check_sequence`] for the rest.
     """
     found = match_requests(requests, ledger, names)
-    rest = [request for request, entry in zip(requests, found, strict=True) if entry is None]
-    return found, check_sequence(rest, ledger, names, split)
+    revoked = _revoked(ledger)
+    rest = [place for place, entry in enumerate(found) if entry is None]
+    rest.sort(key=lambda place: frozenset(_ids(requests[place], ledger, names)) in revoked)
+    return found, rest, check_sequence([requests[place] for place in rest], ledger, names, split)
+
+
+def _revoked(ledger: ForgettingLedger) -> set[frozenset[int]]:
+    return {frozenset(entry.classes or ()) for entry in ledger.tasks if entry.status == "revoked"}
 
 
 def match_requests(
@@ -84,7 +94,7 @@ def match_requests(
     if not isinstance(requests, (list, tuple)):
         raise InvalidInputError("requests", requests, "a list of ForgetRequest", "Write [request].")
     asked = [frozenset(_ids(request, ledger, names)) for request in requests]
-    revoked = {frozenset(entry.classes or ()) for entry in ledger.tasks if entry.status == "revoked"}
+    revoked = _revoked(ledger)
     active = ledger.active_tasks
     in_order = iter([entry for entry in active if frozenset(entry.classes or ()) not in revoked])
     again = {frozenset(entry.classes or ()): entry for entry in active if frozenset(entry.classes or ()) in revoked}

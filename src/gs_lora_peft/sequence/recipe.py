@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from ..data import ForgettingSplit, split_dataset
+from ..errors import InvalidInputError
 from ..training import GSLoraTrainer, GSLoraTrainingArguments
 from ..tuner import GSLoraConfig
 from .plain import plain_json
@@ -98,6 +99,12 @@ class Recipe:
             augment=self.augment,
             callbacks=[_started_anew(callback) for callback in self.callbacks],
         )
+
+    def of_each(self, count: int, args: Sequence[GSLoraTrainingArguments] | None) -> list[Recipe]:
+        """The recipe of each of so many requests, with arguments of its own where they are given."""
+        if args is not None and len(args) != count:
+            raise InvalidInputError("args", args, f"one for each of {count} requests", "Give as many.")
+        return [replace(self, args=own) for own in args or [self.args] * count]
 
     @contextmanager
     def trained_by(self, args: GSLoraTrainingArguments) -> Iterator[None]:

@@ -1,14 +1,17 @@
-"""Which task can be carried out again, and what was asked for."""
+"""Taking a task back, and which one can be carried out again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
+from .merging import MergedModel
 from .plain import LedgerError
 from .request import ForgetRequest
+from .scoring import Scores
 
 
 def task_to_redo(ledger: ForgettingLedger, task: str | None) -> TaskEntry:
@@ -31,8 +34,8 @@ def task_to_redo(ledger: ForgettingLedger, task: str | None) -> TaskEntry:
         later = [other.name for other in active[active.index(entry) + 1 :]]
         backwards = ", ".join(f"revoke({other!r})" for other in reversed(later))
         raise LedgerError(
-            f"{name} cannot be redone alone: {', '.join(later)} were trained on top of it. Go backwards from the last "
-            f"one: {backwards}, then redo({name!r}); run() with all requests then carries the others out again."
+            f"{name} cannot be redone alone: {', '.join(later)} came later, on top of it. Go backwards from the last: "
+            f"{backwards}, then redo({name!r}); run() with all requests then carries the others out again."
         )
     if entry.classes is None:
         raise LedgerError(
@@ -48,6 +51,15 @@ def request_of(entry: TaskEntry) -> ForgetRequest:
         return ForgetRequest.from_dict(entry.request)
     except ValueError as error:
         raise LedgerError(f"the request of {entry.name} cannot be made again: {error}") from error
+
+
+def taken_out(entry: TaskEntry, ledger: ForgettingLedger, model: MergedModel, scores: Scores) -> dict[str, Any]:
+    """Takes a task in effect out of the model; returns `scores_before` and `scores_after`."""
+    classes = entry.classes or []
+    others = [class_id for class_id in ledger.forgotten_classes if class_id not in classes]
+    before = scores.of_revocation(model.bare, classes, others)
+    model.rebuild([other.name for other in ledger.active_tasks if other.name != entry.name])
+    return {"scores_before": before, "scores_after": scores.of_revocation(model.bare, classes, others)}
 
 
 @contextmanager

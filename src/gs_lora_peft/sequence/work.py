@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..storage import parse_json, read_limited, remove_inside, write_json_atomic
+from ..storage import leads_out, parse_json, read_limited, remove_inside, write_json_atomic
 from .layout import refuse_linked_parts
 from .plain import LedgerError
 from .request import utc_now
@@ -67,7 +67,8 @@ class WorkFolder:
                 begun anew with the present ones, though it has checkpoints.
 
         Raises:
-            LedgerError: Another request is unfinished, or this one was begun with other settings and has checkpoints.
+            LedgerError: Another request is unfinished; or this one was begun with other settings, on top of the same
+                tasks, and has checkpoints.
         """
         unfinished, failed = self._read(REQUEST_FILE), self._read(FAILED_FILE)
         found = unfinished or failed
@@ -82,9 +83,11 @@ class WorkFolder:
                 f"{plan['request']['classes']!r} was asked for. {_ask_first(found)}, {_MEND}"
             )
         different = _differences(found, plan)
-        if different and unfinished is not None:
+        if different:
             told = f"the unfinished request in '{self.path}' was begun with other settings: {'; '.join(different)}"
-            if any(_checkpoints(self.path)) and not keep:
+            # Checkpoints on top of a task that was revoked are of no use to anybody.
+            usable = any(_checkpoints(self.path)) and found.get("tasks") == plan["tasks"]
+            if unfinished is not None and usable and not keep:
                 raise LedgerError(
                     f"{told}. Give the same ones to go on with it, or begin it anew: run(requests, keep=True), in the "
                     f"examples --keep; {_MEND}"
@@ -117,6 +120,8 @@ class WorkFolder:
 
     def fail(self) -> None:
         """Notes that the caller was told of an error; what nothing can go on from is removed, class names included."""
+        if leads_out(self._run, self.path):
+            return
         if not any(_checkpoints(self.path)):
             with suppress(OSError):
                 (self.path / REQUEST_FILE).unlink()
@@ -128,15 +133,18 @@ class WorkFolder:
 
     def finish(self, logs: Path) -> None:
         """Removes the folder of a task that is in the ledger; logs that were written to it go to `logs`."""
+        runs = self.path / "runs"
         with suppress(OSError):
-            if (self.path / "runs").is_dir():
+            if runs.is_dir() and not any(leads_out(self._run, path) for path in (runs, logs)):
                 logs.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.path / "runs", logs)
+                os.replace(runs, logs)
         remove_inside(self._run, self.path)
         self.remove_if_empty()
 
     def remove_if_empty(self) -> None:
         """Removes the folder, and the one above it, if there is nothing in them."""
+        if leads_out(self._run, self.path):
+            return
         with suppress(OSError):
             self.path.rmdir()
         with suppress(OSError):

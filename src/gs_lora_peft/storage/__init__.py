@@ -3,7 +3,7 @@
 The way of such files to the Hub is in `hub_calls` and `hub_commit`, which are imported where they are needed.
 """
 
-from .links import refuse_links, remove_inside
+from .links import leads_out, refuse_links, remove_inside
 from .locks import exclusive_lock
 from .names import public_name
 from .paths import as_path
@@ -24,6 +24,7 @@ __all__ = [
     "content_problem",
     "exclusive_lock",
     "json_bytes",
+    "leads_out",
     "parse_json",
     "public_name",
     "read_limited",

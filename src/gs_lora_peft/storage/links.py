@@ -32,6 +32,12 @@ def refuse_links(folder: StrPath, names: Iterable[str]) -> None:
             )
 
 
+def leads_out(folder: StrPath, path: Path) -> bool:
+    """Whether a path below a folder goes through a link, or is one; the folder itself may be a link."""
+    parts = path.relative_to(folder).parts
+    return any(Path(folder, *parts[:count]).is_symlink() for count in range(1, len(parts) + 1))
+
+
 def remove_inside(folder: StrPath, path: Path) -> None:
     """Removes a folder below another one, as far as that can be done; never through a link, nor what a link leads to.
 
@@ -39,8 +45,7 @@ def remove_inside(folder: StrPath, path: Path) -> None:
         folder (`str` or `os.PathLike`): The folder that must not be left; it may be a link itself.
         path (`Path`): `folder` and the names of folders below it.
     """
-    parts = path.relative_to(folder).parts
-    if not any(Path(folder, *parts[:count]).is_symlink() for count in range(1, len(parts) + 1)):
+    if not leads_out(folder, path):
         shutil.rmtree(path, ignore_errors=True)
 
 

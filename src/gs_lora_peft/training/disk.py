@@ -57,7 +57,7 @@ def _number_of(error: Exception, folder: str | os.PathLike) -> int | None:
 def _asked(folder: str | os.PathLike) -> int | None:
     """Torch says only that a write failed; why, the system tells whoever writes a little there."""
     try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(folder)), buffering=0) as file:
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(folder))) as file:
             file.write(bytes(_PROBE))
     except OSError as error:
         return error.errno
