@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 from transformers import TrainingArguments
 
@@ -231,7 +231,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     def _check_values(self) -> None:
         self._read_number("distillation_weight", "a finite number of at least 0")
         self._read_number("max_forget_accuracy", "a fraction from 0 to 1")
-        allowed = self.max_forget_accuracy
+        allowed: Any = self.max_forget_accuracy
         if allowed != "auto" and not 0.0 <= allowed <= 1.0:
             raise InvalidInputError(
                 "max_forget_accuracy", allowed, "a fraction from 0 to 1 or 'auto'", "Divide percent by 100."
