@@ -127,8 +127,9 @@ def test_asking_again_points_to_redo(weak, base, data, finished, caplog):
     with pytest.raises(LedgerError, match=r'already.*redo\("task_001"\)'):
         finished[1].forget(cases.requests()[0])
     caplog.clear()
-    forgetter.run(cases.requests(["cassowary"]))
-    assert "task_001 is not forgotten" in caplog.text
+    for _ in range(2):
+        forgetter.run(cases.requests(["cassowary"]))
+    assert caplog.text.count("task_001 is not forgotten") == 1
 
 
 def test_the_target_may_change_between_stop_and_go(base, data, tmp_path):
