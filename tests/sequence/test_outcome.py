@@ -115,6 +115,8 @@ def test_a_request_that_forgot_says_so_too(finished):
     assert entry.scores["after"]["acc_forget"] <= entry.target
     assert entry.outcome["known_before"] is True
     assert set(entry.outcome["earlier"]) == {other.name for other in ledger.tasks[:-1]}
+    (of_first,) = ledger.tasks[1].outcome["earlier"].values()
+    assert of_first["score"] == ledger.tasks[1].scores["after"]["acc_old"]
     assert not [line for line in not_forgotten(ledger) if line.startswith(entry.name)]
 
 
