@@ -251,8 +251,49 @@ def test_show_for_machines(call, run):
     code, out, err = call("show", run, "--json")
     assert (code, err) == (0, "")
     document = json.loads(out)
-    assert document == {"folder": run, "ledger": ForgettingLedger.load(run).to_dict()}
+    assert document.pop("folder") == run
+    assert document.pop("ledger") == ForgettingLedger.load(run).to_dict()
+    assert (document.pop("forgotten"), document.pop("remarks")) == (None, [])  # it was never judged
+    states = document.pop("tasks")
+    assert document == {}
+    assert [(name, state["forgotten"], state["score"]) for name, state in states.items()] == [
+        ("task_001", None, 0.0123),
+        ("task_002", None, 0.0123),
+    ]
     assert out.isascii()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "earlier", "code", "said"),
+    [
+        ([True, True], {}, 0, None),
+        ([True, None], {}, 0, "Whether task_002 is forgotten is not known"),
+        ([True, False], {}, 3, "task_002 is not forgotten: 70 % of the images of"),
+        (
+            [True, True],
+            {"task_001": {"score": 0.4, "forgotten": False}},
+            3,
+            "task_001 came back: after task_002, 40 %",
+        ),
+    ],
+)
+def test_show_and_verify_end_with_3_if_something_is_not_forgotten(call, tmp_path, verdicts, earlier, code, said):
+    """Both say so in words and to machines; other problems of `verify` come first."""
+    ledger = ForgettingLedger.create(tmp_path, base_model=BASE, label_names=NAMES)
+    for number, forgotten in enumerate(verdicts):
+        after = {True: 0.01, False: 0.7, None: None}[forgotten]
+        scores = {"before": {"acc_forget": 1.0}, "after": {"acc_forget": after}, "data": "test"}
+        outcome = {"forgotten": forgotten, "target": 0.25, "known_before": True, "earlier": earlier if number else {}}
+        write_task(ledger, [number], scores=scores, outcome=outcome)
+    for command in ("show", "verify"):
+        found, out, err = call(command, str(tmp_path))
+        broken = command == "verify"  # this run has no adapters
+        assert (found, err) == (1 if broken else code, "")
+        assert said is None or said in " ".join(out.split())
+        document = json.loads(call(command, str(tmp_path), "--json")[1])
+        assert document["forgotten"] == (False if code else None if None in verdicts else True)
+        assert len(document["remarks"]) == (said is not None)
+    assert max(map(len, call("show", str(tmp_path))[1].splitlines())) <= 80
 
 
 def test_what_is_withheld_is_not_shown(call, tmp_path):

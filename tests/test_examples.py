@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from transformers import Trainer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -68,6 +69,7 @@ def test_local_model_and_images(local, tmp_path):
         "per_device_train_batch_size": 4,
         "r": 2,
         "use_cpu": True,
+        "max_forget_accuracy": 1,  # nothing is forgotten so quickly
     }
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     command = [
@@ -102,7 +104,7 @@ def test_two_processes(local, tmp_path):
             "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
             str(EXAMPLES / "forget.py"), "--model_name_or_path", local["model"], "--dataset_name", local["images"],
             "--forget", "tench", "--num_train_epochs", "2", "--per_device_train_batch_size", str(batch),
-            "--output_dir", f"out{processes}", "--use_cpu", "true",
+            "--output_dir", f"out{processes}", "--use_cpu", "true", "--max_forget_accuracy", "1",
         ]  # fmt: skip
         run(command, tmp_path)
         task = json.loads((tmp_path / f"out{processes}/forgetting.json").read_text())["tasks"][0]
@@ -177,7 +179,8 @@ def test_a_stopped_request_goes_on(local, tmp_path, monkeypatch):
     command += ["--num_train_epochs", "3", "--per_device_train_batch_size", "4", "--use_cpu", "true"]  # 3 steps each
     command += ["--disable_tqdm", "true"]
     whole, stopped, steps, original = tmp_path / "whole", tmp_path / "stopped", [], Trainer.training_step
-    forget.main([*command, "--output_dir", str(whole), "--save_strategy", "no"])
+    command += ["--max_forget_accuracy", "1"]
+    assert forget.main([*command, "--output_dir", str(whole), "--save_strategy", "no"]) == 0
 
     def training_step(self, *args, **more):
         steps.append(self.state.global_step)
@@ -229,6 +232,55 @@ def test_the_same_folder_with_other_settings(local, tmp_path, monkeypatch):
         ledger.revoke("task_001")
     forget.main([*command, "--r", "4"])
     assert tasks() == [("task_001", "revoked"), *redone[1:], ("task_004", "done")]
+
+
+def test_what_is_not_forgotten_ends_with_3(local, tmp_path, monkeypatch, capsys):
+    """A class that the model recognises, with no training to speak of; a rerun, which only reads, says it again."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import forget
+
+    command = ["--model_name_or_path", local["model"], "--dataset_name", local["images"], "--max_forget_accuracy", "0"]
+    command += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--r", "2"]
+    command += ["--learning_rate", "1e-9", "--save_strategy", "no", "--disable_tqdm", "true"]
+    outcomes = {}
+    for name in CLASSES:
+        run = [*command, "--forget", name, "--output_dir", str(tmp_path / name)]
+        status = forget.main(run)
+        assert forget.main(run) == status
+        task = json.loads((tmp_path / name / "forgetting.json").read_text())["tasks"][0]
+        assert (status == 3) == (task["outcome"]["forgotten"] is False) == (task["scores"]["after"]["acc_forget"] > 0)
+        assert ("is not forgotten" in capsys.readouterr().out) == (status == 3)
+        outcomes[name] = status
+    assert set(outcomes.values()) == {0, 3}  # an untrained model takes everything for the same
+
+
+@pytest.mark.parametrize(
+    ("splits", "asked", "scored"),
+    [
+        (["train", "test", "validation"], [], "test"),
+        (["train", "valid"], [], "valid"),
+        (["train", "dev", "other"], [], "dev"),
+        (["train", "other"], ["--test_split", "other"], "other"),
+        (["train", "test"], ["--test_split", "train"], "train"),
+        (["train", "other"], [], None),
+        (["train", "test"], ["--test_split", "other"], None),
+        (["test"], [], None),
+    ],
+)
+def test_the_split_that_is_scored_on(tmp_path, monkeypatch, splits, asked, scored):
+    """The usual names by themselves, any other when it is asked for, and never another one than was asked for."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import forget
+
+    DatasetDict({name: Dataset.from_dict({"image": [name], "label": [0]}) for name in splits}).save_to_disk(tmp_path)
+    paths = ["--model_name_or_path", "m", "--dataset_name", str(tmp_path), "--forget", "0"]
+    script = forget.parse_arguments([*paths, *asked])[0]
+    if scored is None:
+        with pytest.raises(ValueError, match="--test_split"):
+            forget.load_data(script)
+    else:
+        data = forget.load_data(script)
+        assert (data["train"]["image"][0], data["test"]["image"][0]) == ("train", scored)
 
 
 def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from gs_lora_peft import launch
 
@@ -61,6 +62,23 @@ def test_workers_replace_the_single_process(monkeypatch):
     # As the launcher itself reads it, which has options that begin with --r.
     read = torch.distributed.run.parse_args(replaced[0][3:])
     assert (read.nproc_per_node, read.training_script, read.training_script_args) == ("2", "run.py", ["--r", "8"])
+
+
+@pytest.mark.parametrize(("ended_with", "status"), [(None, 0), (3, 3), (2, 2), (1, None), (-9, None)])
+def test_what_a_worker_says_is_passed_on(ended_with, status, monkeypatch):
+    """The exit status of a run that did not forget survives; errors, which end with 1, and kills are told in full."""
+
+    def main(arguments):
+        if ended_with is not None:
+            failure = ProcessFailure(local_rank=0, pid=1, exitcode=ended_with, error_file="<N/A>")
+            raise ChildFailedError("forget.py", {0: failure})
+
+    monkeypatch.setattr(torch.distributed.run, "main", main)
+    if status is None:
+        with pytest.raises(ChildFailedError):
+            launch.run_workers([])
+    else:
+        assert launch.run_workers([]) == status
 
 
 @pytest.mark.parametrize("given", [False, True])

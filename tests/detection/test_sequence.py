@@ -43,6 +43,10 @@ def test_the_ledger_has_average_precisions(run, capsys):
     assert set(first.curves) >= {"retain_confidence", "forget_confidence", "retain_loss"}
     assert first.settings["training"]["background"] == "matched"
     assert first.sizes["forget"] == 12
+    for entry in (first, second):
+        assert entry.target == pytest.approx(0.05 * entry.scores["before"]["ap_forget"])
+        assert entry.forgotten == (entry.scores["after"]["ap_forget"] <= entry.target)
+    assert second.outcome["earlier"]["task_001"]["score"] == pytest.approx(second.scores["after"]["ap_old"])
     if name == "yolos":
         assert first.scores["before"]["ap_forget"] > 0.99 > 0.01 > first.scores["after"]["ap_forget"]
         assert second.scores["after"]["ap_old"] < 0.01

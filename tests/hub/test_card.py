@@ -99,7 +99,7 @@ def test_one_result_for_each_task_and_split():
     assert second["task"] == {"type": "image-classification"}
     assert second["dataset"]["split"] == "test"
     assert second["dataset"]["type"] == "org/data"
-    assert second["dataset"]["name"] == "org/data, task_002: forgotten classes"
+    assert second["dataset"]["name"] == "org/data, task_002: classes to forget"
     assert [(metric["type"], metric["value"]) for metric in second["metrics"]] == [
         ("accuracy", 0.0123),
         ("h_mean", 0.969),
@@ -264,6 +264,78 @@ def test_the_card_says_on_which_data_it_was_measured(data, said):
     assert ("say nothing about samples not seen" in text_of(card)) == (data == "train")
 
 
+def outcome(forgotten=True, known_before=True, target=0.05, **earlier):
+    scored = {name: {"score": score, "forgotten": score <= target} for name, score in earlier.items()}
+    return {"forgotten": forgotten, "target": target, "known_before": known_before, "earlier": scored}
+
+
+def scores(after, prefix="acc", data="test"):
+    """Of a task in which nothing but the classes to forget was scored."""
+    return {"data": data, "before": {f"{prefix}_forget": 0.9}, "after": {f"{prefix}_forget": after}}
+
+
+MAKES = "makes its base model forget"
+
+
+@pytest.mark.parametrize("withheld", [False, True])
+@pytest.mark.parametrize(
+    ("model_class", "prefix", "said"),
+    [
+        ("ViTForImageClassification", "acc", "70 % of the images of {} are still recognised (target: at most 5 %)"),
+        ("BertForSequenceClassification", "acc", "70 % of the samples of {} are still recognised"),
+        (
+            "DetrForObjectDetection",
+            "ap",
+            "objects of {} are still found with an average precision of 70 % (90 % before",
+        ),
+    ],
+)
+def test_a_run_that_did_not_forget_says_so_in_one_sentence(withheld, model_class, prefix, said):
+    """First of all, with figures; the card does not claim that the adapter makes the model forget."""
+    bad = {"outcome": outcome(False), "scores": scores(0.7, prefix)}
+    good = {"outcome": outcome(), "scores": scores(0.01, prefix)}
+    ledger = cases.run(2, base={**cases.BASE, "model_class": model_class}, changes={1: bad, 2: good})
+    text = text_of(build_card(ledger, repo_id=REPO, withheld=withheld))
+    assert MAKES not in text
+    sentence = "task_001 is not forgotten: " + said.format("the withheld classes" if withheld else "person_01")
+    assert text.index(sentence) < text.index("Base model:")
+    assert "task_002 is forgotten as measured: " in text
+    assert ("person" in text) != withheld
+
+
+def test_a_run_that_forgot_says_how_much_is_left():
+    """One sentence for all tasks, with the worst of their figures."""
+    changes = {1: {"outcome": outcome(), "scores": scores(0.02)}, 2: {"outcome": outcome(task_001=0.03)}}
+    text = text_of(build_card(cases.run(2, changes=changes), repo_id=REPO))
+    assert MAKES in text
+    assert "task_001 to task_002 are forgotten as measured: at most 3 % of the samples of their classes" in text
+    assert "not forgotten" not in text
+
+
+def test_classes_that_came_back_are_told():
+    """What was forgotten once and is recognised after a later task is no longer said to be forgotten."""
+    changes = {1: {"outcome": outcome()}, 2: {"outcome": outcome(task_001=0.4)}}
+    text = text_of(build_card(cases.run(2, changes=changes), repo_id=REPO))
+    assert MAKES not in text
+    assert "task_001 came back: after task_002, 40 % of the images of person_01 are recognised again" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"outcome": outcome(), "scores": scores(0.0, data="train")}, "task_001 were taken on the training data"),
+        ({"outcome": outcome(known_before=False)}, "the model did not recognise person_01 before"),
+        ({"outcome": outcome(None), "scores": scores(None)}, "Whether task_001 is forgotten is not known"),
+        ({}, None),
+    ],
+)
+def test_the_card_says_what_makes_its_scores_doubtful(more, said):
+    """Training data, nothing that was known, nothing to measure on; of old ledgers nothing is claimed."""
+    text = text_of(build_card(cases.run(1, **more), repo_id=REPO))
+    assert (MAKES in text) == (more.get("outcome", {}).get("forgotten") is True)
+    assert said is None or said in text
+
+
 def test_withheld_classes_are_in_no_line():
     """With `withheld=True` no names, ids, notes or numbers of samples get in, even from a ledger that has them."""
     card = build_card(cases.run(3), repo_id=REPO, withheld=True)
@@ -374,7 +446,8 @@ def test_pictures_are_shown_and_described():
 @pytest.mark.parametrize("count", [1, 2, 100])
 def test_a_card_of_any_length_is_whole(count):
     """All sections and all rows are there, and long tables are folded."""
-    card = build_card(cases.run(count, blocks=cases.LONG_BLOCKS), repo_id=REPO)
+    changes = {1: {"outcome": outcome(False)}, 2: {"outcome": outcome()}}
+    card = build_card(cases.run(count, blocks=cases.LONG_BLOCKS, changes=changes), repo_id=REPO)
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", card.text, flags=re.DOTALL), flags=re.MULTILINE)
     assert headings == [
         "forgotten",
@@ -400,11 +473,16 @@ HOSTILE = (
 def test_names_from_elsewhere_make_no_markup():
     """Class names and base names with Markdown or HTML in them are shown as they are."""
     base = {**cases.BASE, "name_or_path": HOSTILE, "model_class": HOSTILE, "revision": HOSTILE[:12]}
-    entry = {"class_names": [HOSTILE], "settings": {HOSTILE: HOSTILE}, "versions": {HOSTILE: HOSTILE}}
+    failed = {"outcome": outcome(False, known_before=False)}
+    entry = {"class_names": [HOSTILE], "settings": {HOSTILE: HOSTILE}, "versions": {HOSTILE: HOSTILE}, **failed}
     card = build_card(cases.run(1, base=base, **entry), repo_id=REPO, dataset="org/data")
     plain = build_card(
         cases.run(
-            1, settings={"a": "b"}, versions={"a": "b"}, base={**cases.BASE, "name_or_path": "a b", "model_class": "A"}
+            1,
+            settings={"a": "b"},
+            versions={"a": "b"},
+            base={**cases.BASE, "name_or_path": "a b", "model_class": "A"},
+            **failed,
         ),
         repo_id=REPO,
         dataset="org/data",

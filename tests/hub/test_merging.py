@@ -77,6 +77,22 @@ def test_the_card(base, finished, tmp_path):
     assert not [name for name in cases.NAMES if name in text]
 
 
+def test_the_card_of_a_model_that_did_not_forget(base, run_folder, tmp_path):
+    """It says which task that is, and names no class; whoever merges is warned."""
+    ledger = ForgettingLedger.load(run_folder)
+    failed = {**ledger.tasks[1].outcome, "forgotten": False}
+    first, second, third = ledger.tasks
+    later = {**third.outcome, "earlier": {}}
+    ledger.tasks = (first, replace(second, outcome=failed), replace(third, outcome=later))
+    ledger.save()
+    with pytest.warns(UserWarning, match="task_002 is not forgotten"):
+        merge_forgotten(base, run_folder, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "**task_002 is not forgotten: " in card
+    assert not [name for name in second.class_names if name in card]
+    assert "task_001 is not" not in card
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [

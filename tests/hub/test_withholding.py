@@ -206,3 +206,19 @@ def test_the_key(tmp_path):
         path.write_text(content)
         with pytest.raises(LedgerError, match=r"withheld.key' is damaged"):
             withholding_key(tmp_path, create=True)
+
+
+@pytest.mark.parametrize(("prefix", "target"), [("acc", 1 / 30), ("ap", 0.03)])
+def test_verdicts_stay_and_figures_are_rounded(prefix, target):
+    """Whether a task is forgotten may be known; exact shares, and keys of other versions, may not."""
+    earlier = {"task_000": {"score": 2 / 46, "forgotten": False, "who": "ann"}}
+    outcome = {"forgotten": False, "target": 1 / 30, "known_before": True, "earlier": earlier, "who": "ann"}
+    scores = {"before": {f"{prefix}_forget": 1.0}, "after": {f"{prefix}_forget": 45 / 46}}
+    (found,) = withheld(entry(scores=scores, outcome=outcome)).tasks
+    assert found.outcome == {
+        "forgotten": False,
+        "target": target,  # a setting, or one by the number of all classes; of a detector a share of a score
+        "known_before": True,
+        "earlier": {"task_000": {"score": 0.04, "forgotten": False}},
+    }
+    assert withheld(entry()).tasks[0].outcome is None

@@ -43,6 +43,6 @@ def test_table_has_a_row_per_task(tmp_path):
     title, empty, header, rule, row = format_table(ledger).splitlines()
     assert "97.0 %" in title
     assert not empty
-    assert header.split()[:2] == ["task", "forgotten"]
+    assert header.split()[:2] == ["task", "to"]
     assert set(rule) == {"-", " "}
     assert row.split() == ["task_001", "tench", "98.1", "0.0", "96.0", "–", "95.4", "–", "–", "2", "of", "6", "12"]

@@ -29,7 +29,7 @@ from .ledger import ForgettingLedger
 from .loading import refuse_adapters
 from .merging import MergedModel
 from .opening import open_ledger
-from .outcome import outcome_of_task, target_score
+from .outcome import outcome_of_task
 from .planning import check_missing, find_done, resolve_request
 from .processes import on_main
 from .recipe import Recipe
@@ -165,6 +165,7 @@ class ContinualForgetter:
         self._live = MergedModel(base_model, self.folder, [entry.name for entry in self.ledger.active_tasks])
         self.model = base_model
         self._scores = Scores(self.eval_dataset, self.recipe)
+        self._told: set[str] = set()
 
     @classmethod
     def from_hub(
@@ -273,7 +274,7 @@ class ContinualForgetter:
             done = [(entry, recipe) for entry, recipe in zip(found, recipes, strict=True) if entry is not None]
             changed = {entry.name: self._changed(entry, recipe, gone) for entry, recipe in done}
             refuse_other_settings(changed, self.ledger)
-        on_main(lambda: warn_after(self.ledger, [entry.name for entry in found if entry is not None]))
+        self._tell([entry.name for entry in found if entry is not None])
         with self._exclusively():
             on_main(lambda: remove_others(self._work(self.ledger.next_task_name()).path))
             for place in rest:
@@ -414,9 +415,8 @@ class ContinualForgetter:
         self._measure_base()
         before = self._scores.of_task(self.model, split)
         allowed, names = self.recipe.args.max_forget_accuracy, self.label_names
-        target = target_score(allowed, before, self.ledger.base_model.get("num_labels"))
         classes = [names[c] if names else f"class {c}" for c in split.forget_classes]
-        on_main(lambda: warn_before(task.name, classes, before, target))
+        on_main(lambda: warn_before(self.ledger, classes, before, allowed))
         training = train_task(task, self.model, self.recipe, self.ledger)
         with self._rebuilt_on_error():
             self._live.merge([task.name])
@@ -429,8 +429,14 @@ class ContinualForgetter:
                 lambda: self.ledger.append(finished_entry(self.folder, task, training, scores, outcome, names))
             )
         on_main(lambda: task.work.finish(self.folder / LOGS_FOLDER / task.name))
-        on_main(lambda: warn_after(self.ledger, [task.name]))
+        self._tell([task.name])
         return self.ledger.tasks[-1]
+
+    def _tell(self, tasks: Sequence[str]) -> None:
+        """Warns, once, of tasks that did not forget."""
+        new = [name for name in tasks if name not in self._told]
+        self._told.update(new)
+        on_main(lambda: warn_after(self.ledger, new))
 
     def _measure_base(self) -> None:
         """Scores the model without any task, once; it is put back afterwards."""

@@ -11,7 +11,7 @@ from typing import Any
 from ..metrics.measures import AVERAGE_PRECISION
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
-from .outcome import TaskState, is_forgotten, measure_of_entry, task_states
+from .outcome import TaskState, is_forgotten, measure_of_entry, target_score, task_states
 
 _NAMES_SHOWN = 3
 _REMEDY = (
@@ -77,17 +77,19 @@ def nothing_known(task: str, classes: str) -> str:
     )
 
 
-def warn_before(task: str, classes: Sequence[str], before: Mapping[str, Any], target: float | None) -> None:
+def warn_before(
+    ledger: ForgettingLedger, classes: Sequence[str], before: Mapping[str, Any], allowed: float | str
+) -> None:
     """Logs, before hours of training, that there is nothing to forget.
 
     Args:
-        task (`str`): Name of the task.
+        ledger ([`ForgettingLedger`]): The tasks before this one.
         classes (`Sequence[str]`): Names of the classes to forget.
         before (`Mapping[str, Any]`): Scores before the task.
-        target (`float`, *optional*): As in [`target_score`].
+        allowed (`float` or `"auto"`): As in [`target_score`].
     """
-    if is_forgotten(before, target):
-        logger.warning("%s", nothing_known(task, class_list(classes)))
+    if is_forgotten(before, target_score(allowed, before, ledger.base_model.get("num_labels"))):
+        logger.warning("%s", nothing_known(ledger.next_task_name(), class_list(classes)))
 
 
 def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:

@@ -96,11 +96,10 @@ class Scores:
             `tuple[dict[str, Any], dict[str, float]]`: Tasks that the data have nothing of are left out of the latter.
         """
         found = self._predict(model)
-        by_class, key = found.by_class(), found.scoring.measure.key
-        scores = scores_of_sets(found.scoring, by_class, earlier)
-        return self._by_role(found, split, before), {
-            name: scores[key(name)] for name in earlier if key(name) in scores
-        }
+        key = found.scoring.measure.key
+        scores = scores_of_sets(found.scoring, found.by_class(), earlier) if earlier else {}
+        of_earlier = {name: scores[key(name)] for name in earlier if key(name) in scores}
+        return self._by_role(found, split, before), of_earlier
 
     def _by_role(self, found: Answers, split: ForgettingSplit, before: Mapping[str, Any] | None) -> dict[str, Any]:
         roles: ClassRoles = {
