@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from ..data import ForgettingSplit, split_dataset
+from ..errors import InvalidInputError
 from ..training import GSLoraTrainer, GSLoraTrainingArguments
 from ..tuner import GSLoraConfig
 from .plain import plain_json
@@ -58,6 +59,15 @@ class Recipe:
     missing_classes: Sequence[str | int] = ()
     augment: Callable[[Any], Any] | None = None
     callbacks: Sequence[TrainerCallback] = ()
+
+    def __post_init__(self) -> None:
+        if self.config.init_lora_weights == "eva":
+            raise InvalidInputError(
+                "init_lora_weights",
+                "eva",
+                "an initialisation that needs no pass over data, since each task begins with an adapter of its own",
+                "Use True (default), 'gaussian', 'orthogonal' or 'mica', or train one adapter with GSLoraTrainer.",
+            )
 
     def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int], scored: set[int]) -> ForgettingSplit:
         """The parts of the training data for one task; the seed of the data says what is drawn. `scored` are the
