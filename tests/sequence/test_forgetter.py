@@ -10,13 +10,15 @@ import pytest
 import sequence_cases as cases
 import torch
 from datasets import Array3D, DatasetDict, Value
-from peft import PeftModel
+from peft import EvaConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, ViTForImageClassification
 
 from gs_lora_peft import ForgetRequest, GSLoraConfig, GSLoraTrainer, LedgerError, load_forgotten, weights_fingerprint
+from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.sequence import ForgettingLedger
+from gs_lora_peft.sequence.recipe import adapter_settings
 from gs_lora_peft.storage import sha256_of
 
 
@@ -593,3 +595,22 @@ def test_mistaken_arguments_are_named(base, data, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="which is a file"):
         cases.make_forgetter(base, tmp_path / "file", data)
+
+
+def test_initialisation_that_no_task_would_carry_out_is_refused(tmp_path):
+    """Each task begins with an adapter of its own, which nobody could fill from data in between."""
+    with pytest.raises(InvalidInputError) as caught:
+        cases.make_forgetter(
+            cases.make_model(), tmp_path, config=GSLoraConfig(init_lora_weights="eva", eva_config=EvaConfig())
+        )
+    assert (caught.value.name, caught.value.value) == ("init_lora_weights", "eva")
+    assert not any(tmp_path.iterdir())
+
+
+def test_settings_name_the_keyword(tmp_path):
+    """A configuration that was used for a model before is recorded by what it asks for, as a fresh one is."""
+    config = GSLoraConfig(r=2)
+    fresh = adapter_settings(config)
+    get_peft_model(cases.make_model(), config)
+    assert config.target_modules != "ffn"
+    assert adapter_settings(config) == fresh

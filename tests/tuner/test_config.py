@@ -16,7 +16,6 @@ from peft.tuners.lora.config import (
     ArrowConfig,
     BdLoraConfig,
     CordaConfig,
-    EvaConfig,
     LoftQConfig,
     LoraGAConfig,
     MontecloraConfig,
@@ -53,7 +52,6 @@ REFUSED = [
     ({"megatron_config": {"tensor_model_parallel_size": 1}}, "norm would be local"),
     ({"alora_invocation_tokens": [1]}, "cannot be merged"),
     ({"arrow_config": ArrowConfig()}, "cannot be merged"),
-    ({"eva_config": EvaConfig()}, "takes modules out and changes ranks"),
     ({"corda_config": CordaConfig()}, "changes the base weights"),
     ({"lora_ga_config": LoraGAConfig()}, "changes the base weights"),
     ({"loftq_config": LoftQConfig()}, "changes the base weights"),
@@ -66,9 +64,7 @@ REFUSED = [
         ({"init_lora_weights": init}, "changes the base weights")
         for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
     ],
-    ({"init_lora_weights": "eva"}, "takes modules out and changes ranks"),
-    ({"init_lora_weights": "mica"}, "keeps B fixed"),
-    ({"init_lora_weights": "unheard_of"}, "none that is known"),
+    ({"init_lora_weights": "unheard_of"}, "not known to leave them alone"),
 ]
 
 
@@ -92,6 +88,15 @@ def test_every_variant_of_lora_is_accounted_for():
             check_plain_lora({name: {"anything": 1}})
 
 
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"])
+def test_task_types_that_train_the_head_are_refused(task):
+    """These task types put the head into `modules_to_save` behind the user's back."""
+    with pytest.raises(ValueError, match=rf"`task_type`='.*{task}'.*head") as caught:
+        GSLoraConfig(task_type=task)
+    assert "Leave `task_type` out" in str(caught.value)
+    assert GSLoraConfig(task_type="CAUSAL_LM").task_type == "CAUSAL_LM"
+
+
 VARIANTS = {
     "mica": {"init_lora_weights": "mica"},
     "velora": {"velora_config": VeloraConfig(num_groups=4)},
@@ -100,9 +105,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_reasons_given_for_variants_are_true(name):
-    """What the errors say of these variants, looked up in PEFT: none of them touches the base weights; B of MiCA does
-    not train; VeLoRA keeps a buffer and MonteCLoRA trains a sampler beside the matrices."""
+def test_what_is_said_of_variants_is_true(name):
+    """What errors and comments say, looked up in PEFT: none of these touches the base weights; B of MiCA does not
+    train; VeLoRA keeps a buffer and MonteCLoRA trains a sampler beside the matrices."""
     base = vit()
     before = {key: value.clone() for key, value in base.state_dict().items()}
     model = get_peft_model(base, LoraConfig(target_modules=["mlp.fc1"], r=4, **VARIANTS[name]))

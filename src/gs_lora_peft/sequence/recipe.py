@@ -65,6 +65,15 @@ class Recipe:
     callbacks: Sequence[TrainerCallback] = ()
     data: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.config.init_lora_weights == "eva":
+            raise InvalidInputError(
+                "init_lora_weights",
+                "eva",
+                "an initialisation that needs no pass over data, since each task begins with an adapter of its own",
+                "Use True (default), 'gaussian', 'orthogonal' or 'mica', or train one adapter with GSLoraTrainer.",
+            )
+
     def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int], scored: set[int]) -> ForgettingSplit:
         """The parts of the training data for one task; the seed of the data says what is drawn. `scored` are the
         classes that the task is scored on: those without training data are missing, whether named or not."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -52,8 +51,6 @@ _REFUSED = {
     "megatron_config": "Megatron's parallel layers shard the LoRA matrices, so that a group's norm would be local",
     "alora_invocation_tokens": "an adapter that is active for some tokens only cannot be merged",
     "arrow_config": "routing between adapters cannot be merged into one model that has forgotten",
-    "eva_config": "EVA fills the matrices in a pass of its own over data (`initialize_lora_eva_weights`), which a "
-    "forgetting task does not make; the pass also takes modules out and changes ranks, after groups were formed",
     "corda_config": "CorDA's initialisation changes the base weights",
     "lora_ga_config": "LoRA-GA's initialisation changes the base weights",
     "loftq_config": "LoftQ's initialisation changes the base weights",
@@ -66,24 +63,14 @@ _REFUSED = {
 }
 
 
-# `False` starts B at random (PEFT's own way to test an adapter); "gaussian" and "orthogonal" only draw the matrices
-# differently.
-_HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
-# Why the others do not work. Prefixes: PiSSA's name may end in a number of iterations.
-_REFUSED_INITS = {
-    "mica": "MiCA keeps B fixed at singular vectors of the base weights, so that the norm of a group is mostly that "
-    "of what does not train, and shrinking it would change B; the base weights stay as they are",
-    "eva": _REFUSED["eva_config"],
-    **dict.fromkeys(
-        ("pissa", "olora", "corda", "lora_ga", "loftq"),
-        "it changes the base weights, so that base + published adapter would not be the model that was trained",
-    ),
-}
+# These leave the base weights alone. `False` starts B at random (PEFT's own way to test an adapter); "gaussian" and
+# "orthogonal" only draw the matrices differently; "mica" keeps B fixed at minor singular vectors and trains A; "eva"
+# is the default until the user has PEFT fill A from data (`initialize_lora_eva_weights`).
+_HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "mica", "eva")
 
 
-# Task types whose PeftModel adds the head to `modules_to_save`, and what it adds.
+# Task types whose PeftModel adds the head to `modules_to_save`.
 HEAD_TRAINING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-_HEADS_OF_PEFT = (["classifier", "score"], ["qa_outputs"])
 
 
 def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
@@ -107,11 +94,10 @@ def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
         )
     init = values.get("init_lora_weights", True)
     if init not in _HARMLESS_INITS:
-        known = (why for prefix, why in _REFUSED_INITS.items() if str(init).lower().startswith(prefix))
         raise ValueError(
-            f"`init_lora_weights`={init!r} does not work with {what}: "
-            f"{next(known, 'it is none that is known to leave the base weights alone')}. Use True (default), False, "
-            "'gaussian' or 'orthogonal'."
+            f"`init_lora_weights`={init!r} does not work with {what}: it changes the base weights, or is not known to "
+            "leave them alone, so that base + published adapter would not be the model that was trained. Use one of "
+            f"{list(_HARMLESS_INITS)}."
         )
 
 
@@ -164,8 +150,8 @@ class GSLoraConfig(LoraConfig):
 
     Raises:
         ValueError: if an option of `LoraConfig` is set that cannot work with groups that are exactly zero or with the
-            plain LoRA export (DoRA, bias training, `modules_to_save`, initialisations that change base weights, layer
-            replication, …), if a rank is below 1, if `lora_alpha` is 0 or not finite,
+            plain LoRA export (DoRA, bias training, `modules_to_save` and the task types that imply it, initialisations
+            that change base weights, layer replication, …), if a rank is below 1, if `lora_alpha` is 0 or not finite,
             if `lora_dropout` is outside [0, 1), if a pattern is no regular expression, or if `layers_to_transform` is
             combined with a keyword (use `block_pattern`). The message names the value, the reason and the mend.
 
@@ -218,10 +204,10 @@ class GSLoraConfig(LoraConfig):
         # Before PEFT's own checks, which only warn about some of these options and drop them.
         check_plain_lora(vars(self))
         if self.task_type in HEAD_TRAINING_TASKS:
-            warnings.warn(
-                f"`task_type`={str(self.task_type)!r} makes PEFT train and save the head of a model. GS-LoRA leaves "
-                "the head as it is: a forgetting task trains LoRA matrices only.",
-                stacklevel=3,
+            raise ValueError(
+                f"`task_type`={str(self.task_type)!r} makes PEFT train and save the model's head too, as if it stood "
+                "in `modules_to_save`, and its class for this type cannot be made without; a forgetting task trains "
+                "LoRA matrices only. Leave `task_type` out: the model trains, saves and loads without it."
             )
         self._check_numbers()
         self._check_targets()
@@ -230,14 +216,6 @@ class GSLoraConfig(LoraConfig):
         # Full module names that a structural target stands for in one particular model. No dataclass field: it is
         # derived anew for every model and must not be written to adapter_config.json.
         self._resolved_targets: frozenset[str] | None = None
-        self._is_made = True
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The PeftModel of these task types adds the head to whatever configuration it gets, some after the tuner has
-        # been made. What the user has put there stays and is refused.
-        if name == "modules_to_save" and self.task_type in HEAD_TRAINING_TASKS and value in _HEADS_OF_PEFT:
-            value = None if getattr(self, "_is_made", False) else value
-        super().__setattr__(name, value)
 
     @property
     def structural_target(self) -> str | None:
@@ -259,6 +237,10 @@ class GSLoraConfig(LoraConfig):
         values = {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}
         values["target_modules"] = _plain(values["target_modules"])
         values["resolved_from"] = keyword_of(self.target_modules)
+        if (
+            values["resolved_from"] is None
+        ):  # PEFT has put names in its place (EVA does), and all restrictions into them
+            values["block_pattern"] = values["exclude_blocks"] = None
         return values
 
     def _check_targets(self) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..storage import as_path, write_bytes_atomic
-from .config import HEAD_TRAINING_TASKS, check_plain_lora
+from .config import check_plain_lora
 from .targets import exact_targets
 
 _PREFIX = "base_model.model."
@@ -128,9 +128,7 @@ def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, A
         return values, {}
     base = _inner(model)
     values["base_model_name_or_path"] = config.base_model_name_or_path or getattr(base, "name_or_path", None) or None
-    if config.task_type in HEAD_TRAINING_TASKS:
-        values["task_type"] = None  # stock PEFT would train the head, which is not part of the adapter
-    if values.get("auto_mapping") is None and values["task_type"] is None:
+    if values.get("auto_mapping") is None and config.task_type is None:
         # What PEFT's own save_pretrained writes; AutoPeftModel needs it to find the base model's class.
         values["auto_mapping"] = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
     tensors = get_peft_model_state_dict(base, adapter_name=adapter_name, save_embedding_layers=False)
@@ -186,12 +184,11 @@ def _module_paths(tensors: dict[str, Tensor]) -> set[str]:
 def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str]) -> dict[str, Any]:
     """The few fields of `LoraConfig` that decide the outputs; everything else is left at PEFT's defaults."""
     targets = exact_targets(paths, known_paths) if paths else DUMMY_TARGET_MODULES  # PEFT refuses an empty list
-    task_type = config.get("task_type")
     plain = {
         "peft_type": "LORA",
         "base_model_name_or_path": config.get("base_model_name_or_path") or None,
         "revision": config.get("revision"),
-        "task_type": None if task_type in HEAD_TRAINING_TASKS else task_type,
+        "task_type": config.get("task_type"),
         "auto_mapping": config.get("auto_mapping"),
         "r": config["r"],
         "lora_alpha": config["lora_alpha"],

@@ -41,10 +41,10 @@ class GSLoraModel(LoraModel):
     - Only Linear layers are adapted, and `nn.TransformerEncoder` leaves its fused inference path, which ignores LoRA.
     - `add_weighted_adapter` accepts adapters that sit on different modules.
 
-    Limits that PEFT sets: `PeftModel.set_adapter` takes one name, several are activated with
-    `model.base_model.set_adapter(["a", "b"])`. When the adapter that `PeftModel.active_adapter` names is deleted while
-    several others stay active, `PeftModel` goes on naming it (and e.g. `disable_adapter()` raises `KeyError`): choose
-    one with `model.set_adapter("name")`. Models changed by transformers' own `add_adapter`, or by
+    Limits that PEFT sets (more of them in docs/peft.md): `PeftModel.set_adapter` takes one name, several are activated
+    with `model.base_model.set_adapter(["a", "b"])`. When the adapter that `PeftModel.active_adapter` names is deleted
+    while several others stay active, `PeftModel` goes on naming it (and e.g. `disable_adapter()` raises `KeyError`):
+    choose one with `model.set_adapter("name")`. Models changed by transformers' own `add_adapter`, or by
     `inject_adapter_in_model`, keep no tuner, so that transformers' own functions decide which adapter trains.
 
     Args:
