@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import get_args
 
+import torch
 from transformers import TrainingArguments
 
 from ..objectives import Background, ForgetLoss, PrototypeDistance
+from .inherited import check_by_arguments, smaller_is_better
 
 _NOT_NEGATIVE = (
     "forget_weight",
@@ -116,9 +118,10 @@ class GSLoraTrainingArguments(TrainingArguments):
             Not with annotated boxes, for an image may be in both sets: take images out before they are split. Nor
             with `shots` of a [`ContinualForgetter`], which say how many samples train.
 
-    `label_smoothing_factor` is refused: a bound on a smoothed loss would mean something else.
+    What of `TrainingArguments` cannot be obeyed is refused, with the reason (docs/training.md#options).
 
     Raises:
+        InvalidInputError: a ValueError, if an inherited option cannot be obeyed.
         ValueError: if a value is outside its range; the message names it. Where `max_steps` is given, whether sparsity
             acts and the average starts is known and checked when training begins.
     """
@@ -189,14 +192,27 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        for name in _BOUNDS:
-            self._read_bound(name)
-        self._check_values()
+        self.check()
         # `save_strategy` is a string or an enum that equals it.
         best_is_asked_for = self.load_best_model_at_end or self.save_strategy == "best"
         if best_is_asked_for and self.metric_for_best_model is None:
             self.metric_for_best_model = "h_mean"
+        if self.greater_is_better is None and smaller_is_better(self.metric_for_best_model or ""):
+            self.greater_is_better = False
+        # Pinned memory speeds up copies to an accelerator; without one, PyTorch warns at every data loader.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
+
+    def check(self) -> None:
+        """Looks at every value; called when the arguments are made, and by a hyperparameter search that has set some.
+
+        Raises:
+            ValueError: as above.
+        """
+        check_by_arguments(self)
+        for name in _BOUNDS:
+            self._read_bound(name)
+        self._check_values()
 
     def _read_number(self, name: str, expected: str) -> None:
         """Fields that may be "auto" are strings for the command line's sake; numbers once they have been read."""
@@ -236,11 +252,6 @@ class GSLoraTrainingArguments(TrainingArguments):
         if self.ema_start_epoch and not self.ema_decay:
             raise ValueError(
                 f"`ema_start_epoch`={self.ema_start_epoch} has no average to start. Set `ema_decay`, e.g. to 0.9."
-            )
-        if self.label_smoothing_factor != 0.0:
-            raise ValueError(
-                f"`label_smoothing_factor`={self.label_smoothing_factor!r} is not supported: `forget_bound` bounds "
-                "the plain cross-entropy. Leave it at 0."
             )
         for name in ("ema_decay", "validation_fraction"):
             value = getattr(self, name)
