@@ -108,8 +108,8 @@ def start(run, folder, **changes):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_resumed_runs_end_bit_equal(tmp_path, run):
-    """From checkpoints within and at the end of epochs; the same adapter trains, the same ones are active, and the same
-    rows are logged: means over the steps before the stop and after it, and of an epoch whose end was still to come."""
+    """From checkpoints within and at the end of epochs; the same adapter trains, the same ones are active, and the
+    same rows are logged: means over steps before and after the stop, and of an epoch whose end was still to come."""
     model, trainer = start(run, tmp_path / "through", save_strategy="steps", save_steps=1)
     trainer.train()
     final, total, logged = adapter_state(model), trainer.state.global_step, rows(trainer)
