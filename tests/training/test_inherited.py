@@ -365,9 +365,8 @@ def test_a_search_makes_a_fresh_adapter_for_each_trial(tmp_path):
     def space(trial):
         return {"learning_rate": trial.suggest_categorical("learning_rate", [1e-6, 0.1]), "ema_decay": 0.1}
 
-    best = trainer.hyperparameter_search(
-        space, n_trials=4, sampler=optuna.samplers.GridSampler({"learning_rate": [1e-6, 0.1]})
-    )
+    sampler = optuna.samplers.GridSampler({"learning_rate": [1e-6, 0.1]})
+    best = trainer.hyperparameter_search(space, n_trials=4, sampler=sampler)
     assert best.hyperparameters["learning_rate"] == 0.1
     assert 0 < best.objective <= 1
     trials = made[1:]
