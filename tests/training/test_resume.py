@@ -178,6 +178,28 @@ def test_the_same_trainer_can_resume_after_an_error(tmp_path):
     assert not differences(final, adapter_state(model))
 
 
+def test_a_checkpoint_in_the_middle_of_a_step(tmp_path):
+    """As `enable_jit_checkpoint` writes it when a machine is taken away: the step is taken again and counted once."""
+
+    class Interrupt(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                trainer._save_checkpoint(trainer.model, None)
+                raise KeyboardInterrupt
+
+    model, trainer = start("plain", tmp_path / "through")
+    trainer.train()
+    final, logged = adapter_state(model), rows(trainer)
+    _, trainer = start("plain", tmp_path / "stopped")
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    model, resumed = start("plain", tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert not differences(final, adapter_state(model))
+    assert rows(resumed) == logged
+
+
 def test_zero_groups_are_frozen_from_the_first_resumed_step(tmp_path):
     """A resumed run does not pay for, or revive, what was dropped before."""
     _, trainer = start("zero groups", tmp_path, save_strategy="epoch")

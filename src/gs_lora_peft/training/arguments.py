@@ -118,7 +118,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             Not with annotated boxes, for an image may be in both sets: take images out before they are split. Nor
             with `shots` of a [`ContinualForgetter`], which say how many samples train.
 
-    What of `TrainingArguments` cannot be obeyed is refused, with the reason (docs/training.md#options).
+    What of `TrainingArguments` cannot be obeyed is refused, with the reason (docs/training.md).
 
     Raises:
         InvalidInputError: a ValueError, if an inherited option cannot be obeyed.

@@ -64,7 +64,7 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
     "cross_entropy"` and gradient accumulation the bound acts on each joint micro-batch (averaged over processes).
 
     Args:
-        model (`PeftModel`):
+        model (`PeftModel`, *optional*, needed unless `model_init` is given):
             A classifier or a detector with exactly one adapter that trains, from
             `get_peft_model(model, GSLoraConfig())`. BatchNorm layers of its base stay in eval mode.
         args ([`GSLoraTrainingArguments`], *optional*): by default those with `output_dir="forgetting"`.
@@ -91,6 +91,8 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
             `augmentation` and `prototype_augmentations`; by default RandAugment, see [`rand_augment`].
         objective ([`Objective`], *optional*): what "forget" and "retain" mean, instead of what `args` says of losses;
             by default what suits the model, see [`objective_for`].
+        model_init (`Callable`, *optional*): makes a fresh model with its adapter, at the start of every training; in
+            place of `model`, for [`~GSLoraTrainer.hyperparameter_search`].
         kwargs: as for [`transformers.Trainer`].
 
     Raises:
@@ -98,6 +100,9 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
             annotated boxes it is not said what is to be forgotten, if a label lies outside the head, if not exactly
             one adapter and nothing else trains, if a checkpoint belongs to another model, if the metric of the best
             model cannot be computed on `eval_dataset`, or with FSDP or DeepSpeed.
+        InvalidInputError: a ValueError, if an inherited option cannot be obeyed (docs/training.md).
+        NoGradientError: at the first step, if no gradient reaches the adapter, so that nothing would be forgotten.
+        NoStepError: at the end of a training in which the optimizer took no step.
         NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those of the last step at which
             loss and gradient were finite.
 
