@@ -34,7 +34,13 @@ if TYPE_CHECKING:
         parse_requests,
         weights_fingerprint,
     )
-    from .training import GSLoraTrainer, GSLoraTrainingArguments, NonFiniteLossError
+    from .training import (
+        GSLoraTrainer,
+        GSLoraTrainingArguments,
+        NoGradientError,
+        NonFiniteLossError,
+        NoStepError,
+    )
     from .tuner import GSLoraConfig, GSLoraModel, LoraGroups, NoFFNFoundError, export_lora, find_ffn_blocks
 
 __version__ = version("gs-lora-peft")
@@ -56,6 +62,8 @@ _LAZY = {
     "OtherSettingsError": "sequence",
     "LoraGroups": "tuner",
     "NoFFNFoundError": "tuner",
+    "NoGradientError": "training",
+    "NoStepError": "training",
     "NonFiniteLossError": "training",
     "convert_face_checkpoint": "models",
     "detection_scores": "metrics",
@@ -91,6 +99,8 @@ __all__ = [
     "LedgerError",
     "LoraGroups",
     "NoFFNFoundError",
+    "NoGradientError",
+    "NoStepError",
     "NonFiniteLossError",
     "OtherSettingsError",
     "convert_face_checkpoint",

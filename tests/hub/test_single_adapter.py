@@ -30,7 +30,7 @@ def test_push_to_hub(hub, client, stock_client, repo_id, base, tmp_path):
 
 def test_the_command_line_option(hub, client, repo_id, base, tmp_path):
     """`--push_to_hub` makes no repository at the start, pushes no checkpoint, and `save_model` goes the same way."""
-    arguments = {"push_to_hub": True, "hub_strategy": "all_checkpoints", "save_strategy": "epoch"}
+    arguments = {"push_to_hub": True, "hub_strategy": "every_save", "save_strategy": "epoch"}
     arguments |= {"hub_model_id": repo_id, "hub_token": OWNER, "hub_revision": "study", "hub_private_repo": False}
     client("call_trainer", base=base, output_dir=tmp_path / "out", call="evaluate", arguments=arguments)
     assert not hub.has(repo_id)

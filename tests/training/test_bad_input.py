@@ -264,7 +264,7 @@ def test_stock_training_arguments(tmp_path):
         )
 
 
-@pytest.mark.parametrize("name", ["train_dataset", "model_init", "compute_loss_func"])
+@pytest.mark.parametrize("name", ["train_dataset", "compute_loss_func"])
 def test_arguments_of_the_stock_trainer_that_would_be_ignored(tmp_path, name):
     """Silently ignored they would look as if they worked."""
     with pytest.raises(ValueError, match=f"takes no `{name}`"):

@@ -533,6 +533,7 @@ def test_half_precision_matrices_are_averaged_in_float32(tmp_path):
     with torch.no_grad():
         for parameter in average.groups.parameters:
             parameter.add_(1.0)
+    state.global_step = 2
     average.on_epoch_end(args, state, None)
     assert {tensor.dtype for tensor in average.average} == {torch.float32}
     for before, after in zip(start, average.average, strict=True):

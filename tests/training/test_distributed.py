@@ -125,6 +125,7 @@ def test_resumed_runs_end_bit_equal(reports, kind):
         for step, found in report["resume"][kind].items():
             assert found["different"] == [], step
             assert found["same batches"], step
+            assert found["same logs"], step
             assert len(found["trains"]) == 1
 
 

@@ -93,9 +93,25 @@ RUNS = {
 }
 
 
+# Rows at the end of epochs, or every third step, which lies across epochs and checkpoints.
+LOGS = {
+    run: {"logging_strategy": "epoch"} if number % 2 else {"logging_strategy": "steps", "logging_steps": 3}
+    for number, run in enumerate(RUNS)
+}
+
+
+def rows(trainer):
+    """What a training has logged, without how long it took and the summary of each call."""
+    return [
+        {name: value for name, value in row.items() if not name.endswith(("_runtime", "_per_second", "_time"))}
+        for row in trainer.state.log_history
+        if "train_runtime" not in row
+    ]
+
+
 def start(run, folder, **changes):
     build, settings, _ = RUNS[run]
-    settings = {**settings, **changes}
+    settings = {**settings, **LOGS[run], **changes}
     model = build(dropout=settings.pop("dropout", 0.0))
     torch.manual_seed(5)
     return model, trainer_for(model, folder, **settings)
@@ -103,10 +119,12 @@ def start(run, folder, **changes):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_resumed_runs_end_bit_equal(tmp_path, run):
-    """From checkpoints within and at the end of epochs; the same adapter trains and the same ones are active."""
+    """From checkpoints within and at the end of epochs; the same adapter trains, the same ones are active, and the
+    same rows are logged: means over steps before and after the stop, and of an epoch whose end was still to come."""
     model, trainer = start(run, tmp_path / "through", save_strategy="steps", save_steps=1)
     trainer.train()
-    final, total = adapter_state(model), trainer.state.global_step
+    final, total, logged = adapter_state(model), trainer.state.global_step, rows(trainer)
+    assert any("retain_loss" in row for row in logged)
     training, active = trainable(model), list(model.base_model.active_adapters)
     if run.startswith("zero"):
         assert 0 < len(trainer.groups.zero_groups()) < len(trainer.groups)
@@ -117,6 +135,7 @@ def test_resumed_runs_end_bit_equal(tmp_path, run):
         resumed.train(resume_from_checkpoint=str(tmp_path / "through" / f"checkpoint-{step}"))
         assert resumed.state.global_step == total
         assert not differences(final, adapter_state(model)), f"resumed from step {step}"
+        assert rows(resumed) == logged, f"resumed from step {step}"
         assert (trainable(model), list(model.base_model.active_adapters)) == (training, active)
 
 
@@ -168,6 +187,28 @@ def test_the_same_trainer_can_resume_after_an_error(tmp_path):
         trainer.train()
     trainer.train(resume_from_checkpoint=True)
     assert not differences(final, adapter_state(model))
+
+
+def test_a_checkpoint_in_the_middle_of_a_step(tmp_path):
+    """As `enable_jit_checkpoint` writes it when a machine is taken away: the step is taken again and counted once."""
+
+    class Interrupt(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                trainer._save_checkpoint(trainer.model, None)
+                raise KeyboardInterrupt
+
+    model, trainer = start("plain", tmp_path / "through")
+    trainer.train()
+    final, logged = adapter_state(model), rows(trainer)
+    _, trainer = start("plain", tmp_path / "stopped")
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    model, resumed = start("plain", tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert not differences(final, adapter_state(model))
+    assert rows(resumed) == logged
 
 
 def test_zero_groups_are_frozen_from_the_first_resumed_step(tmp_path):

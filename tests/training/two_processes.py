@@ -35,6 +35,7 @@ DYING = {
     "num_train_epochs": 4,
     "lr_scheduler_type": "constant",
 }
+SHORT = {"max_steps": 3, "logging_strategy": "steps", "logging_steps": 1}
 PLAIN_SGD = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0}
 
 
@@ -89,6 +90,14 @@ def settings_of(name: str) -> dict[str, Any]:
             "prototype_retain_weight": 0.2,
         },
         "distillation": {"logging_strategy": "steps", "logging_steps": 1, "distillation_weight": 0.7},
+        "split batches": {**SHORT, "accelerator_config": {"split_batches": True}},
+        "dispatched batches": {**SHORT, "accelerator_config": {"dispatch_batches": True}},
+        "uneven batches": {
+            "max_steps": 4,
+            "eval_strategy": "epoch",
+            "per_device_eval_batch_size": 5,
+            "accelerator_config": {"even_batches": False},
+        },
     }[name]
 
 
@@ -101,6 +110,9 @@ RUNS = (
     "hinge open",
     "zero groups",
     "evaluated",
+    "split batches",
+    "dispatched batches",
+    "uneven batches",
 )
 
 
@@ -108,7 +120,9 @@ BROKEN = ("retain", "forget", "neither")
 
 
 def trainer_of(model: Any, folder: Path, processes: int, **settings: Any) -> WatchedTrainer:
-    per_process = GLOBAL_BATCH // processes // settings.get("gradient_accumulation_steps", 1)
+    split = settings.get("accelerator_config", {}).get("split_batches", False)
+    sharers = settings.get("gradient_accumulation_steps", 1) * (1 if split else processes)
+    per_process = GLOBAL_BATCH // sharers
     args = arguments(folder, per_device_train_batch_size=per_process, **settings)
     sets = {"forget_dataset": forget_set(5), "retain_dataset": retain_set(8)}
     return WatchedTrainer(model, args, eval_dataset=scoring_set(), **sets)
@@ -139,7 +153,8 @@ def resume(build: Any, folder: Path, processes: int, steps: tuple[int, ...], **s
     def start(where: str, **more: Any):
         torch.manual_seed(5 + PartialState().process_index)
         model = build()
-        return model, trainer_of(model, folder / where, processes, **settings, **more)
+        logged = {"logging_strategy": "steps", "logging_steps": 3}
+        return model, trainer_of(model, folder / where, processes, **logged, **settings, **more)
 
     model, through = start("through", save_strategy="steps", save_steps=1)
     through.train()
@@ -151,9 +166,14 @@ def resume(build: Any, folder: Path, processes: int, steps: tuple[int, ...], **s
         found[str(step)] = {
             "different": differences(final, adapter_state(model)),
             "same batches": same_batches,
+            "same logs": losses_of(resumed) == losses_of(through) != [],
             "trains": sorted(trainable(model)),
         }
     return found
+
+
+def losses_of(trainer: WatchedTrainer) -> list[dict[str, Any]]:
+    return [row for row in trainer.state.log_history if "retain_loss" in row]
 
 
 def break_another_term(trainer: WatchedTrainer) -> None:

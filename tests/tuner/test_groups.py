@@ -672,7 +672,8 @@ def test_a_group_is_active_if_it_changes_the_model(group_by, zeros, tiny):
 def test_a_fresh_adapter_has_no_active_group_and_still_trains(group_by):
     """Its `lora_B` are zero, so that it changes nothing; it must not be frozen for that."""
     _model, groups = made(group_by, init_lora_weights=True)
-    assert groups.active_groups() == [] and groups.zero_groups() == groups.names
+    assert groups.active_groups() == []
+    assert groups.zero_groups() == groups.names
     assert groups.freeze_zero_groups() == []
 
 

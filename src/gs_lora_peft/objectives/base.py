@@ -42,6 +42,8 @@ class ObjectiveOutput:
         forget_loss (`torch.Tensor`): L_forget, detached and unbounded, mean over all processes.
         metrics (`dict[str, torch.Tensor]`): further scalars of this process, detached; the same names at every step.
         logits (`torch.Tensor`, *optional*): of a classifier: shape `(2·B, C)`, as the model gave them, with gradient.
+        outputs (`dict[str, torch.Tensor]`): what the model answered, by name as in `evaluation_step`, with gradient;
+            the trainer's `compute_loss(..., return_outputs=True)` returns it.
     """
 
     loss: Tensor
@@ -49,6 +51,7 @@ class ObjectiveOutput:
     forget_loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
+    outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):

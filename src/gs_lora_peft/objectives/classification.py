@@ -128,7 +128,7 @@ class ClassificationObjective(Objective):
     ) -> ObjectiveOutput:
         logits, labels = logits_of(model, inputs), inputs["labels"]
         output = self(_with_margin(model, logits, labels, len(labels) // 2), labels, global_mean)
-        output.logits = logits
+        output.logits, output.outputs = logits, {"logits": logits}
         return output
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -56,6 +56,10 @@ class Scoring(Protocol):
         """
         ...
 
+    def names(self) -> list[str]:
+        """What [`~Scoring.by_role`] calls its scores; empty where that is not known before there are answers."""
+        return []
+
     def by_class(self, answers: Any, labels: Any) -> dict[int, tuple[float, int]]:
         """For each class that the data have, a sum and a weight: the score of any set of classes is the sum of their
         sums over the sum of their weights.
@@ -76,6 +80,9 @@ class ClassificationScoring(Scoring):
     ) -> dict[str, Any]:
         predictions, references = _predicted(answers), np.asarray(labels)
         return continual_forgetting_scores(predictions, references, **roles, accuracy_forget_before=forget_before)
+
+    def names(self) -> list[str]:
+        return list(continual_forgetting_scores([], [], forget_classes=[0]))
 
     def by_class(self, answers: Any, labels: Any) -> dict[int, tuple[float, int]]:
         right, references = _predicted(answers) == np.asarray(labels), np.asarray(labels)

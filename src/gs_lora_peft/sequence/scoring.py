@@ -157,6 +157,8 @@ def predict(model: nn.Module, dataset: Dataset, args: TrainingArguments, data_co
     args = copy.copy(args)
     args.eval_strategy, args.load_best_model_at_end = "no", False
     args.report_to, args.push_to_hub, args.label_names = [], False, ["labels"]
+    # The collator gets whole rows, and all answers are wanted, in one piece.
+    args.remove_unused_columns, args.prediction_loss_only, args.eval_do_concat_batches = False, False, True
     own = {name: vars(model)[name] for name in _LEFT_BEHIND if name in vars(model)}
     with tempfile.TemporaryDirectory() as scratch:
         args.output_dir = scratch

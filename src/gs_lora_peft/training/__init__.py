@@ -2,7 +2,15 @@
 
 from .arguments import GSLoraTrainingArguments
 from .callbacks import EMACallback, SparsityCallback
-from .checks import NonFiniteLossError
+from .checks import NoGradientError, NonFiniteLossError, NoStepError
 from .trainer import GSLoraTrainer
 
-__all__ = ["EMACallback", "GSLoraTrainer", "GSLoraTrainingArguments", "NonFiniteLossError", "SparsityCallback"]
+__all__ = [
+    "EMACallback",
+    "GSLoraTrainer",
+    "GSLoraTrainingArguments",
+    "NoGradientError",
+    "NoStepError",
+    "NonFiniteLossError",
+    "SparsityCallback",
+]

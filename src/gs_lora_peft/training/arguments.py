@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from transformers import TrainingArguments
 
@@ -12,6 +13,7 @@ from ..checking import BelowOne, NotNegative, NotNegativeWhole, Number, auto_or,
 from ..data.pairing import EpochCovers
 from ..objectives import Background, ForgetLoss, PrototypeDistance
 from ..storage import as_path
+from .inherited import check_by_arguments, smaller_is_better
 
 _POSITIVE = Annotated[Number, Field(gt=0)]
 _FORGET_BOUND = auto_or(_POSITIVE, "a positive, finite number in nats")
@@ -115,10 +117,11 @@ class GSLoraTrainingArguments(TrainingArguments):
             a head of C classes) where that is more. Of a detector it is the share of the average precision before the
             request that may be left; `"auto"` is 0.05. It does not influence the training.
 
-    `label_smoothing_factor` is refused: a bound on a smoothed loss would mean something else.
+    What of `TrainingArguments` cannot be obeyed is refused, with the reason (docs/training.md).
 
     Raises:
-        InvalidInputError: if a value is of another type, or outside its range.
+        InvalidInputError: a ValueError, if a value is of another type or outside its range, or an inherited option
+            cannot be obeyed.
         ValueError: if two of them do not go together; the message names them. Where `max_steps` is given, whether
             sparsity acts and the average starts is known and checked when training begins.
     """
@@ -207,12 +210,25 @@ class GSLoraTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.output_dir is not None:
             self.output_dir = str(as_path(self.output_dir, "output_dir"))
-        self._check_values()
+        self.check()
         # `save_strategy` is a string or an enum that equals it.
         best_is_asked_for = self.load_best_model_at_end or self.save_strategy == "best"
         if best_is_asked_for and self.metric_for_best_model is None:
             self.metric_for_best_model = "h_mean"
+        if self.greater_is_better is None and smaller_is_better(self.metric_for_best_model or ""):
+            self.greater_is_better = False
+        # Pinned memory speeds up copies to an accelerator; without one, PyTorch warns at every data loader.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
+
+    def check(self) -> None:
+        """Looks at every value; called when the arguments are made, and by a hyperparameter search that has set some.
+
+        Raises:
+            ValueError: as above.
+        """
+        check_by_arguments(self)
+        self._check_values()
 
     def _check_values(self) -> None:
         check_fields(self)
@@ -225,11 +241,6 @@ class GSLoraTrainingArguments(TrainingArguments):
         if self.ema_start_epoch and not self.ema_decay:
             raise ValueError(
                 f"`ema_start_epoch`={self.ema_start_epoch} has no average to start. Set `ema_decay`, e.g. to 0.9."
-            )
-        if self.label_smoothing_factor != 0.0:
-            raise ValueError(
-                f"`label_smoothing_factor`={self.label_smoothing_factor!r} is not supported: `forget_bound` bounds "
-                "the plain cross-entropy. Leave it at 0."
             )
         until = self.sparsity_until_epoch
         if self.sparsity != "none" and until is not None and not until > self.sparsity_warmup_epochs:

@@ -161,7 +161,8 @@ class EMACallback(TrainerCallback):
             self._update(args, state)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if args.ema_update != "epoch":
+        # Taken in already: a training that was resumed here has been brought to its epoch's end.
+        if args.ema_update != "epoch" or self._step == state.global_step:
             return
         if _is_whole(state.epoch or 0.0) or state.global_step >= state.max_steps:
             self._update(args, state)

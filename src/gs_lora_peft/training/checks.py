@@ -10,11 +10,13 @@ from datasets import Dataset
 from pydantic import BeforeValidator, Field, InstanceOf
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from ..checking import ClassId, ClassName, checked, ordered_list
 from ..data.alignment import check_names
 from ..data.box_columns import is_object_column
 from ..data.splitting import read_classes
+from ..errors import InvalidInputError
 from ..objectives import head_size
 from ..tuner import GSLoraConfig, LoraGroups, trainable_adapters
 from .arguments import GSLoraTrainingArguments
@@ -69,6 +71,14 @@ def check_types(**given: Any) -> None:
         if value is not None or name in ("model", "args", "config", "label_column"):
             kind, fix = _ARGUMENTS[name]
             checked(name, value, kind, fix=fix)
+
+
+class NoGradientError(ValueError):
+    """No gradient reaches the adapter that trains, so that it would stay as it is. It is as it was before the step."""
+
+
+class NoStepError(ValueError):
+    """A training ended without an optimizer step, so that nothing was forgotten."""
 
 
 def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> list[int]:
@@ -238,17 +248,85 @@ def check_evaluation(trainer: Any, model: nn.Module, eval_dataset: Any, args: An
         return
     metric = metric if metric.startswith("eval_") else f"eval_{metric}"
     asked = f"`metric_for_best_model`={args.metric_for_best_model!r}"
-    if not any(metric.startswith(f"{prefix}_") for prefix in prefixes.values()):
+    # The longest prefix that fits: a set may be called as another one's name begins.
+    fitting = [name for name, prefix in prefixes.items() if metric.startswith(f"{prefix}_")]
+    if not fitting:
         offered = ", ".join(repr(f"{prefix}_h_mean") for prefix in prefixes.values())
         raise ValueError(f"{asked} does not say which of the evaluation sets chooses the best model. Use {offered}.")
+    chosen = max(fitting, key=lambda name: len(prefixes[name]))
+    score = metric.removeprefix(f"{prefixes[chosen]}_")
+    if score == "loss" or own_metrics:
+        return
+    scoring = trainer.task_objective.scoring
+    names = ["loss"] if args.prediction_loss_only else [*scoring.names(), "loss"]
+    if args.prediction_loss_only or (scoring.names() and score not in names):
+        why = " with `prediction_loss_only`" if args.prediction_loss_only else ""
+        raise InvalidInputError(
+            "metric_for_best_model",
+            args.metric_for_best_model,
+            f"one of {names}{why}",
+            f"The name may follow {prefixes[chosen] + '_'!r}. Scores of your own come from `compute_metrics`.",
+        )
+    roles = {
+        "forget": trainer.forget_classes,
+        "retain": trainer.retain_classes,
+        "old": trainer.old_classes,
+        "missing": trainer.missing_classes,
+    }
     for name, found in classes.items():
-        roles = {"forget": trainer.forget_classes, "retain": trainer.retain_classes}
-        absent = [role for role, members in roles.items() if not found & set(members)]
-        if metric == f"{prefixes[name]}_h_mean" and absent and not own_metrics:
+        needed = {"h_mean": ("forget", "retain"), "drop": ("forget",)}.get(score, (score.rpartition("_")[2],))
+        absent = [role for role in needed if role in roles and not found & set(roles[role])]
+        if name == chosen and absent and not score.startswith("n_"):
             raise ValueError(
                 f"{asked} cannot be computed: the evaluation set has no samples of the classes to {absent[0]}. Add "
                 "some, or choose another metric, e.g. 'eval_acc_retain'."
             )
+
+
+def check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> None:
+    """Looks at what the trainer was given, before anything is read.
+
+    Raises:
+        ValueError: if something is given that has no place here, or evaluation during training has nothing to
+            evaluate on.
+    """
+    for name in ("train_dataset", "compute_loss_func"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"GSLoraTrainer takes no `{name}`: it trains the given model's adapter on pairs of `retain_dataset` "
+                "and `forget_dataset`, with the loss of GS-LoRA."
+            )
+    if args.eval_on_start and eval_dataset is None and args.validation_fraction == 0:
+        raise InvalidInputError(
+            "eval_on_start", True, "False without anything to evaluate on", "Give `eval_dataset`, or leave it out."
+        )
+    if args.eval_strategy != "no" and eval_dataset is None and args.validation_fraction == 0:
+        raise ValueError(
+            f"`eval_strategy`={IntervalStrategy(args.eval_strategy).value!r} needs something to evaluate on: give "
+            "`eval_dataset`, or hold a part of the training data out with `validation_fraction` (never the test data)."
+            " Hold annotated boxes out with train_validation_split instead, for GSLoraTrainer's `eval_dataset`; a "
+            "ContinualForgetter scores detectors after each task alone, with `eval_strategy`='no'."
+        )
+
+
+def check_model(model: Any, model_init: Any, objective: Any, kwargs: dict[str, Any]) -> None:
+    """There must be one model, or what makes models, and then nothing that belongs to a single one.
+
+    Raises:
+        InvalidInputError: if not.
+    """
+    if (model is None) == (model_init is None):
+        given = "both" if model is not None else None
+        fix = "Wrap one with get_peft_model(model, GSLoraConfig(...)); `model_init` is for hyperparameter_search."
+        raise InvalidInputError("model", given, "a model with its adapter, or `model_init`, which makes one", fix)
+    if model_init is None:
+        return
+    if objective is not None:
+        fix = "Leave it out; the arguments say what it should be."
+        raise InvalidInputError("objective", objective, "None with `model_init`: it may belong to one model", fix)
+    if any(part is not None for part in kwargs.get("optimizers") or ()):
+        fix = "Choose it with `optim`, or give `optimizer_cls_and_kwargs`."
+        raise InvalidInputError("optimizers", kwargs["optimizers"], "none with `model_init`: they hold one model", fix)
 
 
 def check_hold_out(dataset: Any, label_column: str) -> None:

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers.trainer_pt_utils import EvalLoopContainer, nested_concat
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from ..data.rows import NamedRows
-from ..objectives import ClassRoles, Objective
+from ..objectives import ClassRoles, Objective, before_the_task
 from .callbacks import EMACallback
+
+_PADDING = -100  # what the Trainer fills up with where batches differ in their second dimension
 
 
 class ObjectiveEvaluation(Trainer):
     """Evaluates by what the [`Objective`] of a kind of model takes for its loss, its answers and right answers."""
 
-    objective: Objective
+    task_objective: Objective
+    _searched: Any = None
+
+    @property
+    def objective(self) -> Any:
+        """The [`Objective`]; in a hyperparameter search what transformers keeps under this name, a trial's result."""
+        return self._searched if self._in_search else self.task_objective
+
+    @objective.setter
+    def objective(self, value: Any) -> None:
+        if self._in_search:
+            self._searched = value
+        else:
+            self.task_objective = value
+
+    @property
+    def _in_search(self) -> bool:
+        return getattr(self, "hp_search_backend", None) is not None
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:
         if description != "Training" and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
@@ -27,8 +52,27 @@ class ObjectiveEvaluation(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if outputs is not None and labels is not None:
-            outputs, labels = self.objective.scoring.gathered(outputs, labels)
+            outputs, labels = self.task_objective.scoring.gathered(outputs, labels)
         return loss, outputs, labels
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        # Outside of training, these options cast the model in place: what is trained or saved afterwards would be
+        # rounded, too.
+        cast = (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_in_train
+        with _kept_precision(self.model) if cast else nullcontext():
+            return super().evaluation_loop(*args, **kwargs)
+
+
+@contextmanager
+def _kept_precision(model: Any) -> Iterator[None]:
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.data for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            if tensor.dtype != data.dtype:
+                tensor.data = data.to(tensor.device)
 
 
 class ForgettingEvaluation(ObjectiveEvaluation):
@@ -44,15 +88,29 @@ class ForgettingEvaluation(ObjectiveEvaluation):
     retain_classes: list[int]
     old_classes: list[int]
     missing_classes: list[int]
+    adapter_name: str
     ema: EMACallback | None = None
     _evaluating = "eval"  # prefix of the metrics that are being computed
+    _batches: tuple[EvalLoopContainer, EvalLoopContainer]
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.accuracy_forget_before: dict[str, float] = {}
-        kwargs.setdefault("compute_metrics", self._scores)
+        if kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = self._scores
         super().__init__(*args, **kwargs)
 
-    def _scores(self, prediction: Any) -> dict[str, float]:
+    def _scores(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """The scores of answers; with `batch_eval_metrics` of one batch, whose turn the last one is in the end."""
+        if self.args.batch_eval_metrics:
+            answers, labels = self._batches
+            answers.add(prediction.predictions)
+            labels.add(prediction.label_ids)
+            answers.to_cpu_and_numpy()
+            labels.to_cpu_and_numpy()
+            if not compute_result:
+                return {}
+            prediction = EvalPrediction(answers.get_arrays(), labels.get_arrays())
+            self._batches = _empty_batches()
         scores = self._forgetting_scores(prediction, self.accuracy_forget_before.get(self._evaluating))
         return {name: value for name, value in scores.items() if value is not None}
 
@@ -63,8 +121,9 @@ class ForgettingEvaluation(ObjectiveEvaluation):
             "old_classes": self.old_classes,
             "missing_classes": self.missing_classes,
         }
-        scoring = self.objective.scoring
-        return scoring.by_role(prediction.predictions, prediction.label_ids, roles, accuracy_forget_before)
+        scoring = self.task_objective.scoring
+        answers, labels = _joined(prediction.predictions), _joined(prediction.label_ids)
+        return scoring.by_role(answers, labels, roles, accuracy_forget_before)
 
     def score(self, dataset: Any, accuracy_forget_before: float | None = None) -> dict[str, Any]:
         """Acc_r, Acc_f, Acc_o, Acc_m, Drop and H of the model as it is now, on any labelled data; nothing is logged.
@@ -87,7 +146,7 @@ class ForgettingEvaluation(ObjectiveEvaluation):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         average = self.ema if self.is_in_train else None
-        self._evaluating = metric_key_prefix
+        self._evaluating, self._batches = metric_key_prefix, _empty_batches()
         if average is not None:
             average.swap_in()
         try:
@@ -103,11 +162,35 @@ class ForgettingEvaluation(ObjectiveEvaluation):
 
     def measure_before(self) -> None:
         """Acc_f before the task on each evaluation set, for Drop and H; nothing is logged and no callback is told."""
-        key = f"before_{self.objective.scoring.measure.key('forget')}"
+        key = f"before_{self.task_objective.scoring.measure.key('forget')}"
         datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {None: self.eval_dataset}
-        for name in datasets:
-            output = self.evaluation_loop(
-                self.get_eval_dataloader(name), description="Before training", metric_key_prefix="before"
-            )
-            if (accuracy := (output.metrics or {}).get(key)) is not None:
-                self.accuracy_forget_before["eval" if name is None else f"eval_{name}"] = accuracy
+        with self._no_callbacks(), before_the_task(cast(nn.Module, self.model), self.adapter_name):
+            for name in datasets:
+                output = self.evaluation_loop(
+                    self.get_eval_dataloader(name), description="Before training", metric_key_prefix="before"
+                )
+                if (accuracy := (output.metrics or {}).get(key)) is not None:
+                    self.accuracy_forget_before["eval" if name is None else f"eval_{name}"] = accuracy
+
+    @contextmanager
+    def _no_callbacks(self) -> Iterator[None]:
+        told = self.callback_handler
+        # The one callback without which the handler warns; it does nothing during an evaluation.
+        self.callback_handler = CallbackHandler(
+            [DefaultFlowCallback()], self.model, self.processing_class, self.optimizer, self.lr_scheduler
+        )
+        try:
+            yield
+        finally:
+            self.callback_handler = told
+
+
+def _empty_batches() -> tuple[EvalLoopContainer, EvalLoopContainer]:
+    return EvalLoopContainer(padding_index=_PADDING), EvalLoopContainer(padding_index=_PADDING)
+
+
+def _joined(answers: Any) -> Any:
+    """Answers as one array each; with `eval_do_concat_batches=False` they come as a list of batches."""
+    if not isinstance(answers, list):
+        return answers
+    return functools.reduce(functools.partial(nested_concat, padding_index=_PADDING), answers)

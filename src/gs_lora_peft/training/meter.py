@@ -1,6 +1,8 @@
-"""Running means of what a joint forward reports, kept on the device until somebody logs."""
+"""Running means of what a joint forward reports, kept on the device until they are logged."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +33,14 @@ class LossMeter:
         """Whether L_retain, L_forget and the loss of this process were finite since the last call: bool, `(3,)`."""
         finite, self._finite = self._finite, None
         return finite if finite is not None else torch.ones(3, dtype=torch.bool)
+
+    def sums(self) -> tuple[tuple[str, ...], Tensor | None, int]:
+        """The names, the sums since the last means and how many micro-batches they are of; nothing is fetched."""
+        return self.names, self._sum, self._count
+
+    def put_back(self, names: Sequence[str], sums: Tensor | None, count: int) -> None:
+        """Go on from what [`~LossMeter.sums`] gave."""
+        self.names, self._sum, self._count = tuple(names), sums, count
 
     def means(self) -> Tensor | None:
         """Means since the last call, in the order of `names`, on the device."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
+from transformers import TrainerCallback
 
 from ..data.augmentation import Augmentation, AugmentedViews, rand_augment
 from ..data.rows import NamedRows
@@ -41,6 +42,26 @@ def chosen_augmentation(
     return Augmentation(augment if augment is not None else rand_augment(), column, args.seed)
 
 
+class PreparationCallback(TrainerCallback):
+    """
+    What has to be known of the model before the task: how well it knows what is to be forgotten, for Drop and H, and
+    what the objective looks at.
+
+    Args:
+        trainer ([`GSLoraTrainer`]): the trainer that runs.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        evaluates = args.eval_strategy != "no" or args.eval_on_start or trainer.hp_search_backend is not None
+        if evaluates and trainer.eval_dataset is not None and not trainer.accuracy_forget_before:
+            trainer.measure_before()
+        prepare_objective(trainer)
+
+
 def prepare_objective(trainer: Any) -> None:
     """Shows the objective the model as it was before the task, and both training sets.
 
@@ -56,7 +77,7 @@ def prepare_objective(trainer: Any) -> None:
         return trainer.accelerator.reduce(tensor, reduction="sum") if args.world_size > 1 else tensor
 
     with before_the_task(trainer.model, trainer.adapter_name), trainer.accelerator.autocast():
-        trainer.objective.prepare(trainer.model, lambda: own_batches(trainer, sets), global_sum)
+        trainer.task_objective.prepare(trainer.model, lambda: own_batches(trainer, sets), global_sum)
 
 
 def own_batches(trainer: Any, datasets: Sequence[Any]) -> Iterator[dict[str, Any]]:

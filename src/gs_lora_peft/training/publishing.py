@@ -43,7 +43,7 @@ class AdapterPublishing(Trainer):
 
     model: PeftModel
     groups: LoraGroups
-    objective: Objective
+    task_objective: Objective
     adapter_name: str
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -120,7 +120,7 @@ class AdapterPublishing(Trainer):
 
     def _card(self, data: ModelCardData, repo_id: str, base: str | None) -> str:
         state = self.groups.state()
-        names = [*map(self.objective.scoring.measure.key, ("forget", "retain", "old", "missing")), "h_mean"]
+        names = [*map(self.task_objective.scoring.measure.key, ("forget", "retain", "old", "missing")), "h_mean"]
         last = next((row for row in reversed(self.state.log_history) if f"eval_{names[1]}" in row), {})
         rows = [f"| {name} | {last[f'eval_{name}']:.4f} |" for name in names if f"eval_{name}" in last]
         table = ["", "| on the evaluation data | fraction |", "|---|---|", *rows, ""] if rows else [""]

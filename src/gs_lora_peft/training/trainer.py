@@ -4,44 +4,58 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import TrainerCallback, enable_full_determinism, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
-from ..data.augmentation import AugmentedPairs, NumberedSampler
+from ..data.augmentation import AugmentedPairs
+from ..data.box_columns import is_object_column
 from ..data.collation import default_collator
-from ..data.pairing import PairedCollator, PairedDataset, PairedSampler
+from ..data.pairing import PairedDataset
 from ..data.splitting import train_validation_split
 from ..objectives import Objective, check_class_head, objective_for
 from ..tuner import LoraGroups
 from ..tuner.batch_norm import batch_norm_frozen
 from .arguments import GSLoraTrainingArguments
+from .batches import PairedBatches
 from .callbacks import EMACallback, SamplerEpochCallback, SparsityCallback
 from .checkpoints import load_adapters, read_state, write_state
 from .checks import (
+    NoStepError,
+    check_arguments,
     check_distribution,
     check_evaluation,
     check_hold_out,
     check_labels,
+    check_model,
     check_types,
     class_ids,
     classes_of_task,
     training_adapter,
     without_data,
 )
+from .columns import ColumnFilter
+from .continuation import LogContinuation
 from .disk import whole_checkpoint
 from .evaluation import ForgettingEvaluation
+from .gradients import GradientCallback, check_checkpointing, no_gradient, reentrant_checkpoints
 from .guard import FiniteCallback
+from .inherited import check_by_trainer
 from .meter import LossMeter
-from .preparing import chosen_augmentation, prepare_objective
+from .preparing import PreparationCallback, chosen_augmentation
 from .publishing import AdapterPublishing
+from .searching import AdapterSearch
+
+logger = logging.get_logger(__name__)
 
 
-class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
+class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterPublishing):
     """
     Makes a classifier or a detector forget some classes and keep the rest, by training one LoRA adapter with group
     sparsity.
@@ -54,7 +68,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
     processes).
 
     Args:
-        model (`PeftModel`):
+        model (`PeftModel`, *optional*, needed unless `model_init` is given):
             A classifier or a detector with exactly one adapter that trains, from
             `get_peft_model(model, GSLoraConfig())`. BatchNorm layers of its base stay in eval mode.
         args ([`GSLoraTrainingArguments`], *optional*): by default those with `output_dir="forgetting"`.
@@ -82,14 +96,19 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             `augmentation` and `prototype_augmentations`; by default RandAugment, see [`rand_augment`].
         objective ([`Objective`], *optional*): what "forget" and "retain" mean, instead of what `args` says of losses;
             by default what suits the model, see [`objective_for`].
+        model_init (`Callable`, *optional*): makes a fresh model with its adapter, at the start of every training; in
+            place of `model`, for [`~GSLoraTrainer.hyperparameter_search`].
         kwargs: as for [`transformers.Trainer`].
 
     Raises:
         ValueError: before any training, if the model has no class head ([`check_class_head`], unless an `objective` is
-            given), if a data set is missing or empty, if the two sets share classes, if of annotated
-            boxes it is not said what is to be forgotten, if a label lies outside the head, if not exactly one adapter
-            and nothing else trains, if a checkpoint belongs to another model, if the metric of the best model cannot
-            be computed on `eval_dataset`, or with FSDP or DeepSpeed.
+            given), if a data set is missing or empty, if the two sets share classes, if of annotated boxes it is not
+            said what is to be forgotten, if a label lies outside the head, if not exactly one adapter and nothing else
+            trains, if a checkpoint belongs to another model, if the metric of the best model cannot be computed on
+            `eval_dataset`, or with FSDP or DeepSpeed.
+        InvalidInputError: a ValueError, if an inherited option cannot be obeyed (docs/training.md).
+        NoGradientError: at the first step, if no gradient reaches the adapter, so that nothing would be forgotten.
+        NoStepError: at the end of a training in which the optimizer took no step.
         NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those of the last step at which
             loss and gradient were finite.
 
@@ -107,12 +126,11 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
 
     args: GSLoraTrainingArguments
     model: PeftModel
-    objective: Objective
     train_dataset: PairedDataset
 
     def __init__(
         self,
-        model: PeftModel,
+        model: PeftModel | None = None,
         args: GSLoraTrainingArguments | None = None,
         *,
         forget_dataset: Any,
@@ -126,22 +144,30 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         data_collator: Any = None,
         augment: Callable[[Any], Any] | None = None,
         objective: Objective | None = None,
+        model_init: Callable[..., PeftModel] | None = None,
         **kwargs: Any,
     ):
         args = args if args is not None else GSLoraTrainingArguments(output_dir="forgetting")
         check_types(
-            model=model,
+            **({} if model is None else {"model": model}),
             args=args,
             label_column=label_column,
             data_collator=data_collator,
             augment=augment,
             callbacks=kwargs.get("callbacks"),
         )
-        _check_arguments(args, eval_dataset, kwargs)
+        check_arguments(args, eval_dataset, kwargs)
+        check_model(model, model_init, objective, kwargs)
+        pairs = PairedDataset(retain_dataset, forget_dataset)
+        if model is None:
+            # As the Trainer does it; the seed decides the adapter that is made.
+            enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+            self.model_init = cast(Any, model_init)
+            model = super().call_model_init()
         if objective is None:
             check_class_head(model)
-        pairs = PairedDataset(retain_dataset, forget_dataset)
         self.label_column = label_column
+        self.has_boxes = is_object_column(retain_dataset, label_column)
         self.forget_classes, self.retain_classes = classes_of_task(
             forget_dataset, retain_dataset, label_column, model, forget_classes
         )
@@ -150,24 +176,21 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         check_labels(model, self.forget_classes, self.retain_classes, self.old_classes, named)
         silent = without_data(model, self.forget_classes, self.retain_classes, self.old_classes)
         self.missing_classes = sorted({*named, *silent})
-        self.adapter_name = training_adapter(model)
+        self._take(model)
         if args.validation_fraction > 0 and eval_dataset is None:
             check_hold_out(retain_dataset, label_column)
             pairs, eval_dataset = self._hold_out(pairs, args)
-        if eval_dataset is not None:
-            check_evaluation(self, model, eval_dataset, args, own_metrics="compute_metrics" in kwargs)
 
         data_collator = data_collator or default_collator(processing_class, label_column, retain_dataset)
         self.augmentation = chosen_augmentation(args, augment, data_collator)
         if self.augmentation and args.augmentation:
             pairs = AugmentedPairs(pairs.retain, pairs.forget, self.augmentation)
 
-        self.groups = LoraGroups(model, self.adapter_name)
-        if objective is None:
-            classes = {"forget_classes": self.forget_classes, "missing_classes": self.missing_classes}
-            objective = objective_for(model, args, **classes, adapter=self.adapter_name)
-        self.objective = objective
+        self._given_objective = objective
+        self.task_objective = self._objective_for(model, args)
         self.meter = LossMeter()
+        if eval_dataset is not None:
+            check_evaluation(self, model, eval_dataset, args, own_metrics=kwargs.get("compute_metrics") is not None)
         super().__init__(
             model=model,
             args=args,
@@ -177,17 +200,48 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
             data_collator=data_collator,
             **kwargs,
         )
+        self.model_init = cast(Any, model_init)
         # The Trainer's own search looks for labels in a forward that PeftModel hides.
         self.label_names = ["labels"]
         # The model never computes the loss, so nobody has to count its labels (a host synchronisation a step).
         self.model_accepts_loss_kwargs = False
         check_distribution(self)
-        self.sparsity = SparsityCallback(self.groups)
-        self.ema = EMACallback(self.groups) if args.ema_decay > 0 else None
+        check_by_trainer(self)
+        check_checkpointing(args, model)
+        if args.remove_unused_columns:
+            self._set_signature_columns_if_needed()
+            self.data_collator = ColumnFilter(data_collator, {*(self._signature_columns or ()), label_column})
+        self.ignore_keys_for_eval: list[str] | None = None
+        self._own_callbacks: list[TrainerCallback] = []
+        self._make_callbacks()
+        self._get_train_sampler()  # refuses a batch size that leaves no batch
+
+    def _take(self, model: PeftModel) -> None:
+        self.adapter_name = training_adapter(model)
+        self.groups = LoraGroups(model, self.adapter_name)
+
+    def _objective_for(self, model: PeftModel, args: GSLoraTrainingArguments) -> Objective:
+        if self._given_objective is not None:
+            return self._given_objective
+        classes = {"forget_classes": self.forget_classes, "missing_classes": self.missing_classes}
+        return objective_for(model, args, **classes, adapter=self.adapter_name)
+
+    def _make_callbacks(self) -> None:
+        """What happens between the steps, for the model and the arguments as they are now."""
+        for callback in self._own_callbacks:
+            self.remove_callback(callback)
         self._epochs = SamplerEpochCallback()
-        for callback in (self._epochs, self.sparsity, self.ema, FiniteCallback(self)):
-            if callback is not None:
-                self.add_callback(callback)
+        self.sparsity = SparsityCallback(self.groups)
+        self.ema = EMACallback(self.groups) if self.args.ema_decay > 0 else None
+        self._gradients = GradientCallback(self)
+        self._continuation = LogContinuation(self)
+        chosen = (
+            PreparationCallback(self), self._epochs, self.sparsity, self.ema, self._gradients, FiniteCallback(self),
+            self._continuation,
+        )  # fmt: skip
+        self._own_callbacks = [callback for callback in chosen if callback is not None]
+        for callback in self._own_callbacks:
+            self.add_callback(callback)
 
     def _hold_out(self, pairs: PairedDataset, args: GSLoraTrainingArguments) -> tuple[PairedDataset, Any]:
         from datasets import concatenate_datasets
@@ -198,51 +252,23 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         )
         return PairedDataset(retain, forget), concatenate_datasets([kept, gone])
 
-    # Data
-
-    def get_train_dataloader(self):
-        pairs_only = self.data_collator
-        self.data_collator = PairedCollator(pairs_only, self.forget_classes)
-        try:
-            return self._get_dataloader(
-                dataset=self.train_dataset,
-                description="Training",
-                batch_size=self._train_batch_size,
-                sampler_fn=self._get_train_sampler,
-                is_training=True,
-            )
-        finally:
-            self.data_collator = pairs_only
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        kind = NumberedSampler if isinstance(dataset, AugmentedPairs) else PairedSampler
-        sampler = kind(
-            len(dataset.retain),
-            len(dataset.forget),
-            global_batch_size=self._train_batch_size * self.args.world_size,
-            seed=self.args.drawing_seed,
-            drop_last=self.args.dataloader_drop_last,
-            covers=self.args.epoch_covers,
-        )
-        self._epochs.sampler = sampler
-        return sampler
-
     # Loss
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
         if not model.training:
-            loss, outputs = self.objective.evaluation_step(model, inputs)
+            loss, outputs = self.task_objective.evaluation_step(model, inputs)
             return (loss, outputs) if return_outputs else loss
-        result = self.objective.training_step(model, inputs, global_mean=self._global_mean)
+        result = self.task_objective.training_step(model, inputs, global_mean=self._global_mean)
         self.meter.add(result)
         loss = result.loss
-        if self.args.sparsity == "penalty":
-            loss = loss + self.sparsity.weight_now(self.args, self.state) * self.groups.penalty()
-        if not loss.requires_grad:
+        if not loss.requires_grad and torch.is_grad_enabled():
+            if any(parameter.requires_grad for parameter in self.groups.parameters):
+                raise no_gradient(self.state.global_step + 1)
             # Every group is zero and frozen. Training stops after this step, which must still be able to go backward.
             loss = loss.detach().requires_grad_()
-        return (loss, {}) if return_outputs else loss
+        if self.args.sparsity == "penalty":
+            loss = loss + self.sparsity.weight_now(self.args, self.state) * self.groups.penalty()
+        return (loss, {"loss": loss, **result.outputs}) if return_outputs else loss
 
     def _global_mean(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor, reduction="mean") if self.args.world_size > 1 else tensor
@@ -256,14 +282,15 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
 
     def _training_logs(self, means: torch.Tensor) -> dict[str, float]:
         """Losses, accuracies, the sparsity term, active groups and every group's norm, in one host synchronisation."""
-        norms = self.groups.norms()
-        values = torch.cat([means, norms.to(means.device)]).tolist()
+        of_groups = torch.cat(
+            [self.groups.norms(), self.groups.changed().sum(dtype=torch.float32, dim=0, keepdim=True)]
+        )
+        *values, active = torch.cat([means, of_groups.to(means.device)]).tolist()
         names = [*self.meter.names, *(f"group_norm/{name}" for name in self.groups.names)]
-        norm_values = values[len(self.meter.names) :]
         return {
             **dict(zip(names, values, strict=True)),
-            "sparsity_term": self._sparsity_term(norm_values),
-            "active_groups": float(sum(norm > 0 for norm in norm_values)),
+            "sparsity_term": self._sparsity_term(values[len(self.meter.names) :]),
+            "active_groups": active,
         }
 
     def _sparsity_term(self, norms: Sequence[float]) -> float:
@@ -282,7 +309,6 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ):
-        self.meter = LossMeter()
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
             checkpoint = get_last_checkpoint(str(self.args.output_dir))
@@ -291,29 +317,44 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
                     f"there is no checkpoint in {self.args.output_dir!r} to resume from. Train without "
                     "`resume_from_checkpoint`, or give the path of one."
                 )
-        if checkpoint is not None:
-            self.accuracy_forget_before.update(read_state(checkpoint).get("accuracy_forget_before", {}))
-        if self.args.eval_strategy != "no" and not self.accuracy_forget_before:
-            self.measure_before()
-        self._forget_preparation()
-        prepare_objective(self)
+        state = read_state(checkpoint) if checkpoint is not None else {}
+        if self.model_init is not None:
+            self.accuracy_forget_before.clear()  # of the model before
+        self.accuracy_forget_before.update(state.get("accuracy_forget_before", {}))
+        self._logs_of_checkpoint, self.ignore_keys_for_eval = state.get("logs"), ignore_keys_for_eval
         try:
-            # Running statistics belong to no adapter: they would be lost wherever it is loaded.
-            with batch_norm_frozen(self.model):
-                return super().train(checkpoint, trial, ignore_keys_for_eval)
+            output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             # Also after an error: the model is an ordinary PEFT model again, and evaluation scores its weights.
             self.groups.thaw()
             self.is_in_train = False
+        if output.global_step == 0 or (checkpoint is None and self._gradients.steps == 0):
+            raise NoStepError(
+                f"the training ended after {output.global_step} steps, in none of which the optimizer changed a "
+                "weight, so that nothing is forgotten. Look for callbacks that stop it and, with fp16, for infinite "
+                "gradients, because of which every step is skipped; or train longer."
+            )
+        return output
 
-    def _forget_preparation(self) -> None:
-        """Undo what evaluation before training did to the model.
+    def _inner_training_loop(self, *args: Any, **kwargs: Any):
+        self.meter = LossMeter()
+        self._continuation.load(self._logs_of_checkpoint)
+        # Last, for it may bring an epoch to its end, before which every other callback has to have begun.
+        self.remove_callback(self._continuation)
+        self.add_callback(self._continuation)
+        pairs = self._train_batch_size // max(self.args.n_gpu, 1)
+        logger.info(f"Joint batches: {pairs} samples to keep and as many to forget on each device")
+        # Running statistics belong to no adapter: they would be lost wherever it is loaded.
+        with batch_norm_frozen(self.model), reentrant_checkpoints(self.model):
+            return super()._inner_training_loop(*args, **kwargs)
 
-        It marks the model as prepared, so that training would not wrap it in DDP: every process would train alone.
-        """
-        if self.model_wrapped is self.model:
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self.model.__dict__.pop("_is_accelerate_prepared", None)
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self._continuation.stopped:
+            super()._run_epoch(*args, **kwargs)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        self._continuation.grad_norm = norm = super()._get_grad_norm(*args, **kwargs)
+        return norm
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -326,10 +367,11 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         # A run resumed from here freezes what is zero; so must the one that goes on.
         if not self.sparsity.settled:
             self.sparsity.settle(self.control)
+        logs = self._continuation.state()
         folder = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         with whole_checkpoint(folder, removes=self.args.should_save):
             if self.args.should_save:
-                write_state(folder, {"accuracy_forget_before": self.accuracy_forget_before})
+                write_state(folder, {"accuracy_forget_before": self.accuracy_forget_before, "logs": logs})
                 if self.ema:
                     self.ema.save(folder)
             super()._save_checkpoint(model, trial)
@@ -343,19 +385,3 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
         # A group that is zero now may have been alive in the best checkpoint.
         self.groups.thaw()
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-def _check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> None:
-    for name in ("train_dataset", "model_init", "compute_loss_func"):
-        if kwargs.get(name) is not None:
-            raise ValueError(
-                f"GSLoraTrainer takes no `{name}`: it trains the given model's adapter on pairs of `retain_dataset` "
-                "and `forget_dataset`, with the loss of GS-LoRA."
-            )
-    if args.eval_strategy != "no" and eval_dataset is None and args.validation_fraction == 0:
-        raise ValueError(
-            f"`eval_strategy`={IntervalStrategy(args.eval_strategy).value!r} needs something to evaluate on: give "
-            "`eval_dataset`, or hold a part of the training data out with `validation_fraction` (never the test data)."
-            " Hold annotated boxes out with train_validation_split instead, for GSLoraTrainer's `eval_dataset`; a "
-            "ContinualForgetter scores detectors after each task alone, with `eval_strategy`='no'."
-        )

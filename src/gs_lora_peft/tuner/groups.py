@@ -238,10 +238,10 @@ class LoraGroups:
     def freeze_zero_groups(self, is_zero: Sequence[bool] | None = None) -> list[str]:
         """Stop training groups of norm 0, and skip their LoRA pairs in the forward (one host synchronisation).
 
-        A group of which only every `lora_B` is zero goes on: that is how training starts. A frozen matrix gets no gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that
-        it costs nothing. `thaw` takes both back. Call it again after something has activated the adapter anew
-        (`set_adapter`). By matrix, a `lora_B` that is zero only because its `lora_A` has not been trained yet is left
-        alone.
+        A group of which only every `lora_B` is zero goes on: that is how training starts. A frozen matrix gets no
+        gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that it costs nothing. `thaw`
+        takes both back. Call it again after something has activated the adapter anew (`set_adapter`). By matrix, a
+        `lora_B` that is zero only because its `lora_A` has not been trained yet is left alone.
 
         Args:
             is_zero (`Sequence[bool]`, *optional*): whether each group is zero, where the caller has fetched

@@ -165,7 +165,9 @@ class DetectionObjective(Objective):
         targets = read_targets(inputs, self.num_labels, training=True)
         logits, boxes, seen = self._forward(model, inputs)
         with torch.autocast(logits.device.type, enabled=False):
-            return self._losses(logits, boxes, seen, targets, global_mean)
+            output = self._losses(logits, boxes, seen, targets, global_mean)
+        output.outputs = {"logits": logits, "pred_boxes": boxes}
+        return output
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The detector's loss over all annotations, and its `logits` `(B, Q, C)` and `pred_boxes` `(B, Q, 4)`."""

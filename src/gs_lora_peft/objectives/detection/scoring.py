@@ -66,6 +66,9 @@ class DetectionScoring(Scoring):
         scores = detection_scores(unpack_boxes(answers), unpack_boxes(labels), **roles, ap_forget_before=forget_before)
         return {name: value for name, value in scores.items() if name != "per_class"}
 
+    def names(self) -> list[str]:
+        return [name for name in detection_scores([], [], forget_classes=[]) if name != "per_class"]
+
     def by_class(self, answers: Any, labels: Any) -> dict[int, tuple[float, int]]:
         """AP of each category, all of one weight, however many objects there are."""
         scores = detection_scores(unpack_boxes(answers), unpack_boxes(labels), forget_classes=[])

@@ -1,0 +1,252 @@
+"""What becomes of every option of [`transformers.TrainingArguments`]: it is obeyed, or refused with the reason.
+
+An option that is neither would be ignored in silence, or break a training half-way. Each has its place here, so that a
+new version of transformers shows (tests/training/test_inherited.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from ..errors import InvalidInputError
+
+# What smaller values of mean a better model, besides losses, which transformers knows.
+_SMALLER_IS_BETTER = ("_forget", "_old")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """When an option is refused, and why.
+
+    Args:
+        when (`Callable`): takes the arguments, or the trainer; `True` where the value cannot be obeyed.
+        expected (`str`), fix (`str`): as in [`InvalidInputError`].
+    """
+
+    when: Callable[[Any], bool]
+    expected: str
+    fix: str
+
+
+def _not_whole_from(name: str, least: int) -> Callable[[Any], bool]:
+    def refused(args: Any) -> bool:
+        value = getattr(args, name)
+        return not _finite(value) or value != int(value) or value < least
+
+    return refused
+
+
+def _gives_no_epoch(args: Any) -> bool:
+    epochs = args.num_train_epochs
+    # A positive number of steps overrides the epochs.
+    return not _positive(epochs) and not _positive(args.max_steps)
+
+
+def _positive(value: Any) -> bool:
+    return _finite(value) and value > 0
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _of(values: tuple[str, ...], field: str) -> Callable[[Any], bool]:
+    # Enums of transformers are strings that equal their values.
+    return lambda args: any(getattr(args, field, None) == value for value in values)
+
+
+_AT_LEAST_ONE = "a whole number of at least 1"
+_STEPS_IN_BACKWARD = (
+    "lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise",
+    "apollo_adamw_layerwise",
+)  # fmt: skip
+_SCHEDULE_FREE = ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd")
+
+# Looked at when the arguments are made, before transformers reads them.
+BY_ARGUMENTS: dict[str, list[Refusal]] = {
+    "num_train_epochs": [
+        Refusal(
+            _gives_no_epoch,
+            "a finite number above 0: with no epoch, no step is taken and nothing is forgotten",
+            "Give how often to go through the retain set, or a positive `max_steps`.",
+        )
+    ],
+    "max_steps": [
+        Refusal(
+            _of((0,), "max_steps"),  # type: ignore[arg-type]
+            "at least 1, or -1 to train for `num_train_epochs`: with 0 steps nothing is forgotten",
+            "Leave it out, or give a number of optimizer steps.",
+        )
+    ],
+    "per_device_train_batch_size": [
+        Refusal(_not_whole_from("per_device_train_batch_size", 1), _AT_LEAST_ONE, "Give the size of each half.")
+    ],
+    "per_device_eval_batch_size": [
+        Refusal(_not_whole_from("per_device_eval_batch_size", 1), _AT_LEAST_ONE, "Give the size of a batch.")
+    ],
+    "gradient_accumulation_steps": [
+        Refusal(_not_whole_from("gradient_accumulation_steps", 1), _AT_LEAST_ONE, "1 does not accumulate.")
+    ],
+    "label_smoothing_factor": [
+        Refusal(
+            lambda args: args.label_smoothing_factor != 0.0,
+            "0: `forget_bound` bounds how far each class is pushed away, which smoothed labels would pull back",
+            "Leave it at 0.",
+        )
+    ],
+    "optim": [
+        Refusal(
+            _of(_STEPS_IN_BACKWARD, "optim"),
+            "an optimizer that takes its steps after the backward pass: this one updates weights during it, before a "
+            "NaN or a dropped group can be caught",
+            "Use 'adamw_torch_fused' (the default) or another one; an adapter is small enough for it.",
+        ),
+        Refusal(
+            lambda args: _of(_SCHEDULE_FREE, "optim")(args) and args.sparsity == "proximal",
+            "an optimizer without averages of its own: a schedule-free one evaluates and saves a mixture of earlier "
+            "weights, in which dropped groups are not zero",
+            "Use 'adamw_torch_fused' (the default), or `sparsity='none'`.",
+        ),
+    ],
+    "train_sampling_strategy": [
+        Refusal(
+            lambda args: getattr(args, "train_sampling_strategy", "random") != "random",
+            "'random': each batch is drawn as pairs of a sample to keep and one to forget, see PairedSampler",
+            "Leave it at 'random'.",
+        )
+    ],
+    "label_names": [
+        Refusal(
+            lambda args: args.label_names is not None and list(args.label_names) != ["labels"],
+            "None or ['labels']: that is what the collators call the labels of a batch",
+            "Leave it out; `label_column` of the trainer says which column of the data holds them.",
+        )
+    ],
+    "hub_strategy": [
+        Refusal(
+            lambda args: args.push_to_hub and _of(("checkpoint", "all_checkpoints"), "hub_strategy")(args),
+            "'every_save' or 'end': a checkpoint holds pickles and stays on this machine",
+            "Leave it at 'every_save', which publishes the adapter whenever `save_model` is called.",
+        )
+    ],
+}
+
+# Looked at when the trainer is made: what depends on the model, the data or the number of processes.
+BY_TRAINER: dict[str, list[Refusal]] = {
+    "accelerator_config": [
+        Refusal(
+            lambda trainer: (
+                trainer.args.world_size > 1
+                and trainer.args.accelerator_config.dispatch_batches is True
+                and (trainer.args.accelerator_config.split_batches or trainer.has_boxes)
+            ),
+            "`dispatch_batches` left out, for one process would cut joint batches apart for the others",
+            "Leave `dispatch_batches` out: every process reads its own samples.",
+        )
+    ],
+    "parallelism_config": [
+        Refusal(
+            lambda trainer: any(
+                (getattr(trainer.args.parallelism_config, f"{kind}_size", 1) or 1) > 1
+                for kind in ("tp", "cp", "sp", "dp_shard")
+            ),
+            "plain data parallelism: group norms and proximal steps need whole matrices",
+            "Use DDP (`accelerate launch --multi_gpu`) alone; a LoRA adapter is small enough for it.",
+        )
+    ],
+    "ddp_static_graph": [
+        Refusal(
+            lambda trainer: (
+                trainer.args.world_size > 1
+                and bool(trainer.args.ddp_static_graph)
+                and trainer.args.sparsity == "proximal"
+            ),
+            "False with sparsity='proximal': dropped groups stop taking part in the forward",
+            "Leave it unset.",
+        )
+    ],
+    "neftune_noise_alpha": [
+        Refusal(
+            lambda trainer: trainer.args.neftune_noise_alpha is not None and not _has_embeddings(trainer.model),
+            "None: the model has no input embeddings to add noise to",
+            "Leave it out, or use `augmentation`.",
+        )
+    ],
+}
+
+# Refused elsewhere: by `check_distribution`, `check_evaluation`, `check_checkpointing` and `GSLoraTrainer` itself.
+ELSEWHERE = {
+    "fsdp", "fsdp_config", "deepspeed", "ddp_find_unused_parameters", "metric_for_best_model", "eval_strategy",
+    "eval_on_start", "prediction_loss_only", "activation_checkpointing", "activation_checkpointing_kwargs",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs", "dataloader_drop_last",
+}  # fmt: skip
+
+OBEYED = {
+    "output_dir", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim_args",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules", "max_grad_norm", "bf16",
+    "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "torch_compile", "torch_compile_backend",
+    "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "torch_empty_cache_steps",
+    "auto_find_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node",
+    "logging_nan_inf_filter", "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm",
+    "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+    "eval_steps", "eval_delay", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps",
+    "include_for_metrics", "batch_eval_metrics", "save_only_model", "save_strategy", "save_steps",
+    "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo",
+    "hub_model_id", "hub_always_push", "hub_revision", "load_best_model_at_end", "greater_is_better",
+    "ignore_data_skip", "restore_callback_states_from_checkpoint", "full_determinism", "seed", "data_seed", "use_cpu",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "ddp_bucket_cap_mb",
+    "ddp_broadcast_buffers", "ddp_backend", "ddp_timeout", "debug", "skip_memory_metrics", "local_rank",
+    # Nothing for them to act on: no text is generated, no tokens are counted, and samples are not grouped by length.
+    "use_cache", "average_tokens_across_devices", "length_column_name",
+    # For scripts; the Trainer itself does not read them.
+    "do_train", "do_eval", "do_predict", "resume_from_checkpoint",
+}  # fmt: skip
+
+
+def check_by_arguments(args: Any) -> None:
+    """Refuses values of inherited options that cannot be obeyed, whatever the model.
+
+    Args:
+        args ([`GSLoraTrainingArguments`]): the arguments.
+
+    Raises:
+        InvalidInputError: naming the option and the reason.
+    """
+    for name, refusals in BY_ARGUMENTS.items():
+        _check(name, refusals, args, args)
+
+
+def check_by_trainer(trainer: Any) -> None:
+    """Refuses values of inherited options that cannot be obeyed with this model or in so many processes.
+
+    Args:
+        trainer ([`GSLoraTrainer`]): the trainer that is being made.
+
+    Raises:
+        InvalidInputError: naming the option and the reason.
+    """
+    for name, refusals in BY_TRAINER.items():
+        _check(name, refusals, trainer, trainer.args)
+
+
+def _check(name: str, refusals: list[Refusal], subject: Any, args: Any) -> None:
+    for refusal in refusals:
+        if refusal.when(subject):
+            raise InvalidInputError(name, getattr(args, name, None), refusal.expected, refusal.fix)
+
+
+def smaller_is_better(metric: str) -> bool:
+    """Whether a score is the better the smaller it is: how well what is to be forgotten, or was, is still known."""
+    return metric.endswith(_SMALLER_IS_BETTER)
+
+
+def _has_embeddings(model: Any) -> bool:
+    try:
+        return model.get_base_model().get_input_embeddings() is not None
+    except (AttributeError, NotImplementedError):
+        return False
