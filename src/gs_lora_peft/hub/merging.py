@@ -15,11 +15,14 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..sequence import ForgettingLedger, load_forgotten
 from ..sequence.placing import check_free
 from ..sequence.remote import sequence_folder
-from ..storage import StrPath, staged_folder
+from ..storage import StrPath, code_span, staged_folder
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository, was_always_new
+from ..tuner.quantisation import refuse_quantised
 from .base import base_revision, load_base_model
-from .snippets import import_line
+from .markdown import escape
+from .metadata import is_on_hub
+from .snippets import import_line, quoted
 
 _CARD = """---
 {metadata}
@@ -32,7 +35,7 @@ _CARD = """---
 ```python
 {import_line}
 
-model = {model_class}.from_pretrained("{repo}")
+model = {model_class}.from_pretrained({repo})
 ```
 
 Of the layers that forgetting changed, no weights of the base model are in here. Do not publish it next to the adapters
@@ -82,14 +85,15 @@ def merge_forgotten(
 
     Raises:
         LedgerError: as [`load_forgotten`]: files, base weights or tasks are not what the ledger says.
-        ValueError: if `out` holds files, there is nothing to merge, the class of the base model is unknown, or
-            `push_to` is malformed, out of reach or not new.
+        ValueError: if the base model is quantised, `out` holds files, there is nothing to merge, the class of the base
+            model is unknown, or `push_to` is malformed, out of reach or not new.
         OSError: if the base model cannot be loaded or a file not be written.
 
         After an error `out` is as it was, and nothing is published.
     """
     out = Path(out)
     check_free(out)
+    refuse_quantised(base_model)
     api = None if push_to is None else writing_api(token)
     repo = None if push_to is None else checked_repo_id(push_to)
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
@@ -138,7 +142,7 @@ def _processor(ledger: ForgettingLedger, source: str, token: str | bool | None) 
 
 def _card(ledger: ForgettingLedger, model_class: str, count: int, repo: str | None, out: Path) -> ModelCard:
     base = ledger.base_model.get("name_or_path")
-    on_hub = bool(base and ledger.base_model.get("revision"))
+    on_hub = bool(ledger.base_model.get("revision")) and is_on_hub(ledger.base_model)
     data = ModelCardData(
         base_model=base if on_hub else None,
         base_model_relation="finetune" if on_hub else None,
@@ -148,11 +152,11 @@ def _card(ledger: ForgettingLedger, model_class: str, count: int, repo: str | No
     return ModelCard(
         _CARD.format(
             metadata=data.to_yaml(),
-            title=(repo or out.name).rpartition("/")[2],
-            base=f"`{base}`" if base else "A model",
+            title=escape((repo or out.name).rpartition("/")[2]),
+            base=code_span(base) if base else "A model",
             count=count,
             import_line=import_line(model_class),
             model_class=model_class,
-            repo=repo or out.name,
+            repo=quoted(repo or out.name),
         )
     )

@@ -17,13 +17,12 @@ from ..data.pairing import default_collator
 from ..data.splitting import read_classes
 from ..training import GSLoraTrainingArguments
 from ..tuner import GSLoraConfig
-from .adapters import check_tasks
 from .entry import TaskEntry
 from .fingerprint import model_identity
 from .finishing import finished_entry
 from .layout import task_folder
 from .ledger import ForgettingLedger
-from .loading import refuse_adapters
+from .loading import check_bare
 from .merging import MergedModel
 from .plain import LedgerError
 from .planning import check_missing, check_sequence, match_requests, resolve_request
@@ -87,8 +86,8 @@ class ContinualForgetter:
     Raises:
         LedgerError: if the folder's ledger belongs to another base model or to other labels, was edited, or its files
             differ.
-        ValueError: if the model holds adapters already, the data has no label column or labels outside the head, or a
-            missing class does not exist or was forgotten.
+        ValueError: if the model holds adapters already or is quantised, the data has no label column or labels outside
+            the head, or a missing class does not exist or was forgotten.
 
     Example:
 
@@ -118,7 +117,7 @@ class ContinualForgetter:
         augment: Callable[[Any], Any] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        refuse_adapters(base_model)
+        check_bare(base_model)
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"folder is '{self.folder}', which is a file; expected a folder. Choose another path.")
@@ -140,7 +139,7 @@ class ContinualForgetter:
         self.ledger = self._open_ledger(base_model)
         self.label_names = self.label_names or self.ledger.label_names
         check_missing(missing_classes, self.ledger, self.label_names)
-        self._live = MergedModel(base_model, self.folder, [entry.name for entry in self.ledger.active_tasks])
+        self._live = MergedModel(base_model, self.ledger)
         self.model = base_model
         self._scores = Scores(self.eval_dataset, self.recipe)
 
@@ -193,7 +192,6 @@ class ContinualForgetter:
                 "that the same id would mean another class. Give the data the run was begun with, or choose another "
                 "folder."
             )
-        check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
         return ledger
 
     def forget(self, request: ForgetRequest) -> TaskEntry:
@@ -276,7 +274,7 @@ class ContinualForgetter:
         (entry,) = self.ledger.select([task])
         kept = [other.name for other in self.ledger.active_tasks if other.name != task]
         others = [class_id for class_id in self.ledger.forgotten_classes if class_id not in (entry.classes or [])]
-        with self._exclusively(), self._rebuilt_on_error():
+        with self._exclusively(), self._live.restored_on_error():
             before = self._scores.of_revocation(self.model, entry.classes or [], others)
             self._live.rebuild(kept)
             after = self._scores.of_revocation(self.model, entry.classes or [], others)
@@ -318,15 +316,6 @@ class ContinualForgetter:
 
         self.ledger.tasks = on_main(save)
 
-    @contextmanager
-    def _rebuilt_on_error(self) -> Iterator[None]:
-        """Makes the model what the ledger says, if the block that changes both fails."""
-        try:
-            yield
-        except BaseException:
-            self._live.rebuild([entry.name for entry in self.ledger.active_tasks])
-            raise
-
     # Parts of `forget`
 
     def _split(self, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
@@ -340,14 +329,12 @@ class ContinualForgetter:
         self._measure_base()
         before = self._scores.of_task(self.model, split)
         training = train_task(task, self.model, self.recipe, self.ledger)
-        with self._rebuilt_on_error():
-            self._live.merge([task.name])
+        with self._live.restored_on_error():
+            files = self._live.merge_new(task.name)
             after = self._scores.of_task(self.model, split, before)
             base = self._scores.of_base(split)
             scores = {"base": base, "before": before, "after": after, "data": self.scored_on}
-            self._record(
-                lambda: self.ledger.append(finished_entry(self.folder, task, training, scores, self.label_names))
-            )
+            self._record(lambda: self.ledger.append(finished_entry(task, training, scores, files, self.label_names)))
         on_main(lambda: task.work.finish(self.folder / LOGS_FOLDER / task.name))
         return self.ledger.tasks[-1]
 
@@ -355,10 +342,5 @@ class ContinualForgetter:
         """Scores the model without any task, once; it is put back afterwards."""
         if self._scores.knows_base:
             return
-        merged = [entry.name for entry in self.ledger.active_tasks]
-        with self._rebuilt_on_error():
-            if merged:
-                self._live.rebuild([])
+        with self._live.without_tasks():
             self._scores.measure_base(self.model)
-            if merged:
-                self._live.rebuild(merged)

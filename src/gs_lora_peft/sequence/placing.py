@@ -57,7 +57,7 @@ def place_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: Pa
         with staged_folder(target) as staged:
             for entry in entries:
                 _copy_task(ledger, entry, task_folder(staged, entry.name))
-            shutil.copyfile(ledger.path, staged / LEDGER_NAME)
+            write_bytes_atomic(staged / LEDGER_NAME, ledger.path.read_bytes(), private=ledger.names_classes)
         return
     own = load_run(target)
     with own.lock():

@@ -21,6 +21,7 @@ WORK_FOLDER = "work"
 REQUEST_FILE = "request.json"
 FAILED_FILE = "failed.json"
 MAX_REQUEST_BYTES = 2**24
+PRIVATE_FOLDER = 0o700  # for its owner alone, where the system knows such
 _MEND = "or give it up: call discard_unfinished(), or remove that folder."
 
 
@@ -101,8 +102,11 @@ class WorkFolder:
         for folder in _checkpoints(self.path):
             if _step(folder) > _step(Path(start.checkpoint or folder)):
                 shutil.rmtree(folder, ignore_errors=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self.path / REQUEST_FILE, {**plan, "request": start.request, "started_at": start.started_at})
+        # What is in it names classes, and callbacks may write there what they like.
+        self.path.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+        self.path.mkdir(exist_ok=True)
+        begun = {**plan, "request": start.request, "started_at": start.started_at}
+        write_json_atomic(self.path / REQUEST_FILE, begun, private=True)
         (self.path / FAILED_FILE).unlink(missing_ok=True)
 
     def fail(self) -> None:
@@ -120,7 +124,7 @@ class WorkFolder:
         """Removes the folder of a task that is in the ledger; logs that were written to it go to `logs`."""
         with suppress(OSError):
             if (self.path / "runs").is_dir():
-                logs.parent.mkdir(parents=True, exist_ok=True)
+                logs.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
                 os.replace(self.path / "runs", logs)
         shutil.rmtree(self.path, ignore_errors=True)
         self.remove_if_empty()

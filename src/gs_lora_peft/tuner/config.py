@@ -41,6 +41,12 @@ _REFUSED = {
 }
 
 
+# From where the class of a base model may be imported that a configuration names.
+_KNOWN_LIBRARIES = ("transformers", "peft", "gs_lora_peft")
+# The largest |scaling| of an adapter, α / r or α / √r. The papers have 1/8; thousands are a slip or an attack.
+MAX_SCALING = 1e4
+
+
 # `False` starts B at random (PEFT's own way to test an adapter); "gaussian" and "orthogonal" only draw the matrices
 # differently. All other initialisations rewrite the base weights or need data of the base task.
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal")
@@ -76,6 +82,23 @@ def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
             "the base task, so that base + published adapter would not be the model that was trained. Use True "
             "(default), False, 'gaussian' or 'orthogonal'."
         )
+
+
+def mapping_problem(mapping: Any) -> str | None:
+    """Says why an `auto_mapping` is not followed, or `None` if it may be: PEFT imports whatever module it names."""
+    if mapping is None:
+        return None
+    values = mapping if isinstance(mapping, dict) else {}
+    library, name = values.get("parent_library"), values.get("base_model_class")
+    if not isinstance(library, str) or not _is_dotted(library) or not _is_dotted(name):
+        return f"`auto_mapping`={mapping!r} names no module and class. Leave it out."
+    if library.split(".")[0] not in _KNOWN_LIBRARIES:
+        return f"`auto_mapping` leads to {library!r}, outside of {', '.join(_KNOWN_LIBRARIES)}. Leave it out."
+    return None
+
+
+def _is_dotted(name: Any) -> bool:
+    return isinstance(name, str) and all(map(str.isidentifier, name.split(".")))
 
 
 def _compiled(pattern: str, field_name: str) -> None:
@@ -239,6 +262,14 @@ class GSLoraConfig(LoraConfig):
                     f"`{name}` must be a finite number other than 0, got {alpha!r}: with a scaling of 0 nothing could "
                     "be forgotten. The papers use lora_alpha=1."
                 )
+        ranks = [self.r, *(self.rank_pattern or {}).values()]
+        alphas = [self.lora_alpha, *(self.alpha_pattern or {}).values()]
+        smallest = math.sqrt(min(ranks)) if self.use_rslora else min(ranks)
+        if (largest := max(map(abs, alphas))) / smallest > MAX_SCALING:
+            raise ValueError(
+                f"`lora_alpha` gives a scaling of {largest / smallest:g}; expected {MAX_SCALING:g} at most, which is "
+                "what readers accept. The papers use lora_alpha=1 and r=8."
+            )
         if not isinstance(self.lora_dropout, int | float) or not 0.0 <= self.lora_dropout < 1.0:
             raise ValueError(
                 f"`lora_dropout` must be in [0, 1), got {self.lora_dropout!r}. The papers use no dropout: leave it at "
