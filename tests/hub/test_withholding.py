@@ -1,5 +1,6 @@
 """What was forgotten can be kept back: nothing that leaves names it, and its owner can prove it later."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -286,6 +287,22 @@ def test_unknown_keys_are_left_out():
     ledger = withheld(entry())
     assert "ann" not in json.dumps(ledger.to_dict())
     assert ledger.base_model.keys() == {"name_or_path", "fingerprint"}
+
+
+def test_what_later_versions_add():
+    """Of a field that is not known here, what is true, false or a share is kept, rounded; names and numbers are not."""
+
+    @dataclasses.dataclass(frozen=True)
+    class LaterEntry(TaskEntry):
+        outcome: dict | None = None
+        verdict: str | None = None
+
+    values = {field.name: getattr(entry(), field.name) for field in dataclasses.fields(TaskEntry)}
+    outcome = {"forgotten": False, "accuracy": 45 / 98, "rows": 46, "n_rows": 0.5, "names": ["ann"], "why": "ann"}
+    later = LaterEntry(**values, outcome=outcome, verdict="ann is still known")
+    (found,) = without_counts([dataclasses.replace(later, scores={"forgotten": True, "rows": 46, "ann": "ann"})])
+    assert (found.outcome, found.verdict) == ({"forgotten": False, "accuracy": 0.46}, None)
+    assert found.scores == {"forgotten": True}
 
 
 def test_what_says_that_it_is_withheld():

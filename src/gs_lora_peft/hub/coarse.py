@@ -88,6 +88,8 @@ def _rounded_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
             kept[name] = _share({key: item for key, item in value.items() if item is None or _is_number(item)})
         elif value is None or name == "data":
             kept[name] = value
+        elif (share := _share(value)) is not None:
+            kept[name] = share
     return kept
 
 

@@ -120,7 +120,9 @@ def verify_repository(
         with _noted(report):
             report.base_checked = True
             ledger.check_base(model_identity(model))
-            check_adapters(model, [*(adapters or []), *([root] if root else [])])
+            for adapter in (*(adapters or []), *([root] if root else [])):
+                with _noted(report):
+                    check_adapters(model, [adapter])
     return report
 
 

@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,10 @@ def _read(path: Path) -> bytes:
 
 def _parsed(path: Path, config: bytes, weights: bytes) -> TaskAdapter:
     try:
-        lora = LoraConfig.from_peft_type(**{**_checked_config(config), "inference_mode": True})
-        adapter = TaskAdapter(path.name, lora, _pairs(load(weights)))
+        with _in_file(CONFIG_NAME):
+            lora = LoraConfig.from_peft_type(**{**_checked_config(config), "inference_mode": True})
+        with _in_file(SAFETENSORS_WEIGHTS_NAME):
+            adapter = TaskAdapter(path.name, lora, _pairs(load(weights)))
         if not adapter.pairs and lora.target_modules != DUMMY_TARGET_MODULES:
             raise ValueError(f"it has no weights, but targets {short(lora.target_modules)}")
         for module, (factor_a, _) in adapter.pairs.items():
@@ -215,8 +218,18 @@ def _parsed(path: Path, config: bytes, weights: bytes) -> TaskAdapter:
                     f"{MAX_SCALING:g} at most"
                 )
     except _UNREADABLE as error:
-        raise _refused(path, str(error) or type(error).__name__) from error
+        raise _refused(path, str(error)) from error
     return adapter
+
+
+@contextmanager
+def _in_file(name: str) -> Iterator[None]:
+    """Names the file in what is wrong with its content."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        said = str(error) or type(error).__name__
+        raise ValueError(said if name in said else f"{name}: {said}") from error
 
 
 def _refused(path: Path, problem: str) -> LedgerError:

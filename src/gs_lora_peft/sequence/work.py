@@ -102,9 +102,9 @@ class WorkFolder:
         for folder in _checkpoints(self.path):
             if _step(folder) > _step(Path(start.checkpoint or folder)):
                 shutil.rmtree(folder, ignore_errors=True)
-        # What is in it names classes, and callbacks may write there what they like.
-        self.path.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
-        self.path.mkdir(exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # what is in it names classes, and callbacks may write there what they like
+            self.path.parent.chmod(PRIVATE_FOLDER)
         begun = {**plan, "request": start.request, "started_at": start.started_at}
         write_json_atomic(self.path / REQUEST_FILE, begun, private=True)
         (self.path / FAILED_FILE).unlink(missing_ok=True)
