@@ -269,7 +269,11 @@ def test_counts_do_not_show_through():
     scores = {"after": {"acc_forget": 45 / 46, "n_forget": 46, "h_mean": None, "note": "ann"}, "data": "test"}
     curve = {name: [0.978260, 0.5] for name in ("retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy")}
     curves = {"epoch": [1.0, 2.0], **curve, "active_groups": [3, 2]}
-    settings = {"data": {"shots": 4, "replay_ratio": 0.5}, "training": {"seed": 1}, "notes": {"ann": 1}}
+    settings = {
+        "data": {"shots": 4, "replay_ratio": 0.5},
+        "training": {"seed": 1, "max_steps": 9},
+        "notes": {"ann": 1},
+    }
     (found,) = withheld(
         entry(scores=scores, curves=curves, settings=settings, sizes={"forget": 46, "steps": 9}, extra={"ann": 1})
     ).tasks
@@ -290,7 +294,7 @@ def test_unknown_keys_are_left_out():
 
 
 def test_what_later_versions_add():
-    """Of a field that is not known here, what is true, false or a share is kept, rounded; names and numbers are not."""
+    """Of a field that is not known here, what is true, false or a share is kept, rounded; names and counts are not."""
 
     @dataclasses.dataclass(frozen=True)
     class LaterEntry(TaskEntry):

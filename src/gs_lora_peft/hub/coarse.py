@@ -11,7 +11,8 @@ from ..sequence import TaskEntry
 from ..sequence.curves import KNOWN_BY
 from ..sequence.request import parse_utc
 
-_COUNTED = ("shots",)  # settings that are a number of samples of each class
+# Settings that are a number of samples of each class, or one of steps, which epochs turn into samples.
+_COUNTED = ("shots", "max_steps")
 _ROUNDED = {f"{role}_{known_by}" for role in ("retain", "forget") for known_by in KNOWN_BY}
 _END_OF_TIME = "9999-12-31T00:00:00+00:00"
 # What is kept as it is: it says nothing of classes.
@@ -36,10 +37,11 @@ def without_counts(entries: Sequence[TaskEntry]) -> list[TaskEntry]:
 
 
 def _coarse(entry: TaskEntry, entries: Sequence[TaskEntry], order: int) -> TaskEntry:
-    settings: dict[str, Any] = {
-        name: entry.settings[name] for name in ("config", "training") if name in entry.settings
+    settings = {
+        part: {name: value for name, value in entry.settings[part].items() if name not in _COUNTED}
+        for part in ("config", "training", "data")
+        if isinstance(entry.settings.get(part), dict)
     }
-    data = {name: value for name, value in entry.settings.get("data", {}).items() if name not in _COUNTED}
     proof = {name: entry.request[name] for name in ("withheld", "digest") if name in entry.request}
     made: dict[str, Any] = {
         "request": {**proof, "requested_at": _day(entry.request.get("requested_at"))},
@@ -49,7 +51,7 @@ def _coarse(entry: TaskEntry, entries: Sequence[TaskEntry], order: int) -> TaskE
         "started_at": _day(entry.started_at),
         "finished_at": _day(entry.finished_at),
         "sizes": {},
-        "settings": {**settings, "data": data},
+        "settings": settings,
         "scores": _rounded_scores(entry.scores),
         "revocation": _coarse_revocation(entry, entries, order),
         "curves": _rounded_curves(entry.curves),

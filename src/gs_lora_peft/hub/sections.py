@@ -8,6 +8,7 @@ from typing import Any
 from ..metrics.measures import ACCURACY, AVERAGE_PRECISION
 from ..sequence import TaskEntry
 from ..sequence.table import measure_of_tasks
+from ..storage import code_span
 from .labels import shortened_names
 from .markdown import escape, percent, table, task_ranges
 from .scored import revoked_since, scored_last
@@ -154,7 +155,9 @@ def measured_on(entries: Sequence[TaskEntry]) -> list[str]:
     lines = []
     scored = [entry for entry in entries if entry.scores.get("after")]
     for data, names in _by_value(scored, lambda entry: entry.scores.get("data")):
-        what = _MEASURED_ON.get(data, escape(data) if isinstance(data, str) else "data that the ledger does not name")
+        what = _MEASURED_ON.get(
+            data, code_span(data) if isinstance(data, str) else "data that the ledger does not name"
+        )
         lines.append(f"The scores of {task_ranges(names)} were measured on {what}.")
     if missing := [entry.name for entry in entries if not entry.scores.get("after")]:
         lines.append(f"The ledger holds no scores of {task_ranges(missing)}.")
