@@ -130,13 +130,13 @@ def test_what_was_named_once_cannot_be_withheld(hub, client, repo_id, told, kept
 
 def test_withheld_stays_withheld_elsewhere(hub, client, repo_id, told, tmp_path):
     """A run that was withheld once is so in every new place, a folder included, unless names are asked for."""
-    client("push", OWNER, folder=told, repo_id=repo_id, withhold_classes=True)
-    client("push", OWNER, folder=told, repo_id=f"{repo_id}-2")
-    assert not leaks(hub.files(f"{repo_id}-2"))
-    stage_repository(told, tmp_path / "staged")
-    assert not leaks(cases.read(tmp_path / "staged"))
-    client("push", OWNER, folder=told, repo_id=f"{repo_id}-3", withhold_classes=False)
-    assert leaks(hub.files(f"{repo_id}-3"))
+    stage_repository(told, tmp_path / "once", withhold_classes=True)
+    client("push", OWNER, folder=told, repo_id=repo_id)
+    assert not leaks(hub.files(repo_id))
+    stage_repository(told, tmp_path / "again")
+    assert not leaks(cases.read(tmp_path / "again"))
+    stage_repository(told, tmp_path / "named", withhold_classes=False)
+    assert leaks(cases.read(tmp_path / "named"))
 
 
 def test_while_a_run_goes_on(told, tmp_path):

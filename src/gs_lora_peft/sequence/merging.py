@@ -136,7 +136,7 @@ class MergedModel:
         self.bare = model.eval()
         self.ledger = ledger
         self._originals: dict[str, torch.Tensor] = {}
-        self._before: dict[str, torch.Tensor] | None = None  # weights at the start of `restored_on_error`
+        self._before: list[dict[str, torch.Tensor]] = []  # changed weights, as each block that is open found them
         self.merge([entry.name for entry in ledger.active_tasks])
 
     def merge(self, names: Sequence[str]) -> None:
@@ -194,19 +194,19 @@ class MergedModel:
 
     @contextmanager
     def _remembered(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Keeps a copy, on the CPU, of every weight that the block changes; the outermost block has them."""
-        if self._before is not None:
-            raise RuntimeError("the weights are remembered already")
-        self._before = {}
+        """Keeps a copy, on the CPU, of every weight that the block changes."""
+        before: dict[str, torch.Tensor] = {}
+        self._before.append(before)
         try:
-            yield self._before
+            yield before
         finally:
-            self._before = None
+            self._before.pop()
 
     def _note(self, paths: Iterable[str]) -> None:
         for path in paths:
-            if self._before is not None and path not in self._before:
-                self._before[path] = _weight(self.bare, path).to("cpu", copy=True)
+            for before in self._before:
+                if path not in before:
+                    before[path] = _weight(self.bare, path).to("cpu", copy=True)
 
     @torch.no_grad()
     def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
