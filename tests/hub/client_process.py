@@ -38,7 +38,8 @@ class Client:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "*",
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "sequence")]),
+            # The package under test is the one that this process has, wherever its path is from.
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "sequence"), *_given_paths()]),
             **environment,
         }
         self.environment = {key: value for key, value in values.items() if value is not None}
@@ -73,3 +74,7 @@ class Client:
             self.process.kill()
             self.process.communicate()
             self.process = None
+
+
+def _given_paths():
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -67,7 +67,8 @@ def write_task(model, ledger, modules, *, alpha=1.0, rslora=False, zero=(), seed
             if path in zero:
                 layer.lora_B[name].weight.zero_()
     folder = ledger.folder / "tasks" / name
-    export_lora(peft_model, folder, adapter_name=name)
+    base = ledger.base_model["name_or_path"]
+    export_lora(peft_model, folder, adapter_name=name, base_model_name_or_path=base)
     peft_model.unload()
     add_entry(ledger, name)
 

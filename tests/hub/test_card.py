@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import card_cases as cases
 import hub_cases
@@ -9,6 +10,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
 
@@ -16,6 +19,8 @@ from gs_lora_peft.hub import stage_repository
 from gs_lora_peft.hub.card import build_card
 from gs_lora_peft.hub.composite import CompositeReport
 from gs_lora_peft.hub.markdown import escape, table, task_ranges
+from gs_lora_peft.hub.merging import _card
+from gs_lora_peft.storage import code_span
 
 REPO = "me/forgotten"
 EXACT = CompositeReport(rank=8, recompressed=[], relative_error=0.0)
@@ -514,3 +519,36 @@ def test_neighbouring_tasks_are_drawn_together():
         "task_001 to task_003, task_007, task_009 to task_010"
     )
     assert task_ranges([]) == ""
+
+
+UNSEEN = st.text(st.sampled_from("ab\0\x07\x1b\n\r\x7f\x85\x9b\u2028\u202e\u2066\u200b\ufeff\u00ad`|\"'"), min_size=1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(UNSEEN)
+def test_nothing_unseen_reaches_a_card(text):
+    """Whatever a ledger holds, no control character and none that turns or hides text gets into README.md."""
+    base = {**cases.BASE, "name_or_path": text, "model_class": text, "revision": text}
+    entry = {
+        "class_names": [text],
+        "settings": {text: text},
+        "versions": {text: [text]},
+        "groups": {"active": [f"{text}.1", "x.2"], "zero": [text], "total": 3},
+        "scores": {"data": text, "after": {"acc_forget": 0.5}},
+        "curves": None,
+    }
+    changes = {
+        2: {**cases.revoked(3, reason=text)},
+        3: {"classes": None, "class_names": None, "request": {"digest": text}},
+    }
+    ledger = cases.run(3, base=base, changes=changes, **entry)
+    content = str(build_card(ledger, repo_id=REPO, figures=["figures/accuracies.png"]))
+    merged = str(_card(ledger, "ViTForImageClassification", 1, None, Path(text.replace("\0", ""))))
+    for card in (content, merged, code_span(text)):
+        assert all(character.isprintable() or character == "\n" for character in card)
+
+
+@pytest.mark.parametrize("name", ["نمی‌خواهم", "👩‍🔬", "日本　人", "naïve café"])
+def test_names_of_all_scripts_are_shown(name):
+    """What joins letters and parts of emoji stays; other spaces become plain ones."""
+    assert escape(name) == " ".join(name.split())

@@ -123,12 +123,14 @@ def test_a_folder_that_holds_files(short_run, tmp_path):
 
 def test_a_failure_leaves_nothing(short_run, tmp_path, monkeypatch):
     """A full disk at the last file takes the others with it."""
-    from huggingface_hub import ModelCard
+    write = repository.write_bytes_atomic
 
-    def full(self, path):
-        raise OSError(28, "No space left on device")
+    def full(path, data, **options):
+        if path.name == "README.md":
+            raise OSError(28, "No space left on device")
+        write(path, data, **options)
 
-    monkeypatch.setattr(ModelCard, "save", full)
+    monkeypatch.setattr(repository, "write_bytes_atomic", full)
     with pytest.raises(OSError, match="No space left"):
         stage_repository(short_run, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short"]

@@ -221,6 +221,60 @@ def test_damage_is_named(repository, damage, said):
     assert any(re.search(said, problem) for problem in report.problems), report.problems
 
 
+def rewritten(folder, change):
+    """Changes the tensors of an adapter."""
+    tensors = {name: change(tensor).contiguous() for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("place", ["tasks/task_002", ""])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: rewritten(folder, lambda tensor: tensor * float("nan")), f"{WEIGHTS}.*NaN or infinity"),
+        (lambda folder: rewritten(folder, lambda tensor: tensor / 0), f"{WEIGHTS}.*NaN or infinity"),
+        (lambda folder: rewritten(folder, lambda tensor: tensor.to(torch.float8_e5m2)), f"{WEIGHTS}.*of real numbers"),
+        (lambda folder: change(folder / CONFIG, lora_alpha=0, alpha_pattern={}), f"{CONFIG}.*a scaling of 0"),
+        (lambda folder: change(folder / CONFIG, lora_alpha=1e7, alpha_pattern={}), f"{CONFIG}.*a scaling of"),
+        (
+            lambda folder: change(folder / CONFIG, lora_alpha=1e7, alpha_pattern={}, use_rslora=True),
+            f"{CONFIG}.*a scaling of",
+        ),
+        (
+            lambda folder: change(folder / CONFIG, auto_mapping={"base_model_class": "X", "parent_library": "os"}),
+            f"{CONFIG}.*leads to 'os'",
+        ),
+        (lambda folder: change(folder / CONFIG, revision="0" * 40), f"revision in {CONFIG}.*but the ledger has"),
+        (lambda folder: change(folder / CONFIG, target_modules="(f+c*)+1x"), f"{CONFIG}.*expected names of modules"),
+        (lambda folder: change(folder / CONFIG, rank_pattern={"(f+)+x": 3}), f"{CONFIG}.*expected names of modules"),
+        (lambda folder: change(folder / CONFIG, exclude_modules=["fc1"]), f"exclude_modules in {CONFIG}"),
+    ],
+)
+def test_what_an_adapter_must_not_hold(run, tmp_path, place, damage, said):
+    """In a task or the root, although the ledger vouches for it: file and reason are named, and other tasks pass."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    ledger = ForgettingLedger.load(folder)
+    ledger.base_model["revision"] = "1" * 40
+    ledger.save()
+    repository = publish(folder, tmp_path / "repository")
+    damage(repository / place)
+    cases.vouch_again(repository)
+    problems = verify_repository(repository, cases.Names()).problems
+    named = place or "the root|repository'"
+    assert [problem for problem in problems if re.search(said, problem) and re.search(named, problem)], problems
+    assert not [problem for problem in problems if "task_001" in problem or "task_003" in problem]
+
+
+def test_an_absurd_update(run, tmp_path):
+    """With the base model at hand, an update that dwarfs its layer is reported, for the task that has it."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    rewritten(folder / "tasks" / "task_001", lambda tensor: tensor * 1e3)
+    cases.vouch_again(folder)
+    assert verify_repository(folder).problems == []
+    (problem,) = verify_repository(folder, cases.Names()).problems
+    assert re.search("adapter of task_001.*its update has the norm", problem)
+
+
 def test_what_is_no_folder_of_ours(tmp_path):
     """A folder that is missing, empty or holds a ledger of a newer schema is a problem, too."""
     assert "does not exist" in verify_repository(tmp_path / "nothing").problems[0]

@@ -1,16 +1,24 @@
 """What was forgotten can be kept back: nothing that leaves names it, and its owner can prove it later."""
 
+import dataclasses
+import itertools
 import json
+import os
 import re
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import hub_cases as cases
 import pytest
 from client_process import ClientError
+from huggingface_hub import ModelCard
 from loopback import OWNER
 
 from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError
 from gs_lora_peft.hub import is_proof, request_proof, stage_repository
+from gs_lora_peft.hub.card import build_card
+from gs_lora_peft.hub.coarse import without_counts
+from gs_lora_peft.hub.scored import revoked_since, scored_last
 from gs_lora_peft.hub.withholding import withheld_ledger, withholding_key
 from gs_lora_peft.sequence import TaskEntry
 
@@ -98,9 +106,132 @@ def test_what_was_named_cannot_be_withheld(hub, client, repo_id, told):
     """The history of a repository goes on naming the classes, so that withholding them there is refused."""
     client("push", OWNER, folder=told, repo_id=repo_id)
     head = hub.repo(repo_id).at("main").oid
-    with pytest.raises(ClientError, match="names the classes, and its history would go on doing so"):
+    with pytest.raises(ClientError, match="names the classes"):
         client("push", OWNER, folder=told, repo_id=repo_id, withhold_classes=True)
     assert hub.repo(repo_id).at("main").oid == head
+
+
+@pytest.mark.parametrize("kept_by", ["main", "tag", "branch"])
+def test_what_was_named_once_cannot_be_withheld(hub, client, repo_id, told, kept_by):
+    """Deleting the ledger takes nothing back: an old commit, a tag or another branch goes on naming the classes."""
+    client("push", OWNER, folder=told, repo_id=repo_id, revision="study" if kept_by == "branch" else None)
+    if kept_by == "tag":
+        client("api", OWNER, method="create_tag", repo_id=repo_id, tag="v1")
+        repository = hub.repo(repo_id)
+        repository.branches["main"] = repository.history("main")[-1].oid  # squashed: the tag alone still leads there
+    if kept_by == "main":
+        files = [path for path in hub.files(repo_id) if path != ".gitattributes"]
+        client("commit", OWNER, repo_id=repo_id, files={}, delete=files)
+    head = hub.repo(repo_id).at("main").oid
+    with pytest.raises(ClientError, match="names the classes"):
+        client("push", OWNER, folder=told, repo_id=repo_id, withhold_classes=True)
+    assert hub.repo(repo_id).at("main").oid == head
+    assert "forgetting.json" not in hub.files(repo_id)
+
+
+def test_withheld_stays_withheld_elsewhere(hub, client, repo_id, told, tmp_path):
+    """A run that was withheld once is so in every new place, a folder included, unless names are asked for."""
+    stage_repository(told, tmp_path / "once", withhold_classes=True)
+    client("push", OWNER, folder=told, repo_id=repo_id)
+    assert not leaks(hub.files(repo_id))
+    stage_repository(told, tmp_path / "again")
+    assert not leaks(cases.read(tmp_path / "again"))
+    stage_repository(told, tmp_path / "named", withhold_classes=False)
+    assert leaks(cases.read(tmp_path / "named"))
+
+
+def test_while_a_run_goes_on(told, tmp_path):
+    """Publishing needs no lock, the first time with withheld classes neither; two at once have the same key."""
+    with ForgettingLedger.load(told).lock():
+        first = stage_repository(told, tmp_path / "one", withhold_classes=True).ledger
+    with ThreadPoolExecutor(4) as pool:
+        (told / "withheld.key").unlink()
+        keys = set(pool.map(lambda _: withholding_key(told, create=True), range(8)))
+    assert len(keys) == 1
+    assert first.tasks[0].request["digest"].startswith("hmac-sha256:")
+    assert not list(told.glob(".staging-*"))
+
+
+def moments(value):
+    """All times in nested JSON."""
+    if isinstance(value, dict):
+        return [moment for item in value.values() for moment in moments(item)]
+    if isinstance(value, list):
+        return [moment for item in value for moment in moments(item)]
+    return [value] if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d", value) else []
+
+
+def shares(value):
+    """All scores in nested JSON."""
+    if isinstance(value, dict):
+        own = [v for k, v in value.items() if re.match("acc_|ap_|h_mean|drop", k) and v is not None]
+        return own + [share for item in value.values() for share in shares(item)]
+    return [share for item in value for share in shares(item)] if isinstance(value, list) else []
+
+
+def test_no_time_and_no_share_tells_a_size(told, tmp_path):
+    """Days and whole per cent alone, in ledger, card and its head; the rest is as valid as any ledger."""
+    staged = stage_repository(told, tmp_path / "out", withhold_classes=True)
+    ledger = json.loads((staged.folder / "forgetting.json").read_text())
+    assert moments(ledger)
+    assert all(moment.endswith("T00:00:00Z") for moment in moments(ledger))
+    assert shares(ledger)
+    assert all(share == round(share, 2) for share in shares(ledger))
+    card = (staged.folder / "README.md").read_text()
+    assert not re.search(r" \d\d:\d\d|\dT\d\d", card)
+    assert not re.search(r"\d\.[1-9] ", card.split("## How well it worked")[1].split("###")[0])
+    values = [result.metric_value for result in ModelCard(card).data.eval_results or []]
+    assert all(value == round(value, 2) for value in values)
+    assert ForgettingLedger.load(staged.folder).tasks == staged.ledger.tasks
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_days_do_not_change_what_the_scores_are_of(count):
+    """What was revoked before which task, and last, is said of a withheld run as of one that names its classes."""
+    hours = range(6)
+    for revoked_at in itertools.permutations([None, *(f"2026-01-01T{hour:02d}:30:00Z" for hour in hours)], count):
+        entries = [
+            entry(
+                name=f"task_{number:03d}",
+                finished_at=f"2026-01-01T{number:02d}:00:00Z",
+                **({"status": "revoked", "revocation": {"revoked_at": at}} if at else {}),
+            )
+            for number, at in enumerate(revoked_at, start=1)
+            if not at or at > f"2026-01-01T{number:02d}"
+        ]
+        coarse = without_counts(entries)
+        for exact, day in zip(entries, coarse, strict=True):
+            assert revoked_since(exact, entries) == revoked_since(day, coarse)
+        last, last_of_days = scored_last(entries), scored_last(coarse)
+        assert (last and last.name) == (last_of_days and last_of_days.name)
+        assert without_counts(coarse) == coarse
+
+
+def test_a_card_of_the_full_ledger_can_be_withheld(told):
+    """The card says no more of a full ledger than of one that is withheld."""
+    ledger = ForgettingLedger.load(told)
+    text = str(build_card(ledger, repo_id="me/x", withheld=True))
+    assert not leaks({"README.md": text.encode()})
+    assert not re.search(r" \d\d:\d\d|\dT\d\d", text)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such permissions")
+def test_who_may_read_what_names_people(told, tmp_path):
+    """A ledger that names classes is for its owner alone; what its owner has opened to others stays so."""
+    assert mode(told / "forgetting.json") == 0o600
+    withheld_one = stage_repository(told, tmp_path / "withheld", withhold_classes=True).folder
+    assert mode(withheld_one / "forgetting.json") & 0o600 == 0o600
+    named = stage_repository(told, tmp_path / "named", withhold_classes=False).folder
+    assert mode(named / "forgetting.json") == mode(named / "README.md") == 0o600
+    (told / "forgetting.json").chmod(0o640)
+    ledger = ForgettingLedger.load(told)
+    with ledger.changes():
+        ledger.revoke("task_002")
+    assert mode(told / "forgetting.json") == 0o640
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_another_key(hub, client, repo_id, told):
@@ -139,7 +270,11 @@ def test_counts_do_not_show_through():
     scores = {"after": {"acc_forget": 45 / 46, "n_forget": 46, "h_mean": None, "note": "ann"}, "data": "test"}
     curve = {name: [0.978260, 0.5] for name in ("retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy")}
     curves = {"epoch": [1.0, 2.0], **curve, "active_groups": [3, 2]}
-    settings = {"data": {"shots": 4, "replay_ratio": 0.5}, "training": {"seed": 1}, "notes": {"ann": 1}}
+    settings = {
+        "data": {"shots": 4, "replay_ratio": 0.5},
+        "training": {"seed": 1, "max_steps": 9},
+        "notes": {"ann": 1},
+    }
     (found,) = withheld(
         entry(scores=scores, curves=curves, settings=settings, sizes={"forget": 46, "steps": 9}, extra={"ann": 1})
     ).tasks
@@ -157,6 +292,22 @@ def test_unknown_keys_are_left_out():
     ledger = withheld(entry())
     assert "ann" not in json.dumps(ledger.to_dict())
     assert ledger.base_model.keys() == {"name_or_path", "fingerprint"}
+
+
+def test_what_later_versions_add():
+    """Of a field that is not known here, what is true, false or a share is kept, rounded; names and counts are not."""
+
+    @dataclasses.dataclass(frozen=True)
+    class LaterEntry(TaskEntry):
+        outcome: dict | None = None
+        verdict: str | None = None
+
+    values = {field.name: getattr(entry(), field.name) for field in dataclasses.fields(TaskEntry)}
+    outcome = {"forgotten": False, "accuracy": 45 / 98, "rows": 46, "n_rows": 0.5, "names": ["ann"], "why": "ann"}
+    later = LaterEntry(**values, outcome=outcome, verdict="ann is still known")
+    (found,) = without_counts([dataclasses.replace(later, scores={"forgotten": True, "rows": 46, "ann": "ann"})])
+    assert (found.outcome, found.verdict) == ({"forgotten": False, "accuracy": 0.46}, None)
+    assert found.scores == {"forgotten": True}
 
 
 def test_what_says_that_it_is_withheld():

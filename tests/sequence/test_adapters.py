@@ -11,8 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gs_lora_peft import ForgettingLedger, LedgerError, export_lora, load_forgotten
-from gs_lora_peft.sequence import TaskEntry, model_identity
+from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError, export_lora, load_forgotten
+from gs_lora_peft.sequence import TaskEntry, model_identity, task
 from gs_lora_peft.sequence.adapters import MAX_CONFIG_BYTES, read_adapters
 from gs_lora_peft.sequence.merging import attach_adapters, merge_adapters
 from gs_lora_peft.storage import sha256_of
@@ -211,6 +211,30 @@ BAD = [
     (change(CONFIG, modules_to_save=["classifier"]), "modules_to_save"),
     (change(CONFIG, task_type="SEQ_CLS"), "head"),
     (change(CONFIG, task_type="no such task"), "not accepted"),
+    # Numbers that spoil a model without a word, and those that PEFT or torch chokes on half-way.
+    (rewrite(lambda tensors: {**tensors, B: tensors[B] * float("nan")}), "NaN or infinity"),
+    (rewrite(lambda tensors: {**tensors, A: tensors[A] / 0}), "NaN or infinity"),
+    (rewrite(lambda tensors: {**tensors, A: tensors[A].to(torch.float8_e4m3fn)}), "of real numbers"),
+    (rewrite(lambda tensors: {**tensors, A: tensors[A].to(torch.complex64)}), "of real numbers"),
+    (rewrite(lambda tensors: {**tensors, B: tensors[B] * 1e6}), "its update has the norm"),
+    (rewrite(lambda tensors: {**tensors, A: tensors[A] + 3e38, B: tensors[B] + 3e38}), "its update has the norm"),
+    (change(CONFIG, lora_alpha=0), "a scaling of 0"),
+    (change(CONFIG, lora_alpha=10**6), "a scaling of"),
+    (change(CONFIG, alpha_pattern={FC1: 10**6}), "a scaling of"),
+    (change(CONFIG, lora_alpha=10**6, use_rslora=True), "a scaling of"),
+    (change(CONFIG, lora_alpha=10**400), "not accepted"),
+    # Code, other models, and searches that never end.
+    (change(CONFIG, auto_mapping={"base_model_class": "X", "parent_library": "os"}), "leads to 'os'"),
+    (change(CONFIG, auto_mapping={"base_model_class": "X", "parent_library": "transformersx.y"}), "leads to"),
+    (change(CONFIG, auto_mapping={"base_model_class": "X"}), "names no module"),
+    (change(CONFIG, auto_mapping=["os", "system"]), "names no module"),
+    (change(CONFIG, base_model_name_or_path="somebody/else"), "but the ledger has 'tiny-vit'"),
+    (change(CONFIG, target_modules="(v+i*t*)+x"), "expected names of modules"),
+    (change(CONFIG, target_modules=[FC1, FC2, 3]), "expected names of modules"),
+    (change(CONFIG, rank_pattern={"(v+)+x": 2}), "expected names of modules"),
+    (change(CONFIG, alpha_pattern={"(v+)+x": 2}), "expected names of modules"),
+    (change(CONFIG, exclude_modules="(v+)+x"), "exclude_modules"),
+    (change(CONFIG, layers_to_transform=[0], layers_pattern="(v+)+x"), "layers_"),
     (lambda folder: (folder / CONFIG).write_text("[" * 100_000), "nested too deeply"),
     (lambda folder: (folder / CONFIG).write_bytes(b" " * (MAX_CONFIG_BYTES + 1)), "larger than"),
 ]
@@ -232,6 +256,70 @@ def test_bad_adapters_change_nothing(base, random_run, tmp_path, damage, said, m
     with pytest.raises(LedgerError, match=said):
         load_forgotten(model, folder, merge=merge)
     assert cases.same(cases.weights(model), before)
+    assert not hasattr(model, "peft_config")
+
+
+def test_files_swapped_under_a_run(base, data, one_task):
+    """A run keeps to the weights it opened: what somebody does to its files meanwhile reaches no model and no task."""
+    forgetter = cases.make_forgetter(base, one_task, data)
+    forgetter.forget(ForgetRequest(["cassowary"]))
+    before = cases.weights(forgetter.model)
+    path = one_task / "tasks" / "task_001" / WEIGHTS
+    content = path.read_bytes()
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(LedgerError, match="changed"):
+        forgetter.revoke("task_002")
+    assert cases.same(cases.weights(forgetter.model), before)
+    forgetter.forget(ForgetRequest(["flamingo"]))
+    path.write_bytes(content)
+    assert cases.same(
+        cases.weights(forgetter.model), cases.weights(load_forgotten(cases.load_base(base), one_task, merge=True))
+    )
+
+
+@pytest.mark.parametrize("damage", [damage for damage, said in BAD if said in ("NaN or infinity", "a scaling of 0")])
+def test_a_new_task_is_read_like_any_other(base, data, one_task, monkeypatch, damage):
+    """What training leaves on the disk is checked before it is merged; nothing of it is recorded otherwise."""
+    forgetter = cases.make_forgetter(base, one_task, data)
+    before, ledger = cases.weights(forgetter.model), forgetter.ledger.to_dict()
+    export = task._export
+    monkeypatch.setattr(task, "_export", lambda *args: (export(*args), damage(one_task / "tasks" / "task_002")))
+    with pytest.raises(LedgerError, match="not accepted"):
+        forgetter.forget(ForgetRequest(["cassowary"]))
+    assert cases.same(cases.weights(forgetter.model), before)
+    assert forgetter.ledger.to_dict() == ledger
+
+
+def test_what_is_recorded_is_what_was_merged(base, data, one_task, monkeypatch):
+    """The hashes in the ledger are those of the bytes that were merged, not of what lies there a moment later."""
+    forgetter = cases.make_forgetter(base, one_task, data)
+    record = forgetter._record
+
+    def swapped_first(change):
+        path = one_task / "tasks" / "task_002" / WEIGHTS
+        save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
+        return record(change)
+
+    monkeypatch.setattr(forgetter, "_record", swapped_first)
+    forgetter.forget(ForgetRequest(["cassowary"]))
+    with pytest.raises(LedgerError, match=r"task_002/adapter_model\.safetensors: changed"):
+        load_forgotten(cases.load_base(base), one_task)
+
+
+def test_an_interrupted_merge_leaves_no_wrappers(base, random_run, monkeypatch):
+    """Whatever stops a merge half-way, the model is bare afterwards."""
+    adapters = read_adapters(ForgettingLedger.load(random_run))
+    model = cases.load_base(base)
+    names = [name for name, _ in model.named_modules()]
+    monkeypatch.setattr(
+        PeftModel, "merge_and_unload", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False
+    )
+    monkeypatch.setattr(
+        "peft.tuners.lora.LoraModel.merge_and_unload", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        merge_adapters(model, adapters)
+    assert [name for name, _ in model.named_modules()] == names
     assert not hasattr(model, "peft_config")
 
 

@@ -325,6 +325,13 @@ def stopped(base, data, tmp_path_factory):
     return folder / "work" / "task_001"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such permissions")
+def test_what_is_under_way_is_for_its_owner_alone(stopped):
+    """The folder of an unfinished request names classes: nobody else may look into it."""
+    assert stopped.parent.stat().st_mode & 0o777 == 0o700
+    assert (stopped / "request.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_only_whole_checkpoints_are_gone_on_from(stopped):
     """Whatever is missing or cut off, the last whole checkpoint is taken, and none if there is none."""
     plan = json.loads((stopped / "request.json").read_text())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -288,6 +289,31 @@ def test_from_hub(publish, first_task, base, data, tmp_path, monkeypatch):
     assert ContinualForgetter.from_hub(REPO, cases.load_base(base), data, **options).ledger.tasks[1].classes == [5]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"block_pattern": "(l+a*)+x"},
+        {"target_modules": "(l+a*)+x"},
+        {"rank_pattern": {"(l+a*)+x": 2}},
+        {"lora_alpha": 10**9},
+        {"block_pattern": r".*layers\.(0|1)$"},
+    ],
+)
+def test_settings_that_are_taken_over(publish, first_task, base, data, tmp_path, settings):
+    """A pattern in a published ledger that may search for ever is refused; one that chooses blocks is taken over."""
+    source = shutil.copytree(first_task, tmp_path / "source")
+    rewritten(source, lambda ledger: ledger["tasks"][0]["settings"]["config"].update(settings))
+    publish(source)
+    options = {"args": cases.make_args(), "folder": tmp_path / "run"}
+    if settings == {"block_pattern": r".*layers\.(0|1)$"}:
+        assert ContinualForgetter.from_hub(REPO, cases.load_base(base), data, **options).recipe.config.block_pattern
+        return
+    with pytest.raises(LedgerError, match="cannot be taken over"):
+        ContinualForgetter.from_hub(REPO, cases.load_base(base), data, **options)
+    own = ContinualForgetter.from_hub(REPO, cases.load_base(base), data, config=GSLoraConfig(r=2), **options)
+    assert own.recipe.config.r == 2
+
+
 def test_what_is_withheld_cannot_be_continued(publish, finished, tmp_path):
     """Who does not know what was forgotten would teach it again; only the original folder goes on."""
     source = shutil.copytree(finished[0], tmp_path / "source")
@@ -306,3 +332,6 @@ def test_what_is_withheld_cannot_be_continued(publish, finished, tmp_path):
     publish(finished[0])
     fetch_sequence(REPO, local_dir=withheld)
     assert ForgettingLedger.load(withheld).label_names == cases.NAMES
+    new = fetch_sequence(REPO, local_dir=tmp_path / "new")
+    if os.name != "nt":  # a ledger that names people is for its owner alone
+        assert {folder.joinpath("forgetting.json").stat().st_mode & 0o777 for folder in (withheld, new)} == {0o600}

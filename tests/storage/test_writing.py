@@ -333,3 +333,20 @@ def test_two_writers_do_not_disturb_each_other(tmp_path):
             assert len(set(data)) == 1
     assert [writer.returncode for writer in writers] == [0, 0]
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("private", [True, False])
+def test_who_may_read(tmp_path, umask, private):
+    """A private file is made for its owner alone, another one by the umask; what is replaced keeps its permissions."""
+    path, before = tmp_path / "file", os.umask(umask)
+    try:
+        write_bytes_atomic(path, b"1", private=private)
+        assert path.stat().st_mode & 0o777 == (0o600 if private else 0o666 & ~umask)
+        for mode in (0o640, 0o600, 0o666):
+            path.chmod(mode)
+            write_json_atomic(path, 2, private=private)
+            assert path.stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)

@@ -85,7 +85,7 @@ def draw_detections(
     after = _detected(load_forgotten(base_model, folder, merge=True), images, processing_class, threshold)
     file = private_folder(folder) / "detections.png"
     with own_style():
-        write_bytes_atomic(file, png_bytes(_figure(images, (before, after), forgotten)))
+        write_bytes_atomic(file, png_bytes(_figure(images, (before, after), forgotten)), private=True)
     return file
 
 

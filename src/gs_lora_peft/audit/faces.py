@@ -21,7 +21,7 @@ from ..models import FaceTransformerForRecognition
 from ..sequence import ForgettingLedger, LedgerError
 from ..sequence.adapters import check_adapters, read_adapters
 from ..sequence.fingerprint import model_identity
-from ..sequence.loading import refuse_adapters
+from ..sequence.loading import check_bare
 from ..sequence.merging import merge_adapters
 from ..sequence.remote import sequence_folder
 
@@ -189,7 +189,7 @@ def audit_faces(
         >>> print(format_face_audit(audit))
         ```
     """
-    refuse_adapters(base_model)
+    check_bare(base_model)
     if label_column in (getattr(dataset, "features", None) or {}):
         check_names(label_names(dataset, label_column), base_model, repr(label_column))
     folder = sequence_folder(run, tasks=None, revision=revision, token=token)

@@ -82,8 +82,8 @@ def draw_face_pictures(
     place = private_folder(folder)
     files = [place / "faces.png", place / "embedding_map.png"]
     with own_style():
-        write_bytes_atomic(files[0], png_bytes(_faces(audit, rows, images)))
-        write_bytes_atomic(files[1], png_bytes(_map(audit, method, most_images, seed)))
+        write_bytes_atomic(files[0], png_bytes(_faces(audit, rows, images)), private=True)
+        write_bytes_atomic(files[1], png_bytes(_map(audit, method, most_images, seed)), private=True)
     return files
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+from ..storage import visible
+
 
 def printable(text: str) -> str:
     """The text with every character escaped that could move a terminal's cursor or turn its text around."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return visible(text, keep="\n")
 
 
 def print_result(as_json: bool, document: Mapping[str, Any], text: str) -> None:

@@ -26,8 +26,13 @@ def export(
         str | None, typer.Option(metavar="REPO_ID", help="Name of the repository, for its card (with --repository).")
     ] = None,
     withhold_classes: Annotated[
-        bool, typer.Option("--withhold-classes", help="No file names a class (with --repository).")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--withhold-classes/--name-classes",
+            help="Whether no file names a class (with --repository). By default as it was published before.",
+            show_default=False,
+        ),
+    ] = None,
     dataset: Dataset = None,
     license: License = None,
     revision: Revision = None,
@@ -38,11 +43,13 @@ def export(
 
     Stock PEFT loads it. With --repository it comes with ledger, card, pictures and the adapters of single tasks.
     """
-    of_adapter, of_repository = (tasks, revision, token), (repo_id, withhold_classes or None, dataset, license)
+    of_adapter, of_repository = (tasks, revision, token), (repo_id, withhold_classes, dataset, license)
     if repository and any(value is not None for value in of_adapter):
         raise typer.BadParameter("--repository goes without --tasks, --revision and --token.")
     if not repository and any(value is not None for value in of_repository):
-        raise typer.BadParameter("--repo-id, --withhold-classes, --dataset and --license need --repository.")
+        raise typer.BadParameter(
+            "--repo-id, --withhold-classes, --name-classes, --dataset and --license need --repository."
+        )
     with working(f"Exporting {run}"):
         from ..hub import export_forgotten, stage_repository
 

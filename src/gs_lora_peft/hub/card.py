@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ..metrics.measures import ACCURACY, Measure
 from ..sequence import ForgettingLedger
@@ -16,7 +14,9 @@ from ..sequence.outcome import all_forgotten
 from ..sequence.remarks import doubts, not_forgotten
 from ..sequence.table import measure_of_tasks
 from . import sections, snippets
+from .coarse import without_counts
 from .markdown import escape, task_ranges
+from .metadata import is_on_hub
 from .results import METRICS, evaluation_results
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def build_card(
             the current folder, `"."`.
         composite ([`CompositeReport`], *optional*): how the adapter in the root was made from the tasks.
         figures (`Sequence[str]`, *optional*): pictures to show, as paths in the repository; see [`draw_figures`].
-        withheld (`bool`, *optional*, defaults to `False`): names no class and no number of samples to forget, whatever
-            the ledger holds. Tasks whose classes the ledger withholds are not named in any case.
+        withheld (`bool`, *optional*, defaults to `False`): names no class, no number of samples and no exact time or
+            share, whatever the ledger holds. Tasks whose classes the ledger withholds are not named in any case.
         dataset (`str`, *optional*): Hub id of the data set. The ledger does not record it.
         license (`str`, *optional*): licence of the base model as the Hub calls it, e.g. `"apache-2.0"`. The adapter
             is derived from the base model; without it the card names none.
@@ -62,9 +62,11 @@ def build_card(
     Returns:
         `huggingface_hub.ModelCard`: with `card.save("README.md")`.
     """
+    if withheld:
+        ledger = ForgettingLedger(ledger.folder, ledger.base_model, None, without_counts(ledger.tasks))
     base, entries, active = ledger.base_model, ledger.tasks, ledger.active_tasks
     repo = repo_id or "."
-    pipeline_tag, on_hub = _pipeline_tag(base.get("model_class")), _is_on_hub(base)
+    pipeline_tag, on_hub = _pipeline_tag(base.get("model_class")), is_on_hub(base)
     measure = measure_of_tasks(entries)
     results = evaluation_results(entries, task_type=pipeline_tag or "other", dataset=dataset)
     data = ModelCardData(
@@ -133,16 +135,6 @@ def _picture_title(path: str, measure: Measure) -> str:
     known = "accuracies" if measure == ACCURACY else "confidences"
     title = _PICTURES.get(path.rsplit("/", 1)[-1], "")
     return title.format(measure=measure.title.capitalize(), known=known)
-
-
-def _is_on_hub(base: Mapping[str, Any]) -> bool:
-    """Whether the name of the base model is an id on the Hub: of a local folder the ledger has the last part alone."""
-    name = base.get("name_or_path") or ""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name or bool(base.get("revision"))
 
 
 def _pipeline_tag(model_class: str | None) -> str | None:

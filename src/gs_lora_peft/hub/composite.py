@@ -17,8 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..sequence import ForgettingLedger, LedgerError
-from ..sequence.adapters import TaskAdapter, read_adapter, read_adapters
-from ..sequence.layout import task_folder
+from ..sequence.adapters import TaskAdapter, read_adapters, vouched_adapter
 from ..storage import StrPath, as_path, write_bytes_atomic
 
 Pair = tuple[Tensor, Tensor]
@@ -74,11 +73,12 @@ def write_composite(
         OSError: if a file could not be written.
     """
     check_max_rank(max_rank)
-    adapters = read_adapters(ledger, tasks)
+    entries = ledger.select(tasks)
+    adapters = read_adapters(ledger, [entry.name for entry in entries])
     rank = max((len(factor_a) for adapter in adapters for factor_a, _ in adapter.pairs.values()), default=0)
     if len(adapters) == 1 and rank <= (max_rank or rank):
-        source = task_folder(ledger.folder, adapters[0].name)
-        config, weights = (source / CONFIG_NAME).read_bytes(), (source / SAFETENSORS_WEIGHTS_NAME).read_bytes()
+        _, contents = vouched_adapter(ledger, entries[0])
+        config, weights = contents[CONFIG_NAME], contents[SAFETENSORS_WEIGHTS_NAME]
         report = CompositeReport(rank, [], 0.0)
     else:
         named = adapters or [_any_adapter(ledger)]
@@ -174,7 +174,7 @@ def _any_adapter(ledger: ForgettingLedger) -> TaskAdapter:
     """The adapter of a task that was revoked; its files may be gone."""
     for entry in ledger.tasks:
         try:
-            return read_adapter(task_folder(ledger.folder, entry.name))
+            return vouched_adapter(ledger, entry)[0]
         except (OSError, ValueError):
             continue
     raise LedgerError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from ..storage import visible
+
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def escape(text: object) -> str:
-    """Text as it is shown: nothing in it makes markup, leaves its table cell or its line."""
-    line = re.sub(r"\s+", " ", str(text)).strip()
+    """Text as it is shown: nothing in it makes markup, leaves its table cell or its line, or is not seen."""
+    line = visible(re.sub(r"\s+", " ", str(text)).strip())
     entities = re.sub(r"[&<>]", lambda match: _ENTITIES[match[0]], line)
     return re.sub(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", entities)
 

@@ -15,11 +15,14 @@ from ..sequence import ForgettingLedger, load_forgotten
 from ..sequence.placing import check_free
 from ..sequence.remarks import not_forgotten, warn_where_it_goes
 from ..sequence.remote import sequence_folder
-from ..storage import StrPath, as_path, staged_folder
+from ..storage import StrPath, as_path, code_span, staged_folder
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository, was_always_new
+from ..tuner.quantisation import refuse_quantised
 from .base import base_revision, load_base_model, model_source
-from .snippets import import_line
+from .markdown import escape
+from .metadata import is_on_hub
+from .snippets import import_line, quoted
 
 _CARD = """---
 {metadata}
@@ -32,7 +35,7 @@ _CARD = """---
 ```python
 {import_line}
 
-model = {model_class}.from_pretrained("{repo}")
+model = {model_class}.from_pretrained({repo})
 ```
 
 Of the layers that forgetting changed, no weights of the base model are in here. Do not publish it next to the adapters
@@ -83,14 +86,15 @@ def merge_forgotten(
 
     Raises:
         LedgerError: as [`load_forgotten`]: files, base weights or tasks are not what the ledger says.
-        ValueError: if `out` holds files, there is nothing to merge, the class of the base model is unknown, or
-            `push_to` is malformed, out of reach or not new.
+        ValueError: if the base model is quantised, `out` holds files, there is nothing to merge, the class of the base
+            model is unknown, or `push_to` is malformed, out of reach or not new.
         OSError: if the base model cannot be loaded or a file not be written.
 
         After an error `out` is as it was, and nothing is published.
     """
     out = as_path(out, "out")
     check_free(out)
+    refuse_quantised(base_model)
     is_model = isinstance(base_model, PreTrainedModel)
     source = base_model.config._name_or_path if is_model else model_source(base_model)
     api = None if push_to is None else writing_api(token)
@@ -141,7 +145,7 @@ def _processor(ledger: ForgettingLedger, source: str, token: str | bool | None) 
 
 def _card(ledger: ForgettingLedger, model_class: str, names: Sequence[str], repo: str | None, out: Path) -> ModelCard:
     base = ledger.base_model.get("name_or_path")
-    on_hub = bool(base and ledger.base_model.get("revision"))
+    on_hub = bool(ledger.base_model.get("revision")) and is_on_hub(ledger.base_model)
     data = ModelCardData(
         base_model=base if on_hub else None,
         base_model_relation="finetune" if on_hub else None,
@@ -151,12 +155,12 @@ def _card(ledger: ForgettingLedger, model_class: str, names: Sequence[str], repo
     return ModelCard(
         _CARD.format(
             metadata=data.to_yaml(),
-            title=(repo or out.name).rpartition("/")[2],
-            base=f"`{base}`" if base else "A model",
+            title=escape((repo or out.name).rpartition("/")[2]),
+            base=code_span(base) if base else "A model",
             count=len(names),
             remarks="".join(f"\n\n**{line}**" for line in not_forgotten(ledger, tasks=names, withheld=True)),
             import_line=import_line(model_class),
             model_class=model_class,
-            repo=repo or out.name,
+            repo=quoted(repo or out.name),
         )
     )

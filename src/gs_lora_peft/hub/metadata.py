@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -33,3 +35,13 @@ def check_card_data(*, dataset: str | None, license: str | None) -> None:
             f"license is {license!r}; expected a name as the Hub has it, as 'apache-2.0' or 'other'. Correct it, or "
             "leave it out."
         )
+
+
+def is_on_hub(base: Mapping[str, Any]) -> bool:
+    """Whether the name of the base model is an id on the Hub: of a local folder the ledger has the last part alone."""
+    name = base.get("name_or_path") or ""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name or bool(base.get("revision"))

@@ -16,8 +16,9 @@ from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository
 from .composite import check_max_rank
 from .metadata import check_card_data
-from .remote_ledger import check_continues, check_withholding, published_ledger, stale_files
+from .remote_ledger import check_continues, check_history, check_withholding, published_ledger, stale_files
 from .repository import stage_repository
+from .withholding import withholds_by_default
 
 
 def push_to_hub(
@@ -56,8 +57,9 @@ def push_to_hub(
         withhold_classes (`bool`, *optional*):
             `True`: no file names a class, its id, or how many samples it has; requests appear by number and a keyed
             digest, whose key `withheld.key` stays in `folder` (keep it: with it one can prove later what was
-            forgotten). Whoever runs the model can still find out what it no longer knows. By default classes are
-            named, unless the repository was published without; `False` names them there too.
+            forgotten). Times are days, and scores whole per cent. Whoever runs the model can still find out what it no
+            longer knows. By default as the repository was published before, and a new one as the run was: withheld if
+            it ever was (`folder` has a `withheld.key`), else named. `False` names the classes.
         max_rank (`int`, *optional*): the largest rank that the adapter of all tasks together may have in a layer;
             more is recompressed, and the card says with what error. By default it is exact.
         dataset (`str`, *optional*): Hub id of the data the run was trained on, for the card.
@@ -69,7 +71,8 @@ def push_to_hub(
 
     Raises:
         LedgerError: if there is no ledger, a file is missing or differs from its hash, or if what the repository holds
-            is no earlier state of this run. Nothing is sent then.
+            is no earlier state of this run, or names in any commit the classes that are to be withheld. Nothing is
+            sent then.
         ValueError: if the repository's name is malformed, it is public and `private` is not `False`, belongs to
             somebody else or holds something else, there is no token, somebody has committed in the meantime, or
             `max_rank`, `dataset` or `license` cannot be one.
@@ -89,12 +92,16 @@ def push_to_hub(
         check_continues(published, ledger, head.repo_id)
         if withhold_classes is None:
             withhold_classes = is_withheld(published)
+    if withhold_classes is None:
+        withhold_classes = withholds_by_default(folder)
+    if withhold_classes:
+        check_history(api, head)
     with tempfile.TemporaryDirectory() as scratch:
         staged = stage_repository(
             folder,
             Path(scratch, "repository"),
             head.repo_id,
-            withhold_classes=bool(withhold_classes),
+            withhold_classes=withhold_classes,
             max_rank=max_rank,
             dataset=dataset,
             license=license or _license_of_base(api, ledger),

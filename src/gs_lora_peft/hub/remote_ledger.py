@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+from huggingface_hub import HfApi
+
 from ..sequence import ForgettingLedger, LedgerError
 from ..sequence.history import history_problem, is_withheld
 from ..sequence.ledger import LEDGER_NAME
 from ..sequence.remote import fetch_ledger
-from ..storage.hub_commit import RemoteHead
+from ..storage.hub_commit import RemoteHead, versions_of
 
 # What publishing writes, and thus what it may take away again.
 _OWN_FILES = re.compile(
@@ -53,20 +55,34 @@ def check_withholding(published: ForgettingLedger, staged: ForgettingLedger, rep
     """Checks that what is withheld stays so, by one key.
 
     Raises:
-        LedgerError: the published ledger names classes that are to be withheld, or was made with another key.
+        LedgerError: the published ledger was made with another key.
     """
     if not is_withheld(staged):
         return
-    if any(entry.classes is not None for entry in published.tasks):
-        raise LedgerError(
-            f"the ledger published in {repo_id!r} names the classes, and its history would go on doing so. To "
-            "withhold them, delete that repository, or choose another one."
-        )
     for entry, new in zip(published.tasks, staged.tasks, strict=False):
         if entry.request.get("digest") != new.request.get("digest"):
             raise LedgerError(
                 f"the digest of {entry.name} published in {repo_id!r} was made with another key than the one in "
                 "'withheld.key'. Restore that key, or choose another repository."
+            )
+
+
+def check_history(api: HfApi, head: RemoteHead) -> None:
+    """Checks that no commit of a repository names classes that are to be withheld: what was deleted can be fetched.
+
+    Raises:
+        LedgerError: one does, or its ledger cannot be read.
+    """
+    for sha in versions_of(api, head, LEDGER_NAME):
+        try:
+            entries = fetch_ledger(head.repo_id, revision=sha, token=api.token).tasks
+            names = any(entry.classes is not None or entry.class_names is not None for entry in entries)
+        except LedgerError:  # of a newer schema, or damaged: it may well name them
+            names = True
+        if names:
+            raise LedgerError(
+                f"the history of {head.repo_id!r} names the classes (commit {sha[:8]}), and would go on doing so. To "
+                "withhold them, delete that repository, or choose another one."
             )
 
 

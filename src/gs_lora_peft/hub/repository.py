@@ -17,11 +17,12 @@ from ..sequence.ledger_file import ledger_bytes
 from ..sequence.placing import check_free
 from ..sequence.remarks import warn_where_it_goes
 from ..sequence.remote import downloaded, fetch_ledger
-from ..storage import StrPath, as_path, staged_folder
+from ..storage import StrPath, as_path, staged_folder, write_bytes_atomic
+from ..storage.hub_calls import checked_repo_id
 from ..storage.hub_commit import PUBLISHED_SUFFIXES, publishable_files
 from .composite import CompositeReport, check_max_rank, write_composite
 from .metadata import check_card_data
-from .withholding import withheld_ledger, withholding_key
+from .withholding import withheld_ledger, withholding_key, withholds_by_default
 
 _TASK_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, TRAINING_CONFIG)
 
@@ -48,7 +49,7 @@ def stage_repository(
     out: StrPath,
     repo_id: str | None = None,
     *,
-    withhold_classes: bool = False,
+    withhold_classes: bool | None = None,
     max_rank: int | None = None,
     dataset: str | None = None,
     license: str | None = None,
@@ -63,7 +64,7 @@ def stage_repository(
         folder (`str` or `os.PathLike`): a folder with `forgetting.json`.
         out (`str` or `os.PathLike`): the folder to make; one that holds files is refused.
         repo_id (`str`, *optional*): the repository's name, for the card.
-        withhold_classes (`bool`, *optional*, defaults to `False`): as in [`push_to_hub`].
+        withhold_classes (`bool`, *optional*): as in [`push_to_hub`]; by default as it was published the last time.
         max_rank (`int`, *optional*): as in [`push_to_hub`].
         dataset (`str`, *optional*): the Hub id of the data, for the card.
         license (`str`, *optional*): the license of the base model, for the card.
@@ -74,7 +75,7 @@ def stage_repository(
     Raises:
         LedgerError: if there is no ledger, a file is missing or differs from its hash, or the ledger lists files of
             other kinds than a task has. Nothing is written then.
-        ValueError: if `out` holds files, or `max_rank`, `dataset` or `license` cannot be one.
+        ValueError: if `out` holds files, or `repo_id`, `max_rank`, `dataset` or `license` cannot be one.
         OSError: if a file could not be written.
     """
     # Drawing takes a second to import; whoever only loads or merges needs none of it.
@@ -85,7 +86,11 @@ def stage_repository(
     check_free(out)
     check_max_rank(max_rank)
     check_card_data(dataset=dataset, license=license)
+    if repo_id is not None:
+        checked_repo_id(repo_id)
     ledger = ForgettingLedger.load(folder)
+    if withhold_classes is None:
+        withhold_classes = withholds_by_default(folder)
     active = [entry.name for entry in ledger.active_tasks]
     check_tasks(ledger, active)
     warn_where_it_goes(ledger)
@@ -97,13 +102,12 @@ def stage_repository(
             shutil.copyfile(Path(folder, name), target)
         composite = write_composite(ledger, staged, max_rank=max_rank)
         if withhold_classes:
-            with ledger.lock():
-                key = withholding_key(folder, create=True)
-            published = withheld_ledger(ledger, key, staged)
+            published = withheld_ledger(ledger, withholding_key(folder, create=True), staged)
         else:
             published = ledger
         # The ledger as it was read: its file may have been replaced since by a request that was carried out.
-        (staged / LEDGER_NAME).write_bytes(ledger_bytes(published.to_dict()))
+        content = ledger_bytes(published.to_dict())
+        write_bytes_atomic(staged / LEDGER_NAME, content, private=published.names_classes)
         published = ForgettingLedger.load(staged)
         published.check_files(active)
         figures = draw_figures(published, staged)
@@ -116,7 +120,7 @@ def stage_repository(
             dataset=dataset,
             license=license,
         )
-        card.save(staged / "README.md")
+        write_bytes_atomic(staged / "README.md", str(card).encode(), private=published.names_classes)
     return StagedRepository(out, publishable_files(out), ForgettingLedger.load(out), composite)
 
 

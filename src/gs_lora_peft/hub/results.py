@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult
 from ..metrics.measures import ACCURACY, AVERAGE_PRECISION
 from ..sequence import TaskEntry
 from ..sequence.table import measure_of_tasks
+from ..storage import visible
 from .scored import revoked_since
 
 # What the Hub calls a measure, and how it is written.
@@ -44,7 +45,7 @@ def evaluation_results(entries: Sequence[TaskEntry], *, task_type: str, dataset:
                     dataset_type=dataset or "unknown",
                     dataset_name=f"{dataset or 'Evaluation data'}, {entry.name}: {classes}",
                     dataset_config=f"{entry.name}_{split}",
-                    dataset_split=data if isinstance(data, str) else None,
+                    dataset_split=visible(data) if isinstance(data, str) else None,
                     metric_type=metric,
                     metric_name=name,
                     metric_value=round(value, 4),

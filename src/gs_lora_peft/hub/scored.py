@@ -20,10 +20,14 @@ def scored_last(entries: Sequence[TaskEntry]) -> TaskEntry | None:
     done = [entry for entry in entries if entry.status != "revoked"]
     revoked = [entry for entry in entries if entry.status == "revoked"]
     since = [entry for entry in revoked if not done or not _revoked_before(entry, done[-1])]
-    return max(since, key=_moment, default=None) or (done[-1] if done else None)
+    return max(since, key=lambda entry: (_moment(entry), _order(entry)), default=None) or (done[-1] if done else None)
 
 
 def _revoked_before(revoked: TaskEntry, entry: TaskEntry) -> bool:
+    # A withheld ledger has the day alone, and says which task was the last one before.
+    last = (revoked.revocation or {}).get("last_task")
+    if isinstance(last, str) and last.removeprefix("task_").isdecimal():
+        return int(last.removeprefix("task_")) < entry.number
     # A revocation takes the lock that training holds: it cannot fall between start and end.
     return _moment(revoked) < datetime.fromisoformat(entry.finished_at)
 
@@ -34,3 +38,9 @@ def _moment(revoked: TaskEntry) -> datetime:
         return datetime.fromisoformat(parse_utc((revoked.revocation or {}).get("revoked_at")))
     except ValueError:
         return datetime.fromisoformat("9999-12-31T00:00:00+00:00")
+
+
+def _order(revoked: TaskEntry) -> int:
+    """Which of the revocations it was, where a withheld ledger says so."""
+    order = (revoked.revocation or {}).get("order")
+    return order if isinstance(order, int) else 0

@@ -10,6 +10,7 @@ from ..metrics.measures import ACCURACY, AVERAGE_PRECISION
 from ..sequence import TaskEntry, task_states
 from ..sequence.remarks import short_percent
 from ..sequence.table import measure_of_tasks
+from ..storage import code_span
 from .labels import shortened_names
 from .markdown import escape, percent, table, task_ranges
 from .scored import revoked_since, scored_last
@@ -49,11 +50,12 @@ def requests(entries: Sequence[TaskEntry], *, withheld: bool) -> str:
     """What was asked and when."""
     rows = []
     for entry in entries:
+        shown = _day if withheld or entry.classes is None else _moment
         status = "in effect"
         if entry.status == "revoked":
-            status = f"revoked {_moment((entry.revocation or {}).get('revoked_at'))}"
-        asked = _moment(entry.request.get("requested_at"))
-        rows.append([entry.name, _classes(entry, withheld), asked, _moment(entry.finished_at), status])
+            status = f"revoked {shown((entry.revocation or {}).get('revoked_at'))}"
+        asked, done = shown(entry.request.get("requested_at")), shown(entry.finished_at)
+        rows.append([entry.name, _classes(entry, withheld), asked, done, status])
     return table(["Task", "To forget", "Asked", "Done", "Status"], rows)
 
 
@@ -62,6 +64,10 @@ def _classes(entry: TaskEntry, withheld: bool) -> str:
         digest = entry.request.get("digest")
         return f"withheld ({escape(digest[:24])}…)" if isinstance(digest, str) else "withheld"
     return ", ".join(map(escape, entry.class_names or [f"class {class_id}" for class_id in entry.classes]))
+
+
+def _day(text: Any) -> str:
+    return escape(text[:10]) if isinstance(text, str) else "–"
 
 
 def _moment(text: Any) -> str:
@@ -166,7 +172,9 @@ def measured_on(entries: Sequence[TaskEntry]) -> list[str]:
     lines = []
     scored = [entry for entry in entries if entry.scores.get("after")]
     for data, names in _by_value(scored, lambda entry: entry.scores.get("data")):
-        what = _MEASURED_ON.get(data, f"`{data}`" if isinstance(data, str) else "data that the ledger does not name")
+        what = _MEASURED_ON.get(
+            data, code_span(data) if isinstance(data, str) else "data that the ledger does not name"
+        )
         lines.append(f"The scores of {task_ranges(names)} were measured on {what}.")
     if missing := [entry.name for entry in entries if not entry.scores.get("after")]:
         lines.append(f"The ledger holds no scores of {task_ranges(missing)}.")

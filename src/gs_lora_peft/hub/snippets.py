@@ -6,29 +6,31 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ..storage import visible
+
 _UNKNOWN_BASE = "path/to/the/base/model"
 
 
 def stock_peft(base: Mapping[str, Any], repo: str) -> str:
     """All requests in effect, by PEFT alone."""
-    load = f"model = PeftModel.from_pretrained(base_model, {_text(repo)}).eval()"
+    load = f"model = PeftModel.from_pretrained(base_model, {quoted(repo)}).eval()"
     return _code("from peft import PeftModel", base, _untied(base, load))
 
 
 def stock_transformers(base: Mapping[str, Any], repo: str) -> str:
     """The same by transformers' own `load_adapter`."""
-    return _code(None, base, _untied(base, f"base_model.load_adapter({_text(repo)})"))
+    return _code(None, base, _untied(base, f"base_model.load_adapter({quoted(repo)})"))
 
 
 def stock_pipeline(pipeline_tag: str, repo: str) -> str:
     """The same as a pipeline."""
-    return f"from transformers import pipeline\n\npipe = pipeline({_text(pipeline_tag)}, {_text(repo)})"
+    return f"from transformers import pipeline\n\npipe = pipeline({quoted(pipeline_tag)}, {quoted(repo)})"
 
 
 def this_package(base: Mapping[str, Any], repo: str, *, first: bool) -> str:
     """The first request alone, or all of them, checked against the ledger."""
     tasks = ", tasks=1" if first else ""
-    load = f"model = load_forgotten(base_model, {_text(repo)}{tasks})"
+    load = f"model = load_forgotten(base_model, {quoted(repo)}{tasks})"
     return _code("from gs_lora_peft import load_forgotten", base, load)
 
 
@@ -56,11 +58,12 @@ def _code(first: str | None, base: Mapping[str, Any], last: str) -> str:
     name = base.get("model_class") or ""
     model_class = name if name.isidentifier() else "BaseModel"
     imports = import_line(model_class)
-    weights = _text(base.get("name_or_path") or _UNKNOWN_BASE)
-    revision = f", revision={_text(base['revision'])}" if base.get("revision") else ""
+    weights = quoted(base.get("name_or_path") or _UNKNOWN_BASE)
+    revision = f", revision={quoted(base['revision'])}" if base.get("revision") else ""
     load = f"base_model = {model_class}.from_pretrained({weights}{revision})"
     return "\n".join([*([first] if first else []), imports, "", load, last])
 
 
-def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def quoted(value: str) -> str:
+    """A string as Python code, on one line."""
+    return visible(json.dumps(value, ensure_ascii=False))

@@ -14,11 +14,11 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..sequence import ForgettingLedger, LedgerError, model_identity
-from ..sequence.adapters import TaskAdapter, check_adapters, read_adapter, read_adapters
+from ..sequence import ForgettingLedger, LedgerError, TaskEntry, model_identity
+from ..sequence.adapters import TaskAdapter, base_problem, check_adapters, read_adapter, vouched_adapter
 from ..sequence.layout import TASKS_FOLDER
 from ..sequence.ledger import LEDGER_NAME, LOCK_NAME
-from ..sequence.loading import refuse_adapters
+from ..sequence.loading import check_bare
 from ..sequence.outcome import all_forgotten
 from ..sequence.remarks import doubts, not_forgotten
 from ..storage import StrPath, as_path, content_problem, safe_join
@@ -76,9 +76,12 @@ def verify_repository(
     - The files of the tasks in effect: there, and with the hashes that the ledger has.
     - Files that the ledger does not vouch for: below `tasks/`, and in a repository anywhere; card and pictures may be
       there. (A run keeps working files and logs beside its ledger.)
+    - What the adapters hold: matrices of finite numbers, a scaling of 10,000 at most and other than 0, explicit names
+      of modules, the ledger's base model, and no class to import from outside transformers, PEFT and this package.
     - The adapter in the root of a repository: the sum of the tasks to within 1e-6. Where its rank is too small for
       that (`max_rank`), it must be the best approximation of that rank; the report has the error.
-    - With `base_model`: the fingerprint of its weights, and whether the adapters fit it.
+    - With `base_model`: the fingerprint of its weights, and whether the adapters fit it: no update is a thousand times
+      as large as the weights of its layer (Frobenius norms).
 
     A ledger's digest shows accidents and careless edits. Whoever can write to a repository can replace everything in
     it, so that only the commit tells whether it is the one you trust.
@@ -97,7 +100,7 @@ def verify_repository(
         ValueError, OSError: if `base_model` holds adapters or cannot be loaded.
     """
     if isinstance(base_model, nn.Module):
-        refuse_adapters(base_model)
+        check_bare(base_model)
     elif base_model is not None:
         base_model = model_source(base_model)
     folder, report = as_path(folder, "folder"), VerifyReport()
@@ -112,13 +115,13 @@ def verify_repository(
     _check_files(ledger, report)
     adapters, root = None, None
     if not report.problems:
-        with _noted(report):
-            adapters = read_adapters(ledger)
+        read = [_read_task(ledger, entry, report) for entry in ledger.active_tasks]
+        adapters = [adapter for adapter in read if adapter] if all(read) else None
     is_repository = _is_repository(folder)
     report.problems += [f"{name}: the ledger does not vouch for it" for name in _unlisted(ledger, is_repository)]
     if is_repository:
         with _noted(report):
-            root = _read_root(folder)
+            root = _read_root(ledger)
     if root is not None and adapters is not None:
         _compare(root, adapters, report)
     if base_model is not None:
@@ -128,7 +131,9 @@ def verify_repository(
         with _noted(report):
             report.base_checked = True
             ledger.check_base(model_identity(model))
-            check_adapters(model, [*(adapters or []), *([root] if root else [])])
+            for adapter in (*(adapters or []), *([root] if root else [])):
+                with _noted(report):
+                    check_adapters(model, [adapter])
     return report
 
 
@@ -169,11 +174,21 @@ def _is_picture(path: PurePosixPath) -> bool:
     return path.parent == PurePosixPath(_PICTURES) and path.suffix == ".png"
 
 
-def _read_root(folder: Path) -> TaskAdapter:
+def _read_task(ledger: ForgettingLedger, entry: TaskEntry, report: VerifyReport) -> TaskAdapter | None:
+    """The adapter of a task; what is wrong with one says nothing about the others."""
+    with _noted(report):
+        return vouched_adapter(ledger, entry)[0]
+    return None
+
+
+def _read_root(ledger: ForgettingLedger) -> TaskAdapter:
+    folder = ledger.folder
     for name in _ROOT_FILES:
         if not safe_join(folder, name).exists():
             raise LedgerError(f"{name}: it is missing; expected an adapter of all tasks in the root of the repository")
     root = replace(read_adapter(folder), name="the root")
+    if problem := base_problem(ledger, root):
+        raise LedgerError(f"the adapter in the root of '{folder}' is not accepted: {problem}")
     if left_out := [path for path in root.pairs if not check_target_module_exists(root.config, path)]:
         raise LedgerError(f"{CONFIG_NAME}: its target_modules leave out {left_out[0]!r}, for which there are weights")
     return root

@@ -11,27 +11,20 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from ..metrics.measures import AVERAGE_PRECISION
 from ..sequence import ForgettingLedger, LedgerError, TaskEntry
-from ..sequence.curves import KNOWN_BY
 from ..sequence.layout import KEY_NAME
-from ..sequence.outcome import measure_of_entry
 from ..storage import StrPath, as_path, read_limited
+from .coarse import without_counts
 
 _DIGEST = "hmac-sha256:"
 _BASE_FIELDS = ("name_or_path", "revision", "model_class", "num_labels", "tied_heads", "fingerprint")
-# Settings that are a number of samples of each class, or what data sets are told by.
-_COUNTED = ("shots", "train_data", "evaluation_data")
-_ROUNDED = {f"{role}_{known_by}" for role in ("retain", "forget") for known_by in KNOWN_BY}
 
 
 def withheld_ledger(ledger: ForgettingLedger, key: bytes, folder: StrPath) -> ForgettingLedger:
-    """The ledger without anything that names a class or tells one by its size.
+    """The ledger without anything that names a class or tells one by its size, see [`without_counts`].
 
-    Of a request remain its number, its time and a keyed digest of its classes. Notes, reasons, names of labels,
-    numbers of samples and of steps, and keys that this version does not know are left out. Scores and logged
-    accuracies are rounded to whole percent: 0.9782608… says that there were 46 samples. Curves that were logged by
-    step, not by epoch, count samples too and are left out. Entries that are withheld already stay as they are.
+    Of a request remain its number, its day and a keyed digest of its classes. Entries that are withheld already keep
+    their digests.
 
     Args:
         ledger ([`ForgettingLedger`]): the full ledger; not changed.
@@ -42,7 +35,17 @@ def withheld_ledger(ledger: ForgettingLedger, key: bytes, folder: StrPath) -> Fo
         [`ForgettingLedger`]: with the same tasks and files.
     """
     base = {name: ledger.base_model[name] for name in _BASE_FIELDS if name in ledger.base_model}
-    return ForgettingLedger(folder, base, None, [_withheld(entry, key) for entry in ledger.tasks])
+    coarse = without_counts(ledger.tasks)
+    entries = [
+        dataclasses.replace(new, request={**new.request, "withheld": True, "digest": _digest_of(old, key)})
+        for old, new in zip(ledger.tasks, coarse, strict=True)
+    ]
+    return ForgettingLedger(folder, base, None, entries)
+
+
+def withholds_by_default(folder: StrPath) -> bool:
+    """Whether a run was withheld before, in any repository: then its folder has a key."""
+    return (as_path(folder, "folder") / KEY_NAME).exists()
 
 
 def withholding_key(folder: StrPath, *, create: bool = False) -> bytes:
@@ -60,14 +63,21 @@ def withholding_key(folder: StrPath, *, create: bool = False) -> bytes:
     """
     path = as_path(folder, "folder") / KEY_NAME
     if create and not path.exists():
-        # Whole or absent, and never readable by others, not even for a moment.
+        # Whole or absent, and never readable by others, not even for a moment. No lock is needed, so that a run that
+        # goes on in the folder can be published: of two who make a key at the same time, the first one's stays.
         staged = path.with_name(f".staging-{KEY_NAME}-{secrets.token_hex(8)}")
         fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(fd, "wb") as file:
             file.write(secrets.token_hex(32).encode())
             file.flush()
             os.fsync(fd)
-        os.replace(staged, path)
+        try:
+            os.link(staged, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(staged, path)
+        staged.unlink(missing_ok=True)
     try:
         key = bytes.fromhex(read_limited(path, 1000).decode("ascii"))
     except FileNotFoundError:
@@ -112,76 +122,10 @@ def is_proof(published: ForgettingLedger, proof: Mapping[str, Any]) -> bool:
     return entry is not None and hmac.compare_digest(str(entry.request.get("digest")), digest)
 
 
-def _withheld(entry: TaskEntry, key: bytes) -> TaskEntry:
+def _digest_of(entry: TaskEntry, key: bytes) -> Any:
     if entry.request.get("withheld") and entry.classes is entry.class_names is None and not entry.sizes:
-        return entry
-    digest = _digest(_key_of(entry.name, key), _statement(entry))
-    settings: dict[str, Any] = {
-        name: entry.settings[name] for name in ("config", "training") if name in entry.settings
-    }
-    data = {name: value for name, value in entry.settings.get("data", {}).items() if name not in _COUNTED}
-    return dataclasses.replace(
-        entry,
-        request={"withheld": True, "digest": digest, "requested_at": entry.request.get("requested_at")},
-        classes=None,
-        class_names=None,
-        missing_classes=None,
-        sizes={},
-        settings={**settings, "data": data},
-        scores=_rounded_scores(entry.scores),
-        revocation=_withheld_revocation(entry.revocation),
-        curves=_rounded_curves(entry.curves),
-        outcome=_rounded_outcome(entry),
-        extra={},
-    )
-
-
-def _withheld_revocation(revocation: dict[str, Any] | None) -> dict[str, Any] | None:
-    if revocation is None:
-        return None
-    scores = {name: revocation.get(name) for name in ("scores_before", "scores_after")}
-    return {"revoked_at": revocation.get("revoked_at"), "reason": None, **_rounded_scores(scores)}
-
-
-def _rounded_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracies in whole percent; numbers of rows left out."""
-    kept: dict[str, Any] = {}
-    for name, value in scores.items():
-        if isinstance(value, dict):
-            kept[name] = {
-                key: None if number is None else round(number, 2)
-                for key, number in value.items()
-                if not key.startswith("n_") and (number is None or isinstance(number, (int, float)))
-            }
-        elif value is None or name == "data":
-            kept[name] = value
-    return kept
-
-
-def _rounded_outcome(entry: TaskEntry) -> dict[str, Any] | None:
-    """Verdicts as they are, scores in whole percent; the target of a detector is a share of a score."""
-    if entry.outcome is None:
-        return None
-    target = entry.target
-    if target is not None and measure_of_entry(entry) == AVERAGE_PRECISION:
-        target = round(target, 2)
-    earlier = {
-        task: {
-            "score": None if found.get("score") is None else round(found["score"], 2),
-            "forgotten": found.get("forgotten"),
-        }
-        for task, found in entry.outcome.get("earlier", {}).items()
-    }
-    known = {name: entry.outcome.get(name) for name in ("forgotten", "known_before")}
-    return {**known, "target": target, "earlier": earlier}
-
-
-def _rounded_curves(curves: dict[str, Any] | None) -> dict[str, Any] | None:
-    if curves is None or any(epoch != int(epoch) for epoch in curves["epoch"]):
-        return None
-    return {
-        name: [round(value, 2) for value in values] if name in _ROUNDED else values for name, values in curves.items()
-    }
+        return entry.request.get("digest")
+    return _digest(_key_of(entry.name, key), _statement(entry))
 
 
 def _statement(entry: TaskEntry) -> dict[str, Any]:

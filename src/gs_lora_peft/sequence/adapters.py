@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..storage import parse_json, read_limited, safe_join
-from ..tuner.config import HEAD_TRAINING_TASKS, check_plain_lora
+from ..storage import parse_json, public_name, read_limited, safe_join
+from ..tuner.config import HEAD_TRAINING_TASKS, MAX_SCALING, check_plain_lora, mapping_problem
+from ..tuner.name_patterns import names_modules
 from .entry import TaskEntry
 from .layout import MAX_CONFIG_BYTES, TASKS_FOLDER, task_folder
 from .ledger import ForgettingLedger
@@ -31,6 +33,14 @@ from .plain import LedgerError, short
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _HALVES = (torch.float16, torch.bfloat16)
+# What reading a file raises that is not what it should be; of a dtype that torch does not know, a KeyError.
+_UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, re.error, SafetensorError)
+_DTYPES = (torch.float32, torch.float64, *_HALVES)
+# How much larger than the weights of its layer an update may be (Frobenius norms): what forgets is about as large as
+# the weights, and nothing is left of a layer under an update of a thousand times its size.
+MAX_RELATIVE_UPDATE = 1e3
+# What in a configuration would choose modules by other means than their names.
+_CHOOSING = ("exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 @dataclass(frozen=True)
@@ -78,22 +88,77 @@ def read_adapters(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = 
     Each file is read once: what is returned comes from the very bytes whose hash was compared with the ledger's.
 
     Raises:
-        LedgerError: As [`check_tasks`]; or an adapter is no plain LoRA on Linear layers.
+        LedgerError: As [`check_tasks`]; or an adapter is no plain LoRA on Linear layers, names another base model than
+            the ledger, or holds what is no finite number.
     """
     entries = ledger.select(tasks)
     for entry in entries:
         _check_listed(ledger, entry)
-    return [_read_vouched(ledger, entry, entries) for entry in entries]
+    try:
+        return [vouched_adapter(ledger, entry)[0] for entry in entries]
+    except LedgerError:
+        ledger.check_files([entry.name for entry in entries])  # says of every file what is wrong with it
+        raise
+
+
+def vouched_adapter(ledger: ForgettingLedger, entry: TaskEntry) -> tuple[TaskAdapter, dict[str, bytes]]:
+    """Reads the files of one task, also of one that was revoked.
+
+    Returns:
+        The adapter, and the content of every file by its name in the task's folder: the bytes that were checked.
+
+    Raises:
+        LedgerError: As [`read_adapters`].
+    """
+    _check_listed(ledger, entry)
+    contents = {}
+    for name, digest in entry.files.items():
+        content, problem = b"", "it is not the file that the ledger vouches for"
+        try:
+            content = _read(safe_join(ledger.folder, name))
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise LedgerError(f"'{name}' in '{ledger.folder}' cannot be used: {problem}")
+        contents[Path(name).name] = content
+    return _parsed_for(ledger, entry.name, contents), contents
+
+
+def new_adapter(ledger: ForgettingLedger, name: str) -> tuple[TaskAdapter, dict[str, str]]:
+    """Reads the files of a task that is about to be added to the ledger.
+
+    Returns:
+        The adapter, and the SHA-256 of every file by its path relative to the ledger's folder: those of the very bytes
+        that the adapter was made from.
+
+    Raises:
+        LedgerError: It is no plain LoRA on Linear layers.
+        OSError, ValueError: It cannot be read.
+    """
+    contents = {path.name: _read(path) for path in sorted(task_folder(ledger.folder, name).iterdir())}
+    files = {f"{TASKS_FOLDER}/{name}/{file}": hashlib.sha256(raw).hexdigest() for file, raw in contents.items()}
+    return _parsed_for(ledger, name, contents), files
 
 
 def read_adapter(path: Path) -> TaskAdapter:
-    """Reads the adapter in the folder of one task, without a ledger to vouch for it.
+    """Reads an adapter that no ledger vouches for.
 
     Raises:
         LedgerError: It is no plain LoRA on Linear layers.
         OSError, ValueError: It cannot be read.
     """
     return _parsed(path, _read(path / CONFIG_NAME), _read(path / SAFETENSORS_WEIGHTS_NAME))
+
+
+def base_problem(ledger: ForgettingLedger, adapter: TaskAdapter) -> str | None:
+    """Says in what way an adapter's configuration names another base model than the ledger; `None` if it does not."""
+    for key, of_ledger in (("base_model_name_or_path", "name_or_path"), ("revision", "revision")):
+        found, expected = getattr(adapter.config, key), ledger.base_model.get(of_ledger)
+        if found is None or expected is None:
+            continue
+        if not isinstance(found, str) or expected not in (found, public_name(found)[0]):
+            return f"{key} in {CONFIG_NAME} is {short(found)}, but the ledger has {short(expected)}"
+    return None
 
 
 def check_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> None:
@@ -120,21 +185,14 @@ def _check_listed(ledger: ForgettingLedger, entry: TaskEntry) -> None:
         )
 
 
-def _read_vouched(ledger: ForgettingLedger, entry: TaskEntry, entries: Sequence[TaskEntry]) -> TaskAdapter:
-    contents = {}
-    for name, digest in entry.files.items():
-        content, problem = b"", "it was changed while it was read"
-        try:
-            content = _read(safe_join(ledger.folder, name))
-        except (OSError, ValueError) as error:
-            problem = str(error)
-        if hashlib.sha256(content).hexdigest() != digest:
-            ledger.check_files([entry.name for entry in entries])  # says of each file what is wrong with it
-            raise LedgerError(f"'{name}' in '{ledger.folder}' cannot be used: {problem}")
-        contents[name] = content
-    own = f"{TASKS_FOLDER}/{entry.name}"
-    config, weights = contents[f"{own}/{CONFIG_NAME}"], contents[f"{own}/{SAFETENSORS_WEIGHTS_NAME}"]
-    return _parsed(task_folder(ledger.folder, entry.name), config, weights)
+def _parsed_for(ledger: ForgettingLedger, name: str, contents: Mapping[str, bytes]) -> TaskAdapter:
+    path = task_folder(ledger.folder, name)
+    if missing := sorted({CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME} - contents.keys()):
+        raise _refused(path, f"it lacks {missing}")
+    adapter = _parsed(path, contents[CONFIG_NAME], contents[SAFETENSORS_WEIGHTS_NAME])
+    if problem := base_problem(ledger, adapter):
+        raise _refused(path, problem)
+    return adapter
 
 
 def _read(path: Path) -> bytes:
@@ -144,20 +202,41 @@ def _read(path: Path) -> bytes:
 
 def _parsed(path: Path, config: bytes, weights: bytes) -> TaskAdapter:
     try:
-        lora = LoraConfig.from_peft_type(**{**_checked_config(config), "inference_mode": True})
-        adapter = TaskAdapter(path.name, lora, _pairs(load(weights)))
+        with _in_file(CONFIG_NAME):
+            lora = LoraConfig.from_peft_type(**{**_checked_config(config), "inference_mode": True})
+        with _in_file(SAFETENSORS_WEIGHTS_NAME):
+            adapter = TaskAdapter(path.name, lora, _pairs(load(weights)))
         if not adapter.pairs and lora.target_modules != DUMMY_TARGET_MODULES:
             raise ValueError(f"it has no weights, but targets {short(lora.target_modules)}")
         for module, (factor_a, _) in adapter.pairs.items():
             if len(factor_a) != adapter.settings(module)[0]:
                 raise ValueError(f"on {module!r} it has the rank {len(factor_a)}, which its configuration contradicts")
-            adapter.scaling(module)
-    except (ValueError, TypeError, re.error, SafetensorError) as error:
-        raise LedgerError(
-            f"the adapter in '{path}' is not accepted: {str(error).rstrip('.')}. Do not use it: it is not what this "
-            "package writes. Fetch a clean copy from somebody you trust."
-        ) from error
+            scaling = adapter.scaling(module)
+            if not (math.isfinite(scaling) and 0 < abs(scaling) <= MAX_SCALING):
+                raise ValueError(
+                    f"{CONFIG_NAME} gives {module!r} a scaling of {scaling:g}; expected a number other than 0, of "
+                    f"{MAX_SCALING:g} at most"
+                )
+    except _UNREADABLE as error:
+        raise _refused(path, str(error)) from error
     return adapter
+
+
+@contextmanager
+def _in_file(name: str) -> Iterator[None]:
+    """Names the file in what is wrong with its content."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        said = str(error) or type(error).__name__
+        raise ValueError(said if name in said else f"{name}: {said}") from error
+
+
+def _refused(path: Path, problem: str) -> LedgerError:
+    return LedgerError(
+        f"the adapter in '{path}' is not accepted: {problem.rstrip('.')}. Do not use it: it is not what this package "
+        "writes. Fetch a clean copy from somebody you trust."
+    )
 
 
 def _checked_config(content: bytes) -> dict[str, Any]:
@@ -173,10 +252,25 @@ def _checked_config(content: bytes) -> dict[str, Any]:
         if type(value) not in kinds:
             names = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{name} in {CONFIG_NAME} is {short(value)}; expected {names}")
-    if isinstance(values["target_modules"], str):
-        re.compile(values["target_modules"])
+    if problem := mapping_problem(values.get("auto_mapping")):
+        raise ValueError(problem)
+    _check_choice(values)
     values.pop("runtime_config", None)  # concerns the machine it was written on; PEFT ignores it, too
     return values
+
+
+def _check_choice(values: Mapping[str, Any]) -> None:
+    """Checks that a configuration names its modules: a search by a pattern of somebody else may never end."""
+    targets = values["target_modules"]
+    patterns = {"target_modules": [targets] if isinstance(targets, str) else []}
+    patterns |= {name: list(values.get(name) or ()) for name in ("rank_pattern", "alpha_pattern")}
+    for name, keys in patterns.items():
+        if odd := [key for key in keys if not names_modules(key)]:
+            raise ValueError(f"{name} in {CONFIG_NAME} has the pattern {short(odd[0])}; expected names of modules")
+    if not isinstance(targets, str) and (odd := [name for name in targets if not isinstance(name, str)]):
+        raise ValueError(f"target_modules in {CONFIG_NAME} has {short(odd[0])}; expected names of modules")
+    if chosen := [name for name in _CHOOSING if values.get(name)]:
+        raise ValueError(f"{chosen[0]} in {CONFIG_NAME} is {short(values[chosen[0]])}; expected it to be left out")
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -188,9 +282,11 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     pairs = {path: (wide[f"{_PREFIX}{path}{_A}"], wide[f"{_PREFIX}{path}{_B}"]) for path in paths}
     for path, (factor_a, factor_b) in pairs.items():
         fits = factor_a.dim() == factor_b.dim() == 2 and factor_a.shape[0] == factor_b.shape[1] > 0
-        if not fits or not factor_a.is_floating_point() or not factor_b.is_floating_point():
+        if not fits or not {factor_a.dtype, factor_b.dtype} <= {*_DTYPES}:
             found = " and ".join(f"{factor.dtype} {list(factor.shape)}" for factor in (factor_a, factor_b))
             raise ValueError(f"on {path!r} it has {found}; expected two matrices of one rank, of real numbers")
+        if not (factor_a.isfinite().all() and factor_b.isfinite().all()):
+            raise ValueError(f"on {path!r} it has NaN or infinity; expected finite numbers")
     return pairs
 
 
@@ -213,6 +309,8 @@ def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> str | Non
                 f"for {path!r} the adapter has matrices of shape {found[0]} and {found[1]}; expected {(rank, inputs)} "
                 f"and {(outputs, rank)}"
             )
+        if problem := _size_problem(module, adapter, path):
+            return problem
     paths = adapter.pairs.keys()
     targets = {path for path in modules if path and check_target_module_exists(adapter.config, path)}
     if targets == paths:
@@ -220,4 +318,19 @@ def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> str | Non
     return (
         f"the configuration targets {short(sorted(targets - paths))}, for which there are no weights, or leaves out "
         f"{short(sorted(paths - targets))}, for which there are"
+    )
+
+
+def _size_problem(module: nn.Linear | Conv1D, adapter: TaskAdapter, path: str) -> str | None:
+    """Says that an update is absurdly large for its layer; a layer that is all zeros says nothing."""
+    factor_a, factor_b = (factor.double() for factor in adapter.pairs[path])
+    # ‖BA‖² is the sum over BᵀB ∘ AAᵀ: the product itself, which is as large as the layer, is not formed.
+    square = ((factor_b.T @ factor_b) * (factor_a @ factor_a.T)).sum().clamp(min=0)
+    update = abs(adapter.scaling(path)) * float(square.sqrt())
+    weight = float(torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float32))
+    if math.isfinite(update) and (not weight or update <= MAX_RELATIVE_UPDATE * weight):
+        return None
+    return (
+        f"for {path!r} its update has the norm {update:.3g}, with {weight:.3g} of the weights; expected "
+        f"{MAX_RELATIVE_UPDATE:g} times that at most"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import InvalidInputError
 from ..storage import public_name
 
 _FORMAT = "gs-lora-peft weights 1"
@@ -35,7 +36,8 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
         `str`: `"sha256:"` and 64 hexadecimal digits.
 
     Raises:
-        ValueError: There are no weights, or they are on the meta device.
+        ValueError: There are no weights, they are on the meta device, or they are tensors of another make, such as the
+            quantised ones of torchao, whose content nobody else can read.
     """
     if isinstance(model_or_state_dict, nn.Module):
         state: Mapping[str, Any] = _bare(model_or_state_dict).state_dict()
@@ -150,6 +152,15 @@ def _content_hash(name: str, tensor: torch.Tensor) -> str:
         raise ValueError(
             f"the weight {name!r} is on the meta device and has no values; expected loaded weights. Load the "
             "checkpoint first (`from_pretrained`, or `to_empty` and `load_state_dict`)."
+        )
+    from ..tuner.quantisation import is_foreign
+
+    if is_foreign(tensor):
+        raise InvalidInputError(
+            f"the weight {name!r}",
+            type(tensor).__name__,
+            "numbers as torch stores them",
+            "Take the fingerprint of the model before it is quantised.",
         )
     data = tensor.detach().cpu().contiguous().reshape(-1)
     # Bytes are compared, so NaNs, signed zeros and dtypes that numpy does not know (bfloat16, float8) count as stored.

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from ..storage import sha256_of
 from .curves import TrainingRecord
 from .entry import TaskEntry
-from .layout import TASKS_FOLDER, task_folder
 from .request import utc_now
 from .task import PlannedTask
 from .versions import library_versions
 
 
 def finished_entry(
-    folder: Path,
     task: PlannedTask,
     training: TrainingRecord,
     scores: dict[str, Any],
     outcome: dict[str, Any],
+    files: dict[str, str],
     label_names: Sequence[str] | None,
 ) -> TaskEntry:
-    """What the ledger records of a task, with the hashes of the files it has left in `folder`."""
-    name, plan, start = task.name, task.plan, task.start
-    files = sorted(task_folder(folder, name).iterdir())
+    """What the ledger records of a task; `files` are the hashes of what was merged, see [`~MergedModel.merge_new`]."""
+    plan, start = task.plan, task.start
     return TaskEntry(
-        name=name,
+        name=task.name,
         request=start.request,
         classes=plan["classes"],
         class_names=[label_names[c] for c in plan["classes"]] if label_names else None,
@@ -37,7 +33,7 @@ def finished_entry(
         sizes=training.sizes,
         settings=plan["settings"],
         versions=library_versions(),
-        files={f"{TASKS_FOLDER}/{name}/{path.name}": sha256_of(path) for path in files},
+        files=files,
         groups=training.groups,
         scores=scores,
         curves=training.curves,

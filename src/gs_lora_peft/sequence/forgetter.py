@@ -26,7 +26,7 @@ from .entry import TaskEntry
 from .finishing import finished_entry
 from .layout import LOGS_FOLDER, WORK_FOLDER, task_folder
 from .ledger import ForgettingLedger
-from .loading import refuse_adapters
+from .loading import check_bare
 from .merging import MergedModel
 from .opening import open_ledger
 from .outcome import outcome_of_task
@@ -92,8 +92,8 @@ class ContinualForgetter:
     Raises:
         LedgerError: if the folder's ledger belongs to another base model or to other labels, was edited, or its files
             differ.
-        ValueError: if the model holds adapters already or has no class head ([`check_class_head`]), the data has no
-            label column or labels outside the head, or a missing class does not exist or was forgotten.
+        ValueError: if the model holds adapters already, is quantised or has no class head ([`check_class_head`]), the
+            data has no label column or labels outside the head, or a missing class does not exist or was forgotten.
 
     Example:
 
@@ -139,7 +139,7 @@ class ContinualForgetter:
         )
         check_sampling(replay_ratio, shots, args.drawing_seed)
         missing_classes = checked("missing_classes", missing_classes, ClassRefs)
-        refuse_adapters(base_model)
+        check_bare(base_model)
         check_class_head(base_model, "base_model")
         self.train_dataset, self.eval_dataset, self.scored_on = train_and_test(dataset, eval_dataset)
         self.recipe = Recipe(
@@ -162,7 +162,7 @@ class ContinualForgetter:
         self.ledger = open_ledger(self.folder, base_model, self.label_names)
         self.label_names = self.label_names or self.ledger.label_names
         check_missing(missing_classes, self.ledger, self.label_names)
-        self._live = MergedModel(base_model, self.folder, [entry.name for entry in self.ledger.active_tasks])
+        self._live = MergedModel(base_model, self.ledger)
         self.model = base_model
         self._scores = Scores(self.eval_dataset, self.recipe)
         self._told: set[str] = set()
@@ -320,7 +320,7 @@ class ContinualForgetter:
             return entry
         request, classes = request_of(entry), entry.classes or []
         split = self._split(classes, [old for old in self.ledger.forgotten_classes if old not in classes])
-        with self._exclusively(), self._rebuilt_on_error(), restored_on_error(self.ledger):
+        with self._exclusively(), self._live.restored_on_error(), restored_on_error(self.ledger):
             scores = taken_out(entry, self.ledger, self._live, self._scores)
             self.ledger.revoke(entry.name, redone_as=self.ledger.next_task_name(), **scores)
             return self._carry_out(request, split, redoes=entry.name)
@@ -344,7 +344,7 @@ class ContinualForgetter:
                 other error, ledger and model are what they were.
         """
         (entry,) = self.ledger.select([task])
-        with self._exclusively(), self._rebuilt_on_error():
+        with self._exclusively(), self._live.restored_on_error():
             scores = taken_out(entry, self.ledger, self._live, self._scores)
             self._record(lambda: self.ledger.revoke(task, reason=reason, **scores))
         return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
@@ -384,15 +384,6 @@ class ContinualForgetter:
 
         self.ledger.tasks = on_main(save)
 
-    @contextmanager
-    def _rebuilt_on_error(self) -> Iterator[None]:
-        """Makes the model what the ledger says, if the block that changes both fails."""
-        try:
-            yield
-        except BaseException:
-            self._live.rebuild([entry.name for entry in self.ledger.active_tasks])
-            raise
-
     def _changed(self, entry: TaskEntry, recipe: Recipe, gone: Sequence[int] = ()) -> Differences:
         """The settings of a task that are others in a recipe; `gone` are classes to be forgotten after it."""
         named = check_missing(recipe.missing_classes, self.ledger, self.label_names)
@@ -418,16 +409,14 @@ class ContinualForgetter:
         classes = [names[c] if names else f"class {c}" for c in split.forget_classes]
         on_main(lambda: warn_before(self.ledger, classes, before, allowed))
         training = train_task(task, self.model, self.recipe, self.ledger)
-        with self._rebuilt_on_error():
-            self._live.merge([task.name])
+        with self._live.restored_on_error():
+            files = self._live.merge_new(task.name)
             earlier = {entry.name: entry.classes or () for entry in self.ledger.active_tasks}
             after, of_earlier = self._scores.after_task(self.model, split, before, earlier)
             base = self._scores.of_base(split)
             scores = {"base": base, "before": before, "after": after, "data": self.scored_on}
             outcome = outcome_of_task(allowed, before, after, of_earlier, self.ledger)
-            self._record(
-                lambda: self.ledger.append(finished_entry(self.folder, task, training, scores, outcome, names))
-            )
+            self._record(lambda: self.ledger.append(finished_entry(task, training, scores, outcome, files, names)))
         on_main(lambda: task.work.finish(self.folder / LOGS_FOLDER / task.name))
         self._tell([task.name])
         return self.ledger.tasks[-1]
@@ -442,10 +431,5 @@ class ContinualForgetter:
         """Scores the model without any task, once; it is put back afterwards."""
         if self._scores.knows_base:
             return
-        merged = [entry.name for entry in self.ledger.active_tasks]
-        with self._rebuilt_on_error():
-            if merged:
-                self._live.rebuild([])
+        with self._live.without_tasks():
             self._scores.measure_base(self.model)
-            if merged:
-                self._live.rebuild(merged)

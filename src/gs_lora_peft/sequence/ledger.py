@@ -146,7 +146,7 @@ class ForgettingLedger:
         new = hashlib.sha256(raw).hexdigest()
         with self.lock():
             self.check_unchanged(new)
-            write_bytes_atomic(self.path, raw)
+            write_bytes_atomic(self.path, raw, private=self.names_classes)
         self._seen = new
 
     def check_unchanged(self, *accepted: str) -> None:
@@ -255,6 +255,11 @@ class ForgettingLedger:
     def forgotten_classes(self) -> list[int]:
         """Ids of the classes forgotten by the tasks in effect, in the order of forgetting."""
         return [class_id for entry in self.active_tasks for class_id in entry.classes or ()]
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether it tells which classes there are or were forgotten, so that its file is for its owner alone."""
+        return self.label_names is not None or any(entry.classes is not None for entry in self.tasks)
 
     def task_of_class(self, class_id: int) -> TaskEntry | None:
         """The task in effect that forgot a class, or `None`."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..tuner.quantisation import refuse_quantised
 from .adapters import check_adapters, read_adapters
 from .fingerprint import model_identity
 from .ledger import ForgettingLedger
@@ -48,11 +49,11 @@ def load_forgotten(
         LedgerError: if the ledger is missing, edited or of a newer schema, if a file is missing or differs from its
             recorded hash, if the base weights are not those the ledger names, if a task does not exist, or if an
             adapter does not fit the model. Nothing is changed then.
-        ValueError: if the model holds adapters already, the repository does not exist or may not be read, or there is
-            a folder although a revision was asked for.
+        ValueError: if the model holds adapters already or is quantised, the repository does not exist or may not be
+            read, or there is a folder although a revision was asked for.
         ConnectionError: if the Hub is out of reach and the cache does not hold everything; the call can be repeated.
     """
-    refuse_adapters(base_model)
+    check_bare(base_model)
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     adapters = read_adapters(ledger, tasks)
@@ -63,8 +64,9 @@ def load_forgotten(
     return attach_adapters(base_model, adapters).eval()
 
 
-def refuse_adapters(model: nn.Module) -> None:
-    """Raises ValueError if a model is not bare."""
+def check_bare(model: nn.Module) -> None:
+    """Raises ValueError if a model holds adapters, or is quantised: tasks rest on exact weights."""
+    refuse_quantised(model)
     if hasattr(model, "peft_config"):
         raise ValueError(
             "`base_model` holds adapters already, but the tasks bring their own. Give the bare model: model.unload() "

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +14,8 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from ..tuner.tying import head_tying_hidden
-from .adapters import TaskAdapter, read_adapter
-from .layout import task_folder
+from .adapters import TaskAdapter, check_adapters, new_adapter, read_adapters
+from .ledger import ForgettingLedger
 
 
 @contextmanager
@@ -102,17 +101,23 @@ def merge_adapters(
     """
     with kept_flags(model):
         for adapter in adapters:
-            devices: dict[str, torch.device] = {}
-            for path in adapter.pairs:
-                layer: Any = model.get_submodule(path)
+            layers: dict[str, Any] = {path: model.get_submodule(path) for path in adapter.pairs}
+            devices = {path: layer.weight.device for path, layer in layers.items()}
+            for path, layer in layers.items():
                 if originals is not None and path not in originals:
                     originals[path] = layer.weight.detach().to("cpu", copy=True)
-                devices[path] = layer.weight.device
-                # Accelerators round matrix products in their own ways.
-                layer.to("cpu")
-            attach_adapters(model, [adapter]).merge_and_unload()
-            for path, device in devices.items():
-                model.get_submodule(path).to(device)
+                layer.to("cpu")  # accelerators round matrix products in their own ways
+            try:
+                attach_adapters(model, [adapter]).merge_and_unload()
+            except BaseException:  # memory ran out, or somebody is in a hurry: no half-wrapped model is left behind
+                for path, layer in layers.items():
+                    parent, _, name = path.rpartition(".")
+                    setattr(model.get_submodule(parent), name, layer)
+                vars(model).pop("peft_config", None)
+                raise
+            finally:
+                for path, device in devices.items():
+                    layers[path].to(device)
     return model
 
 
@@ -120,31 +125,99 @@ class MergedModel:
     """A bare model with tasks merged into its weights, which can be taken out again exactly.
 
     The original weights of the layers that tasks change are kept on the CPU: subtracting what was added is not exact.
+    Adapters come from [`read_adapters`] and fit the model before any weight changes.
 
     Args:
         model (`torch.nn.Module`): The base model, changed in place; put into eval mode.
-        folder (`str` or `os.PathLike`): The folder with the tasks.
-        names (`Sequence[str]`): The tasks to merge, in order.
+        ledger ([`ForgettingLedger`]): The run. Its tasks in effect are merged.
     """
 
-    def __init__(self, model: nn.Module, folder: str | os.PathLike, names: Sequence[str]):
+    def __init__(self, model: nn.Module, ledger: ForgettingLedger):
         self.bare = model.eval()
-        self.folder = folder
+        self.ledger = ledger
         self._originals: dict[str, torch.Tensor] = {}
-        self.merge(names)
+        self._before: list[dict[str, torch.Tensor]] = []  # changed weights, as each block that is open found them
+        self.merge([entry.name for entry in ledger.active_tasks])
 
     def merge(self, names: Sequence[str]) -> None:
-        """Merges more tasks."""
-        adapters = (read_adapter(task_folder(self.folder, name)) for name in names)
+        """Merges more tasks, all of which are in the ledger.
+
+        Raises:
+            LedgerError: A file is not what the ledger says, or an adapter does not fit. The model is as it was.
+        """
+        self._merge(read_adapters(self.ledger, list(names)))
+
+    def merge_new(self, name: str) -> dict[str, str]:
+        """Merges a task that is about to be added to the ledger.
+
+        Returns:
+            The SHA-256 of its files, as the ledger has them: of the very bytes that were merged.
+
+        Raises:
+            LedgerError, OSError, ValueError: As [`new_adapter`], or it does not fit. The model is as it was.
+        """
+        adapter, files = new_adapter(self.ledger, name)
+        self._merge([adapter])
+        return files
+
+    def rebuild(self, names: Sequence[str]) -> None:
+        """Starts again from the original weights and merges these tasks, as [`~MergedModel.merge`]."""
+        adapters = read_adapters(self.ledger, list(names))
+        check_adapters(self.bare, adapters)
+        self._put(self._originals)
+        self._merge(adapters)
+
+    @contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """Puts the weights back, bit for bit, if the block fails, without a look at files: they may be the reason."""
+        with self._remembered() as before:
+            try:
+                yield
+            except BaseException:
+                self._put(before)
+                raise
+
+    @contextmanager
+    def without_tasks(self) -> Iterator[None]:
+        """The base model for the time of the block; afterwards the weights are what they were."""
+        with self._remembered() as before:
+            try:
+                self._put(self._originals)
+                yield
+            finally:
+                self._put(before)
+
+    def _merge(self, adapters: Sequence[TaskAdapter]) -> None:
+        check_adapters(self.bare, adapters)
+        self._note(path for adapter in adapters for path in adapter.pairs)
         merge_adapters(self.bare, adapters, self._originals)
 
+    @contextmanager
+    def _remembered(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Keeps a copy, on the CPU, of every weight that the block changes."""
+        before: dict[str, torch.Tensor] = {}
+        self._before.append(before)
+        try:
+            yield before
+        finally:
+            self._before.pop()
+
+    def _note(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            for before in self._before:
+                if path not in before:
+                    before[path] = _weight(self.bare, path).to("cpu", copy=True)
+
     @torch.no_grad()
-    def rebuild(self, names: Sequence[str]) -> None:
-        """Starts again from the original weights and merges these tasks."""
-        for path, weight in self._originals.items():
-            module: Any = self.bare.get_submodule(path)
-            module.weight.copy_(weight)
-        self.merge(names)
+    def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._note(weights)
+        for path, weight in weights.items():
+            _weight(self.bare, path).copy_(weight)
+
+
+def _weight(model: nn.Module, path: str) -> torch.Tensor:
+    layer: Any = model.get_submodule(path)
+    return layer.weight.detach()
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def place_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: Pa
         with staged_folder(target) as staged:
             for entry in entries:
                 _copy_task(ledger, entry, task_folder(staged, entry.name))
-            shutil.copyfile(ledger.path, staged / LEDGER_NAME)
+            write_bytes_atomic(staged / LEDGER_NAME, ledger.path.read_bytes(), private=ledger.names_classes)
         return
     own = load_run(target)
     with own.lock():
@@ -78,6 +78,8 @@ def place_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: Pa
         for entry in entries:
             _add_task(ledger, entry, target)
         if problem is None and not knows_more:
+            if ledger.names_classes and not own.names_classes:
+                own.path.chmod(0o600)  # a file that is replaced keeps its permissions
             write_bytes_atomic(own.path, ledger.path.read_bytes())
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from ..tuner import GSLoraConfig
+from ..tuner.name_patterns import is_quick
 from .ledger import ForgettingLedger
-from .plain import LedgerError
+from .plain import LedgerError, short
 from .recipe import adapter_settings
 
 
@@ -12,7 +16,8 @@ def recorded_config(ledger: ForgettingLedger) -> GSLoraConfig | None:
     """The configuration of the last task, as the ledger has it; `None` where it has none.
 
     Raises:
-        LedgerError: what it has is no configuration, or has settings that this version does not know.
+        LedgerError: what it has is no configuration, or has settings that this version does not know or patterns that
+            may search for ever.
     """
     recorded = ledger.tasks[-1].settings.get("config") if ledger.tasks else None
     if recorded is None:
@@ -21,9 +26,21 @@ def recorded_config(ledger: ForgettingLedger) -> GSLoraConfig | None:
     try:
         if unknown := sorted(recorded.keys() - known.keys()):
             raise ValueError(f"this version does not know {unknown}")
+        for name, pattern in _patterns(recorded):
+            if not is_quick(pattern):
+                raise ValueError(f"a search with {name}={short(pattern)} may never end")
         return GSLoraConfig(**recorded)
     except (AttributeError, TypeError, ValueError) as error:
         raise LedgerError(
             f"the adapter settings of {ledger.tasks[-1].name} in '{ledger.path}' cannot be taken over: {error}. Give "
             "your own: config=GSLoraConfig(...)."
         ) from error
+
+
+def _patterns(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The regular expressions among adapter settings."""
+    for name in ("target_modules", "exclude_modules", "block_pattern", "exclude_blocks"):
+        if isinstance(settings.get(name), str):
+            yield name, settings[name]
+    for name in ("rank_pattern", "alpha_pattern"):
+        yield from ((name, key) for key in settings.get(name) or ())

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 REQUEST_FILE = "request.json"
 FAILED_FILE = "failed.json"
 MAX_REQUEST_BYTES = 2**24
+PRIVATE_FOLDER = 0o700  # for its owner alone, where the system knows such
 _MEND = "or give it up: call discard_unfinished(), or remove that folder."
 
 
@@ -115,7 +116,10 @@ class WorkFolder:
             if _step(folder) > _step(Path(start.checkpoint or folder)):
                 remove_inside(self._run, folder)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self.path / REQUEST_FILE, {**plan, "request": start.request, "started_at": start.started_at})
+        with suppress(OSError):  # what is in it names classes, and callbacks may write there what they like
+            self.path.parent.chmod(PRIVATE_FOLDER)
+        begun = {**plan, "request": start.request, "started_at": start.started_at}
+        write_json_atomic(self.path / REQUEST_FILE, begun, private=True)
         (self.path / FAILED_FILE).unlink(missing_ok=True)
 
     def fail(self) -> None:
@@ -136,7 +140,7 @@ class WorkFolder:
         runs = self.path / "runs"
         with suppress(OSError):
             if runs.is_dir() and not any(leads_out(self._run, path) for path in (runs, logs)):
-                logs.parent.mkdir(parents=True, exist_ok=True)
+                logs.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
                 os.replace(runs, logs)
         remove_inside(self._run, self.path)
         self.remove_if_empty()

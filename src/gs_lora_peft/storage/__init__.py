@@ -16,11 +16,13 @@ from .reading import (
     safe_join,
     sha256_of,
 )
+from .text import code_span, visible
 from .writing import json_bytes, remove_abandoned, staged_folder, write_bytes_atomic, write_json_atomic
 
 __all__ = [
     "StrPath",
     "as_path",
+    "code_span",
     "content_problem",
     "exclusive_lock",
     "json_bytes",
@@ -35,6 +37,7 @@ __all__ = [
     "safe_join",
     "sha256_of",
     "staged_folder",
+    "visible",
     "write_bytes_atomic",
     "write_json_atomic",
 ]

@@ -88,11 +88,37 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
 
 
 def was_always_new(api: HfApi, head: RemoteHead) -> bool:
-    """Whether no commit of a branch has ever held a model: what was deleted can still be fetched from the history."""
-    if not head.is_new:
-        return False
-    commits = call_hub(lambda: api.list_repo_commits(head.repo_id, revision=head.revision), head.repo_id)
-    return all(_look_at(api, head.repo_id, head.revision, commit.commit_id).is_new for commit in commits)
+    """Whether no commit of a branch or tag has ever held a model: what was deleted can be fetched from the history."""
+    return head.is_new and all(_look_at(api, head.repo_id, None, sha).is_new for sha in _all_commits(api, head))
+
+
+def versions_of(api: HfApi, head: RemoteHead, path: str) -> list[str]:
+    """The commits of all branches and tags in which a file has a content that no other one of them has, newest first.
+
+    Args:
+        api (`HfApi`): the client.
+        head ([`RemoteHead`]): the repository.
+        path (`str`): the file.
+    """
+    found: dict[str, str] = {}
+    for sha in _all_commits(api, head):
+        for item in call_hub(lambda sha=sha: api.get_paths_info(head.repo_id, [path], revision=sha), head.repo_id):  # type: ignore[misc]
+            if isinstance(item, RepoFile):
+                found.setdefault(item.blob_id, sha)
+    return list(found.values())
+
+
+def _all_commits(api: HfApi, head: RemoteHead) -> list[str]:
+    """Every commit that a branch or a tag leads to, those of the branch of `head` first."""
+    if head.sha is None:
+        return []
+    refs = call_hub(lambda: api.list_repo_refs(head.repo_id), head.repo_id)
+    found: dict[str, None] = {}
+    for sha in (head.sha, *(ref.target_commit for ref in (*refs.branches, *refs.tags))):
+        if sha not in found:
+            commits = call_hub(lambda sha=sha: api.list_repo_commits(head.repo_id, revision=sha), head.repo_id)  # type: ignore[misc]
+            found |= dict.fromkeys(commit.commit_id for commit in commits)
+    return list(found)
 
 
 def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *, removed: Iterable[str] = ()) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,16 +27,22 @@ def json_bytes(obj: Any) -> bytes:
     return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
-def write_json_atomic(path: StrPath, obj: Any) -> None:
-    """Writes `obj` as JSON so that `path` holds the old content or the new one, whatever happens in between."""
-    write_bytes_atomic(path, json_bytes(obj))
+def write_json_atomic(path: StrPath, obj: Any, *, private: bool = False) -> None:
+    """Writes `obj` as JSON so that `path` holds the old content or the new one, see [`write_bytes_atomic`]."""
+    write_bytes_atomic(path, json_bytes(obj), private=private)
 
 
-def write_bytes_atomic(path: StrPath, data: bytes) -> None:
+def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> None:
     """Writes `data` so that `path` holds the old content or the new one, whatever happens in between.
 
     The bytes go to a temporary file beside `path`, reach the disk and are then moved into place. What a killed run
-    left behind of such files is removed first.
+    left behind of such files is removed first. A file that is replaced keeps its permissions.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        data (`bytes`): Its content.
+        private (`bool`, *optional*, defaults to `False`): Whether a file that is made is for its owner alone (mode
+            0600, where the system knows such). Of one that exists, its owner has decided who may read it.
 
     Raises:
         OSError: The write failed (disk full, no permission, ...). `path` is as it was, the temporary file is gone.
@@ -49,6 +56,7 @@ def write_bytes_atomic(path: StrPath, data: bytes) -> None:
     # Where there are locks the file is moved while still open, so that nobody takes it for abandoned.
     with open(fd, "wb", buffering=0, closefd=True) as file:
         try:
+            _set_mode(fd, path, private)
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
@@ -161,6 +169,15 @@ def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
                 os.close(fd)
                 continue
         return staged, fd
+
+
+def _set_mode(fd: int, path: Path, private: bool) -> None:
+    """Gives the still empty file that will be `path` its permissions, if it is not the umask that decides."""
+    mode = 0o600 if private else None
+    with suppress(FileNotFoundError):
+        mode = stat.S_IMODE(os.stat(path).st_mode) & 0o777
+    if mode is not None and hasattr(os, "fchmod"):
+        os.fchmod(fd, mode)
 
 
 def _replaced_names(target: Path) -> list[Path]:

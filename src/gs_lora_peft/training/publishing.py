@@ -12,7 +12,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import Trainer
 
 from ..objectives import Objective
-from ..storage import public_name
+from ..storage import code_span, public_name
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository
 from ..tuner import LoraGroups, export_lora
@@ -127,7 +127,7 @@ class AdapterPublishing(Trainer):
         return _CARD.format(
             metadata=data.to_yaml(),
             title=repo_id.rpartition("/")[2],
-            base=f"`{base}`" if base else "its base model",
+            base=code_span(base) if base else "its base model",
             active=len(state["active"]),
             total=state["total"],
             repo_id=repo_id,

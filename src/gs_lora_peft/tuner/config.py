@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,10 @@ _REFUSED = {
 # "orthogonal" only draw the matrices differently; "mica" keeps B fixed at minor singular vectors and trains A; "eva"
 # is the default until the user has PEFT fill A from data (`initialize_lora_eva_weights`).
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "mica", "eva")
+# From where the class of a base model may be imported that a configuration names.
+_KNOWN_LIBRARIES = ("transformers", "peft", "gs_lora_peft")
+# The largest |scaling| of an adapter, α / r or α / √r. The papers have 1/8; thousands are a slip or an attack.
+MAX_SCALING = 1e4
 
 
 # Task types whose PeftModel adds the head to `modules_to_save`.
@@ -99,6 +104,23 @@ def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
             "leave them alone, so that base + published adapter would not be the model that was trained. Use one of "
             f"{list(_HARMLESS_INITS)}."
         )
+
+
+def mapping_problem(mapping: Any) -> str | None:
+    """Says why an `auto_mapping` is not followed, or `None` if it may be: PEFT imports whatever module it names."""
+    if mapping is None:
+        return None
+    values = mapping if isinstance(mapping, dict) else {}
+    library, name = values.get("parent_library"), values.get("base_model_class")
+    if not isinstance(library, str) or not _is_dotted(library) or not _is_dotted(name):
+        return f"`auto_mapping`={mapping!r} names no module and class. Leave it out."
+    if library.split(".")[0] not in _KNOWN_LIBRARIES:
+        return f"`auto_mapping` leads to {library!r}, outside of {', '.join(_KNOWN_LIBRARIES)}. Leave it out."
+    return None
+
+
+def _is_dotted(name: Any) -> bool:
+    return isinstance(name, str) and all(map(str.isidentifier, name.split(".")))
 
 
 def _compiled(pattern: str, field_name: str) -> None:
@@ -290,6 +312,16 @@ class GSLoraConfig(LoraConfig):
             ("alpha_pattern", self.alpha_pattern, dict[str, _Alpha]),
         ):
             checked(name, {} if pattern is None else pattern, kind)
+        ranks = [self.r, *(self.rank_pattern or {}).values()]
+        alphas = [self.lora_alpha, *(self.alpha_pattern or {}).values()]
+        smallest = math.sqrt(min(ranks)) if self.use_rslora else min(ranks)
+        if (largest := max(map(abs, alphas))) / smallest > MAX_SCALING:
+            raise InvalidInputError(
+                "lora_alpha",
+                largest,
+                f"one that gives a scaling of {MAX_SCALING:g} at most, which is what readers accept",
+                "The papers use lora_alpha=1 and r=8.",
+            )
         for name in ("target_modules", "exclude_modules"):
             checked(name, getattr(self, name), _Modules)
 

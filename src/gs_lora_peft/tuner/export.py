@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..storage import as_path, write_bytes_atomic
-from .config import check_plain_lora
+from .config import check_plain_lora, mapping_problem
+from .name_patterns import names_modules
 from .targets import exact_targets
 
 _PREFIX = "base_model.model."
@@ -189,7 +190,7 @@ def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str
         "base_model_name_or_path": config.get("base_model_name_or_path") or None,
         "revision": config.get("revision"),
         "task_type": config.get("task_type"),
-        "auto_mapping": config.get("auto_mapping"),
+        "auto_mapping": _known_mapping(config.get("auto_mapping")),
         "r": config["r"],
         "lora_alpha": config["lora_alpha"],
         "target_modules": targets,
@@ -206,14 +207,24 @@ def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str
     return plain
 
 
+def _known_mapping(mapping: Any) -> Any:
+    """PEFT's note on which class to load, if everybody has it: readers refuse to import what they do not know.
+
+    The name of a private module is nobody else's business either.
+    """
+    return mapping if mapping and mapping_problem(mapping) is None else None
+
+
 def _used_patterns(patterns: dict[str, Any], paths: list[str]) -> dict[str, Any]:
     """The entries of a `rank_pattern` or `alpha_pattern` that the remaining modules use.
 
     PEFT takes the first entry that matches, and the file is sorted. Where sorting would let another entry match first,
-    each module gets an entry of its own.
+    or an entry is a real regular expression, which readers of a published file refuse, each module gets an entry of
+    its own.
     """
     key_of = {path: get_pattern_key(list(patterns), path) for path in paths}
     kept = {key: patterns[key] for key in sorted(patterns) if key in key_of.values()}
-    if all(get_pattern_key(list(kept), path) == key for path, key in key_of.items()):
+    in_order = all(get_pattern_key(list(kept), path) == key for path, key in key_of.items())
+    if in_order and all(map(names_modules, kept)):
         return kept
     return {f"^{re.escape(path)}": patterns[key] for path, key in key_of.items() if key in patterns}
