@@ -175,6 +175,7 @@ class RowCollator:
         self.extractor = component(processing_class, "feature_extractor", SequenceFeatureExtractor)
         self.tensors = TensorCollator(label_column)
         self.label_column = label_column
+        self.features = features
         self.picture_columns = [name for name, kind in (features or {}).items() if isinstance(kind, datasets.Image)]
         self.image_column = "pixel_values" if self.images is None else "image"
 
@@ -185,7 +186,9 @@ class RowCollator:
             ValueError: if not.
         """
         plan = self.plan(row)
-        if label_name(row, self.label_column) is None:
+        # A column that the data set itself does not have is refused by what reads the classes of all rows.
+        lost = self.features is None or self.label_column in self.features
+        if lost and label_name(row, self.label_column) is None:
             raise _no_label(row, self.label_column)
         if plan == Plan():
             self.tensors.refuse_pictures(row)
@@ -331,7 +334,7 @@ def _label(row: Mapping[str, Any], column: str, number: int) -> int:
 
 
 def _no_label(row: Mapping[str, Any], label_column: str) -> InvalidInputError:
-    fix = f"Keep it in the transform of the data set, or give the column of the labels as `label_column` ({_LABELS})."
+    fix = "Keep it in the transform of the data set, or give the column of the labels as `label_column`."
     return InvalidInputError("label_column", label_column, f"one of {sorted(row)}, which a row holds", fix)
 
 
