@@ -15,7 +15,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 
 from ..errors import InvalidInputError
 from ..images import to_image
-from .box_collation import DetectionCollator
+from .box_collation import DetectionCollator, is_prepared
 from .box_columns import is_object_column
 from .rows import NamedRows, picture_cell, where
 from .sounds import is_sound, sound_features
@@ -285,7 +285,7 @@ def default_collator(
     """
     if is_object_column(dataset, label_column):
         processor = component(processing_class, "image_processor", BaseImageProcessor)
-        if processor is None:
+        if processor is None and not is_prepared(_first_row(dataset) or {}):
             raise ValueError(
                 f"{label_column!r} holds annotated boxes, which the model's image processor has to prepare, and "
                 f"`processing_class` is {type(processing_class).__name__}. Give AutoImageProcessor.from_pretrained"
@@ -293,11 +293,17 @@ def default_collator(
             )
         return DetectionCollator(processor, objects_column=label_column)
     collator = RowCollator(processing_class, label_column, getattr(dataset, "features", None))
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset):
-        row = NamedRows(dataset, "the training data")[0]
-        if isinstance(row, Mapping):
-            collator.look_at(row)
+    if (row := _first_row(dataset)) is not None:
+        collator.look_at(row)
     return collator
+
+
+def _first_row(dataset: Any) -> Mapping[str, Any] | None:
+    """As the collator gets it; `None` where there is none."""
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
+        return None
+    row = NamedRows(dataset, "the training data")[0]
+    return row if isinstance(row, Mapping) else None
 
 
 def component(processing_class: Any, name: str, kind: type) -> Any:
