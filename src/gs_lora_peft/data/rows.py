@@ -48,6 +48,7 @@ class NamedRows(Dataset):
     def __init__(self, dataset: Any, name: str = "the data set"):
         self.dataset = dataset
         self.name = name
+        self._pictures: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -78,14 +79,23 @@ class NamedRows(Dataset):
 
     def stored_picture(self, index: int, column: str) -> Any:
         """The picture behind an array that a format has made of it, where the array does not say all; else `None`."""
+        if column not in self._pictures:
+            self._pictures[column] = self._without_format(column)
+        pictures = self._pictures[column]
+        if pictures is None:
+            return None
+        picture = pictures[int(index)][column]
+        plain = not isinstance(picture, Picture) or picture.mode.startswith("I;16") or picture.mode in _PLAIN_MODES
+        return None if plain else picture
+
+    def _without_format(self, column: str) -> datasets.Dataset | None:
+        """A column of pictures alone and without the format, if there is a format that makes arrays of them."""
         data = self.dataset
         if not isinstance(data, datasets.Dataset) or data.format["type"] in (None, "custom"):
             return None
         if not isinstance(data.features.get(column), datasets.Image):
             return None
-        picture = data.select_columns(column).with_format(None)[int(index)][column]
-        plain = not isinstance(picture, Picture) or picture.mode.startswith("I;16") or picture.mode in _PLAIN_MODES
-        return None if plain else picture
+        return data.select_columns(column).with_format(None)
 
     def _read(self, indices: Sequence[int]) -> Sequence[Any]:
         if hasattr(self.dataset, "__getitems__"):
@@ -141,11 +151,6 @@ class NamedRows(Dataset):
             f"{type(feature).__name__.lower()} data that can be decoded",
             f"Repair it or leave the row out. The error behind it: {error}.",
         )
-
-
-def rows_of(dataset: Any, indices: Sequence[int], name: str = "the data set") -> list[Any]:
-    """Rows of a map-style data set, in one go where it can, as [`NamedRows`] has them."""
-    return NamedRows(dataset, name).__getitems__(indices)
 
 
 def where(row: Any, column: str, number: int = 0) -> str:
