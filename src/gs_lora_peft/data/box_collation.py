@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image as Picture
 from torch.nn import functional as F
+from transformers.image_utils import get_image_size
 
 from ..errors import InvalidInputError
-from ..images import to_image
 from .box_columns import BOX_KEYS, CATEGORY_KEYS
-from .rows import picture_cell, where
+from .rows import picture_for
 
 # Image processors (DAB-DETR has Conditional DETR's) of models that look at `pixel_mask` and find boxes as shares of
 # the image. To the others (YOLOS, RT-DETR) padding is part of the picture.
@@ -92,9 +93,7 @@ class DetectionCollator:
                     "and check what the dataset's transform returns."
                 )
         column = self.image_column
-        images = [
-            to_image(picture_cell(row, column), name=where(row, column, number)) for number, row in enumerate(rows)
-        ]
+        images = [picture_for(self.processor, row, column, number) for number, row in enumerate(rows)]
         found = [self._annotations(row, image) for row, image in zip(rows, images, strict=True)]
         annotations = [
             {"image_id": _image_id(row, number), "annotations": own}
@@ -104,7 +103,7 @@ class DetectionCollator:
         batch = {name: prepared[name] for name in ("pixel_values", "pixel_mask") if name in prepared}
         labels = [self._label(label) for label in prepared["labels"]]
         for label, own, image in zip(labels, found, images, strict=True):
-            label |= _crowds(own, image.size)
+            label |= _crowds(own, _width_height(image))
         if "pixel_mask" in prepared:
             masked = self._masked
             for label, mask in zip(labels, prepared["pixel_mask"], strict=True):
@@ -166,7 +165,7 @@ class DetectionCollator:
                 f"{place} has a box of category {categories[~known][0]}; expected ids of the model's head, from 0"
                 f"{limit}. Number the categories with prepare_boxes(dataset, label2id=model.config.label2id)."
             )
-        size = np.array(image.size)
+        size = np.array(_width_height(image))
         sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
         sound &= ((boxes[:, :2] < size) & (boxes[:, :2] + boxes[:, 2:] > 0)).all(axis=1)
         if not sound.all():
@@ -243,3 +242,10 @@ def _image_id(row: Mapping[str, Any], number: int) -> int:
     """Processors want a number; where the data have names, the place in the batch has to do."""
     image_id = row.get("image_id")
     return int(image_id) if isinstance(image_id, (Integral, np.integer)) else number
+
+
+def _width_height(image: Any) -> tuple[int, int]:
+    if isinstance(image, Picture):
+        return image.size
+    height, width = get_image_size(image)
+    return width, height

@@ -14,10 +14,9 @@ from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrained
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from ..errors import InvalidInputError
-from ..images import to_image
 from .box_collation import DetectionCollator, is_prepared
 from .box_columns import is_object_column
-from .rows import NamedRows, picture_cell, where
+from .rows import NamedRows, picture_for, where
 from .sounds import is_sound, sound_features
 
 _LABELS = ("labels", "label", "label_ids")
@@ -64,17 +63,8 @@ class ImageCollator:
 
     def pixel_values(self, rows: Sequence[Mapping[str, Any]], column: str) -> torch.Tensor:
         """The images of a column, prepared."""
-        images = [self._image(row, column, number) for number, row in enumerate(rows)]
+        images = [picture_for(self.processor, row, column, number, self.mode) for number, row in enumerate(rows)]
         return self.processor(images=images, return_tensors="pt")["pixel_values"]
-
-    def _image(self, row: Mapping[str, Any], column: str, number: int) -> Any:
-        if isinstance(row[column], Picture) and row[column].mode == self.mode:
-            return _loaded(row, column, number)
-        cell = picture_cell(row, column)
-        # A model of other channels, of infrared for instance: nothing but an array can hold its images.
-        if self.mode is None and isinstance(cell, (np.ndarray, torch.Tensor)):
-            return cell
-        return to_image(cell, self.mode or "RGB", name=where(row, column, number))
 
 
 class TensorCollator:
@@ -342,10 +332,6 @@ def _label(row: Mapping[str, Any], column: str, number: int) -> int:
 def _no_label(row: Mapping[str, Any], label_column: str) -> InvalidInputError:
     fix = "Keep it in the transform of the data set, or give the column of the labels as `label_column`."
     return InvalidInputError("label_column", label_column, f"one of {sorted(row)}, which a row holds", fix)
-
-
-def _loaded(row: Mapping[str, Any], column: str, number: int) -> Picture:
-    return to_image(row[column], row[column].mode, name=where(row, column, number))
 
 
 def _may_be_input(cell: Any) -> bool:

@@ -12,6 +12,7 @@ from PIL.Image import Image as Picture
 from torch.utils.data import Dataset
 
 from ..errors import InvalidInputError
+from ..images import is_scaled, to_image
 
 # Modes whose pixels, as an array, say all there is. Indices into a palette and CMYK would pass for grey and RGBA.
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "F")
@@ -170,6 +171,30 @@ def picture_cell(row: Mapping[str, Any], column: str) -> Any:
         return cell
     stored = origin[0].stored_picture(origin[1], column)
     return cell if stored is None else stored
+
+
+def picture_for(processor: Any, row: Mapping[str, Any], column: str, number: int = 0, mode: str | None = "RGB") -> Any:
+    """
+    What an image processor gets of a row: a PIL image of one mode, whatever the cell holds.
+
+    Floats stay what they are where the processor does not rescale, and so does everything where no mode fits the
+    model, as one of infrared.
+
+    Args:
+        processor (`transformers.BaseImageProcessor` or `None`): says whether it rescales.
+        row (`Mapping`), column (`str`): the cell.
+        number (`int`, *optional*, defaults to 0): place of the row in the batch, for rows of unknown origin.
+        mode (`str` or `None`, *optional*, defaults to `"RGB"`): the mode of the picture.
+
+    Raises:
+        InvalidInputError: naming row and column, as [`to_image`].
+    """
+    cell = picture_cell(row, column)
+    if isinstance(cell, (np.ndarray, torch.Tensor, Picture)) and mode is None:
+        return cell
+    if is_scaled(cell, getattr(processor, "do_rescale", None)):
+        return cell
+    return to_image(cell, mode or "RGB", name=where(row, column, number))
 
 
 def _shown(stored: Any) -> Any:

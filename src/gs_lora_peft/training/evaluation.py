@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -20,7 +20,8 @@ class ObjectiveEvaluation(Trainer):
     objective: Objective
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:
-        if description != "Training" and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        stream = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+        if description != "Training" and hasattr(dataset, "__len__") and not stream:
             dataset = NamedRows(dataset, "the evaluation set")
         return super()._get_dataloader(dataset, description, *args, **kwargs)
 
