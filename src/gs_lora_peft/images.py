@@ -61,6 +61,16 @@ def to_image(cell: Any, mode: str | None = "RGB", *, name: str = "image") -> Ima
     return cell if cell.mode == mode else _converted(cell, mode, name)
 
 
+def is_scaled(cell: Any, do_rescale: bool | None) -> bool:
+    """Whether a cell holds floats for an image processor that is told to leave values as they are, `do_rescale=False`,
+    as transformers advises where they are in [0, 1] already."""
+    if do_rescale is not False:
+        return False
+    if isinstance(cell, torch.Tensor):
+        return cell.is_floating_point()
+    return isinstance(cell, np.ndarray) and cell.dtype.kind == "f"
+
+
 def _converted(image: Image.Image, mode: str | None, name: str) -> Image.Image:
     sixteen = image.mode == "I" and image.format in _SIXTEEN_BITS
     if image.mode.startswith("I;16") or sixteen:

@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader
 
 from gs_lora_peft.data.box_collation import DetectionCollator
 from gs_lora_peft.data.box_splits import split_boxes
+from gs_lora_peft.data.collation import default_collator
 from gs_lora_peft.data.pairing import PairedCollator, PairedDataset, PairedSampler
+from gs_lora_peft.errors import InvalidInputError
 
 FIELD = [[0, 1], [1], [0], [2, 1, 3], [3, 0, 0]]
 PROCESSORS = ["Detr", "ConditionalDetr", "DeformableDetr", "Yolos", "RTDetr"]
@@ -163,3 +165,64 @@ def test_a_row_without_annotations_is_told_so():
     del row["objects"]
     with pytest.raises(ValueError, match="no 'objects'"):
         DetectionCollator(processor("Detr"))([row])
+
+
+def with_processor(kind, batched):
+    """A transform as in transformers' recipe for detection; the processor sees a batch, or one image at a time."""
+
+    def transform(rows):
+        count = len(rows["image"])
+        annotations = [
+            {
+                "image_id": rows["image_id"][n],
+                "annotations": [
+                    {"bbox": box, "category_id": category, "area": box[2] * box[3], "iscrowd": 0}
+                    for box, category in zip(*(rows["objects"][n][key] for key in ("bbox", "category")), strict=True)
+                ],
+            }
+            for n in range(count)
+        ]
+        sets = [range(count)] if batched else [[n] for n in range(count)]
+        made = [
+            kind(
+                images=[rows["image"][n] for n in part],
+                annotations=[annotations[n] for n in part],
+                return_tensors="pt",
+            )
+            for part in sets
+        ]
+        return {key: [value for part in made for value in part[key]] for key in made[0]}
+
+    return transform
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "in batches"])
+@pytest.mark.parametrize("name", ["Detr", "Yolos", "RTDetr"])
+def test_rows_that_a_transform_has_prepared_give_the_same_batch(name, batched):
+    """Images of several sizes: padded to one, boxes as shares of what the model takes them for, marks added."""
+    kind = processor(name)
+    data = make([[1, 0], [2]], images=True)
+    turned = data[1]["image"].resize((48, 64))
+    data = data.map(lambda row: {"image": turned} if row["image_id"] else {}, features=data.features)
+    collate = DetectionCollator(kind, [0])
+    expected = collate([data[0], data[1]])
+    batch = collate(data.with_transform(with_processor(kind, batched)).__getitems__([0, 1]))
+    assert batch.keys() == expected.keys()
+    torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"])
+    for label, other in zip(batch["labels"], expected["labels"], strict=True):
+        torch.testing.assert_close(label["boxes"], other["boxes"])
+        for key in ("class_labels", "forget"):
+            assert torch.equal(label[key], other[key])
+
+
+def test_prepared_rows_need_no_processor_where_nothing_is_padded():
+    """Without one it is not known what boxes are shares of in a padded image: then it is asked for."""
+    data = make([[1, 0], [2]], images=True)
+    prepared = data.with_transform(with_processor(processor("RTDetr"), False))
+    batch = default_collator(None, "objects", prepared)(prepared.__getitems__([0, 1]))
+    assert batch["pixel_values"].shape == (2, 3, 96, 96)
+    rows = prepared.__getitems__([0, 1])
+    rows[1]["pixel_values"] = rows[1]["pixel_values"][:, :, :64]
+    with pytest.raises(InvalidInputError) as caught:
+        default_collator(None, "objects", prepared)(rows)
+    assert caught.value.name == "processing_class"

@@ -289,6 +289,37 @@ def test_detectors_faces_and_audits_see_the_same_picture():
     assert caught.value.name == "row 0 of the batch, column 'image'"
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_floats_stay_where_the_processor_does_not_rescale(kind):
+    """transformers advises `do_rescale=False` for floats in [0, 1]; bytes of them would be 255 times too large."""
+    array = pixels(3) / np.float32(255)
+    cell = array if kind == "numpy" else torch.from_numpy(array).permute(2, 0, 1)
+    usual = {"size": SIZE, "do_resize": False}
+    expected = ImageCollator(ViTImageProcessor(**usual))([{"image": pixels(3), "label": 0}])["pixel_values"]
+    found = ImageCollator(ViTImageProcessor(**usual, do_rescale=False))([{"image": cell, "label": 0}])["pixel_values"]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    face = FaceImageProcessor(do_resize=False)
+    alone = face(images=[cell], do_rescale=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(alone[0], torch.from_numpy(array).permute(2, 0, 1))
+    objects = {"bbox": [[1.0, 1.0, 3.0, 3.0]], "category": [0]}
+    sizes = {"size": {"height": 32, "width": 32}, "do_resize": False}
+    detect = [DetectionCollator(DetrImageProcessor(**sizes, do_rescale=scale)) for scale in (True, False)]
+    cells = zip(detect, (pixels(3), cell), strict=True)
+    batches = [one([{"image": image, "objects": objects}]) for one, image in cells]
+    torch.testing.assert_close(*(batch["pixel_values"] for batch in batches), atol=1e-6, rtol=0)
+    assert torch.equal(*(batch["labels"][0]["boxes"] for batch in batches))
+
+
+def test_a_model_of_other_channels_gets_what_the_cell_holds():
+    """A model of colours and infrared has four means; RGB would take one of its channels away."""
+    processor = ViTImageProcessor(size=SIZE, image_mean=[0.5] * 4, image_std=[0.5] * 4)
+    array = pixels(4, size=(8, 8))
+    cells = (array, torch.from_numpy(array).permute(2, 0, 1), Image.fromarray(array))
+    found = [ImageCollator(processor)([{"image": cell, "label": 0}])["pixel_values"] for cell in cells]
+    assert found[0].shape == (1, 4, 8, 8)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
 def test_random_views_are_made_of_pictures(monkeypatch):
     """RandAugment knows grey and RGB alone: it gets these of any form, palettes behind a format included."""
     transforms = ModuleType("torchvision.transforms")

@@ -324,6 +324,34 @@ def test_rows_that_nothing_can_be_made_of_are_named(prepare, row):
     assert caught.value.fix
 
 
+class Listed(torch.utils.data.Dataset):
+    """A data set of torch, which knows nothing of columns and names its labels as models do."""
+
+    def __init__(self, numbers, broken=()):
+        self.numbers, self.broken, self.data = numbers, broken, transformed("labels")
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise OSError("the disk is gone")
+        return self.data[self.numbers[index]]
+
+
+def test_rows_of_a_torch_data_set(tmp_path):
+    """Labels are found as in other rows; an error of its own stays, with a note on the row."""
+    sets = {"forget_dataset": Listed([1, 4]), "retain_dataset": Listed([0, 2, 3])}
+    model = get_peft_model(knowing("image"), GSLoraConfig(r=2))
+    trainer = GSLoraTrainer(model, arguments(tmp_path, max_steps=1), **sets, processing_class=VIT)
+    assert (trainer.forget_classes, trainer.retain_classes) == ([1], [0, 2])
+    assert trainer.train().training_loss > 0
+    sets["retain_dataset"].broken = (2,)
+    with pytest.raises(OSError) as caught:
+        trainer.train()
+    assert any("row 2 of the retain set" in note for note in caught.value.__notes__)
+
+
 def test_rows_of_unequal_length_without_a_tokenizer_say_what_to_give():
     """torch says "expected sequence of length 3 at dim 1"."""
     rows = [{"input_ids": [1, 2, 3], "label": 0}, {"input_ids": [1, 2], "label": 1}]

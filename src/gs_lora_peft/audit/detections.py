@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.boxes import Annotations, read_annotations
-from ..data.rows import picture_cell, rows_of, where
+from ..data.rows import NamedRows, picture_cell, where
 from ..drawing import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
 from ..images import to_image
 from ..sequence import ForgettingLedger, load_forgotten
@@ -79,7 +79,8 @@ def draw_detections(
     forgotten = ForgettingLedger.load(folder).forgotten_classes
     rows = rows_to_show(read_annotations(dataset, objects_column), forgotten, most_images)
     images = [
-        to_image(picture_cell(row, image_column), name=where(row, image_column)) for row in rows_of(dataset, rows)
+        to_image(picture_cell(row, image_column), name=where(row, image_column))
+        for row in NamedRows(dataset).__getitems__(rows)
     ]
     before = _detected(base_model, images, processing_class, threshold)
     after = _detected(load_forgotten(base_model, folder, merge=True), images, processing_class, threshold)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..errors import InvalidInputError
 from ..images import to_image
 from .pairing import PairedDataset, PairedSampler
-from .rows import Row, picture_cell, rows_of, where
+from .rows import NamedRows, Row, picture_cell, where
 
 Augment = Callable[[Any], Any]
 _MODULUS = 2**32  # NumPy takes seeds below this
@@ -112,7 +112,7 @@ class AugmentedViews(Dataset):
     """
 
     def __init__(self, dataset: Any, views: int, augmentation: Augmentation):
-        self.dataset = dataset
+        self.dataset = NamedRows(dataset, "the training data")
         self.times = views + 1
         self.augmentation = augmentation
 
@@ -123,7 +123,7 @@ class AugmentedViews(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        rows = rows_of(self.dataset, [index // self.times for index in indices])
+        rows = self.dataset.__getitems__([index // self.times for index in indices])
         return [
             self.augmentation(row, index) if index % self.times else row
             for row, index in zip(rows, indices, strict=True)

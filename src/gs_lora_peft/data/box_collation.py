@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image as Picture
+from torch.nn import functional as F
+from transformers.image_utils import get_image_size
 
-from ..images import to_image
+from ..errors import InvalidInputError
 from .box_columns import BOX_KEYS, CATEGORY_KEYS
-from .rows import picture_cell, where
+from .rows import picture_for
 
 # Image processors (DAB-DETR has Conditional DETR's) of models that look at `pixel_mask` and find boxes as shares of
 # the image. To the others (YOLOS, RT-DETR) padding is part of the picture.
@@ -31,8 +34,12 @@ class DetectionCollator:
     models that look at `pixel_mask` find them as shares of the image itself, whatever it is batched with. For these
     models boxes are made so again; to YOLOS padding is part of the picture.
 
+    Rows of a transform that has called the image processor itself, with `pixel_values` and `labels`, and perhaps
+    `pixel_mask`, are padded to one size and otherwise taken as they are.
+
     Args:
-        processor (`transformers.BaseImageProcessor`): the model's image processor.
+        processor (`transformers.BaseImageProcessor` or `None`): the model's image processor. Rows of a transform that
+            has called it, with images of one size, need none.
         forget_classes (`Iterable[int]`, *optional*): ids of the categories that the task forgets. Each label then says
             in `forget` which of its boxes are of these; training wants it, evaluation does not.
         num_labels (`int`, *optional*): how many categories the model's head knows, to refuse others.
@@ -77,6 +84,8 @@ class DetectionCollator:
         self.objects_column = objects_column
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        if is_prepared(rows[0], self.image_column):
+            return self._of_prepared(rows)
         for column in (self.image_column, self.objects_column):
             if column not in rows[0]:
                 raise ValueError(
@@ -84,9 +93,7 @@ class DetectionCollator:
                     "and check what the dataset's transform returns."
                 )
         column = self.image_column
-        images = [
-            to_image(picture_cell(row, column), name=where(row, column, number)) for number, row in enumerate(rows)
-        ]
+        images = [picture_for(self.processor, row, column, number) for number, row in enumerate(rows)]
         found = [self._annotations(row, image) for row, image in zip(rows, images, strict=True)]
         annotations = [
             {"image_id": _image_id(row, number), "annotations": own}
@@ -96,9 +103,9 @@ class DetectionCollator:
         batch = {name: prepared[name] for name in ("pixel_values", "pixel_mask") if name in prepared}
         labels = [self._label(label) for label in prepared["labels"]]
         for label, own, image in zip(labels, found, images, strict=True):
-            label |= _crowds(own, image.size)
+            label |= _crowds(own, _width_height(image))
         if "pixel_mask" in prepared:
-            masked = any(cls.__name__.startswith(_OF_MASKED_MODELS) for cls in type(self.processor).__mro__)
+            masked = self._masked
             for label, mask in zip(labels, prepared["pixel_mask"], strict=True):
                 filled = _share_filled(mask)
                 if masked:
@@ -107,6 +114,39 @@ class DetectionCollator:
                     label["crowd_boxes"] = label["crowd_boxes"] * filled
         batch["labels"] = labels
         return batch
+
+    def _of_prepared(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Rows whose transform has called the image processor itself, each by itself or several at once."""
+        images = [torch.as_tensor(row["pixel_values"]) for row in rows]
+        own_masks = [
+            torch.as_tensor(row["pixel_mask"])
+            if "pixel_mask" in row
+            else torch.ones(image.shape[-2:], dtype=torch.int64)
+            for row, image in zip(rows, images, strict=True)
+        ]
+        height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
+        masks = [_padded(mask, height, width) for mask in own_masks]
+        labels = [self._label({key: torch.as_tensor(value) for key, value in row["labels"].items()}) for row in rows]
+        if not all(mask.all() for mask in masks):
+            if self.processor is None:
+                raise InvalidInputError(
+                    "processing_class",
+                    None,
+                    "the model's image processor, for the images differ in size and models differ in what boxes are "
+                    "shares of where images are padded",
+                    "Give it, or resize all images to one size in the transform.",
+                )
+            for label, own, mask in zip(labels, own_masks, masks, strict=True):
+                label["boxes"] = label["boxes"] / _share_filled(own) * (1 if self._masked else _share_filled(mask))
+        batch: dict[str, Any] = {"pixel_values": torch.stack([_padded(image, height, width) for image in images])}
+        if "pixel_mask" in rows[0] or (self._masked and not all(mask.all() for mask in masks)):
+            batch["pixel_mask"] = torch.stack(masks)
+        return {**batch, "labels": labels}
+
+    @property
+    def _masked(self) -> bool:
+        """Whether the model looks at `pixel_mask`."""
+        return any(cls.__name__.startswith(_OF_MASKED_MODELS) for cls in type(self.processor).__mro__)
 
     def _label(self, label: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """After the processor, which leaves annotations out."""
@@ -117,20 +157,20 @@ class DetectionCollator:
 
     def _annotations(self, row: Mapping[str, Any], image: Any) -> list[dict[str, Any]]:
         boxes, categories, crowd = _columns(row[self.objects_column], self.objects_column)
-        where = f"image {_image_id(row, 0)!r}" if "image_id" in row else "an image"
+        place = f"image {_image_id(row, 0)!r}" if "image_id" in row else "an image"
         known = categories >= 0 if self.num_labels is None else (categories >= 0) & (categories < self.num_labels)
         if not known.all():
             limit = "" if self.num_labels is None else f" to {self.num_labels - 1}"
             raise ValueError(
-                f"{where} has a box of category {categories[~known][0]}; expected ids of the model's head, from 0"
+                f"{place} has a box of category {categories[~known][0]}; expected ids of the model's head, from 0"
                 f"{limit}. Number the categories with prepare_boxes(dataset, label2id=model.config.label2id)."
             )
-        size = np.array(image.size)
+        size = np.array(_width_height(image))
         sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
         sound &= ((boxes[:, :2] < size) & (boxes[:, :2] + boxes[:, 2:] > 0)).all(axis=1)
         if not sound.all():
             raise ValueError(
-                f"{where} of {size[0]}×{size[1]} pixels has the box {boxes[~sound][0].tolist()}; expected (x, y, w, "
+                f"{place} of {size[0]}×{size[1]} pixels has the box {boxes[~sound][0].tolist()}; expected (x, y, w, "
                 "h) with w, h > 0 in the image. Check the data with prepare_boxes, or let the transform remove boxes "
                 "that leave the image."
             )
@@ -138,6 +178,18 @@ class DetectionCollator:
             {"bbox": box, "category_id": category, "area": box[2] * box[3], "iscrowd": int(many)}
             for box, category, many in zip(boxes.tolist(), categories.tolist(), crowd.tolist(), strict=True)
         ]
+
+
+def is_prepared(row: Mapping[str, Any], image_column: str = "image") -> bool:
+    """Whether a transform has made of a row what a detector takes: pixels, and labels with boxes."""
+    labels = row.get("labels")
+    made = isinstance(labels, Mapping) and {"class_labels", "boxes"} <= set(labels)
+    return made and "pixel_values" in row and image_column not in row
+
+
+def _padded(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """An image or its mask with zeros to the right and below."""
+    return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
 
 
 def _columns(objects: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -190,3 +242,10 @@ def _image_id(row: Mapping[str, Any], number: int) -> int:
     """Processors want a number; where the data have names, the place in the batch has to do."""
     image_id = row.get("image_id")
     return int(image_id) if isinstance(image_id, (Integral, np.integer)) else number
+
+
+def _width_height(image: Any) -> tuple[int, int]:
+    if isinstance(image, Picture):
+        return image.size
+    height, width = get_image_size(image)
+    return width, height

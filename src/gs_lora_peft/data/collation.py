@@ -14,10 +14,9 @@ from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrained
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from ..errors import InvalidInputError
-from ..images import to_image
-from .box_collation import DetectionCollator
+from .box_collation import DetectionCollator, is_prepared
 from .box_columns import is_object_column
-from .rows import NamedRows, picture_cell, where
+from .rows import NamedRows, picture_for, where
 from .sounds import is_sound, sound_features
 
 _LABELS = ("labels", "label", "label_ids")
@@ -64,17 +63,8 @@ class ImageCollator:
 
     def pixel_values(self, rows: Sequence[Mapping[str, Any]], column: str) -> torch.Tensor:
         """The images of a column, prepared."""
-        images = [self._image(row, column, number) for number, row in enumerate(rows)]
+        images = [picture_for(self.processor, row, column, number, self.mode) for number, row in enumerate(rows)]
         return self.processor(images=images, return_tensors="pt")["pixel_values"]
-
-    def _image(self, row: Mapping[str, Any], column: str, number: int) -> Any:
-        if isinstance(row[column], Picture) and row[column].mode == self.mode:
-            return _loaded(row, column, number)
-        cell = picture_cell(row, column)
-        # A model of other channels, of infrared for instance: nothing but an array can hold its images.
-        if self.mode is None and isinstance(cell, (np.ndarray, torch.Tensor)):
-            return cell
-        return to_image(cell, self.mode or "RGB", name=where(row, column, number))
 
 
 class TensorCollator:
@@ -175,6 +165,7 @@ class RowCollator:
         self.extractor = component(processing_class, "feature_extractor", SequenceFeatureExtractor)
         self.tensors = TensorCollator(label_column)
         self.label_column = label_column
+        self.features = features
         self.picture_columns = [name for name, kind in (features or {}).items() if isinstance(kind, datasets.Image)]
         self.image_column = "pixel_values" if self.images is None else "image"
 
@@ -185,7 +176,9 @@ class RowCollator:
             ValueError: if not.
         """
         plan = self.plan(row)
-        if label_name(row, self.label_column) is None:
+        # A column that the data set itself does not have is refused by what reads the classes of all rows.
+        lost = self.features is None or self.label_column in self.features
+        if lost and label_name(row, self.label_column) is None:
             raise _no_label(row, self.label_column)
         if plan == Plan():
             self.tensors.refuse_pictures(row)
@@ -282,7 +275,7 @@ def default_collator(
     """
     if is_object_column(dataset, label_column):
         processor = component(processing_class, "image_processor", BaseImageProcessor)
-        if processor is None:
+        if processor is None and not is_prepared(_first_row(dataset) or {}):
             raise ValueError(
                 f"{label_column!r} holds annotated boxes, which the model's image processor has to prepare, and "
                 f"`processing_class` is {type(processing_class).__name__}. Give AutoImageProcessor.from_pretrained"
@@ -290,11 +283,17 @@ def default_collator(
             )
         return DetectionCollator(processor, objects_column=label_column)
     collator = RowCollator(processing_class, label_column, getattr(dataset, "features", None))
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset):
-        row = NamedRows(dataset, "the training data")[0]
-        if isinstance(row, Mapping):
-            collator.look_at(row)
+    if (row := _first_row(dataset)) is not None:
+        collator.look_at(row)
     return collator
+
+
+def _first_row(dataset: Any) -> Mapping[str, Any] | None:
+    """As the collator gets it; `None` where there is none."""
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
+        return None
+    row = NamedRows(dataset, "the training data")[0]
+    return row if isinstance(row, Mapping) else None
 
 
 def component(processing_class: Any, name: str, kind: type) -> Any:
@@ -331,12 +330,8 @@ def _label(row: Mapping[str, Any], column: str, number: int) -> int:
 
 
 def _no_label(row: Mapping[str, Any], label_column: str) -> InvalidInputError:
-    fix = f"Keep it in the transform of the data set, or give the column of the labels as `label_column` ({_LABELS})."
+    fix = "Keep it in the transform of the data set, or give the column of the labels as `label_column`."
     return InvalidInputError("label_column", label_column, f"one of {sorted(row)}, which a row holds", fix)
-
-
-def _loaded(row: Mapping[str, Any], column: str, number: int) -> Picture:
-    return to_image(row[column], row[column].mode, name=where(row, column, number))
 
 
 def _may_be_input(cell: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .collation import ImageCollator, RowCollator, TensorCollator, default_collator
-from .rows import rows_of
+from .rows import NamedRows
 
 __all__ = [
     "ImageCollator",
@@ -48,6 +48,7 @@ class PairedDataset(Dataset):
                 raise ValueError(f"the {name} set is empty; a paired batch needs at least one sample of each.")
         self.retain = retain
         self.forget = forget
+        self._rows = NamedRows(retain, "the retain set"), NamedRows(forget, "the forget set")
 
     def __len__(self) -> int:
         return max(len(self.retain), len(self.forget))
@@ -57,9 +58,8 @@ class PairedDataset(Dataset):
 
     def __getitems__(self, pairs: Sequence[Pair]) -> list[tuple[Any, Any]]:
         """The samples of a whole batch; `datasets` reads many rows in one go several times faster than one by one."""
-        retain = rows_of(self.retain, [pair[0] for pair in pairs], "the retain set")
-        forget = rows_of(self.forget, [pair[1] for pair in pairs], "the forget set")
-        return list(zip(retain, forget, strict=True))
+        halves = [rows.__getitems__([pair[half] for pair in pairs]) for half, rows in enumerate(self._rows)]
+        return list(zip(*halves, strict=True))
 
 
 class PairedSampler(Sampler[Pair]):

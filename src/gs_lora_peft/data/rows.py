@@ -12,6 +12,7 @@ from PIL.Image import Image as Picture
 from torch.utils.data import Dataset
 
 from ..errors import InvalidInputError
+from ..images import is_scaled, to_image
 
 # Modes whose pixels, as an array, say all there is. Indices into a palette and CMYK would pass for grey and RGBA.
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "F")
@@ -48,6 +49,7 @@ class NamedRows(Dataset):
     def __init__(self, dataset: Any, name: str = "the data set"):
         self.dataset = dataset
         self.name = name
+        self._pictures: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -78,14 +80,23 @@ class NamedRows(Dataset):
 
     def stored_picture(self, index: int, column: str) -> Any:
         """The picture behind an array that a format has made of it, where the array does not say all; else `None`."""
+        if column not in self._pictures:
+            self._pictures[column] = self._without_format(column)
+        pictures = self._pictures[column]
+        if pictures is None:
+            return None
+        picture = pictures[int(index)][column]
+        plain = not isinstance(picture, Picture) or picture.mode.startswith("I;16") or picture.mode in _PLAIN_MODES
+        return None if plain else picture
+
+    def _without_format(self, column: str) -> datasets.Dataset | None:
+        """A column of pictures alone and without the format, if there is a format that makes arrays of them."""
         data = self.dataset
         if not isinstance(data, datasets.Dataset) or data.format["type"] in (None, "custom"):
             return None
         if not isinstance(data.features.get(column), datasets.Image):
             return None
-        picture = data.select_columns(column).with_format(None)[int(index)][column]
-        plain = not isinstance(picture, Picture) or picture.mode.startswith("I;16") or picture.mode in _PLAIN_MODES
-        return None if plain else picture
+        return data.select_columns(column).with_format(None)
 
     def _read(self, indices: Sequence[int]) -> Sequence[Any]:
         if hasattr(self.dataset, "__getitems__"):
@@ -143,11 +154,6 @@ class NamedRows(Dataset):
         )
 
 
-def rows_of(dataset: Any, indices: Sequence[int], name: str = "the data set") -> list[Any]:
-    """Rows of a map-style data set, in one go where it can, as [`NamedRows`] has them."""
-    return NamedRows(dataset, name).__getitems__(indices)
-
-
 def where(row: Any, column: str, number: int = 0) -> str:
     """Words for a cell: the row in its data set, or, where that is not known, in the batch."""
     origin = getattr(row, "origin", None)
@@ -165,6 +171,30 @@ def picture_cell(row: Mapping[str, Any], column: str) -> Any:
         return cell
     stored = origin[0].stored_picture(origin[1], column)
     return cell if stored is None else stored
+
+
+def picture_for(processor: Any, row: Mapping[str, Any], column: str, number: int = 0, mode: str | None = "RGB") -> Any:
+    """
+    What an image processor gets of a row: a PIL image of one mode, whatever the cell holds.
+
+    Floats stay what they are where the processor does not rescale, and so does everything where no mode fits the
+    model, as one of infrared.
+
+    Args:
+        processor (`transformers.BaseImageProcessor` or `None`): says whether it rescales.
+        row (`Mapping`), column (`str`): the cell.
+        number (`int`, *optional*, defaults to 0): place of the row in the batch, for rows of unknown origin.
+        mode (`str` or `None`, *optional*, defaults to `"RGB"`): the mode of the picture.
+
+    Raises:
+        InvalidInputError: naming row and column, as [`to_image`].
+    """
+    cell = picture_cell(row, column)
+    if isinstance(cell, (np.ndarray, torch.Tensor, Picture)) and mode is None:
+        return cell
+    if is_scaled(cell, getattr(processor, "do_rescale", None)):
+        return cell
+    return to_image(cell, mode or "RGB", name=where(row, column, number))
 
 
 def _shown(stored: Any) -> Any:

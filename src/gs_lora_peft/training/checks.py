@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from transformers.trainer_utils import IntervalStrategy
 from ..checking import ClassId, ClassName, checked, ordered_list
 from ..data.alignment import check_names
 from ..data.box_columns import is_object_column
+from ..data.collation import label_name
+from ..data.rows import NamedRows
 from ..data.splitting import read_classes
 from ..errors import InvalidInputError
 from ..objectives import head_size
@@ -96,7 +98,8 @@ def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> 
             raise ValueError(f"the {name} set: {error}") from error
     else:
         try:
-            labels = np.asarray([dataset[index][label_column] for index in range(len(dataset))])
+            rows = NamedRows(dataset, f"the {name} set")
+            labels = np.asarray([_label(rows[index], label_column) for index in range(len(rows))])
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(
                 f"a sample of the {name} set has no {label_column!r}; expected dictionaries with an integer under "
@@ -119,6 +122,12 @@ def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> 
             "Give the ids of the model's head."
         )
     return [int(value) for value in values]
+
+
+def _label(row: Any, label_column: str) -> Any:
+    """The label of a row, found as the collator finds it."""
+    name = label_name(row, label_column) if isinstance(row, Mapping) else None
+    return row[name or label_column]
 
 
 def classes_of_task(

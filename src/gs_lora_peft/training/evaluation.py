@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_concat
@@ -45,7 +45,8 @@ class ObjectiveEvaluation(Trainer):
         return getattr(self, "hp_search_backend", None) is not None
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:
-        if description != "Training" and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        stream = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+        if description != "Training" and hasattr(dataset, "__len__") and not stream:
             dataset = NamedRows(dataset, "the evaluation set")
         return super()._get_dataloader(dataset, description, *args, **kwargs)
 

@@ -10,7 +10,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from ...images import to_image
+from ...images import is_scaled, to_image
 
 # ITU-R BT.601, as Pillow turns RGB into grey.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
@@ -103,8 +103,8 @@ class FaceImageProcessor(PilBackend):
     def process_image(
         self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
     ) -> np.ndarray:
-        # Transformers' own conversion cuts 16 bits off at 255 and takes floats in [0, 1] for bytes.
-        if do_convert_rgb and input_data_format is None:
+        # Transformers' own conversion cuts 16 bits off at 255. Floats stay: a call may say `do_rescale=False` of them.
+        if do_convert_rgb and input_data_format is None and not is_scaled(image, do_rescale=False):
             image = to_image(image)
         return super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
 
