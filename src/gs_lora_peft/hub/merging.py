@@ -89,8 +89,7 @@ def merge_forgotten(
     """
     out = as_path(out, "out")
     check_free(out)
-    is_model = isinstance(base_model, PreTrainedModel)
-    source = base_model.config._name_or_path if is_model else model_source(base_model)
+    source = base_model.config._name_or_path if isinstance(base_model, PreTrainedModel) else model_source(base_model)
     api = None if push_to is None else writing_api(token)
     repo = None if push_to is None else checked_repo_id(push_to)
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)

@@ -13,9 +13,13 @@ from ..objectives import Background, ForgetLoss, PrototypeDistance
 from ..storage import as_path
 
 _POSITIVE = Annotated[Number, Field(gt=0)]
-_FORGET_BOUND = auto_or(_POSITIVE, "a positive, finite number in nats")
-_PROTOTYPE_BOUND = auto_or(_POSITIVE, "a positive, finite number in the unit of `prototype_distance`")
-_WEIGHT_OR_AUTO = auto_or(NotNegative, "a finite number of at least 0")
+_ForgetBound = Annotated[str, auto_or(_POSITIVE), Field(description="a positive, finite number in nats or 'auto'")]
+_PrototypeBound = Annotated[
+    str,
+    auto_or(_POSITIVE),
+    Field(description="a positive, finite number in the unit of `prototype_distance` or 'auto'"),
+]
+_WeightOrAuto = Annotated[str, auto_or(NotNegative), Field(description="a finite number of at least 0 or 'auto'")]
 
 
 @dataclass
@@ -135,7 +139,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     forget_loss: ForgetLoss = field(
         default="log_odds", metadata={"help": "'log_odds' of each sample, or mean 'cross_entropy' (the paper's)."}
     )
-    forget_bound: _FORGET_BOUND = field(
+    forget_bound: _ForgetBound = field(
         default="auto", metadata={"help": "BND in nats, or 'auto' (1.5 ln C for a softmax head of C classes)."}
     )
     background: Background = field(
@@ -160,7 +164,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     prototype_retain_weight: NotNegative = field(
         default=0.0, metadata={"help": "w_r: holds to prototypes; 0 for none."}
     )
-    prototype_bound: _PROTOTYPE_BOUND = field(
+    prototype_bound: _PrototypeBound = field(
         default="auto", metadata={"help": "BND_pro, or 'auto' (mean distance between two classes' prototypes)."}
     )
     prototype_distance: PrototypeDistance = field(
@@ -169,7 +173,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     prototype_augmentations: NotNegativeWhole = field(
         default=0, metadata={"help": "Augmented views of each sample that prototypes average besides it."}
     )
-    distillation_weight: _WEIGHT_OR_AUTO = field(
+    distillation_weight: _WeightOrAuto = field(
         default="auto",
         metadata={"help": "w_d: holds other classes; 'auto': 1 where some have no data, else 0."},
     )

@@ -164,7 +164,9 @@ class GSLoraConfig(LoraConfig):
     """
 
     r: _Rank = field(default=8, metadata={"help": "Rank of every LoRA pair."})
-    lora_alpha: _Alpha = field(default=1, metadata={"help": "LoRA scaling is lora_alpha / r; the authors use 1 / 8."})
+    lora_alpha: _Alpha = field(  # type: ignore[assignment]
+        default=1, metadata={"help": "LoRA scaling is lora_alpha / r; the authors use 1 / 8."}
+    )
     target_modules: list[str] | str | None = field(
         default="ffn",
         metadata={"help": "'ffn', 'attention', or PEFT's own list of name suffixes or regular expression."},
