@@ -13,22 +13,18 @@ from .output import printable, traceback_wanted
 
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun"}
 _LAUNCHING_MODULES = {"accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run"}
-# Waits for the end of a process, at most ten seconds, and prints a line.
+# Waits for the end of a process, a minute at most, and prints a line. A zombie has ended: who reads what it printed
+# may wait for this line before it asks for the exit code.
 _REPEAT = """
-import os, select, sys, time
-launcher, line = int(sys.argv[1]), sys.argv[2]
+import sys, time
+import psutil
 try:
-    select.select([os.pidfd_open(launcher)], [], [], 10)
-except AttributeError:  # no such call on this system
-    for _ in range(100):
-        try:
-            os.kill(launcher, 0)
-        except OSError:
-            break
-        time.sleep(0.1)
-except OSError:  # it has ended
+    launcher, end = psutil.Process(int(sys.argv[1])), time.monotonic() + 60
+    while launcher.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
+        time.sleep(0.01)
+except psutil.Error:
     pass
-print(line, file=sys.stderr, flush=True)
+print(sys.argv[2], file=sys.stderr, flush=True)
 """
 
 
@@ -71,7 +67,7 @@ def say_last(line: str) -> None:
     if rank == 0 and (launcher := _outermost_launcher()) is not None:
         # A process of its own, which outlives this one. It writes to where this one does.
         subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _REPEAT, str(launcher), line],
+            [sys.executable, "-c", _REPEAT, str(launcher), line],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
