@@ -44,8 +44,9 @@ def draw_face_pictures(
 
     `faces.png`: up to eight people who were forgotten and as many who were kept, evenly spread over all of them, each
     with the image whose similarity was in the middle of theirs before (of four people or fewer several images each,
-    from the least to the most similar): the cosine between its embedding and the direction that the head has for the person, before and after. `embedding_map.png`: embeddings of the same images
-    before and after in one plane, so that what moved has moved. Nobody is named.
+    from the least to the most similar): the cosine between its embedding and the direction that the head has for the
+    person, before and after. `embedding_map.png`: embeddings of the same images before and after in one plane, so that
+    what moved has moved. Nobody is named.
 
     **The pictures show faces that are to be forgotten. Keep them where the data is kept, and delete them with it.**
     What [`push_to_hub`] publishes is built from the ledger and has none of them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from ..tuner import GSLoraConfig, LoraGroups, trainable_adapters
 from .arguments import GSLoraTrainingArguments
 
 _IDS = Annotated[
-    list[ClassId], BeforeValidator(ordered_list), Field(description="a list of class ids, whole numbers from 0")
+    list[ClassId],
+    BeforeValidator(lambda value: list(value) if isinstance(value, Set) else ordered_list(value)),  # they are sorted
+    Field(description="a list of class ids, whole numbers from 0"),
 ]
 _OPTIONS = "Give the same options to {}."
 _FUNCTION = Annotated[Callable[..., Any], Field(description="a function, or another object that can be called")]
