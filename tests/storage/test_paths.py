@@ -14,7 +14,7 @@ from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.hub import export_forgotten, merge_forgotten, push_to_hub, verify_repository
 from gs_lora_peft.sequence import ForgettingLedger
 from gs_lora_peft.sequence.remote import fetch_sequence, sequence_folder
-from gs_lora_peft.storage import as_path
+from gs_lora_peft.storage import as_path, hub_calls
 from gs_lora_peft.storage.hub_calls import as_folder_or_repo, is_away
 
 LOCAL = ["./x", "../x", ".", "/nowhere/x", "~/x", "a/b/c", "a\\b", "x/", "C:/x", "..", "runs/no where"]
@@ -116,15 +116,17 @@ def test_a_hub_that_is_away_is_asked_once(name, monkeypatch, tmp_path):
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{repo_id}}{template[2]}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    asked, waited, ask = [], [], file_download._httpx2_follow_hub_redirects_with_backoff
-    monkeypatch.setattr(
-        file_download,
-        "_httpx2_follow_hub_redirects_with_backoff",
-        lambda *args, **more: (asked.append(more["url"]), ask(*args, **more))[1],
-    )
+    asked, waited, ask = [], [], file_download.get_hf_file_metadata
+
+    def counted(url, **more):
+        asked.append(url)
+        return ask(url, **more)
+
+    for module in (hub_calls, file_download):
+        monkeypatch.setattr(module, "get_hf_file_metadata", counted)
     monkeypatch.setattr(time, "sleep", waited.append)
     assert is_away(name, "config.json")
-    with pytest.raises(ConnectionError, match="no such folder.*the Hub cannot be asked"):
+    with pytest.raises(ConnectionError, match=r"no such folder.*the Hub cannot be asked"):
         sequence_folder(name)
     assert [url.startswith(address) for url in asked] == [True, True]
     assert waited == []
