@@ -119,7 +119,7 @@ from gs_lora_peft.models import FaceImageProcessor
 from gs_lora_peft.name_lists import read_names
 from gs_lora_peft.sequence import format_table
 from gs_lora_peft.sequence.work import newest_checkpoint
-from gs_lora_peft.storage import parse_json, sha256_of, staged_folder, write_json_atomic
+from gs_lora_peft.storage import as_path, parse_json, sha256_of, staged_folder, write_json_atomic
 
 SETTINGS_FILE = "base_model.json"  # what the base model beside it was made from
 CONVERSION = ("image_size", "num_attention_heads", "head_type", "scale", "margin", "pixels")
@@ -248,7 +248,11 @@ def model_folder(
     folder, work = Path(args.output_dir, "base_model"), Path(args.output_dir, "pretraining")
     names, settings, made = names_of_people(script, dataset), asdict(face), folder.is_dir()
     if script.checkpoint is not None:
-        settings, source, training = {name: settings[name] for name in CONVERSION}, sha256_of(script.checkpoint), {}
+        settings, source, training = (
+            {name: settings[name] for name in CONVERSION},
+            sha256_of(as_path(script.checkpoint, "--checkpoint")),
+            {},
+        )
     else:
         source, training = "pre-trained", {name: getattr(script, name) for name in DATA}
         training |= {"seed": args.seed, "num_processes": args.world_size}  # on these, too, its checkpoints depend

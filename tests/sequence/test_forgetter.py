@@ -10,12 +10,21 @@ import pytest
 import sequence_cases as cases
 import torch
 from datasets import Array3D, DatasetDict, Value
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, ViTForImageClassification
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, ViTForImageClassification
 
-from gs_lora_peft import ForgetRequest, GSLoraConfig, GSLoraTrainer, LedgerError, load_forgotten, weights_fingerprint
+from gs_lora_peft import (
+    ContinualForgetter,
+    ForgetRequest,
+    GSLoraConfig,
+    GSLoraTrainer,
+    LedgerError,
+    load_forgotten,
+    weights_fingerprint,
+)
+from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.sequence import ForgettingLedger
 from gs_lora_peft.storage import sha256_of
 
@@ -593,3 +602,32 @@ def test_mistaken_arguments_are_named(base, data, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="which is a file"):
         cases.make_forgetter(base, tmp_path / "file", data)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("folder", None),
+        ("folder", ""),
+        ("base_model", "org/model"),
+        ("config", LoraConfig(target_modules=["fc1"])),
+        ("config", {"r": 4}),
+        ("args", TrainingArguments("out", use_cpu=True)),
+        ("replay_ratio", True),
+        ("replay_ratio", "0.5"),
+        ("shots", "4"),
+        ("missing_classes", "person"),
+        ("missing_classes", [None]),
+        ("augment", 5),
+        ("callbacks", 5),
+        ("callbacks", TrainerCallback()),
+        ("label_column", 3),
+    ],
+)
+def test_arguments_of_another_type(base, tmp_path, name, bad):
+    """They are named when the forgetter is made, before it looks at the data."""
+    arguments = {"base_model": cases.load_base(base), "dataset": None, "folder": tmp_path / "run", name: bad}
+    with pytest.raises(InvalidInputError) as caught:
+        ContinualForgetter(**arguments)
+    assert caught.value.name.partition("[")[0] == name
+    assert not (tmp_path / "run").exists()

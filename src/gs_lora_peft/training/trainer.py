@@ -16,6 +16,7 @@ from ..data.augmentation import AugmentedPairs, NumberedSampler
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler, default_collator
 from ..data.splitting import train_validation_split
 from ..objectives import Objective, objective_for
+from ..storage import as_path
 from ..tuner import LoraGroups
 from ..tuner.batch_norm import batch_norm_frozen
 from .arguments import GSLoraTrainingArguments
@@ -284,6 +285,7 @@ class GSLoraTrainer(ForgettingEvaluation, AdapterPublishing):
                     "`resume_from_checkpoint`, or give the path of one."
                 )
         if checkpoint is not None:
+            checkpoint = str(as_path(checkpoint, "resume_from_checkpoint"))
             self.accuracy_forget_before.update(read_state(checkpoint).get("accuracy_forget_before", {}))
         if self.args.eval_strategy != "no" and not self.accuracy_forget_before:
             self.measure_before()
