@@ -134,8 +134,9 @@ def settings_parser(prog: str, description: str, *options: type, **defaults: Any
             say_last(f"{self.prog}: error: {message}")
             sys.exit(2)
 
+    classes: Any = (*options, AdapterArguments, GSLoraTrainingArguments)
     parser = SettingsParser(
-        (*options, AdapterArguments, GSLoraTrainingArguments),
+        classes,
         prog=prog,
         description=description,
         formatter_class=_HelpFormatter,
