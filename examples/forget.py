@@ -19,60 +19,27 @@ With other settings than those of then nothing is done unless you say what is me
 
 Exit status: 0 if all went well, 1 if something was refused or broke off, 2 if the command line is wrong, 3 if what was
 to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with 1 whenever a script does not end
-with 0, and names the 3 in its last line.
+with 0.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from accelerate import PartialState
-from datasets import DatasetDict, load_dataset, load_from_disk
-from digits import load_digits, pretrained_vit
-from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser
-
-from gs_lora_peft import (
-    ContinualForgetter,
-    ForgetRequest,
-    GSLoraConfig,
-    GSLoraTrainingArguments,
-    parse_classes,
-    parse_requests,
-    push_to_hub,
+from gs_lora_peft.cli.ending import run_script
+from gs_lora_peft.cli.settings import (
+    SCORED_ON,
+    AdapterArguments,
+    RepeatArguments,
+    help_if_asked,
+    missing_classes,
+    parse_settings,
+    settings_parser,
 )
-from gs_lora_peft.data import align_known_labels, evaluation_split
-from gs_lora_peft.data.evaluation import EVALUATION_SPLITS
-from gs_lora_peft.launch import start_missing_cpu_processes
-from gs_lora_peft.sequence import exit_status, format_table
 
 DIGITS = "three;seven;zero,one"
-SCORED_ON = f"Split to score on. By default the first there is of {', '.join(EVALUATION_SPLITS)}."
-RESUMABLE = {"save_strategy": "epoch", "save_total_limit": 1}  # defaults of the examples, which the library has not
-
-
-@dataclass(kw_only=True)
-class RepeatArguments:
-    """What becomes of requests that the output folder has already."""
-
-    keep: bool = field(
-        default=False,
-        metadata={"help": "Accept tasks that were carried out with other settings, and go on with those given now."},
-    )
-    redo: str | None = field(
-        default=None,
-        metadata={
-            "nargs": "?",
-            "const": "last",
-            "help": "Carry the last request out again with the settings given now and keep the other tasks; or name "
-            "its task, e.g. task_003, so that the same command, given again, does not repeat it.",
-        },
-    )
 
 
 @dataclass
@@ -109,92 +76,35 @@ class ScriptArguments(RepeatArguments):
     config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
 
 
-@dataclass
-class AdapterArguments:
-    """The adapter of each task; see GSLoraConfig."""
+if __name__ == "__main__":
+    help_if_asked(__doc__, ScriptArguments)  # before the imports that take seconds
 
-    r: int = field(default=8, metadata={"help": "Rank."})
-    lora_alpha: int = field(default=1, metadata={"help": "LoRA scaling is lora_alpha / r."})
-    target_modules: str = field(default="ffn", metadata={"help": "'ffn', 'attention' or a regular expression."})
-    block_pattern: str | None = field(default=None, metadata={"help": "Regex: only these blocks are adapted."})
-    exclude_blocks: str | None = field(default=None, metadata={"help": "Regex: these blocks are left alone."})
-    group_by: str = field(default="block", metadata={"help": "Kept or dropped together: block, module or matrix."})
+import sys
+from collections.abc import Sequence
 
+from accelerate import PartialState
+from datasets import DatasetDict, load_dataset, load_from_disk
+from digits import load_digits, pretrained_vit
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-def set_defaults_from_file(parser: HfArgumentParser, argv: list[str]) -> None:
-    """Makes what the YAML file of `--config` says the defaults of the parser."""
-    first = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    path = first.parse_known_args(argv)[0].config
-    if path is None:
-        return
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        parser.error(f"--config {path} cannot be read: {error}")
-    if not isinstance(settings, dict):
-        parser.error(f"--config {path} holds {settings!r}; expected lines such as 'learning_rate: 0.005'")
-    known = {action.dest: action for action in parser._actions}
-    if unknown := sorted(map(str, set(settings) - set(known))):
-        parser.error(f"{path} has unknown settings {unknown}; --help lists the known ones")
-    for name in ("forget", "missing"):
-        if settings.get(name) is not None:
-            try:
-                settings[name] = classes_as_text(settings[name])
-            except ValueError as error:
-                parser.error(f"{path}: `{name}` {error}")
-    for name in settings:
-        known[name].required = False
-    parser.set_defaults(**settings)
-
-
-def classes_as_text(value: Any) -> str:
-    """Classes of a YAML file as they are on a command line: [a, b] is 'a,b' and [[a, b], [c]] is 'a,b;c'.
-
-    Raises:
-        ValueError: if it is neither of them, nor one name, id or text as on the command line.
-    """
-    if not isinstance(value, list):
-        return _class_as_text(value)
-    requests = value if any(isinstance(item, list) for item in value) else [value]
-    if not all(isinstance(request, list) and request for request in requests):
-        raise ValueError(f"is {value!r}; expected a list of classes, or a list of such lists, none of them empty")
-    names = [[_class_as_text(item) for item in request] for request in requests]
-    if split := [name for request in names for name in request if "," in name or ";" in name]:
-        raise ValueError(f"has the item {split[0]!r}; expected one class: its name, or its id if that has ',' or ';'")
-    return ";".join(",".join(request) for request in names)
-
-
-def _class_as_text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int):  # `no` is False in YAML
-        raise ValueError(f"has {value!r}; expected names or ids; put quotes around a name that is a word of YAML's")
-    return str(value)
-
-
-def missing_classes(script: Any) -> list[str]:
-    """`--missing`: what to keep although none of its data may be used."""
-    return [] if script.missing is None else parse_classes(script.missing)
-
-
-def check_arguments(parser: HfArgumentParser, script: Any, args: GSLoraTrainingArguments) -> None:
-    """Refuses, before anything is loaded, what no example accepts."""
-    if args.resume_from_checkpoint is not None:
-        parser.error("--resume_from_checkpoint is not needed: the same command, given again, resumes by itself")
-    try:
-        missing_classes(script)
-    except ValueError as error:
-        parser.error(f"--missing: {error}")
+from gs_lora_peft import (
+    ContinualForgetter,
+    ForgetRequest,
+    GSLoraConfig,
+    GSLoraTrainingArguments,
+    parse_requests,
+    push_to_hub,
+)
+from gs_lora_peft.data import align_known_labels, evaluation_split
+from gs_lora_peft.data.evaluation import EVALUATION_SPLITS
+from gs_lora_peft.sequence import exit_status, format_table
+from gs_lora_peft.storage.hub_calls import as_folder_or_repo
 
 
 def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments, GSLoraTrainingArguments]:
     """Defaults, then the YAML file, then the command line."""
-    parser = HfArgumentParser(
-        (ScriptArguments, AdapterArguments, GSLoraTrainingArguments), description=__doc__, prog="forget.py"
-    )
-    parser.set_defaults(output_dir="runs/digits", **RESUMABLE)
-    set_defaults_from_file(parser, argv)
-    script, adapter, args = parser.parse_args_into_dataclasses(argv)
-    check_arguments(parser, script, args)
+    parser = settings_parser("forget.py", __doc__, ScriptArguments, output_dir="runs/digits")
+    script, adapter, args = parse_settings(parser, argv)
     if (script.model_name_or_path is None) != (script.dataset_name is None):
         parser.error("--model_name_or_path and --dataset_name belong together; give both, or neither for the digits")
     if script.forget is None:
@@ -210,7 +120,7 @@ def load_data(script: Any) -> DatasetDict:
     Raises:
         ValueError: if one of them is not there.
     """
-    name = script.dataset_name
+    name = str(as_folder_or_repo(script.dataset_name, "--dataset_name", "a folder or a file of data"))
     if Path(name, "dataset_dict.json").is_file():
         dataset = load_from_disk(name)
     elif Path(name).is_file():
@@ -229,14 +139,21 @@ def load_data(script: Any) -> DatasetDict:
     return dataset if script.image_column == "image" else dataset.rename_column(script.image_column, "image")
 
 
+def model_source(script: Any) -> dict[str, Any]:
+    """Where the model is, as `from_pretrained` takes it."""
+    place = as_folder_or_repo(script.model_name_or_path, "--model_name_or_path", "the folder of a model")
+    return {"pretrained_model_name_or_path": str(place), "revision": script.model_revision}
+
+
 def load_model_and_data(script: ScriptArguments):
     """Model, data and image processor; the embedded default without arguments."""
     if script.model_name_or_path is None:
         dataset = load_digits()
         return pretrained_vit(dataset), dataset, None
+    source = model_source(script)
     dataset = load_data(script)
-    model = AutoModelForImageClassification.from_pretrained(script.model_name_or_path, revision=script.model_revision)
-    processor = AutoImageProcessor.from_pretrained(script.model_name_or_path, revision=script.model_revision)
+    model = AutoModelForImageClassification.from_pretrained(**source)
+    processor = AutoImageProcessor.from_pretrained(**source)
     dataset = align_known_labels(dataset, script.label_column, model.config.label2id)
     return model, dataset, processor
 
@@ -307,5 +224,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start_missing_cpu_processes()
-    sys.exit(main())
+    run_script(main)

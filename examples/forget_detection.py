@@ -19,45 +19,17 @@ Exit status as in forget.py.
 
 from __future__ import annotations
 
-import copy
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from accelerate import PartialState
-from datasets import Dataset, DatasetDict
-from forget import (
-    RESUMABLE,
+from gs_lora_peft.cli.ending import run_script
+from gs_lora_peft.cli.settings import (
     SCORED_ON,
     AdapterArguments,
     RepeatArguments,
-    carry_out,
-    check_arguments,
-    load_data,
-    make_forgetter,
-    publish_if_asked,
-    set_defaults_from_file,
-    task_to_redo,
+    help_if_asked,
+    parse_settings,
+    settings_parser,
 )
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, HfArgumentParser
-
-from gs_lora_peft import (
-    ContinualForgetter,
-    ForgetRequest,
-    GSLoraTrainingArguments,
-    parse_requests,
-)
-from gs_lora_peft.audit import draw_detections
-from gs_lora_peft.data import prepare_boxes, read_coco
-from gs_lora_peft.data.boxes import read_annotations
-from gs_lora_peft.data.classes import resolve_classes
-from gs_lora_peft.launch import start_missing_cpu_processes
-from gs_lora_peft.sequence import exit_status, format_table
-from gs_lora_peft.sequence.redoing import task_to_redo as last_task
-
-MOST_DROPPED = 0.05  # COCO has a few boxes without area; many are a sign of another format
-NO_PICTURE = "no test image has an object to forget"
 
 
 @dataclass
@@ -86,19 +58,47 @@ class DetectionArguments(RepeatArguments):
     config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
 
 
+if __name__ == "__main__":
+    help_if_asked(__doc__, DetectionArguments)  # before the imports that take seconds
+
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict
+from forget import carry_out, load_data, make_forgetter, model_source, publish_if_asked, task_to_redo
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+from gs_lora_peft import (
+    ContinualForgetter,
+    ForgetRequest,
+    GSLoraTrainingArguments,
+    parse_requests,
+)
+from gs_lora_peft.audit import draw_detections
+from gs_lora_peft.data import prepare_boxes, read_coco
+from gs_lora_peft.data.boxes import read_annotations
+from gs_lora_peft.data.classes import resolve_classes
+from gs_lora_peft.sequence import exit_status, format_table
+from gs_lora_peft.sequence.redoing import task_to_redo as last_task
+
+MOST_DROPPED = 0.05  # COCO has a few boxes without area; many are a sign of another format
+NO_PICTURE = "no test image has an object to forget"
+
+
 def parse_arguments(argv: list[str]) -> tuple[DetectionArguments, AdapterArguments, GSLoraTrainingArguments]:
     """Defaults, then the YAML file, then the command line."""
-    parser = HfArgumentParser(
-        (DetectionArguments, AdapterArguments, GSLoraTrainingArguments),
-        description=__doc__,
-        prog="forget_detection.py",
+    parser = settings_parser(
+        "forget_detection.py",
+        __doc__,
+        DetectionArguments,
+        output_dir="runs/detection",
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=8,
     )
-    parser.set_defaults(
-        output_dir="runs/detection", per_device_train_batch_size=4, per_device_eval_batch_size=8, **RESUMABLE
-    )
-    set_defaults_from_file(parser, argv)
-    script, adapter, args = parser.parse_args_into_dataclasses(argv)
-    check_arguments(parser, script, args)
+    script, adapter, args = parse_settings(parser, argv)
     if not 0 <= script.threshold <= 1:
         parser.error(f"--threshold is {script.threshold}; expected a confidence from 0 to 1, such as 0.5")
     return script, adapter, args
@@ -106,11 +106,11 @@ def parse_arguments(argv: list[str]) -> tuple[DetectionArguments, AdapterArgumen
 
 def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetDict:
     """Train and test split, categories numbered as the model numbers them."""
-    annotations = Path(script.dataset_name, "annotations")
+    annotations = Path(script.dataset_name).expanduser() / "annotations"
     if annotations.is_dir():
         dataset = DatasetDict(
             {
-                split: read_coco(annotations / f"instances_{name}.json", Path(script.dataset_name, name))
+                split: read_coco(annotations / f"instances_{name}.json", annotations.parent / name)
                 for split, name in (("train", "train2017"), ("test", "val2017"))
             }
         )
@@ -139,7 +139,7 @@ def check_dropped(split: str, dropped: int, total: int, box_format: str) -> None
         other = "xyxy" if box_format == "xywh" else "xywh"
         raise ValueError(
             f"{told}; expected {MOST_DROPPED:.0%} at most. --box_format is {box_format!r}: try --box_format {other}, "
-            "or mend the boxes."
+            "or fix the boxes."
         )
     PartialState().print(f"{told}; they are left out.")
 
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
             f"there are {len(requests)} requests and {len(weights)} `forget_weights`, {weights}; expected one number "
             "of at least 0 for each request."
         )
-    source = {"pretrained_model_name_or_path": script.model_name_or_path, "revision": script.model_revision}
+    source = model_source(script)
     model = AutoModelForObjectDetection.from_pretrained(**source)
     processor = AutoImageProcessor.from_pretrained(**source)
     dataset = load_boxes(script, model.config.label2id)
@@ -214,5 +214,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start_missing_cpu_processes()
-    sys.exit(main())
+    run_script(main)

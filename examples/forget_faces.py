@@ -20,57 +20,18 @@ nothing is done unless you say what is meant: `--keep` or `--redo`. Exit status 
 
 from __future__ import annotations
 
-import shutil
-import sys
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from reprlib import repr as shortened
-from typing import Any
+from dataclasses import dataclass, field
 
-from accelerate import PartialState
-from datasets import DatasetDict
-from forget import (
-    RESUMABLE,
+from gs_lora_peft.cli.ending import run_script
+from gs_lora_peft.cli.settings import (
     SCORED_ON,
     AdapterArguments,
     RepeatArguments,
-    carry_out,
-    check_arguments,
-    load_data,
-    make_forgetter,
+    help_if_asked,
     missing_classes,
-    publish_if_asked,
-    set_defaults_from_file,
+    parse_settings,
+    settings_parser,
 )
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    HfArgumentParser,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
-
-from gs_lora_peft import (
-    FaceTransformerConfig,
-    FaceTransformerForRecognition,
-    GSLoraTrainingArguments,
-    convert_face_checkpoint,
-    parse_requests,
-)
-from gs_lora_peft.audit import audit_faces, draw_face_pictures, format_face_audit
-from gs_lora_peft.data import align_known_labels, default_collator
-from gs_lora_peft.data.classes import label_names, resolve_classes
-from gs_lora_peft.launch import start_missing_cpu_processes
-from gs_lora_peft.models import FaceImageProcessor
-from gs_lora_peft.name_lists import read_names
-from gs_lora_peft.sequence import exit_status, format_table
-from gs_lora_peft.sequence.work import newest_checkpoint
-from gs_lora_peft.storage import parse_json, refuse_links, sha256_of, staged_folder, write_json_atomic
-
-SETTINGS_FILE = "base_model.json"  # what the base model beside it was made from
-CONVERSION = ("image_size", "num_attention_heads", "head_type", "scale", "margin", "pixels")
-DATA = ("dataset_name", "dataset_config_name", "train_split", "image_column", "label_column")
 
 
 @dataclass
@@ -125,18 +86,54 @@ class FaceModelArguments:
     pretrain_learning_rate: float = field(default=5e-4, metadata={"help": "To pre-train: learning rate."})
 
 
+if __name__ == "__main__":
+    help_if_asked(__doc__, FaceArguments, FaceModelArguments)  # before the imports that take seconds
+
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any
+
+from accelerate import PartialState
+from datasets import DatasetDict
+from forget import carry_out, load_data, make_forgetter, model_source, publish_if_asked
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from gs_lora_peft import (
+    FaceTransformerConfig,
+    FaceTransformerForRecognition,
+    GSLoraTrainingArguments,
+    convert_face_checkpoint,
+    parse_requests,
+)
+from gs_lora_peft.audit import audit_faces, draw_face_pictures, format_face_audit
+from gs_lora_peft.data import align_known_labels, default_collator
+from gs_lora_peft.data.classes import label_names, resolve_classes
+from gs_lora_peft.models import FaceImageProcessor
+from gs_lora_peft.name_lists import read_names
+from gs_lora_peft.sequence import exit_status, format_table
+from gs_lora_peft.sequence.work import newest_checkpoint
+from gs_lora_peft.storage import as_path, parse_json, refuse_links, sha256_of, staged_folder, write_json_atomic
+
+SETTINGS_FILE = "base_model.json"  # what the base model beside it was made from
+CONVERSION = ("image_size", "num_attention_heads", "head_type", "scale", "margin", "pixels")
+DATA = ("dataset_name", "dataset_config_name", "train_split", "image_column", "label_column")
+
+
 def parse_arguments(
     argv: list[str],
 ) -> tuple[FaceArguments, FaceModelArguments, AdapterArguments, GSLoraTrainingArguments]:
     """Defaults, then the YAML file, then the command line."""
-    parser = HfArgumentParser(
-        (FaceArguments, FaceModelArguments, AdapterArguments, GSLoraTrainingArguments),
-        description=__doc__,
-        prog="forget_faces.py",
-    )
-    parser.set_defaults(output_dir="runs/faces", **RESUMABLE)
-    set_defaults_from_file(parser, argv)
-    script, face, adapter, args = parser.parse_args_into_dataclasses(argv)
+    parser = settings_parser("forget_faces.py", __doc__, FaceArguments, FaceModelArguments, output_dir="runs/faces")
+    script, face, adapter, args = parse_settings(parser, argv)
     if script.checkpoint is not None and script.model_name_or_path is not None:
         parser.error("--checkpoint and --model_name_or_path both name a model; give one")
     if script.people is not None and script.checkpoint is None:
@@ -148,7 +145,6 @@ def parse_arguments(
             read_names(script.people)
         except (ValueError, OSError) as error:
             parser.error(f"--people: {error}")
-    check_arguments(parser, script, args)
     return script, face, adapter, args
 
 
@@ -250,12 +246,16 @@ def model_folder(
 ) -> str:
     """Where the base model is: as given, or made once in the output folder from a checkpoint or the data."""
     if script.model_name_or_path is not None:
-        return script.model_name_or_path
+        return model_source(script)["pretrained_model_name_or_path"]
     refuse_links(args.output_dir, ("base_model", "pretraining", SETTINGS_FILE))
     folder, work = Path(args.output_dir, "base_model"), Path(args.output_dir, "pretraining")
     names, settings, made = names_of_people(script, dataset), asdict(face), folder.is_dir()
     if script.checkpoint is not None:
-        settings, source, training = {name: settings[name] for name in CONVERSION}, sha256_of(script.checkpoint), {}
+        settings, source, training = (
+            {name: settings[name] for name in CONVERSION},
+            sha256_of(as_path(script.checkpoint, "--checkpoint")),
+            {},
+        )
     else:
         source, training = "pre-trained", {name: getattr(script, name) for name in DATA}
         training |= {"seed": args.seed, "num_processes": args.world_size}  # on these, too, its checkpoints depend
@@ -309,5 +309,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start_missing_cpu_processes()
-    sys.exit(main())
+    run_script(main)

@@ -137,7 +137,7 @@ def test_completion(run):
 @pytest.mark.parametrize(
     ("arguments", "expected", "said"),
     [
-        (["show", "no/such/folder"], 1, "expected a folder with a ledger"),
+        (["show", "no/such/folder"], 1, "There is no such folder"),
         (["revoke", "RUN", "task_009"], 1, "there is no task 'task_009'"),
         (["revoke", "RUN", "task_003"], 1, "was revoked and is no longer in effect"),
         (["export", "RUN", "RUN"], 1, "exists and is no empty folder"),
@@ -184,10 +184,10 @@ def test_traceback_on_demand(run):
         result = process(*arguments, **environment)
         assert result.returncode == 1
         assert "Traceback (most recent call last)" in result.stderr
-        assert "LedgerError" in result.stderr
+        assert "InvalidLedgerError" in result.stderr
     result = process("show", "no/such/folder")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("Error: 'no/such/folder/forgetting.json' does not exist")
+    assert result.stderr.startswith("Error: `repo_or_folder` is 'no/such/folder'")
     assert result.stderr.count("\n") == 1
 
 

@@ -12,9 +12,10 @@ import torch
 import yaml
 from datasets import Dataset, DatasetDict
 from PIL import Image
-from transformers import Trainer, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from gs_lora_peft import ForgettingLedger, OtherSettingsError
+from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments, OtherSettingsError
+from gs_lora_peft.cli.settings import training_options
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 CLASSES = ["church", "school bus", "tench"]
@@ -148,10 +149,17 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         ("forget: [tench, [church]]", "expected a list of classes, or a list of such lists"),
         ("forget: [[tench], []]", "none of them empty"),
         ("forget: []", "none of them empty"),
-        ("forget: ['tench, Tinca tinca', church]", "has the item 'tench, Tinca tinca'; expected one class"),
-        ("missing: [yes]", "`missing` has True; expected names or ids"),
-        ("missing: {ada: 1}", "`missing` has {'ada': 1}"),
+        ("forget: ['tench, Tinca tinca', church]", "`forget` is 'tench, Tinca tinca'; expected one class"),
+        ("missing: [yes]", "`missing` is True; expected names or ids"),
+        ("missing: {ada: 1}", "`missing` is {'ada': 1}"),
         ("missing: [[ada], [bob]]", "--missing: 'ada;bob' has a ';'"),
+        ("[" * 5000, "cannot be read"),
+        ("shots: 2.5", "`--shots` is 2.5"),
+        ("replay_ratio: yes", "`--replay_ratio` is True"),
+        ("r: [8]", "`--r` is [8]"),
+        ("ema_decay: .nan", "`--ema_decay` is nan"),
+        ("seed: 1.5", "`--seed` is 1.5"),
+        ("- a list", "is ['a list']"),
     ):
         (tmp_path / "b.yaml").write_text(text)
         with pytest.raises(SystemExit):
@@ -161,6 +169,9 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         (["--config"], "expected one argument"),
         (["--config", "none.yaml"], "none.yaml"),
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
+        (["--forget_wei", "3"], "--forget_wei"),  # no abbreviations: another version may have two such options
+        (["--shots", "four"], "--shots: invalid int value: 'four'"),
+        (["--forget_weight", "-1"], "`--forget_weight` is -1.0"),
         (["--missing", "one;two"], "--missing: 'one;two' has a ';'"),
         (["--missing", ""], "empty class name"),
         (["--model_name_or_path", "m", "--dataset_name", "d"], "--forget is missing"),
@@ -298,9 +309,74 @@ def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):
     assert len(trained) == 1
 
 
-def test_help_reads_well(tmp_path):
-    """`--help` shows an example and what this package adds."""
-    text = run([sys.executable, str(EXAMPLES / "forget.py"), "--help"], tmp_path)
-    assert "accelerate launch examples/forget.py" in text
-    for option in ("--forget ", "--sparsity_weight", "--forget_bound", "--push_to_hub", "--config"):
-        assert option in text
+@pytest.mark.parametrize("name", ["forget.py", "forget_detection.py", "forget_faces.py"])
+def test_help_is_quick_and_begins_with_what_is_ours(name, tmp_path):
+    """`--help` shows an example and the options of this package, and imports nothing that takes seconds."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{name!r}, '--help']\n"
+        f"try: runpy.run_path({str(EXAMPLES / name)!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print('heavy:', sorted({'torch', 'transformers', 'datasets', 'peft', 'accelerate'} & set(sys.modules)))"
+    )
+    text = run([sys.executable, "-c", code], tmp_path)
+    assert text.endswith("heavy: []\n")
+    assert f"accelerate launch examples/{name}" in text
+    places = [text.index(f"  {option} ") for option in ("--forget", "--config", "--r", "--forget_bound")]
+    assert places == sorted(places)
+    assert text.index("--push_to_hub") > places[-1]
+
+
+def test_the_help_knows_the_training_options():
+    """What is read from the source is what the class has: names, defaults and texts."""
+    fields = GSLoraTrainingArguments.__dataclass_fields__
+    stock = TrainingArguments.__dataclass_fields__
+    found = {name: (default, said) for name, default, said in training_options()}
+    assert found == {name: (fields[name].default, fields[name].metadata["help"]) for name in found}
+    assert {name for name in fields if name not in stock or fields[name].default != stock[name].default} <= set(found)
+
+
+LAUNCHER = """
+import subprocess, sys
+if subprocess.run([sys.executable, "-c", sys.argv[1]]).returncode:
+    raise RuntimeError("what a launcher says")
+"""
+SCRIPT = """
+from gs_lora_peft.cli.ending import run_script
+def main(): {}
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("raise ValueError('two\\nlines')", "Error: two lines"),
+        ("open('/nowhere/x')", "Error: [Errno 2] No such file or directory: '/nowhere/x'"),
+        ("raise ConnectionError", "Error: ConnectionError"),
+    ],
+)
+def test_the_useful_line_is_the_last(body, line, tmp_path):
+    """What a user can correct is one line; under a launcher it comes again after the launcher's own traceback."""
+    alone = subprocess.run([sys.executable, "-c", SCRIPT.format(body)], capture_output=True, text=True)
+    assert (alone.returncode, alone.stderr) == (1, f"{line}\n")
+    (tmp_path / "torchrun").write_text(LAUNCHER)
+    command = [sys.executable, str(tmp_path / "torchrun"), SCRIPT.format(body)]
+    launched = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    lines = launched.stderr.splitlines()
+    assert lines[0] == lines[-1] == line
+    assert "RuntimeError: what a launcher says" in lines
+
+
+@pytest.mark.parametrize(("body", "code"), [("return 3", 3), ("return None", 0), ("raise SystemExit(2)", 2)])
+def test_exit_codes_of_scripts(body, code):
+    """What the main function returns is the exit code."""
+    assert subprocess.run([sys.executable, "-c", SCRIPT.format(body)]).returncode == code
+
+
+def test_faults_of_the_program_keep_their_traceback(monkeypatch):
+    """An error that no user can correct shows where it came from; others do if they are asked to."""
+    assert b"Traceback" in subprocess.run([sys.executable, "-c", SCRIPT.format("{}['x']")], capture_output=True).stderr
+    monkeypatch.setenv("GS_LORA_TRACEBACK", "1")
+    asked = subprocess.run([sys.executable, "-c", SCRIPT.format("raise ValueError('x')")], capture_output=True)
+    assert b"Traceback" in asked.stderr

@@ -2,6 +2,7 @@
 
 import pytest
 import torch.distributed.run
+from accelerate.commands.config import config_args
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from gs_lora_peft import launch
@@ -91,7 +92,7 @@ def test_the_number_may_come_from_accelerates_configuration(given, monkeypatch, 
     monkeypatch.setattr(launch.sys, "argv", ["run.py"])
     file = tmp_path / "default_config.yaml"
     options = ["--config_file", str(file)] if given else []
-    monkeypatch.setattr(launch, "default_config_file", str(tmp_path / "none.yaml" if given else file))
+    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "none.yaml" if given else file))
     parent = type("Parent", (), {"cmdline": lambda self: ["accelerate", "launch", *options, "run.py"]})
     monkeypatch.setattr(launch.psutil, "Process", lambda pid: parent())
     replaced = []

@@ -96,8 +96,8 @@ ClassIds = Annotated[
 ]
 
 
-def auto_or(kind: Any, expected: str) -> Any:
-    """The type of a field that is a number or "auto". A command line gives the number as text, which is read."""
+def auto_or(kind: Any) -> PlainValidator:
+    """Makes of `str` the type of a field that is a number or "auto": a command line gives numbers as text."""
     adapter: TypeAdapter[Any] = TypeAdapter(kind)
 
     def read(value: Any) -> Any:
@@ -105,7 +105,7 @@ def auto_or(kind: Any, expected: str) -> Any:
             value = float(value)
         return value if isinstance(value, str) else adapter.validate_python(value)
 
-    return Annotated[str, PlainValidator(read), Field(description=f"{expected} or 'auto'")]
+    return PlainValidator(read)
 
 
 def checked(
@@ -145,7 +145,7 @@ def check_fields(instance: Any, *, only: Callable[[str], bool] | None = None, pr
     Raises:
         InvalidInputError: A field holds something else.
     """
-    for name, kind in _kinds(type(instance)).items():
+    for name, kind in _kinds(type(instance)).items():  # type: ignore[arg-type]
         if only is None or only(name):
             value = getattr(instance, name)
             result = checked(f"{prefix}{name}", value, kind, fix=fix)

@@ -7,7 +7,6 @@ import re
 import sys
 
 import psutil
-from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
 _RANKED = ("RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -54,6 +53,9 @@ def requested_processes(command_line: list[str], script: str) -> int | None:
 
 def _configured_processes(command_line: list[str], script: str) -> int | None:
     """`num_processes` of the configuration file that accelerate was given, or else of its default one."""
+    # It takes seconds to import, and every script comes by here.
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
     options = "\0".join(_launcher_options(command_line, script))
     given = re.search(r"--config[-_]file[=\0]([^\0]+)", options)
     path = given[1] if given else default_config_file

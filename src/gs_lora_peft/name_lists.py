@@ -19,9 +19,10 @@ def read_names(text: str) -> list[str]:
         ValueError: if there is neither a file nor a `,`, or the file holds no UTF-8 text.
         OSError: if the file cannot be read.
     """
-    if os.path.isfile(text):
+    path = Path(os.path.expanduser(text))
+    if path.is_file():
         try:
-            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
+            names = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"'{text}' holds no text ({error}); expected UTF-8 with one name a line.") from None
     elif "," in text:

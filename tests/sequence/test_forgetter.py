@@ -10,12 +10,20 @@ import pytest
 import sequence_cases as cases
 import torch
 from datasets import Array3D, DatasetDict, Value
-from peft import EvaConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, ViTForImageClassification
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, ViTForImageClassification
 
-from gs_lora_peft import ForgetRequest, GSLoraConfig, GSLoraTrainer, LedgerError, load_forgotten, weights_fingerprint
+from gs_lora_peft import (
+    ContinualForgetter,
+    ForgetRequest,
+    GSLoraConfig,
+    GSLoraTrainer,
+    LedgerError,
+    load_forgotten,
+    weights_fingerprint,
+)
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.sequence import ForgettingLedger
 from gs_lora_peft.sequence.recipe import adapter_settings
@@ -614,3 +622,32 @@ def test_settings_name_the_keyword(tmp_path):
     get_peft_model(cases.make_model(), config)
     assert config.target_modules != "ffn"
     assert adapter_settings(config) == fresh
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("folder", None),
+        ("folder", ""),
+        ("base_model", "org/model"),
+        ("config", LoraConfig(target_modules=["fc1"])),
+        ("config", {"r": 4}),
+        ("args", TrainingArguments("out", use_cpu=True)),
+        ("replay_ratio", True),
+        ("replay_ratio", "0.5"),
+        ("shots", "4"),
+        ("missing_classes", "person"),
+        ("missing_classes", [None]),
+        ("augment", 5),
+        ("callbacks", 5),
+        ("callbacks", TrainerCallback()),
+        ("label_column", 3),
+    ],
+)
+def test_arguments_of_another_type(base, tmp_path, name, bad):
+    """They are named when the forgetter is made, before it looks at the data."""
+    arguments = {"base_model": cases.load_base(base), "dataset": None, "folder": tmp_path / "run", name: bad}
+    with pytest.raises(InvalidInputError) as caught:
+        ContinualForgetter(**arguments)
+    assert caught.value.name.partition("[")[0] == name
+    assert not (tmp_path / "run").exists()

@@ -137,7 +137,7 @@ def unlisted(folder):
         (unlisted, r"task_002 .* lists no \['tasks/task_002/adapter_model.safetensors'\]"),
         (lambda folder: shutil.rmtree(folder / "tasks" / "task_002"), "it is missing"),
         (lambda folder: (folder / "forgetting.json").unlink(), "does not exist"),
-        (lambda folder: shutil.rmtree(folder), "does not exist"),
+        (lambda folder: shutil.rmtree(folder), "no such folder"),
     ],
 )
 def test_damaged_folders_change_nothing(base, stages, tmp_path, damage, said, merge):

@@ -19,6 +19,7 @@ from gs_lora_peft import (
 )
 from gs_lora_peft.sequence.adapters import MAX_CONFIG_BYTES
 from gs_lora_peft.sequence.ledger_file import MAX_LEDGER_BYTES, with_digest
+from gs_lora_peft.sequence.plain import InvalidLedgerError
 from gs_lora_peft.sequence.remote import fetch_ledger, fetch_sequence, fetch_to_continue
 
 REPO = "clinic/forgotten"
@@ -257,14 +258,14 @@ def test_nothing_there(publish, finished, base, tmp_path, monkeypatch):
     """Neither a folder nor in the cache nor within reach: the message says all three; a task too many is named."""
     publish(finished[0])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ConnectionError, match=r"'clinic/other' is no folder here.*not \(wholly\) in the cache.*online"
-    ):
+    with pytest.raises(ConnectionError, match=r"no such folder: 'clinic/other'.*not \(wholly\) in the cache.*online"):
         load_forgotten(cases.load_base(base), "clinic/other")
     with pytest.raises(ValueError, match=r"'a/b/c' cannot be a repository"):
         fetch_sequence("a/b/c")
-    with pytest.raises(LedgerError, match=r"'a/b/c/forgetting.json' does not exist"):
-        load_forgotten(cases.load_base(base), "a/b/c")
+    for path in ("a/b/c", "./x", "/nowhere/x", "~/nowhere/x", "..\\x", "x/", tmp_path / "x", ""):
+        with pytest.raises(InvalidLedgerError) as caught:
+            load_forgotten(cases.load_base(base), path)
+        assert (caught.value.name, caught.value.value) == ("repo_or_folder", path)
     with pytest.raises(LedgerError, match="expected a number from 0 to 3"):
         fetch_sequence(REPO, tasks=4)
 

@@ -35,7 +35,7 @@ from transformers import (
     ViTModel,
 )
 
-from gs_lora_peft import ContinualForgetter, GSLoraConfig, GSLoraTrainer, NonFiniteLossError
+from gs_lora_peft import ContinualForgetter, GSLoraConfig, GSLoraTrainer, GSLoraTrainingArguments, NonFiniteLossError
 from gs_lora_peft.baselines import FFNFineTuner
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.objectives import ClassificationObjective
@@ -255,13 +255,38 @@ def test_models_in_which_not_exactly_one_adapter_trains(tmp_path, build, message
 
 def test_stock_training_arguments(tmp_path):
     """They lack what forgetting needs; an attribute error later would not say so."""
-    with pytest.raises(ValueError, match="`args` must be GSLoraTrainingArguments, got TrainingArguments"):
+    with pytest.raises(InvalidInputError) as caught:
         GSLoraTrainer(
             peft_vit(),
             TrainingArguments(str(tmp_path), use_cpu=True),
             forget_dataset=forget_set(),
             retain_dataset=retain_set(),
         )
+    assert caught.value.name == "args"
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *((name, 5) for name in ("augment", "data_collator", "label_column", "callbacks")),
+        ("augment", "flip"),
+        ("label_column", ""),
+        ("label_column", None),
+        ("callbacks", [5]),
+        ("callbacks", TrainerCallback()),
+        ("args", {"output_dir": "out"}),
+    ],
+)
+def test_arguments_of_another_type(tmp_path, name, bad):
+    """Both trainers name the argument before they look at the data."""
+    data = {"forget_dataset": [], "retain_dataset": []}
+    for kind in (GSLoraTrainer, FFNFineTuner):
+        if kind is FFNFineTuner and name in ("augment", "callbacks"):
+            continue
+        arguments = {"args": GSLoraTrainingArguments(str(tmp_path), use_cpu=True), **data, name: bad}
+        with pytest.raises(InvalidInputError) as caught:
+            kind(vit(), **arguments)
+        assert caught.value.name.partition("[")[0] == name
 
 
 @pytest.mark.parametrize("name", ["train_dataset", "compute_loss_func"])
@@ -500,8 +525,9 @@ class Exploding(torch.autograd.Function):
 def test_classes_must_be_ids(tmp_path, name, value):
     """A negative id would count from the end of the head, a fraction would be cut, and names belong elsewhere."""
     kwargs = {"retain_dataset": samples((0, 1)), name: value}
-    with pytest.raises(ValueError, match=rf"`{name}` must be a list of class ids from 0, got"):
+    with pytest.raises(InvalidInputError) as caught:
         trainer_for(peft_vit(), tmp_path, kwargs=kwargs)
+    assert caught.value.name.partition("[")[0] == name
     for ids in (np.array([3, 2]), iter((2, 3)), {2, 3}):
         kwargs[name] = ids
         assert getattr(trainer_for(peft_vit(), tmp_path, kwargs=kwargs), name) == [2, 3]

@@ -15,7 +15,8 @@ from ..storage import StrPath, as_path, refuse_links, write_bytes_atomic
 from .faces import FaceAnswers, FaceAudit
 
 PICTURES_FOLDER = "private_pictures"
-_COLUMNS = 8
+_COLUMNS = 8  # of faces at most
+_LARGEST, _NARROWEST = 2.3, 4.2  # inches: side of a face, and width of the picture, in which its legend has room
 # A person of their own shape in the map; more people than shapes share one.
 _SHAPES = "o^sDvP*X"
 
@@ -44,9 +45,10 @@ def draw_face_pictures(
     Draws what became of the people, into `private_pictures` in a folder.
 
     `faces.png`: up to eight people who were forgotten and as many who were kept, evenly spread over all of them, each
-    with the image whose similarity was in the middle of theirs before: the cosine between its embedding and the
-    direction that the head has for the person, before and after. `embedding_map.png`: embeddings of the same images
-    before and after in one plane, so that what moved has moved. Nobody is named.
+    with the image whose similarity was in the middle of theirs before (of four people or fewer several images each,
+    from the least to the most similar): the cosine between its embedding and the direction that the head has for the
+    person, before and after. `embedding_map.png`: embeddings of the same images before and after in one plane, so that
+    what moved has moved. Nobody is named.
 
     **The pictures show faces that are to be forgotten. Keep them where the data is kept, and delete them with it.**
     What [`push_to_hub`] publishes is built from the ledger and has none of them.
@@ -105,7 +107,8 @@ def _typical_rows(answers: FaceAnswers, people: Sequence[int]) -> list[int]:
     for person in (present[place * len(present) // count] for place in range(count)):
         own = np.flatnonzero(answers.labels == person)
         by_similarity = own[np.argsort(answers.similarities[own], kind="stable")]
-        rows.append(int(by_similarity[len(own) // 2]))
+        shown = min(_COLUMNS // count, len(own))  # of few people several images each, so that the row is full
+        rows += [int(by_similarity[(2 * place + 1) * len(own) // (2 * shown)]) for place in range(shown)]
     return rows
 
 
@@ -116,14 +119,19 @@ def _image(row: Any, column: str) -> np.ndarray:
 
 
 def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int, np.ndarray]) -> Any:
-    figure = new_figure(1.15 * _COLUMNS + 0.4, 4.8)
+    # As many columns as there are faces in the longer row: few people are shown as large as a full row of them allows.
+    columns = max(map(len, rows))
+    width = 1.15 * _COLUMNS + 0.4
+    side = min((width - 0.4) / columns, _LARGEST)
+    width = max(columns * side + 0.4, _NARROWEST)
+    figure = new_figure(width, 2 * (1.15 * side) + 2.1)
     bands = figure.subfigures(2, 1)
     titles = ("Forgotten people", "Kept people")
     first, last = audit.answers[0], audit.answers[-1]
     lowest = min(0.0, *(float(answers.similarities[row]) for of in rows for row in of for answers in (first, last)))
     for band, shown, title, colour in zip(bands, rows, titles, (FORGOTTEN, KEPT), strict=True):
         band.suptitle(title, x=0.01, ha="left", fontsize=12)
-        panels = band.subplots(2, _COLUMNS, height_ratios=(5, 1), squeeze=False)
+        panels = band.subplots(2, columns, height_ratios=(5 * side, 1), squeeze=False)
         for column, (face, strip) in enumerate(panels.T):
             face.axis("off")
             if column >= len(shown):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ..storage import visible
+
+# In the environment, it works wherever the command line is out of reach.
+TRACEBACK_VARIABLE = "GS_LORA_TRACEBACK"
+
+
+def traceback_wanted() -> bool:
+    """Whether the environment asks for tracebacks."""
+    return os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
 
 
 def printable(text: str) -> str:

@@ -13,13 +13,11 @@ import typer
 from typer.main import get_command
 
 from .faces import convert_face
-from .output import print_error
+from .output import TRACEBACK_VARIABLE, print_error, traceback_wanted
 from .reading import show, verify
 from .sharing import pull, push
 from .writing import export, merge, revoke
 
-# In the environment, it works wherever the command line is out of reach.
-TRACEBACK_VARIABLE = "GS_LORA_TRACEBACK"
 _EXIT_CODES = (
     "Exit codes: 0 if all went well; 1 if a check failed, or something was refused or broke off; 2 if the command "
     "line is wrong; 3 if 'show' or 'verify' find that what was to be forgotten is not, of which the others warn. With "
@@ -83,7 +81,7 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if "--traceback" in arguments or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+        if "--traceback" in arguments or traceback_wanted():
             raise
         return print_error(error, "--json" in arguments)
 

@@ -198,9 +198,7 @@ def _training_curves(entries: Sequence[TaskEntry]) -> Figure | None:
         accuracies.plot(at, 100 * curves[f"retain_{known_by}"], **keep, **point)
         accuracies.plot(at, 100 * curves[f"forget_{known_by}"], **forget, **point)
         groups.plot(at, curves["active_groups"], color=TEXT, linewidth=width, drawstyle="steps-post", **point)
-    losses.set_yscale("symlog", linthresh=0.01)  # a loss may be exactly 0
-    losses.set_ylim(bottom=max(losses.get_ylim()[0], 0.0))
-    losses.yaxis.set_major_formatter("{x:g}")
+    _log_axis(losses, entries)
     losses.set(ylabel="loss (nats, log scale)", title="Training of each task, from its first epoch to its last")
     accuracies.set(ylabel=f"{known_by} (%)", ylim=(-4, 104))
     groups.set(ylabel="active groups", ylim=(0, 1.05 * max(groups.get_ylim()[1], 1.0)), xlim=(0, count))
@@ -217,6 +215,33 @@ def _training_curves(entries: Sequence[TaskEntry]) -> Figure | None:
 
 
 # What all of them have
+
+
+def _log_axis(axes: Axes, entries: Sequence[TaskEntry]) -> None:
+    """A log axis with few, round numbers on it, though a loss may be exactly 0.
+
+    It is linear below the decade of the smallest loss that is not 0, so that curves of one decade fill the panel and
+    ticks do not crowd at its lower end.
+    """
+    curves = [entry.curves[name] for entry in entries if entry.curves for name in ("retain_loss", "forget_loss")]
+    values = np.array([value for curve in curves for value in curve])
+    positive = values[values > 0]
+    if not positive.size:
+        axes.set_ylim(0, 1)
+        return
+    lowest = max(float(np.floor(np.log10(positive.min()))), -4.0)
+    highest = float(np.log10(positive.max()))
+    has_zeros = bool((values < 10**lowest).any())
+    axes.set_yscale("symlog", linthresh=10**lowest, linscale=0.5)
+    # In each decade 1, 2 and 5 where there are few decades, else 1 alone.
+    steps = (1, 2, 5) if highest - lowest <= 2 else (1, 3) if highest - lowest <= 3 else (1,)
+    decades = range(int(lowest), int(np.ceil(highest)) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    axes.set_ylim(-0.05 * 10**lowest if has_zeros else 0.9 * positive.min(), 1.15 * positive.max())
+    shown = [tick for tick in ticks if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
+    axes.set_yticks([*([0.0] if has_zeros else []), *shown])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
 
 
 def _number_tasks(axes: Axes, entries: Sequence[TaskEntry], *, most: int, at: float = 0.0) -> None:

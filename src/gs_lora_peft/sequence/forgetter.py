@@ -129,7 +129,7 @@ class ContinualForgetter:
         config = GSLoraConfig() if config is None else config
         args = GSLoraTrainingArguments(output_dir=str(self.folder / WORK_FOLDER)) if args is None else args
         check_types(
-            model=base_model,
+            base_model=base_model,
             config=config,
             args=args,
             label_column=label_column,

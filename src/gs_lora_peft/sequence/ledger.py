@@ -113,7 +113,8 @@ class ForgettingLedger:
             for name in (name for entry in entries for name in entry.files):
                 safe_join(folder, name)
         except InvalidInputError as error:
-            raise InvalidLedgerError(f"{error.name} in '{path}'", error.value, error.expected, MEND) from None
+            fix = f"'{path}' is not accepted. {MEND}"
+            raise InvalidLedgerError(error.name, error.value, error.expected, fix) from None
         except ValueError as error:
             raise LedgerError(f"'{path}' is not accepted: {str(error).rstrip('.')}. {MEND}") from None
         ledger._seen = seen

@@ -16,10 +16,16 @@ from ..storage import as_path
 from .inherited import check_by_arguments, smaller_is_better
 
 _POSITIVE = Annotated[Number, Field(gt=0)]
-_FORGET_BOUND = auto_or(_POSITIVE, "a positive, finite number in nats")
-_PROTOTYPE_BOUND = auto_or(_POSITIVE, "a positive, finite number in the unit of `prototype_distance`")
-_SHARE_OR_AUTO = auto_or(Annotated[Number, Field(ge=0, le=1)], "a fraction from 0 to 1")
-_WEIGHT_OR_AUTO = auto_or(NotNegative, "a finite number of at least 0")
+_ForgetBound = Annotated[str, auto_or(_POSITIVE), Field(description="a positive, finite number in nats or 'auto'")]
+_PrototypeBound = Annotated[
+    str,
+    auto_or(_POSITIVE),
+    Field(description="a positive, finite number in the unit of `prototype_distance` or 'auto'"),
+]
+_ShareOrAuto = Annotated[
+    str, auto_or(Annotated[Number, Field(ge=0, le=1)]), Field(description="a fraction from 0 to 1 or 'auto'")
+]
+_WeightOrAuto = Annotated[str, auto_or(NotNegative), Field(description="a finite number of at least 0 or 'auto'")]
 
 
 @dataclass
@@ -149,7 +155,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     forget_loss: ForgetLoss = field(
         default="log_odds", metadata={"help": "'log_odds' of each sample, or mean 'cross_entropy' (the paper's)."}
     )
-    forget_bound: _FORGET_BOUND = field(
+    forget_bound: _ForgetBound = field(
         default="auto", metadata={"help": "BND in nats, or 'auto' (1.5 ln C for a softmax head of C classes)."}
     )
     background: Background = field(
@@ -174,7 +180,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     prototype_retain_weight: NotNegative = field(
         default=0.0, metadata={"help": "w_r: holds to prototypes; 0 for none."}
     )
-    prototype_bound: _PROTOTYPE_BOUND = field(
+    prototype_bound: _PrototypeBound = field(
         default="auto", metadata={"help": "BND_pro, or 'auto' (mean distance between two classes' prototypes)."}
     )
     prototype_distance: PrototypeDistance = field(
@@ -183,7 +189,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     prototype_augmentations: NotNegativeWhole = field(
         default=0, metadata={"help": "Augmented views of each sample that prototypes average besides it."}
     )
-    distillation_weight: _WEIGHT_OR_AUTO = field(
+    distillation_weight: _WeightOrAuto = field(
         default="auto",
         metadata={"help": "w_d: holds other classes; 'auto': 1 where some have no data, else 0."},
     )
@@ -199,7 +205,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     epoch_covers: EpochCovers = field(
         default="both", metadata={"help": "An epoch covers 'both' training sets, or 'retain' alone (the paper's)."}
     )
-    max_forget_accuracy: _SHARE_OR_AUTO = field(
+    max_forget_accuracy: _ShareOrAuto = field(
         default="auto",
         metadata={
             "help": "Forgotten means: this accuracy at most, in [0, 1] (detectors: share of the AP before); 'auto': "

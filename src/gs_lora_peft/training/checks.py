@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,9 +24,12 @@ from ..tuner import GSLoraConfig, LoraGroups, trainable_adapters
 from .arguments import GSLoraTrainingArguments
 
 _IDS = Annotated[
-    list[ClassId], BeforeValidator(ordered_list), Field(description="a list of class ids, whole numbers from 0")
+    list[ClassId],
+    BeforeValidator(lambda value: list(value) if isinstance(value, Set) else ordered_list(value)),  # they are sorted
+    Field(description="a list of class ids, whole numbers from 0"),
 ]
 _OPTIONS = "Give the same options to {}."
+_MODEL = Annotated[InstanceOf[nn.Module], Field(description="a model (torch.nn.Module)")]
 _FUNCTION = Annotated[Callable[..., Any], Field(description="a function, or another object that can be called")]
 # Of the arguments that several classes take: the type, and what to do.
 _ARGUMENTS: dict[str, tuple[Any, str]] = {
@@ -38,10 +41,8 @@ _ARGUMENTS: dict[str, tuple[Any, str]] = {
         Annotated[InstanceOf[GSLoraConfig], Field(description="a GSLoraConfig")],
         _OPTIONS.format("GSLoraConfig(...)"),
     ),
-    "model": (
-        Annotated[InstanceOf[nn.Module], Field(description="a model (torch.nn.Module)")],
-        "Load it with from_pretrained.",
-    ),
+    "model": (_MODEL, "Load it with from_pretrained."),
+    "base_model": (_MODEL, "Load it with from_pretrained."),
     "label_column": (Annotated[ClassName, Field(description="the name of a column")], "Name that of the labels."),
     "data_collator": (_FUNCTION, "Leave it out, or pass a function from a list of samples to a batch."),
     "augment": (_FUNCTION, "Leave it out, or pass a function from an image to a view of it."),
@@ -64,13 +65,13 @@ def check_types(**given: Any) -> None:
     """Checks the types of arguments that several classes take; what is `None` was not given.
 
     Args:
-        given (`Any`): The arguments by name. `model`, `args` and `config` have to be given.
+        given (`Any`): The arguments by name. The models, `args`, `config` and `label_column` have to be given.
 
     Raises:
         InvalidInputError: One is of another type.
     """
     for name, value in given.items():
-        if value is not None or name in ("model", "args", "config", "label_column"):
+        if value is not None or name in ("model", "base_model", "args", "config", "label_column"):
             kind, fix = _ARGUMENTS[name]
             checked(name, value, kind, fix=fix)
 

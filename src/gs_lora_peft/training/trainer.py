@@ -20,6 +20,7 @@ from ..data.collation import default_collator
 from ..data.pairing import PairedDataset
 from ..data.splitting import train_validation_split
 from ..objectives import Objective, check_class_head, objective_for
+from ..storage import as_path
 from ..tuner import LoraGroups
 from ..tuner.batch_norm import batch_norm_frozen
 from .arguments import GSLoraTrainingArguments
@@ -317,6 +318,8 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
                     f"there is no checkpoint in {self.args.output_dir!r} to resume from. Train without "
                     "`resume_from_checkpoint`, or give the path of one."
                 )
+        if checkpoint is not None:
+            checkpoint = str(as_path(checkpoint, "resume_from_checkpoint"))
         state = read_state(checkpoint) if checkpoint is not None else {}
         if self.model_init is not None:
             self.accuracy_forget_before.clear()  # of the model before

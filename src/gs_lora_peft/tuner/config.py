@@ -194,7 +194,9 @@ class GSLoraConfig(LoraConfig):
     """
 
     r: _Rank = field(default=8, metadata={"help": "Rank of every LoRA pair."})
-    lora_alpha: _Alpha = field(default=1, metadata={"help": "LoRA scaling is lora_alpha / r; the authors use 1 / 8."})
+    lora_alpha: _Alpha = field(  # type: ignore[assignment]
+        default=1, metadata={"help": "LoRA scaling is lora_alpha / r; the authors use 1 / 8."}
+    )
     target_modules: list[str] | str | None = field(
         default="ffn",
         metadata={"help": "'ffn', 'attention', or PEFT's own list of name suffixes or regular expression."},
@@ -221,7 +223,7 @@ class GSLoraConfig(LoraConfig):
                 "resolved_from", self.resolved_from, f"one of {list(STRUCTURAL_TARGETS)}", "Leave it out."
             )
         if self.resolved_from is not None and keyword_of(self.target_modules) is None:
-            self.target_modules = resolved(self.target_modules, self.resolved_from)
+            self.target_modules = resolved(self.target_modules, self.resolved_from)  # type: ignore[assignment]
         self.resolved_from = None  # from here on the value itself knows; `to_dict` writes it down again
         # Before PEFT's own checks, which only warn about some of these options and drop them.
         check_plain_lora(vars(self))

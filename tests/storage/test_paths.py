@@ -1,0 +1,139 @@
+"""Paths as users write them, and names that may be folders or repositories: what is which, and what asks the Hub."""
+
+import os
+import socket
+import time
+from pathlib import Path, PurePosixPath
+
+import pytest
+from huggingface_hub import constants, file_download
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gs_lora_peft.errors import InvalidInputError
+from gs_lora_peft.hub import export_forgotten, merge_forgotten, push_to_hub, verify_repository
+from gs_lora_peft.sequence import ForgettingLedger
+from gs_lora_peft.sequence.remote import fetch_sequence, sequence_folder
+from gs_lora_peft.storage import as_path, hub_calls
+from gs_lora_peft.storage.hub_calls import as_folder_or_repo, is_away
+
+LOCAL = ["./x", "../x", ".", "/nowhere/x", "~/x", "a/b/c", "a\\b", "x/", "C:/x", "..", "runs/no where"]
+
+
+class Folder:
+    """An os.PathLike of another library."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return self.path
+
+
+@pytest.mark.parametrize("make", [str, Path, PurePosixPath, Folder])
+def test_home_and_path_like(make, monkeypatch, tmp_path):
+    """`~` is the home folder, whatever kind of path holds it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path(make("~/runs/x"), "folder") == tmp_path / "runs" / "x"
+    assert as_path(make("runs"), "folder") == Path("runs")
+
+
+@pytest.mark.parametrize(
+    "bad", [None, True, False, 5, 1.5, b"runs", ["runs"], "", "  ", "a\0b", "\ud800", Folder(b"x")]
+)
+def test_what_is_no_path(bad):
+    """The error has the argument and the value."""
+    with pytest.raises(InvalidInputError) as caught:
+        as_path(bad, "folder")
+    assert (caught.value.name, caught.value.value) == ("folder", bad)
+
+
+@given(st.text() | st.binary() | st.none() | st.integers() | st.floats())
+def test_any_value_is_a_path_or_refused(value):
+    """Nothing else is raised, and what is accepted can be asked for on this system."""
+    try:
+        path = as_path(value, "folder")
+    except InvalidInputError:
+        return
+    assert not os.path.exists(path / "surely not there")
+
+
+@pytest.mark.parametrize("bad", [None, 5, True, ""])
+def test_every_entrance_refuses_what_is_no_path(bad, tmp_path):
+    """Each function says which of its arguments it is, before anything else."""
+    entrances = {
+        "folder": [
+            ForgettingLedger.load,
+            lambda path: verify_repository(path),
+            lambda path: push_to_hub(path, "me/x"),
+        ],
+        "repo_or_folder": [sequence_folder, lambda path: export_forgotten(path, tmp_path / "out")],
+        "out": [lambda path: export_forgotten(tmp_path, path), lambda path: merge_forgotten("me/x", tmp_path, path)],
+        "base_model": [lambda path: merge_forgotten(path, tmp_path, tmp_path / "out")],
+    }
+    for name, calls in entrances.items():
+        for call in calls:
+            with pytest.raises(InvalidInputError) as caught:
+                call(bad)
+            assert (caught.value.name, caught.value.value) == (name, bad)
+
+
+@pytest.mark.parametrize("value", LOCAL)
+def test_what_can_only_be_a_path(value, monkeypatch, tmp_path):
+    """It is refused where nothing is there, without a word to the Hub; what is there is taken."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(file_download, "get_hf_file_metadata", lambda *args, **more: pytest.fail("the Hub was asked"))
+    if os.path.exists(os.path.expanduser(value)):
+        assert as_folder_or_repo(value, "run", "a folder") == Path(value)
+        return
+    with pytest.raises(InvalidInputError) as caught:
+        as_folder_or_repo(value, "run", "a folder")
+    assert (caught.value.name, caught.value.value) == ("run", value)
+
+
+def test_an_id_is_an_id_unless_a_folder_is_there(monkeypatch, tmp_path):
+    """A folder that exists wins; text with one slash, or none, may be on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "here").mkdir(parents=True)
+    assert as_folder_or_repo("me/here", "run", "a folder") == Path("me/here")
+    assert as_folder_or_repo("me/there", "run", "a folder") == "me/there"
+    assert as_folder_or_repo("there", "run", "a folder") == "there"
+    with pytest.raises(InvalidInputError):
+        as_folder_or_repo(Path("me/there"), "run", "a folder")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "runs/nowhere", "me/nowhere"])
+def test_a_hub_that_is_away_is_asked_once(name, monkeypatch, tmp_path):
+    """Nothing listens at the address: one request, no waiting, and an error that says both."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{repo_id}}{template[2]}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    asked, waited, ask = [], [], file_download.get_hf_file_metadata
+
+    def counted(url, **more):
+        asked.append(url)
+        return ask(url, **more)
+
+    for module in (hub_calls, file_download):
+        monkeypatch.setattr(module, "get_hf_file_metadata", counted)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    assert is_away(name, "config.json")
+    with pytest.raises(ConnectionError, match=r"no such folder.*the Hub cannot be asked"):
+        sequence_folder(name)
+    assert [url.startswith(address) for url in asked] == [True, True]
+    assert waited == []
+
+
+def test_a_bad_target_is_found_before_the_download(monkeypatch):
+    """`local_dir` is looked at first."""
+    with pytest.raises(InvalidInputError) as caught:
+        fetch_sequence("me/x", local_dir="")
+    assert caught.value.name == "local_dir"
