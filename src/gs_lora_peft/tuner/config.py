@@ -176,7 +176,7 @@ class GSLoraConfig(LoraConfig):
                 "resolved_from", self.resolved_from, f"one of {list(STRUCTURAL_TARGETS)}", "Leave it out."
             )
         if self.resolved_from is not None and keyword_of(self.target_modules) is None:
-            self.target_modules = resolved(self.target_modules, self.resolved_from)
+            self.target_modules = resolved(self.target_modules, self.resolved_from)  # type: ignore[assignment]
         self.resolved_from = None  # from here on the value itself knows; `to_dict` writes it down again
         # Before PEFT's own checks, which only warn about some of these options and drop them.
         check_plain_lora(vars(self))
