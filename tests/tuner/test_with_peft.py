@@ -133,7 +133,6 @@ def test_adapters_saved_with_the_keyword_can_be_loaded(tmp_path):
     assert adapted(get_peft_model(vit().vit, config)) == [name.removeprefix("vit.") for name in FFN]
 
 
-@recent
 @pytest.mark.parametrize("rank", [4, 0.999])
 @pytest.mark.parametrize("options", [{}, {"exclude_modules": ["fc1"]}, {"block_pattern": r"layers\.1"}], ids=str)
 def test_save_as_lora(tmp_path, rank, options):
@@ -165,6 +164,7 @@ def test_hotswap(tmp_path):
         hotswap_adapter(model, str(tmp_path / "scaled"), adapter_name="default", torch_device="cpu")
 
 
+@recent
 def test_flat_shards_are_noticed_on_saving():
     """Matrices that an engine has cut up are no adapter; saving them warns, as with LORA."""
     model = VIT.wrapped("GS_LORA")
@@ -177,7 +177,6 @@ def test_flat_shards_are_noticed_on_saving():
         get_peft_model_state_dict(model)
 
 
-@recent
 def test_mamba_kernels_read_weights_past_lora():
     """Modules whose weights are read without a call are refused, as with LORA."""
     config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
@@ -237,7 +236,6 @@ def test_mixed_models_take_the_plain_form(plain):
     assert torch.equal(VIT.logits(mixed), VIT.logits(model))
 
 
-@recent
 def test_intruder_dimensions_of_the_plain_form(plain):
     """PEFT compares the type's name with LORA; the exported adapter passes."""
     from peft.tuners.lora.intruders import reduce_intruder_dimension

@@ -145,8 +145,8 @@ class GSLoraModel(LoraModel):
 
     def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
         # PEFT goes by the name of the type. Mamba's kernels read weights instead of calling modules, as with LORA.
-        plain: Any = SimpleNamespace(peft_type="LORA")
-        super()._check_target_module_compatiblity(plain, model, target_name)
+        like_lora: Any = SimpleNamespace(peft_type="LORA")
+        super()._check_target_module_compatiblity(like_lora, model, target_name)
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
