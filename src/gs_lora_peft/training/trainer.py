@@ -345,11 +345,21 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
         # Last, for it may bring an epoch to its end, before which every other callback has to have begun.
         self.remove_callback(self._continuation)
         self.add_callback(self._continuation)
+        self._forget_preparation()
         pairs = self._train_batch_size // max(self.args.n_gpu, 1)
         logger.info(f"Joint batches: {pairs} samples to keep and as many to forget on each device")
         # Running statistics belong to no adapter: they would be lost wherever it is loaded.
         with batch_norm_frozen(self.model), reentrant_checkpoints(self.model):
             return super()._inner_training_loop(*args, **kwargs)
+
+    def _forget_preparation(self) -> None:
+        """Undo what evaluation before training did to the model.
+
+        It marks the model as prepared, so that training would not wrap it in DDP: every process would train alone.
+        """
+        if self.model_wrapped is self.model:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model.__dict__.pop("_is_accelerate_prepared", None)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self._continuation.stopped:
