@@ -76,7 +76,7 @@ def main(base, folder):
     write_bytes = writing.write_bytes_atomic
     if rank == 0:
 
-        def full(path, data):
+        def full(path, data, **options):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
         writing.write_bytes_atomic = full

@@ -217,7 +217,8 @@ forgetter.run(cases.requests())
 @needs_fork
 def test_a_process_of_its_own_killed_with_its_workers_alive(base, data, tmp_path, finished):
     """While the process works the folder is locked; once it is killed the lock is free, whatever its workers do."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout.readline() == "ready\n"
