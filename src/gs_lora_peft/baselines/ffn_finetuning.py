@@ -12,7 +12,8 @@ from ..data.collation import default_collator
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler
 from ..objectives import ClassificationObjective, Objective, check_class_head
 from ..training import GSLoraTrainingArguments
-from ..training.checks import check_labels, check_types, class_ids, classes_of, without_data
+from ..training.argument_checks import check_types
+from ..training.checks import check_labels, class_ids, classes_of, without_data
 from ..tuner import find_ffn_blocks
 from ..tuner.batch_norm import batch_norm_frozen
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -16,15 +15,15 @@ from ..data.collation import default_collator
 from ..data.splits import check_sampling
 from ..data.splitting import read_classes
 from ..objectives import check_class_head
-from ..storage import as_path, remove_inside
+from ..storage import as_path
 from ..training import GSLoraTrainingArguments
-from ..training.checks import check_types
+from ..training.argument_checks import check_types
 from ..tuner import GSLoraConfig
 from .comparing import Differences, changed_settings, refuse_other_settings
 from .data_identity import data_settings
 from .entry import TaskEntry
 from .finishing import finished_entry
-from .layout import LOGS_FOLDER, WORK_FOLDER, task_folder
+from .layout import LOGS_FOLDER, WORK_FOLDER
 from .ledger import ForgettingLedger
 from .loading import check_bare
 from .merging import MergedModel
@@ -38,13 +37,14 @@ from .remarks import warn_after, warn_before
 from .remote import fetch_to_continue
 from .request import ForgetRequest
 from .restoring import recorded_config
+from .run_folder import RunFolder
 from .scoring import Scores
 from .sources import checked_label_names, train_and_test
 from .task import plan_task, train_task
-from .work import WorkFolder, remove_others
+from .work import remove_others
 
 
-class ContinualForgetter:
+class ContinualForgetter(RunFolder):
     """
     Carries out forgetting requests one after another and keeps the ledger of them.
 
@@ -349,41 +349,6 @@ class ContinualForgetter:
             self._record(lambda: self.ledger.revoke(task, reason=reason, **scores))
         return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
 
-    def discard_unfinished(self) -> None:
-        """Give up a request that was not finished, so that another one can be carried out."""
-
-        def remove() -> None:
-            # A run killed before it could save the ledger left the task itself behind.
-            for path in (self.folder / WORK_FOLDER, task_folder(self.folder, self.ledger.next_task_name())):
-                remove_inside(self.folder, path)
-
-        with self._exclusively():
-            on_main(remove)
-
-    # The folder, and the model that stands for it
-
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """Keeps other runs out of the folder for the time of the block, and checks that none has been there."""
-        with ExitStack() as held:
-
-            def enter() -> None:
-                held.enter_context(self.ledger.lock())
-                self.ledger.check_unchanged()
-
-            on_main(enter)
-            yield
-
-    def _record(self, change: Callable[[], Any]) -> None:
-        """Makes a change to the ledger, in the file and in every process."""
-
-        def save() -> tuple[TaskEntry, ...]:
-            with self.ledger.changes():
-                change()
-            return self.ledger.tasks
-
-        self.ledger.tasks = on_main(save)
-
     def _changed(self, entry: TaskEntry, recipe: Recipe, gone: Sequence[int] = ()) -> Differences:
         """The settings of a task that are others in a recipe; `gone` are classes to be forgotten after it."""
         named = check_missing(recipe.missing_classes, self.ledger, self.label_names)
@@ -394,9 +359,6 @@ class ContinualForgetter:
 
     def _split(self, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
         return self.recipe.split(self.train_dataset, classes, old, self._scored_classes)
-
-    def _work(self, name: str) -> WorkFolder:
-        return WorkFolder(self.folder / WORK_FOLDER / name)
 
     def _carry_out(
         self, request: ForgetRequest, split: ForgettingSplit, *, keep: bool = False, redoes: str | None = None

@@ -23,19 +23,17 @@ from ..objectives import Objective, check_class_head, objective_for
 from ..storage import as_path
 from ..tuner import LoraGroups
 from ..tuner.batch_norm import batch_norm_frozen
+from .argument_checks import check_arguments, check_model, check_types
 from .arguments import GSLoraTrainingArguments
 from .batches import PairedBatches
 from .callbacks import EMACallback, SamplerEpochCallback, SparsityCallback
 from .checkpoints import load_adapters, read_state, write_state
 from .checks import (
     NoStepError,
-    check_arguments,
     check_distribution,
     check_evaluation,
     check_hold_out,
     check_labels,
-    check_model,
-    check_types,
     class_ids,
     classes_of_task,
     training_adapter,
