@@ -104,7 +104,8 @@ def test_from_file_to_table(protocol, folders, tmp_path, monkeypatch, method):
         # Above the greatest difference of two cosines, which is 2.
         model={"margin_at_eval": 5.0, "hidden_dropout_prob": 0.0},
         adapter={"r": 2, "lora_alpha": 1},
-        training={"num_train_epochs": 1, "learning_rate": 1e-4, "use_cpu": True, "per_device_train_batch_size": 4},
+        training={"num_train_epochs": 1, "learning_rate": 1e-4, "use_cpu": True, "per_device_train_batch_size": 4}
+        | {"epoch_covers": "retain"},  # the papers' epochs
         per_task={"forget_weight": [0.1, 0.2]},
     )
     work = tmp_path / "work"

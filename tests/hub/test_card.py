@@ -543,7 +543,7 @@ def test_nothing_unseen_reaches_a_card(text):
     }
     ledger = cases.run(3, base=base, changes=changes, **entry)
     content = str(build_card(ledger, repo_id=REPO, figures=["figures/accuracies.png"]))
-    merged = str(_card(ledger, "ViTForImageClassification", 1, None, Path(text.replace("\0", ""))))
+    merged = str(_card(ledger, "ViTForImageClassification", ["task_001"], None, Path(text.replace("\0", ""))))
     for card in (content, merged, code_span(text)):
         assert all(character.isprintable() or character == "\n" for character in card)
 

@@ -144,7 +144,7 @@ def test_offline(hub, client, new_client, published, base, first_task):
     home = client.environment["HF_HOME"]
     offline = new_client(home, HF_HUB_OFFLINE="1")
     assert offline("load", base=base, repo_id=published) == first_task[1]
-    with pytest.raises(ClientError, match=r"not .*in the cache.* go online"):
+    with pytest.raises(ClientError, match=r"not .*in the cache.* Go online"):
         offline("load", base=base, repo_id="me/never-seen")
     with pytest.raises(ClientError, match="offline"):
         offline("push", OWNER, folder=first_task[0], repo_id=published)

@@ -299,14 +299,14 @@ def test_what_later_versions_add():
 
     @dataclasses.dataclass(frozen=True)
     class LaterEntry(TaskEntry):
-        outcome: dict | None = None
+        findings: dict | None = None
         verdict: str | None = None
 
     values = {field.name: getattr(entry(), field.name) for field in dataclasses.fields(TaskEntry)}
-    outcome = {"forgotten": False, "accuracy": 45 / 98, "rows": 46, "n_rows": 0.5, "names": ["ann"], "why": "ann"}
-    later = LaterEntry(**values, outcome=outcome, verdict="ann is still known")
+    findings = {"forgotten": False, "accuracy": 45 / 98, "rows": 46, "n_rows": 0.5, "names": ["ann"], "why": "ann"}
+    later = LaterEntry(**values, findings=findings, verdict="ann is still known")
     (found,) = without_counts([dataclasses.replace(later, scores={"forgotten": True, "rows": 46, "ann": "ann"})])
-    assert (found.outcome, found.verdict) == ({"forgotten": False, "accuracy": 0.46}, None)
+    assert (found.findings, found.verdict) == ({"forgotten": False, "accuracy": 0.46}, None)
     assert found.scores == {"forgotten": True}
 
 

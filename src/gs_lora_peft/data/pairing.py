@@ -48,7 +48,23 @@ class PairedDataset(Dataset):
                 raise ValueError(f"the {name} set is empty; a paired batch needs at least one sample of each.")
         self.retain = retain
         self.forget = forget
-        self._rows = NamedRows(retain, "the retain set"), NamedRows(forget, "the forget set")
+
+    # Rows know which set they come from, also those of a set that takes the place of another.
+    @property
+    def retain(self) -> Any:
+        return self._retain.dataset
+
+    @retain.setter
+    def retain(self, dataset: Any) -> None:
+        self._retain = NamedRows(dataset, "the retain set")
+
+    @property
+    def forget(self) -> Any:
+        return self._forget.dataset
+
+    @forget.setter
+    def forget(self, dataset: Any) -> None:
+        self._forget = NamedRows(dataset, "the forget set")
 
     def __len__(self) -> int:
         return max(len(self.retain), len(self.forget))
@@ -58,8 +74,9 @@ class PairedDataset(Dataset):
 
     def __getitems__(self, pairs: Sequence[Pair]) -> list[tuple[Any, Any]]:
         """The samples of a whole batch; `datasets` reads many rows in one go several times faster than one by one."""
-        halves = [rows.__getitems__([pair[half] for pair in pairs]) for half, rows in enumerate(self._rows)]
-        return list(zip(*halves, strict=True))
+        retain = self._retain.__getitems__([pair[0] for pair in pairs])
+        forget = self._forget.__getitems__([pair[1] for pair in pairs])
+        return list(zip(retain, forget, strict=True))
 
 
 class PairedSampler(Sampler[Pair]):
