@@ -80,6 +80,7 @@ class GSLoraModel(LoraModel):
         known_paths = [path for path, _ in model.named_modules()]
         with self._kept_flags(others):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._take_leftovers_off(model, adapter_name, config)
         if not self._paths_of(adapter_name) and not _may_adapt_nothing(config):
             # PEFT 0.20 says nothing about a second adapter
             raise ValueError(
@@ -92,6 +93,17 @@ class GSLoraModel(LoraModel):
             config.target_modules = resolved(exact_targets(paths, known_paths), keyword)
         self._flags_while_disabled = flags_while_disabled
         self._leave_encoder_fast_path(model)
+
+    def _take_leftovers_off(self, model: nn.Module, adapter_name: str, config: Any) -> None:
+        """Where the base held an adapter of this name already, from a cell of a notebook that ran before with other
+        settings, its matrices elsewhere would train and act beside the new ones, and be saved with them."""
+        for path, layer in list(model.named_modules()):
+            if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
+                continue
+            if not self._check_target_module_exists(config, path) and adapter_name not in layer.merged_adapters:
+                layer.set_adapter([])  # PEFT would activate another one that the layer has
+                layer.delete_adapter(adapter_name)
+                layer.set_adapter(self.active_adapters)
 
     @staticmethod
     def _resolve_targets(model: nn.Module, config: Any) -> str | None:
