@@ -167,6 +167,46 @@ def test_weight_in_the_name_of_a_module(base, tmp_path):
     assert not torch.equal(logits(model), logits(cases.load(base)))
 
 
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def test_a_compiled_base_gives_an_adapter_for_any(base, tmp_path):
+    """peft#2957, pytorch-image-models#1566: modules were called `_orig_mod…`, which fitted compiled models alone."""
+    model = get_peft_model(compiled(cases.load(base)), GSLoraConfig(init_lora_weights=False, rank_pattern={"fc1": 2}))
+    export_lora(model, tmp_path)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        loaded = PeftModel.from_pretrained(cases.load(base), tmp_path)
+    torch.testing.assert_close(logits(loaded), logits(model))
+    torch.testing.assert_close(logits(compiled(loaded)), logits(model))
+
+
+def test_a_run_on_a_compiled_base_fits_any(base, run, tmp_path):
+    """peft#2957: the same for requests, loading and merging; what was compiled forgets, too."""
+    whole = compiled(cases.load(base))
+    forgetter = cases.forgetter_for(base, tmp_path / "run", base=whole)
+    forgetter.run([ForgetRequest(["bee"]), ForgetRequest(["elk"])])
+    assert cases.same(cases.weights(forgetter.model), cases.weights(run[0].model))
+    assert cases.forgot(whole, "bee", "elk")
+    for other in (cases.load(base), compiled(cases.load(base))):
+        assert cases.forgot(load_forgotten(other, tmp_path / "run"), "bee", "elk")
+    merge_forgotten(compiled(cases.load(base)), tmp_path / "run", tmp_path / "merged")
+    assert cases.forgot(AutoModelForImageClassification.from_pretrained(tmp_path / "merged"), "bee", "elk")
+
+
+def test_matrices_that_lie_across_memory_are_saved(base, tmp_path):
+    """safetensors/safetensors#469, transformers#34623: "You are trying to save a non contiguous tensor"."""
+    model = cases.adapted(base)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape[::-1]).T
+    export_lora(model, tmp_path / "plain")
+    model.save_pretrained(tmp_path / "saved")
+    for folder in ("plain", "saved"):
+        loaded = PeftModel.from_pretrained(cases.load(base), tmp_path / folder)
+        assert cases.same(cases.weights(loaded, "lora_"), cases.weights(model, "lora_"))
+
+
 # Loaded
 
 
