@@ -21,14 +21,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from gs_lora_peft import (
-    ForgetRequest,
-    GSLoraConfig,
-    LedgerError,
-    export_lora,
-    load_forgotten,
-    merge_forgotten,
-)
+from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, export_lora, load_forgotten, merge_forgotten
 from gs_lora_peft.errors import InvalidInputError
 
 
@@ -62,6 +55,13 @@ def test_targets_that_the_model_lacks_are_an_error_and_leave_it_alone(base):
     with pytest.raises(ValueError, match="query_key_value"):
         get_peft_model(model, GSLoraConfig(target_modules=["query_key_value"]))
     assert cases.same(cases.weights(model), before)
+
+
+def test_a_target_that_is_absent_is_told_beside_one_that_is_there(base):
+    """peft#3554: of several targets those that the model lacks were skipped without a word."""
+    with pytest.warns(UserWarning, match="down_proj"):
+        model = get_peft_model(cases.load(base), GSLoraConfig(target_modules=["fc1", "down_proj"]))
+    assert {name.split(".")[-4] for name, part in model.named_parameters() if part.requires_grad} == {"fc1"}
 
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 5}
