@@ -36,6 +36,13 @@ def test_a_digit_string_is_a_name_before_it_is_an_id():
     assert resolve_classes(["2"], names=None) == [2]
 
 
+def test_a_digit_string_is_no_id_where_names_are_numbers():
+    """Of folders called 1, 10 and 3, "2" is none; class 2 is called "3", and may be meant by its id alone."""
+    with pytest.raises(UnknownClassError, match="'2'"):
+        resolve_classes(["2"], names=["1", "10", "3"])
+    assert resolve_classes([2, "10"], names=["1", "10", "3"]) == [2, 1]
+
+
 def test_a_padded_number_is_not_taken_for_an_id():
     with pytest.raises(UnknownClassError, match="'03'"):
         resolve_classes(["03"], names=NAMES)

@@ -39,7 +39,8 @@ def resolve_classes(
     """Turns class names and ids into ids.
 
     A string is a name first: it must match exactly, letter case included. Only where no class has that name, a string
-    that writes a whole number ("3") is taken for an id.
+    that writes a whole number ("3") is taken for an id; never where names of classes are such numbers, as those of
+    folders often are, for the class that is meant may be absent.
 
     Args:
         requested (`Sequence[str | int]`): Names or ids of one or more classes, each class once.
@@ -71,6 +72,8 @@ def resolve_classes(
     for class_id, label in enumerate(names or ()):
         ids_of_name.setdefault(label, []).append(class_id)
 
+    numbers_are_names = any(_written_id(label) is not None for label in ids_of_name)
+
     ids: list[int] = []
     unknown: list[str] = []
     for item in items:
@@ -82,7 +85,7 @@ def resolve_classes(
                 )
             ids.append(ids_of_name[item][0])
             continue
-        written = _written_id(item) if isinstance(item, str) else item
+        written = item if not isinstance(item, str) else None if numbers_are_names else _written_id(item)
         if written is not None and written >= 0 and (num_classes is None or written < num_classes):
             ids.append(written)
         else:

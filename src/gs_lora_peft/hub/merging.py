@@ -18,6 +18,7 @@ from ..sequence.remote import sequence_folder
 from ..storage import StrPath, as_path, code_span, staged_folder
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository, was_always_new
+from ..tuner.compiled import uncompiled
 from ..tuner.quantisation import refuse_quantised
 from .base import base_revision, load_base_model, model_source
 from .markdown import escape
@@ -94,6 +95,7 @@ def merge_forgotten(
     """
     out = as_path(out, "out")
     check_free(out)
+    base_model = uncompiled(base_model)
     refuse_quantised(base_model)
     source = base_model.config._name_or_path if isinstance(base_model, PreTrainedModel) else model_source(base_model)
     api = None if push_to is None else writing_api(token)

@@ -19,6 +19,7 @@ from ..storage import as_path
 from ..training import GSLoraTrainingArguments
 from ..training.argument_checks import check_types
 from ..tuner import GSLoraConfig
+from ..tuner.compiled import uncompiled
 from .comparing import Differences, changed_settings, refuse_other_settings
 from .data_identity import data_settings
 from .entry import TaskEntry
@@ -59,7 +60,8 @@ class ContinualForgetter(RunFolder):
 
     Args:
         base_model (`transformers.PreTrainedModel`): classifier or detector, without adapters. It is changed in place:
-            `self.model` is the same object with all tasks merged, in eval mode, its `requires_grad` flags untouched.
+            `self.model` is the same object (of one that `torch.compile` made, the model inside) with all tasks merged,
+            in eval mode, its `requires_grad` flags untouched.
         dataset (`datasets.Dataset` or `datasets.DatasetDict`): labelled samples. Of a `DatasetDict`, `train` is
             trained on and `test` (else `validation` or another name of [`evaluation_split`]) is scored on; nothing of
             the latter influences the training.
@@ -139,6 +141,7 @@ class ContinualForgetter(RunFolder):
         )
         check_sampling(replay_ratio, shots, args.drawing_seed)
         missing_classes = checked("missing_classes", missing_classes, ClassRefs)
+        base_model = uncompiled(base_model)
         check_bare(base_model)
         check_class_head(base_model, "base_model")
         self.train_dataset, self.eval_dataset, self.scored_on = train_and_test(dataset, eval_dataset)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..tuner.compiled import uncompiled
 from ..tuner.quantisation import refuse_quantised
 from .adapters import check_adapters, read_adapters
 from .fingerprint import model_identity
@@ -53,6 +54,7 @@ def load_forgotten(
             read, or there is a folder although a revision was asked for.
         ConnectionError: if the Hub is out of reach and the cache does not hold everything; the call can be repeated.
     """
+    base_model = uncompiled(base_model)
     check_bare(base_model)
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..storage import as_path, write_bytes_atomic
+from .compiled import uncompiled
 from .config import check_plain_lora, mapping_problem
 from .name_patterns import names_modules
 from .targets import exact_targets
@@ -107,7 +108,7 @@ def _pair_of(name: str) -> str | None:
 
 def _inner(model: PeftModel) -> Any:
     """The adapted model; `get_base_model` would ask for the active adapter first, which may have been deleted."""
-    return model.base_model.model
+    return uncompiled(model.base_model.model)
 
 
 def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -78,13 +78,21 @@ class GSLoraModel(LoraModel):
         others = {name for name in self.peft_config if name != adapter_name}
         flags_while_disabled = self._flags_while_disabled
         known_paths = [path for path, _ in model.named_modules()]
+        absent = [] if keyword is not None else _absent(config.target_modules, known_paths)
         with self._kept_flags(others):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._take_leftovers_off(model, adapter_name, config)
         if not self._paths_of(adapter_name) and not _may_adapt_nothing(config):
             # PEFT 0.20 says nothing about a second adapter
             raise ValueError(
                 f"target_modules={config.target_modules!r} not found in the base model: no module is adapted. Check "
                 "it against the names in `model.named_modules()`."
+            )
+        if absent:  # where none is there, PEFT has said so
+            warnings.warn(
+                f"the model has no modules called {absent}, which `target_modules` lists: the others alone are "
+                "adapted. Check the names against those in `model.named_modules()`.",
+                stacklevel=2,
             )
         if keyword is not None:
             # Others read names. Only now: while PEFT looks for the modules, it would shorten a list of them.
@@ -92,6 +100,17 @@ class GSLoraModel(LoraModel):
             config.target_modules = resolved(exact_targets(paths, known_paths), keyword)
         self._flags_while_disabled = flags_while_disabled
         self._leave_encoder_fast_path(model)
+
+    def _take_leftovers_off(self, model: nn.Module, adapter_name: str, config: Any) -> None:
+        """Where the base held an adapter of this name already, from a cell of a notebook that ran before with other
+        settings, its matrices elsewhere would train and act beside the new ones, and be saved with them."""
+        for path, layer in list(model.named_modules()):
+            if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
+                continue
+            if not self._check_target_module_exists(config, path) and adapter_name not in layer.merged_adapters:
+                layer.set_adapter([])  # PEFT would activate another one that the layer has
+                layer.delete_adapter(adapter_name)
+                layer.set_adapter(self.active_adapters)
 
     @staticmethod
     def _resolve_targets(model: nn.Module, config: Any) -> str | None:
@@ -307,6 +326,14 @@ class _OnlyExclusion:
 
     def __init__(self, config: GSLoraConfig):
         self.exclude_modules = config.exclude_modules
+
+
+def _absent(targets: Any, paths: list[str]) -> list[str]:
+    """The names in a list of targets that no module has, as PEFT reads such lists."""
+    if not isinstance(targets, (list, tuple, set)):
+        return []
+    ends = tuple(f".{path}" for path in paths)
+    return sorted(name for name in targets if not any(end.endswith(f".{name}") for end in ends))
 
 
 def _may_adapt_nothing(config: Any) -> bool:
