@@ -69,7 +69,7 @@ def test_the_whole_upload(hub, client, repo_id, told):
     assert not leaks({r.path: r.body for method in ("GET", "POST", "PUT") for r in hub.seen(method)})
     assert leaks(cases.read(told))  # the words are those of the run
     ledger = json.loads(files["forgetting.json"])
-    counting = {"forget", "retain", "steps", "shots", "train_data", "evaluation_data"}
+    counting = {"forget", "retain", "steps", "shots", "train_data", "evaluation_data", "augment"}
     assert not [key for key in keys(ledger) if key.startswith("n_") or key in counting]
     assert all(task["classes"] is task["class_names"] is None for task in ledger["tasks"])
     assert ledger["label_names"] is None

@@ -1,6 +1,7 @@
 """A run's folder that is used again: with other settings, after a revocation, to carry a request out once more."""
 
 import dataclasses
+import functools
 import logging
 import shutil
 import signal
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from test_failed import Breaks
 from test_forgetter import Seen, never_trains
 from test_killed import KilledAt, deadly, forgetter_module, in_child, is_ledger, needs_fork
+from transformers import ViTImageProcessor
 
 from gs_lora_peft import ForgetRequest, GSLoraConfig, GSLoraTrainer, LedgerError, OtherSettingsError, load_forgotten
 from gs_lora_peft.errors import InvalidInputError
@@ -361,3 +363,37 @@ def test_no_step_no_task(base, data, one_task, monkeypatch):
             assert not (one_task / "work").exists()
             assert cases.same(cases.weights(forgetter.model), state)
     assert forgetter.forget(ForgetRequest([2])).name == "task_002"
+
+
+def flip(image):
+    return image
+
+
+def other_flip(image):
+    return image
+
+
+GIVEN = {"processing_class": ViTImageProcessor(size=8), "augment": flip, "args": {"augmentation": True}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, set()),
+        ({"processing_class": ViTImageProcessor(size=8)}, set()),
+        ({"augment": functools.partial(flip)}, set()),
+        ({"processing_class": ViTImageProcessor(size=8, image_mean=[0.1])}, {"processor"}),
+        ({"processing_class": None}, {"processor"}),
+        ({"augment": other_flip}, {"augment"}),
+    ],
+)
+def test_another_processor_or_augmentation_is_told(base, data, tmp_path, changed, expected):
+    """They decide what the model sees; ledgers that do not record them are not complained about."""
+    settings = []
+    for values in (GIVEN, {**GIVEN, **changed}):
+        more = {**values, "args": cases.make_args(**values["args"])}
+        settings.append(cases.make_forgetter(base, tmp_path / "run", data, **more).recipe.settings())
+    assert set(changed_settings(entry(settings[0]), settings[1])) == expected
+    for name in ("processor", "augment"):
+        del settings[0]["data"][name]
+    assert changed_settings(entry(settings[0]), settings[1]) == {}

@@ -18,6 +18,7 @@ from ..data import ForgettingSplit, split_dataset
 from ..errors import InvalidInputError
 from ..training import GSLoraTrainer, GSLoraTrainingArguments
 from ..tuner import GSLoraConfig
+from .data_identity import function_name, processor_identity
 from .plain import plain_json
 
 # What decides the weights that come out. Paths, logging and other matters of the machine stay out of the record.
@@ -129,7 +130,13 @@ class Recipe:
         left_out = {*_OF_OUTCOME, *(item.name for item in fields(TrainingArguments))}
         own = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in left_out]
         training = {name: getattr(self.args, name) for name in (*own, *_OF_TRANSFORMERS)}
-        data = {"replay_ratio": self.replay_ratio, "shots": self.shots, **self.data}
+        data = {
+            "replay_ratio": self.replay_ratio,
+            "shots": self.shots,
+            "processor": processor_identity(self.processing_class),
+            "augment": function_name(self.augment),
+            **self.data,
+        }
         values = {
             "config": adapter_settings(self.config),
             "training": {**training, "num_processes": self.args.world_size},
