@@ -6,6 +6,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from gs_lora_peft.data import align_known_labels, align_labels
 from gs_lora_peft.data.alignment import model_label_ids
 from gs_lora_peft.data.classes import label_names
+from gs_lora_peft.errors import InvalidInputError
 
 LABEL2ID = {"tench, Tinca tinca": 0, "crane": 1, "Church, church building": 2, "hoist, crane": 3}
 
@@ -54,3 +55,14 @@ def test_labels_of_other_classes_stay(feature, labels):
     assert align_known_labels(DatasetDict(test=dataset), "label", LABEL2ID)["test"]["label"][:] == labels
     with pytest.raises(ValueError, match="'target'"):
         align_known_labels(dataset, "target", LABEL2ID)
+
+
+def test_names_that_share_a_class_are_told_apart_from_unknown_ones():
+    """Both names are known; which ones share a class is what has to be mended."""
+    feature = ClassLabel(names=["Church", "tench", "church building"])
+    data = Dataset.from_dict({"label": [0, 1, 2]}, features=Features({"label": feature}))
+    label2id = {"tench, Tinca tinca": 0, "church, church building": 497}
+    with pytest.raises(InvalidInputError) as caught:
+        align_labels(data, "label", label2id)
+    assert "'Church', 'church building', all of class 497" in caught.value.value
+    assert "tench" not in caught.value.value

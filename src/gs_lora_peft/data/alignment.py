@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
+from ..errors import InvalidInputError
 from .classes import describe_label_space, label_names, read_labels
 from .label_maps import ids_by_name, names_of_model
 
@@ -19,11 +20,16 @@ _NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where nobo
 Data = TypeVar("Data", Dataset, DatasetDict)
 
 
+def is_placeholder(name: str) -> bool:
+    """Whether a name is what libraries write where nobody named a class, such as `LABEL_3`."""
+    return _NO_NAME.fullmatch(name) is not None
+
+
 def same_class(name: str, model_name: str) -> bool:
     """Whether a dataset's and a model's name mean one class: equal but for letter case, or one of the synonyms that
     the model lists with commas ("tench, Tinca tinca"). Placeholders such as `LABEL_3`, and numbers where the other
     side has words, may mean any class."""
-    unnamed = _NO_NAME.fullmatch(name) or _NO_NAME.fullmatch(model_name)
+    unnamed = is_placeholder(name) or is_placeholder(model_name)
     if unnamed or name.isdecimal() != model_name.isdecimal():
         return True
     return name.casefold() == model_name.casefold() or _folded(name) in _synonyms(model_name)
@@ -103,8 +109,9 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) 
 
     Raises:
         ValueError: The column has no names, a row has no label, or a name is not exactly one of the model's classes.
+        InvalidInputError: Two names mean one class of the model.
     """
-    if isinstance(dataset, DatasetDict):
+    if isinstance(dataset, dict):
         return DatasetDict({split: align_labels(part, label_column, label2id) for split, part in dataset.items()})
     label2id = ids_by_name(label2id)
     labels, names = read_labels(dataset, label_column)
@@ -112,11 +119,7 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) 
         raise ValueError(f"{label_column!r} has no names; expected a ClassLabel. Cast it with `dataset.cast_column`.")
     ids = model_label_ids(names, label2id)
     if ids is None:
-        alone = [name for name in names if model_label_ids([name], label2id) is None]
-        raise ValueError(
-            f"{label_column!r} has the classes {alone or names}, which are not each one class of the model; expected "
-            f"{describe_label_space(list(label2id), None)}. Rename them, or use the model of these labels."
-        )
+        raise _not_aligned(names, label_column, label2id)
     # A model that gives two classes one name has only one of them in `label2id`.
     all_names = [f"LABEL_{class_id}" for class_id in range(max(label2id.values()) + 1)]
     for model_name, class_id in label2id.items():
@@ -148,11 +151,31 @@ def align_known_labels(dataset: Data, label_column: str, label2id: Mapping[Any, 
     Raises:
         ValueError: There is no such column, or a row has no label.
     """
-    split = next(iter(dataset.values())) if isinstance(dataset, DatasetDict) else dataset
+    split = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
     names = label_names(split, label_column)
     if names is None or model_label_ids(names, label2id) is None:
         return dataset
     return align_labels(dataset, label_column, label2id)
+
+
+def _not_aligned(names: Sequence[str], label_column: str, label2id: Mapping[str, int]) -> ValueError:
+    """Why names of a dataset are not each a class of their own in a model."""
+    ids = {name: model_label_ids([name], label2id) for name in names}
+    if unknown := [name for name, found in ids.items() if found is None]:
+        return ValueError(
+            f"{label_column!r} has the classes {unknown}, which are not each one class of the model; expected "
+            f"{describe_label_space(list(label2id), None)}. Rename them, or use the model of these labels."
+        )
+    same: dict[int, list[str]] = {}
+    for name, found in ids.items():
+        same.setdefault((found or [0])[0], []).append(name)
+    shared = {class_id: alike for class_id, alike in same.items() if len(alike) > 1}
+    return InvalidInputError(
+        label_column,
+        "; ".join(f"{', '.join(map(repr, alike))}, all of class {class_id}" for class_id, alike in shared.items()),
+        "names that are classes of the model each",
+        "Give these rows one name, or rename those that mean another class.",
+    )
 
 
 def _folded(name: str) -> str:

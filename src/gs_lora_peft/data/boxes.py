@@ -106,7 +106,7 @@ def prepare_boxes(
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}.")
-    if isinstance(dataset, DatasetDict):
+    if isinstance(dataset, dict):
         if label2id is None:
             names = {
                 split: _categories(read_object_column(part, objects_column))[1] for split, part in dataset.items()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
+from datasets import ClassLabel, Dataset, IterableDataset, Value
 from pydantic import BeforeValidator, Field
 
 from ..checking import Text, Whole, checked, ordered_list
@@ -162,7 +162,7 @@ def _label_feature(dataset: Any, label_column: str) -> Any:
 
 
 def check_dataset(dataset: Any) -> None:
-    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+    if isinstance(dataset, dict):  # of `datasets`, or a plain one
         splits = list(dataset)
         example = f"dataset[{splits[0]!r}]" if splits else "dataset['train']"
         raise ValueError(f"the dataset has the splits {splits}; expected one of them. Pass {example}.")

@@ -72,8 +72,8 @@ def nothing_known(task: str, classes: str) -> str:
     """The sentence for a task whose classes the model did not recognise before it."""
     return (
         f"There was nothing to forget in {task}, as measured: the model did not recognise {classes} before. Probable "
-        "causes: labels that are numbered otherwise than in the model, the wrong image processor, or an earlier "
-        "request that took these classes along."
+        "causes: labels that are numbered otherwise than in the model, data prepared otherwise than for the model (by "
+        "another processor, tokenizer or feature extractor), or an earlier request that took these classes along."
     )
 
 
