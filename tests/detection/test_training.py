@@ -25,6 +25,7 @@ from transformers import LevitConfig, LevitForImageClassification
 from gs_lora_peft import GSLoraTrainer, export_lora, split_dataset
 from gs_lora_peft.data import prepare_boxes, train_validation_split
 from gs_lora_peft.data.pairing import PairedCollator
+from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.training.checks import classes_of_task
 
 PLACE, OTHER = [0.3, 0.3, 0.3, 0.3], [0.7, 0.7, 0.3, 0.3]
@@ -197,3 +198,28 @@ def test_a_classifier_with_batch_norm_is_reproduced(tmp_path):
         loaded = PeftModel.from_pretrained(levit(), export_lora(model, tmp_path / "plain")).eval()
         assert torch.equal(loaded(pixel_values=images).logits, expected)
         assert not torch.allclose(levit()(pixel_values=images).logits, expected)
+
+
+def shifted(rows):
+    """The next category of every object."""
+    objects = [{**own, "category": [(c + 1) % len(NAMES) for c in own["category"]]} for own in rows["objects"]]
+    return {**rows, "objects": objects}
+
+
+@pytest.mark.parametrize("half", ["forget", "retain"])
+def test_categories_that_a_transform_renumbers_are_refused(tmp_path, half):
+    """Images are chosen by the stored categories; a transform that crops objects away is none of that kind."""
+    data = annotated([[(0, PLACE)], [(2, PLACE)], [(1, PLACE), (3, OTHER)]])
+    split = split_dataset(data, ["cat"], label_column="objects")
+    trainer(knowing_yolos(), tmp_path, split)
+    with pytest.raises(InvalidInputError) as caught:
+        trainer(knowing_yolos(), tmp_path, replace(split, **{half: getattr(split, half).with_transform(shifted)}))
+    assert f"row 0 of the {half} set" in caught.value.name
+
+    def emptied(rows):
+        objects = [{name: values[:1] for name, values in own.items()} for own in rows["objects"]]
+        return {**rows, "objects": objects}
+
+    cropped = replace(split, retain=split.retain.with_transform(emptied))
+    run = trainer(knowing_yolos(), tmp_path, cropped)
+    assert next(iter(run.get_train_dataloader()))

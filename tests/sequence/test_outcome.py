@@ -264,9 +264,18 @@ def test_splits_that_are_scored_on(data, name, caplog):
     """Every usual name of a split counts, so that no scores are taken on training data beside it."""
     train, test, title = train_and_test(DatasetDict({"train": data["train"], name: data["test"]}), None)
     assert (train is data["train"], test is data["test"], title) == (True, True, name.lower())
+    plain = {"train": data["train"], name: data["test"]}
+    assert train_and_test(plain, None) == (data["train"], data["test"], name.lower())
     assert evaluation_split([name, "train", "unlabelled"]) == name
     assert evaluation_split(["dev", name]) == name
     assert not caplog.text
+
+
+@pytest.mark.parametrize("wrong", [None, [1], {}, {"test": 1}, {"train": [1]}, {"train": {}}])
+def test_what_is_no_data_set_is_refused(wrong):
+    """Before anything is looked for in it."""
+    with pytest.raises(ValueError, match=r"expected|split"):
+        train_and_test(wrong, None)
 
 
 def test_training_data_under_any_name_is_told(data, caplog):

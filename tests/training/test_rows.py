@@ -314,9 +314,15 @@ SOUND = {"array": WAVE, "sampling_rate": 8000}
         (tokenizer, {"input_ids": [1, 2], "label": 0.5}),
         (tokenizer, {"input_ids": [1, 2]}),
         (lambda: VIT, {"image": pictures()[0]["image"], "label": "cat"}),
+        (lambda: None, {"audio": SOUND, "label": 0}),
+        (lambda: None, {"x": [1.0], "box": {"left": 1}, "label": 0}),
+        (lambda: None, {"x": [1.0], "words": ["a", "b"], "label": 0}),
     ],
-    ids=["no tokens", "no sound", "another rate", "an empty cell", "no label", "half a label", "no column", "text"],
-)
+    ids=[
+        "no tokens", "no sound", "another rate", "an empty cell", "no label", "half a label", "no column", "text",
+        "no extractor", "a mapping", "a list of text",
+    ],
+)  # fmt: skip
 def test_rows_that_nothing_can_be_made_of_are_named(prepare, row):
     """Not by an error from within transformers or torch."""
     with pytest.raises(InvalidInputError) as caught:

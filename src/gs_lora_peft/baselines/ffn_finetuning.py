@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import Trainer
 
+from ..data.agreement import AgreeingLabels, check_given_labels
 from ..data.collation import default_collator
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler
 from ..objectives import ClassificationObjective, Objective, check_class_head
@@ -90,7 +91,9 @@ class FFNFineTuner(Trainer):
             objective = ClassificationObjective(args.forget_weight, args.forget_bound, args.forget_loss, silent)
         self.objective = objective
         collate = data_collator or default_collator(processing_class, label_column, retain_dataset)
-        super().__init__(model, args, train_dataset=pairs, data_collator=PairedCollator(collate))
+        check_given_labels(pairs.sets(), label_column, collate)
+        collate = PairedCollator(AgreeingLabels(collate, label_column))
+        super().__init__(model, args, train_dataset=pairs, data_collator=collate)
         self.label_names = ["labels"]
         self.model_accepts_loss_kwargs = False
 

@@ -79,7 +79,8 @@ class TensorCollator:
         label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
 
     Raises:
-        ValueError: when called, if a column holds pictures, or values that are not all of one shape.
+        ValueError: when called, if a column holds pictures, sounds or what else is no number, or values that are not
+            all of one shape.
     """
 
     def __init__(self, label_column: str = "label"):
@@ -91,21 +92,42 @@ class TensorCollator:
         labels = (
             {} if label_name(rows[0], self.label_column) is None else {"labels": labels_of(rows, self.label_column)}
         )
+        return {**self._stacked(rows, names), **labels}
+
+    def _stacked(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, torch.Tensor]:
         if not names:
-            return labels
+            return {}
         try:
-            return {**default_data_collator([{name: row[name] for name in names} for row in rows]), **labels}
+            return default_data_collator([{name: row[name] for name in names} for row in rows])
         except (ValueError, RuntimeError, TypeError):
             _refuse_unequal(rows, names)
+            _refuse_unstackable(rows, names)
             raise
 
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Refuses a row of which a column that would be collated cannot be made a tensor.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        self.refuse_pictures(row)
+        self._stacked([row], self.inputs(row))
+
     def refuse_pictures(self, row: Mapping[str, Any]) -> None:
-        """Refuses a row of which a column that would be collated holds a picture.
+        """Refuses a row of which a column that would be collated holds a picture or a sound.
 
         Raises:
             ValueError: if one does.
         """
         for name in self.inputs(row):
+            if is_sound(row[name]):
+                raise InvalidInputError(
+                    where(row, name),
+                    "sound",
+                    "what the model's feature extractor makes of it",
+                    "Give the extractor as `processing_class`, AutoFeatureExtractor.from_pretrained(...), or give a "
+                    "`data_collator` of your own.",
+                )
             if isinstance(row[name], Picture):
                 raise ValueError(
                     f"the column {name!r} holds pictures, which the model's image processor has to make tensors of. "
@@ -181,7 +203,7 @@ class RowCollator:
         if lost and label_name(row, self.label_column) is None:
             raise _no_label(row, self.label_column)
         if plan == Plan():
-            self.tensors.refuse_pictures(row)
+            self.tensors.check(row)
         self.image_column = plan.image_column or "pixel_values"
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -313,13 +335,14 @@ def labels_of(rows: Sequence[Mapping[str, Any]], label_column: str) -> torch.Ten
     Raises:
         InvalidInputError: naming row and column, if one is missing or no whole number.
     """
-    column = label_name(rows[0], label_column)
+    return torch.tensor([_label(row, label_column, number) for number, row in enumerate(rows)], dtype=torch.int64)
+
+
+def _label(row: Mapping[str, Any], label_column: str, number: int) -> int:
+    # Of every row: the two halves of a batch may come from data sets with different transforms.
+    column = label_name(row, label_column)
     if column is None:
-        raise _no_label(rows[0], label_column)
-    return torch.tensor([_label(row, column, number) for number, row in enumerate(rows)], dtype=torch.int64)
-
-
-def _label(row: Mapping[str, Any], column: str, number: int) -> int:
+        raise _no_label(row, label_column)
     label = row[column]
     try:
         return operator.index(label.item() if hasattr(label, "item") else label)
@@ -355,3 +378,17 @@ def _refuse_unequal(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
                 f"the shape of the first one, {shapes[0]}",
                 "Give what pads them as `processing_class`, a tokenizer or a feature extractor, or pad them before.",
             )
+
+
+def _refuse_unstackable(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    for name in names:
+        for number, row in enumerate(rows):
+            try:
+                default_data_collator([{name: row[name]}])
+            except (ValueError, RuntimeError, TypeError):
+                raise InvalidInputError(
+                    where(row, name, number),
+                    row[name],
+                    "numbers that a tensor can be made of",
+                    f"Leave the column out, dataset.remove_columns({name!r}), or give a collator that reads it.",
+                ) from None

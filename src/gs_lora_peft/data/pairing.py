@@ -66,6 +66,10 @@ class PairedDataset(Dataset):
     def forget(self, dataset: Any) -> None:
         self._forget = NamedRows(dataset, "the forget set")
 
+    def sets(self) -> dict[str, Any]:
+        """Both sets by what they are called in messages."""
+        return {rows.name: rows.dataset for rows in (self._retain, self._forget)}
+
     def __len__(self) -> int:
         return max(len(self.retain), len(self.forget))
 

@@ -16,6 +16,8 @@ from ..images import is_scaled, to_image
 
 # Modes whose pixels, as an array, say all there is. Indices into a palette and CMYK would pass for grey and RGBA.
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "F")
+# Formats of `datasets` that give tables, of which no row is a dict.
+_TABLES = ("arrow", "pandas", "polars")
 
 
 class Row(dict):
@@ -41,6 +43,8 @@ class NamedRows(Dataset):
     """
     A map-style data set whose rows know where they come from, and whose broken rows are told by number and column.
 
+    The formats of `datasets` that give tables, such as `"pandas"`, are set aside: rows hold what no format gives.
+
     Args:
         dataset (map-style dataset): the rows.
         name (`str`, *optional*, defaults to `"the data set"`): what the data set is called in messages.
@@ -50,6 +54,8 @@ class NamedRows(Dataset):
         self.dataset = dataset
         self.name = name
         self._pictures: dict[str, Any] = {}
+        self._stored: dict[str, datasets.Dataset] = {}
+        self._rows = _without_tables(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -89,6 +95,12 @@ class NamedRows(Dataset):
         plain = not isinstance(picture, Picture) or picture.mode.startswith("I;16") or picture.mode in _PLAIN_MODES
         return None if plain else picture
 
+    def stored(self, column: str, indices: Sequence[int]) -> list[Any]:
+        """Cells of a column of a `datasets.Dataset` as they are stored, whatever a transform or a format gives."""
+        if column not in self._stored:
+            self._stored[column] = self.dataset.select_columns(column).with_format(None)
+        return list(self._stored[column][[int(index) for index in indices]][column])
+
     def _without_format(self, column: str) -> datasets.Dataset | None:
         """A column of pictures alone and without the format, if there is a format that makes arrays of them."""
         data = self.dataset
@@ -99,9 +111,9 @@ class NamedRows(Dataset):
         return data.select_columns(column).with_format(None)
 
     def _read(self, indices: Sequence[int]) -> Sequence[Any]:
-        if hasattr(self.dataset, "__getitems__"):
-            return self.dataset.__getitems__(list(indices))
-        return [self.dataset[index] for index in indices]
+        if hasattr(self._rows, "__getitems__"):
+            return self._rows.__getitems__(list(indices))
+        return [self._rows[index] for index in indices]
 
     def _named(self, row: Any, index: int) -> Any:
         if not isinstance(row, dict):
@@ -152,6 +164,12 @@ class NamedRows(Dataset):
             f"{type(feature).__name__.lower()} data that can be decoded",
             f"Repair it or leave the row out. The error behind it: {error}.",
         )
+
+
+def _without_tables(dataset: Any) -> Any:
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] in _TABLES:
+        return dataset.with_format(None, columns=dataset.format["columns"])
+    return dataset
 
 
 def where(row: Any, column: str, number: int = 0) -> str:

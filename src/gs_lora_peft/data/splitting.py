@@ -33,6 +33,8 @@ def split_dataset(
     are drawn depends on `seed` and the rows' places only, not on the request: a class keeps its replayed rows from
     task to task, and a smaller draw is part of a larger one.
 
+    Stored labels decide, no transform is run: `GSLoraTrainer` refuses rows to which a transform gives another label.
+
     A column of annotated boxes, several categories in one row, is split as [`split_boxes`] says: an image with objects
     of both kinds is in both parts, with the annotations of both.
 

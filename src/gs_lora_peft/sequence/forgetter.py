@@ -40,7 +40,7 @@ from .request import ForgetRequest
 from .restoring import recorded_config
 from .run_folder import RunFolder
 from .scoring import Scores
-from .sources import checked_label_names, train_and_test
+from .sources import check_parts, checked_label_names, names_of_head, train_and_test
 from .task import plan_task, train_task
 from .work import remove_others
 
@@ -62,7 +62,7 @@ class ContinualForgetter(RunFolder):
         base_model (`transformers.PreTrainedModel`): classifier or detector, without adapters. It is changed in place:
             `self.model` is the same object (of one that `torch.compile` made, the model inside) with all tasks merged,
             in eval mode, its `requires_grad` flags untouched.
-        dataset (`datasets.Dataset` or `datasets.DatasetDict`): labelled samples. Of a `DatasetDict`, `train` is
+        dataset (`datasets.Dataset`, or a `dict` of them as `DatasetDict`): labelled samples. Of several, `train` is
             trained on and `test` (else `validation` or another name of [`evaluation_split`]) is scored on; nothing of
             the latter influences the training.
         folder (`str` or `os.PathLike`): where the ledger and the tasks go.
@@ -110,7 +110,7 @@ class ContinualForgetter(RunFolder):
     def __init__(
         self,
         base_model: PreTrainedModel,
-        dataset: Dataset | DatasetDict,
+        dataset: Dataset | DatasetDict | dict[str, Dataset],
         folder: str | os.PathLike,
         *,
         config: GSLoraConfig | None = None,
@@ -154,16 +154,16 @@ class ContinualForgetter(RunFolder):
             replay_ratio=replay_ratio,
             shots=shots,
             missing_classes=missing_classes,
-            augment=augment,
-            callbacks=callbacks,
-        )
+            augment=augment, callbacks=callbacks,
+        )  # fmt: skip
         self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
+        check_parts(self.train_dataset, self.eval_dataset, label_column, self.recipe.data_collator)
         trained, scored = (read_classes(part, label_column)[0] for part in (self.train_dataset, self.eval_dataset))
         self._scored_classes = set(scored.tolist())
         self._silent_classes = self._scored_classes.difference(trained.tolist())
         self.recipe.data = data_settings(self.train_dataset, trained, self.eval_dataset, scored)
         self.ledger = open_ledger(self.folder, base_model, self.label_names)
-        self.label_names = self.label_names or self.ledger.label_names
+        self.label_names = self.label_names or self.ledger.label_names or names_of_head(base_model)
         check_missing(missing_classes, self.ledger, self.label_names)
         self._live = MergedModel(base_model, self.ledger)
         self.model = base_model
@@ -175,7 +175,7 @@ class ContinualForgetter(RunFolder):
         cls,
         repo_id: str,
         base_model: PreTrainedModel,
-        dataset: Dataset | DatasetDict,
+        dataset: Dataset | DatasetDict | dict[str, Dataset],
         folder: str | os.PathLike | None = None,
         *,
         revision: str | None = None,

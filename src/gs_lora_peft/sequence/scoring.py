@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..data import ForgettingSplit
+from ..data.agreement import AgreeingLabels
 from ..objectives import ClassRoles, Scoring, objective_for
 from ..training.evaluation import ObjectiveEvaluation
 from .recipe import Recipe
@@ -119,7 +120,7 @@ class Scores:
         return scores_of_sets(found.scoring, by_class, {"revoked": revoked, "still_forgotten": others, "retain": kept})
 
     def _predict(self, model: nn.Module) -> Answers:
-        return predict(model, self.dataset, self.recipe.args, self.recipe.data_collator)
+        return predict(model, self.dataset, self.recipe.args, self.recipe.data_collator, self.recipe.label_column)
 
 
 def scores_of_sets(
@@ -142,7 +143,9 @@ def scores_of_sets(
     return scores
 
 
-def predict(model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any) -> Answers:
+def predict(
+    model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any, label_column: str
+) -> Answers:
     """What a model answers on every row, as the objective of its kind has it.
 
     Args:
@@ -150,9 +153,13 @@ def predict(model: nn.Module, dataset: Dataset, args: TrainingArguments, data_co
         dataset (`datasets.Dataset`): Labelled rows.
         args (`TrainingArguments`): Batch size, device, precision and workers of the evaluation; not changed.
         data_collator (`Callable`): As in `transformers.Trainer`.
+        label_column (`str`): Column of the labels, or of annotated boxes.
 
     Returns:
         [`Answers`], in every process.
+
+    Raises:
+        InvalidInputError: A row reaches the model with another label than the stored one.
     """
     args = copy.copy(args)
     args.eval_strategy, args.load_best_model_at_end = "no", False
@@ -164,6 +171,8 @@ def predict(model: nn.Module, dataset: Dataset, args: TrainingArguments, data_co
         args.output_dir = scratch
         try:
             scorer = _Scorer(model, args, data_collator=data_collator)
+            # Last, so that it gets the rows as they come from the data set.
+            scorer.data_collator = AgreeingLabels(scorer.data_collator, label_column)
             prediction = scorer.predict(dataset)
         finally:
             for name in _LEFT_BEHIND:

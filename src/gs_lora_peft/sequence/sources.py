@@ -6,11 +6,14 @@ import logging
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
-from ..data.alignment import ALIGN, check_names
+from ..data.agreement import check_given_labels
+from ..data.alignment import ALIGN, check_names, is_placeholder
 from ..data.box_columns import is_object_column
+from ..data.classes import check_dataset
 from ..data.evaluation import EVALUATION_SPLITS, evaluation_split
+from ..data.label_maps import names_of_model
 from ..data.splitting import read_classes
 from ..errors import located
 from ..objectives import head_size
@@ -18,15 +21,20 @@ from ..objectives import head_size
 logger = logging.getLogger(__name__)
 
 
-def train_and_test(dataset: Dataset | DatasetDict, eval_dataset: Dataset | None) -> tuple[Dataset, Dataset, str]:
+def train_and_test(dataset: Any, eval_dataset: Dataset | None) -> tuple[Dataset, Dataset, str]:
     """The data to train on, the data to score on, and what the latter is.
 
     Scores that are taken on the training data are warned of, once, by the main process.
 
+    Args:
+        dataset (`datasets.Dataset`, `datasets.DatasetDict` or `dict`): one data set, or several by the names of their
+            splits.
+        eval_dataset (`datasets.Dataset`, *optional*): scored on instead of a split.
+
     Raises:
-        ValueError: A `DatasetDict` has no split `train`.
+        ValueError: There is no split `train`, or what is to be trained or scored on is no `datasets.Dataset`.
     """
-    if not isinstance(dataset, DatasetDict):
+    if not isinstance(dataset, dict):
         train, splits = dataset, {}
     elif "train" in dataset:
         train, splits = dataset["train"], dict(dataset)
@@ -39,6 +47,11 @@ def train_and_test(dataset: Dataset | DatasetDict, eval_dataset: Dataset | None)
         test, title = splits[name], name.lower()
     else:
         test, title = train, "train"
+    for title_of, part in (("training", train), ("evaluation", test)):
+        try:
+            check_dataset(part)
+        except ValueError as error:
+            raise located(error, f"{title_of} data") from None
     # The same rows under another name are training data as well. Where fingerprints differ, rows may still be equal.
     if test is train or test._fingerprint == train._fingerprint:
         title = "train"
@@ -86,3 +99,18 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
             "would mean another class. Cast both to the same ClassLabel."
         )
     return of_train or of_test
+
+
+def names_of_head(model: Any) -> list[str] | None:
+    """What a model calls the classes of its head, by id; `None` where it does not name every one. Labels without
+    names are taken for the numbers of the model, so that its names are theirs."""
+    names, count = names_of_model(model), head_size(model)
+    if not names or sorted(names) != list(range(count or len(names))):
+        return None
+    ordered = [names[class_id] for class_id in range(len(names))]
+    return None if any(is_placeholder(name) for name in ordered) else ordered
+
+
+def check_parts(train: Dataset, test: Dataset, label_column: str, collate: Any) -> None:
+    """[`check_given_labels`] for the data to train on and those to score on."""
+    check_given_labels({"the training data": train, "the evaluation data": test}, label_column, collate)

@@ -7,6 +7,7 @@ from typing import Any, cast
 from transformers import Trainer
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from ..data.agreement import AgreeingLabels
 from ..data.augmentation import AugmentedPairs, NumberedSampler
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler
 from .arguments import GSLoraTrainingArguments
@@ -19,11 +20,12 @@ class PairedBatches(Trainer):
     args: GSLoraTrainingArguments
     train_dataset: PairedDataset
     forget_classes: list[int]
+    label_column: str
     _epochs: SamplerEpochCallback
 
     def get_train_dataloader(self):
         pairs_only = self.data_collator
-        self.data_collator = PairedCollator(pairs_only, self.forget_classes)
+        self.data_collator = PairedCollator(AgreeingLabels(pairs_only, self.label_column), self.forget_classes)
         try:
             return self._get_dataloader(
                 dataset=self.train_dataset,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback
 
+from ..data.agreement import AgreeingLabels
 from ..data.augmentation import Augmentation, AugmentedViews, rand_augment
 from ..data.rows import NamedRows
 from ..objectives import before_the_task
@@ -94,7 +95,7 @@ def own_batches(trainer: Any, datasets: Sequence[Any]) -> Iterator[dict[str, Any
         loader = DataLoader(
             Subset(NamedRows(dataset), rows),
             batch_size=args.per_device_eval_batch_size,
-            collate_fn=trainer.data_collator,
+            collate_fn=AgreeingLabels(trainer.data_collator, trainer.label_column),
             num_workers=args.dataloader_num_workers,
             # Of its own, so that it draws nothing from the one that training goes on with.
             generator=torch.Generator().manual_seed(args.seed),

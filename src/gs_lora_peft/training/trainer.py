@@ -14,6 +14,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from ..data.agreement import check_given_labels
 from ..data.augmentation import AugmentedPairs
 from ..data.box_columns import is_object_column
 from ..data.collation import default_collator
@@ -181,6 +182,7 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
             pairs, eval_dataset = self._hold_out(pairs, args)
 
         data_collator = data_collator or default_collator(processing_class, label_column, retain_dataset)
+        check_given_labels(pairs.sets(), label_column, data_collator)
         self.augmentation = chosen_augmentation(args, augment, data_collator)
         if self.augmentation and args.augmentation:
             pairs = AugmentedPairs(pairs.retain, pairs.forget, self.augmentation)
