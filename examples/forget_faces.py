@@ -14,7 +14,7 @@ nothing to publish. Settings may come from a YAML file, as in forget.py: `--conf
 
 A run that was stopped goes on when the same command is given again: pre-training after its last finished epoch; then
 requests that were carried out are done, and the one that was not goes on after its last finished epoch
-(`--save_strategy no` writes no checkpoints of requests; it then begins anew). With other settings than those of then
+(`--save_strategy no` writes no checkpoints of requests; it then begins anew). With other settings than before
 nothing is done unless you say what is meant: `--keep` or `--redo`. Exit status as in forget.py.
 """
 

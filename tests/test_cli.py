@@ -140,7 +140,7 @@ def test_completion(run):
         (["show", "no/such/folder"], 1, "There is no such folder"),
         (["revoke", "RUN", "task_009"], 1, "there is no task 'task_009'"),
         (["revoke", "RUN", "task_003"], 1, "was revoked and is no longer in effect"),
-        (["export", "RUN", "RUN"], 1, "exists and is no empty folder"),
+        (["export", "RUN", "RUN"], 1, "exists already"),
         (["export", "RUN", "OUT", "--tasks", "7"], 1, "expected a number from 0 to 2"),
         (["export", "RUN", "OUT", "--tasks", "task_003"], 1, "was revoked"),
         (["export", "RUN", "OUT", "--tasks", "0"], 1, "Choose at least one"),

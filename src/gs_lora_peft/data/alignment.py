@@ -14,7 +14,7 @@ from .classes import describe_label_space, label_names, read_labels
 from .label_maps import ids_by_name, names_of_model
 
 ALIGN = "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`"
-_NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where nobody named a class
+_NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where a class has no name
 
 Data = TypeVar("Data", Dataset, DatasetDict)
 
@@ -29,14 +29,14 @@ def same_class(name: str, model_name: str) -> bool:
     return name.casefold() == model_name.casefold() or _folded(name) in _synonyms(model_name)
 
 
-def check_names(names: Sequence[str] | None, model: Any, where: str, mend: str = ALIGN) -> None:
+def check_names(names: Sequence[str] | None, model: Any, where: str, fix: str = ALIGN) -> None:
     """Refuses labels whose classes the model calls something else.
 
     Args:
         names (`Sequence[str]` or `None`): `names[i]` is what the data call class `i`; `None` where they have no names.
         model (`torch.nn.Module`): A model with or without a `config` that names its classes in `id2label`.
         where (`str`): What the names belong to, for the message.
-        mend (`str`, *optional*): What numbers such data as the model does.
+        fix (`str`, *optional*): What numbers such data as the model does.
 
     Raises:
         ValueError: A class of the data is another one of the model.
@@ -49,7 +49,7 @@ def check_names(names: Sequence[str] | None, model: Any, where: str, mend: str =
         if of_model is not None and times[of_model] == 1 and not same_class(name, of_model):
             raise ValueError(
                 f"{where}: class {class_id} is {name!r}, but the model's class {class_id} is {of_model!r}, so that "
-                f"one would be taken for the other. Number the data as the model does with {mend}; if only the "
+                f"one would be taken for the other. Number the data as the model does with {fix}; if only the "
                 "spelling differs, cast the column to a ClassLabel with the model's names."
             )
 
@@ -112,11 +112,7 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) 
         raise ValueError(f"{label_column!r} has no names; expected a ClassLabel. Cast it with `dataset.cast_column`.")
     ids = model_label_ids(names, label2id)
     if ids is None:
-        alone = [name for name in names if model_label_ids([name], label2id) is None]
-        raise ValueError(
-            f"{label_column!r} has the classes {alone or names}, which are not each one class of the model; expected "
-            f"{describe_label_space(list(label2id), None)}. Rename them, or use the model of these labels."
-        )
+        raise ValueError(_no_ids(label_column, names, label2id))
     # A model that gives two classes one name has only one of them in `label2id`.
     all_names = [f"LABEL_{class_id}" for class_id in range(max(label2id.values()) + 1)]
     for model_name, class_id in label2id.items():
@@ -153,6 +149,25 @@ def align_known_labels(dataset: Data, label_column: str, label2id: Mapping[Any, 
     if names is None or model_label_ids(names, label2id) is None:
         return dataset
     return align_labels(dataset, label_column, label2id)
+
+
+def _no_ids(label_column: str, names: Sequence[str], label2id: Mapping[str, int]) -> str:
+    """Says why [`model_label_ids`] gives none: names that are no class of the model, or several that are the same."""
+    found = {name: model_label_ids([name], label2id) for name in names}
+    if unknown := [name for name, ids in found.items() if ids is None]:
+        return (
+            f"{label_column!r} has the classes {unknown}, which are not each one class of the model; expected "
+            f"{describe_label_space(list(label2id), None)}. Rename them, or use the model of these labels."
+        )
+    meant: dict[int, list[str]] = {}
+    for name, ids in found.items():
+        meant.setdefault(ids[0] if ids else -1, []).append(name)
+    class_id, alike = next((class_id, alike) for class_id, alike in meant.items() if len(alike) > 1)
+    model_name = next(name for name, of_model in label2id.items() if of_model == class_id)
+    return (
+        f"{label_column!r} has the classes {alike}, which all mean the model's class {class_id}, {model_name!r}; "
+        "expected another class of the model for each. Rename or merge them, or use the model of these labels."
+    )
 
 
 def _folded(name: str) -> str:

@@ -17,7 +17,7 @@ _NAMES_SHOWN = 3
 _REMEDY = (
     "Raise num_train_epochs, learning_rate, the rank r, forget_weight or forget_bound, or use less sparsity "
     '(sparsity_weight), and carry the request out again: forgetter.redo("{name}"), or --redo of the examples. If this '
-    "is little enough for you, raise max_forget_accuracy."
+    "is little enough for you, raise max_forget_accuracy and run the same requests again, which trains nothing."
 )
 
 logger = logging.getLogger(__name__)
@@ -72,8 +72,9 @@ def nothing_known(task: str, classes: str) -> str:
     """The sentence for a task whose classes the model did not recognise before it."""
     return (
         f"There was nothing to forget in {task}, as measured: the model did not recognise {classes} before. Probable "
-        "causes: labels that are numbered otherwise than in the model, the wrong image processor, or an earlier "
-        "request that took these classes along."
+        "causes: labels that are numbered otherwise than in the model, data that are prepared in another way than the "
+        "model was trained with (another image processor, tokenizer or feature extractor), or an earlier request that "
+        "took these classes along."
     )
 
 
@@ -104,7 +105,7 @@ def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
 
 
 def warn_where_it_goes(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = None) -> None:
-    """Warns whoever hands a run out that tasks of it are not forgotten; names no class."""
+    """Warns, where a run is handed out, of tasks that are not forgotten; names no class."""
     if lines := not_forgotten(ledger, tasks=tasks, withheld=True):
         warnings.warn("\n".join(lines), stacklevel=3)
 
