@@ -175,6 +175,22 @@ def test_exit_codes(call, run, tmp_path, arguments, expected, said, as_json):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_without_tasks_in_effect(call, tmp_path):
+    """Neither export nor merge leaves anything; the reason is told: no request yet, or all of them revoked."""
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    ledger = ForgettingLedger.create(run, base_model=BASE, label_names=NAMES)
+    ledger.save()
+    commands = [["export", run, out], ["merge", run, out, "--base-model", run]]
+    for said in ("has no task", "revoked"):
+        for command in commands:
+            code, _, err = call(*command)
+            assert (code, said in err) == (1, True)
+        write_task(ledger, [0])
+        with ledger.changes():
+            ledger.revoke(ledger.tasks[-1].name)
+    assert not Path(out).exists()
+
+
 def test_traceback_on_demand(run):
     """Where an error came from is shown to whoever asks for it."""
     for arguments, environment in (

@@ -286,7 +286,7 @@ class ContinualForgetter(RunFolder):
             for place in rest:
                 with self.recipe.trained_by(recipes[place].args):
                     found[place] = self._forget(requests[place], keep)
-        return self.ledger.select([entry.name for entry in found if entry is not None])
+        return [self.ledger.select([entry.name])[0] for entry in found if entry is not None]  # as judged now
 
     def check(self, requests: Sequence[ForgetRequest]) -> list[TaskEntry]:
         """Check a sequence of requests as [`~ContinualForgetter.run`] does before the first one trains; only reads.

@@ -14,7 +14,7 @@ def why_none(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -
         return "it has no task. Carry out a request first."
     if all(entry.status == "revoked" for entry in entries):
         return f"all of its {len(entries)} task(s) are revoked. Carry a request out again first."
-    return f"tasks is {wanted!r}; choose at least one."
+    return f"tasks is {wanted!r}. Choose at least one."
 
 
 def select_tasks(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -> list[TaskEntry]:
