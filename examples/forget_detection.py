@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
             objects_column=script.objects_column,
             threshold=script.threshold,
         )
-        print(f"\nThe same images before and after, for nobody else: {picture}")
+        print(f"\nThe same images before and after, which is private: {picture}")
     else:
         print(f"\nNo picture was drawn: {NO_PICTURE}.")
     publish_if_asked(args)

@@ -53,7 +53,7 @@ def export_forgotten(
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     if not ledger.select(tasks):
-        raise ValueError(f"nothing of the run in '{folder}' can be exported: {why_none(ledger.tasks, tasks)}")
+        raise ValueError(f"no task of the run in '{folder}' is exported: {why_none(ledger.tasks, tasks)}")
     warn_where_it_goes(ledger, tasks)
     with staged_folder(out) as staged:
         return write_composite(ledger, staged, tasks=tasks, max_rank=max_rank)

@@ -105,7 +105,7 @@ def merge_forgotten(
     ledger = ForgettingLedger.load(folder)
     entries = ledger.select(tasks)
     if not entries:
-        raise ValueError(f"nothing of the run in '{folder}' can be merged: {why_none(ledger.tasks, tasks)}")
+        raise ValueError(f"no task of the run in '{folder}' is merged: {why_none(ledger.tasks, tasks)}")
     if not any(entry.groups.get("active", True) for entry in entries):
         raise ValueError(
             f"no task of the run in '{folder}' is merged that changes anything, so that the result would be the base "
