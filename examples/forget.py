@@ -15,7 +15,8 @@ Settings may come from a YAML file, and the command line wins: `--config setting
 
 A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
 that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
-With other settings than those of then nothing is done unless you say what is meant: `--keep` or `--redo`.
+With other settings than before nothing is done unless you say what is meant: `--keep` or `--redo`. With another
+`--max_forget_accuracy` requests that are done are judged anew, without training.
 
 Exit status: 0 if all went well, 1 if something was refused or broke off, 2 if the command line is wrong, 3 if what was
 to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with 1 whenever a script does not end
@@ -79,6 +80,7 @@ class ScriptArguments(RepeatArguments):
 if __name__ == "__main__":
     help_if_asked(__doc__, ScriptArguments)  # before the imports that take seconds
 
+import copy
 import sys
 from collections.abc import Sequence
 
@@ -168,6 +170,8 @@ def make_forgetter(
     processor: Any,
 ) -> ContinualForgetter:
     """A forgetter with the settings that classifiers and detectors share."""
+    args = copy.copy(args)
+    args.push_to_hub = False  # `publish_if_asked` acts on it, at the end
     return ContinualForgetter(
         model,
         dataset,

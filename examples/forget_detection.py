@@ -13,7 +13,7 @@ protocol on COCO. Prints AP of what was forgotten and what was kept, and draws t
 
 A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
 that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
-With other settings than those of then nothing is done unless you say what is meant: `--keep` or `--redo`.
+With other settings than before nothing is done unless you say what is meant: `--keep` or `--redo`.
 Exit status as in forget.py.
 """
 
@@ -191,8 +191,8 @@ def main(argv: list[str] | None = None) -> int:
         PartialState().print(f"No picture will be drawn: {NO_PICTURE}.")
     if script.redo is not None:
         weight = weight_to_redo(forgetter, requests, weights, task_to_redo(script))
-        forgetter.recipe.args = with_weight(args, weight)
-    carry_out(forgetter, requests, script, [with_weight(args, weight) for weight in weights])
+        forgetter.recipe.args = with_weight(forgetter.recipe.args, weight)
+    carry_out(forgetter, requests, script, [with_weight(forgetter.recipe.args, weight) for weight in weights])
     if not PartialState().is_main_process:
         return 0  # with another status a launcher would end the main process, which is still at work
     print(format_table(forgetter.ledger))
@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
             objects_column=script.objects_column,
             threshold=script.threshold,
         )
-        print(f"\nThe same images before and after, for nobody else: {picture}")
+        print(f"\nThe same images before and after, which is private: {picture}")
     else:
         print(f"\nNo picture was drawn: {NO_PICTURE}.")
     publish_if_asked(args)

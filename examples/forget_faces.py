@@ -14,7 +14,7 @@ nothing to publish. Settings may come from a YAML file, as in forget.py: `--conf
 
 A run that was stopped goes on when the same command is given again: pre-training after its last finished epoch; then
 requests that were carried out are done, and the one that was not goes on after its last finished epoch
-(`--save_strategy no` writes no checkpoints of requests; it then begins anew). With other settings than those of then
+(`--save_strategy no` writes no checkpoints of requests; it then begins anew). With other settings than before
 nothing is done unless you say what is meant: `--keep` or `--redo`. Exit status as in forget.py.
 """
 
@@ -166,7 +166,7 @@ def check_pretraining(script: FaceArguments, dataset: DatasetDict) -> None:
     resolve_classes([*asked, *missing_classes(script)], names=names)
 
 
-def check_base_model(folder: Path, settings: dict[str, Any], mend: str) -> None:
+def check_base_model(folder: Path, settings: dict[str, Any], fix: str) -> None:
     """Refuses a base model that an earlier run made, or has begun to make, from something else."""
     mark = folder.parent / SETTINGS_FILE
     known = parse_json(mark.read_bytes()) if mark.is_file() else {}
@@ -174,7 +174,7 @@ def check_base_model(folder: Path, settings: dict[str, Any], mend: str) -> None:
     if differing := [name for name, value in settings.items() if before[name] != value]:
         told = (f"--{name} was {shortened(before[name])} and is {shortened(settings[name])}" for name in differing)
         raise ValueError(
-            f"'{folder}' is made from something else: {'; '.join(told)}. Choose another --output_dir, or {mend}."
+            f"'{folder}' is made from something else: {'; '.join(told)}. Choose another --output_dir, or {fix}."
         )
 
 
@@ -303,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n{format_face_audit(audit)}")
     if script.pictures:
         files = draw_face_pictures(audit, dataset["test"], args.output_dir)
-        print(f"\nPictures of the forgotten, for nobody else: {files[0].parent}")
+        print(f"\nPictures of the forgotten, which are private: {files[0].parent}")
     publish_if_asked(args)
     return exit_status(forgetter.ledger)
 

@@ -140,7 +140,7 @@ def test_completion(run):
         (["show", "no/such/folder"], 1, "There is no such folder"),
         (["revoke", "RUN", "task_009"], 1, "there is no task 'task_009'"),
         (["revoke", "RUN", "task_003"], 1, "was revoked and is no longer in effect"),
-        (["export", "RUN", "RUN"], 1, "exists and is no empty folder"),
+        (["export", "RUN", "RUN"], 1, "exists already"),
         (["export", "RUN", "OUT", "--tasks", "7"], 1, "expected a number from 0 to 2"),
         (["export", "RUN", "OUT", "--tasks", "task_003"], 1, "was revoked"),
         (["export", "RUN", "OUT", "--tasks", "0"], 1, "Choose at least one"),
@@ -173,6 +173,22 @@ def test_exit_codes(call, run, tmp_path, arguments, expected, said, as_json):
         assert "Error: " in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_tasks_in_effect(call, tmp_path):
+    """Neither export nor merge leaves anything; the reason is told: no request yet, or all of them revoked."""
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    ledger = ForgettingLedger.create(run, base_model=BASE, label_names=NAMES)
+    ledger.save()
+    commands = [["export", run, out], ["merge", run, out, "--base-model", run]]
+    for said in ("has no task", "revoked"):
+        for command in commands:
+            code, _, err = call(*command)
+            assert (code, said in err) == (1, True)
+        write_task(ledger, [0])
+        with ledger.changes():
+            ledger.revoke(ledger.tasks[-1].name)
+    assert not Path(out).exists()
 
 
 def test_traceback_on_demand(run):

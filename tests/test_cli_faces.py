@@ -56,7 +56,7 @@ def test_convert_face(call, checkpoint, tmp_path):
         (["CHECKPOINT", "OUT", "--heads", "2", "--label-names", "ada,"], 1, "1 names; expected one for each of 5"),
         (["CHECKPOINT", "OUT", "--label-names", "poeple.txt"], 1, "there is no file 'poeple.txt'; expected a file"),
         (["CHECKPOINT", "OUT", "--label-names", "CHECKPOINT"], 1, "holds no text"),
-        (["CHECKPOINT", "HERE", "--heads", "2"], 1, "exists and is no empty folder"),
+        (["CHECKPOINT", "HERE", "--heads", "2"], 1, "exists already"),
         (["CHECKPOINT", "OUT", "--pixels", "raw"], 2, "--pixels"),
         (["CHECKPOINT"], 2, "Missing argument 'OUT'"),
     ],

@@ -59,7 +59,10 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def _writable(value: str) -> str:
-    value.encode("utf-8")  # a lone surrogate cannot be written to any file; the error is a ValueError
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate, which no file can hold
+        raise ValueError("text that UTF-8 can encode") from None
     return str.__str__(value)
 
 

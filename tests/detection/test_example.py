@@ -106,7 +106,7 @@ def test_refused_before_anything_is_carried_out(example, command, tmp_path, caps
     assert not (tmp_path / "run" / "tasks").exists()
 
 
-def test_published_without_a_picture(example, command, tmp_path, capsys, monkeypatch):
+def test_published_without_a_picture(example, command, tmp_path, capsys, monkeypatch, recwarn):
     """Without a test object to forget there is no picture and no error; what is missing is kept; the run is pushed."""
     data = DatasetDict(train=own_findings()["train"], test=annotated([[(0, PLACE), (3, PLACE)]]))
     data.save_to_disk(str(tmp_path / "others"))
@@ -114,6 +114,7 @@ def test_published_without_a_picture(example, command, tmp_path, capsys, monkeyp
     monkeypatch.setattr("forget.push_to_hub", lambda *args, **options: pushed.append((args, options)) or "address")
     options = ["--dataset_name", str(tmp_path / "others"), "--max_steps", "1", "--missing", "ant,3"]
     example.main([*command, *options, "--push_to_hub", "true", "--hub_model_id", "me/it", "--hub_token", "hf_x"])
+    assert not [warning for warning in recwarn if "push_to_hub" in str(warning.message)]  # it is acted upon
     printed = capsys.readouterr().out
     assert "No picture will be drawn: no test image" in printed
     assert "No picture was drawn: no test image" in printed

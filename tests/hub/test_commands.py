@@ -73,7 +73,7 @@ def test_export_writes_nothing_for_a_mistake(finished, run_folder, tmp_path):
     (run_folder / "tasks" / "task_002" / WEIGHTS).write_bytes(b"")
     with pytest.raises(LedgerError, match="truncated"):
         export_forgotten(run_folder, tmp_path / "out")
-    with pytest.raises(ValueError, match="is no empty folder"):
+    with pytest.raises(ValueError, match="exists already"):
         export_forgotten(finished[0], run_folder)
     assert not (tmp_path / "out").exists()
     export_forgotten(run_folder, tmp_path / "out", tasks=1)

@@ -113,7 +113,7 @@ def test_folders_with_files_are_refused(base, finished, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "model.safetensors").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="is no empty folder"):
+    with pytest.raises(ValueError, match="exists already"):
         merge_forgotten(base, finished[0], out)
     assert cases.read(out) == {"model.safetensors": b"mine"}
     (out / "model.safetensors").unlink()

@@ -116,7 +116,7 @@ def test_a_folder_that_holds_files(short_run, tmp_path):
     """It is not overwritten."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.md").write_text("mine")
-    with pytest.raises(ValueError, match="out' exists and is no empty folder"):
+    with pytest.raises(ValueError, match="out' exists already"):
         stage_repository(short_run, tmp_path / "out")
     assert cases.read(tmp_path / "out") == {"mine.md": b"mine"}
 

@@ -245,6 +245,6 @@ def test_a_folder_with_files_is_kept(tmp_path):
     """What is in `out` is not overwritten."""
     (tmp_path / "face").mkdir()
     (tmp_path / "face" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no empty folder"):
+    with pytest.raises(ValueError, match="exists already"):
         convert(cases.author_state(), tmp_path)
     assert [path.name for path in (tmp_path / "face").iterdir()] == ["notes.txt"]

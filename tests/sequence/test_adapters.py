@@ -3,17 +3,19 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import sequence_cases as cases
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from test_forgetter import never_trains
 from torch import nn
 
 from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError, export_lora, load_forgotten
 from gs_lora_peft.sequence import TaskEntry, model_identity, task
-from gs_lora_peft.sequence.adapters import MAX_CONFIG_BYTES, read_adapters
+from gs_lora_peft.sequence.adapters import MAX_CONFIG_BYTES, check_adapters, read_adapters
 from gs_lora_peft.sequence.merging import attach_adapters, merge_adapters
 from gs_lora_peft.storage import sha256_of
 
@@ -270,11 +272,74 @@ def test_files_swapped_under_a_run(base, data, one_task):
     with pytest.raises(LedgerError, match="changed"):
         forgetter.revoke("task_002")
     assert cases.same(cases.weights(forgetter.model), before)
-    forgetter.forget(ForgetRequest(["flamingo"]))
+    with pytest.raises(LedgerError, match="changed"):
+        forgetter.forget(ForgetRequest(["flamingo"]))
     path.write_bytes(content)
+    forgetter.forget(ForgetRequest(["flamingo"]))
     assert cases.same(
         cases.weights(forgetter.model), cases.weights(load_forgotten(cases.load_base(base), one_task, merge=True))
     )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "forgetting.json").unlink(),
+        lambda folder: (folder / "tasks" / "task_001" / WEIGHTS).unlink(),
+        lambda folder: (folder / "tasks" / "task_001" / CONFIG).write_text("{}"),
+        lambda folder: shutil.rmtree(folder / "tasks"),
+    ],
+)
+def test_damage_is_found_before_a_request_trains(base, data, one_task, tmp_path, monkeypatch, damage):
+    """What is deleted or changed while the run is open stops the next request, until it is restored."""
+    forgetter = cases.make_forgetter(base, one_task, data)
+    whole = shutil.copytree(one_task, tmp_path / "whole")
+    before = cases.weights(forgetter.model)
+    damage(one_task)
+    with monkeypatch.context() as patched:
+        never_trains(patched)
+        for action in (forgetter.forget, lambda request: forgetter.run([ForgetRequest(["bumblebee"]), request])):
+            with pytest.raises(LedgerError):
+                action(ForgetRequest(["cassowary"]))
+    assert cases.same(cases.weights(forgetter.model), before)
+    shutil.copytree(whole, one_task, dirs_exist_ok=True)
+    assert forgetter.forget(ForgetRequest(["cassowary"])).name == "task_002"
+    assert len(ForgettingLedger.load(one_task).tasks) == 2
+
+
+def test_a_damaged_task_can_be_revoked(base, data, one_task):
+    """The way out where no copy is left: the weights come from the base model, not from the file that is gone."""
+    forgetter = cases.make_forgetter(base, one_task, data)
+    (one_task / "tasks" / "task_001" / WEIGHTS).unlink()
+    forgetter.revoke("task_001")
+    assert cases.same(cases.weights(forgetter.model), cases.weights(cases.load_base(base)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_base_of_any_dtype_forgets(base, data, tmp_path, dtype):
+    """Training, merging and opening again; the weights keep their dtype."""
+    model = cases.load_base(base).to(dtype)
+    args = cases.make_args(max_steps=2, learning_rate=1e-3, save_strategy="no")
+    forgetter = cases.make_forgetter(model, tmp_path / "run", data, args=args)
+    forgetter.forget(ForgetRequest(["cassowary"]))
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
+    again = load_forgotten(cases.load_base(base).to(dtype), tmp_path / "run", merge=True)
+    assert cases.same(cases.weights(again), cases.weights(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_an_update_is_measured_against_weights_of_any_dtype(base, random_run, dtype):
+    """The size of an update is compared with the weights, whatever they are stored in."""
+    adapters = read_adapters(ForgettingLedger.load(random_run), 1)
+    check_adapters(cases.load_base(base).to(dtype), adapters)
+    tiny = cases.load_base(base)
+    for path in adapters[0].pairs:
+        weight = torch.zeros_like(tiny.get_submodule(path).weight)
+        weight[0, 0] = 2**-6
+        tiny.get_submodule(path).weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    huge = [replace(adapters[0], pairs={path: (a * 1e3, b * 1e3) for path, (a, b) in adapters[0].pairs.items()})]
+    with pytest.raises(LedgerError):
+        check_adapters(tiny, huge)
 
 
 @pytest.mark.parametrize("damage", [damage for damage, said in BAD if said in ("NaN or infinity", "a scaling of 0")])

@@ -381,5 +381,5 @@ def test_a_number_of_processes_that_changed(stopped):
 
 def test_the_public_methods_are_the_documented_ones():
     """The face of the class is small, and stays so."""
-    public = [name for name in vars(ContinualForgetter) if not name.startswith("_")]
+    public = [name for name in dir(ContinualForgetter) if not name.startswith("_")]
     assert sorted(public) == ["check", "discard_unfinished", "forget", "from_hub", "redo", "revoke", "run"]

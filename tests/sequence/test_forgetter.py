@@ -316,7 +316,9 @@ def test_callbacks_trackers_and_the_hub(base, data, tmp_path, monkeypatch):
         metric_for_best_model="eval_h_mean",
         validation_fraction=0.2,
     )
-    forgetter = cases.make_forgetter(base, tmp_path, data, args=args, callbacks=[stopping])
+    with pytest.warns(UserWarning, match="push_to_hub") as told:  # publishing is a call of its own
+        forgetter = cases.make_forgetter(base, tmp_path, data, args=args, callbacks=[stopping])
+    assert str(tmp_path) in str(told[0].message)
     for classes in ([1], [2]):
         forgetter.forget(ForgetRequest(classes))
     assert stopping.early_stopping_patience_counter == 0

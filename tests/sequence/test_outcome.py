@@ -1,6 +1,8 @@
 """Whether a request forgot: the target, the verdict in the ledger, and that no reader is left in doubt."""
 
+import dataclasses
 import logging
+import shutil
 import warnings
 
 import pytest
@@ -8,12 +10,14 @@ import sequence_cases as cases
 from datasets import DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
+from test_forgetter import never_trains
 
 from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments
 from gs_lora_peft.data import evaluation_split
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.sequence import LedgerError, TaskEntry, exit_status, format_table, task_states
-from gs_lora_peft.sequence.outcome import all_forgotten, target_score
+from gs_lora_peft.sequence.judging import judged_anew
+from gs_lora_peft.sequence.outcome import all_forgotten, outcome_of_task, target_score
 from gs_lora_peft.sequence.remarks import doubts, not_forgotten, warn_where_it_goes
 from gs_lora_peft.sequence.sources import train_and_test
 
@@ -172,6 +176,77 @@ def test_labels_numbered_otherwise_are_noticed_before_training(base, data, tmp_p
     assert entry.outcome["known_before"] is False
     assert "nothing to forget in task_001" in seen[0]
     assert "nothing to forget in task_001" in format_table(forgetter.ledger)
+
+
+# Another target
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_another_target_judges_what_is_done(weak, base, data, tmp_path, monkeypatch, caplog, keep):
+    """Raised as the warning advises, and lowered again: file, table and status follow, and nothing is trained."""
+    folder = shutil.copytree(weak[0], tmp_path / "run")
+    never_trains(monkeypatch)
+    for allowed, forgotten in ((1.0, True), ("auto", False)):
+        caplog.clear()
+        forgetter = cases.make_forgetter(base, folder, data, args=weakly(max_forget_accuracy=allowed))
+        (entry,) = forgetter.run(cases.requests(["cassowary"]), keep=keep)
+        ledger = ForgettingLedger.load(folder)
+        assert entry.outcome == ledger.tasks[0].outcome
+        assert (entry.forgotten, entry.target) == (forgotten, 1.0 if forgotten else pytest.approx(1 / 6))
+        assert exit_status(ledger) == (0 if forgotten else 3)
+        assert [record.name.rsplit(".")[-1] for record in caplog.records].count("run_folder") == 1
+        before = cases.snapshot(folder)
+        forgetter.run(cases.requests(["cassowary"]), keep=keep)
+        assert cases.snapshot(folder) == before
+    assert ledger.tasks[0].outcome == weak[1].outcome
+
+
+def test_a_stricter_target_of_earlier_tasks(base, data, finished, tmp_path, monkeypatch):
+    """Each task is judged by the target given for it, where a later one measured it last, too; the rest stays."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    never_trains(monkeypatch)
+    old = ForgettingLedger.load(folder)
+    forgetter = cases.make_forgetter(base, folder, data)
+    given = [cases.make_args(max_forget_accuracy=allowed) for allowed in (0.0, "auto", 0.5)]
+    first, second, third = forgetter.run(cases.requests(), args=given)
+    assert [entry.target for entry in (first, second, third)] == [0.0, old.tasks[1].target, 0.5]
+    for entry, was in zip((first, second, third), old.tasks, strict=True):
+        assert entry.forgotten is (entry.scores["after"]["acc_forget"] <= entry.target)
+        assert dataclasses.replace(entry, outcome=None) == dataclasses.replace(was, outcome=None)
+    for name, found in third.outcome["earlier"].items():
+        target = {"task_001": 0.0, "task_002": second.target}[name]
+        assert found == {**old.tasks[2].outcome["earlier"][name], "forgotten": found["score"] <= target}
+
+
+@given(
+    scores=st.lists(st.floats(0, 1) | st.none(), min_size=3, max_size=3),
+    again=st.lists(st.floats(0, 1), min_size=2, max_size=2),
+    targets=st.lists(st.just("auto") | st.floats(0, 1), min_size=2, max_size=2),
+    detector=st.booleans(),
+)
+def test_judging_anew_is_judging(scores, again, targets, detector):
+    """Whatever the scores and both targets are, the new outcomes are those that the new target gave from the start."""
+    key = "ap_forget" if detector else "acc_forget"
+
+    def judged(allowed):
+        tasks = []
+        for number, after in enumerate(scores, start=1):
+            earlier = {f"task_{other:03d}": again[other - 1] for other in range(1, number)}
+            scored = {"before": {key: 0.9}, "after": {key: after}}
+            found = outcome_of_task(allowed, scored["before"], scored["after"], earlier, made_up(*tasks))
+            tasks.append({"scores": scored, "outcome": found})
+        return made_up(*tasks)
+
+    first, expected = (judged(allowed) for allowed in targets)
+    changes = judged_anew(first, {entry.name: targets[1] for entry in first.tasks})
+    first.record_outcomes(changes)
+    assert first.to_dict() == expected.to_dict()
+    assert judged_anew(first, {entry.name: targets[1] for entry in first.tasks}) == {}
+
+
+def test_old_ledgers_are_not_judged():
+    """What was made before outcomes were recorded stays as it was."""
+    assert judged_anew(made_up({}), {"task_001": 0.5}) == {}
 
 
 # What is made of it

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import re
 import shutil
 import signal
 
@@ -65,6 +66,26 @@ def test_other_settings_are_said_and_refused(base, data, finished, monkeypatch, 
     assert isinstance(caught.value, LedgerError)
     assert [entry.name for entry in forgetter.run(cases.requests(), keep=True)] == TASKS
     assert cases.snapshot(finished[0]) == before
+
+
+@pytest.mark.parametrize("differing", [TASKS[:1], TASKS[1:2], TASKS[2:], [TASKS[0], TASKS[2]], TASKS])
+def test_the_advice_fits_the_tasks_that_differ(base, data, finished, monkeypatch, differing):
+    """It begins with the first task that differs: later ones are revoked, in Python or on the command line."""
+    never_trains(monkeypatch)
+    forgetter = cases.make_forgetter(base, finished[0], data)
+    args = [cases.make_args(**({"seed": 3} if name in differing else {})) for name in TASKS]
+    with pytest.raises(OtherSettingsError) as caught:
+        forgetter.run(cases.requests(), args=args)
+    assert list(caught.value.differences) == differing
+    lines = str(caught.value).splitlines()
+    assert all(line.endswith(".") for line in lines[1:])  # they may be joined into one line
+    later = TASKS[TASKS.index(differing[0]) + 1 :]
+    assert re.findall(r"re(?:do|voke)\('(\w+)'\)", lines[-1]) == [*later[::-1], differing[0]]
+    assert re.findall(rf"gs-lora revoke {finished[0]} (\w+)", lines[-1]) == later[::-1]
+    if later:
+        with pytest.raises(LedgerError) as refused:
+            forgetter.redo(differing[0])
+        assert re.findall(rf"gs-lora revoke {finished[0]} (\w+)", str(refused.value)) == later[::-1]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gs_lora_peft import parse_classes
+from gs_lora_peft import parse_classes, parse_requests
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.sequence.request import ForgetRequest, parse_utc
 
@@ -85,6 +85,14 @@ def test_what_is_no_class_is_refused(item):
         ForgetRequest(["tench", item])
     assert caught.value.name == "classes[1]"
     assert caught.value.value is item
+
+
+@pytest.mark.parametrize("read", [parse_requests, parse_classes])
+def test_text_that_cannot_be_written_is_refused(read):
+    """The error says what is expected, in the words of this package."""
+    with pytest.raises(InvalidInputError) as caught:
+        read("ant\ud800")
+    assert (caught.value.name, caught.value.expected) == ("text", "text that UTF-8 can encode")
 
 
 @pytest.mark.parametrize(

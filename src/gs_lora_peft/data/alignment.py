@@ -15,7 +15,7 @@ from .classes import describe_label_space, label_names, read_labels
 from .label_maps import ids_by_name, names_of_model
 
 ALIGN = "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`"
-_NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where nobody named a class
+_NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where a class has no name
 
 Data = TypeVar("Data", Dataset, DatasetDict)
 
@@ -35,14 +35,14 @@ def same_class(name: str, model_name: str) -> bool:
     return name.casefold() == model_name.casefold() or _folded(name) in _synonyms(model_name)
 
 
-def check_names(names: Sequence[str] | None, model: Any, where: str, mend: str = ALIGN) -> None:
+def check_names(names: Sequence[str] | None, model: Any, where: str, fix: str = ALIGN) -> None:
     """Refuses labels whose classes the model calls something else.
 
     Args:
         names (`Sequence[str]` or `None`): `names[i]` is what the data call class `i`; `None` where they have no names.
         model (`torch.nn.Module`): A model with or without a `config` that names its classes in `id2label`.
         where (`str`): What the names belong to, for the message.
-        mend (`str`, *optional*): What numbers such data as the model does.
+        fix (`str`, *optional*): What numbers such data as the model does.
 
     Raises:
         ValueError: A class of the data is another one of the model.
@@ -55,7 +55,7 @@ def check_names(names: Sequence[str] | None, model: Any, where: str, mend: str =
         if of_model is not None and times[of_model] == 1 and not same_class(name, of_model):
             raise ValueError(
                 f"{where}: class {class_id} is {name!r}, but the model's class {class_id} is {of_model!r}, so that "
-                f"one would be taken for the other. Number the data as the model does with {mend}; if only the "
+                f"one would be taken for the other. Number the data as the model does with {fix}; if only the "
                 "spelling differs, cast the column to a ClassLabel with the model's names."
             )
 

@@ -8,6 +8,7 @@ from ..sequence import ForgettingLedger
 from ..sequence.placing import check_free
 from ..sequence.remarks import warn_where_it_goes
 from ..sequence.remote import sequence_folder
+from ..sequence.selection import why_none
 from ..storage import StrPath, as_path, staged_folder
 from .composite import CompositeReport, check_max_rank, write_composite
 
@@ -52,7 +53,7 @@ def export_forgotten(
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     if not ledger.select(tasks):
-        raise ValueError(f"no task of the run in '{folder}' is exported. Choose at least one.")
+        raise ValueError(f"no task of the run in '{folder}' is exported: {why_none(ledger.tasks, tasks)}")
     warn_where_it_goes(ledger, tasks)
     with staged_folder(out) as staged:
         return write_composite(ledger, staged, tasks=tasks, max_rank=max_rank)

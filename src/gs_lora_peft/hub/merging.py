@@ -15,6 +15,7 @@ from ..sequence import ForgettingLedger, load_forgotten
 from ..sequence.placing import check_free
 from ..sequence.remarks import not_forgotten, warn_where_it_goes
 from ..sequence.remote import sequence_folder
+from ..sequence.selection import why_none
 from ..storage import StrPath, as_path, code_span, staged_folder
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository, was_always_new
@@ -103,6 +104,8 @@ def merge_forgotten(
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     entries = ledger.select(tasks)
+    if not entries:
+        raise ValueError(f"no task of the run in '{folder}' is merged: {why_none(ledger.tasks, tasks)}")
     if not any(entry.groups.get("active", True) for entry in entries):
         raise ValueError(
             f"no task of the run in '{folder}' is merged that changes anything, so that the result would be the base "

@@ -235,7 +235,7 @@ def _in_file(name: str) -> Iterator[None]:
 def _refused(path: Path, problem: str) -> LedgerError:
     return LedgerError(
         f"the adapter in '{path}' is not accepted: {problem.rstrip('.')}. Do not use it: it is not what this package "
-        "writes. Fetch a clean copy from somebody you trust."
+        "writes. Fetch a clean copy from a source that you trust."
     )
 
 
@@ -260,7 +260,7 @@ def _checked_config(content: bytes) -> dict[str, Any]:
 
 
 def _check_choice(values: Mapping[str, Any]) -> None:
-    """Checks that a configuration names its modules: a search by a pattern of somebody else may never end."""
+    """Checks that a configuration names its modules: a search by a foreign pattern may never end."""
     targets = values["target_modules"]
     patterns = {"target_modules": [targets] if isinstance(targets, str) else []}
     patterns |= {name: list(values.get(name) or ()) for name in ("rank_pattern", "alpha_pattern")}
@@ -327,10 +327,17 @@ def _size_problem(module: nn.Linear | Conv1D, adapter: TaskAdapter, path: str) -
     # ‖BA‖² is the sum over BᵀB ∘ AAᵀ: the product itself, which is as large as the layer, is not formed.
     square = ((factor_b.T @ factor_b) * (factor_a @ factor_a.T)).sum().clamp(min=0)
     update = abs(adapter.scaling(path)) * float(square.sqrt())
-    weight = float(torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float32))
+    weight = _norm(module.weight.detach())
     if math.isfinite(update) and (not weight or update <= MAX_RELATIVE_UPDATE * weight):
         return None
     return (
         f"for {path!r} its update has the norm {update:.3g}, with {weight:.3g} of the weights; expected "
         f"{MAX_RELATIVE_UPDATE:g} times that at most"
     )
+
+
+def _norm(weight: Tensor) -> float:
+    """The Frobenius norm of weights of any real dtype, in float32 at least."""
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    # torch widens halves on the way, without a copy; other narrow dtypes have no norm.
+    return float(torch.linalg.vector_norm(weight if weight.dtype in _DTYPES else weight.to(wide), dtype=wide))

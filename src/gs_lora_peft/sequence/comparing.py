@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from .advice import advice_to_redo
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .plain import LedgerError, short
@@ -47,7 +48,7 @@ def changed_settings(
         settings (`Mapping`): The present settings, as [`Recipe.settings`] gives them.
         missing (`Collection[int]`, *optional*): The classes that are kept now without training data.
         gone (`Collection[int]`, *optional*): Classes that are forgotten, perhaps later than by this task: whether they
-            were missing then does not count, because nobody can name them as missing any more.
+            were missing then does not count, because they cannot be named as missing any more.
     """
     found: Differences = {}
     for part, given in settings.items():
@@ -74,7 +75,7 @@ def refuse_other_settings(differences: Mapping[str, Differences], ledger: Forget
         OtherSettingsError: There is a difference.
     """
     if differing := {name: found for name, found in differences.items() if found}:
-        raise OtherSettingsError(_message(differing, ledger.active_tasks[-1].name), differing)
+        raise OtherSettingsError(_message(differing, ledger), differing)
 
 
 def described(differences: Mapping[str, tuple[Any, Any]]) -> str:
@@ -103,16 +104,16 @@ def _drawing_seed(values: Mapping[str, Any]) -> Any:
     return values["data_seed"] if values["data_seed"] is not None else values.get("seed")
 
 
-def _message(differences: Mapping[str, Differences], last: str) -> str:
+def _message(differences: Mapping[str, Differences], ledger: ForgettingLedger) -> str:
     alike: dict[str, list[str]] = {}
     for name, found in differences.items():
         alike.setdefault(described(found), []).append(name)
-    lines = [f"{', '.join(names)}: {text}" for text, names in alike.items()]
-    remedy = f"redo({last!r}), in the examples --redo {last}" if last in differences else "redo() for the last one"
+    lines = [f"{', '.join(names)}: {text}." for text, names in alike.items()]
+    first = next(entry.name for entry in ledger.active_tasks if entry.name in differences)
     return (
         "these requests are done already, but with other settings:\n  "
         + "\n  ".join(lines)
-        + "\nNothing was changed. Give the settings of then; or keep what is done and go on with the new settings, by "
-        "run(requests, keep=True), in the examples --keep; or carry requests out again with the new settings, by "
-        f"{remedy}. For earlier ones revoke the tasks first, from the last one backwards, and keep the rest."
+        + "\nNothing was changed. Give the settings that were used before; or keep what is done and go on with the "
+        "new settings, by run(requests, keep=True), in the examples --keep; or carry requests out again with the new "
+        f"settings, by {advice_to_redo(ledger, first)}."
     )

@@ -37,7 +37,7 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
 
     Raises:
         ValueError: There are no weights, they are on the meta device, or they are tensors of another make, such as the
-            quantised ones of torchao, whose content nobody else can read.
+            quantised ones of torchao, whose content no other library can read.
     """
     if isinstance(model_or_state_dict, nn.Module):
         state: Mapping[str, Any] = _bare(model_or_state_dict).state_dict()

@@ -20,6 +20,7 @@ from ..training import GSLoraTrainingArguments
 from ..training.argument_checks import check_types
 from ..tuner import GSLoraConfig
 from ..tuner.compiled import uncompiled
+from .adapters import check_tasks
 from .comparing import Differences, changed_settings, refuse_other_settings
 from .data_identity import data_settings
 from .entry import TaskEntry
@@ -34,12 +35,13 @@ from .planning import check_missing, find_done, resolve_request
 from .processes import on_main
 from .recipe import Recipe
 from .redoing import request_of, restored_on_error, taken_out, task_to_redo
-from .remarks import warn_after, warn_before
+from .remarks import warn_before
 from .remote import fetch_to_continue
 from .request import ForgetRequest
 from .restoring import recorded_config
 from .run_folder import RunFolder
 from .scoring import Scores
+from .sharing import warn_not_pushed
 from .sources import check_parts, checked_label_names, names_of_head, train_and_test
 from .task import plan_task, train_task
 from .work import remove_others
@@ -69,7 +71,7 @@ class ContinualForgetter(RunFolder):
         config ([`GSLoraConfig`], *optional*): by default `GSLoraConfig()`.
         args ([`GSLoraTrainingArguments`], *optional*): by default its defaults. They are not changed. `output_dir` is
             replaced by a working folder below `folder`, which is removed once the task is done (logs stay, in
-            `logs/`), and `push_to_hub` is not acted upon: checkpoints of a request are nobody's business.
+            `logs/`), and `push_to_hub` publishes nothing, which a warning says: call [`push_to_hub`].
         eval_dataset (`datasets.Dataset`, *optional*): scored on instead of the test split. Without either, the
             training data is scored on; the ledger says which, and a warning that such scores say little.
         label_column (`str`, *optional*, defaults to `"label"`): column of the labels, or of annotated boxes, see
@@ -141,6 +143,7 @@ class ContinualForgetter(RunFolder):
         )
         check_sampling(replay_ratio, shots, args.drawing_seed)
         missing_classes = checked("missing_classes", missing_classes, ClassRefs)
+        warn_not_pushed(args, self.folder)
         base_model = uncompiled(base_model)
         check_bare(base_model)
         check_class_head(base_model, "base_model")
@@ -251,9 +254,9 @@ class ContinualForgetter(RunFolder):
         first one trains. Requests of revoked tasks do not count as done: they are carried out again, after all others,
         wherever they stand in the sequence.
 
-        Requests that are done are not passed over in silence if the settings that the ledger records (adapter,
-        training, data) were others than now. What cannot change the result does not count: folders, logging, and how
-        a batch is spread over processes.
+        Requests that are done are refused if the settings that the ledger records (adapter, training, data) were
+        others than now. What cannot change the result does not count: folders, logging, and how a batch is spread
+        over processes. By another `max_forget_accuracy` they are judged anew, which the ledger records.
 
         Args:
             requests (`Sequence[ForgetRequest]`): the requests, in the order in which they are carried out.
@@ -273,17 +276,17 @@ class ContinualForgetter(RunFolder):
         """
         found, rest, gone = find_done(requests, self.ledger, self.label_names, self._split)
         recipes = self.recipe.of_each(len(requests), args)
+        done = [(entry, recipe) for entry, recipe in zip(found, recipes, strict=True) if entry is not None]
         if not keep:
-            done = [(entry, recipe) for entry, recipe in zip(found, recipes, strict=True) if entry is not None]
-            changed = {entry.name: self._changed(entry, recipe, gone) for entry, recipe in done}
-            refuse_other_settings(changed, self.ledger)
-        self._tell([entry.name for entry in found if entry is not None])
+            refuse_other_settings({e.name: self._changed(e, recipe, gone) for e, recipe in done}, self.ledger)
         with self._exclusively():
+            self._judge_anew({entry.name: recipe.args.max_forget_accuracy for entry, recipe in done})
+            self._tell([entry.name for entry, _ in done])
             on_main(lambda: remove_others(self._work(self.ledger.next_task_name()).path))
             for place in rest:
                 with self.recipe.trained_by(recipes[place].args):
                     found[place] = self._forget(requests[place], keep)
-        return [entry for entry in found if entry is not None]
+        return [self.ledger.select([entry.name])[0] for entry in found if entry is not None]  # as judged now
 
     def check(self, requests: Sequence[ForgetRequest]) -> list[TaskEntry]:
         """Check a sequence of requests as [`~ContinualForgetter.run`] does before the first one trains; only reads.
@@ -320,7 +323,9 @@ class ContinualForgetter(RunFolder):
         """
         entry = task_to_redo(self.ledger, task)
         if task not in (None, entry.name) and not self._changed(entry, self.recipe):
-            return entry
+            with self._exclusively():
+                self._judge_anew({entry.name: self.recipe.args.max_forget_accuracy})
+            return self.ledger.select([entry.name])[0]
         request, classes = request_of(entry), entry.classes or []
         split = self._split(classes, [old for old in self.ledger.forgotten_classes if old not in classes])
         with self._exclusively(), self._live.restored_on_error(), restored_on_error(self.ledger):
@@ -366,6 +371,7 @@ class ContinualForgetter(RunFolder):
     def _carry_out(
         self, request: ForgetRequest, split: ForgettingSplit, *, keep: bool = False, redoes: str | None = None
     ) -> TaskEntry:
+        on_main(lambda: check_tasks(self.ledger, [entry.name for entry in self.ledger.active_tasks]))
         work = self._work(self.ledger.next_task_name())
         task = plan_task(request, split, work, self.ledger, self.recipe, keep=keep, redoes=redoes)
         self._measure_base()
@@ -385,12 +391,6 @@ class ContinualForgetter(RunFolder):
         on_main(lambda: task.work.finish(self.folder / LOGS_FOLDER / task.name))
         self._tell([task.name])
         return self.ledger.tasks[-1]
-
-    def _tell(self, tasks: Sequence[str]) -> None:
-        """Warns, once, of tasks that did not forget."""
-        new = [name for name in tasks if name not in self._told]
-        self._told.update(new)
-        on_main(lambda: warn_after(self.ledger, new))
 
     def _measure_base(self) -> None:
         """Scores the model without any task, once; it is put back afterwards."""

@@ -14,7 +14,7 @@ from ..storage import StrPath, as_path, content_problem, exclusive_lock, safe_jo
 from .base_model import base_model_problem, checked_base_model
 from .entry import TaskEntry
 from .layout import LEDGER_NAME, LOCK_NAME, refuse_linked_parts
-from .ledger_file import MEND, ledger_bytes, read_ledger_file, with_digest
+from .ledger_file import FIX, ledger_bytes, read_ledger_file, with_digest
 from .plain import InvalidLedgerError, LedgerError, is_names, plain_json
 from .request import utc_now
 from .selection import select_tasks
@@ -25,7 +25,7 @@ class ForgettingLedger:
 
     The file says on which base weights the tasks rest and vouches for every file by its SHA-256. It carries a digest
     of itself, so that an edited ledger is noticed. The digest guards against accidents and careless edits, not against
-    somebody who computes a new one.
+    an attacker who computes a new one.
 
     Changes are made in memory ([`~ForgettingLedger.append`], [`~ForgettingLedger.revoke`]) inside of
     [`~ForgettingLedger.changes`], at whose end they reach the disk, whole or not at all. Make a ledger with
@@ -113,10 +113,10 @@ class ForgettingLedger:
             for name in (name for entry in entries for name in entry.files):
                 safe_join(folder, name)
         except InvalidInputError as error:
-            fix = f"'{path}' is not accepted. {MEND}"
+            fix = f"'{path}' is not accepted. {FIX}"
             raise InvalidLedgerError(error.name, error.value, error.expected, fix) from None
         except ValueError as error:
-            raise LedgerError(f"'{path}' is not accepted: {str(error).rstrip('.')}. {MEND}") from None
+            raise LedgerError(f"'{path}' is not accepted: {str(error).rstrip('.')}. {FIX}") from None
         ledger._seen = seen
         return ledger
 
@@ -151,13 +151,24 @@ class ForgettingLedger:
         self._seen = new
 
     def check_unchanged(self, *accepted: str) -> None:
-        """Checks that nobody else has changed the file since it was read; LedgerError if somebody has.
+        """Checks that no other process has changed the file since it was read; LedgerError if one has.
 
         Args:
             accepted (`str`): Hashes that the file may have as well.
         """
         if self.path.exists() and sha256_of(self.path) not in (self._seen, *accepted):
             raise LedgerError(f"'{self.path}' was changed since it was read. Load it again and repeat the change.")
+
+    def check_there(self) -> None:
+        """Checks that the file was not deleted since it was read or written; LedgerError if it was.
+
+        Saving does not check this: what is in memory is whole, and written anew.
+        """
+        if self._seen is not None and not self.path.exists():
+            raise LedgerError(
+                f"'{self.path}' was deleted since it was read. Restore it; or, to begin anew, make a new forgetter "
+                "from the base model."
+            )
 
     @contextmanager
     def changes(self) -> Iterator[None]:
@@ -247,6 +258,17 @@ class ForgettingLedger:
         self.tasks = tuple(new if entry is old else entry for entry in self.tasks)
         return new
 
+    def record_outcomes(self, outcomes: Mapping[str, dict[str, Any]]) -> None:
+        """Gives tasks another outcome, in memory.
+
+        Args:
+            outcomes (`Mapping[str, dict]`): The outcome by the name of the task, see [`outcome_of_task`].
+        """
+        self.tasks = tuple(
+            dataclasses.replace(entry, outcome=outcomes[entry.name]) if entry.name in outcomes else entry
+            for entry in self.tasks
+        )
+
     @property
     def active_tasks(self) -> list[TaskEntry]:
         """The tasks in effect (not revoked), in order."""
@@ -296,7 +318,7 @@ class ForgettingLedger:
         if problems:
             raise LedgerError(
                 f"{len(problems)} file(s) in '{self.folder}' are not what the ledger vouches for:\n  "
-                + "\n  ".join(problems)
+                + "\n  ".join(f"{problem.rstrip('.')}." for problem in problems)
                 + "\nFetch or restore clean copies of them; do not use them as they are."
             )
 

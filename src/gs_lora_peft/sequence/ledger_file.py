@@ -13,7 +13,7 @@ from .plain import LedgerError, short
 
 SCHEMA_VERSION = 1
 MAX_LEDGER_BYTES = 64 * 2**20
-MEND = "Fetch or restore a clean copy of the folder (the ledger is not meant to be edited)."
+FIX = "Fetch or restore a clean copy of the folder (the ledger is not meant to be edited)."
 
 
 def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
@@ -28,14 +28,14 @@ def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
     except FileNotFoundError:
         raise LedgerError(f"'{path}' does not exist; expected a folder with a ledger. Check the path.") from None
     except OSError as error:
-        raise LedgerError(f"'{path}' cannot be read ({error.strerror or error}). Mend that first.") from error
+        raise LedgerError(f"'{path}' cannot be read ({error.strerror or error}). Fix the cause first.") from error
     except ValueError as error:
-        raise LedgerError(f"'{path}' is not a ledger: {error}. {MEND}") from None
+        raise LedgerError(f"'{path}' is not a ledger: {error}. {FIX}") from None
     if not isinstance(data, dict):
-        raise LedgerError(f"'{path}' holds {short(data)}; expected a JSON object. {MEND}")
+        raise LedgerError(f"'{path}' holds {short(data)}; expected a JSON object. {FIX}")
     version = data.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise LedgerError(f"schema_version in '{path}' is {short(version)}; expected {SCHEMA_VERSION}. {MEND}")
+        raise LedgerError(f"schema_version in '{path}' is {short(version)}; expected {SCHEMA_VERSION}. {FIX}")
     if version > SCHEMA_VERSION:
         raise LedgerError(
             f"schema_version in '{path}' is {version}; this package reads up to {SCHEMA_VERSION}. Upgrade the "
@@ -49,7 +49,7 @@ def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
     if not genuine:
         raise LedgerError(
             f"'{path}' is not accepted: the content does not match its digest {short(written)}: it was edited or "
-            f"damaged. {MEND}"
+            f"damaged. {FIX}"
         )
     del data["schema_version"]
     return data, hashlib.sha256(raw).hexdigest()

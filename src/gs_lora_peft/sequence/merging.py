@@ -109,7 +109,7 @@ def merge_adapters(
                 layer.to("cpu")  # accelerators round matrix products in their own ways
             try:
                 attach_adapters(model, [adapter]).merge_and_unload()
-            except BaseException:  # memory ran out, or somebody is in a hurry: no half-wrapped model is left behind
+            except BaseException:  # memory ran out, or the user stopped it: no half-wrapped model is left behind
                 for path, layer in layers.items():
                     parent, _, name = path.rpartition(".")
                     setattr(model.get_submodule(parent), name, layer)

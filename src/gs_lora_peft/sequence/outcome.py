@@ -66,13 +66,14 @@ def outcome_of_task(
         if entry.name in earlier and limit is not None:
             score = earlier[entry.name]
             others[entry.name] = {"score": score, "forgotten": score <= limit}
+    return {**verdict(before, after, target), "earlier": others}
+
+
+def verdict(before: Mapping[str, Any], after: Mapping[str, Any], target: float | None) -> dict[str, Any]:
+    """What an outcome says of the task itself: `forgotten`, `target` and `known_before`, see [`outcome_of_task`]."""
     was_forgotten = is_forgotten(before, target)
-    return {
-        "forgotten": is_forgotten(after, target),
-        "target": target,
-        "known_before": None if was_forgotten is None else not was_forgotten,
-        "earlier": others,
-    }
+    known_before = None if was_forgotten is None else not was_forgotten
+    return {"forgotten": is_forgotten(after, target), "target": target, "known_before": known_before}
 
 
 def is_forgotten(scores: Mapping[str, Any], target: float | None) -> bool | None:

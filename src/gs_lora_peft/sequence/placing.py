@@ -20,11 +20,11 @@ def check_free(folder: StrPath) -> None:
 
     Raises:
         ValueError: it holds files, is none, or is the working directory: a folder is put into its place as a whole, so
-            that whoever works in it would be left in one that is gone.
+            that a process that works in it would be left in one that is gone.
     """
     target = Path(folder)
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise ValueError(f"'{target}' exists and is no empty folder; expected one to be made. Choose another.")
+        raise ValueError(f"'{target}' exists already; expected a free path or an empty folder. Choose another.")
     _check_elsewhere(target)
 
 

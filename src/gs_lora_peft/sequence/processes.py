@@ -16,8 +16,8 @@ def on_main(action: Callable[[], Result]) -> Result:
     """Runs `action` in the main process alone; every process gets its result, or raises its error.
 
     All processes must call this, and none goes on before the main process is done. Whatever is written to a folder
-    goes through here, so that a full disk or a lock held by somebody else ends every process with the same message
-    instead of leaving some of them waiting.
+    goes through here, so that a full disk or a lock that another process holds ends every process with the same
+    message instead of leaving some of them waiting.
     """
     state = PartialState()
     if state.num_processes == 1:

@@ -92,7 +92,7 @@ class Recipe:
         return replace(split, missing_classes=sorted(silent.union(split.missing_classes)))
 
     def trainer(self, model: PeftModel, split: ForgettingSplit, output_dir: Path) -> GSLoraTrainer:
-        """A trainer for one task. Nothing is pushed to the Hub: checkpoints of a request are nobody's business."""
+        """A trainer for one task. Nothing is pushed to the Hub: checkpoints of a request are private."""
         args = copy.copy(self.args)
         args.output_dir, args.push_to_hub = str(output_dir), False
         return GSLoraTrainer(

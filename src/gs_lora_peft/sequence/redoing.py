@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .advice import advice_to_redo
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .merging import MergedModel
@@ -32,10 +33,9 @@ def task_to_redo(ledger: ForgettingLedger, task: str | None) -> TaskEntry:
     (entry,) = ledger.select([name])
     if entry is not active[-1]:
         later = [other.name for other in active[active.index(entry) + 1 :]]
-        backwards = ", ".join(f"revoke({other!r})" for other in reversed(later))
         raise LedgerError(
             f"{name} cannot be redone alone: {', '.join(later)} came later, on top of it. Go backwards from the last: "
-            f"{backwards}, then redo({name!r}); run() with all requests then carries the others out again."
+            f"{advice_to_redo(ledger, name)}."
         )
     if entry.classes is None:
         raise LedgerError(

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..metrics.measures import AVERAGE_PRECISION
+from ..metrics.measures import AVERAGE_PRECISION, measure_of
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .outcome import TaskState, is_forgotten, measure_of_entry, target_score, task_states
@@ -17,7 +17,7 @@ _NAMES_SHOWN = 3
 _REMEDY = (
     "Raise num_train_epochs, learning_rate, the rank r, forget_weight or forget_bound, or use less sparsity "
     '(sparsity_weight), and carry the request out again: forgetter.redo("{name}"), or --redo of the examples. If this '
-    "is little enough for you, raise max_forget_accuracy."
+    "is little enough for you, raise max_forget_accuracy and run the same requests again, which trains nothing."
 )
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def doubts(
         if entry.outcome is not None and entry.forgotten is None:
             lines.append(f"Whether {entry.name} is forgotten is not known: there are no {words.samples} to score.")
         if (entry.outcome or {}).get("known_before") is False:
-            lines.append(nothing_known(entry.name, words.classes))
+            lines.append(nothing_known(entry.name, words.classes, entry.scores.get("before", {}), entry.target))
     if on_training_data := [entry.name for entry in entries if entry.scores.get("data") == "train"]:
         lines.append(
             f"The scores of {', '.join(on_training_data)} were taken on the training data, for want of other: they "
@@ -68,12 +68,15 @@ def doubts(
     return lines
 
 
-def nothing_known(task: str, classes: str) -> str:
-    """The sentence for a task whose classes the model did not recognise before it."""
+def nothing_known(task: str, classes: str, before: Mapping[str, Any], target: float | None) -> str:
+    """The sentence for a task whose classes the model recognised no more often before it than its target allows."""
+    score = short_percent(before.get(measure_of(before).key("forget")))
     return (
-        f"There was nothing to forget in {task}, as measured: the model did not recognise {classes} before. Probable "
-        "causes: labels that are numbered otherwise than in the model, data prepared otherwise than for the model (by "
-        "another processor, tokenizer or feature extractor), or an earlier request that took these classes along."
+        f"There was nothing to forget in {task}, as measured: the score on {classes} was {score} % before, and the "
+        f"target is at most {short_percent(target)} %. Probable causes: a target that is too high, labels that are "
+        "numbered otherwise than in the model, data that are prepared in another way than the model was trained with "
+        "(another image processor, tokenizer or feature extractor), or an earlier request that took these classes "
+        "along."
     )
 
 
@@ -88,8 +91,9 @@ def warn_before(
         before (`Mapping[str, Any]`): Scores before the task.
         allowed (`float` or `"auto"`): As in [`target_score`].
     """
-    if is_forgotten(before, target_score(allowed, before, ledger.base_model.get("num_labels"))):
-        logger.warning("%s", nothing_known(ledger.next_task_name(), class_list(classes)))
+    target = target_score(allowed, before, ledger.base_model.get("num_labels"))
+    if is_forgotten(before, target):
+        logger.warning("%s", nothing_known(ledger.next_task_name(), class_list(classes), before, target))
 
 
 def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
@@ -104,7 +108,7 @@ def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
 
 
 def warn_where_it_goes(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = None) -> None:
-    """Warns whoever hands a run out that tasks of it are not forgotten; names no class."""
+    """Warns, where a run is handed out, of tasks that are not forgotten; names no class."""
     if lines := not_forgotten(ledger, tasks=tasks, withheld=True):
         warnings.warn("\n".join(lines), stacklevel=3)
 

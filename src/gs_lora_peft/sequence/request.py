@@ -41,7 +41,7 @@ def parse_utc(text: Any, name: str = "requested_at") -> str:
 
 @dataclass(frozen=True)
 class ForgetRequest:
-    """What somebody asks a model to forget.
+    """A request to a model to forget.
 
     Args:
         classes (`Sequence[str | int]`):
@@ -51,7 +51,7 @@ class ForgetRequest:
         requested_at (`str`, *optional*, defaults to the present moment):
             When it was asked: ISO 8601 with an offset from UTC; stored in UTC.
         request_id (`str`, *optional*):
-            The number of the request in the books of whoever asked.
+            The number of the request in the books of the one who asked.
 
     Raises:
         InvalidInputError: A class is blank, given twice, negative or neither a name nor an id; a time without an

@@ -1,4 +1,4 @@
-"""The adapter settings that a run was published with, for whoever goes on with it."""
+"""The adapter settings that a run was published with, to go on with it."""
 
 from __future__ import annotations
 

@@ -8,6 +8,15 @@ from .entry import TaskEntry
 from .plain import LedgerError
 
 
+def why_none(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -> str:
+    """Says why [`select_tasks`] gives no task, and what to do."""
+    if not entries:
+        return "it has no task. Carry out a request first."
+    if all(entry.status == "revoked" for entry in entries):
+        return f"all of its {len(entries)} task(s) are revoked. Carry a request out again first."
+    return f"tasks is {wanted!r}. Choose at least one."
+
+
 def select_tasks(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -> list[TaskEntry]:
     """Picks tasks in effect, always in the order in which they were carried out.
 

@@ -81,16 +81,16 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
         if not len(labels):
             missing = "no row has an object" if len(dataset) else "there are no rows"
             raise ValueError(f"{title} data: {missing}; expected labelled samples. Give a split that has some.")
-        mend = ALIGN
+        fix = ALIGN
         if is_object_column(dataset, label_column):
-            mend = f"`gs_lora_peft.data.prepare_boxes(dataset, {label_column!r}, label2id=model.config.label2id)`"
+            fix = f"`gs_lora_peft.data.prepare_boxes(dataset, {label_column!r}, label2id=model.config.label2id)`"
         if count is not None and (labels.max() >= count or (names is not None and len(names) != count)):
             classes = f"{len(names)} classes" if names is not None else f"labels up to {labels.max()}"
             raise ValueError(
                 f"{title} data: {label_column!r} has {classes}, but the model's head has {count}. Use the model that "
-                f"was trained on these labels, or number them as the model does with {mend}."
+                f"was trained on these labels, or number them as the model does with {fix}."
             )
-        check_names(names, model, f"{title} data: {label_column!r}", mend)
+        check_names(names, model, f"{title} data: {label_column!r}", fix)
         all_names.append(names)
     of_train, of_test = all_names
     if of_train is not None and of_test is not None and of_train != of_test:

@@ -24,7 +24,7 @@ REQUEST_FILE = "request.json"
 FAILED_FILE = "failed.json"
 MAX_REQUEST_BYTES = 2**24
 PRIVATE_FOLDER = 0o700  # for its owner alone, where the system knows such
-_MEND = "or give it up: call discard_unfinished(), or remove that folder."
+_FIX = "or give it up: call discard_unfinished(), or remove that folder."
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Start:
 class WorkFolder:
     """The working folder of one request: `request.json` says what was asked for, the rest is the trainer's.
 
-    `request.json` is there from the moment training begins until the task is in the ledger. So whoever finds it knows
-    that a run was killed, and what it was at. When training breaks down with an error, its caller is told, and the
-    file becomes `failed.json`: the same request with the same settings still goes on from its last checkpoint, but
-    nobody is held to it. Without a checkpoint nothing is left but the weights that a
-    loss which was no number could not spoil.
+    `request.json` is there from the moment training begins until the task is in the ledger. So a call that finds it
+    knows that a run was killed, and what it was at. When training breaks down with an error, its caller sees the error
+    and the file becomes `failed.json`: the same request with the same settings still goes on from its last checkpoint,
+    but another request may take its place. Without a checkpoint nothing is left but the weights that a loss which was
+    no number could not spoil.
 
     Args:
         path (`Path`): The folder; its name is the task's.
@@ -81,7 +81,7 @@ class WorkFolder:
                 return anew
             raise LedgerError(
                 f"an unfinished request for {found['request']['classes']!r} lies in '{self.path}', but "
-                f"{plan['request']['classes']!r} was asked for. {_ask_first(found)}, {_MEND}"
+                f"{plan['request']['classes']!r} was asked for. {_ask_first(found)}, {_FIX}"
             )
         different = _differences(found, plan)
         if different:
@@ -91,7 +91,7 @@ class WorkFolder:
             if unfinished is not None and usable and not keep:
                 raise LedgerError(
                     f"{told}. Give the same ones to go on with it, or begin it anew: run(requests, keep=True), in the "
-                    f"examples --keep; {_MEND}"
+                    f"examples --keep; {_FIX}"
                 )
             logger.warning("%s. It is begun anew with the present ones.", told)
         processes = plan["settings"]["training"]["num_processes"]
@@ -168,7 +168,7 @@ class WorkFolder:
         except (ValueError, TypeError, KeyError) as error:
             raise LedgerError(
                 f"'{self.path / name}' is damaged ({error}), so that it is not known what is unfinished. Restore it, "
-                f"{_MEND}"
+                f"{_FIX}"
             ) from None
         return found
 

@@ -17,7 +17,7 @@ from .hub_calls import call_hub, checked_repo_id, status_of
 from .reading import StrPath, sha256_of
 
 PUBLISHED_SUFFIXES = (".safetensors", ".json", ".md", ".png")
-# What the Hub itself puts into a repository that somebody makes on its pages.
+# What the Hub itself puts into a repository that is made on its pages.
 _OF_THE_HUB = (".gitattributes", "README.md")
 
 
@@ -42,7 +42,7 @@ class RemoteHead:
 
     @property
     def is_new(self) -> bool:
-        """Whether nobody has put a model there yet."""
+        """Whether it holds no model yet."""
         return all(path in _OF_THE_HUB for path in self.files)
 
     def holds(self, folder: StrPath, removed: Iterable[str] = ()) -> bool:
@@ -136,7 +136,7 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
 
     Raises:
         ValueError: if the folder holds something that must not leave the machine, the token does not allow it, or
-            somebody else has committed in the meantime. The repository is as it was then.
+            another commit came in the meantime. The repository is as it was then.
         ConnectionError: if the Hub is away, or busy for too long.
         huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
     """
@@ -178,7 +178,7 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
         if sha == head.sha:
             raise
         raise ValueError(
-            f"somebody else has committed to {head.repo_id!r} in the meantime, so that nothing was sent. Look at what "
+            f"another commit to {head.repo_id!r} came in the meantime, so that nothing was sent. Look at what "
             "is there now, and push again."
         ) from error
 

@@ -24,7 +24,7 @@ def exclusive_lock(path: StrPath) -> Iterator[None]:
     of a data loader, do not hold it. Where the platform or the file system knows no locks, this does nothing.
 
     Raises:
-        BlockingIOError: Somebody else holds the lock.
+        BlockingIOError: Another process holds the lock.
     """
     if fcntl is None:
         yield

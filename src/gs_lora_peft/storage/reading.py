@@ -1,4 +1,4 @@
-"""Reading what may have been damaged or made by somebody else: hashes, limits, strict JSON, paths that stay inside."""
+"""Reading what may be damaged or come from elsewhere: hashes, limits, strict JSON, paths that stay inside."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> 
         staged, fd = _new_staged(path, folder=False)
     except OSError as error:
         raise explained(error, path) from error
-    # Where there are locks the file is moved while still open, so that nobody takes it for abandoned.
+    # Where there are locks the file is moved while still open, so that no process takes it for abandoned.
     with open(fd, "wb", buffering=0, closefd=True) as file:
         try:
             _set_mode(fd, path, private)
@@ -80,7 +80,7 @@ def staged_folder(target: StrPath) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place, whole and on disk, when the block ends well.
 
     On an error the temporary folder is removed and `target` is as it was. A `target` that exists is replaced; as no
-    system swaps two folders in one step, it is first moved aside, and a run killed in that instant is mended by the
+    system swaps two folders in one step, it is first moved aside, and a run killed in that instant is repaired by the
     next call. What killed runs left behind in the same parent (names with the prefix `.staging-`) is removed; folders
     that a living process still fills are not.
 
@@ -237,9 +237,9 @@ def _fsync_folder(folder: StrPath) -> None:
 
 def explained(error: OSError, path: Path) -> OSError:
     """The same error with what it means for `path` and what to do; for writes that leave nothing half-written."""
-    mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend the cause"
+    fix = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Fix the cause"
     message = (
         f"could not write {path.name} ({error.strerror or error}); what was there before is unchanged and nothing "
-        f"half-written is left. Please {mend} and run again"
+        f"half-written is left. {fix} and run again"
     )
     return OSError(error.errno, message, str(path))

@@ -109,7 +109,7 @@ def convert_face_checkpoint(
     """
     path, out = as_path(path, "path"), as_path(out, "out")
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"'{out}' exists and is no empty folder; expected one to be made. Choose another.")
+        raise ValueError(f"'{out}' exists already; expected a free path or an empty folder. Choose another.")
     state = _read(path)
     _check_keys(state, path)
     settings = {"patch_padding": patch_padding, **_shape_settings(state, path, image_size, num_attention_heads)}
