@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..errors import InvalidInputError
-from .checks import NoGradientError
+from .checks import NoGradientError, NoStepError
 
 _FUNCTION = "_gradient_checkpointing_func"
 
@@ -27,6 +27,16 @@ def no_gradient(step: int) -> NoGradientError:
         "use_reentrant=True around frozen inputs. Let the forward keep its graph (in training, remove torch.no_grad() "
         "and .detach(), and give activation checkpointing use_reentrant=False). If it does, the losses have no slope: "
         "raise `forget_weight` or `forget_bound`."
+    )
+
+
+def no_step(steps: int) -> NoStepError:
+    """The error of a training of so many steps that left the adapter as it was."""
+    return NoStepError(
+        f"the training ended after {steps} steps, in none of which the optimizer changed a weight, so that nothing is "
+        "forgotten. Look for a learning rate of 0 (`learning_rate`, or `warmup_steps` that cover the training), for "
+        "callbacks that stop it and, with fp16, for infinite gradients, because of which every step is skipped; or "
+        "train longer."
     )
 
 
@@ -110,11 +120,19 @@ class GradientCallback(TrainerCallback):
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.steps = 0  # optimizer steps that were really taken since training began
+        self._steps = 0  # optimizer steps that were really taken since training began
+        self._before: list[Tensor] = []
         self._looked = False
 
+    @property
+    def changed_nothing(self) -> bool:
+        """Whether the training left the adapter as it was: no step was taken, or none of them moved a weight."""
+        pairs = zip(self._before, self.trainer.groups.parameters, strict=True)
+        return self._steps == 0 or all(torch.equal(before, now.detach()) for before, now in pairs)
+
     def on_train_begin(self, args, state, control, **kwargs):
-        self.steps, self._looked = 0, False
+        self._steps, self._looked = 0, False
+        self._before = [parameter.detach().clone() for parameter in self.trainer.groups.parameters]
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if self._looked:
@@ -134,7 +152,7 @@ class GradientCallback(TrainerCallback):
         self._tell_of_silent_groups()
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        self.steps += not getattr(optimizer, "step_was_skipped", False)
+        self._steps += not getattr(optimizer, "step_was_skipped", False)
 
     def _tell_of_silent_groups(self) -> None:
         groups = self.trainer.groups
