@@ -202,7 +202,8 @@ def _kinds(cls: type) -> dict[str, Any]:
 
 def _with_default(error: InvalidInputError, cls: type, name: str) -> InvalidInputError:
     """The same error with the fix that is left where no other is known."""
-    default = cls.__dataclass_fields__[name].default  # type: ignore[attr-defined]
+    field = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    default = field.default if field.default_factory is MISSING else field.default_factory()
     if default is MISSING:
         return error
     fix = f"Leave it out to have {getattr(default, 'value', default)!r}."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from transformers.utils import logging
 from ..errors import InvalidInputError
 from .checks import NoGradientError, NoStepError
 
+_Result = TypeVar("_Result")
 _FUNCTION = "_gradient_checkpointing_func"
 
 logger = logging.get_logger(__name__)
@@ -61,6 +63,31 @@ def reentrant_checkpoints(model: nn.Module) -> Iterator[None]:
     finally:
         for module, function in changed:
             setattr(module, _FUNCTION, function)
+
+
+def without_unused_warning(step: Callable[[], _Result]) -> _Result:
+    """
+    Runs a training step without DDP's warning that its search for unused parameters has found none.
+
+    It has to search from the start, since it cannot be told later, when groups are dropped. The warning comes from C++
+    and goes past Python's filters, except where Python called a C++ function of PyTorch: `apply_` is one that calls
+    Python in turn.
+
+    Args:
+        step (`Callable`): what to run.
+    """
+    results = []
+    grad, once = torch.is_grad_enabled(), torch.zeros((), dtype=torch.float64)
+
+    def call(value: float) -> float:
+        with torch.set_grad_enabled(grad):
+            results.append(step())
+        return value
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified", category=UserWarning)
+        once.apply_(call)
+    return results[0]
 
 
 def check_checkpointing(args: Any, model: nn.Module) -> None:
@@ -125,8 +152,15 @@ class GradientCallback(TrainerCallback):
         self._looked = False
 
     @property
+    def at_first_step(self) -> bool:
+        """Whether the first optimizer step of a training with several processes is yet to come."""
+        return not self._looked and self.trainer.args.world_size > 1
+
+    @property
     def changed_nothing(self) -> bool:
         """Whether the training left the adapter as it was: no step was taken, or none of them moved a weight."""
+        if not any(before.any() for before in self._before):
+            return self._steps == 0  # SparsityCallback has warned of an adapter of zeros, which cannot train
         pairs = zip(self._before, self.trainer.groups.parameters, strict=True)
         return self._steps == 0 or all(torch.equal(before, now.detach()) for before, now in pairs)
 

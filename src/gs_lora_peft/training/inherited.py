@@ -120,6 +120,13 @@ BY_ARGUMENTS: dict[str, list[Refusal]] = {
         ]
         for name in ("fsdp", "deepspeed")
     },
+    "dataloader_prefetch_factor": [
+        Refusal(
+            lambda args: args.dataloader_prefetch_factor is not None and args.dataloader_num_workers == 0,
+            "None without workers: only they fetch batches ahead",
+            "Give `dataloader_num_workers`, or leave it out.",
+        )
+    ],
     "label_smoothing_factor": [
         Refusal(
             lambda args: args.label_smoothing_factor != 0.0,
@@ -227,7 +234,7 @@ OBEYED = {
     "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo",
     "hub_model_id", "hub_always_push", "hub_revision", "load_best_model_at_end", "greater_is_better",
     "ignore_data_skip", "restore_callback_states_from_checkpoint", "full_determinism", "seed", "data_seed", "use_cpu",
-    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "ddp_bucket_cap_mb",
     "ddp_broadcast_buffers", "ddp_backend", "ddp_timeout", "debug", "skip_memory_metrics", "local_rank",
     # Nothing for them to act on: no text is generated, no tokens are counted, and samples are not grouped by length.

@@ -144,6 +144,7 @@ _Names = Annotated[
     list[ClassName] | None, BeforeValidator(lambda v: v if v is None else ordered_list(v)),
     Field(description="a list of names or None"),
 ]  # fmt: skip
+_Parallelism = Annotated[InstanceOf[ParallelismConfig] | None, Field(description="a ParallelismConfig or None")]
 _Path = Annotated[
     bool | Text | InstanceOf[os.PathLike] | None, Field(description="the path of a checkpoint, True, False or None")
 ]
@@ -214,7 +215,7 @@ KINDS: dict[str, Any] = {
         PlainValidator(_accelerator_config),
         Field(description="options of an AcceleratorConfig: a dictionary, JSON text or a JSON file, or None"),
     ],
-    "parallelism_config": _optional(InstanceOf[ParallelismConfig], "a ParallelismConfig"),
+    "parallelism_config": _Parallelism,
     "dataloader_num_workers": NotNegativeWhole,
     "dataloader_prefetch_factor": _OptionalCount,
     "dataloader_multiprocessing_context": _optional(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -41,7 +42,14 @@ from .checks import (
 from .continuation import LogContinuation
 from .disk import whole_checkpoint
 from .evaluation import ForgettingEvaluation
-from .gradients import GradientCallback, check_checkpointing, no_gradient, no_step, reentrant_checkpoints
+from .gradients import (
+    GradientCallback,
+    check_checkpointing,
+    no_gradient,
+    no_step,
+    reentrant_checkpoints,
+    without_unused_warning,
+)
 from .guard import FiniteCallback
 from .inherited import check_by_trainer
 from .meter import LossMeter
@@ -254,7 +262,8 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
         if not model.training:
             loss, outputs = self.task_objective.evaluation_step(model, inputs)
             return (loss, outputs) if return_outputs else loss
-        result = self.task_objective.training_step(model, inputs, global_mean=self._global_mean)
+        step = partial(self.task_objective.training_step, model, inputs, global_mean=self._global_mean)
+        result = without_unused_warning(step) if self._gradients.at_first_step else step()
         self.meter.add(result)
         loss = result.loss
         if not loss.requires_grad and torch.is_grad_enabled():
