@@ -111,15 +111,18 @@ class FiniteCallback(TrainerCallback):
         trainer.save_model(folder, _internal_call=True)
         # A process that raises early would take the one that is writing down with it.
         trainer.accelerator.wait_for_everyone()
-        if broken := _broken_weights(trainer):
-            return (
-                f"at step {state.global_step + 1} the loss is NaN or infinite, as {len(broken)} weights of the base "
-                f"model are, e.g. {broken[0]!r}: no adapter can make up for them. Load a sound copy of the base model."
-            )
         what = " and the ".join(halves) or otherwise
         where = "these samples" if halves else "the samples"
+        advice = (
+            f"Lower `learning_rate` (now {args.learning_rate}) or `forget_weight` (now {args.forget_weight}), or look "
+            f"for broken values in {where}."
+        )
+        if broken := _broken_weights(trainer):
+            advice = (
+                f"Weights of the model that do not train are NaN or infinite ({len(broken)} of its tensors, e.g. "
+                f"{broken[0]!r}): load a sound copy of the base model."
+            )
         return (
             f"at step {state.global_step + 1} the {what} is NaN or infinite. The adapter of the last good step is "
-            f"in {folder!r} and in the model. Lower `learning_rate` (now {args.learning_rate}) or `forget_weight` "
-            f"(now {args.forget_weight}), or look for broken values in {where}."
+            f"in {folder!r} and in the model. {advice}"
         )
