@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import MISSING
 from functools import cache
 from numbers import Real
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import (
@@ -134,7 +135,14 @@ def checked(
         raise error(name, value, "a value that is not nested endlessly", fix) from None
 
 
-def check_fields(instance: Any, *, only: Callable[[str], bool] | None = None, prefix: str = "", fix: str = "") -> None:
+def check_fields(
+    instance: Any,
+    *,
+    only: Callable[[str], bool] | None = None,
+    kinds: Mapping[str, Any] = MappingProxyType({}),
+    prefix: str = "",
+    fix: str = "",
+) -> None:
     """Checks the fields of a dataclass by their annotations; text is looked at only where it says more than `str`.
 
     A number of NumPy or torch, and one that was given as text where "auto" may stand, is replaced by Python's own.
@@ -142,19 +150,43 @@ def check_fields(instance: Any, *, only: Callable[[str], bool] | None = None, pr
     Args:
         instance (a dataclass): What is checked.
         only (`Callable[[str], bool]`, *optional*): Whether a field of this name is checked; by default all are.
+        kinds (`Mapping[str, Any]`, *optional*): Types of fields whose annotations say too little, by name.
         prefix (`str`, *optional*): What stands before the names in errors, such as `--`.
         fix (`str`, *optional*): What errors tell to do.
 
     Raises:
         InvalidInputError: A field holds something else.
     """
-    for name, kind in _kinds(type(instance)).items():  # type: ignore[arg-type]
+    for name, kind in {**_kinds(type(instance)), **kinds}.items():  # type: ignore[arg-type]
         if only is None or only(name):
             value = getattr(instance, name)
-            result = checked(f"{prefix}{name}", value, kind, fix=fix)
+            try:
+                result = checked(f"{prefix}{name}", value, kind, fix=fix)
+            except InvalidInputError as error:
+                raise error if error.fix else _with_default(error, type(instance), name) from None
             # An integer that is meant stays one, in whatever is written of it: 1 and not 1.0.
             if type(result) in (bool, int, float) and (type(value) not in (bool, int, float) or _is_text(kind)):
                 setattr(instance, name, result)
+
+
+# What pydantic expects, in words that say what to write; and what to do where nothing else says it.
+_PLAIN = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "True or False",
+    "a valid string": "text",
+    "a valid list": "a list",
+    "a valid dictionary": "a dictionary",
+}
+_ADVICE = {
+    "int_type": "Give a whole number, such as 1, without quotation marks.",
+    "float_type": "Give a number, such as 0.5, without quotation marks.",
+    "finite_number": "Give a finite number.",
+    "bool_type": "Give True or False, without quotation marks.",
+    "string_type": "Give text, in quotation marks.",
+    "list_type": "Give a list.",
+    "dict_type": "Give a dictionary.",
+}
 
 
 @cache
@@ -169,6 +201,16 @@ def _kinds(cls: type) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     kinds = {name: _kind(hints[name]) for name, field in fields.items() if field.init}
     return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def _with_default(error: InvalidInputError, cls: type, name: str) -> InvalidInputError:
+    """The same error with the fix that is left where no other is known."""
+    field = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    if default is MISSING:
+        return error
+    fix = f"Leave it out to have {getattr(default, 'value', default)!r}."
+    return InvalidInputError(error.name, error.value, error.expected, fix)
 
 
 def _is_text(kind: Any) -> bool:
@@ -205,6 +247,7 @@ def _refused(
     said = _description(inner) or " or ".join(dict.fromkeys(_expected(entry["msg"]) for entry in found))
     reasons = [str(entry["ctx"]["error"]) for entry in found if entry["type"] == "value_error"]
     advice = " ".join(dict.fromkeys(reason for reason in reasons if reason.endswith("."))) or fix
+    advice = advice or next((_ADVICE[entry["type"]] for entry in found if entry["type"] in _ADVICE), "")
     return error(name + "".join(f"[{key!r}]" for key in place), value, said, advice)
 
 
@@ -228,4 +271,5 @@ def _inside(kind: Any) -> Any:
 
 
 def _expected(message: str) -> str:
-    return message.removeprefix("Input should be ").removeprefix("Value error, ")
+    said = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    return _PLAIN.get(said, said)

@@ -16,8 +16,6 @@ from gs_lora_peft.sequence.merging import attach_adapters, merge_adapters
 from gs_lora_peft.tuner.batch_norm import batch_norm_frozen
 from gs_lora_peft.tuner.tying import head_tying_hidden
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-
 LAYERS = {
     "yolos": ["vit.encoder.layer.0", "vit.encoder.layer.1"],
     **{

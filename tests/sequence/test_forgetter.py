@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
+import warnings
 
 import pytest
 import sequence_cases as cases
@@ -102,6 +103,14 @@ def test_scores_before_and_after_are_measured_on_the_test_data(finished, base, d
         assert entry.scores["after"]["drop"] == pytest.approx(
             entry.scores["before"]["acc_forget"] - entry.scores["after"]["acc_forget"]
         )
+
+
+def test_no_deprecation_is_told_that_is_not_the_users(base, data, one_task):
+    """Every `PeftModel` reads an attribute that transformers deprecates: in training, in loading, in merging."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        cases.make_forgetter(base, one_task, data, args=cases.make_args(max_steps=1)).forget(ForgetRequest([4]))
+        load_forgotten(cases.load_base(base), one_task)
 
 
 def test_each_adapter_trains_alone_on_the_model_with_the_earlier_ones_merged(base, data, tmp_path, finished):

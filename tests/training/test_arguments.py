@@ -1,14 +1,25 @@
 """The arguments: what they refuse, how the command line reads them, and what they change in the Trainer's."""
 
+import dataclasses
 import math
+import warnings
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
-from transformers import HfArgumentParser, TrainingArguments
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import HfArgumentParser, IntervalStrategy, TrainingArguments
+from transformers.debug_utils import DebugOption
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.training_args import OptimizerNames
 
-from gs_lora_peft import GSLoraTrainingArguments
+from gs_lora_peft import GSLoraTrainingArguments, checking
 from gs_lora_peft.errors import InvalidInputError
+from gs_lora_peft.training.option_types import KINDS
+
+HINTS = get_type_hints(GSLoraTrainingArguments, include_extras=True)
 
 
 def parse(*words: str) -> GSLoraTrainingArguments:
@@ -126,6 +137,130 @@ def test_values_of_another_type_or_out_of_range(name, bad):
         GSLoraTrainingArguments(**{"output_dir": "out", "use_cpu": True, "ema_decay": 0.5, name: bad})
     assert caught.value.name == name
     assert caught.value.value is bad
+
+
+INHERITED = [field.name for field in dataclasses.fields(TrainingArguments)]
+
+
+def test_every_inherited_option_has_a_type():
+    """What a new version of transformers adds must not go unchecked."""
+    annotated = {name for name in INHERITED if checking._kind(HINTS[name]) is not None}
+    assert set(INHERITED) == annotated | KINDS.keys() | {"output_dir"}
+
+
+@pytest.mark.parametrize(
+    "bad", [object(), b"x", math.nan, [[]], {1: object()}], ids=["object", "bytes", "nan", "list", "dict"]
+)
+def test_no_inherited_option_takes_anything_at_all(bad):
+    """Walks over all: one clear error at construction, and neither a raw one nor one during the training."""
+    for name in INHERITED:
+        with pytest.raises(InvalidInputError) as caught:
+            GSLoraTrainingArguments(**{"output_dir": "out", "use_cpu": True, name: bad})
+        assert caught.value.name.startswith(name)
+        assert caught.value.fix, name
+
+
+@given(
+    name=st.sampled_from([name for name in INHERITED if name not in ("tf32", "ddp_backend")]),  # of the hardware
+    value=st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 3),
+        st.floats(),
+        st.text(max_size=4),
+        st.lists(st.integers() | st.text(max_size=2), max_size=2),
+        st.dictionaries(st.text(max_size=2), st.none()),
+    ),
+)
+@settings(max_examples=400, deadline=None)
+def test_an_option_is_refused_by_name_or_stays_valid(name, value):
+    """Whatever is given, there is no other error; what is accepted is accepted again once transformers has read it."""
+    if name == "output_dir" and isinstance(value, str):
+        return  # a path: see below
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # old names of options
+        error = None
+        try:
+            args = GSLoraTrainingArguments(**{"output_dir": "out", "use_cpu": True, name: value})
+        except InvalidInputError as caught:
+            error = caught
+        if error is None:
+            args.check()
+        else:
+            assert error.name.split("[")[0] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *(
+            (name, -1e-3)
+            for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps")
+        ),
+        *((name, -3) for name in ("logging_steps", "save_steps", "eval_steps", "save_total_limit", "max_steps")),
+        *(
+            (name, -3)
+            for name in ("dataloader_num_workers", "neftune_noise_alpha", "seed", "data_seed", "ddp_timeout")
+        ),
+        *((name, value) for name in ("adam_beta1", "adam_beta2") for value in (1.0, 2, -0.1)),
+        *((name, "junk") for name in ("log_level", "optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs")),
+        *(
+            (name, "junk")
+            for name in ("report_to", "debug", "save_strategy", "accelerator_config", "fsdp", "deepspeed")
+        ),
+        *(("accelerator_config", value) for value in ({"a": 1}, True, {"split_batches": "no"}, "{", "[1]")),
+        ("report_to", ["none", "wandb"]),
+        ("metric_for_best_model", 4),
+        ("label_names", 3),
+        ("fsdp", [1]),
+        ("run_name", [1]),
+    ],
+)
+def test_inherited_values_that_would_fail_late_or_do_nothing(name, bad):
+    """Errors at construction, by name and value."""
+    with pytest.raises(InvalidInputError) as caught:
+        GSLoraTrainingArguments(**{"output_dir": "out", "use_cpu": True, name: bad})
+    assert (caught.value.name, caught.value.value) == (name, bad)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr_scheduler_kwargs": '{"num_cycles": 0.5}'},
+        {"lr_scheduler_kwargs": {"num_cycles": 0.5}, "optim_args": "a=1, b=2", "optim": OptimizerNames.SGD},
+        {"accelerator_config": '{"even_batches": false}'},
+        {"accelerator_config": AcceleratorConfig(even_batches=False)},
+        {"accelerator_config": {"dispatch_batches": None, "gradient_accumulation_kwargs": {"num_steps": 1}}},
+        {"logging_strategy": IntervalStrategy.STEPS, "logging_steps": 0.1, "save_strategy": "best"},
+        {"save_steps": 0, "logging_steps": 0, "save_total_limit": 0},
+        {"report_to": "all"},
+        {"report_to": ["tensorboard"], "debug": [DebugOption.UNDERFLOW_OVERFLOW]},
+        {"debug": "underflow_overflow", "include_num_input_tokens_seen": True, "include_for_metrics": ("loss",)},
+        {"warmup_steps": 0.1, "max_grad_norm": 0, "adam_beta1": 0, "learning_rate": 0, "optim_target_modules": ["a"]},
+        {"trackio_static_space_id": False, "dataloader_num_workers": 1, "dataloader_prefetch_factor": 2},
+        {
+            "label_names": ["labels"],
+            "resume_from_checkpoint": True,
+            "log_level": "detail",
+            "fsdp": "",
+            "deepspeed": None,
+        },
+    ],
+    ids=str,
+)
+def test_what_transformers_takes_is_taken(values):
+    """Dictionaries, JSON text, enums and None; also a second time, in a copy."""
+    args = GSLoraTrainingArguments("out", use_cpu=True, **values)
+    dataclasses.replace(args).check()
+
+
+def test_options_in_a_json_file(tmp_path):
+    """As transformers reads them."""
+    file = tmp_path / "accelerator.json"
+    file.write_text('{"even_batches": false}')
+    args = GSLoraTrainingArguments("out", use_cpu=True, accelerator_config=str(file))
+    assert args.accelerator_config.even_batches is False
 
 
 def test_paths_and_numbers_of_other_libraries(tmp_path, monkeypatch):

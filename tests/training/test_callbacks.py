@@ -142,7 +142,7 @@ def test_penalty_follows_the_same_epochs(tmp_path):
             sparsity_until_epoch=2,
             logging_strategy="steps",
             logging_steps=1,
-            learning_rate=0.0,
+            learning_rate=1e-12,
         )
         losses[weight] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     norms = trainer.groups.norms().sum().item()

@@ -34,6 +34,7 @@ def folder(tmp_path_factory) -> Path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if done.returncode:
         pytest.fail(done.stderr[-3000:], pytrace=False)
+    (folder / "stderr.txt").write_text(done.stderr)
     return folder
 
 
@@ -53,6 +54,11 @@ def both(request, folder, reports, tmp_path_factory):
 def test_there_were_two_gloo_processes(reports):
     """The other tests would pass in one process as well."""
     assert [(report["processes"], report["backend"]) for report in reports] == [(2, "gloo")] * 2
+
+
+def test_nothing_is_said_of_unused_parameters(folder):
+    """DDP has to look for them from the start, when no group is dropped yet, and would warn of that."""
+    assert "did not find any unused parameters" not in (folder / "stderr.txt").read_text()
 
 
 def test_processes_end_with_the_same_adapter(folder, both):

@@ -8,14 +8,14 @@ import torch
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from peft import get_peft_model
-from tasks import adapter_state, differences, knowing_vit, peft_vit, trainer_for
+from tasks import adapter_state, differences, knowing_vit, peft_vit, scoring_set, trainer_for
 from torch import nn
 
-from gs_lora_peft import GSLoraConfig, NoGradientError, NoStepError
+from gs_lora_peft import GSLoraConfig, NoGradientError, NonFiniteLossError, NoStepError
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.training.gradients import check_checkpointing, reentrant_checkpoints
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore:.*torch.cpu.amp:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.cpu.amp:FutureWarning")
 ONE = {"num_train_epochs": 1}
 
 
@@ -157,6 +157,33 @@ def test_a_training_whose_steps_are_all_skipped_is_an_error(tmp_path, monkeypatc
     monkeypatch.setattr(AcceleratedOptimizer, "step_was_skipped", property(lambda self: True))
     with pytest.raises(NoStepError):
         trainer_for(peft_vit(), tmp_path, **ONE).train()
+
+
+@pytest.mark.parametrize("rate", [{"learning_rate": 0}, {"warmup_steps": 1}], ids=str)
+def test_a_training_that_moves_no_weight_is_an_error(tmp_path, rate):
+    """Steps at a rate of 0 are steps to the Trainer, and a task would be recorded in which nothing is forgotten."""
+    with pytest.raises(NoStepError):
+        trainer_for(peft_vit(), tmp_path, max_steps=1, **rate).train()
+
+
+def test_a_model_in_the_other_half_precision(tmp_path):
+    """Autocast does not put both kinds together: the option is named, in training and in evaluation."""
+    trainer = trainer_for(peft_vit(), tmp_path, kwargs={"eval_dataset": scoring_set()}, bf16=True)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.half()
+    for run in (trainer.train, trainer.evaluate):
+        with pytest.raises(InvalidInputError) as caught:
+            run()
+        assert caught.value.name == "bf16"
+
+
+def test_broken_weights_of_the_base_are_named(tmp_path):
+    """A lower learning rate would not help."""
+    model = peft_vit()
+    model.base_model.model.classifier.bias.data[0] = torch.nan
+    with pytest.raises(NonFiniteLossError, match=r"classifier\.bias"):
+        trainer_for(model, tmp_path, **ONE).train()
 
 
 def test_a_value_is_computed_without_gradient_where_that_is_asked_for(tmp_path):

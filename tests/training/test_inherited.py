@@ -18,7 +18,6 @@ from gs_lora_peft.data.pairing import ImageCollator
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.training import inherited
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 ONE = {"num_train_epochs": 1}
 EVALUATED = {"eval_strategy": "epoch", "kwargs": {"eval_dataset": scoring_set()}}
 TABLE = {

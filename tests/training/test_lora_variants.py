@@ -16,7 +16,6 @@ OPTIMIZERS = {
 CASES = [("LoRA+", {}), ("LoRA-FA", {}), ("AdamW", {"use_rslora": True}), ("AdamW", {"init_lora_weights": "mica"})]
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize(("optimizer", "options"), CASES, ids=str)
 @pytest.mark.parametrize("strength", [0.0, 3.0])
 def test_trains_shrinks_and_exports(tmp_path, optimizer, options, strength):

@@ -21,6 +21,7 @@ from transformers import (
     BertForSequenceClassification,
     CLIPImageProcessor,
     CLIPProcessor,
+    DataCollatorWithPadding,
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
@@ -206,6 +207,20 @@ def test_a_sequence_of_requests_scores_and_forgets(tmp_path, kind):
     assert entry.scores["after"]["acc_retain"] >= 0.8
     assert forgetter.ledger.label_names == NAMES
     assert entry.class_names == ["bee"]
+
+
+def test_columns_are_removed_where_a_sequence_is_scored(tmp_path):
+    """`remove_unused_columns` with a collator that cannot take the text itself, as in the trainer."""
+    data = texts()
+    forgetter = ContinualForgetter(
+        untrained("text"),
+        DatasetDict(train=data, test=data),
+        tmp_path / "run",
+        config=GSLoraConfig(r=4),
+        args=arguments(tmp_path, max_steps=1, remove_unused_columns=True),
+        data_collator=DataCollatorWithPadding(tokenizer()),
+    )
+    assert "acc_forget" in forgetter.forget(ForgetRequest(["bee"])).scores["after"]
 
 
 @pytest.mark.parametrize("kind", ["text", "sound"])

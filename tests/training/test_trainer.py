@@ -188,7 +188,7 @@ def test_the_last_incomplete_accumulation_window_is_a_mean_too(tmp_path):
         forget_bound=50.0,
         forget_weight=0.5,
         max_grad_norm=0.0,
-        learning_rate=0.0,
+        learning_rate=1e-7,  # 0 would change no weight, which is an error
         sparsity="none",
     )
     assert len(recorder.gradients) == 2
@@ -518,7 +518,7 @@ def test_early_stopping_ends_a_run_that_gets_no_better(tmp_path):
         kwargs={"callbacks": [EarlyStoppingCallback(early_stopping_patience=2)]},
         validation_fraction=0.3,
         num_train_epochs=20,
-        learning_rate=0.0,
+        learning_rate=1e-12,
         eval_strategy="epoch",
         save_strategy="epoch",
         load_best_model_at_end=True,

@@ -26,7 +26,6 @@ from gs_lora_peft import GSLoraConfig, LoraGroups, export_lora
 from gs_lora_peft.tuner.export import drop_zero_pairs
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),
 ]
 

@@ -25,8 +25,6 @@ from gs_lora_peft import GSLoraConfig, LoraGroups
 from gs_lora_peft.tuner import trainable_adapters
 from gs_lora_peft.tuner.export import drop_zero_pairs
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-
 VIT = CASES["vit"]
 GROUPINGS = ("block", "module", "matrix")
 

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from gs_lora_peft import GSLoraConfig, LoraGroups, export_lora
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-
 
 @pytest.fixture(params=sorted(TIED))
 def build(request) -> Callable[[], nn.Module]:

@@ -32,8 +32,6 @@ from transformers import MambaConfig, MambaForCausalLM, Qwen3MoeConfig, Qwen3Moe
 from gs_lora_peft import GSLoraConfig, LoraGroups, export_lora
 from gs_lora_peft.errors import InvalidInputError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-
 VIT = CASES["vit"]
 FFN = [f"vit.layers.{block}.mlp.fc{number}" for block in (0, 1) for number in (1, 2)]
 recent = pytest.mark.skipif(Version(peft.__version__) < Version("0.21"), reason="newer than this PEFT")

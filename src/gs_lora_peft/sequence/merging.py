@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,8 @@ def fresh_adapter(model: nn.Module, config: PeftConfig, name: str) -> Iterator[P
     """
     buffers = {buffer_name: buffer.clone() for buffer_name, buffer in model.named_buffers()}
     with kept_flags(model):
-        peft_model = get_peft_model(model, config, adapter_name=name)
+        with _without_deprecation():
+            peft_model = get_peft_model(model, config, adapter_name=name)
         try:
             yield peft_model
         finally:
@@ -38,6 +40,14 @@ def fresh_adapter(model: nn.Module, config: PeftConfig, name: str) -> Iterator[P
                 before = buffers.get(buffer_name)
                 if before is not None and before.shape == buffer.shape:
                     buffer.copy_(before)
+
+
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    """Hides that a `PeftModel` reads an attribute which transformers deprecates: it is not the user's to change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftModel:
@@ -54,7 +64,7 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
     first = adapters[0]
     empty = LoraConfig(target_modules=DUMMY_TARGET_MODULES, task_type=first.config.task_type, inference_mode=True)
     peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(empty.task_type), PeftModel)
-    with head_tying_hidden(model):
+    with head_tying_hidden(model), _without_deprecation():
         peft_model = peft_class(model, empty, adapter_name=first.name, low_cpu_mem_usage=True)
     tuner: Any = peft_model.base_model
     likes: dict[tuple, str] = {}

@@ -120,7 +120,8 @@ class Scores:
         return scores_of_sets(found.scoring, by_class, {"revoked": revoked, "still_forgotten": others, "retain": kept})
 
     def _predict(self, model: nn.Module) -> Answers:
-        return predict(model, self.dataset, self.recipe.args, self.recipe.data_collator, self.recipe.label_column)
+        recipe = self.recipe
+        return predict(model, self.dataset, recipe.args, recipe.data_collator, recipe.label_column)
 
 
 def scores_of_sets(
@@ -144,7 +145,7 @@ def scores_of_sets(
 
 
 def predict(
-    model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any, label_column: str
+    model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any, label_column: str = "label"
 ) -> Answers:
     """What a model answers on every row, as the objective of its kind has it.
 
@@ -153,7 +154,7 @@ def predict(
         dataset (`datasets.Dataset`): Labelled rows.
         args (`TrainingArguments`): Batch size, device, precision and workers of the evaluation; not changed.
         data_collator (`Callable`): As in `transformers.Trainer`.
-        label_column (`str`): Column of the labels, or of annotated boxes.
+        label_column (`str`, *optional*, defaults to `"label"`): Column of the labels, or of annotated boxes.
 
     Returns:
         [`Answers`], in every process.
@@ -164,13 +165,16 @@ def predict(
     args = copy.copy(args)
     args.eval_strategy, args.load_best_model_at_end = "no", False
     args.report_to, args.push_to_hub, args.label_names = [], False, ["labels"]
-    # The collator gets whole rows, and all answers are wanted, in one piece.
+    # Columns are removed as in training, behind the data set's transform; all answers are wanted, in one piece.
+    filtered = args.remove_unused_columns
     args.remove_unused_columns, args.prediction_loss_only, args.eval_do_concat_batches = False, False, True
     own = {name: vars(model)[name] for name in _LEFT_BEHIND if name in vars(model)}
     with tempfile.TemporaryDirectory() as scratch:
         args.output_dir = scratch
         try:
             scorer = _Scorer(model, args, data_collator=data_collator)
+            if filtered:
+                scorer._filter_columns(label_column)
             # Last, so that it gets the rows as they come from the data set.
             scorer.data_collator = AgreeingLabels(scorer.data_collator, label_column)
             prediction = scorer.predict(dataset)

@@ -14,6 +14,7 @@ from ..data.pairing import EpochCovers
 from ..objectives import Background, ForgetLoss, PrototypeDistance
 from ..storage import as_path
 from .inherited import check_by_arguments, smaller_is_better
+from .option_types import KINDS
 
 _POSITIVE = Annotated[Number, Field(gt=0)]
 _ForgetBound = Annotated[str, auto_or(_POSITIVE), Field(description="a positive, finite number in nats or 'auto'")]
@@ -132,9 +133,9 @@ class GSLoraTrainingArguments(TrainingArguments):
             sparsity acts and the average starts is known and checked when training begins.
     """
 
-    learning_rate: Number = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: NotNegative = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    weight_decay: Number = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    weight_decay: NotNegative = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     num_train_epochs: Number = field(default=15.0, metadata={"help": "Passes over the larger of both sets."})
     per_device_train_batch_size: int = field(
         default=48, metadata={"help": "Samples to keep in a joint batch; as many to forget come on top."}
@@ -233,11 +234,11 @@ class GSLoraTrainingArguments(TrainingArguments):
         Raises:
             ValueError: as above.
         """
+        check_fields(self, kinds=KINDS)
         check_by_arguments(self)
-        self._check_values()
+        self._check_together()
 
-    def _check_values(self) -> None:
-        check_fields(self)
+    def _check_together(self) -> None:
         views = self.prototype_augmentations
         if views and not self.prototype_forget_weight and not self.prototype_retain_weight:
             raise ValueError(

@@ -36,7 +36,7 @@ class NoGradientError(ValueError):
 
 
 class NoStepError(ValueError):
-    """A training ended without an optimizer step, so that nothing was forgotten."""
+    """A training ended in which the optimizer changed no weight, so that nothing was forgotten."""
 
 
 def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,8 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from ..data.rows import NamedRows
 from ..objectives import ClassRoles, Objective, before_the_task
 from .callbacks import EMACallback
+from .columns import ColumnFilter
+from .guard import one_low_precision
 
 _PADDING = -100  # what the Trainer fills up with where batches differ in their second dimension
 
@@ -43,6 +45,17 @@ class ObjectiveEvaluation(Trainer):
     @property
     def _in_search(self) -> bool:
         return getattr(self, "hp_search_backend", None) is not None
+
+    def _filter_columns(self, label_column: str) -> None:
+        """What `remove_unused_columns` means, see [`ColumnFilter`]."""
+        self._set_signature_columns_if_needed()
+        self.data_collator = ColumnFilter(self.data_collator, {*(self._signature_columns or ()), label_column})
+
+    def compute_loss_context_manager(self) -> Any:
+        context = ExitStack()
+        context.enter_context(one_low_precision(self.args))
+        context.enter_context(super().compute_loss_context_manager())
+        return context
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:
         stream = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..errors import InvalidInputError
-from .checks import NoGradientError
+from .checks import NoGradientError, NoStepError
 
+_Result = TypeVar("_Result")
 _FUNCTION = "_gradient_checkpointing_func"
 
 logger = logging.get_logger(__name__)
@@ -27,6 +29,16 @@ def no_gradient(step: int) -> NoGradientError:
         "use_reentrant=True around frozen inputs. Let the forward keep its graph (in training, remove torch.no_grad() "
         "and .detach(), and give activation checkpointing use_reentrant=False). If it does, the losses have no slope: "
         "raise `forget_weight` or `forget_bound`."
+    )
+
+
+def no_step(steps: int) -> NoStepError:
+    """The error of a training of so many steps that left the adapter as it was."""
+    return NoStepError(
+        f"the training ended after {steps} steps, in none of which the optimizer changed a weight, so that nothing is "
+        "forgotten. Look for a learning rate of 0 (`learning_rate`, or `warmup_steps` that cover the training), for "
+        "callbacks that stop it and, with fp16, for infinite gradients, because of which every step is skipped; or "
+        "train longer."
     )
 
 
@@ -51,6 +63,31 @@ def reentrant_checkpoints(model: nn.Module) -> Iterator[None]:
     finally:
         for module, function in changed:
             setattr(module, _FUNCTION, function)
+
+
+def without_unused_warning(step: Callable[[], _Result]) -> _Result:
+    """
+    Runs a training step without DDP's warning that its search for unused parameters has found none.
+
+    It has to search from the start, since it cannot be told later, when groups are dropped. The warning comes from C++
+    and goes past Python's filters, except where Python called a C++ function of PyTorch: `apply_` is one that calls
+    Python in turn.
+
+    Args:
+        step (`Callable`): what to run.
+    """
+    results = []
+    grad, once = torch.is_grad_enabled(), torch.zeros((), dtype=torch.float64)
+
+    def call(value: float) -> float:
+        with torch.set_grad_enabled(grad):
+            results.append(step())
+        return value
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified", category=UserWarning)
+        once.apply_(call)
+    return results[0]
 
 
 def check_checkpointing(args: Any, model: nn.Module) -> None:
@@ -110,11 +147,26 @@ class GradientCallback(TrainerCallback):
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.steps = 0  # optimizer steps that were really taken since training began
+        self._steps = 0  # optimizer steps that were really taken since training began
+        self._before: list[Tensor] = []
         self._looked = False
 
+    @property
+    def at_first_step(self) -> bool:
+        """Whether the first optimizer step of a training with several processes is yet to come."""
+        return not self._looked and self.trainer.args.world_size > 1
+
+    @property
+    def changed_nothing(self) -> bool:
+        """Whether the training left the adapter as it was: no step was taken, or none of them moved a weight."""
+        if not any(before.any() for before in self._before):
+            return self._steps == 0  # SparsityCallback has warned of an adapter of zeros, which cannot train
+        pairs = zip(self._before, self.trainer.groups.parameters, strict=True)
+        return self._steps == 0 or all(torch.equal(before, now.detach()) for before, now in pairs)
+
     def on_train_begin(self, args, state, control, **kwargs):
-        self.steps, self._looked = 0, False
+        self._steps, self._looked = 0, False
+        self._before = [parameter.detach().clone() for parameter in self.trainer.groups.parameters]
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if self._looked:
@@ -134,7 +186,7 @@ class GradientCallback(TrainerCallback):
         self._tell_of_silent_groups()
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        self.steps += not getattr(optimizer, "step_was_skipped", False)
+        self._steps += not getattr(optimizer, "step_was_skipped", False)
 
     def _tell_of_silent_groups(self) -> None:
         groups = self.trainer.groups

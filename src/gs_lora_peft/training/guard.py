@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from ..errors import InvalidInputError
 from .checks import NonFiniteLossError
 
 LAST_GOOD_FOLDER = "last-good"
+
+
+@contextmanager
+def one_low_precision(args: Any) -> Iterator[None]:
+    """
+    Says what is wrong where a model mixes both kinds of 16-bit numbers.
+
+    PyTorch's autocast to the one refuses to put tensors of the other together. Which models do so only their forward
+    tells: many run well on a base in float16 with `bf16`.
+
+    Args:
+        args (`transformers.TrainingArguments`): the arguments.
+
+    Raises:
+        InvalidInputError: in place of PyTorch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "autocast::prioritize" not in str(error):
+            raise
+        name, other = ("bf16", "float16") if args.bf16 else ("fp16", "bfloat16")
+        fix = f"Load the model in float32 (dtype=torch.float32), or leave `{name}` out."
+        expected = f"False for a base model in {other}: its forward puts both kinds of numbers together"
+        raise InvalidInputError(name, getattr(args, name), expected, fix) from error
+
+
+def _broken_weights(trainer: Any) -> list[str]:
+    """The names of the weights, besides those that train, that hold NaN or infinite numbers."""
+    trained = {id(parameter) for parameter in trainer.groups.parameters}
+    frozen = [named for named in trainer.model.named_parameters() if id(named[1]) not in trained]
+    return [name for name, weight in frozen if weight.is_floating_point() and not weight.isfinite().all()]
 
 
 class FiniteCallback(TrainerCallback):
@@ -78,8 +113,16 @@ class FiniteCallback(TrainerCallback):
         trainer.accelerator.wait_for_everyone()
         what = " and the ".join(halves) or otherwise
         where = "these samples" if halves else "the samples"
+        advice = (
+            f"Lower `learning_rate` (now {args.learning_rate}) or `forget_weight` (now {args.forget_weight}), or look "
+            f"for broken values in {where}."
+        )
+        if broken := _broken_weights(trainer):
+            advice = (
+                f"Weights of the model that do not train are NaN or infinite ({len(broken)} of its tensors, e.g. "
+                f"{broken[0]!r}): load a sound copy of the base model."
+            )
         return (
             f"at step {state.global_step + 1} the {what} is NaN or infinite. The adapter of the last good step is "
-            f"in {folder!r} and in the model. Lower `learning_rate` (now {args.learning_rate}) or `forget_weight` "
-            f"(now {args.forget_weight}), or look for broken values in {where}."
+            f"in {folder!r} and in the model. {advice}"
         )

@@ -46,6 +46,15 @@ def _gives_no_epoch(args: Any) -> bool:
     return not _positive(epochs) and not _positive(args.max_steps)
 
 
+def _no_whole_steps(name: str, strategy: str) -> Callable[[Any], bool]:
+    def refused(args: Any) -> bool:
+        steps = getattr(args, name)
+        # Below 1 it is a part of the training.
+        return getattr(args, strategy) == "steps" and (steps == 0 or (steps > 1 and steps != int(steps)))
+
+    return refused
+
+
 def _positive(value: Any) -> bool:
     return _finite(value) and value > 0
 
@@ -90,6 +99,33 @@ BY_ARGUMENTS: dict[str, list[Refusal]] = {
     ],
     "gradient_accumulation_steps": [
         Refusal(_not_whole_from("gradient_accumulation_steps", 1), _AT_LEAST_ONE, "1 does not accumulate.")
+    ],
+    **{
+        f"{kind}_steps": [
+            Refusal(
+                _no_whole_steps(f"{kind}_steps", f"{kind}_strategy"),
+                f"a whole number from 1 up, or a part of all steps in (0, 1), for {kind}_strategy='steps'",
+                f"Give one, or leave {kind}_strategy='steps' out.",
+            )
+        ]
+        for kind in ("logging", "save")
+    },
+    **{
+        name: [
+            Refusal(
+                lambda args, name=name: bool(getattr(args, name)),  # type: ignore[misc]
+                "None: group norms and proximal steps need whole matrices, and weights that nothing overwrites",
+                "Use DDP (`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it.",
+            )
+        ]
+        for name in ("fsdp", "deepspeed")
+    },
+    "dataloader_prefetch_factor": [
+        Refusal(
+            lambda args: args.dataloader_prefetch_factor is not None and args.dataloader_num_workers == 0,
+            "None without workers: only they fetch batches ahead",
+            "Give `dataloader_num_workers`, or leave it out.",
+        )
     ],
     "label_smoothing_factor": [
         Refusal(
@@ -180,7 +216,7 @@ BY_TRAINER: dict[str, list[Refusal]] = {
 
 # Refused elsewhere: by `check_distribution`, `check_evaluation`, `check_checkpointing` and `GSLoraTrainer` itself.
 ELSEWHERE = {
-    "fsdp", "fsdp_config", "deepspeed", "ddp_find_unused_parameters", "metric_for_best_model", "eval_strategy",
+    "fsdp_config", "ddp_find_unused_parameters", "metric_for_best_model", "eval_strategy",
     "eval_on_start", "prediction_loss_only", "activation_checkpointing", "activation_checkpointing_kwargs",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "dataloader_drop_last",
 }  # fmt: skip
@@ -190,15 +226,15 @@ OBEYED = {
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules", "max_grad_norm", "bf16",
     "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "torch_compile", "torch_compile_backend",
     "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "torch_empty_cache_steps",
-    "auto_find_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node",
+    "auto_find_batch_size", "logging_strategy", "logging_first_step", "log_on_each_node",
     "logging_nan_inf_filter", "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm",
     "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
     "eval_steps", "eval_delay", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps",
-    "include_for_metrics", "batch_eval_metrics", "save_only_model", "save_strategy", "save_steps",
+    "include_for_metrics", "batch_eval_metrics", "save_only_model", "save_strategy",
     "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo",
     "hub_model_id", "hub_always_push", "hub_revision", "load_best_model_at_end", "greater_is_better",
     "ignore_data_skip", "restore_callback_states_from_checkpoint", "full_determinism", "seed", "data_seed", "use_cpu",
-    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "ddp_bucket_cap_mb",
     "ddp_broadcast_buffers", "ddp_backend", "ddp_timeout", "debug", "skip_memory_metrics", "local_rank",
     # Nothing for them to act on: no text is generated, no tokens are counted, and samples are not grouped by length.

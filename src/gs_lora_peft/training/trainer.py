@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,6 @@ from .batches import PairedBatches
 from .callbacks import EMACallback, SamplerEpochCallback, SparsityCallback
 from .checkpoints import load_adapters, read_state, write_state
 from .checks import (
-    NoStepError,
     check_distribution,
     check_evaluation,
     check_hold_out,
@@ -40,11 +40,17 @@ from .checks import (
     training_adapter,
     without_data,
 )
-from .columns import ColumnFilter
 from .continuation import LogContinuation
 from .disk import whole_checkpoint
 from .evaluation import ForgettingEvaluation
-from .gradients import GradientCallback, check_checkpointing, no_gradient, reentrant_checkpoints
+from .gradients import (
+    GradientCallback,
+    check_checkpointing,
+    no_gradient,
+    no_step,
+    reentrant_checkpoints,
+    without_unused_warning,
+)
 from .guard import FiniteCallback
 from .inherited import check_by_trainer
 from .meter import LossMeter
@@ -108,7 +114,7 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
             `eval_dataset`, or with FSDP or DeepSpeed.
         InvalidInputError: a ValueError, if an inherited option cannot be obeyed (docs/training.md).
         NoGradientError: at the first step, if no gradient reaches the adapter, so that nothing would be forgotten.
-        NoStepError: at the end of a training in which the optimizer took no step.
+        NoStepError: at the end of a training in which the optimizer changed no weight.
         NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those of the last step at which
             loss and gradient were finite.
 
@@ -210,8 +216,7 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
         check_by_trainer(self)
         check_checkpointing(args, model)
         if args.remove_unused_columns:
-            self._set_signature_columns_if_needed()
-            self.data_collator = ColumnFilter(data_collator, {*(self._signature_columns or ()), label_column})
+            self._filter_columns(label_column)
         self.ignore_keys_for_eval: list[str] | None = None
         self._own_callbacks: list[TrainerCallback] = []
         self._make_callbacks()
@@ -259,7 +264,8 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
         if not model.training:
             loss, outputs = self.task_objective.evaluation_step(model, inputs)
             return (loss, outputs) if return_outputs else loss
-        result = self.task_objective.training_step(model, inputs, global_mean=self._global_mean)
+        step = partial(self.task_objective.training_step, model, inputs, global_mean=self._global_mean)
+        result = without_unused_warning(step) if self._gradients.at_first_step else step()
         self.meter.add(result)
         loss = result.loss
         if not loss.requires_grad and torch.is_grad_enabled():
@@ -331,12 +337,8 @@ class GSLoraTrainer(PairedBatches, AdapterSearch, ForgettingEvaluation, AdapterP
             # Also after an error: the model is an ordinary PEFT model again, and evaluation scores its weights.
             self.groups.thaw()
             self.is_in_train = False
-        if output.global_step == 0 or (checkpoint is None and self._gradients.steps == 0):
-            raise NoStepError(
-                f"the training ended after {output.global_step} steps, in none of which the optimizer changed a "
-                "weight, so that nothing is forgotten. Look for callbacks that stop it and, with fp16, for infinite "
-                "gradients, because of which every step is skipped; or train longer."
-            )
+        if output.global_step == 0 or (checkpoint is None and self._gradients.changed_nothing):
+            raise no_step(output.global_step)
         return output
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
