@@ -40,6 +40,7 @@ from gs_lora_peft.cli.settings import (
 )
 
 DIGITS = "three;seven;zero,one"
+OF_OTHER_DATA = ("model_revision", "dataset_config_name", "train_split", "test_split", "image_column", "label_column")
 
 
 @dataclass
@@ -83,7 +84,7 @@ import sys
 from collections.abc import Sequence
 
 from accelerate import PartialState
-from datasets import DatasetDict, load_dataset, load_from_disk
+from datasets import DatasetDict
 from digits import load_digits, pretrained_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -95,10 +96,10 @@ from gs_lora_peft import (
     parse_requests,
     push_to_hub,
 )
-from gs_lora_peft.data import align_known_labels, evaluation_split
-from gs_lora_peft.data.evaluation import EVALUATION_SPLITS
+from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
+from gs_lora_peft.data import align_known_labels
 from gs_lora_peft.sequence import exit_status, format_table
-from gs_lora_peft.storage.hub_calls import as_folder_or_repo
+from gs_lora_peft.training.publishing import repo_to_publish_in
 
 
 def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments, GSLoraTrainingArguments]:
@@ -114,40 +115,10 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments,
     return script, adapter, args
 
 
-def load_data(script: Any) -> DatasetDict:
-    """Train and test split, from the Hub or a folder; the column of the images is called "image".
-
-    Raises:
-        ValueError: if one of them is not there.
-    """
-    name = str(as_folder_or_repo(script.dataset_name, "--dataset_name", "a folder or a file of data"))
-    if Path(name, "dataset_dict.json").is_file():
-        dataset = load_from_disk(name)
-    elif Path(name).is_file():
-        dataset = load_dataset(Path(name).suffix.lstrip("."), data_files=name)
-    else:
-        dataset = load_dataset(name, script.dataset_config_name)
-    test = script.test_split or evaluation_split(dataset)
-    if script.train_split not in dataset or test not in dataset:
-        raise ValueError(
-            f"{name!r} has the splits {list(dataset)}; expected {script.train_split!r} to train on and "
-            f"{script.test_split or ' or '.join(map(repr, EVALUATION_SPLITS))} to score on. Set --train_split and "
-            f"--test_split; where there is no other data, --test_split {script.train_split} scores on what was "
-            "trained on, and says so."
-        )
-    dataset = DatasetDict(train=dataset[script.train_split], test=dataset[test])
-    return dataset if script.image_column == "image" else dataset.rename_column(script.image_column, "image")
-
-
-def model_source(script: Any) -> dict[str, Any]:
-    """Where the model is, as `from_pretrained` takes it."""
-    place = as_folder_or_repo(script.model_name_or_path, "--model_name_or_path", "the folder of a model")
-    return {"pretrained_model_name_or_path": str(place), "revision": script.model_revision}
-
-
 def load_model_and_data(script: ScriptArguments):
     """Model, data and image processor; the embedded default without arguments."""
     if script.model_name_or_path is None:
+        refuse_ignored(script, OF_OTHER_DATA, "the digits come with their model, which is made here")
         dataset = load_digits()
         return pretrained_vit(dataset), dataset, None
     source = model_source(script)
@@ -202,7 +173,7 @@ def carry_out(
 def publish_if_asked(args: GSLoraTrainingArguments) -> None:
     """`--push_to_hub`: the whole run, private unless said otherwise."""
     if args.push_to_hub:
-        repo_id = args.hub_model_id or Path(args.output_dir).name
+        repo_id = repo_to_publish_in(args)
         private = args.hub_private_repo is not False
         options = {"private": private, "revision": args.hub_revision, "token": args.hub_token}
         print(f"Hub:      {push_to_hub(args.output_dir, repo_id, **options)}")

@@ -20,7 +20,7 @@ from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository, was_always_new
 from ..tuner.compiled import uncompiled
 from ..tuner.quantisation import refuse_quantised
-from .base import base_revision, load_base_model, model_source
+from .base import base_source, load_base_model, model_source
 from .markdown import escape
 from .metadata import is_on_hub
 from .snippets import import_line, quoted
@@ -134,7 +134,7 @@ def merge_forgotten(
 
 def _processor(ledger: ForgettingLedger, source: str, token: str | bool | None) -> Any:
     try:
-        return AutoProcessor.from_pretrained(source, token=token, revision=base_revision(ledger, source))
+        return AutoProcessor.from_pretrained(**base_source(ledger, source, token=token))
     except (OSError, ValueError, KeyError, ImportError) as error:  # what it raises where there is none
         warnings.warn(
             f"no processor was found with the base model {source!r}, so that none is saved with the merged one "
