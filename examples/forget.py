@@ -13,12 +13,12 @@ Any model and data set of the Hub, or local folders (parquet, an image folder, o
 Settings may come from a YAML file, and the command line wins: `--config settings.yaml --learning_rate 5e-3`. There
 `forget: [tench, church]` is one request, `forget: [[tench], [church]]` are two.
 
-A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
-that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
-With other settings than those of then nothing is done unless you say what is meant: `--keep` or `--redo`.
+A run that was stopped goes on when the same command is given again: finished requests
+are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no` writes no checkpoints;
+it then starts again). With other settings the command is refused, unless you choose `--keep` or `--redo`.
 
-Exit status: 0 if all went well, 1 if something was refused or broke off, 2 if the command line is wrong, 3 if what was
-to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with 1 whenever a script does not end
+Exit status: 0 if all went well, 1 if something was refused or failed, 2 if the command line is wrong, 3 if a request
+is not forgotten (`--max_forget_accuracy`). `accelerate launch` itself ends with 1 whenever a script does not end
 with 0.
 """
 

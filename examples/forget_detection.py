@@ -11,9 +11,9 @@ Settings may come from a YAML file, and the command line wins: `--config example
 protocol on COCO. Prints AP of what was forgotten and what was kept, and draws the same test images before and after to
 `private_pictures` in the output folder.
 
-A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
-that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
-With other settings than those of then nothing is done unless you say what is meant: `--keep` or `--redo`.
+A run that was stopped goes on when the same command is given again: finished requests
+are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no` writes no checkpoints;
+it then starts again). With other settings the command is refused, unless you choose `--keep` or `--redo`.
 Exit status as in forget.py.
 """
 

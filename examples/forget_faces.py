@@ -9,13 +9,13 @@ From a converted folder: `--model_name_or_path face-model` instead of `--checkpo
 Transformer is pre-trained on the data first (`--image_size`, `--pretrain_epochs`, ...).
 
 Prints accuracy with and without the margin and how well pairs of images are told apart, for people forgotten and kept.
-Pictures of both go to `private_pictures` in the output folder: they show faces that are to be forgotten, and are
-nothing to publish. Settings may come from a YAML file, as in forget.py: `--config settings.yaml`.
+Pictures of both go to `private_pictures` in the output folder: they show faces that are to be forgotten, so
+do not publish them. Settings may come from a YAML file, as in forget.py: `--config settings.yaml`.
 
 A run that was stopped goes on when the same command is given again: pre-training after its last finished epoch; then
-requests that were carried out are done, and the one that was not goes on after its last finished epoch
-(`--save_strategy no` writes no checkpoints of requests; it then begins anew). With other settings than those of then
-nothing is done unless you say what is meant: `--keep` or `--redo`. Exit status as in forget.py.
+finished requests are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no`
+writes no checkpoints of requests; it then starts again). With other settings the command is refused, unless you choose
+`--keep` or `--redo`. Exit status as in forget.py.
 """
 
 from __future__ import annotations

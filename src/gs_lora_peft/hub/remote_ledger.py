@@ -24,7 +24,7 @@ def published_ledger(head: RemoteHead, token: str | bool | None = None) -> Forge
 
     Raises:
         LedgerError: it is damaged, edited or of a newer schema.
-        ValueError: somebody keeps something else there.
+        ValueError: the repository holds something else.
     """
     if LEDGER_NAME in head.files:
         return fetch_ledger(head.repo_id, revision=head.sha, token=token)
@@ -46,7 +46,7 @@ def check_continues(published: ForgettingLedger, own: ForgettingLedger, repo_id:
     if problem := history_problem(published, own):
         raise LedgerError(
             f"the run in '{own.folder}' does not continue the one published in {repo_id!r}: {problem}. Nothing was "
-            f"sent. If somebody has published more, fetch that first (ContinualForgetter.from_hub({repo_id!r}, ...)) "
+            f"sent. If more has been published, fetch that first (ContinualForgetter.from_hub({repo_id!r}, ...)) "
             "and carry out there what is missing; or choose another repository."
         )
 

@@ -76,7 +76,7 @@ def stage_repository(
         ValueError: if `out` holds files, or `repo_id`, `max_rank`, `dataset` or `license` cannot be one.
         OSError: if a file could not be written.
     """
-    # Drawing takes a second to import; whoever only loads or merges needs none of it.
+    # Drawing takes a second to import; loading and merging do not need it.
     from .card import build_card
     from .figures import draw_figures
 
