@@ -41,8 +41,8 @@ model = {model_class}.from_pretrained({repo})
 
 Of the layers that forgetting changed, no weights of the base model are in here. Do not publish it next to the adapters
 it was made with: subtracted again, they give the base model back. `config.json` has the names of all classes, as that
-of the base model; it does not say which were forgotten. Forgetting was measured as accuracy on test data; that does not
-prove that nothing about the forgotten classes can be recovered from the weights.{remarks}
+of the base model; it does not say which were forgotten. Forgetting was measured as accuracy on test data; that
+does not prove that nothing about the forgotten classes can be recovered from the weights.{remarks}
 """
 
 

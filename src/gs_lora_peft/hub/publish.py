@@ -57,8 +57,8 @@ def push_to_hub(
         withhold_classes (`bool`, *optional*):
             `True`: no file names a class, its id, or how many samples it has; requests appear by number and a keyed
             digest, whose key `withheld.key` stays in `folder` (keep it: with it one can prove later what was
-            forgotten). Times are days, and scores whole per cent. Anyone who runs the model can still find out what it no
-            longer knows. By default as the repository was published before, and a new one as the run was: withheld if
+            forgotten). Times are days, and scores whole per cent. Running the model still shows what it no longer
+            knows. By default as the repository was published before, and a new one as the run was: withheld if
             it ever was (`folder` has a `withheld.key`), else named. `False` names the classes.
         max_rank (`int`, *optional*): the largest rank that the adapter of all tasks together may have in a layer;
             more is recompressed, and the card says with what error. By default it is exact.
