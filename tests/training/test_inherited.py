@@ -408,7 +408,7 @@ def test_a_model_or_what_makes_one(tmp_path):
 
 @pytest.mark.parametrize(("settings", "wrong"), [({"hub_model_id": "./x"}, "hub_model_id"), ({}, "output_dir")])
 def test_where_to_publish_is_checked_when_the_trainer_is_made(tmp_path, settings, wrong):
-    """A training whose result cannot be published under this name does not begin; without a push it does not matter."""
+    """A training whose result cannot be published under this name does not begin."""
     trainer_for(peft_vit(), tmp_path / "a..b", **settings)
     with pytest.raises(InvalidInputError) as caught:
         trainer_for(peft_vit(), tmp_path / "a..b", push_to_hub=True, **settings)
