@@ -13,13 +13,13 @@ Any model and data set of the Hub, or local folders (parquet, an image folder, o
 Settings may come from a YAML file, and the command line wins: `--config settings.yaml --learning_rate 5e-3`. There
 `forget: [tench, church]` is one request, `forget: [[tench], [church]]` are two.
 
-A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
-that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
-With other settings than before nothing is done unless you say what is meant: `--keep` or `--redo`. With another
-`--max_forget_accuracy` requests that are done are judged anew, without training.
+A run that was stopped goes on when the same command is given again: finished requests
+are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no` writes no checkpoints;
+it then starts again). With other settings the command is refused, unless you choose `--keep` or `--redo`.
+With another `--max_forget_accuracy`, finished requests are judged again, without training.
 
-Exit status: 0 if all went well, 1 if something was refused or broke off, 2 if the command line is wrong, 3 if what was
-to be forgotten is not (`--max_forget_accuracy`). `accelerate launch` itself ends with 1 whenever a script does not end
+Exit status: 0 if all went well, 1 if something was refused or failed, 2 if the command line is wrong, 3 if a request
+is not forgotten (`--max_forget_accuracy`). `accelerate launch` itself ends with 1 whenever a script does not end
 with 0.
 """
 
@@ -41,6 +41,7 @@ from gs_lora_peft.cli.settings import (
 )
 
 DIGITS = "three;seven;zero,one"
+OF_OTHER_DATA = ("model_revision", "dataset_config_name", "train_split", "test_split", "image_column", "label_column")
 
 
 @dataclass
@@ -85,7 +86,7 @@ import sys
 from collections.abc import Sequence
 
 from accelerate import PartialState
-from datasets import DatasetDict, load_dataset, load_from_disk
+from datasets import DatasetDict
 from digits import load_digits, pretrained_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -97,10 +98,10 @@ from gs_lora_peft import (
     parse_requests,
     push_to_hub,
 )
-from gs_lora_peft.data import align_known_labels, evaluation_split
-from gs_lora_peft.data.evaluation import EVALUATION_SPLITS
+from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
+from gs_lora_peft.data import align_known_labels
 from gs_lora_peft.sequence import exit_status, format_table
-from gs_lora_peft.storage.hub_calls import as_folder_or_repo
+from gs_lora_peft.training.publishing import repo_to_publish_in
 
 
 def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments, GSLoraTrainingArguments]:
@@ -116,40 +117,10 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments,
     return script, adapter, args
 
 
-def load_data(script: Any) -> DatasetDict:
-    """Train and test split, from the Hub or a folder; the column of the images is called "image".
-
-    Raises:
-        ValueError: if one of them is not there.
-    """
-    name = str(as_folder_or_repo(script.dataset_name, "--dataset_name", "a folder or a file of data"))
-    if Path(name, "dataset_dict.json").is_file():
-        dataset = load_from_disk(name)
-    elif Path(name).is_file():
-        dataset = load_dataset(Path(name).suffix.lstrip("."), data_files=name)
-    else:
-        dataset = load_dataset(name, script.dataset_config_name)
-    test = script.test_split or evaluation_split(dataset)
-    if script.train_split not in dataset or test not in dataset:
-        raise ValueError(
-            f"{name!r} has the splits {list(dataset)}; expected {script.train_split!r} to train on and "
-            f"{script.test_split or ' or '.join(map(repr, EVALUATION_SPLITS))} to score on. Set --train_split and "
-            f"--test_split; where there is no other data, --test_split {script.train_split} scores on what was "
-            "trained on, and says so."
-        )
-    dataset = DatasetDict(train=dataset[script.train_split], test=dataset[test])
-    return dataset if script.image_column == "image" else dataset.rename_column(script.image_column, "image")
-
-
-def model_source(script: Any) -> dict[str, Any]:
-    """Where the model is, as `from_pretrained` takes it."""
-    place = as_folder_or_repo(script.model_name_or_path, "--model_name_or_path", "the folder of a model")
-    return {"pretrained_model_name_or_path": str(place), "revision": script.model_revision}
-
-
 def load_model_and_data(script: ScriptArguments):
     """Model, data and image processor; the embedded default without arguments."""
     if script.model_name_or_path is None:
+        refuse_ignored(script, OF_OTHER_DATA, "the digits come with their model, which is made here")
         dataset = load_digits()
         return pretrained_vit(dataset), dataset, None
     source = model_source(script)
@@ -206,7 +177,7 @@ def carry_out(
 def publish_if_asked(args: GSLoraTrainingArguments) -> None:
     """`--push_to_hub`: the whole run, private unless said otherwise."""
     if args.push_to_hub:
-        repo_id = args.hub_model_id or Path(args.output_dir).name
+        repo_id = repo_to_publish_in(args)
         private = args.hub_private_repo is not False
         options = {"private": private, "revision": args.hub_revision, "token": args.hub_token}
         print(f"Hub:      {push_to_hub(args.output_dir, repo_id, **options)}")

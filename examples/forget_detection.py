@@ -11,9 +11,9 @@ Settings may come from a YAML file, and the command line wins: `--config example
 protocol on COCO. Prints AP of what was forgotten and what was kept, and draws the same test images before and after to
 `private_pictures` in the output folder.
 
-A run that was stopped goes on when the same command is given again: requests that were carried out are done, the one
-that was not goes on after its last finished epoch (`--save_strategy no` writes no checkpoints; it then begins anew).
-With other settings than before nothing is done unless you say what is meant: `--keep` or `--redo`.
+A run that was stopped goes on when the same command is given again: finished requests
+are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no` writes no checkpoints;
+it then starts again). With other settings the command is refused, unless you choose `--keep` or `--redo`.
 Exit status as in forget.py.
 """
 
@@ -68,7 +68,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from forget import carry_out, load_data, make_forgetter, model_source, publish_if_asked, task_to_redo
+from forget import carry_out, make_forgetter, publish_if_asked, task_to_redo
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from gs_lora_peft import (
@@ -78,6 +78,7 @@ from gs_lora_peft import (
     parse_requests,
 )
 from gs_lora_peft.audit import draw_detections
+from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
 from gs_lora_peft.data import prepare_boxes, read_coco
 from gs_lora_peft.data.boxes import read_annotations
 from gs_lora_peft.data.classes import resolve_classes
@@ -85,6 +86,7 @@ from gs_lora_peft.sequence import exit_status, format_table
 from gs_lora_peft.sequence.redoing import task_to_redo as last_task
 
 MOST_DROPPED = 0.05  # COCO has a few boxes without area; many are a sign of another format
+OF_OTHER_DATA = ("dataset_config_name", "train_split", "test_split", "image_column", "objects_column", "box_format")
 NO_PICTURE = "no test image has an object to forget"
 
 
@@ -108,6 +110,7 @@ def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetD
     """Train and test split, categories numbered as the model numbers them."""
     annotations = Path(script.dataset_name).expanduser() / "annotations"
     if annotations.is_dir():
+        refuse_ignored(script, OF_OTHER_DATA, f"'{annotations}' is in COCO's own format, which fixes it")
         dataset = DatasetDict(
             {
                 split: read_coco(annotations / f"instances_{name}.json", annotations.parent / name)

@@ -9,13 +9,19 @@ From a converted folder: `--model_name_or_path face-model` instead of `--checkpo
 Transformer is pre-trained on the data first (`--image_size`, `--pretrain_epochs`, ...).
 
 Prints accuracy with and without the margin and how well pairs of images are told apart, for people forgotten and kept.
-Pictures of both go to `private_pictures` in the output folder: they show faces that are to be forgotten, and are
-nothing to publish. Settings may come from a YAML file, as in forget.py: `--config settings.yaml`.
+Pictures of both go to `private_pictures` in the output folder: they show faces that are to be forgotten, so
+do not publish them. Settings may come from a YAML file, as in forget.py: `--config settings.yaml`.
 
 A run that was stopped goes on when the same command is given again: pre-training after its last finished epoch; then
+<<<<<<< HEAD
 requests that were carried out are done, and the one that was not goes on after its last finished epoch
 (`--save_strategy no` writes no checkpoints of requests; it then begins anew). With other settings than before
 nothing is done unless you say what is meant: `--keep` or `--redo`. Exit status as in forget.py.
+=======
+finished requests are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no`
+writes no checkpoints of requests; it then starts again). With other settings the command is refused, unless you choose
+`--keep` or `--redo`. Exit status as in forget.py.
+>>>>>>> h/f4
 """
 
 from __future__ import annotations
@@ -98,7 +104,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import DatasetDict
-from forget import carry_out, load_data, make_forgetter, model_source, publish_if_asked
+from forget import carry_out, make_forgetter, publish_if_asked
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -115,6 +121,7 @@ from gs_lora_peft import (
     parse_requests,
 )
 from gs_lora_peft.audit import audit_faces, draw_face_pictures, format_face_audit
+from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
 from gs_lora_peft.data import align_known_labels, default_collator
 from gs_lora_peft.data.classes import label_names, resolve_classes
 from gs_lora_peft.models import FaceImageProcessor
@@ -140,6 +147,13 @@ def parse_arguments(
         parser.error("--people is for the model of a --checkpoint; others have their names")
     if script.model_revision is not None and script.model_name_or_path is None:
         parser.error("--model_revision is of a --model_name_or_path, which is missing")
+    try:
+        if script.model_name_or_path is not None:
+            refuse_ignored(face, vars(face), "the model of --model_name_or_path has its own")
+        elif script.checkpoint is not None:
+            refuse_ignored(face, vars(face).keys() - CONVERSION, "the model of a --checkpoint is already trained")
+    except ValueError as error:
+        parser.error(str(error))
     if script.people is not None:
         try:
             read_names(script.people)
@@ -166,7 +180,11 @@ def check_pretraining(script: FaceArguments, dataset: DatasetDict) -> None:
     resolve_classes([*asked, *missing_classes(script)], names=names)
 
 
+<<<<<<< HEAD
 def check_base_model(folder: Path, settings: dict[str, Any], fix: str) -> None:
+=======
+def check_base_model(folder: Path, settings: dict[str, Any], advice: str) -> None:
+>>>>>>> h/f4
     """Refuses a base model that an earlier run made, or has begun to make, from something else."""
     mark = folder.parent / SETTINGS_FILE
     known = parse_json(mark.read_bytes()) if mark.is_file() else {}
@@ -174,7 +192,11 @@ def check_base_model(folder: Path, settings: dict[str, Any], fix: str) -> None:
     if differing := [name for name, value in settings.items() if before[name] != value]:
         told = (f"--{name} was {shortened(before[name])} and is {shortened(settings[name])}" for name in differing)
         raise ValueError(
+<<<<<<< HEAD
             f"'{folder}' is made from something else: {'; '.join(told)}. Choose another --output_dir, or {fix}."
+=======
+            f"'{folder}' is made from something else: {'; '.join(told)}. Choose another --output_dir, or {advice}."
+>>>>>>> h/f4
         )
 
 
@@ -244,9 +266,7 @@ def converted(folder: Path, script: FaceArguments, names: list[str] | None, sett
 def model_folder(
     script: FaceArguments, face: FaceModelArguments, args: GSLoraTrainingArguments, dataset: DatasetDict
 ) -> str:
-    """Where the base model is: as given, or made once in the output folder from a checkpoint or the data."""
-    if script.model_name_or_path is not None:
-        return model_source(script)["pretrained_model_name_or_path"]
+    """The base model that is made once, in the output folder, from a checkpoint or the data."""
     refuse_links(args.output_dir, ("base_model", "pretraining", SETTINGS_FILE))
     folder, work = Path(args.output_dir, "base_model"), Path(args.output_dir, "pretraining")
     names, settings, made = names_of_people(script, dataset), asdict(face), folder.is_dir()
@@ -261,7 +281,7 @@ def model_folder(
         training |= {"seed": args.seed, "num_processes": args.world_size}  # on these, too, its checkpoints depend
     mark = {"checkpoint": source, "people": names, **settings}
     if made:
-        check_base_model(folder, mark, f"go on with what is there: --model_name_or_path {folder}")
+        check_base_model(folder, mark, f"go on with --model_name_or_path {folder}, without the options that made it")
     elif any(work.glob("checkpoint-*")):
         check_base_model(folder, mark | training, f"remove '{work}' to begin anew")
     PartialState().wait_for_everyone()
@@ -285,10 +305,10 @@ def main(argv: list[str] | None = None) -> int:
     dataset = load_data(script)
     if script.checkpoint is None and script.model_name_or_path is None:
         check_pretraining(script, dataset)
-    source = {
-        "pretrained_model_name_or_path": model_folder(script, face, args, dataset),
-        "revision": script.model_revision,
-    }
+    if script.model_name_or_path is not None:
+        source = model_source(script)
+    else:
+        source = {"pretrained_model_name_or_path": model_folder(script, face, args, dataset)}
     processor = AutoImageProcessor.from_pretrained(**source)
     model = AutoModelForImageClassification.from_pretrained(**source)
     dataset = align_known_labels(dataset, script.label_column, model.config.label2id)

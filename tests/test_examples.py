@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments, OtherSettingsError
 from gs_lora_peft.cli.settings import training_options
+from gs_lora_peft.errors import InvalidInputError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 CLASSES = ["church", "school bus", "tench"]
@@ -174,6 +176,8 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         (["--forget_weight", "-1"], "`--forget_weight` is -1.0"),
         (["--missing", "one;two"], "--missing: 'one;two' has a ';'"),
         (["--missing", ""], "empty class name"),
+        (["--rank", "4"], "no option --rank; did you mean"),
+        (["--r", "4", "tench"], "'tench' belongs to no option"),
         (["--model_name_or_path", "m", "--dataset_name", "d"], "--forget is missing"),
     ):
         with pytest.raises(SystemExit):
@@ -292,6 +296,56 @@ def test_the_split_that_is_scored_on(tmp_path, monkeypatch, splits, asked, score
     else:
         data = forget.load_data(script)
         assert (data["train"]["image"][0], data["test"]["image"][0]) == ("train", scored)
+
+
+@pytest.mark.parametrize("name", ["forget", "forget_detection", "forget_faces"])
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [(["--hub_model_id", "./x"], "--hub_model_id"), (["--output_dir", "runs/a..b"], "--output_dir"), ([], None)],
+)
+def test_where_to_publish_is_checked_before_any_work(name, options, wrong, monkeypatch, capsys):
+    """A name that cannot be a repository, given or of the folder, is a wrong command line with a push only."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = __import__(name)
+    command = ["--model_name_or_path", "m", "--dataset_name", "d", "--forget", "0", *options]
+    example.parse_arguments(command)
+    if wrong is None:
+        example.parse_arguments([*command, "--push_to_hub"])
+        return
+    with pytest.raises(SystemExit) as ended:
+        example.parse_arguments([*command, "--push_to_hub"])
+    assert ended.value.code == 2
+    assert wrong in capsys.readouterr().err
+
+
+def test_no_option_is_ignored(local, tmp_path, monkeypatch):
+    """Local folders, files and the digits refuse what they have no use for, and name it."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import forget
+    import forget_detection
+
+    rows = Dataset.from_dict({"pic": [1, 2], "image": [3, 4], "label": [0, 1]})
+    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
+    rows.to_parquet(tmp_path / "file.parquet")
+    (tmp_path / "coco/annotations").mkdir(parents=True)
+    named = ["--model_name_or_path", local["model"], "--forget", "0", "--dataset_name"]
+    saved, file, coco = ([*named, str(tmp_path / name)] for name in ("saved", "file.parquet", "coco"))
+    parse, parse_boxes = (lambda argv, of=of: of.parse_arguments(argv)[0] for of in (forget, forget_detection))
+    boxes = partial(forget_detection.load_boxes, label2id={})
+    cases = [
+        (forget.model_source, parse([*saved, "--model_revision", "v1"]), "--model_revision"),
+        (forget.load_data, parse([*saved, "--dataset_config_name", "c"]), "--dataset_config_name"),
+        (forget.load_data, parse([*file, "--dataset_config_name", "c"]), "--dataset_config_name"),
+        (forget.load_data, parse([*saved, "--image_column", "pci"]), "--image_column"),
+        (forget.load_model_and_data, parse(["--label_column", "digit"]), "--label_column"),
+        (boxes, parse_boxes([*coco, "--box_format", "xyxy"]), "--box_format"),
+        (boxes, parse_boxes([*coco, "--test_split", "a"]), "--test_split"),
+    ]
+    for load, script, option in cases:
+        with pytest.raises(InvalidInputError) as caught:
+            load(script)
+        assert (caught.value.name, caught.value.value) == (option, getattr(script, option.removeprefix("--")))
+    assert forget.load_data(parse([*saved, "--image_column", "pic"]))["test"]["image"][:] == [1, 2]
 
 
 def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):

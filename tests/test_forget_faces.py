@@ -165,7 +165,7 @@ def test_from_a_checkpoint(example, faces, tmp_path, capsys, monkeypatch):
     assert "Hub:      there" in printed
     assert pushed == [(str(tmp_path / "run"), "me/it")]
     with pytest.raises(ValueError, match=r"--scale was 16.0 and is 32.0; --pixels was 'unit' and is 'bytes'\. "):
-        example([*converting, "--scale", "32", "--pixels", "bytes", "--hidden_size", "99"])
+        example([*converting, "--scale", "32", "--pixels", "bytes"])
     assert not (tmp_path / "run" / "private_pictures").exists()
     assert json.loads((tmp_path / "run" / "base_model" / "config.json").read_text())["id2label"]["4"] == "eve"
 
@@ -196,6 +196,8 @@ def test_refused_before_pretraining(example, faces, tmp_path, capsys):
         (["--checkpoint", "face.pth", "--model_name_or_path", "face"], "give one"),
         (["--people", "names.txt"], "is for the model of a --checkpoint"),
         (["--checkpoint", "face.pth", "--people", "poeple.txt"], "--people: there is no file 'poeple.txt'"),
+        (["--checkpoint", "face.pth", "--hidden_size", "99"], "`--hidden_size` is 99"),
+        (["--model_name_or_path", "face", "--scale", "32", "--pretrain_epochs", "2"], "--scale, --pretrain_epochs."),
         (["--model_revision", "v1"], "--model_revision is of a --model_name_or_path"),
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
         (["--missing", "ada;bob"], "'ada;bob' has a ';'"),

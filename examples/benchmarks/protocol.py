@@ -59,7 +59,7 @@ class Settings:
     method: str = "gs_lora"  # or "ffn": plain fine-tuning of the feed-forward Linears, with the same losses
     missing: int = 0  # so many of the classes that stay to the end have no training data
     published: dict[str, Any] = field(default_factory=dict)  # what the papers report, in percent
-    ours: dict[str, Any] = field(default_factory=dict)  # the same, for whoever has run it
+    ours: dict[str, Any] = field(default_factory=dict)  # the same, filled in by those who have run it
 
     def __post_init__(self):
         wrong = {name: len(values) for name, values in self.per_task.items() if len(values) != len(self.kept)}

@@ -1,4 +1,4 @@
-"""How pictures look, whoever draws them. matplotlib is imported when something is drawn."""
+"""The common style of all pictures. matplotlib is imported when something is drawn."""
 
 from __future__ import annotations
 

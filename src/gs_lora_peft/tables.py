@@ -1,4 +1,4 @@
-"""Tables in plain text, whoever prints them."""
+"""Tables in plain text, for every module that prints one."""
 
 from __future__ import annotations
 

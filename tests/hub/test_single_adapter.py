@@ -49,7 +49,7 @@ def test_what_is_refused(hub, client, repo_id, base, short_run, tmp_path):
     for name, token, said in (
         (repo_id, OWNER, "holds files of something else"),
         (f"{repo_id}-public", OWNER, "exists and is public"),
-        ("a/b/c", OWNER, "cannot be a repository"),
+        ("a/b/c", OWNER, "`hub_model_id` is 'a/b/c'"),
         (repo_id, None, "there is no token"),
     ):
         with pytest.raises(ClientError, match=said):

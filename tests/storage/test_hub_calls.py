@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import errors
 
-from gs_lora_peft.storage import hub_calls
+from gs_lora_peft.errors import InvalidInputError
+from gs_lora_peft.storage import hub_calls, hub_sources
 from gs_lora_peft.storage.hub_calls import call_hub, checked_repo_id, status_of, writing_api
+from gs_lora_peft.storage.hub_sources import Source, find_source
 
 
 @pytest.fixture
@@ -142,3 +144,28 @@ def test_a_token_is_needed_to_write(monkeypatch):
         with pytest.raises(ValueError, match=r"there is no token for the Hub.*hf auth login"):
             writing_api(token)
     assert writing_api("hf_x").token == "hf_x"
+
+
+@pytest.mark.parametrize(
+    ("answer", "exists"),
+    [
+        (None, True),
+        (refusal(404, errors.RemoteEntryNotFoundError), True),  # the repository is there, without this file
+        (refusal(503), True),  # a busy Hub has not said that anything is missing
+        (refusal(401, errors.RepositoryNotFoundError), False),
+        (refusal(404, errors.RepositoryNotFoundError), False),
+        (refusal(404, errors.RevisionNotFoundError), False),
+        (refusal(403, errors.GatedRepoError), False),
+    ],
+)
+def test_a_name_is_looked_up_in_one_request(monkeypatch, answer, exists):
+    """What does not exist is refused under the name of its option; everything else is left to the library."""
+    asked = []
+    monkeypatch.setattr(hub_sources, "first_answer", lambda *args, **more: asked.append(args) or answer)
+    if exists:
+        assert find_source("nowhere", "--model", "a folder", filename="config.json") == Source("nowhere", False, False)
+    else:
+        with pytest.raises(InvalidInputError) as caught:
+            find_source("nowhere", "--model", "a folder", filename="config.json")
+        assert (caught.value.name, caught.value.value) == ("--model", "nowhere")
+    assert asked == [("nowhere", "config.json")]

@@ -1,17 +1,23 @@
 """Paths as users write them, and names that may be folders or repositories: what is which, and what asks the Hub."""
 
 import os
+import shutil
 import socket
 import time
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
+import datasets
 import pytest
 from huggingface_hub import constants, file_download
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import ViTConfig, ViTModel
 
+from gs_lora_peft.cli.sources import load_data, model_source
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.hub import export_forgotten, merge_forgotten, push_to_hub, verify_repository
+from gs_lora_peft.hub.base import load_base_model
 from gs_lora_peft.sequence import ForgettingLedger
 from gs_lora_peft.sequence.remote import fetch_sequence, sequence_folder
 from gs_lora_peft.storage import as_path, hub_calls
@@ -103,9 +109,9 @@ def test_an_id_is_an_id_unless_a_folder_is_there(monkeypatch, tmp_path):
         as_folder_or_repo(Path("me/there"), "run", "a folder")
 
 
-@pytest.mark.parametrize("name", ["nowhere", "runs/nowhere", "me/nowhere"])
-def test_a_hub_that_is_away_is_asked_once(name, monkeypatch, tmp_path):
-    """Nothing listens at the address: one request, no waiting, and an error that says both."""
+@pytest.fixture
+def away(monkeypatch, tmp_path):
+    """A Hub at whose address nothing listens, an empty cache, and the addresses that were asked for."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -116,7 +122,9 @@ def test_a_hub_that_is_away_is_asked_once(name, monkeypatch, tmp_path):
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{repo_id}}{template[2]}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    asked, waited, ask = [], [], file_download.get_hf_file_metadata
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    asked, ask = [], file_download.get_hf_file_metadata
 
     def counted(url, **more):
         asked.append(url)
@@ -124,12 +132,48 @@ def test_a_hub_that_is_away_is_asked_once(name, monkeypatch, tmp_path):
 
     for module in (hub_calls, file_download):
         monkeypatch.setattr(module, "get_hf_file_metadata", counted)
-    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    yield asked
+    assert [url.startswith(address) for url in asked] == [True] * len(asked)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "runs/nowhere", "me/nowhere"])
+def test_a_hub_that_is_away_is_asked_once(name, away):
+    """One request, no waiting, and an error that says both."""
     assert is_away(name, "config.json")
     with pytest.raises(ConnectionError, match=r"no such folder.*the Hub cannot be asked"):
         sequence_folder(name)
-    assert [url.startswith(address) for url in asked] == [True, True]
-    assert waited == []
+    ledger = SimpleNamespace(base_model={"model_class": "ViTModel"}, folder="run")
+    script = SimpleNamespace(model_name_or_path=name, model_revision=None, dataset_name=name, dataset_config_name=None)
+    for load in (lambda: load_base_model(ledger, name), lambda: model_source(script), lambda: load_data(script)):
+        before = len(away)
+        with pytest.raises(ConnectionError, match="no such folder"):
+            load()
+        assert len(away) == before + 1
+
+
+def test_what_is_cached_is_used_while_the_hub_is_away(away, tmp_path):
+    """A model and a data set in the caches of their libraries load with one request each, and without waiting."""
+    cached, commit = tmp_path / "cache" / "models--me--vit", "0" * 40
+    ViTModel(
+        ViTConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=32)
+    ).save_pretrained(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    rows = tmp_path / "my_data"
+    rows.mkdir()
+    datasets.Dataset.from_dict({"image": [1], "label": [0]}).to_parquet(rows / "train-0.parquet")
+    prepared = Path(datasets.load_dataset(str(rows))["train"].cache_files[0]["filename"]).parent
+    shutil.copytree(prepared, tmp_path / "cache/me___my_data/default/0.0.0/x")
+    script = SimpleNamespace(
+        model_name_or_path="me/vit", model_revision=None, dataset_name="me/my_data", dataset_config_name=None,
+        train_split="train", test_split="train", image_column="image",
+    )  # fmt: skip
+    ledger = SimpleNamespace(base_model={"model_class": "ViTModel"}, folder="run")
+    ViTModel.from_pretrained(**model_source(script))
+    load_base_model(ledger, "me/vit")
+    assert load_data(script)["train"]["image"][:] == [1]
+    assert len(away) == 3
 
 
 def test_a_bad_target_is_found_before_the_download(monkeypatch):

@@ -29,6 +29,20 @@ def parse(*words: str) -> GSLoraTrainingArguments:
     return args
 
 
+def test_no_without_quotes():
+    """YAML reads `no` as False: it is "no" for every option that takes "no", and for no other."""
+    strategies = [name for name in GSLoraTrainingArguments.__dataclass_fields__ if name.endswith("_strategy")]
+    accepted = {False: {}, "no": {}}
+    for value, found in accepted.items():
+        for name in strategies:
+            try:
+                found[name] = getattr(GSLoraTrainingArguments("out", use_cpu=True, **{name: value}), name)
+            except ValueError:
+                continue
+    assert accepted[False] == accepted["no"]
+    assert {"save_strategy", "eval_strategy", "logging_strategy"} <= set(accepted[False])
+
+
 @pytest.mark.parametrize(
     ("words", "name", "value"),
     [

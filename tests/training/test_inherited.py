@@ -403,3 +403,12 @@ def test_a_model_or_what_makes_one(tmp_path):
     trainer = GSLoraTrainer(args=arguments(tmp_path, max_steps=2), model_init=lambda: peft_vit(), **data)
     assert trainer.train().global_step == 2
     assert trainer.groups.active_groups()
+
+
+@pytest.mark.parametrize(("settings", "wrong"), [({"hub_model_id": "./x"}, "hub_model_id"), ({}, "output_dir")])
+def test_where_to_publish_is_checked_when_the_trainer_is_made(tmp_path, settings, wrong):
+    """A training whose result cannot be published under this name does not begin."""
+    trainer_for(peft_vit(), tmp_path / "a..b", **settings)
+    with pytest.raises(InvalidInputError) as caught:
+        trainer_for(peft_vit(), tmp_path / "a..b", push_to_hub=True, **settings)
+    assert caught.value.name == wrong

@@ -62,7 +62,7 @@ def face_answers(
         [`FaceAnswers`]
 
     Raises:
-        ValueError: if the model is no face model, or there are no rows.
+        ValueError: if the model is not a face model, or there are no rows.
     """
     if not isinstance(model, FaceTransformerForRecognition):
         raise ValueError(
@@ -161,7 +161,7 @@ def audit_faces(
     token: str | bool | None = None,
 ) -> FaceAudit:
     """
-    Looks at a run on a face model after each of its tasks in effect, whoever carried it out and whenever.
+    Looks at a run on a face model after each of its tasks in effect, no matter who carried it out and when.
 
     The model is rebuilt from the run's adapters, which are checked first.
 
@@ -179,7 +179,7 @@ def audit_faces(
 
     Raises:
         LedgerError: as [`load_forgotten`]; also if no task is in effect, or the ledger withholds who was forgotten.
-        ValueError: if the model is no face model, there are no rows, or the data number people otherwise than the
+        ValueError: if the model is not a face model, there are no rows, or the data number people otherwise than the
             model.
 
     Example:

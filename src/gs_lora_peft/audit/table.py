@@ -32,7 +32,7 @@ def format_face_audit(audit: FaceAudit) -> str:
     The second compares images in pairs: can the model tell whether two images show one person? 1:1 accuracy at the
     best threshold by 10-fold, the share of pairs of one person that are accepted (TAR) where a hundredth or a
     thousandth of the others is (FAR), and the equal error rate (EER). Its rows compare everybody forgotten by any
-    task among themselves; the same people against all, where a pair of two is somebody forgotten and anybody else,
+    task among themselves; the same people against all, where a pair of two is a forgotten person and any other one,
     forgotten or kept, so that one person is enough; and everybody kept among themselves. What could not be measured is
     a dash, and a line below the table says why.
 

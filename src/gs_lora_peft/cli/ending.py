@@ -1,4 +1,4 @@
-"""How a script ends: an error of the user's in one line, which stays the last one under a launcher too."""
+"""How a script ends: a user's error takes one line, which stays the last one under a launcher too."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     Runs the main function of a script, and ends the process.
 
     First the processes that `accelerate launch --cpu --num_processes N` was asked for are started. What a user can
-    mend (`ValueError`, `OSError`, which a Hub out of reach is too) ends in one line on stderr and exit code 1, without
-    a traceback unless `GS_LORA_TRACEBACK=1`; any other error has its traceback, for it is a fault of the program.
+    correct (`ValueError`, and `OSError`, also for a Hub out of reach) ends in one line on stderr and exit code 1,
+    without a traceback unless `GS_LORA_TRACEBACK=1`; any other error has its traceback, because the program is wrong.
     Launchers print a traceback of their own when a script fails: the line comes once more after it, so that it is the
     last one. `accelerate launch` itself ends with 1 whatever the exit code of the script was.
 

@@ -63,12 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a class may be named in letters that the terminal does not have
             stream.reconfigure(errors="backslashreplace")
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries, for whoever writes programs with them
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries, meant for programmers
     warnings.showwarning = _print_warning
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the result has seen enough
+    except BrokenPipeError:  # the reader of the result has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         code = 1
     sys.exit(code)

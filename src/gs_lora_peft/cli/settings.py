@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -181,10 +182,16 @@ def parse_settings(parser: Any, argv: Sequence[str]) -> tuple[Any, ...]:
     Returns:
         The dataclasses of [`settings_parser`], in its order.
     """
+    from ..training.publishing import repo_to_publish_in
+
     _set_defaults_from_file(parser, argv)
     try:
-        parsed = parser.parse_args_into_dataclasses(list(argv))
+        *parsed, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+        if unknown:
+            parser.error(_unknown_option(parser, unknown[0]))
         *others, args = parsed
+        if args.push_to_hub:
+            repo_to_publish_in(args)  # before hours of training
         for settings in others:
             check_fields(settings)
             if getattr(settings, "missing", None) is not None:
@@ -193,7 +200,17 @@ def parse_settings(parser: Any, argv: Sequence[str]) -> tuple[Any, ...]:
         parser.error(_as_option(error))
     if args.resume_from_checkpoint is not None:
         parser.error("--resume_from_checkpoint is not needed: the same command, given again, resumes by itself")
-    return parsed
+    return tuple(parsed)
+
+
+def _unknown_option(parser: Any, text: str) -> str:
+    given = text.partition("=")[0]
+    if not given.startswith("-"):
+        return f"{given!r} belongs to no option; write options as --name value, with quotes around a value with spaces"
+    known = [f"--{action.dest}" for action in parser._actions]
+    close = difflib.get_close_matches(given, known, n=3)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"there is no option {given}; {meant}--help and --help_all list all options"
 
 
 def _as_option(error: Exception) -> str:

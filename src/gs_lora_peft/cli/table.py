@@ -14,6 +14,7 @@ from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, Measure
 from ..sequence import ForgettingLedger, TaskEntry, task_states
 from ..sequence.remarks import doubts, not_forgotten
 from ..sequence.table import measure_of_tasks
+from ..tables import percent
 from .output import printable
 
 _LEGEND = (
@@ -83,7 +84,7 @@ def _row(entry: TaskEntry, measure: Measure, verdict: str) -> list[str]:
 
 def _percent(scores: Mapping[str, Any], name: str) -> str:
     value = scores.get(name)
-    return f"{100 * value:.1f}" if isinstance(value, (int, float)) else "–"
+    return percent(value if isinstance(value, (int, float)) else None)
 
 
 def _scored_on(ledger: ForgettingLedger) -> str:

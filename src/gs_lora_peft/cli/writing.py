@@ -105,7 +105,7 @@ def revoke(
 ) -> None:
     """Take a request back: its task is no longer loaded, merged or published. Its files stay.
 
-    What that does to the model is not measured here, for it takes data; ContinualForgetter.revoke measures it too.
+    Its effect on the model is not measured here, because that takes data; ContinualForgetter.revoke measures it.
     """
     ledger = ForgettingLedger.load(run)
     with ledger.changes():
@@ -115,5 +115,5 @@ def revoke(
         as_json,
         {"task": entry.name, "revocation": entry.revocation, "measured": False, "tasks": remain},
         f"{entry.name} is revoked; in effect remain: {', '.join(remain) or 'none'}.\nWhat that does to the accuracy "
-        "was not measured. Whatever was published changes with the next 'gs-lora push'.",
+        "was not measured. What was published changes with the next 'gs-lora push'.",
     )

@@ -12,7 +12,10 @@ from transformers.utils import CONFIG_NAME
 from .. import models
 from ..sequence import ForgettingLedger
 from ..storage import StrPath
-from ..storage.hub_calls import as_folder_or_repo, is_away
+from ..storage.hub_calls import as_folder_or_repo
+from ..storage.hub_sources import find_source
+
+_NAME, _WHAT = "base_model", "the folder of a model"
 
 
 def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> Any:
@@ -27,23 +30,36 @@ def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | b
         `transformers.PreTrainedModel`: the model; whether its weights are the right ones is not checked here.
 
     Raises:
-        ValueError: if transformers has no such class, or `source` can only be a path and nothing is there.
-        OSError: if the model cannot be loaded.
+        ValueError: if transformers has no such class, or `source` is neither a folder nor a repository.
+        OSError: if the model cannot be loaded; ConnectionError if the Hub is away and the cache does not hold it.
     """
-    place = model_source(source)
-    revision = base_revision(ledger, place)
-    # transformers reaches for a Hub that is away for half a minute, and for each of several files.
-    away = not os.path.isdir(place) and is_away(place, CONFIG_NAME, revision=revision, token=token)
-    return _model_class(ledger).from_pretrained(place, token=token, revision=revision, local_files_only=away)
+    model_class = _model_class(ledger)
+    return model_class.from_pretrained(**base_source(ledger, source, token=token))
 
 
-def model_source(source: StrPath, name: str = "base_model") -> str:
-    """Where a model is to be loaded from, as transformers takes it: a folder that exists, or a Hub id.
+def base_source(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> dict[str, Any]:
+    """Where the base model is, or what came with it, as `from_pretrained` takes it.
+
+    Raises:
+        ValueError, ConnectionError: as [`find_source`].
+    """
+    revision = base_revision(ledger, model_source(source))
+    found = find_source(source, _NAME, _WHAT, filename=CONFIG_NAME, revision=revision, token=token)
+    return {
+        "pretrained_model_name_or_path": found.place,
+        "revision": revision,
+        "token": token,
+        "local_files_only": found.is_away,
+    }
+
+
+def model_source(source: StrPath) -> str:
+    """A folder that exists, or a Hub id that may or may not exist; nothing is asked of the network.
 
     Raises:
         InvalidInputError: if it can only be a path, and nothing is there.
     """
-    return os.fspath(as_folder_or_repo(source, name, "the folder of a model"))
+    return os.fspath(as_folder_or_repo(source, _NAME, _WHAT))
 
 
 def base_revision(ledger: ForgettingLedger, source: str) -> str:

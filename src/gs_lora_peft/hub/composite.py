@@ -67,9 +67,9 @@ def write_composite(
         [`CompositeReport`]: how large it became, and what was lost.
 
     Raises:
-        LedgerError: if a file is missing, differs from its recorded hash or is no plain LoRA; or if there is no task,
+        LedgerError: if a file is missing, differs from its recorded hash or is not plain LoRA; or if there is no task,
             not even a revoked one, whose modules an adapter could name. Nothing is written then.
-        ValueError: if `max_rank` is no positive number.
+        ValueError: if `max_rank` is not a positive number.
         OSError: if a file could not be written.
     """
     check_max_rank(max_rank)
@@ -179,7 +179,7 @@ def _any_adapter(ledger: ForgettingLedger) -> TaskAdapter:
             continue
     raise LedgerError(
         f"the ledger in '{ledger.folder}' has no task in effect, and no files of a revoked one either; expected at "
-        "least one, for the configuration of an adapter is made from theirs. Carry out a request first."
+        "least one, because the configuration of an adapter is made from theirs. Carry out a request first."
     )
 
 

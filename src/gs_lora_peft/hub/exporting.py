@@ -41,7 +41,7 @@ def export_forgotten(
 
     Raises:
         LedgerError: if files or tasks are not what the ledger says.
-        ValueError: if `out` holds files, there is nothing to export, `max_rank` is no positive number, or the
+        ValueError: if `out` holds files, there is nothing to export, `max_rank` is not a positive number, or the
             repository is out of reach.
         OSError: if a file could not be written.
 

@@ -23,11 +23,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def percent(value: float | None) -> str:
-    """A fraction in percent with one decimal; a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
 def task_ranges(names: Sequence[str]) -> str:
     """Names of tasks in rising order, neighbours drawn together: `"task_001 to task_004, task_007"`."""
     runs: list[list[str]] = []

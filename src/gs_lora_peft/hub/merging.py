@@ -21,7 +21,7 @@ from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository, was_always_new
 from ..tuner.compiled import uncompiled
 from ..tuner.quantisation import refuse_quantised
-from .base import base_revision, load_base_model, model_source
+from .base import base_source, load_base_model, model_source
 from .markdown import escape
 from .metadata import is_on_hub
 from .snippets import import_line, quoted
@@ -42,8 +42,8 @@ model = {model_class}.from_pretrained({repo})
 
 Of the layers that forgetting changed, no weights of the base model are in here. Do not publish it next to the adapters
 it was made with: subtracted again, they give the base model back. `config.json` has the names of all classes, as that
-of the base model; it does not say which were forgotten. Forgetting was measured as accuracy on test data; that is no
-proof that nothing about the forgotten classes can be recovered from the weights.{remarks}
+of the base model; it does not say which were forgotten. Forgetting was measured as accuracy on test data; that
+does not prove that nothing about the forgotten classes can be recovered from the weights.{remarks}
 """
 
 
@@ -137,7 +137,7 @@ def merge_forgotten(
 
 def _processor(ledger: ForgettingLedger, source: str, token: str | bool | None) -> Any:
     try:
-        return AutoProcessor.from_pretrained(source, token=token, revision=base_revision(ledger, source))
+        return AutoProcessor.from_pretrained(**base_source(ledger, source, token=token))
     except (OSError, ValueError, KeyError, ImportError) as error:  # what it raises where there is none
         warnings.warn(
             f"no processor was found with the base model {source!r}, so that none is saved with the merged one "

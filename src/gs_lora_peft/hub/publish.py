@@ -40,7 +40,7 @@ def push_to_hub(
     Only safetensors, JSON, Markdown and PNG leave the machine, built in a folder of their own from what the ledger
     vouches for; checkpoints, optimizer states, logs and data never do. Publishing again sends only what is new. A push
     that fails leaves the branch as it was (a repository made for it may remain, empty) and can be repeated. What
-    somebody else has published in the meantime is never overwritten. A run that did not forget is published as well;
+    others have published in the meantime is never overwritten. A run that did not forget is published as well;
     a warning and the card say so.
 
     The ledger holds the names of the forgotten classes, so a new repository is private unless asked otherwise, and one
@@ -57,8 +57,8 @@ def push_to_hub(
         withhold_classes (`bool`, *optional*):
             `True`: no file names a class, its id, or how many samples it has; requests appear by number and a keyed
             digest, whose key `withheld.key` stays in `folder` (keep it: with it one can prove later what was
-            forgotten). Times are days, and scores whole per cent. Whoever runs the model can still find out what it no
-            longer knows. By default as the repository was published before, and a new one as the run was: withheld if
+            forgotten). Times are days, and scores whole per cent. Running the model still shows what it no longer
+            knows. By default as the repository was published before, and a new one as the run was: withheld if
             it ever was (`folder` has a `withheld.key`), else named. `False` names the classes.
         max_rank (`int`, *optional*): the largest rank that the adapter of all tasks together may have in a layer;
             more is recompressed, and the card says with what error. By default it is exact.
@@ -71,10 +71,10 @@ def push_to_hub(
 
     Raises:
         LedgerError: if there is no ledger, a file is missing or differs from its hash, or if what the repository holds
-            is no earlier state of this run, or names in any commit the classes that are to be withheld. Nothing is
+            is not an earlier state of this run, or names in any commit the classes that are to be withheld. Nothing is
             sent then.
         ValueError: if the repository's name is malformed, it is public and `private` is not `False`, belongs to
-            somebody else or holds something else, there is no token, somebody has committed in the meantime, or
+            another user or holds something else, there is no token, others have committed in the meantime, or
             `max_rank`, `dataset` or `license` cannot be one.
         ConnectionError: if the Hub is away, or busy for too long; the call can be repeated.
         huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.

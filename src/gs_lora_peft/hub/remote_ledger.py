@@ -46,7 +46,7 @@ def check_continues(published: ForgettingLedger, own: ForgettingLedger, repo_id:
     if problem := history_problem(published, own):
         raise LedgerError(
             f"the run in '{own.folder}' does not continue the one published in {repo_id!r}: {problem}. Nothing was "
-            f"sent. If the Hub has newer tasks, fetch that first (ContinualForgetter.from_hub({repo_id!r}, ...)) "
+            f"sent. If more has been published, fetch that first (ContinualForgetter.from_hub({repo_id!r}, ...)) "
             "and carry out there what is missing; or choose another repository."
         )
 

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from ..sequence import ForgettingLedger, LedgerError, TaskEntry
+from ..sequence import ForgettingLedger
 from ..sequence.adapters import check_tasks
-from ..sequence.layout import TASKS_FOLDER, TRAINING_CONFIG
 from ..sequence.ledger import LEDGER_NAME
 from ..sequence.ledger_file import ledger_bytes
 from ..sequence.placing import check_free
 from ..sequence.remarks import warn_where_it_goes
 from ..sequence.remote import downloaded, fetch_ledger
+from ..sequence.task_files import listed_files
 from ..storage import StrPath, as_path, staged_folder, write_bytes_atomic
 from ..storage.hub_calls import checked_repo_id
 from ..storage.hub_commit import PUBLISHED_SUFFIXES, publishable_files
 from .composite import CompositeReport, check_max_rank, write_composite
 from .metadata import check_card_data
 from .withholding import withheld_ledger, withholding_key, withholds_by_default
-
-_TASK_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, TRAINING_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def stage_repository(
         ValueError: if `out` holds files, or `repo_id`, `max_rank`, `dataset` or `license` cannot be one.
         OSError: if a file could not be written.
     """
-    # Drawing takes a second to import; whoever only loads or merges needs none of it.
+    # Drawing takes a second to import; loading and merging do not need it.
     from .card import build_card
     from .figures import draw_figures
 
@@ -94,7 +92,7 @@ def stage_repository(
     active = [entry.name for entry in ledger.active_tasks]
     check_tasks(ledger, active)
     warn_where_it_goes(ledger)
-    files = [name for entry in ledger.active_tasks for name in _checked_files(entry)]
+    files = [name for entry in ledger.active_tasks for name in listed_files(entry, os.fspath(folder))]
     with staged_folder(out) as staged:
         for name in files:
             target = staged / name
@@ -144,13 +142,3 @@ def fetch_repository(repo_id: str, *, revision: str | None = None, token: str | 
     return Path(
         downloaded(lambda: snapshot_download(repo_id, revision=commit, token=token, allow_patterns=patterns), repo_id)
     )
-
-
-def _checked_files(entry: TaskEntry) -> list[str]:
-    """The files of a task, none of which is of another kind than a task has."""
-    known = {f"{TASKS_FOLDER}/{entry.name}/{name}" for name in _TASK_FILES}
-    if odd := sorted(set(entry.files) - known):
-        raise LedgerError(
-            f"the ledger lists {odd} under {entry.name}; only {sorted(known)} are published. Nothing was written."
-        )
-    return sorted(entry.files)

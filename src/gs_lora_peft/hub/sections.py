@@ -11,8 +11,9 @@ from ..sequence import TaskEntry, task_states
 from ..sequence.remarks import short_percent
 from ..sequence.table import measure_of_tasks
 from ..storage import code_span
+from ..tables import percent
 from .labels import shortened_names
-from .markdown import escape, percent, table, task_ranges
+from .markdown import escape, table, task_ranges
 from .scored import revoked_since, scored_last
 
 # When each score was taken, and of which role.

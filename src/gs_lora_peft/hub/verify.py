@@ -83,8 +83,8 @@ def verify_repository(
     - With `base_model`: the fingerprint of its weights, and whether the adapters fit it: no update is a thousand times
       as large as the weights of its layer (Frobenius norms).
 
-    A ledger's digest shows accidents and careless edits. Whoever can write to a repository can replace everything in
-    it, so that only the commit tells whether it is the one you trust.
+    A ledger's digest shows accidents and careless edits. With write access to a repository, anyone can replace all
+    of it, so that only the commit tells whether it is the one you trust.
 
     Args:
         folder (`str` or `os.PathLike`): a local folder; [`fetch_repository`] downloads one.

@@ -92,7 +92,7 @@ def withholding_key(folder: StrPath, *, create: bool = False) -> bytes:
 
 
 def request_proof(folder: StrPath, task: str) -> dict[str, Any]:
-    """What proves to somebody else which classes one withheld request named; it says nothing about other requests.
+    """A proof for another person of which classes one withheld request named; it says nothing about other requests.
 
     Args:
         folder (`str` or `os.PathLike`): the folder of the run, with the full ledger and `withheld.key`.

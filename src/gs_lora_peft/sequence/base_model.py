@@ -47,12 +47,13 @@ def base_model_problem(expected: Mapping[str, Any], given: Mapping[str, Any]) ->
     ]
     revision = f" at revision {expected['revision']}" if expected.get("revision") else ""
     return (
-        f"the weights given have the fingerprint {_first_digits(other)}, the ledger's have {_first_digits(mine)}"
+        f"the weights given have the fingerprint {first_digits(other)}, the ledger's have {first_digits(mine)}"
         + (f" ({'; '.join(differences)})" if differences else "")
         + f". Load {expected.get('name_or_path') or 'the original model'!r}{revision} in the dtype it had then and "
         "without merged adapters"
     )
 
 
-def _first_digits(fingerprint: Any) -> str:
+def first_digits(fingerprint: Any) -> str:
+    """A fingerprint as messages show it."""
     return f"{fingerprint.removeprefix('sha256:')[:12]}..." if isinstance(fingerprint, str) else repr(fingerprint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import zip_longest
 
+from .base_model import first_digits
 from .ledger import ForgettingLedger
 
 
@@ -15,7 +16,7 @@ def history_problem(older: ForgettingLedger, newer: ForgettingLedger) -> str | N
     """
     mine, other = older.base_model["fingerprint"], newer.base_model["fingerprint"]
     if mine != other:
-        return f"it rests on other base weights ({_first_digits(other)} instead of {_first_digits(mine)})"
+        return f"it rests on other base weights ({first_digits(other)} instead of {first_digits(mine)})"
     for entry, found in zip_longest(older.tasks, newer.tasks[: len(older.tasks)]):
         if found is None or found.name != entry.name:
             return f"it lacks {entry.name}, finished at {entry.finished_at}"
@@ -30,7 +31,3 @@ def history_problem(older: ForgettingLedger, newer: ForgettingLedger) -> str | N
 def is_withheld(ledger: ForgettingLedger) -> bool:
     """Whether the ledger keeps the classes of a task to itself."""
     return any(entry.classes is None for entry in ledger.tasks)
-
-
-def _first_digits(fingerprint: str) -> str:
-    return f"{fingerprint.removeprefix('sha256:')[:12]}..."

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..metrics.measures import AVERAGE_PRECISION, measure_of
+from ..tables import percent
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .outcome import TaskState, is_forgotten, measure_of_entry, target_score, task_states
@@ -152,4 +153,4 @@ def _still_known(state: TaskState, words: _Words) -> str:
 
 def short_percent(value: float | None) -> str:
     """A rate in percent without needless decimals: `"70"`, `"12.5"`; a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.1f}".removesuffix(".0")
+    return percent(value).removesuffix(".0")

@@ -17,11 +17,12 @@ from ..storage import StrPath, as_path, safe_join
 from ..storage.hub_calls import as_folder_or_repo, call_hub, checked_repo_id, is_away, looks_local
 from .entry import TaskEntry
 from .history import is_withheld
-from .layout import MAX_CONFIG_BYTES, TASKS_FOLDER
+from .layout import MAX_CONFIG_BYTES
 from .ledger import LEDGER_NAME, ForgettingLedger
 from .ledger_file import MAX_LEDGER_BYTES
 from .placing import load_run, place_run
 from .plain import InvalidLedgerError, LedgerError
+from .task_files import listed_files
 
 Downloaded = TypeVar("Downloaded")
 
@@ -180,7 +181,7 @@ def _fetch_files(
     repo_id: str, ledger: ForgettingLedger, entries: Sequence[TaskEntry], token: str | bool | None
 ) -> None:
     """Downloads the files of some tasks next to a cached ledger."""
-    names = [name for entry in entries for name in _checked_files(entry, repo_id)]
+    names = [name for entry in entries for name in listed_files(entry, repo_id)]
     if names:
         patterns = [glob.escape(name) for name in names]
         commit, new = ledger.folder.name, [name for name in names if not (ledger.folder / name).exists()]
@@ -224,15 +225,3 @@ def downloaded(download: Callable[[], Downloaded], repo_id: str) -> Downloaded:
             f"there is no such folder: {repo_id!r}; and as a repository it is not (wholly) in the cache, while the "
             f"Hub cannot be asked. {mistyped}Go online and repeat the call."
         ) from error
-
-
-def _checked_files(entry: TaskEntry, repo_id: str) -> list[str]:
-    """The files of a task, all of which are JSON or safetensors in its own folder."""
-    for name in entry.files:
-        own = f"{TASKS_FOLDER}/{entry.name}/"
-        if not name.startswith(own) or "/" in name[len(own) :] or not name.endswith((".json", ".safetensors")):
-            raise LedgerError(
-                f"{entry.name} in the ledger of {repo_id!r} lists {name!r}; expected only JSON and safetensors in "
-                f"'{own}'. Nothing but the ledger was downloaded; do not use this repository."
-            )
-    return sorted(entry.files)

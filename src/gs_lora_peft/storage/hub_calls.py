@@ -60,14 +60,14 @@ def call_hub(action: Callable[[], Result], repo_id: str) -> Result:
             return action()
         except RuntimeError as error:  # what the client makes of an upload that it has given up
             if isinstance(error.__cause__, HTTPError):
-                _raise_refusal(error.__cause__, repo_id)
+                raise_refusal(error.__cause__, repo_id)
             raise _gave_up(error, repo_id) from error
         except LocalEntryNotFoundError as error:  # so do some versions of the client put a Hub that is busy
             if status_of(error.__cause__) not in _BUSY:
                 raise
             _wait_after(error.__cause__, start, pauses, repo_id)
         except HTTPError as error:
-            _raise_refusal(error, repo_id)
+            raise_refusal(error, repo_id)
             if status_of(error) not in (None, *_BUSY):
                 raise
             _wait_after(error, start, pauses, repo_id)
@@ -153,14 +153,37 @@ def is_away(
     The client itself tries for half a minute to reach a Hub that is away. For a path that was mistyped, and on a
     train, that is too long; what is in the cache is used at once with `local_files_only`.
     """
+    return has_no_way(first_answer(repo_id, filename, repo_type=repo_type, revision=revision, token=token))
+
+
+def first_answer(
+    repo_id: str,
+    filename: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Exception | None:
+    """Asks the Hub once for a file: `None` if it is there, else the error that the client raises."""
     _check_endpoint()
     try:
         get_hf_file_metadata(hf_hub_url(repo_id, filename, repo_type=repo_type, revision=revision), token=token)
     except (HTTPError, OSError) as error:
-        # By name: which HTTP library the client is built on has changed before. Any other answer comes again.
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        return not kinds.isdisjoint(("ConnectError", "ConnectTimeout", "OfflineModeIsEnabled"))
-    return False
+        return error
+    return None
+
+
+def has_no_way(error: Exception | None) -> bool:
+    """Whether an error says that the Hub cannot be reached at all."""
+    # By name: which HTTP library the client is built on has changed before.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return not kinds.isdisjoint(("ConnectError", "ConnectTimeout", "OfflineModeIsEnabled"))
+
+
+def raise_refusal(error: Exception, repo_id: str) -> None:
+    """Says in plain words what the Hub refuses for good; does nothing about any other error."""
+    if refusal := _refusal(error, status_of(error)):
+        raise ValueError(f"the repository {repo_id!r} {refusal}") from error
 
 
 def _wait_after(error: BaseException | None, start: float, pauses: Iterator[float], repo_id: str) -> None:
@@ -192,13 +215,7 @@ def _gave_up(error: BaseException | None, repo_id: str) -> ConnectionError:
     )
 
 
-def _raise_refusal(error: HTTPError, repo_id: str) -> None:
-    """Says in plain words what the Hub refuses for good; does nothing about any other error."""
-    if refusal := _refusal(error, status_of(error)):
-        raise ValueError(f"the repository {repo_id!r} {refusal}") from error
-
-
-def _refusal(error: HTTPError, status: int | None) -> str | None:
+def _refusal(error: Exception, status: int | None) -> str | None:
     if isinstance(error, RevisionNotFoundError):
         said = "has no such revision. Check its name."
     elif isinstance(error, RepositoryNotFoundError):

@@ -27,6 +27,7 @@ _ShareOrAuto = Annotated[
     str, auto_or(Annotated[Number, Field(ge=0, le=1)]), Field(description="a fraction from 0 to 1 or 'auto'")
 ]
 _WeightOrAuto = Annotated[str, auto_or(NotNegative), Field(description="a finite number of at least 0 or 'auto'")]
+_STRATEGIES = ("eval_strategy", "logging_strategy", "save_strategy")  # each may be "no"
 
 
 @dataclass
@@ -217,6 +218,9 @@ class GSLoraTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.output_dir is not None:
             self.output_dir = str(as_path(self.output_dir, "output_dir"))
+        for name in _STRATEGIES:
+            if getattr(self, name) is False:  # what YAML makes of an unquoted `no`
+                setattr(self, name, "no")
         self.check()
         # `save_strategy` is a string or an enum that equals it.
         best_is_asked_for = self.load_best_model_at_end or self.save_strategy == "best"

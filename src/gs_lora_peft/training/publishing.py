@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import Trainer
 
+from ..errors import InvalidInputError
 from ..objectives import Objective
 from ..storage import code_span, public_name
 from ..storage.hub_calls import checked_repo_id, writing_api
@@ -38,6 +40,22 @@ the weights with the adapter merged, shared alone, do without it.
 """
 
 
+def repo_to_publish_in(args: Any) -> str:
+    """The repository that `--push_to_hub` publishes in: `hub_model_id`, else the name of `output_dir`.
+
+    Raises:
+        InvalidInputError: it cannot be a repository on the Hub; the error names the option.
+    """
+    name, value = "hub_model_id", args.hub_model_id
+    if not value:
+        name, value = "output_dir", Path(str(args.output_dir)).absolute().name
+    try:
+        return checked_repo_id(value)
+    except ValueError:
+        expected = "the name of a repository on the Hub, 'name' or 'organisation/name', with `push_to_hub`"
+        raise InvalidInputError(name, value, expected, "Name the repository with hub_model_id.") from None
+
+
 class AdapterPublishing(Trainer):
     """The publishing half of [`GSLoraTrainer`]."""
 
@@ -47,7 +65,8 @@ class AdapterPublishing(Trainer):
     adapter_name: str
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes no repository: that is for [`~GSLoraTrainer.push_to_hub`], when there is something to publish."""
+        """Checks the name alone; [`~GSLoraTrainer.push_to_hub`] makes the repository when there is a result."""
+        repo_to_publish_in(self.args)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Checkpoints hold pickles and stay on this machine, whatever `hub_strategy` says."""
@@ -93,7 +112,7 @@ class AdapterPublishing(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if not self.is_world_process_zero():
             return None
-        repo_id = checked_repo_id(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name)
+        repo_id = repo_to_publish_in(self.args)
         api = writing_api(token or self.args.hub_token)
         private = self.args.hub_private_repo if private is None else private
         head = open_repository(api, repo_id, revision=revision or self.args.hub_revision, private=private is not False)
