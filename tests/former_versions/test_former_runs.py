@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 
-from gs_lora_peft import ForgettingLedger, ForgetRequest, load_forgotten, merge_forgotten, verify_repository
+from gs_lora_peft import ForgetRequest, ForgettingLedger, load_forgotten, merge_forgotten, verify_repository
 from gs_lora_peft.cli import main
 from gs_lora_peft.sequence import OtherSettingsError
 
