@@ -17,7 +17,7 @@ def test_excerpts_are_taken_from_the_code(path, code):
 
 
 def test_paths_exist():
-    paths = {path for path in re.findall(r"`((?:src|tests|docs)/[\w/.-]+)`", TEXT)}
+    paths = set(re.findall(r"`((?:src|tests|docs)/[\w/.-]+)`", TEXT))
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
