@@ -1,4 +1,4 @@
-.PHONY: demo test coverage style types
+.PHONY: demo test test-fast coverage style types
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +14,11 @@ demo: $(VENV)/.demo
 # The whole suite, on both cores. Tests that need ../shared are skipped where it is missing.
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+# Tests of single parts: at most 90 seconds on two cores.
+FAST := $(addprefix tests/,data metrics models objectives reports storage training tuner)
+test-fast: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(FAST)
 
 coverage: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90

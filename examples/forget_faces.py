@@ -13,15 +13,9 @@ Pictures of both go to `private_pictures` in the output folder: they show faces 
 do not publish them. Settings may come from a YAML file, as in forget.py: `--config settings.yaml`.
 
 A run that was stopped goes on when the same command is given again: pre-training after its last finished epoch; then
-<<<<<<< HEAD
-requests that were carried out are done, and the one that was not goes on after its last finished epoch
-(`--save_strategy no` writes no checkpoints of requests; it then begins anew). With other settings than before
-nothing is done unless you say what is meant: `--keep` or `--redo`. Exit status as in forget.py.
-=======
 finished requests are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no`
 writes no checkpoints of requests; it then starts again). With other settings the command is refused, unless you choose
 `--keep` or `--redo`. Exit status as in forget.py.
->>>>>>> h/f4
 """
 
 from __future__ import annotations
@@ -180,11 +174,7 @@ def check_pretraining(script: FaceArguments, dataset: DatasetDict) -> None:
     resolve_classes([*asked, *missing_classes(script)], names=names)
 
 
-<<<<<<< HEAD
-def check_base_model(folder: Path, settings: dict[str, Any], fix: str) -> None:
-=======
 def check_base_model(folder: Path, settings: dict[str, Any], advice: str) -> None:
->>>>>>> h/f4
     """Refuses a base model that an earlier run made, or has begun to make, from something else."""
     mark = folder.parent / SETTINGS_FILE
     known = parse_json(mark.read_bytes()) if mark.is_file() else {}
@@ -192,11 +182,7 @@ def check_base_model(folder: Path, settings: dict[str, Any], advice: str) -> Non
     if differing := [name for name, value in settings.items() if before[name] != value]:
         told = (f"--{name} was {shortened(before[name])} and is {shortened(settings[name])}" for name in differing)
         raise ValueError(
-<<<<<<< HEAD
-            f"'{folder}' is made from something else: {'; '.join(told)}. Choose another --output_dir, or {fix}."
-=======
             f"'{folder}' is made from something else: {'; '.join(told)}. Choose another --output_dir, or {advice}."
->>>>>>> h/f4
         )
 
 

@@ -3,21 +3,21 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 
+import filelock
 import pytest
 from storage_cases import names, python
 
 from gs_lora_peft.storage import (
     exclusive_lock,
-    locks,
     write_bytes_atomic,
 )
 
 # Locks
 
 
-@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks")
 def test_a_lock_is_held_once_and_leaves_a_harmless_file(tmp_path):
     path = tmp_path / "lock"
     for _ in range(2):
@@ -26,22 +26,43 @@ def test_a_lock_is_held_once_and_leaves_a_harmless_file(tmp_path):
     assert path.read_bytes() == b""
 
 
-@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks")
-def test_file_systems_without_locks_and_links(tmp_path, monkeypatch):
+@pytest.mark.skipif(not filelock.has_fcntl, reason="needs flock")
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_systems_without_locks(tmp_path, monkeypatch, code):
+    """Work goes on there, and no file is left that would keep others out."""
+    import fcntl
+
+    def unsupported(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    for _ in range(2):
+        with exclusive_lock(tmp_path / "lock"):
+            write_bytes_atomic(tmp_path / "file", b"x")
+    assert (tmp_path / "lock").read_bytes() == b""
+
+
+def test_a_link_is_not_followed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError), exclusive_lock(tmp_path / "link"):
         raise AssertionError("must not be entered")
     assert names(tmp_path) == ["link"]
 
-    def unsupported(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
-    with exclusive_lock(tmp_path / "lock"):
-        write_bytes_atomic(tmp_path / "file", b"x")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs umask and modes")
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_the_umask_decides_who_may_take_the_lock(tmp_path, umask):
+    """In a folder of a group every member can lock, as every member can write."""
+    before = os.umask(umask)
+    try:
+        with exclusive_lock(tmp_path / "lock"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o666 & ~umask
 
 
-@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_processes_do_not_hold_the_lock(tmp_path):
     """A worker that outlives a killed holder does not keep others out; nor does its end free what the holder holds."""
     code = """

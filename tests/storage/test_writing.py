@@ -11,12 +11,11 @@ import pytest
 from storage_cases import names, out_of_space, python
 
 from gs_lora_peft.storage import (
-    exclusive_lock,
-    locks,
     remove_abandoned,
     staged_folder,
     write_bytes_atomic,
     write_json_atomic,
+    writing,
 )
 
 # Atomic writes
@@ -262,7 +261,7 @@ HELD = """
 """
 
 
-@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks")
+@pytest.mark.skipif(writing.fcntl is None, reason="needs file locks")
 def test_only_what_killed_runs_left_is_removed(tmp_path):
     run = subprocess.Popen(python(HELD, tmp_path / "task_001"), stdout=subprocess.PIPE, text=True)
     try:
@@ -307,16 +306,15 @@ def test_a_run_killed_between_the_two_moves_is_mended(tmp_path):
 
 
 def test_without_locks_everything_else_works(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "fcntl", None)
-    with exclusive_lock(tmp_path / "lock"), exclusive_lock(tmp_path / "lock"):
-        write_bytes_atomic(tmp_path / "file", b"x")
+    monkeypatch.setattr(writing, "fcntl", None)
+    write_bytes_atomic(tmp_path / "file", b"x")
     with staged_folder(tmp_path / "task") as folder:
         (folder / "a").write_bytes(b"x")
     remove_abandoned(tmp_path)
     assert names(tmp_path) == ["file", "task"]
 
 
-@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks")
+@pytest.mark.skipif(writing.fcntl is None, reason="needs file locks")
 def test_two_writers_do_not_disturb_each_other(tmp_path):
     path = tmp_path / "file"
     code = """

@@ -14,8 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from . import locks
 from .reading import StrPath
+
+try:
+    import fcntl
+except ImportError:  # no flock on this platform: what killed runs left behind is not removed
+    fcntl = None  # type: ignore[assignment]
 
 STAGING_PREFIX = ".staging-"
 REPLACED_PREFIX = ".replaced-"
@@ -61,7 +65,7 @@ def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> 
             while view:
                 view = view[os.write(fd, view) :]
             os.fsync(fd)
-            if locks.fcntl is None:
+            if fcntl is None:
                 file.close()
             os.replace(staged, path)
         except BaseException as error:
@@ -130,7 +134,7 @@ def remove_abandoned(folder: StrPath) -> None:
 
     A writer keeps its staged file or folder locked for as long as it lives, so what can be locked is abandoned.
     """
-    if locks.fcntl is None or not os.path.isdir(folder):
+    if fcntl is None or not os.path.isdir(folder):
         return
     with os.scandir(folder) as entries:
         staged = [entry for entry in entries if _STAGED_NAME.match(entry.name)]
@@ -141,7 +145,7 @@ def remove_abandoned(folder: StrPath) -> None:
         with suppress(OSError):
             fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                locks.fcntl.flock(fd, locks.fcntl.LOCK_EX | locks.fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(entry.path, ignore_errors=True) if is_folder else os.unlink(entry.path)
             finally:
                 os.close(fd)
@@ -154,7 +158,7 @@ def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
         flags = os.O_RDONLY if folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         if folder:  # mkdir and open, unlike `tempfile`, leave the permissions to the umask
             staged.mkdir()
-            if locks.fcntl is None:
+            if fcntl is None:
                 return staged, -1
         try:
             fd = os.open(staged, flags, 0o666)
@@ -162,9 +166,9 @@ def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
             if folder:
                 continue  # another process tidied it up before it could be locked
             raise
-        if locks.fcntl is not None:
+        if fcntl is not None:
             with suppress(OSError):
-                locks.fcntl.flock(fd, locks.fcntl.LOCK_EX)
+                fcntl.flock(fd, fcntl.LOCK_EX)
             if not staged.exists():
                 os.close(fd)
                 continue
@@ -214,7 +218,7 @@ def _fsync_tree(folder: Path) -> None:
             path = os.path.join(parent, name)
             if os.path.islink(path):
                 continue
-            fd = os.open(path, os.O_RDONLY if locks.fcntl else os.O_RDWR)
+            fd = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
             try:
                 os.fsync(fd)
             finally:
