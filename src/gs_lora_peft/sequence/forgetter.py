@@ -34,12 +34,11 @@ from .outcome import outcome_of_task
 from .planning import check_missing, find_done, resolve_request
 from .processes import on_main
 from .recipe import Recipe
-from .redoing import request_of, restored_on_error, taken_out, task_to_redo
+from .redoing import RevocableRun, request_of, restored_on_error, taken_out, task_to_redo
 from .remarks import warn_before
 from .remote import fetch_to_continue
 from .request import ForgetRequest
 from .restoring import recorded_config
-from .run_folder import RunFolder
 from .scoring import Scores
 from .sharing import warn_not_pushed
 from .sources import check_parts, checked_label_names, names_of_head, train_and_test
@@ -47,7 +46,7 @@ from .task import plan_task, train_task
 from .work import remove_others
 
 
-class ContinualForgetter(RunFolder):
+class ContinualForgetter(RevocableRun):
     """
     Carries out forgetting requests one after another and keeps the ledger of them.
 
@@ -157,8 +156,9 @@ class ContinualForgetter(RunFolder):
             replay_ratio=replay_ratio,
             shots=shots,
             missing_classes=missing_classes,
-            augment=augment, callbacks=callbacks,
-        )  # fmt: skip
+            augment=augment,
+            callbacks=callbacks,
+        )
         self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
         check_parts(self.train_dataset, self.eval_dataset, label_column, self.recipe.data_collator)
         trained, scored = (read_classes(part, label_column)[0] for part in (self.train_dataset, self.eval_dataset))
@@ -332,30 +332,6 @@ class ContinualForgetter(RunFolder):
             scores = taken_out(entry, self.ledger, self._live, self._scores)
             self.ledger.revoke(entry.name, redone_as=self.ledger.next_task_name(), **scores)
             return self._carry_out(request, split, redoes=entry.name)
-
-    def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
-        """Take one request back: its adapter is no longer merged, and what that does is measured and recorded.
-
-        Later tasks were trained on a model that had forgotten this one; without it they act on slightly other weights.
-        Scores on the revoked, the still forgotten and the kept classes (`acc_revoked`, `acc_still_forgotten`,
-        `acc_retain`) are taken before and after, on the evaluation data. The files of the task are left alone.
-
-        Args:
-            task (`str`): the task, e.g. `"task_002"`.
-            reason (`str`, *optional*): recorded in the ledger.
-
-        Returns:
-            [`TaskEntry`]: the entry with its `revocation`.
-
-        Raises:
-            LedgerError: if there is no such task in effect, or another process works in the folder. Like after any
-                other error, ledger and model are what they were.
-        """
-        (entry,) = self.ledger.select([task])
-        with self._exclusively(), self._live.restored_on_error():
-            scores = taken_out(entry, self.ledger, self._live, self._scores)
-            self._record(lambda: self.ledger.revoke(task, reason=reason, **scores))
-        return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
 
     def _changed(self, entry: TaskEntry, recipe: Recipe, gone: Sequence[int] = ()) -> Differences:
         """The settings of a task that are others in a recipe; `gone` are classes to be forgotten after it."""

@@ -12,6 +12,7 @@ from .ledger import ForgettingLedger
 from .merging import MergedModel
 from .plain import LedgerError
 from .request import ForgetRequest
+from .run_folder import RunFolder
 from .scoring import Scores
 
 
@@ -79,3 +80,34 @@ def _successor(ledger: ForgettingLedger, task: str) -> str:
         if entry.name == task and entry.revocation and entry.revocation.get("redone_as"):
             task = entry.revocation["redone_as"]
     return task
+
+
+class RevocableRun(RunFolder):
+    """The part of [`ContinualForgetter`] that takes tasks back."""
+
+    _live: MergedModel
+    _scores: Scores
+
+    def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
+        """Take one request back: its adapter is no longer merged, and what that does is measured and recorded.
+
+        Later tasks were trained on a model that had forgotten this one; without it they act on slightly other weights.
+        Scores on the revoked, the still forgotten and the kept classes (`acc_revoked`, `acc_still_forgotten`,
+        `acc_retain`) are taken before and after, on the evaluation data. The files of the task are left alone.
+
+        Args:
+            task (`str`): the task, e.g. `"task_002"`.
+            reason (`str`, *optional*): recorded in the ledger.
+
+        Returns:
+            [`TaskEntry`]: the entry with its `revocation`.
+
+        Raises:
+            LedgerError: if there is no such task in effect, or another process works in the folder. Like after any
+                other error, ledger and model are what they were.
+        """
+        (entry,) = self.ledger.select([task])
+        with self._exclusively(), self._live.restored_on_error():
+            scores = taken_out(entry, self.ledger, self._live, self._scores)
+            self._record(lambda: self.ledger.revoke(task, reason=reason, **scores))
+        return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
