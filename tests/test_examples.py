@@ -115,6 +115,7 @@ def test_two_processes(local, tmp_path):
     assert scores[1] == scores[2]
 
 
+@pytest.mark.slow
 def test_mistakes_are_named_before_any_work(local, tmp_path):
     """A class that does not exist, half a pair of options and an unknown setting end with their own message."""
     base = [sys.executable, str(EXAMPLES / "forget.py"), "--output_dir", "out", "--use_cpu", "true"]
@@ -363,6 +364,7 @@ def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):
     assert len(trained) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["forget.py", "forget_detection.py", "forget_faces.py"])
 def test_help_is_quick_and_begins_with_what_is_ours(name, tmp_path):
     """`--help` shows an example and the options of this package, and imports nothing that takes seconds."""

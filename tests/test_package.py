@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import gs_lora_peft
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_import_is_light():
     """`import gs_lora_peft` adds only the tuner to `import peft`: no Trainer, no data sets, no metrics."""
     code = (
@@ -32,8 +35,6 @@ def test_imports_point_down():
     """The floors of the design: no import runs up, no room knows its neighbours, no two files import each other."""
     lint = Path(sys.executable).with_name("lint-imports")
     if not lint.exists():  # the test extra goes without it; `make style` always runs it
-        import pytest
-
         pytest.skip("import-linter is not installed")
     result = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

@@ -527,6 +527,7 @@ def test_neighbouring_tasks_are_drawn_together():
 UNSEEN = st.text(st.sampled_from("ab\0\x07\x1b\n\r\x7f\x85\x9b\u2028\u202e\u2066\u200b\ufeff\u00ad`|\"'"), min_size=1)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(UNSEEN)
 def test_nothing_unseen_reaches_a_card(text):

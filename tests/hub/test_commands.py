@@ -128,6 +128,7 @@ def test_merge(here, base, finished, tmp_path):
 # With the Hub
 
 
+@pytest.mark.slow
 def test_from_hand_to_hand(hub, call, repo_id, finished, tmp_path):
     """Pushed, shown, checked, pulled and merged by name: a stranger gets the very model."""
     folder, logits = finished

@@ -137,6 +137,7 @@ def test_tampered(hub, client, published, base, first_task, tmp_path, path, leng
     assert client("load", base=base, repo_id=published) == first_task[1]
 
 
+@pytest.mark.slow
 def test_offline(hub, client, new_client, published, base, first_task):
     """With a warm cache no Hub is needed: told to be offline, or with nobody at the address."""
     client("load", base=base, repo_id=published)

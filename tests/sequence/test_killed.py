@@ -252,6 +252,7 @@ class StoppedAt(TrainerCallback):
             raise Stopped
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stops=st.lists(st.integers(1, 12), max_size=3), known=st.integers(0, 3))
 def test_any_interruptions(base, data, finished, tmp_path_factory, stops, known):
