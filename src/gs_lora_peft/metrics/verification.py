@@ -47,8 +47,8 @@ def verification_scores(
         - `n_same`, `n_different`: the numbers of pairs. Without pairs of both kinds all else is `None`.
 
     Raises:
-        ValueError: the two differ in length, are not one-dimensional, a similarity is not finite, `same` is not a list
-            of booleans, a rate is not between 0 and 1, or there are fewer than 2 folds.
+        ValueError: the two differ in length, are not one-dimensional, a similarity is not finite, `same` holds
+            other values than booleans (or 1 and 0), a rate is not between 0 and 1, or there are fewer than 2 folds.
 
     Example:
 
