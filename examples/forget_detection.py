@@ -129,7 +129,7 @@ def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetD
 
 
 def count_boxes(dataset: Dataset, objects_column: str) -> int:
-    """Crowds aside, which are no training samples."""
+    """Without crowds, which are not training samples."""
     return int((~read_annotations(dataset, objects_column).crowd).sum())
 
 

@@ -128,7 +128,7 @@ def test_mistakes_are_named_before_any_work(local, tmp_path):
 
 
 def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
-    """`--config=` counts, a number is a class, and what cannot work is refused with its mend."""
+    """`--config=` counts, a number is a class, and what cannot work is refused with its fix."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import forget
 

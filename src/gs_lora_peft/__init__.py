@@ -133,8 +133,8 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# Importing a room imports torch, for which not everybody who imports this package has to wait. The tuner follows PEFT,
-# which is complete when its hook runs and has imported by itself all that the tuner needs. The face model is never
-# imported by a hook: transformers finds it by name.
+# Importing a room imports torch, and not every import of this package has to wait for that. The tuner follows PEFT:
+# when the hook runs, PEFT is complete and has imported all that the tuner needs. No hook imports the face model:
+# transformers finds it by name.
 when_imported("peft")(lambda module: import_module(".tuner", __name__))
 register_face_model()

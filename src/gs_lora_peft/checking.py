@@ -235,7 +235,7 @@ def _refused(
     """The error of this package for what pydantic found."""
     found = problem.errors(include_url=False)
     first = found[0]["loc"][:1]
-    if first and isinstance(first[0], int):  # an item of a list; of several bad ones the first is told
+    if first and isinstance(first[0], int):  # an item of a list; of several bad ones the first is named
         found = [entry for entry in found if entry["loc"][:1] == first]
     places = list(zip(*(entry["loc"] for entry in found), strict=False))
     place = [keys[0] for keys in itertools.takewhile(lambda keys: len(set(keys)) == 1, places)]

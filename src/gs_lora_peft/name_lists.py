@@ -16,7 +16,7 @@ def read_names(text: str) -> list[str]:
         `list[str]`: the names in order, without empty ones.
 
     Raises:
-        ValueError: if there is neither a file nor a `,`, or the file holds no UTF-8 text.
+        ValueError: if there is neither a file nor a `,`, or the file is not UTF-8 text.
         OSError: if the file cannot be read.
     """
     path = Path(os.path.expanduser(text))

@@ -66,7 +66,7 @@ def test_labels_of_other_classes_stay(feature, labels):
 
 
 def test_names_that_share_a_class_are_told_apart_from_unknown_ones():
-    """Both names are known; which ones share a class is what has to be mended."""
+    """Both names are known; which ones share a class is what has to be fixed."""
     feature = ClassLabel(names=["Church", "tench", "church building"])
     data = Dataset.from_dict({"label": [0, 1, 2]}, features=Features({"label": feature}))
     label2id = {"tench, Tinca tinca": 0, "church, church building": 497}

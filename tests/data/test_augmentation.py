@@ -73,7 +73,7 @@ def test_a_row_without_the_column_is_refused():
         Augmentation(jitter, "image", seed=0)(rows()[0], 0)
 
 
-def test_without_torchvision_the_mend_is_named(monkeypatch):
+def test_without_torchvision_the_fix_is_named(monkeypatch):
     """torchvision is not required by the package."""
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)

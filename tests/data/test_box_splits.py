@@ -197,7 +197,7 @@ def test_images_and_transforms_are_left_alone():
     ],
 )
 def test_bad_requests_are_refused(kwargs, error, message):
-    """Before any work, with the mend in the message."""
+    """Before any work, with the fix in the message."""
     with pytest.raises(error, match=message):
         split_boxes(make(FIELD), **kwargs)
 

@@ -224,7 +224,7 @@ def test_not_even_a_checkpoint(tmp_path):
     ("settings", "message"),
     [
         ({"num_attention_heads": 3}, "`num_attention_heads`=3 does not divide"),
-        ({"image_size": 18}, "`image_size`=18 is no multiple of the 4 patches"),
+        ({"image_size": 18}, "`image_size`=18 is not a multiple of the 4 patches"),
         ({"image_size": 8, "patch_padding": 3}, "`patch_padding`=3"),
         ({"head_type": "softmax"}, "whose head has no bias"),
         ({"head_type": "sphereface"}, "`head_type` must be one of"),

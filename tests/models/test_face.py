@@ -144,7 +144,7 @@ def test_accumulated_losses():
         ({"head_type": "softmax", "margin_at_eval": 0.1}, "no margin, got `margin_at_eval`=0.1"),
         ({"head_dim": 0}, "`head_dim` must be a whole number, 1 or more, got 0"),
         ({"num_hidden_layers": 0}, "`num_hidden_layers` must be a whole number, 1 or more"),
-        ({"hidden_size": 33}, "`hidden_size`=33 is no multiple of `num_attention_heads`"),
+        ({"hidden_size": 33}, "`hidden_size`=33 is not a multiple of `num_attention_heads`"),
         ({"patch_size": 0}, "`patch_size` must be a whole number of pixels"),
         ({"image_size": [16, 16]}, "`image_size` must be a whole number of pixels"),
         ({"patch_stride": 3, "patch_padding": 2}, "give 6 patches a side on images of 16 pixels; expected 5"),

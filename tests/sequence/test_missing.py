@@ -94,7 +94,7 @@ def test_a_withheld_ledger_does_not_name_missing_classes(run, tmp_path):
 
 
 def test_a_missing_class_cannot_be_forgotten_until_it_is_taken_off_the_list(base, data, tmp_path):
-    """Forgetting needs its data: an error before anything is touched, and the mend works."""
+    """Forgetting needs its data: an error before anything is touched, and the fix works."""
     forgetter = cases.make_forgetter(base, tmp_path / "run", data, missing_classes=[5, "aardvark"])
     with pytest.raises(ValueError, match=r"both name 'flamingo' \(id 5\).*Take them out of `missing`"):
         forgetter.forget(ForgetRequest(["flamingo"]))

@@ -290,7 +290,7 @@ def test_files_of_others_are_not_removed(tmp_path):
     assert names(tmp_path) == sorted([*kept, ".staging-pipe-0123456789abcdef"])
 
 
-def test_a_run_killed_between_the_two_moves_is_mended(tmp_path):
+def test_a_run_killed_between_the_two_moves_is_restored(tmp_path):
     old = tmp_path / ".replaced-task-0123456789abcdef"
     old.mkdir()
     (old / "old").write_bytes(b"old")

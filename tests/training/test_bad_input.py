@@ -1,4 +1,4 @@
-"""What cannot work is refused before any training, with the bad value and the mend; a NaN stops a run in time."""
+"""What cannot work is refused before any training, with the bad value and the fix; a NaN stops a run in time."""
 
 import shutil
 from types import SimpleNamespace

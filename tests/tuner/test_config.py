@@ -76,7 +76,7 @@ def test_options_that_cannot_work_are_refused(options, reason):
         GSLoraConfig(**options)
     (name, value), message = next(iter(options.items())), str(caught.value)
     assert f"`{name}`={value!r}" in message
-    assert any(mend in message for mend in ("Leave", "Use"))
+    assert any(fix in message for fix in ("Leave", "Use"))
 
 
 def test_every_variant_of_lora_is_accounted_for():

@@ -475,7 +475,7 @@ def refused(folder: Path, message: str) -> bool:
 
 def test_missing_files(saved):
     """No folder, no config, no weights: the error names the file."""
-    assert refused(saved / "nowhere", "no adapter folder: 'adapter_config.json' is missing")
+    assert refused(saved / "nowhere", "not an adapter folder: 'adapter_config.json' is missing")
     (saved / CONFIG).rename(saved / "other.json")
     assert refused(saved, "'adapter_config.json' is missing")
     (saved / "other.json").rename(saved / CONFIG)
@@ -500,7 +500,7 @@ def test_truncated_weights(saved, keep):
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"LORA"', "\ufeff{}"])
 def test_broken_configuration(saved, text):
-    """Something else than a JSON object is no configuration."""
+    """Only a JSON object is a configuration."""
     (saved / CONFIG).write_text(text, encoding="utf-8")
     assert refused(saved, r"cannot be read.*Save it again")
 

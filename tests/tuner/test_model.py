@@ -198,7 +198,7 @@ def test_deleting_an_adapter_where_layers_skip_the_active_one():
     assert torch.equal(VIT.logits(model), outputs)
 
 
-def test_stale_active_adapter_is_mended_by_choosing_one():
+def test_stale_active_adapter_is_fixed_by_choosing_one():
     """PEFT's limit that the docstring names: after deleting the adapter that PeftModel calls active while several
     stay active, choose one by name. The tuner itself and the groups work all along."""
     model = VIT.add(two_adapters(), "GS_LORA", "task_003")
@@ -402,7 +402,7 @@ def test_embeddings_are_refused():
 
 
 def test_excluding_what_is_no_linear_is_a_way_out():
-    """The mend of the message works."""
+    """The fix in the message works."""
     config = GSLoraConfig(target_modules=r".*\.(fc1|projection)", exclude_modules=["projection"])
     assert adapted(get_peft_model(vit(), config)) == ["vit.layers.0.mlp.fc1", "vit.layers.1.mlp.fc1"]
 

@@ -25,9 +25,9 @@ class FFNFineTuner(Trainer):
 
     The same layers, batches and losses as with [`GSLoraTrainer`], so that a comparison shows what low rank and
     sparsity are worth; classes without data take no part in the losses here either, but nothing holds them. The model
-    is changed in place: there is no adapter that could be taken off, stored or shared, and what `args` says of
-    sparsity and moving averages is not acted upon. In one process, without prototypes, distillation, augmentation and
-    a part held out. BatchNorm layers stay in eval mode.
+    changes in place: there is no adapter to take off, store or share. The options of `args` for sparsity and moving
+    averages have no effect. It runs in one process, without prototypes, distillation, augmentation or a part held out.
+    BatchNorm layers stay in eval mode.
 
     Args:
         model (`transformers.PreTrainedModel`): a classifier without adapters; its other parameters are frozen.

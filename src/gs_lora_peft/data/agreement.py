@@ -36,8 +36,8 @@ class AgreeingLabels:
         label_column (`str`): column of the labels, or of annotated boxes.
 
     Raises:
-        InvalidInputError: when called, naming row and column. Labels that are no class ids are let through, and so are
-            those of a collator that gives more or fewer than there are rows.
+        InvalidInputError: when called, naming row and column. Labels that are not class ids pass, and so do those of a
+            collator that gives more or fewer labels than rows.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any], label_column: str):

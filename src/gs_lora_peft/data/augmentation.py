@@ -53,9 +53,9 @@ class _OfImages:
     def __call__(self, image: Any) -> Any:
         if isinstance(image, torch.Tensor) and image.is_floating_point():
             raise ValueError(
-                f"RandAugment was given a tensor of {image.dtype}; expected a PIL image or uint8, for it would take "
-                "normalised values for brightness. Keep the images in the data set and let the collator normalise "
-                "them, or give a function of your own as `augment`."
+                f"RandAugment was given a tensor of {image.dtype}; expected a PIL image or uint8, because it would "
+                "take normalised values for brightness. Keep the images in the data set and let the collator "
+                "normalise them, or give a function of your own as `augment`."
             )
         # Not all operations know other modes than grey and RGB.
         bytes_already = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3

@@ -132,8 +132,8 @@ class DetectionCollator:
                 raise InvalidInputError(
                     "processing_class",
                     None,
-                    "the model's image processor, for the images differ in size and models differ in what boxes are "
-                    "shares of where images are padded",
+                    "the model's image processor, because the images differ in size and models differ in what boxes "
+                    "are shares of where images are padded",
                     "Give it, or resize all images to one size in the transform.",
                 )
             for label, own, mask in zip(labels, own_masks, masks, strict=True):

@@ -84,7 +84,7 @@ def read_object_column(dataset: Dataset, column: str) -> ObjectColumn:
             row = int(np.flatnonzero(own != lengths)[0])
             raise ValueError(
                 f"{column!r} holds {own[row]} of {name!r} and {lengths[row]} of {next(iter(fields))!r} in row {row} "
-                "of the table; expected one for each annotation. Mend the annotations of this image."
+                "of the table; expected one for each annotation. Correct the annotations of this image."
             )
     return ObjectColumn(lengths, {name: values for name, (_, values) in fields.items()}, features, boxes, categories)
 
@@ -143,9 +143,9 @@ def _key(features: dict[str, Any], keys: tuple[str, ...], column: str) -> str:
     found = [key for key in keys if key in features]
     if len(found) != 1:
         masks = [name for name in features if "segment" in name or "mask" in name]
-        mend = f"Make boxes from {masks[0]!r} before." if masks and keys is BOX_KEYS else "Rename or remove fields."
+        fix = f"Make boxes from {masks[0]!r} before." if masks and keys is BOX_KEYS else "Rename or remove fields."
         raise ValueError(
-            f"{column!r} has the fields {list(features)}; expected exactly one of {', '.join(keys)}. {mend}"
+            f"{column!r} has the fields {list(features)}; expected exactly one of {', '.join(keys)}. {fix}"
         )
     return found[0]
 
@@ -157,8 +157,8 @@ def _check_box_feature(feature: Any, name: str) -> None:
     if feature == Value("null"):  # no list holds anything: images without objects
         return
     raise ValueError(
-        f"{name} holds {feature} for each annotation; expected four numbers (x, y, w, h). Masks and polygons are no "
-        "boxes: make the boxes around them before."
+        f"{name} holds {feature} for each annotation; expected four numbers (x, y, w, h). Masks and polygons are "
+        "not boxes: make the boxes around them before."
     )
 
 

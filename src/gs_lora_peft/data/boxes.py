@@ -39,7 +39,7 @@ class Annotations:
         rows (`np.ndarray` of shape `(n,)`, int64): row of the dataset.
         boxes (`np.ndarray` of shape `(n, 4)`, float64): (x, y, w, h) in pixels.
         categories (`np.ndarray` of shape `(n,)`, int64): category id.
-        crowd (`np.ndarray` of shape `(n,)`, bool): regions of many objects, which are no training samples.
+        crowd (`np.ndarray` of shape `(n,)`, bool): regions of many objects, which are not training samples.
         names (`list[str]` or `None`): names of the categories by id.
         stored (`pyarrow.Array`): every box of `column` as it was stored, not always of four numbers.
         places (`np.ndarray` of shape `(n,)`, int64): where the annotation stands in `column`.
@@ -230,8 +230,8 @@ def _refuse_invalid(annotations: Annotations, wrong: dict[int, str]) -> None:
         first = min(wrong)
         only = np.arange(len(annotations.rows)) == first
         raise InvalidBoxError(
-            f"{len(wrong)} boxes cannot be used, the first {_shown(annotations, only)}; {wrong[first]}. Mend them, or "
-            "leave them out with prepare_boxes(..., invalid='drop')."
+            f"{len(wrong)} boxes cannot be used, the first {_shown(annotations, only)}; {wrong[first]}. Correct them, "
+            "or leave them out with prepare_boxes(..., invalid='drop')."
         )
 
 
@@ -286,6 +286,6 @@ def _renumbered(
 def _refuse_other_names(names: dict[Any, list[str] | None], objects_column: str) -> None:
     if len({tuple(found) if found is not None else None for found in names.values()}) > 1:
         raise ValueError(
-            f"the splits have other categories in {objects_column!r}: {names}; expected the same in all, for they are "
-            "numbered in the order of their names. Pass label2id, for instance `model.config.label2id`."
+            f"the splits have other categories in {objects_column!r}: {names}; expected the same in all, because they "
+            "are numbered in the order of their names. Pass label2id, for instance `model.config.label2id`."
         )

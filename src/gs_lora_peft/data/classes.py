@@ -1,4 +1,4 @@
-"""The classes of a dataset: what somebody calls them, the ids the labels hold, and the label of every row."""
+"""The classes of a dataset: the names users give them, the ids the labels hold, and the label of every row."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def resolve_classes(
     """Turns class names and ids into ids.
 
     A string is a name first: it must match exactly, letter case included. Only where no class has that name, a string
-    that writes a whole number ("3") is taken for an id; never where names of classes are such numbers, as those of
-    folders often are, for the class that is meant may be absent.
+    that writes a whole number ("3") is taken for an id. Where class names are such numbers, as those of folders
+    often are, it never is: the class with that name may be absent.
 
     Args:
         requested (`Sequence[str | int]`): Names or ids of one or more classes, each class once.
@@ -183,13 +183,13 @@ def _check_feature(feature: Any, label_column: str) -> None:
         return
     dtype = feature.dtype if isinstance(feature, Value) else type(feature).__name__
     if dtype in ("string", "large_string", "string_view"):
-        mend = f"Name the classes with `dataset = dataset.class_encode_column({label_column!r})`."
+        fix = f"Name the classes with `dataset = dataset.class_encode_column({label_column!r})`."
     elif isinstance(feature, Value):
-        mend = f"Make it integers with `dataset.cast_column({label_column!r}, Value('int64'))`."
+        fix = f"Make it integers with `dataset.cast_column({label_column!r}, Value('int64'))`."
     else:
-        mend = "Pass a column with one class for each row as label_column."
+        fix = "Pass a column with one class for each row as label_column."
     if not (isinstance(feature, Value) and dtype.startswith(("int", "uint"))):
-        raise ValueError(f"{label_column!r} is a column of {dtype}; expected ClassLabel or integers. {mend}")
+        raise ValueError(f"{label_column!r} is a column of {dtype}; expected ClassLabel or integers. {fix}")
 
 
 def _checked_label_space(names: Any, num_classes: int | None) -> tuple[list[str] | None, int | None]:

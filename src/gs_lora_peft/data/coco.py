@@ -28,7 +28,7 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
         a model does.
 
     Raises:
-        ValueError: The file is no COCO annotation file of boxes, an annotation names an image or a category that is
+        ValueError: The file is not a COCO annotation file of boxes, an annotation names an image or a category that is
             not listed, categories share a name, or an image file is absent.
 
     Example:

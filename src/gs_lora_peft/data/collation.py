@@ -28,7 +28,7 @@ class ImageCollator:
     """
     Collates rows with an image into `pixel_values` and `labels`.
 
-    Images become RGB, or grey for a processor of one channel (told by the length of its `image_mean`).
+    Images become RGB, or grey for a processor of one channel (seen from the length of its `image_mean`).
 
     Args:
         processor (`transformers.BaseImageProcessor`): the model's image processor.
@@ -79,8 +79,8 @@ class TensorCollator:
         label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
 
     Raises:
-        ValueError: when called, if a column holds pictures, sounds or what else is no number, or values that are not
-            all of one shape.
+        ValueError: when called, if a column holds pictures, sounds or other cells that are not numbers, or values that
+            are not all of one shape.
     """
 
     def __init__(self, label_column: str = "label"):
@@ -363,7 +363,7 @@ def _may_be_input(cell: Any) -> bool:
 
 
 def _dimensions(cell: Any) -> int:
-    """0 for a single value; lists count as one, for they may be ragged."""
+    """0 for a single value; a list counts as 1, because it may be ragged."""
     return getattr(cell, "ndim", 1 if isinstance(cell, (list, tuple)) else 0)
 
 

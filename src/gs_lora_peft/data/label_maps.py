@@ -18,7 +18,7 @@ def ids_by_name(mapping: Mapping[Any, Any], argument: str = "label2id") -> dict[
         argument (`str`, *optional*, defaults to `"label2id"`): what it is called in messages.
 
     Raises:
-        InvalidInputError: if it is no mapping, or an id is no whole number from 0 up.
+        InvalidInputError: if it is not a mapping, or an id is not a whole number from 0 up.
 
     Example:
 
@@ -44,7 +44,7 @@ def names_by_id(mapping: Mapping[Any, Any], argument: str = "id2label") -> dict[
         argument (`str`, *optional*, defaults to `"id2label"`): what it is called in messages.
 
     Raises:
-        InvalidInputError: if it is no mapping, or an id is no whole number from 0 up.
+        InvalidInputError: if it is not a mapping, or an id is not a whole number from 0 up.
     """
     pairs = _pairs(mapping, argument)
     if all(_id(class_id) is not None for class_id, _ in pairs):

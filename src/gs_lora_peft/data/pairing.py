@@ -181,8 +181,8 @@ class PairedCollator:
     Args:
         collate (`Callable`): the collator for a plain list of samples; it sees the retain half, then the forget half.
         forget_classes (`Iterable[int]`, *optional*): ids of the classes that the task forgets. With it, labels that
-            hold several objects each get a mask `forget` over their `class_labels`, for an image may hold both kinds.
-            One that `collate` has made is left as it is.
+            hold several objects each get a mask `forget` over their `class_labels`, because an image may hold both
+            kinds. A mask that `collate` has made is left as it is.
     """
 
     def __init__(self, collate: Callable[[list[Any]], dict[str, Any]], forget_classes: Iterable[int] | None = None):

@@ -1,4 +1,4 @@
-"""Rows that know where they come from, so that what is wrong with one can be told by its number."""
+"""Rows that know where they come from: an error can name the row's number."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Row(dict):
 
 class NamedRows(Dataset):
     """
-    A map-style data set whose rows know where they come from, and whose broken rows are told by number and column.
+    A map-style data set whose rows know where they come from. Errors name the number and the column of a broken row.
 
-    The formats of `datasets` that give tables, such as `"pandas"`, are set aside: rows hold what no format gives.
+    Formats of `datasets` that give tables, such as `"pandas"`, are set aside: rows hold what no format gives.
 
     Args:
         dataset (map-style dataset): the rows.

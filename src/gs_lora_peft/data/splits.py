@@ -178,13 +178,13 @@ def require_rows(
             f"shots is {shots}, but {', '.join(counted)}; expected that many rows of every class to forget or to "
             "retain. Lower shots, or name those to keep in `missing` (`missing_classes`), which leaves them out."
         )
-    for role, mend in (
+    for role, fix in (
         ("forget", "Pass data they are in."),
         ("retain", "Name them in `missing`, or pass their data."),
     ):
         if short[role]:
             raise ValueError(
-                f"`{role}` names classes without a row: {_show(short[role], names)}; expected one row at least. {mend}"
+                f"`{role}` names classes without a row: {_show(short[role], names)}; expected one row at least. {fix}"
             )
     if not roles["retain"]:
         raise ValueError(

@@ -74,7 +74,7 @@ def _model_class(ledger: ForgettingLedger) -> type[PreTrainedModel]:
     found = getattr(transformers, name, None) or getattr(models, name, None) if name else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ValueError(
-            f"the ledger in '{ledger.folder}' names {name!r} as class of the base model, which transformers does not "
-            "have, nor this package. Load the model yourself and pass it."
+            f"the ledger in '{ledger.folder}' names {name!r} as class of the base model, which neither transformers "
+            "nor this package has. Load the model yourself and pass it."
         )
     return found

@@ -13,8 +13,8 @@ from ..sequence.curves import KNOWN_BY
 from ..sequence.outcome import measure_of_entry
 from ..sequence.request import parse_utc
 
-# Settings that are a number of samples of each class, or one of steps, which epochs turn into samples.
-# Likewise what data sets are recognised by, and the name that somebody gave a function.
+# Settings that give away a number of samples: per class, or through steps and epochs. Also what identifies the data
+# sets, and the name of a user's function.
 _COUNTED = ("shots", "max_steps", "train_data", "evaluation_data", "augment")
 _ROUNDED = {f"{role}_{known_by}" for role in ("retain", "forget") for known_by in KNOWN_BY}
 _END_OF_TIME = "9999-12-31T00:00:00+00:00"

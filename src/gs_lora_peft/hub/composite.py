@@ -93,7 +93,7 @@ def write_composite(
 
 
 def check_max_rank(max_rank: int | None) -> None:
-    """Raises ValueError for what can be no limit of a rank."""
+    """Raises ValueError if `max_rank` is not a valid limit for a rank."""
     if max_rank is not None and (type(max_rank) is not int or max_rank < 1):
         raise ValueError(f"`max_rank` is {max_rank!r}; expected a number from 1, or None for no limit. Correct it.")
 

@@ -24,7 +24,7 @@ __all__ = [
     "verification_scores",
 ]
 
-# `evaluate` takes seconds to import: a metric built on it is imported when somebody asks for it.
+# `evaluate` takes seconds to import: a metric built on it is imported on first use.
 _LAZY = {"ContinualDetection": "continual_detection", "ContinualForgetting": "continual_forgetting"}
 
 

@@ -55,7 +55,7 @@ class ContinualDetection(evaluate.Metric):
             Passed on to `evaluate.Metric`: `keep_in_memory`, `cache_dir`, `num_process`, `process_id`, …
 
     Raises:
-        ValueError: A category has two roles or is no id, or the AP is not a fraction.
+        ValueError: A category has two roles or is not an id, or the AP is not a fraction.
 
     Example:
 

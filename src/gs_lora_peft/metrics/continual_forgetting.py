@@ -53,7 +53,7 @@ class ContinualForgetting(evaluate.Metric):
             Passed on to `evaluate.Metric`: `keep_in_memory`, `cache_dir`, `num_process`, `process_id`, …
 
     Raises:
-        ValueError: A class has two roles or is no id, or the accuracy is not a fraction.
+        ValueError: A class has two roles or is not an id, or the accuracy is not a fraction.
 
     Example:
 
@@ -93,7 +93,7 @@ class ContinualForgetting(evaluate.Metric):
         """Adds one prediction and its reference.
 
         Raises:
-            ValueError: One of them is no class id.
+            ValueError: One of them is not a class id.
         """
         # By way of the batch, which is checked: the parent would store 1.7 as 1.
         self.add_batch(predictions=[prediction], references=[reference], **kwargs)
@@ -102,7 +102,7 @@ class ContinualForgetting(evaluate.Metric):
         """Adds a batch of predictions and references.
 
         Raises:
-            ValueError: They differ in length or are no class ids.
+            ValueError: They differ in length or are not class ids.
         """
         predictions, references = answers(predictions, references)
         super().add_batch(predictions=predictions, references=references, **kwargs)

@@ -36,6 +36,6 @@ AVERAGE_PRECISION = Measure("ap", "AP", "average precision")
 
 
 def measure_of(*scores: Mapping[str, Any]) -> Measure:
-    """By what a model was scored, told by the names of its scores; accuracy where there are none."""
+    """The measure that a model was scored by, found in the names of its scores; accuracy if there are none."""
     names: Iterable[str] = (name for found in scores for name in found)
     return AVERAGE_PRECISION if any(name.startswith(f"{AVERAGE_PRECISION.prefix}_") for name in names) else ACCURACY

@@ -25,7 +25,7 @@ def continual_forgetting_scores(
 
     Args:
         predictions (array or tensor of shape `(n,)`):
-            Predicted class ids, whole numbers. An id that is no class, as -1 for "none of them", is a wrong answer.
+            Predicted class ids, whole numbers. An id that is not a class, like -1 for "none", is a wrong answer.
         references (array or tensor of shape `(n,)`): True class ids, from 0 up.
         forget_classes (`Iterable[int]`): Classes the task forgets. May be empty, to score a model before any task.
         old_classes (`Iterable[int]`, *optional*, defaults to none): Classes that earlier tasks forgot.
@@ -85,8 +85,8 @@ def h_mean(acc_retain: float | None, drop: float | None) -> float | None:
         drop (`float`, *optional*): Drop = Acc_f before − Acc_f after, from -1 to 1.
 
     Returns:
-        `float` or `None`: H, from 0 to 1. 0 where the drop is negative, for there the formula has no meaning, and
-        where both are 0. `None` where either is `None`.
+        `float` or `None`: H, from 0 to 1. 0 where the drop is negative, because the formula has no meaning there,
+        and where both are 0. `None` where either is `None`.
 
     Raises:
         ValueError: A value is not a finite number in its range; percent are refused.
@@ -124,7 +124,7 @@ def class_roles(**roles: Iterable[int] | None) -> dict[str, frozenset[int]]:
     """The classes of each role as sets of ids; roles that are `None` are left out.
 
     Raises:
-        ValueError: An item is no class id, or a class has two roles.
+        ValueError: An item is not a class id, or a class has two roles.
     """
     sets = {role: _id_set(classes, f"{role}_classes") for role, classes in roles.items() if classes is not None}
     for first, second in combinations(sets, 2):

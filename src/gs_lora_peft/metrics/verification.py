@@ -47,8 +47,8 @@ def verification_scores(
         - `n_same`, `n_different`: the numbers of pairs. Without pairs of both kinds all else is `None`.
 
     Raises:
-        ValueError: the two differ in length, are not one-dimensional, a similarity is not finite, `same` is no list of
-            yes and no, a rate is not between 0 and 1, or there are fewer than 2 folds.
+        ValueError: the two differ in length, are not one-dimensional, a similarity is not finite, `same` holds
+            other values than booleans (or 1 and 0), a rate is not between 0 and 1, or there are fewer than 2 folds.
 
     Example:
 
@@ -95,8 +95,8 @@ def verification_by_role(
     """Verification of the people that were forgotten and of those that were kept: can the model still tell them apart?
 
     Pairs of images are compared by the cosine of their embeddings, for each role all pairs among its people. One
-    person alone makes no pair of two people, so that those forgotten are also compared with everybody: a pair of one
-    person shows somebody forgotten twice, a pair of two people somebody forgotten and anybody else who has a role.
+    person alone makes no pair of two people. So the forgotten people are also compared with everyone: a pair of one
+    person shows a forgotten person twice, a pair of two people a forgotten person and another one who has a role.
 
     Args:
         embeddings (array or tensor of shape `(n, d)`): embeddings of images, normalised or not.
@@ -104,7 +104,7 @@ def verification_by_role(
         forget_classes (`Iterable[int]`): people the task forgets.
         old_classes (`Iterable[int]`, *optional*, defaults to none): people that earlier tasks forgot.
         missing_classes (`Iterable[int]`, *optional*, defaults to none): people kept without any replayed data.
-        retain_classes (`Iterable[int]`, *optional*, defaults to everybody named nowhere else): people kept.
+        retain_classes (`Iterable[int]`, *optional*, defaults to all people not named elsewhere): people kept.
         false_accept_rates (`Sequence[float]`, *optional*): as in [`verification_scores`].
         folds (`int`, *optional*, defaults to 10): as in [`verification_scores`].
         max_pairs (`int`, *optional*, defaults to 2,000,000):
@@ -117,7 +117,7 @@ def verification_by_role(
         - `retain`, `forget`, `old`, `missing`: all pairs among the people of the role. With fewer than two people all
           but the numbers of pairs is `None`.
         - `forget_against_all`, `old_against_all`: the same pairs of one person, and all pairs of a person of the role
-          with anybody else. One person is enough.
+          with another person. One person is enough.
 
         Everywhere two images of one person are needed, as [`verification_scores`] says.
 

@@ -26,8 +26,8 @@ def objective_for(
     missing_classes: Sequence[int] = (),
     adapter: str = "default",
 ) -> Objective:
-    """The objective for a kind of model, told by its structure: [`DetectionObjective`] for a detector of transformers,
-    else [`ClassificationObjective`], with prototypes in a [`PrototypeObjective`] and with distillation in a
+    """The objective that fits the structure of a model: [`DetectionObjective`] for a detector of transformers, else
+    [`ClassificationObjective`]. Prototypes wrap it in a [`PrototypeObjective`], distillation in a
     [`DistillationObjective`].
 
     Args:

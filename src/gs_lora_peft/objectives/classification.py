@@ -37,7 +37,7 @@ def auto_forget_bound(num_classes: int, kind: ForgetLoss = "log_odds") -> float:
     if num_classes < 2:
         raise ValueError(
             f"a classifier needs at least 2 classes to forget one of them, the head has {num_classes}. Set "
-            "`forget_bound` to a number if the head is no softmax over classes."
+            "`forget_bound` to a number if the head is not a softmax over classes."
         )
     return (1.5 if kind == "log_odds" else 5.0) * math.log(num_classes)
 
@@ -164,7 +164,7 @@ class ClassificationObjective(Objective):
         losses = _cross_entropy(logits, labels, "none")
         retain_loss, forget_loss = losses[:half].mean(), losses[half:].mean()
         global_losses = global_mean(torch.stack([retain_loss.detach(), forget_loss.detach()]))
-        # Of the whole head, for the whole head is asked in the end.
+        # The bound depends on the whole head, because predictions use the whole head.
         automatic = self.forget_bound == "auto"
         bound = auto_forget_bound(logits.shape[-1], self.kind) if automatic else float(self.forget_bound)
         if self.kind == "log_odds":
@@ -190,7 +190,7 @@ def logits_of(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         raise ValueError(
             f"a batch holds {sorted(inputs)} and no 'labels'. Let `data_collator` put the integer labels there."
         )
-    # Without labels the model does not compute a loss of its own, over both halves, for nothing.
+    # Without labels the model does not compute its own loss over both halves, which nothing uses.
     logits = _logits_in(model(**{name: value for name, value in inputs.items() if name != "labels"}))
     _check_logits(model, logits, inputs["labels"])
     return logits
@@ -241,7 +241,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
         raise InvalidInputError(
             "labels",
             sorted(set(labels.tolist())),
-            f"ids from 0 to {logits.shape[1] - 1}, for the head has {logits.shape[1]} classes",
+            f"ids from 0 to {logits.shape[1] - 1}, because the head has {logits.shape[1]} classes",
             "Number the classes as the model was trained with.",
         ) from error
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from .base import bare, unwrapped
 
-_MEND = "Prototypes need one head behind one embedding per sample; without it leave both prototype weights at 0."
+_FIX = "Prototypes need one head behind one embedding per sample; without it leave both prototype weights at 0."
 
 
 class NoEmbeddingFoundError(ValueError):
-    """A model has no classification head whose input could be told by its structure, or that input is no vector."""
+    """No classification head is found in the structure of a model, or the head's input is not a vector."""
 
 
 def find_head(model: nn.Module) -> str:
@@ -38,21 +38,19 @@ def find_head(model: nn.Module) -> str:
     num_labels = getattr(getattr(bare(model), "config", None), "num_labels", None)
     if not num_labels:
         raise NoEmbeddingFoundError(
-            f"{type(model).__name__} has no `config.num_labels`, so that its classification head cannot be told. "
-            f"{_MEND}"
+            f"{type(model).__name__} has no `config.num_labels`: its classification head cannot be found. {_FIX}"
         )
     heads = heads_of(model, num_labels)
     if not heads:
         raise NoEmbeddingFoundError(
-            f"no layer of {type(model).__name__} maps to its {num_labels} classes, so that the embedding cannot be "
-            f"found. {_MEND}"
+            f"no layer of {type(model).__name__} maps to its {num_labels} classes: the embedding cannot be found. "
+            f"{_FIX}"
         )
     *others, head = heads
     beside = [path for path in others if heads[path] == heads[head] and _side_by_side(path, head)]
     if beside:
         raise NoEmbeddingFoundError(
-            f"{type(model).__name__} has several heads of {num_labels} classes side by side, {[*beside, head]}. "
-            f"{_MEND}"
+            f"{type(model).__name__} has several heads of {num_labels} classes side by side, {[*beside, head]}. {_FIX}"
         )
     return head
 
@@ -111,7 +109,7 @@ class Caught:
         """
         if len(self.inputs) != 1:
             raise NoEmbeddingFoundError(
-                f"the head {self.path!r} was called {len(self.inputs)} times in one forward, not once. {_MEND}"
+                f"the head {self.path!r} was called {len(self.inputs)} times in one forward, not once. {_FIX}"
             )
         (found,) = self.inputs
         flat = found.flatten(1)
@@ -119,7 +117,7 @@ class Caught:
         if sum(size > 1 for size in found.shape[1:]) > 1:
             raise NoEmbeddingFoundError(
                 f"the head {self.path!r} takes an input of shape {tuple(found.shape)}, not one vector for each "
-                f"sample. {_MEND}"
+                f"sample. {_FIX}"
             )
         return flat.float()
 

@@ -49,8 +49,8 @@ def check_class_head(model: nn.Module, name: str = "model") -> None:
     """
     Refuses models that are known to have no class head, before anything is loaded or trained.
 
-    Only what transformers defines is known. A class of one's own is let through, with or without a configuration: its
-    logits are looked at when there are some.
+    Only classes that transformers defines are known. Your own class passes, with or without a configuration: its
+    logits are checked as soon as there are any.
 
     Args:
         model (`torch.nn.Module`): bare, a `PeftModel`, or wrapped for several processes.

@@ -88,8 +88,8 @@ def read_adapters(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = 
     Each file is read once: what is returned comes from the very bytes whose hash was compared with the ledger's.
 
     Raises:
-        LedgerError: As [`check_tasks`]; or an adapter is no plain LoRA on Linear layers, names another base model than
-            the ledger, or holds what is no finite number.
+        LedgerError: As [`check_tasks`]; or an adapter is not plain LoRA on Linear layers, names another base model
+            than the ledger, or holds a value that is not finite.
     """
     entries = ledger.select(tasks)
     for entry in entries:
@@ -132,7 +132,7 @@ def new_adapter(ledger: ForgettingLedger, name: str) -> tuple[TaskAdapter, dict[
         that the adapter was made from.
 
     Raises:
-        LedgerError: It is no plain LoRA on Linear layers.
+        LedgerError: It is not plain LoRA on Linear layers.
         OSError, ValueError: It cannot be read.
     """
     contents = {path.name: _read(path) for path in sorted(task_folder(ledger.folder, name).iterdir())}
@@ -144,7 +144,7 @@ def read_adapter(path: Path) -> TaskAdapter:
     """Reads an adapter that no ledger vouches for.
 
     Raises:
-        LedgerError: It is no plain LoRA on Linear layers.
+        LedgerError: It is not plain LoRA on Linear layers.
         OSError, ValueError: It cannot be read.
     """
     return _parsed(path, _read(path / CONFIG_NAME), _read(path / SAFETENSORS_WEIGHTS_NAME))

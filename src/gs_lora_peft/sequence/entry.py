@@ -88,7 +88,7 @@ class TaskEntry:
         self._expect(
             "extra",
             not self.extra.keys() & self.__dict__.keys() - {"extra"},
-            "only keys that are no fields of an entry",
+            "only keys that are not fields of an entry",
         )
         ids, names = self.classes, self.class_names
         self._expect("classes", ids is None or _is_ids(ids), "a list of different class ids from 0")

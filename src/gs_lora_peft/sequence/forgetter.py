@@ -199,9 +199,8 @@ class ContinualForgetter(RevocableRun):
             revision (`str`, *optional*), token (`str`, *optional*): as in [`load_forgotten`].
 
         Raises:
-            LedgerError: if there is no ledger, files differ from it, it withholds the classes that were forgotten (so
-                that they would be learned again) or is another one than that in `folder`; or if its adapter settings
-                cannot be taken over.
+            LedgerError: if there is no ledger, files differ from it, it withholds the forgotten classes (the run would
+                learn them again) or differs from the one in `folder`; or if its adapter settings cannot be used.
             ValueError: if the repository does not exist or may not be read, or `folder` holds something else.
             ConnectionError: if the Hub is out of reach; the call can be repeated.
         """

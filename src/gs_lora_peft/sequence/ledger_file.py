@@ -20,7 +20,7 @@ def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
     """The content of a ledger's file, without schema version and digest, and the SHA-256 of the file.
 
     Raises:
-        LedgerError: There is no such file, it is no ledger, of a newer schema, damaged or edited.
+        LedgerError: The file does not exist, is not a ledger, has a newer schema, or is damaged or edited.
     """
     try:
         raw = read_limited(path, MAX_LEDGER_BYTES)

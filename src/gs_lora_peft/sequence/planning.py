@@ -89,7 +89,7 @@ def match_requests(
 
     Raises:
         LedgerError: A task in effect does not belong to the request at its place.
-        ValueError: `requests` is no list of requests.
+        ValueError: `requests` is not a list of requests.
     """
     if not isinstance(requests, (list, tuple)):
         raise InvalidInputError("requests", requests, "a list of ForgetRequest", "Write [request].")

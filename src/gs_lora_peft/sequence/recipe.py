@@ -51,7 +51,7 @@ class Recipe:
             [`split_dataset`].
         augment (`Callable`, *optional*): As in [`GSLoraTrainer`].
         callbacks (`Sequence[TrainerCallback]`): Handed to every trainer; those that keep a state start anew.
-        data (`Mapping[str, str]`): What the data are told by, recorded along with the settings.
+        data (`Mapping[str, str]`): What identifies the data, recorded with the settings.
     """
 
     config: GSLoraConfig

@@ -103,8 +103,8 @@ class RevocableRun(RunFolder):
             [`TaskEntry`]: the entry with its `revocation`.
 
         Raises:
-            LedgerError: if there is no such task in effect, or another process works in the folder. Like after any
-                other error, ledger and model are what they were.
+            LedgerError: if there is no such task in effect, or another process works in the folder. As after any
+                other error, ledger and model are unchanged.
         """
         (entry,) = self.ledger.select([task])
         with self._exclusively(), self._live.restored_on_error():

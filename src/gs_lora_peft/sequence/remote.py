@@ -55,7 +55,7 @@ def fetch_sequence(
 
     Raises:
         LedgerError: if the repository has no ledger, one that is damaged, edited or of a newer schema, or one that
-            lists files that are no part of a task; if a task does not exist; if `local_dir` holds another run; or if
+            lists files that do not belong to a task; if a task does not exist; if `local_dir` holds another run; or if
             files for `local_dir` are missing or differ from their recorded hashes.
         ValueError: if the repository or revision does not exist or is out of reach, or `local_dir` holds something
             other than a run.
@@ -94,7 +94,7 @@ def fetch_ledger(repo_id: str, *, revision: str | None = None, token: str | bool
         if known.file_size is not None and known.file_size > MAX_LEDGER_BYTES:
             raise LedgerError(
                 f"{LEDGER_NAME} in the repository {repo_id!r} has {known.file_size} bytes; a ledger has at most "
-                f"{MAX_LEDGER_BYTES}. It is not downloaded, for it cannot be genuine."
+                f"{MAX_LEDGER_BYTES}. It is not downloaded, because it cannot be genuine."
             )
         path = Path(hf_hub_download(repo_id, LEDGER_NAME, revision=revision, token=token, local_files_only=away))
         with _not_kept([] if known.is_cached else [path]):

@@ -25,11 +25,11 @@ def parse_utc(text: Any, name: str = "requested_at") -> str:
         name (`str`, *optional*, defaults to `"requested_at"`): What the error calls it.
 
     Raises:
-        InvalidInputError: It is no such time, or its offset is missing (local time cannot be told from UTC).
+        InvalidInputError: It is not such a time, or it has no offset (local time and UTC look the same).
     """
     expected = "an ISO 8601 time with its offset from UTC, as '2025-01-31T12:00:00Z'"
     if not isinstance(text, str):
-        raise InvalidInputError(name, text, expected, "Pass a string, for a datetime `moment.isoformat()`.")
+        raise InvalidInputError(name, text, expected, "Pass a string, as from `moment.isoformat()`.")
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None:
@@ -96,7 +96,7 @@ class ForgetRequest:
         """The request that [`~ForgetRequest.to_dict`] gave.
 
         Raises:
-            InvalidInputError: `data` is no mapping, lacks `classes`, or has keys that a request does not have.
+            InvalidInputError: `data` is not a mapping, lacks `classes`, or has keys that a request does not have.
         """
         if not isinstance(data, Mapping) or "classes" not in data:
             raise InvalidInputError("request", data, "a mapping with the key 'classes'", "Add the classes.")

@@ -16,8 +16,8 @@ def recorded_config(ledger: ForgettingLedger) -> GSLoraConfig | None:
     """The configuration of the last task, as the ledger has it; `None` where it has none.
 
     Raises:
-        LedgerError: what it has is no configuration, or has settings that this version does not know or patterns that
-            may search for ever.
+        LedgerError: the record is not a configuration, has settings that this version does not know, or has patterns
+            whose search may never end.
     """
     recorded = ledger.tasks[-1].settings.get("config") if ledger.tasks else None
     if recorded is None:

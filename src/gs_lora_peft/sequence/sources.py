@@ -32,7 +32,7 @@ def train_and_test(dataset: Any, eval_dataset: Dataset | None) -> tuple[Dataset,
         eval_dataset (`datasets.Dataset`, *optional*): scored on instead of a split.
 
     Raises:
-        ValueError: There is no split `train`, or what is to be trained or scored on is no `datasets.Dataset`.
+        ValueError: There is no split `train`, or the data to train or score on are not a `datasets.Dataset`.
     """
     if not isinstance(dataset, dict):
         train, splits = dataset, {}

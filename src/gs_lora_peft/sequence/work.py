@@ -86,7 +86,7 @@ class WorkFolder:
         different = _differences(found, plan)
         if different:
             told = f"the unfinished request in '{self.path}' was begun with other settings: {'; '.join(different)}"
-            # Checkpoints on top of a task that was revoked are of no use to anybody.
+            # Checkpoints on top of a revoked task are useless.
             usable = any(_checkpoints(self.path)) and found.get("tasks") == plan["tasks"]
             if unfinished is not None and usable and not keep:
                 raise LedgerError(

@@ -130,11 +130,11 @@ def looks_local(repo_id: str) -> bool:
 
 
 def writing_api(token: str | bool | None) -> HfApi:
-    """A client that has a token; ValueError if there is none, for nothing can be written without."""
+    """A client that has a token; ValueError if there is none, because every write needs one."""
     token = get_token() if token is None or token is True else token
     if not token:
         raise ValueError(
-            "there is no token for the Hub, and nothing can be published without. Log in with `hf auth login`, set "
+            "there is no token for the Hub, and publishing needs one. Log in with `hf auth login`, set "
             "HF_TOKEN, or pass `token`."
         )
     return HfApi(token=token, library_name="gs-lora-peft", library_version=version("gs-lora-peft"))

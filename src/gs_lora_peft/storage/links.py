@@ -26,8 +26,8 @@ def refuse_links(folder: StrPath, names: Iterable[str]) -> None:
     for path in _links(os.path.join(folder, name) for name in names):
         if not (blobs and os.path.realpath(path).startswith(blobs)):
             raise ValueError(
-                f"'{path}' is a symbolic link; expected a file or folder that lies in '{folder}' itself, for what is "
-                "there is written and removed. Put the real one in its place; to store a run elsewhere, make "
+                f"'{path}' is a symbolic link; expected a file or folder that lies in '{folder}' itself, because "
+                "its contents are written and removed. Put the real one in its place; to store a run elsewhere, make "
                 f"'{folder}' as a whole a link."
             )
 

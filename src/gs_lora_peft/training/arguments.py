@@ -113,8 +113,8 @@ class GSLoraTrainingArguments(TrainingArguments):
         validation_fraction (`float`, *optional*, defaults to 0):
             Fraction of every class of both training sets that is held out for evaluation during training, in [0, 1).
             Used for `eval_strategy`, `load_best_model_at_end` and early stopping where no `eval_dataset` is given.
-            Not with annotated boxes, for an image may be in both sets: take images out before they are split. Nor
-            with `shots` of a [`ContinualForgetter`], which say how many samples train.
+            Not with annotated boxes, because an image may be in both sets: hold images out before the split. Not with
+            `shots` of a [`ContinualForgetter`] either: they say how many samples train.
         epoch_covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
             `"both"`: an epoch runs once over the larger of the two training sets, and the other one cycles.
             `"retain"`: once over the retain set, as published, however few classes stay; then set the number of

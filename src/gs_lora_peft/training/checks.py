@@ -43,7 +43,7 @@ def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> 
     """Distinct labels of a data set, sorted, read from the label column alone where there is one.
 
     Raises:
-        ValueError: if there is no such column, it is empty in every row, a label or the category of a box is no
+        ValueError: if there is no such column, it is empty in every row, a label or the category of a box is not an
             integer of at least 0, or the model calls one of the classes something else.
     """
     if isinstance(dataset, Dataset):
@@ -133,7 +133,7 @@ def class_ids(name: str, classes: Any) -> list[int]:
     """The ids that an argument gives, sorted.
 
     Raises:
-        ValueError: naming the argument and the value that is no id.
+        ValueError: naming the argument and the value that is not an id.
     """
     return sorted(
         checked(

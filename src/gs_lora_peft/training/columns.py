@@ -37,7 +37,8 @@ class ColumnFilter:
                 raise InvalidInputError(
                     "remove_unused_columns",
                     True,
-                    f"False, for the collator reads the column {column!r}, which the model's forward does not take",
+                    f"False, because the collator reads the column {column!r}, which the model's forward does not "
+                    "take",
                     "Leave it out of the arguments.",
                 ) from error
             raise

@@ -55,7 +55,7 @@ def _number_of(error: Exception, folder: str | os.PathLike) -> int | None:
 
 
 def _asked(folder: str | os.PathLike) -> int | None:
-    """Torch says only that a write failed; why, the system tells whoever writes a little there."""
+    """The system's error number for a small write. Torch says that a write failed, but not why."""
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(folder))) as file:
             file.write(bytes(_PROBE))

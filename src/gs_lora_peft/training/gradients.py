@@ -69,9 +69,9 @@ def without_unused_warning(step: Callable[[], _Result]) -> _Result:
     """
     Runs a training step without DDP's warning that its search for unused parameters has found none.
 
-    It has to search from the start, since it cannot be told later, when groups are dropped. The warning comes from C++
-    and goes past Python's filters, except where Python called a C++ function of PyTorch: `apply_` is one that calls
-    Python in turn.
+    DDP has to search from the start: nothing can switch the search on later, when groups are dropped. The warning
+    comes from C++ and goes past Python's filters, except where Python called a C++ function of PyTorch: `apply_` is
+    one that calls Python in turn.
 
     Args:
         step (`Callable`): what to run.

@@ -1,4 +1,4 @@
-"""The check for numbers that are no numbers, before they reach the weights."""
+"""Looks for NaN and infinity before they reach the weights."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ BY_TRAINER: dict[str, list[Refusal]] = {
                 and trainer.args.accelerator_config.dispatch_batches is True
                 and (trainer.args.accelerator_config.split_batches or trainer.has_boxes)
             ),
-            "`dispatch_batches` left out, for one process would cut joint batches apart for the others",
+            "`dispatch_batches` left out, because one process would cut joint batches apart for the others",
             "Leave `dispatch_batches` out: every process reads its own samples.",
         )
     ],

@@ -75,7 +75,9 @@ def _object_of_file(value: Any) -> Any:
             with open(value, encoding="utf-8") as file:
                 value = json.load(file)
         except OSError:
-            raise ValueError("There is no such file that can be read: give its path, or a dictionary.") from None
+            raise ValueError(
+                "The file is missing or unreadable: give the path of a JSON file, or a dictionary."
+            ) from None
     return _object_of_json(value)
 
 

@@ -104,7 +104,7 @@ class AdapterPublishing(Trainer):
 
         Raises:
             ValueError: if the repository's name (`args.hub_model_id`, else the name of `output_dir`) is malformed, it
-                is public and should not be, belongs to somebody else or holds something else, or there is no token.
+                is public and should not be, belongs to another user or holds something else, or there is no token.
             huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, or is busy for too long.
         """
         if not blocking:

@@ -88,7 +88,7 @@ class GSLoraTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEvalua
             belongs to which set follows from the training sets, `forget_classes`, `old_classes` and
             `missing_classes`.
         forget_classes (`Sequence[int]`, *optional*): the classes to forget; by default those of `forget_dataset`.
-            Needed with annotated boxes, for images may show objects of both kinds.
+            Needed with annotated boxes, because an image may show objects of both kinds.
         old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
         missing_classes (`Sequence[int]`, *optional*): classes to keep that have no training data, for
             `eval_acc_missing`. Every class of the head that is in no training set and not in `old_classes` is one,
@@ -314,7 +314,7 @@ class GSLoraTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEvalua
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
         self.meter = LossMeter()
         self._continuation.load(self._logs_of_checkpoint)
-        # Last, for it may bring an epoch to its end, before which every other callback has to have begun.
+        # Last, because it may end an epoch, and every other callback has to begin before that.
         self.remove_callback(self._continuation)
         self.add_callback(self._continuation)
         self._forget_preparation()

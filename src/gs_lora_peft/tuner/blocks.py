@@ -46,7 +46,7 @@ def find_ffn_blocks(
 
     Raises:
         NoFFNFoundError: If the model has none that can be found; the message says why and what to set.
-        ValueError: If a pattern is no regular expression, or if the two leave no block.
+        ValueError: If a pattern is not a regular expression, or if the two leave no block.
 
     Warns:
         UserWarning: If part of the experts are fused into 3-D parameters, which are not among the Linears.
@@ -166,8 +166,8 @@ def _warn_of_fused_experts(model: nn.Module, nodes: list[Node]) -> None:
     fused = [node.path for node in nodes if node.holds_fused_experts]
     if fused:
         warnings.warn(
-            f"{type(model).__name__} has experts that are fused into 3-D parameters ({_some(fused)}). They are no "
-            "Linear layers and are not adapted: what they know is not forgotten through them.",
+            f"{type(model).__name__} has experts that are fused into 3-D parameters ({_some(fused)}). They are not "
+            "Linear layers and are not adapted: the adapter does not make them forget.",
             stacklevel=3,
         )
 
@@ -220,7 +220,7 @@ def _explain(model: nn.Module, nodes: list[Node]) -> str:
         node.path for i, node in enumerate(nodes) if node.region in ("attention", "mixer") and node.region_root == i
     ]
     if fused:
-        why = f"its experts are fused into 3-D parameters ({_some(fused)}), which are no Linear layers"
+        why = f"its experts are fused into 3-D parameters ({_some(fused)}), which are not Linear layers"
     elif convolutions and not any(node.shape for node in feeding):
         why = f"its feed-forwards are convolutional ({_some(convolutions)}), not Linear layers"
     elif not mixers:

@@ -41,7 +41,7 @@ _Modules = Annotated[
 _REFUSED = {
     "use_dora": "DoRA's magnitude vector changes the output of a layer even where its LoRA matrices are zero, so no "
     "group could ever be dropped",
-    "use_qalora": "QALoRA pools the layer's input, so that its update is no plain LoRA and cannot be exported",
+    "use_qalora": "QALoRA pools the layer's input: its update is not plain LoRA and cannot be exported",
     "lora_bias": "a LoRA bias is not part of any group and would stay in a group that is zero",
     "modules_to_save": "a forgetting task trains LoRA matrices only; whole trained modules would keep what was "
     "forgotten in the published file",
@@ -79,14 +79,14 @@ HEAD_TRAINING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
-    """Refuse options of `LoraConfig` that are no plain LoRA on whole matrices.
+    """Refuse options of `LoraConfig` that go beyond plain LoRA on whole matrices.
 
     Args:
         values (`Mapping[str, Any]`): fields of a `LoraConfig`; those that are absent are at their defaults.
         what (`str`, *optional*, defaults to `"GS-LoRA"`): what they do not work with, for the message.
 
     Raises:
-        ValueError: naming the first option that cannot work, its value, the reason and the mend.
+        ValueError: naming the first option that cannot work, its value, the reason and the fix.
     """
     for name, reason in _REFUSED.items():
         value = values.get(name)
@@ -124,7 +124,7 @@ def _is_dotted(name: Any) -> bool:
 
 
 def _compiled(pattern: str, field_name: str) -> None:
-    """Fail early on a pattern that is no regular expression."""
+    """Fail early on an invalid regular expression."""
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:
@@ -174,8 +174,8 @@ class GSLoraConfig(LoraConfig):
         ValueError: if an option of `LoraConfig` is set that cannot work with groups that are exactly zero or with the
             plain LoRA export (DoRA, bias training, `modules_to_save` and the task types that imply it, initialisations
             that change base weights, layer replication, …), if a rank is below 1, if `lora_alpha` is 0 or not finite,
-            if `lora_dropout` is outside [0, 1), if a pattern is no regular expression, or if `layers_to_transform` is
-            combined with a keyword (use `block_pattern`). The message names the value, the reason and the mend.
+            if `lora_dropout` is outside [0, 1), if a pattern is an invalid regex, or if `layers_to_transform` is
+            combined with a keyword (use `block_pattern`). The message names the value, the reason and the fix.
 
     A pickled configuration, or a pickled model with one, can be read by a process that has not imported this package:
     unpickling imports it. A saved `adapter_config.json` cannot, because PEFT looks the type up by name; give out
@@ -292,14 +292,14 @@ class GSLoraConfig(LoraConfig):
             if value is None:
                 continue
             if isinstance(self.target_modules, str):
-                mend = (
+                fix = (
                     r"Choose blocks with `block_pattern` instead, e.g. block_pattern=r'layers\.(0|1|2)$'."
                     if self.is_structural
                     else "Put the restriction into the regular expression itself."
                 )
                 raise ValueError(
                     f"`{name}`={value!r} works with a list of module names only, got "
-                    f"target_modules={self.target_modules!r}. {mend}"
+                    f"target_modules={self.target_modules!r}. {fix}"
                 )
             if value == []:
                 raise ValueError(

@@ -142,8 +142,8 @@ def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for path in (config_path, weights_path):
         if not path.is_file():
             raise ValueError(
-                f"{str(folder)!r} is no adapter folder: {path.name!r} is missing. Give a folder that save_pretrained "
-                "wrote (safetensors only; pickled weights are never read)."
+                f"{str(folder)!r} is not an adapter folder: {path.name!r} is missing. Give a folder that "
+                "save_pretrained wrote (safetensors only; pickled weights are never read)."
             )
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
@@ -151,7 +151,9 @@ def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"the adapter in {str(folder)!r} cannot be read: {error}. Save it again.") from error
     if not isinstance(config, dict):
-        raise ValueError(f"the adapter in {str(folder)!r} cannot be read: {CONFIG_NAME} is no object. Save it again.")
+        raise ValueError(
+            f"the adapter in {str(folder)!r} cannot be read: {CONFIG_NAME} is not an object. Save it again."
+        )
     return config, tensors
 
 

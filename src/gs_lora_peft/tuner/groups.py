@@ -275,15 +275,15 @@ class LoraGroups:
     def thaw(self) -> None:
         """Undo `freeze_zero_groups`: frozen groups take part in the forward again and their matrices train as before.
 
-        Zero stays zero until somebody trains on; what changes is that the model is an ordinary PEFT model again, e.g.
-        for loading other weights into the adapter.
+        Zero stays zero until training goes on. But the model is an ordinary PEFT model again, e.g. for loading other
+        weights into the adapter.
         """
         parameters = self.parameters
         for position, requires_grad in self._thawed_flags.items():
             parameters[position].requires_grad_(requires_grad)
         for path, (before, skipping) in self._skipping.items():
             now = self._layers[path].active_adapters
-            # Another list than ours: somebody has chosen adapters since. A shorter one: an adapter was deleted.
+            # Another list than ours: other code has chosen adapters since. A shorter one: an adapter was deleted.
             if now is skipping or set(now) < set(skipping):
                 self._layers[path]._active_adapter = [n for n in before if n in now or n == self.adapter_name]
         self._skipping.clear()

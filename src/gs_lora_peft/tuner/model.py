@@ -140,9 +140,9 @@ class GSLoraModel(LoraModel):
             if not self._check_target_module_exists(config, path):
                 continue
             if not _is_linear(module):
-                why = "it is no Linear layer, and groups are formed over Linear layers only"
+                why = "it is not a Linear layer, and groups are formed over Linear layers only"
             elif isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention):
-                why = "nn.MultiheadAttention reads its weight without calling it, so that LoRA would do nothing"
+                why = "nn.MultiheadAttention reads its weight without calling it, and LoRA would do nothing"
             else:
                 continue
             raise ValueError(

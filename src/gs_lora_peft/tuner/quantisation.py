@@ -1,4 +1,4 @@
-"""Quantised models, told by their structure, whichever library made them."""
+"""Finds quantised models by their structure, whichever library made them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _MIXER = re.compile(
     r"mixer|mamba|(?:^|_)ssm|retention|delta_net|(?:^|_)lru|recurrent|time_mix|token_mix|temporal_block|short_conv"
     r"|modulation|hyena|wkv"
 )
-# Small networks of the shape d → h → d that are no feed-forward: routers, adapters, position biases. A name with
+# Small networks of the shape d → h → d that are not feed-forward: routers, adapters, position biases. A name with
 # `attn` or `attention` in it is spared: `RelPosAttention` is attention.
 _SKIP = re.compile(
     r"router|adapt[eo]r|embeddings?$|offset|attention_weights"
@@ -45,7 +45,7 @@ _SKIP = re.compile(
 # real thing, and `NormMlp` is it.
 _SKIP_INSTANCE = re.compile(r"(?:^|_)norm\d*$|^norm\d*_|layer_?norm|batch_?norm|ada_?ln")
 
-# Attention that is called something else, or nothing, is told by its projections.
+# Attention under another name, or without one, is found by its projections.
 _PREFIX = r"(?:to_|w_?|c_|in_proj_|linear_|proj_|fc_)?"
 _FUSED_QKV = re.compile(_PREFIX + r"qkv(?:_proj|_linear)?|query_key_value|queries_keys_values")
 _QUERY = re.compile(_PREFIX + r"(?:q|query|queries)(?:_proj|_linear|_lin)?")
@@ -176,7 +176,7 @@ def _snake(name: str) -> str:
 def _role_by_name(instance: str, class_name: str, class_first: bool, is_linear: bool, mixes_below: bool) -> Role:
     """The role that the words give. What the author called the instance weighs more than the name of its class."""
     instance, class_name = _snake(instance), _snake(class_name)
-    # A class `RelPosBlock` that holds attention is no position bias.
+    # A class `RelPosBlock` that holds attention is not a position bias.
     if _SKIP.search(instance) or _SKIP_INSTANCE.search(instance) or (_SKIP.search(class_name) and not mixes_below):
         return "skip"
     names = (class_name, instance) if class_first else (instance, class_name)

@@ -119,7 +119,7 @@ class FaceTransformerConfig(ViTConfig):
                 raise ValueError(f"`{name}` must be a whole number{unit}, 1 or more, got {value!r}.")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"`hidden_size`={self.hidden_size} is no multiple of `num_attention_heads`="
+                f"`hidden_size`={self.hidden_size} is not a multiple of `num_attention_heads`="
                 f"{self.num_attention_heads}. Change one of them, or give `head_dim`."
             )
         for name in ("scale", "margin"):

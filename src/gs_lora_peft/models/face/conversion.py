@@ -189,8 +189,8 @@ def _shape_settings(
         image_size = grid * (_OVERLAPPING_STRIDE if patch == _OVERLAPPING_PATCH else patch)
     if image_size < 1 or image_size % grid:
         raise ValueError(
-            f"`image_size`={image_size} is no multiple of the {grid} patches a side that '{path}' has. Give the size "
-            "of the images it was trained on, in pixels."
+            f"`image_size`={image_size} is not a multiple of the {grid} patches a side that '{path}' has. Give the "
+            "size of the images it was trained on, in pixels."
         )
     return {
         "image_size": image_size,
@@ -274,6 +274,6 @@ def _as_convolution(weight: Tensor, config: FaceTransformerConfig) -> Tensor:
 
 def _wrong(path: StrPath, key: Any, why: str) -> ValueError:
     return ValueError(
-        f"'{path}' is no ViT_face or ViTs_face of the papers' code: its key {key!r} {why}. Expected the state dict of "
-        "such a model, with its head ('loss.weight')."
+        f"'{path}' is not a ViT_face or ViTs_face of the papers' code: its key {key!r} {why}. Expected the state dict "
+        "of such a model, with its head ('loss.weight')."
     )
