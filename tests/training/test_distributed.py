@@ -56,9 +56,9 @@ def test_there_were_two_gloo_processes(reports):
     assert [(report["processes"], report["backend"]) for report in reports] == [(2, "gloo")] * 2
 
 
-def test_nothing_is_said_of_unused_parameters(folder):
-    """DDP has to look for them from the start, when no group is dropped yet, and would warn of that."""
-    assert "did not find any unused parameters" not in (folder / "stderr.txt").read_text()
+def test_little_is_said_of_unused_parameters(folder):
+    """DDP has to look for them from the start, when no group is dropped yet. It warns of that once in each process."""
+    assert (folder / "stderr.txt").read_text().count("did not find any unused parameters") <= 2
 
 
 def test_processes_end_with_the_same_adapter(folder, both):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from transformers.utils import logging
 from ..errors import InvalidInputError
 from .checks import NoGradientError, NoStepError
 
-_Result = TypeVar("_Result")
 _FUNCTION = "_gradient_checkpointing_func"
 
 logger = logging.get_logger(__name__)
@@ -63,31 +61,6 @@ def reentrant_checkpoints(model: nn.Module) -> Iterator[None]:
     finally:
         for module, function in changed:
             setattr(module, _FUNCTION, function)
-
-
-def without_unused_warning(step: Callable[[], _Result]) -> _Result:
-    """
-    Runs a training step without DDP's warning that its search for unused parameters has found none.
-
-    DDP has to search from the start: nothing can switch the search on later, when groups are dropped. The warning
-    comes from C++ and goes past Python's filters, except where Python called a C++ function of PyTorch: `apply_` is
-    one that calls Python in turn.
-
-    Args:
-        step (`Callable`): what to run.
-    """
-    results = []
-    grad, once = torch.is_grad_enabled(), torch.zeros((), dtype=torch.float64)
-
-    def call(value: float) -> float:
-        with torch.set_grad_enabled(grad):
-            results.append(step())
-        return value
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified", category=UserWarning)
-        once.apply_(call)
-    return results[0]
 
 
 def check_checkpointing(args: Any, model: nn.Module) -> None:
@@ -150,11 +123,6 @@ class GradientCallback(TrainerCallback):
         self._steps = 0  # optimizer steps that were really taken since training began
         self._before: list[Tensor] = []
         self._looked = False
-
-    @property
-    def at_first_step(self) -> bool:
-        """Whether the first optimizer step of a training with several processes is yet to come."""
-        return not self._looked and self.trainer.args.world_size > 1
 
     @property
     def changed_nothing(self) -> bool:

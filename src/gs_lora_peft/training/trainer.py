@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -49,7 +48,6 @@ from .gradients import (
     no_gradient,
     no_step,
     reentrant_checkpoints,
-    without_unused_warning,
 )
 from .guard import FiniteCallback
 from .inherited import check_by_trainer
@@ -265,8 +263,7 @@ class GSLoraTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEvalua
         if not model.training:
             loss, outputs = self.task_objective.evaluation_step(model, inputs)
             return (loss, outputs) if return_outputs else loss
-        step = partial(self.task_objective.training_step, model, inputs, global_mean=self._global_mean)
-        result = without_unused_warning(step) if self._gradients.at_first_step else step()
+        result = self.task_objective.training_step(model, inputs, global_mean=self._global_mean)
         self.meter.add(result)
         loss = result.loss
         if not loss.requires_grad and torch.is_grad_enabled():
