@@ -134,7 +134,7 @@ def test_unknown_classes(base, run_folder, tmp_path, name):
     ledger = ForgettingLedger.load(run_folder)
     ledger.base_model["model_class"] = name
     ledger.save()
-    with pytest.raises(ValueError, match="which transformers does not have"):
+    with pytest.raises(ValueError, match="which neither transformers nor this package has"):
         merge_forgotten(base, run_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
