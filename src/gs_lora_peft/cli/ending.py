@@ -47,6 +47,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     try:
         start_missing_cpu_processes()
         code = main() or 0
+        _leave_the_others()
         if code == NOT_FORGOTTEN_STATUS:
             say_last("Not everything is forgotten: the lines below the table say what is still recognised.")
     except KeyboardInterrupt:
@@ -60,6 +61,14 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         say_last(f"Error: {printable(' '.join(str(error).split()) or type(error).__name__)}")
         code = 1
     sys.exit(code)
+
+
+def _leave_the_others() -> None:
+    """Ends the process group. Threads of it that still run when the interpreter ends abort the process (SIGABRT)."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def say_last(line: str) -> None:
