@@ -21,7 +21,7 @@ class InvalidInputError(ValueError):
     """
 
     def __init__(self, name: str, value: Any, expected: str, fix: str = ""):
-        super().__init__(f"`{name}` is {_short(value)}; expected {expected}.{' ' if fix else ''}{fix}")
+        super().__init__(f"`{name}` is {short(value)}; expected {expected}.{' ' if fix else ''}{fix}")
         self.name = name
         self.value = value
         self.expected = expected
@@ -39,7 +39,7 @@ def located(error: ValueError, place: str) -> ValueError:
     return type(error)(f"{place}: {error}")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A `repr` that does not flood a message."""
     try:
         text = repr(value)

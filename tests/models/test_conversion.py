@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 from gs_lora_peft import convert_face_checkpoint
 from gs_lora_peft.audit import face_answers
-from gs_lora_peft.data.pairing import default_collator
+from gs_lora_peft.data.collation import default_collator
 
 
 def convert(state, tmp_path, **settings):

@@ -21,7 +21,7 @@ from gs_lora_peft.audit import (
     face_answers,
     format_face_audit,
 )
-from gs_lora_peft.data.pairing import default_collator
+from gs_lora_peft.data.collation import default_collator
 from gs_lora_peft.hub.repository import stage_repository
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
-from gs_lora_peft.data.pairing import ImageCollator
+from gs_lora_peft.data.collation import ImageCollator
 from gs_lora_peft.models import FaceImageProcessor
 
 

@@ -14,7 +14,7 @@ from tasks import adapter_state, arguments, differences, forget_set, peft_vit, r
 from transformers import TrainerCallback, TrainingArguments
 
 from gs_lora_peft import GSLoraTrainer, GSLoraTrainingArguments
-from gs_lora_peft.data.pairing import ImageCollator
+from gs_lora_peft.data.collation import ImageCollator
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.training import inherited
 

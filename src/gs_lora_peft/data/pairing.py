@@ -8,18 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .collation import ImageCollator, RowCollator, TensorCollator, default_collator
 from .rows import NamedRows
-
-__all__ = [
-    "ImageCollator",
-    "PairedCollator",
-    "PairedDataset",
-    "PairedSampler",
-    "RowCollator",
-    "TensorCollator",
-    "default_collator",
-]
 
 Pair = tuple[int, int]
 EpochCovers = Literal["both", "retain"]

@@ -23,13 +23,14 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import short
 from ..storage import parse_json, public_name, read_limited, safe_join
 from ..tuner.config import HEAD_TRAINING_TASKS, MAX_SCALING, check_plain_lora, mapping_problem
 from ..tuner.name_patterns import names_modules
 from .entry import TaskEntry
 from .layout import MAX_CONFIG_BYTES, TASKS_FOLDER, task_folder
 from .ledger import ForgettingLedger
-from .plain import LedgerError, short
+from .plain import LedgerError
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _HALVES = (torch.float16, torch.bfloat16)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..errors import short
 from .advice import advice_to_redo
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
-from .plain import LedgerError, short
+from .plain import LedgerError
 
 Differences = dict[str, tuple[Any, Any]]  # by setting: what is recorded, and what is given
 _UNORDERED = ("target_modules", "exclude_modules")

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import short
 from ..storage import json_bytes, parse_json, read_limited
-from .plain import LedgerError, short
+from .plain import LedgerError
 
 SCHEMA_VERSION = 1
 MAX_LEDGER_BYTES = 64 * 2**20

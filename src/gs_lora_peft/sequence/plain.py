@@ -56,9 +56,3 @@ def _plain_json(value: Any, where: str) -> Any:
 def is_names(value: Any) -> bool:
     """Whether `value` is a list of text."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def short(value: Any) -> str:
-    """A `repr` that does not flood a message."""
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

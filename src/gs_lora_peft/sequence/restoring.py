@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..errors import short
 from ..tuner import GSLoraConfig
 from ..tuner.name_patterns import is_quick
 from .ledger import ForgettingLedger
-from .plain import LedgerError, short
+from .plain import LedgerError
 from .recipe import adapter_settings
 
 
