@@ -8,10 +8,11 @@ import card_cases as cases
 import hub_cases
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from PIL import Image
 
@@ -20,7 +21,7 @@ from gs_lora_peft.hub.card import build_card
 from gs_lora_peft.hub.composite import CompositeReport
 from gs_lora_peft.hub.merging import _card
 from gs_lora_peft.hub.sections import task_ranges
-from gs_lora_peft.reports import Table, escape_markdown
+from gs_lora_peft.reports import Table, escape_markdown, render_card
 from gs_lora_peft.sequence.remarks import doubts, not_forgotten
 from gs_lora_peft.storage import code_span
 
@@ -519,6 +520,19 @@ def test_escaped_text_reads_as_it_was():
     unescaped = cells[0].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
     assert unescaped == " ".join(HOSTILE.split())
     assert cells[1] == "z"
+
+
+def test_a_template_escapes_what_it_prints():
+    """Nobody has to think of it; only code and tables go through, and a value that is missing is an error."""
+    values = {"title": HOSTILE, "repo": 'a"b', "base": "x`y", "active": 1, "total": 2, "scores": Table(["a"], [["*"]])}
+    card = render_card("adapter", ModelCardData(license="mit"), **values)
+    assert card.data.license == "mit"
+    assert f"# {escape_markdown(HOSTILE)}\n" in card.text
+    assert 'from_pretrained(base_model, "a\\"b")' in card.text
+    assert "`x'y`" in card.text
+    assert "| a |\n| --- |\n| \\* |" in card.text
+    with pytest.raises(UndefinedError):
+        render_card("adapter", ModelCardData())
 
 
 def test_neighbouring_tasks_are_drawn_together():

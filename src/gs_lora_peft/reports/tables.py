@@ -21,6 +21,10 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "[": "{[}",  # at the start of a row it would be taken for an option of the row before
     "–": "--",
     "…": r"\dots{}",
     "→": r"$\to$",
