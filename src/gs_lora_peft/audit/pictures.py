@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.rows import NamedRows, picture_cell, where
 from ..images import to_image
-from ..reports.figures import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
+from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
 from ..storage import StrPath, as_path, refuse_links, write_bytes_atomic
 from .faces import FaceAnswers, FaceAudit
 

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..reports import shortened_names
-from ..reports.figures import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
+from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes, shortened_names
 from ..sequence import ForgettingLedger, TaskEntry
 from ..sequence.curves import KNOWN_BY
 from ..sequence.table import measure_of_tasks, score

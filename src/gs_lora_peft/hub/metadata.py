@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..errors import InvalidInputError
+
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 
 
@@ -22,21 +24,17 @@ def check_card_data(*, dataset: str | None, license: str | None) -> None:
             A licence as the Hub calls it. Only the Hub can say whether it knows the name.
 
     Raises:
-        ValueError: If one of them cannot be on the Hub.
+        ValueError: If one of them cannot be on the Hub; an [`InvalidInputError`] with its name and value.
     """
     if dataset is not None:
         try:
             validate_repo_id(dataset)
         except HFValidationError as error:
-            raise ValueError(
-                f"dataset is {dataset!r}; expected the id of a data set on the Hub, as 'organisation/name' ({error}). "
-                "Correct it, or leave it out."
-            ) from None
+            expected = f"the id of a data set on the Hub, as 'organisation/name' ({error})"
+            raise InvalidInputError("dataset", dataset, expected, "Correct it, or leave it out.") from None
     if license is not None and not (isinstance(license, str) and _LICENSE.fullmatch(license)):
-        raise ValueError(
-            f"license is {license!r}; expected a name as the Hub has it, as 'apache-2.0' or 'other'. Correct it, or "
-            "leave it out."
-        )
+        expected = "a name as the Hub has it, as 'apache-2.0' or 'other'"
+        raise InvalidInputError("license", license, expected, "Correct it, or leave it out.")
 
 
 def is_on_hub(base: Mapping[str, Any]) -> bool:
