@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..storage import code_span, visible
 from .tables import Table, escape_markdown, percent, short_percent
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard, ModelCardData
+    from jinja2 import Environment
 
 
 def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
@@ -37,11 +39,15 @@ def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
     Raises:
         jinja2.UndefinedError: If the template prints a value that is missing.
     """
+    from huggingface_hub import ModelCard  # takes half a second, which the command line does not have
+
     body = _environment().get_template(f"{template}.md.jinja").render(values)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n")
 
 
 def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     # Jinja escapes for HTML what is not Markup, so nothing but Markup may come out of `finalize`.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
