@@ -14,7 +14,7 @@ from gs_lora_peft import ContinualForgetter, ForgettingLedger, LedgerError, pars
 from gs_lora_peft.audit.detections import draw_detections, rows_to_show
 from gs_lora_peft.data.boxes import read_annotations
 from gs_lora_peft.data.classes import UnknownClassError
-from gs_lora_peft.drawing import FORGOTTEN
+from gs_lora_peft.reports import FORGOTTEN
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PLACE = [0.3, 0.3, 0.3, 0.3]

@@ -18,10 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.drawing import own_style
 from gs_lora_peft.hub import figures
 from gs_lora_peft.hub.figures import draw_figures
-from gs_lora_peft.hub.labels import shortened_names
+from gs_lora_peft.reports import own_style, shortened_names
 
 ALL = ["figures/accuracies.png", "figures/group_norms.png", "figures/training_curves.png"]
 ROOT = Path(__file__).resolve().parents[2]

@@ -158,8 +158,8 @@ def test_a_gitignore_on_the_hub(hub, client, repo_id, short_run, run_folder):
     ("option", "said"),
     [
         ({"max_rank": 0}, "max_rank"),
-        ({"dataset": "a b//c"}, "dataset is 'a b//c'"),
-        ({"license": "No Such: thing"}, "license is 'No Such: thing'"),
+        ({"dataset": "a b//c"}, "`dataset` is 'a b//c'"),
+        ({"license": "No Such: thing"}, "`license` is 'No Such: thing'"),
         ({"revision": ""}, "revision is ''"),
     ],
     ids=["max_rank", "dataset", "license", "revision"],

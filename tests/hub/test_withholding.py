@@ -18,7 +18,7 @@ from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError
 from gs_lora_peft.hub import is_proof, request_proof, stage_repository
 from gs_lora_peft.hub.card import build_card
 from gs_lora_peft.hub.coarse import without_counts
-from gs_lora_peft.hub.scored import revoked_since, scored_last
+from gs_lora_peft.hub.results import revoked_since, scored_last
 from gs_lora_peft.hub.withholding import withheld_ledger, withholding_key
 from gs_lora_peft.sequence import TaskEntry
 

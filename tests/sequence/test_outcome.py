@@ -174,8 +174,10 @@ def test_labels_numbered_otherwise_are_noticed_before_training(base, data, tmp_p
     entry = forgetter.forget(cases.requests([2])[0])
     assert entry.scores["before"]["acc_forget"] <= entry.target
     assert entry.outcome["known_before"] is False
-    assert "nothing to forget in task_001" in seen[0]
-    assert "nothing to forget in task_001" in format_table(forgetter.ledger)
+    (line,) = doubts(forgetter.ledger)
+    assert "task_001" in line
+    assert line in seen[0]
+    assert line in format_table(forgetter.ledger)
 
 
 # Another target
@@ -366,5 +368,7 @@ def test_training_data_under_any_name_is_told(data, caplog):
         caplog.clear()
         assert train_and_test(dataset, evaluation)[2] == "train"
         assert "Scores will be taken on the training data" in caplog.text
-    table = format_table(made_up({"scores": {**SCORES, "data": "train"}, "outcome": outcome()}))
-    assert "task_001 were taken on the training data" in table
+    ledger = made_up({"scores": {**SCORES, "data": "train"}, "outcome": outcome()})
+    (line,) = doubts(ledger)
+    assert "task_001" in line
+    assert line in format_table(ledger)

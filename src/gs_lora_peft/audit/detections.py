@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from ..data.boxes import Annotations, read_annotations
 from ..data.rows import NamedRows, picture_cell, where
-from ..drawing import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
 from ..images import to_image
+from ..reports import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
 from ..sequence import ForgettingLedger, load_forgotten
 from ..storage import StrPath, as_path, write_bytes_atomic
 from .pictures import private_folder

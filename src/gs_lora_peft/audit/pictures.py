@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..data.rows import NamedRows, picture_cell, where
-from ..drawing import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
 from ..images import to_image
+from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
 from ..storage import StrPath, as_path, refuse_links, write_bytes_atomic
 from .faces import FaceAnswers, FaceAudit
 

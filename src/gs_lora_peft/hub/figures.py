@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..drawing import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
+from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes, shortened_names
 from ..sequence import ForgettingLedger, TaskEntry
 from ..sequence.curves import KNOWN_BY
-from ..sequence.table import measure_of_tasks
+from ..sequence.table import measure_of_tasks, score
 from ..storage import StrPath, as_path, write_bytes_atomic
-from .labels import shortened_names
 
 FIGURES_FOLDER = "figures"
 EARLIER, ZERO = "#009E73", "#E4E4E4"
@@ -26,24 +25,26 @@ EARLIER, ZERO = "#009E73", "#E4E4E4"
 
 def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
     """
-    Draw a run, from its ledger alone.
+    Draw a run from its ledger.
 
-    `group_norms.png`: ‖g‖ of every group in every task as a heat map, groups that are exactly zero marked;
-    `accuracies.png`, of a detector average precisions: on the kept, the forgotten and the earlier forgotten classes,
-    before and after each task; `training_curves.png`: losses, accuracies (of a detector confidences) and active groups
-    in the course of each training. One whose numbers no
-    task has recorded is left out. Tasks appear by number, revoked ones with a star; classes are never named. The same
-    ledger gives the same bytes with the same version of matplotlib, whatever style the caller has set.
+    `group_norms.png` shows the norm ‖g‖ of every group in every task as a heat map and marks groups that are exactly
+    zero. `accuracies.png` shows the accuracy (or the average precision of a detector) on the kept, the forgotten and
+    the earlier forgotten classes, before and after each task. `training_curves.png` shows losses, accuracies (or
+    confidences of a detector) and active groups during each training. A picture without recorded numbers is left out.
+    Tasks appear by number, revoked ones with a star; classes are never named. The same ledger gives the same bytes
+    with the same version of matplotlib, whatever style the caller has set.
 
     Args:
-        ledger ([`ForgettingLedger`]): the run.
-        out (`str` or `os.PathLike`): a folder; the pictures go to `figures/` in it.
+        ledger ([`ForgettingLedger`]):
+            The run.
+        out (`str` or `os.PathLike`):
+            A folder; the pictures go to `figures/` in it.
 
     Returns:
-        `list[str]`: what was drawn, as paths relative to `out` with `/`, sorted.
+        `list[str]`: The pictures, as paths relative to `out` with `/`, sorted.
 
     Raises:
-        OSError: if a file could not be written.
+        OSError: If a file cannot be written.
     """
     drawings: dict[str, Callable[[Sequence[TaskEntry]], Figure | None]] = {
         "accuracies.png": _accuracies,
@@ -131,10 +132,9 @@ def _write_norms(axes: Axes, norms: np.ndarray) -> None:
 
 def _accuracies(entries: Sequence[TaskEntry]) -> Figure | None:
     measure = measure_of_tasks(entries)
-    kept_key, forget_key = measure.key("retain"), measure.key("forget")
-    base, kept = _scores(entries, "base", kept_key), _scores(entries, "after", kept_key)
-    before, after = _scores(entries, "before", forget_key), _scores(entries, "after", forget_key)
-    earlier = _scores(entries, "after", measure.key("old"))
+    base, kept = _scores(entries, "base", "retain"), _scores(entries, "after", "retain")
+    before, after = _scores(entries, "before", "forget"), _scores(entries, "after", "forget")
+    earlier = _scores(entries, "after", "old")
     if np.isnan([base, kept, before, after, earlier]).all():
         return None
     count = len(entries)
@@ -152,7 +152,7 @@ def _accuracies(entries: Sequence[TaskEntry]) -> Figure | None:
             axes.plot(x, values, label=label, **{"linestyle": "", "marker": "o", "markersize": size, **style})
 
     plot(places - aside, kept, "kept classes, after", color=KEPT, marker="s", linestyle="-")
-    missing = _scores(entries, "after", "acc_missing")
+    missing = _scores(entries, "after", "missing")
     plot(places + aside, missing, "kept classes without data, after", color=KEPT, marker="D", markerfacecolor="none")
     plot(places, before, "this task's classes, before", color=FORGOTTEN, markerfacecolor="white")
     plot(places, after, "this task's classes, after", color=FORGOTTEN)
@@ -167,9 +167,9 @@ def _accuracies(entries: Sequence[TaskEntry]) -> Figure | None:
     return figure
 
 
-def _scores(entries: Sequence[TaskEntry], when: str, name: str) -> np.ndarray:
+def _scores(entries: Sequence[TaskEntry], when: str, role: str) -> np.ndarray:
     """A score of each task in percent; NaN where there is none."""
-    values = [entry.scores.get(when, {}).get(name) for entry in entries]
+    values = [score(entry, when, role) for entry in entries]
     return 100 * np.array([np.nan if value is None else value for value in values])
 
 

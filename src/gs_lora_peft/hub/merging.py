@@ -11,40 +11,20 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoProcessor, PreTrainedModel
 
+from ..reports import render_card
 from ..sequence import ForgettingLedger, load_forgotten
 from ..sequence.placing import check_free
 from ..sequence.remarks import not_forgotten, warn_where_it_goes
 from ..sequence.remote import sequence_folder
 from ..sequence.selection import why_none
-from ..storage import StrPath, as_path, code_span, staged_folder
+from ..sequence.table import measure_of_tasks
+from ..storage import StrPath, as_path, staged_folder
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository, was_always_new
 from ..tuner.compiled import uncompiled
 from ..tuner.quantisation import refuse_quantised
 from .base import base_source, load_base_model, model_source
-from .markdown import escape
-from .metadata import is_on_hub
-from .snippets import import_line, quoted
-
-_CARD = """---
-{metadata}
----
-
-# {title}
-
-{base} after {count} forgetting request(s), merged into its weights with `gs_lora_peft`. It loads like any other model:
-
-```python
-{import_line}
-
-model = {model_class}.from_pretrained({repo})
-```
-
-Of the layers that forgetting changed, no weights of the base model are in here. Do not publish it next to the adapters
-it was made with: subtracted again, they give the base model back. `config.json` has the names of all classes, as that
-of the base model; it does not say which were forgotten. Forgetting was measured as accuracy on test data; that
-does not prove that nothing about the forgotten classes can be recovered from the weights.{remarks}
-"""
+from .metadata import is_on_hub, model_module
 
 
 def merge_forgotten(
@@ -156,15 +136,15 @@ def _card(ledger: ForgettingLedger, model_class: str, names: Sequence[str], repo
         library_name="transformers",
         tags=["gs-lora", "unlearning", "continual-forgetting"],
     )
-    return ModelCard(
-        _CARD.format(
-            metadata=data.to_yaml(),
-            title=escape((repo or out.name).rpartition("/")[2]),
-            base=code_span(base) if base else "A model",
-            count=len(names),
-            remarks="".join(f"\n\n**{line}**" for line in not_forgotten(ledger, tasks=names, withheld=True)),
-            import_line=import_line(model_class),
-            model_class=model_class,
-            repo=quoted(repo or out.name),
-        )
+    return render_card(
+        "merged_model",
+        data,
+        title=(repo or out.name).rpartition("/")[2],
+        base=base,
+        count=len(names),
+        measure=measure_of_tasks(ledger.tasks),
+        not_forgotten=not_forgotten(ledger, tasks=names, withheld=True),
+        model_class=model_class,
+        model_module=model_module(model_class),
+        repo=repo or out.name,
     )

@@ -1,16 +1,17 @@
-"""The `model-index` of a card: scores in the form that the Hub reads."""
+"""The scores that still hold for what is published, and the `model-index` of a card: scores as the Hub reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from huggingface_hub import EvalResult
 
 from ..metrics.measures import ACCURACY, AVERAGE_PRECISION
 from ..sequence import TaskEntry
+from ..sequence.request import parse_utc
 from ..sequence.table import measure_of_tasks
 from ..storage import visible
-from .scored import revoked_since
 
 # What the Hub calls a measure, and how it is written.
 METRICS = {ACCURACY: ("accuracy", "Accuracy"), AVERAGE_PRECISION: ("mAP", "AP@[.5:.95]")}
@@ -18,15 +19,21 @@ _SPLITS = {"forget": "classes to forget", "retain": "kept classes", "old": "clas
 
 
 def evaluation_results(entries: Sequence[TaskEntry], *, task_type: str, dataset: str | None) -> list[EvalResult]:
-    """One result for each task and each of forgotten, kept and earlier forgotten classes, where there are scores.
+    """Return one result for each task and each of forgotten, kept and earlier forgotten classes that has scores.
 
-    Tasks that were revoked, and those that were scored with a task that was revoked since, have none: no model with
-    these scores can be loaded from what is published.
+    Revoked tasks have none, and tasks that were scored while a since-revoked task was in effect have none either: no
+    published model has these scores.
 
     Args:
-        entries (`Sequence[TaskEntry]`): All tasks, the revoked ones too.
-        task_type (`str`): The kind of task as the Hub calls it, e.g. `"image-classification"`.
-        dataset (`str`, *optional*): Hub id of the data set.
+        entries (`Sequence[TaskEntry]`):
+            All tasks, the revoked ones too.
+        task_type (`str`):
+            The kind of task as the Hub calls it, e.g. `"image-classification"`.
+        dataset (`str`, *optional*):
+            Hub id of the data set.
+
+    Returns:
+        `list[huggingface_hub.EvalResult]`: The results, in the order of the tasks.
     """
     measure = measure_of_tasks(entries)
     results = []
@@ -54,3 +61,40 @@ def evaluation_results(entries: Sequence[TaskEntry], *, task_type: str, dataset:
                 if value is not None
             ]
     return results
+
+
+def revoked_since(entry: TaskEntry, entries: Sequence[TaskEntry]) -> list[str]:
+    """The earlier tasks that were in effect when a task was scored, and have been revoked since."""
+    earlier = [other for other in entries if other.number < entry.number and other.status == "revoked"]
+    return [other.name for other in earlier if not _revoked_before(other, entry)]
+
+
+def scored_last(entries: Sequence[TaskEntry]) -> TaskEntry | None:
+    """The task that was done or revoked last, which made the model what it is; `None` without any task."""
+    done = [entry for entry in entries if entry.status != "revoked"]
+    revoked = [entry for entry in entries if entry.status == "revoked"]
+    since = [entry for entry in revoked if not done or not _revoked_before(entry, done[-1])]
+    return max(since, key=lambda entry: (_moment(entry), _order(entry)), default=None) or (done[-1] if done else None)
+
+
+def _revoked_before(revoked: TaskEntry, entry: TaskEntry) -> bool:
+    # A withheld ledger has the day alone, and says which task was the last one before.
+    last = (revoked.revocation or {}).get("last_task")
+    if isinstance(last, str) and last.removeprefix("task_").isdecimal():
+        return int(last.removeprefix("task_")) < entry.number
+    # A revocation takes the lock that training holds: it cannot fall between start and end.
+    return _moment(revoked) < datetime.fromisoformat(entry.finished_at)
+
+
+def _moment(revoked: TaskEntry) -> datetime:
+    """When a task was revoked; the end of time where the ledger does not say, so that no score counts as current."""
+    try:
+        return datetime.fromisoformat(parse_utc((revoked.revocation or {}).get("revoked_at")))
+    except ValueError:
+        return datetime.fromisoformat("9999-12-31T00:00:00+00:00")
+
+
+def _order(revoked: TaskEntry) -> int:
+    """Which of the revocations it was, where a withheld ledger says so."""
+    order = (revoked.revocation or {}).get("order")
+    return order if isinstance(order, int) else 0

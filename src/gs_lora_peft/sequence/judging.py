@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..reports import short_percent
 from .ledger import ForgettingLedger
 from .outcome import target_score, task_states, verdict
-from .remarks import class_list, short_percent
+from .remarks import class_list
 
 
 def judged_anew(ledger: ForgettingLedger, allowed: Mapping[str, float | str]) -> dict[str, dict[str, Any]]:

@@ -1,96 +1,97 @@
-"""The outcome of a run in plain sentences: for the log, the table, the command line and the card."""
+"""The outcome of a run in sentences, for the log, the tables, the command line and the cards."""
 
 from __future__ import annotations
 
 import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..metrics.measures import AVERAGE_PRECISION, measure_of
-from ..tables import percent
+from ..reports import short_percent
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .outcome import TaskState, is_forgotten, measure_of_entry, target_score, task_states
 
 _NAMES_SHOWN = 3
 _REMEDY = (
-    "Raise num_train_epochs, learning_rate, the rank r, forget_weight or forget_bound, or use less sparsity "
-    '(sparsity_weight), and carry the request out again: forgetter.redo("{name}"), or --redo of the examples. If this '
-    "is little enough for you, raise max_forget_accuracy and run the same requests again, which trains nothing."
+    "To forget more, raise num_train_epochs, learning_rate, the rank r, forget_weight or forget_bound, or lower "
+    'sparsity_weight. Then repeat the request: forgetter.redo("{name}"), or --redo of the examples. If this score is '
+    "low enough for you, raise max_forget_accuracy and run the same requests again; this trains nothing."
 )
 
 logger = logging.getLogger(__name__)
 
 
 def not_forgotten(
-    ledger: ForgettingLedger,
-    *,
-    tasks: int | Sequence[str] | None = None,
-    withheld: bool = False,
-    quote: Callable[[str], str] = str,
+    ledger: ForgettingLedger, *, tasks: int | Sequence[str] | None = None, withheld: bool = False
 ) -> list[str]:
-    """A sentence for every task in effect that is not forgotten, or no longer.
+    """Return a sentence for every task in effect that is not forgotten, or not any more.
 
     Args:
-        ledger ([`ForgettingLedger`]): The run.
-        tasks (`int` or `Sequence[str]`, *optional*): As in [`ForgettingLedger.select`]; by default all.
-        withheld (`bool`, *optional*, defaults to `False`): Names no class.
-        quote (`Callable`, *optional*): Makes a name from elsewhere safe for the place where the sentence goes.
+        ledger ([`ForgettingLedger`]):
+            The run.
+        tasks (`int` or `Sequence[str]`, *optional*):
+            As in [`ForgettingLedger.select`]; by default all.
+        withheld (`bool`, *optional*, defaults to `False`):
+            Names no class.
+
+    Returns:
+        `list[str]`: The sentences, with the names of classes as they are: escape them for Markdown.
     """
     names = {entry.name for entry in ledger.select(tasks)}
     states = [state for state in task_states(ledger.tasks) if state.entry.name in names and state.forgotten is False]
-    return [_still_known(state, _Words(ledger, state.entry, withheld, quote)) for state in states]
+    return [_still_known(state, _Words(ledger, state.entry, withheld)) for state in states]
 
 
-def doubts(
-    ledger: ForgettingLedger,
-    *,
-    tasks: int | Sequence[str] | None = None,
-    withheld: bool = False,
-    quote: Callable[[str], str] = str,
-) -> list[str]:
-    """A sentence for everything that makes the scores of tasks in effect say less than they seem to: nothing to
-    measure on, nothing that was known before, training data. Arguments as in [`not_forgotten`]."""
+def doubts(ledger: ForgettingLedger, *, tasks: int | Sequence[str] | None = None, withheld: bool = False) -> list[str]:
+    """Return a sentence for everything that makes the scores of tasks in effect doubtful.
+
+    That is: no samples to measure on, classes that were not known before, scores on training data. Arguments and
+    result are those of [`not_forgotten`].
+    """
     entries = ledger.select(tasks)
     lines = []
     for entry in entries:
-        words = _Words(ledger, entry, withheld, quote)
+        words = _Words(ledger, entry, withheld)
         if entry.outcome is not None and entry.forgotten is None:
-            lines.append(f"Whether {entry.name} is forgotten is not known: there are no {words.samples} to score.")
+            lines.append(f"It is not known whether {entry.name} is forgotten: there are no {words.samples} to score.")
         if (entry.outcome or {}).get("known_before") is False:
             lines.append(nothing_known(entry.name, words.classes, entry.scores.get("before", {}), entry.target))
     if on_training_data := [entry.name for entry in entries if entry.scores.get("data") == "train"]:
         lines.append(
-            f"The scores of {', '.join(on_training_data)} were taken on the training data, for want of other: they "
-            "say nothing about samples not seen in training."
+            f"The scores of {', '.join(on_training_data)} were taken on the training data, as there was no other: "
+            "they say nothing about samples not seen in training."
         )
     return lines
 
 
 def nothing_known(task: str, classes: str, before: Mapping[str, Any], target: float | None) -> str:
-    """The sentence for a task whose classes the model recognised no more often before it than its target allows."""
+    """Return the sentence for a task whose classes met the target already before it."""
     score = short_percent(before.get(measure_of(before).key("forget")))
     return (
         f"There was nothing to forget in {task}, as measured: the score on {classes} was {score} % before, and the "
-        f"target is at most {short_percent(target)} %. Probable causes: a target that is too high, labels that are "
-        "numbered otherwise than in the model, data that are prepared in another way than the model was trained with "
-        "(another image processor, tokenizer or feature extractor), or an earlier request that took these classes "
-        "along."
+        f"target is at most {short_percent(target)} %. Probable causes: the target is too high; the labels have other "
+        "numbers than in the model; the data is not preprocessed as in the training of the model (another image "
+        "processor, tokenizer or feature extractor); or an earlier request already removed these classes."
     )
 
 
 def warn_before(
     ledger: ForgettingLedger, classes: Sequence[str], before: Mapping[str, Any], allowed: float | str
 ) -> None:
-    """Logs, before hours of training, that there is nothing to forget.
+    """Log that there is nothing to forget, before hours of training.
 
     Args:
-        ledger ([`ForgettingLedger`]): The tasks before this one.
-        classes (`Sequence[str]`): Names of the classes to forget.
-        before (`Mapping[str, Any]`): Scores before the task.
-        allowed (`float` or `"auto"`): As in [`target_score`].
+        ledger ([`ForgettingLedger`]):
+            The tasks before this one.
+        classes (`Sequence[str]`):
+            Names of the classes to forget.
+        before (`Mapping[str, Any]`):
+            Scores before the task.
+        allowed (`float` or `"auto"`):
+            As in [`target_score`].
     """
     target = target_score(allowed, before, ledger.base_model.get("num_labels"))
     if is_forgotten(before, target):
@@ -98,8 +99,7 @@ def warn_before(
 
 
 def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
-    """Logs what came of some requests if that is not what was asked for, and what to do about it: their own classes
-    are not forgotten, or those of earlier ones came back."""
+    """Log which of these tasks are not forgotten, which earlier ones they brought back, and what to do about it."""
     for state in task_states(ledger.tasks):
         name = state.entry.name
         if state.forgotten is False and (name in tasks or (state.came_back and state.measured_after in tasks)):
@@ -109,25 +109,25 @@ def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
 
 
 def warn_where_it_goes(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = None) -> None:
-    """Warns, where a run is handed out, of tasks that are not forgotten; names no class."""
+    """Warn of tasks that are not forgotten when a run is published or exported; name no class."""
     if lines := not_forgotten(ledger, tasks=tasks, withheld=True):
         warnings.warn("\n".join(lines), stacklevel=3)
 
 
 class _Words:
-    """How the classes of a task, and samples of them, are called."""
+    """What the sentences call the classes of a task and their samples."""
 
-    def __init__(self, ledger: ForgettingLedger, entry: TaskEntry, withheld: bool, quote: Callable[[str], str]):
+    def __init__(self, ledger: ForgettingLedger, entry: TaskEntry, withheld: bool):
         kind = "images" if re.search("Image|Face", str(ledger.base_model.get("model_class"))) else "samples"
         self.classes = "the withheld classes"
         if entry.classes is not None and not withheld:
-            self.classes = class_list(entry.class_names or [f"class {c}" for c in entry.classes], quote)
+            self.classes = class_list(entry.class_names or [f"class {c}" for c in entry.classes])
         self.samples = f"{kind} of {self.classes}"
 
 
-def class_list(names: Sequence[str], quote: Callable[[str], str] = str) -> str:
-    """Names in a sentence: all of a few, the first of many."""
-    shown = [quote(name) for name in names[:_NAMES_SHOWN]]
+def class_list(names: Sequence[str]) -> str:
+    """Return the names for a sentence: all of a few, the first ones of many."""
+    shown = list(names[:_NAMES_SHOWN])
     rest = len(names) - len(shown)
     parts = [*shown, f"{rest} other{'s' if rest > 1 else ''}"] if rest else shown
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
@@ -145,12 +145,7 @@ def _still_known(state: TaskState, words: _Words) -> str:
         before = entry.scores.get("before", {}).get(AVERAGE_PRECISION.key("forget"))
         was = "" if before is None else f"{short_percent(before)} % before the request; "
         how = f"with an average precision of {score} % ({was}{goal})"
-        told = f"objects of {words.classes} are{still} found{again} {how}"
+        what = f"objects of {words.classes} are{still} found{again} {how}"
     else:
-        told = f"{score} % of the {words.samples} are{still} recognised{again} ({goal})"
-    return f"{entry.name} {'came back' if state.came_back else 'is not forgotten'}: {when}{told}."
-
-
-def short_percent(value: float | None) -> str:
-    """A rate in percent without needless decimals: `"70"`, `"12.5"`; a dash where there is none."""
-    return percent(value).removesuffix(".0")
+        what = f"{score} % of the {words.samples} are{still} recognised{again} ({goal})"
+    return f"{entry.name} {'came back' if state.came_back else 'is not forgotten'}: {when}{what}."

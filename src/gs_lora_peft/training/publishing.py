@@ -14,30 +14,13 @@ from transformers import Trainer
 
 from ..errors import InvalidInputError
 from ..objectives import Objective
-from ..storage import code_span, public_name
+from ..reports import Table, render_card
+from ..storage import public_name
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository
 from ..tuner import LoraGroups, export_lora
 
 _OWN_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, "README.md", ".gitattributes"}
-_CARD = """---
-{metadata}
----
-
-# {title}
-
-A LoRA adapter, trained to make {base} forget some of its classes (GS-LoRA, https://arxiv.org/abs/2403.11530). It
-changes {active} of {total} groups of weights; all others are exactly as they were. Stock PEFT loads it:
-
-```python
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(base_model, "{repo_id}")
-```
-{scores}
-The base model together with this adapter still holds what was forgotten: take the adapter off, and it is back. Only
-the weights with the adapter merged, shared alone, do without it.
-"""
 
 
 def repo_to_publish_in(args: Any) -> str:
@@ -134,21 +117,21 @@ class AdapterPublishing(Trainer):
         )
         with tempfile.TemporaryDirectory() as folder:
             export_lora(self.model, folder, self.adapter_name, base_model_name_or_path=name)
-            ModelCard(self._card(data, head.repo_id, name)).save(Path(folder, "README.md"))
+            self._card(data, head.repo_id, name).save(Path(folder, "README.md"))
             return commit_folder(api, head, folder, commit_message or "End of training")
 
-    def _card(self, data: ModelCardData, repo_id: str, base: str | None) -> str:
+    def _card(self, data: ModelCardData, repo_id: str, base: str | None) -> ModelCard:
         state = self.groups.state()
         names = [*map(self.task_objective.scoring.measure.key, ("forget", "retain", "old", "missing")), "h_mean"]
         last = next((row for row in reversed(self.state.log_history) if f"eval_{names[1]}" in row), {})
-        rows = [f"| {name} | {last[f'eval_{name}']:.4f} |" for name in names if f"eval_{name}" in last]
-        table = ["", "| on the evaluation data | fraction |", "|---|---|", *rows, ""] if rows else [""]
-        return _CARD.format(
-            metadata=data.to_yaml(),
+        rows = [[name, f"{last[f'eval_{name}']:.4f}"] for name in names if f"eval_{name}" in last]
+        return render_card(
+            "adapter",
+            data,
             title=repo_id.rpartition("/")[2],
-            base=code_span(base) if base else "its base model",
+            repo=repo_id,
+            base=base,
             active=len(state["active"]),
             total=state["total"],
-            repo_id=repo_id,
-            scores="\n".join(table),
+            scores=Table(["on the evaluation data", "fraction"], rows),
         )

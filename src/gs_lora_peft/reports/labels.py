@@ -1,4 +1,4 @@
-"""Module paths made short enough for a picture or a table."""
+"""Module paths, made short enough for a picture or a table."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 
 def shortened_names(names: Sequence[str], longest: int = 40) -> tuple[str, list[str]]:
-    """Splits module paths into the part that they have in common and what tells them apart.
+    """Split module paths into their common start and the rest of each.
 
     Args:
-        names (`Sequence[str]`): Different dotted paths, e.g. `["vit.layers.0", "vit.layers.1"]`.
+        names (`Sequence[str]`):
+            Different dotted paths, e.g. `["vit.layers.0", "vit.layers.1"]`.
         longest (`int`, *optional*, defaults to 40):
-            Where a remainder has more characters, long parts of all of them are cut in their middle, as far as they
+            If a rest has more characters, the long parts of all of them are shortened in their middle, as far as they
             stay different.
 
     Returns:
-        `tuple[str, list[str]]`: e.g. `("vit.layers", ["0", "1"])`.
+        `tuple[str, list[str]]`: The start and the rests, e.g. `("vit.layers", ["0", "1"])`.
     """
     parts = [name.split(".") for name in names]
     shared = 0
@@ -33,6 +34,6 @@ def shortened_names(names: Sequence[str], longest: int = 40) -> tuple[str, list[
 
 
 def _cut(text: str, length: int) -> str:
-    """`"stage_12"` to a length of 6: `"sta…12"`."""
+    """Shorten a text in its middle: `"stage_12"` to a length of 6 is `"sta…12"`."""
     tail = length // 3 or 1
     return text if len(text) <= length else f"{text[: length - 1 - tail]}…{text[-tail:]}"

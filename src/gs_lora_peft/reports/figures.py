@@ -1,4 +1,4 @@
-"""The common style of all pictures. matplotlib is imported when something is drawn."""
+"""The common style of all pictures. matplotlib is imported only when something is drawn."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 DOTS_PER_INCH = 150
-# Okabe-Ito: told apart with any kind of colour vision. Shapes and fillings differ as well.
+# Okabe-Ito colours, which differ for every kind of colour vision. Shapes and fillings differ as well.
 KEPT, FORGOTTEN = "#0072B2", "#D55E00"
 TEXT, FAINT = "#222222", "#808080"
-# A ground of its own, on which everything has the contrast it was chosen for: on a transparent one only a few greys
-# can be read both on white and on black pages.
+# White and not transparent, so that everything has the intended contrast: only a few greys can be read both on white
+# and on black pages.
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "axes.spines.top": False,
@@ -34,7 +34,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def own_style() -> Iterator[None]:
-    """Pictures drawn inside look the same whatever style the caller has set."""
+    """Draw inside of this context in the style of the package, whatever style the caller has set."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -44,14 +44,14 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches, without a window."""
+    """Return an empty figure of this width and height in inches, without a window."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(float(width), float(height)), dpi=DOTS_PER_INCH, layout="constrained")
 
 
 def png_bytes(figure: Any) -> bytes:
-    """A figure as a PNG that says nothing about who drew it."""
+    """Return a figure as a PNG without metadata."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

@@ -1,0 +1,174 @@
+"""One model of a table, for text, terminals, Markdown, LaTeX and CSV, in which text from elsewhere stays text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..storage import visible
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Cell = str | int | float | None
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "[": "{[}",  # at the start of a row it would be taken for an option of the row before
+    "–": "--",
+    "…": r"\dots{}",
+    "→": r"$\to$",
+    "±": r"$\pm$",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    A table of values; each renderer formats and escapes them for its own format.
+
+    Args:
+        header (`Sequence[str]`):
+            One title per column.
+        rows (`Sequence[Sequence[Cell]]`):
+            One cell per column. A `float` is a rate from 0 to 1 and is shown in percent, `None` is shown as a dash,
+            everything else as it is.
+        align (`str`, *optional*, defaults to `""`):
+            `l` (left) or `r` (right) for each column, e.g. `"lrr"`. Columns without a letter are aligned left.
+        caption (`str`, *optional*, defaults to `""`):
+            A line above the table.
+        notes (`Sequence[str]`, *optional*, defaults to `()`):
+            Lines below the table.
+
+    Raises:
+        ValueError: If a row has more or fewer cells than the header has titles.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    align: str = ""
+    caption: str = ""
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(f"a row has {len(row)} cells: {row!r}; expected {len(self.header)}, as the header.")
+
+    def to_text(self) -> str:
+        """Render plain text, in columns of equal width."""
+        from rich.cells import cell_len  # Chinese characters and emoji are two columns wide
+
+        head, *body = ([visible(cell) for cell in row] for row in self._texts())
+        widths = [max(map(cell_len, column)) for column in zip(head, *body, strict=True)]
+        lines = []
+        for row in (head, ["-" * width for width in widths], *body):
+            gaps = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+            cells = zip(row, gaps, self._alignment(), strict=True)
+            lines.append("  ".join(gap + cell if side == "r" else cell + gap for cell, gap, side in cells).rstrip())
+        above, notes = ([visible(line) for line in part] for part in (self._above(), self.notes))
+        return "\n\n".join("\n".join(part) for part in (above, lines, notes) if part)
+
+    def to_rich(self, *, fold: str | None = None, faint: Collection[int] = ()) -> RichTable:
+        """Render a table of `rich` for a terminal, without caption and notes, which the terminal wraps.
+
+        Args:
+            fold (`str`, *optional*):
+                Title of the column that is folded where the terminal is too narrow.
+            faint (`Collection[int]`, *optional*, defaults to `()`):
+                Numbers of the rows that are shown faintly.
+        """
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(box=SIMPLE_HEAD, show_edge=False, padding=0)
+        head, *body = self._texts()
+        for title, side in zip(head, self._alignment(), strict=True):
+            table.add_column(
+                Text(visible(title)),
+                justify="right" if side == "r" else "left",
+                no_wrap=title != fold,
+                overflow="fold" if title == fold else "ellipsis",
+                min_width=10 if title == fold else None,
+            )
+        for number, row in enumerate(body):
+            table.add_row(*(Text(visible(cell)) for cell in row), style="dim" if number in faint else None)
+        return table
+
+    def to_markdown(self) -> str:
+        """Render Markdown; nothing in a cell makes markup."""
+        head, *body = ([escape_markdown(cell) for cell in row] for row in self._texts())
+        rule = ["---:" if side == "r" else "---" for side in self._alignment()]
+        lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
+        above, notes = ([escape_markdown(line) for line in part] for part in (self._above(), self.notes))
+        return "\n\n".join([*above, "\n".join(lines), *notes])
+
+    def to_latex(self) -> str:
+        """Render LaTeX with the rules of the package booktabs; nothing in a cell makes a command."""
+        head, *body = (f"{' & '.join(map(escape_latex, row))} \\\\" for row in self._texts())
+        tabular = [
+            rf"\begin{{tabular}}{{{''.join(self._alignment())}}}",
+            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+            r"\end{tabular}",
+        ]
+        if not self.caption and not self.notes:
+            return "\n".join(tabular)
+        caption = [rf"\caption{{{escape_latex(self.caption)}}}"] if self.caption else []
+        notes = [rf"\par\smallskip\footnotesize {escape_latex(note)}" for note in self.notes]
+        return "\n".join([r"\begin{table}", r"\centering", *caption, *tabular, *notes, r"\end{table}"])
+
+    def to_csv(self) -> str:
+        """Render CSV for programs: numbers with all their digits, rates from 0 to 1, `None` as an empty cell."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
+        return buffer.getvalue()
+
+    def _texts(self) -> list[list[str]]:
+        """The header and all rows as text."""
+        return [list(self.header), *([_shown(cell) for cell in row] for row in self.rows)]
+
+    def _alignment(self) -> str:
+        return self.align.ljust(len(self.header), "l")
+
+    def _above(self) -> list[str]:
+        return [self.caption] if self.caption else []
+
+
+def percent(value: float | None) -> str:
+    """Format a rate from 0 to 1 in percent with one decimal; `None` is a dash."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def short_percent(value: float | None) -> str:
+    """Format a rate in percent without needless decimals: `"70"`, `"12.5"`; `None` is a dash."""
+    return percent(value).removesuffix(".0")
+
+
+def _shown(cell: Cell) -> str:
+    return percent(cell) if cell is None or isinstance(cell, float) else str(cell)
+
+
+def escape_markdown(text: object) -> str:
+    """Return text for Markdown: it makes no markup, stays in its line and table cell, and hides no character."""
+    entities = re.sub(r"[&<>]", lambda match: _ENTITIES[match[0]], _one_line(text))
+    return re.sub(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", entities)
+
+
+def escape_latex(text: object) -> str:
+    """Return text for LaTeX: it makes no command and stays in its line and table cell."""
+    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+
+
+def _one_line(text: object) -> str:
+    return visible(re.sub(r"\s+", " ", str(text)).strip())
