@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, Measure
+from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, MetricName
 from ..sequence import ForgettingLedger, TaskEntry, task_states
 from ..sequence.remarks import doubts, not_forgotten
 from ..sequence.table import measure_of_tasks
@@ -67,7 +67,7 @@ def _about(ledger: ForgettingLedger) -> list[str]:
     return lines
 
 
-def _row(entry: TaskEntry, measure: Measure, verdict: str) -> list[str]:
+def _row(entry: TaskEntry, measure: MetricName, verdict: str) -> list[str]:
     before, after = entry.scores.get("before", {}), entry.scores.get("after", {})
     forgotten = entry.class_names or entry.classes or ["withheld"]
     groups = f"{len(entry.groups['active'])}/{entry.groups.get('total', '?')}" if "active" in entry.groups else "–"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..metrics.measures import ACCURACY, Measure
+from ..metrics.measures import ACCURACY, MetricName
 from ..sequence import ForgettingLedger
 from ..sequence.outcome import all_forgotten
 from ..sequence.remarks import doubts, not_forgotten
@@ -131,7 +131,7 @@ def _title(repo_id: str | None) -> str:
     return repo_id.rsplit("/", 1)[-1] if repo_id else "forgetting-adapter"
 
 
-def _picture_title(path: str, measure: Measure) -> str:
+def _picture_title(path: str, measure: MetricName) -> str:
     known = "accuracies" if measure == ACCURACY else "confidences"
     title = _PICTURES.get(path.rsplit("/", 1)[-1], "")
     return title.format(measure=measure.title.capitalize(), known=known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, Measure, measure_of
+from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, MetricName, measure_of
 from ..tables import aligned, percent
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
@@ -65,7 +65,7 @@ def format_table(ledger: ForgettingLedger) -> str:
     return "\n".join([*title, *aligned(rows), *([""] if remarks else []), *remarks])
 
 
-def measure_of_tasks(entries: Sequence[TaskEntry]) -> Measure:
+def measure_of_tasks(entries: Sequence[TaskEntry]) -> MetricName:
     """By what the tasks of a ledger were scored."""
     return measure_of(*(entry.scores.get(when, {}) for entry in entries for when in ("before", "after")))
 
