@@ -27,6 +27,7 @@ style: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pylint src
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy

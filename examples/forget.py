@@ -19,8 +19,8 @@ it then starts again). With other settings the command is refused, unless you ch
 With another `--max_forget_accuracy`, finished requests are judged again, without training.
 
 Exit status: 0 if all went well, 1 if something was refused or failed, 2 if the command line is wrong, 3 if a request
-is not forgotten (`--max_forget_accuracy`). `accelerate launch` itself ends with 1 whenever a script does not end
-with 0.
+is not forgotten (`--max_forget_accuracy`). `accelerate launch` and `torchrun` end with 1 whenever a script
+does not end with 0.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments, OtherSettingsError
+from gs_lora_peft.cli import ending
 from gs_lora_peft.cli.settings import training_options
 from gs_lora_peft.errors import InvalidInputError
 
@@ -99,15 +100,19 @@ def test_local_model_and_images(local, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes(local, tmp_path):
-    """`accelerate launch --cpu --num_processes 2` gives the scores that one process gives at the same global batch."""
+    """`torchrun --nproc_per_node 2` gives the scores that `accelerate launch` with the same global batch gives."""
+    alone = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no"
+    launchers = {
+        1: f"{alone} --dynamo_backend no",
+        2: "torch.distributed.run --standalone --nproc_per_node 2 --",
+    }
     scores = {}
     for processes, batch in ((1, 4), (2, 2)):
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
-            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-            str(EXAMPLES / "forget.py"), "--model_name_or_path", local["model"], "--dataset_name", local["images"],
+            sys.executable, "-m", *launchers[processes].split(), str(EXAMPLES / "forget.py"),
+            "--r", "4", "--model_name_or_path", local["model"], "--dataset_name", local["images"],
             "--forget", "tench", "--num_train_epochs", "2", "--per_device_train_batch_size", str(batch),
-            "--output_dir", f"out{processes}", "--use_cpu", "true", "--max_forget_accuracy", "1",
+            "--output_dir", f"out{processes}", "--max_forget_accuracy", "1",
         ]  # fmt: skip
         run(command, tmp_path)
         task = json.loads((tmp_path / f"out{processes}/forgetting.json").read_text())["tasks"][0]
@@ -422,6 +427,49 @@ def test_the_useful_line_is_the_last(body, line, tmp_path):
     lines = launched.stderr.splitlines()
     assert lines[0] == lines[-1] == line
     assert "RuntimeError: what a launcher says" in lines
+
+
+WORLD = """
+from transformers import TrainingArguments
+state = TrainingArguments("out").distributed_state
+state.wait_for_everyone()  # a process that ends early breaks the connections of the other
+print("world", state.num_processes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="processes take the accelerators, if there are any")
+def test_cpu_processes_train_together(tmp_path):
+    """Without an accelerator torchrun's processes join on the CPU, and accelerate's lone one is refused."""
+    (tmp_path / "script.py").write_text(SCRIPT.format("exec(" + repr(WORLD) + ")"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
+    assert run(torchrun, tmp_path).count("world 2") == 2
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "script.py"]
+    said = run(accelerate, tmp_path, ok=False)
+    assert "torchrun --nproc_per_node N" in said
+    assert "world" not in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "allowed"),
+    [
+        ({}, True),
+        ({"ACCELERATE_USE_CPU": "True"}, True),
+        ({"MASTER_ADDR": "127.0.0.1"}, True),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, False),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "PMI_SIZE": "2"}, True),
+    ],
+)
+def test_a_process_is_not_left_alone(environment, allowed, monkeypatch, capsys):
+    """What accelerate prepares and then does not start is refused; one process and MPI go on."""
+    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE", *ending._MPI_SIZES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ran = []
+    with pytest.raises(SystemExit) as end:
+        ending.run_script(lambda: ran.append(True))
+    assert (bool(ran), end.value.code) == (allowed, 0 if allowed else 1)
 
 
 @pytest.mark.parametrize(("body", "code"), [("return 3", 3), ("return None", 0), ("raise SystemExit(2)", 2)])

@@ -1,4 +1,4 @@
-"""How a script ends: a user's error takes one line, which stays the last one under a launcher too."""
+"""Runs scripts: several processes train together, and a user's error is one line, the last one of the output."""
 
 from __future__ import annotations
 
@@ -6,46 +6,45 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import NoReturn
 
+from ..errors import InvalidInputError
 from .output import printable, traceback_wanted
 
+_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun"}
 _LAUNCHING_MODULES = {"accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run"}
-# Waits for the end of a process, a minute at most, and prints a line. A zombie has ended: who reads what it printed
-# may wait for this line before it asks for the exit code.
+# Waits for the end of a process, a minute at most, and prints a line.
 _REPEAT = """
-import sys, time
-import psutil
+import os, select, sys
 try:
-    launcher, end = psutil.Process(int(sys.argv[1])), time.monotonic() + 60
-    while launcher.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
-        time.sleep(0.01)
-except psutil.Error:
+    select.select([os.pidfd_open(int(sys.argv[1]))], [], [], 60)
+except ProcessLookupError:
     pass
 print(sys.argv[2], file=sys.stderr, flush=True)
 """
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """
-    Runs the main function of a script, and ends the process.
+    """Runs the main function of a script and ends the process.
 
-    First the processes that `accelerate launch --cpu --num_processes N` was asked for are started. What a user can
-    correct (`ValueError`, and `OSError`, also for a Hub out of reach) ends in one line on stderr and exit code 1,
-    without a traceback unless `GS_LORA_TRACEBACK=1`; any other error has its traceback, because the program is wrong.
-    Launchers print a traceback of their own when a script fails: the line comes once more after it, so that it is the
-    last one. `accelerate launch` itself ends with 1 whatever the exit code of the script was.
+    Errors that a user can correct (`ValueError`, and `OSError`, e.g. if the Hub cannot be reached) end in one line on
+    stderr and exit code 1, without a traceback unless `GS_LORA_TRACEBACK=1`. Any other error keeps its traceback,
+    because it is a fault of the program. Launchers print a traceback of their own if a script fails. On Linux the line
+    is printed once more after it, so that it is the last one. `accelerate launch` and `torchrun` themselves end with 1
+    for every exit code but 0.
+
+    Several processes without an accelerator train together on the CPU, also without `--use_cpu true`.
 
     Args:
-        main (`Callable`): What to run. It may return an exit code; `None` is 0.
+        main (`Callable`):
+            What to run. It may return an exit code; `None` is 0.
     """
-    from ..launch import start_missing_cpu_processes
     from ..sequence.outcome import NOT_FORGOTTEN_STATUS
 
     try:
-        start_missing_cpu_processes()
+        _join_cpu_processes()
         code = main() or 0
         _leave_the_others()
         if code == NOT_FORGOTTEN_STATUS:
@@ -63,6 +62,25 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+def _join_cpu_processes() -> None:
+    """Lets several CPU processes train together: accelerate would let each train alone, without a word."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        if not torch.accelerator.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+        return
+    # accelerate (1.15) sets an address for several CPU processes, but without MPI it starts a single one.
+    prepared = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
+    if prepared and not any(name in os.environ for name in _MPI_SIZES):
+        raise InvalidInputError(
+            "--num_processes",
+            "more than 1",
+            "1 with `accelerate launch --cpu`, which starts a single process",
+            f"Start several with `torchrun --nproc_per_node N -- {PurePath(sys.argv[0]).name} …`.",
+        )
+
+
 def _leave_the_others() -> None:
     """Ends the process group. Threads of it that still run when the interpreter ends abort the process (SIGABRT)."""
     from torch import distributed
@@ -72,11 +90,11 @@ def _leave_the_others() -> None:
 
 
 def say_last(line: str) -> None:
-    """Prints a line on stderr, and again when the launchers of this process have said what they have to say."""
+    """Prints a line on stderr, and again after the output of the launcher of this process."""
     rank = int(os.environ.get("RANK", "0"))
     sys.stdout.flush()
     print(line if rank == 0 else f"[process {rank}] {line}", file=sys.stderr, flush=True)
-    if rank == 0 and (launcher := _outermost_launcher()) is not None:
+    if rank == 0 and (launcher := _launcher()) is not None:
         # A process of its own, which outlives this one. It writes to where this one does.
         subprocess.Popen(
             [sys.executable, "-c", _REPEAT, str(launcher), line],
@@ -86,18 +104,16 @@ def say_last(line: str) -> None:
         )
 
 
-def _outermost_launcher() -> int | None:
-    """The process id of the launcher farthest up, as torchrun may have been started by accelerate."""
-    import psutil
-
-    found = None
+def _launcher() -> int | None:
+    """The process id of the launcher that started this process. Linux alone tells, and tells when it ends."""
+    parent = os.getppid()
+    if not hasattr(os, "pidfd_open"):
+        return None
     try:
-        for parent in psutil.Process().parents():
-            if _is_launcher(parent.cmdline()):
-                found = parent.pid
-    except psutil.Error:
-        return found
-    return found
+        command_line = Path(f"/proc/{parent}/cmdline").read_bytes()
+    except OSError:
+        return None
+    return parent if _is_launcher(os.fsdecode(command_line).split("\0")) else None
 
 
 def _is_launcher(command_line: list[str]) -> bool:

@@ -17,7 +17,6 @@ from .pairing import PairedDataset, PairedSampler
 from .rows import NamedRows, Row, picture_cell, where
 
 Augment = Callable[[Any], Any]
-_MODULUS = 2**32  # NumPy takes seeds below this
 
 
 def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Augment:
@@ -91,7 +90,7 @@ class Augmentation:
                 f"a row holds {sorted(row)} and no {self.column!r} to augment. Rename the column of the images, or "
                 "give a `data_collator` that says as `image_column` where they are."
             )
-        with _seeded((self.seed * 0x9E3779B1 + number * 0x85EBCA6B + 1) % _MODULUS):
+        with _seeded(np.random.SeedSequence(self.seed, spawn_key=(number,))):
             try:
                 view = self.augment(picture_cell(row, self.column))
             except InvalidInputError as error:
@@ -162,14 +161,15 @@ class AugmentedPairs(PairedDataset):
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers of torch, NumPy and Python start from a seed in the block, and go on behind it as before it."""
+def _seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
+    """Seeds the global generators of torch, NumPy and Python for the block, and restores them after it."""
+    for_torch, for_numpy, for_python = sequence.generate_state(3).tolist()
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
+            torch.manual_seed(for_torch)
+            np.random.seed(for_numpy)
+            random.seed(for_python)
             yield
     finally:
         np.random.set_state(of_numpy)

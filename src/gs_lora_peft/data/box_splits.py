@@ -16,8 +16,10 @@ from .splits import (
     check_fraction,
     check_sampling,
     check_seed,
+    draw,
     require_rows,
     rounded_share,
+    row_keys,
 )
 
 
@@ -97,7 +99,7 @@ def split_boxes(
             quota[members] = shots
         elif role == "retain":
             quota[members] = np.maximum(1, rounded_share(counts[members], replay_ratio))
-    drawn = _draw(codes, quota, _keys(len(dataset), seed)[rows])
+    drawn = draw(codes, quota, row_keys(len(dataset), seed)[rows])
 
     shown = [*roles["forget"], *roles["retain"]]
     stored = annotations.column.fields["category"].to_numpy()
@@ -135,8 +137,8 @@ def train_validation_boxes(
     annotations = checked_annotations(dataset, objects_column)
     rows, _, codes = _images_of_classes(annotations.rows, annotations.categories, ~annotations.crowd)
     counts = np.bincount(codes)
-    keys = _keys(len(dataset), seed)
-    drawn = _draw(codes, np.minimum(counts - 1, rounded_share(counts, fraction)), keys[rows])
+    keys = row_keys(len(dataset), seed)
+    drawn = draw(codes, np.minimum(counts - 1, rounded_share(counts, fraction)), keys[rows])
     # Drawn for another category, an image may be the last one of this.
     last = np.full(len(counts), -1)
     order = np.argsort(keys[rows])
@@ -162,16 +164,3 @@ def _images_of_classes(
 def _check_fraction(fraction: Any, seed: Any) -> None:
     check_fraction(fraction)
     check_seed(seed)
-
-
-def _keys(num_rows: int, seed: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(seed)).random(num_rows)
-
-
-def _draw(codes: np.ndarray, quota: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Marks for each category c its first `quota[c]` images in the order of the images' keys."""
-    order = np.lexsort((keys, codes))
-    rank = np.arange(len(codes)) - np.searchsorted(codes[order], codes[order])
-    drawn = np.zeros(len(codes), dtype=bool)
-    drawn[order] = rank < quota[codes[order]]
-    return drawn

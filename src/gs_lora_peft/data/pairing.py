@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -158,9 +159,8 @@ class PairedSampler(Sampler[Pair]):
             turn, offset = turn + 1, 0
 
     def _order(self, size: int, stream: int, turn: int) -> list[int]:
-        # One 63-bit seed from (seed, stream, turn); the odd multipliers keep neighbouring seeds and turns apart.
-        mixed = (self.seed * 0x9E3779B97F4A7C15 + turn * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
-        return torch.randperm(size, generator=torch.Generator().manual_seed(mixed)).tolist()
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(stream, turn))
+        return np.random.default_rng(sequence).permutation(size).tolist()
 
 
 class PairedCollator:

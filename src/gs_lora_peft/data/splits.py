@@ -77,7 +77,7 @@ def split_rows(
             quota[members] = shots
         elif role == "retain":
             quota[members] = np.maximum(1, rounded_share(counts[members], replay_ratio))
-    drawn = _draw(codes, quota, seed) if np.any(quota < counts) else np.ones(len(codes), dtype=bool)
+    drawn = draw(codes, quota, row_keys(len(codes), seed))
     parts = {
         role: dataset.select(np.flatnonzero(drawn & (role_of_code[codes] == number)))
         for number, role in enumerate(roles)
@@ -99,7 +99,7 @@ def train_validation_rows(
             f"fraction is {fraction}, and the largest class has {counts.max(initial=0)} rows; expected a share that "
             "takes one row of a class at least and leaves one. Raise the fraction, or pass a dataset with more rows."
         )
-    taken = _draw(codes, quota, seed)
+    taken = draw(codes, quota, row_keys(len(codes), seed))
     return dataset.select(np.flatnonzero(~taken)), dataset.select(np.flatnonzero(taken))
 
 
@@ -203,13 +203,25 @@ def rounded_share(counts: np.ndarray, share: float) -> np.ndarray:
     return np.floor(counts * share + 0.5).astype(counts.dtype)
 
 
-def _draw(codes: np.ndarray, quota: np.ndarray, seed: int) -> np.ndarray:
-    """Marks `quota[c]` rows of each class c, `codes` being the class of each row. bool, one for each row.
+def row_keys(num_rows: int, seed: int) -> np.ndarray:
+    """A random key in [0, 1) for each row, which decides when the row is drawn."""
+    return np.random.default_rng(seed).random(num_rows)
 
-    Every row gets a random key and each class gives its lowest ones, so draws do not depend on one another and a
-    smaller draw lies within a larger one.
+
+def draw(codes: np.ndarray, quota: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Marks the `quota[c]` rows of each class c with the lowest keys, so that a smaller draw is part of a larger one.
+
+    Args:
+        codes (`np.ndarray` of shape `(n,)`, int):
+            Class of each row.
+        quota (`np.ndarray` of shape `(num_classes,)`, int):
+            Number of rows to draw of each class.
+        keys (`np.ndarray` of shape `(n,)`):
+            Key of each row, from [`row_keys`].
+
+    Returns:
+        `np.ndarray` of shape `(n,)`, bool: Whether the row is drawn.
     """
-    keys = np.random.Generator(np.random.PCG64(seed)).random(len(codes))
     order = np.lexsort((keys, codes))
     sorted_codes = codes[order]
     rank = np.arange(len(codes)) - np.searchsorted(sorted_codes, sorted_codes)

@@ -1,10 +1,10 @@
-"""How well was it forgotten, how well kept?"""
+"""Scores of how well a model forgot and how well it kept the rest."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .boxes import references_from_labels, references_from_objects
 from .detection import detection_scores
-from .references import references_from_labels, references_from_objects
 from .scores import continual_forgetting_scores, h_mean
 from .verification import verification_by_role, verification_scores
 
@@ -24,7 +24,7 @@ __all__ = [
     "verification_scores",
 ]
 
-# `evaluate` takes seconds to import: a metric built on it is imported on first use.
+# `evaluate` takes seconds to import, so the metrics built on it are imported on first use.
 _LAZY = {"ContinualDetection": "continual_detection", "ContinualForgetting": "continual_forgetting"}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidInputError
 from .scores import class_roles, fraction, h_mean
 
 MAX_DETECTIONS = 100  # of one category in one image, the best first: COCO's own limit
@@ -18,16 +19,19 @@ _MEASURES = ("ap", "ap50", "ar")
 
 @dataclass(frozen=True)
 class Boxes:
-    """
-    The boxes of many images as columns.
+    """The boxes of many images as columns.
 
     Attributes:
-        images (`np.ndarray` of shape `(n,)`, int64): number of the image.
-        labels (`np.ndarray` of shape `(n,)`, int64): category id.
-        corners (`np.ndarray` of shape `(n, 4)`, float64): (x0, y0, x1, y1).
-        values (`np.ndarray` of shape `(n,)`): score of a prediction (float64), or whether a reference is a crowd
-            (bool).
-        num_images (`int`): how many images there are, with or without boxes.
+        images (`np.ndarray` of shape `(n,)`, int64):
+            Number of the image.
+        labels (`np.ndarray` of shape `(n,)`, int64):
+            Category id.
+        corners (`np.ndarray` of shape `(n, 4)`, float64):
+            (x0, y0, x1, y1).
+        values (`np.ndarray` of shape `(n,)`):
+            Score of a prediction (float64), or `iscrowd` of a reference (bool).
+        num_images (`int`):
+            Number of images, with or without boxes.
     """
 
     images: np.ndarray
@@ -49,31 +53,37 @@ def detection_scores(
 ) -> dict[str, Any]:
     """Scores a detector on data of a continual forgetting task.
 
-    The COCO evaluation runs once over all categories; the average over the categories of a role then is what a run
+    The COCO evaluation runs once over all categories. The average over the categories of a role equals what a run
     over these alone gives. At most 100 detections of a category count in an image.
 
     Args:
-        predictions (`Sequence[Mapping]`): One for each image, as the image processors' `post_process_object_detection`
-            gives them (with `threshold=0.0`, for AP counts the unsure ones too):
+        predictions (`Sequence[Mapping]`):
+            One for each image, as the image processors' `post_process_object_detection` gives them. Use
+            `threshold=0.0`: AP counts unsure detections too.
 
             - `boxes` of shape `(n, 4)`: (x0, y0, x1, y1).
             - `scores` of shape `(n,)`.
             - `labels` of shape `(n,)`: category ids. Detections of a category that has no role and is in no reference
-              count for nothing.
-        references (`Sequence[Mapping]`): One for each image, in the same order:
+              are ignored.
+        references (`Sequence[Mapping]`):
+            One for each image, in the same order:
 
             - `boxes` of shape `(m, 4)`: (x0, y0, x1, y1), in the units of the predictions: both in pixels, or both as
               shares of the image's width and height, which gives the same scores.
             - `labels` of shape `(m,)`: category ids from 0 up.
-            - `iscrowd` of shape `(m,)`, *optional*: Regions of many objects; detections in them count for nothing.
+            - `iscrowd` of shape `(m,)`, *optional*: Regions of many objects; detections in them are ignored.
 
             [`references_from_objects`] and [`references_from_labels`] make them.
-        forget_classes (`Iterable[int]`): Categories the task forgets. May be empty, to score a model before any task.
-        old_classes (`Iterable[int]`, *optional*, defaults to none): Categories that earlier tasks forgot.
-        missing_classes (`Iterable[int]`, *optional*, defaults to none): Categories kept without any replayed data.
+        forget_classes (`Iterable[int]`):
+            Categories the task forgets. May be empty, to score a model before any task.
+        old_classes (`Iterable[int]`, *optional*, defaults to none):
+            Categories that earlier tasks forgot.
+        missing_classes (`Iterable[int]`, *optional*, defaults to none):
+            Categories kept without any replayed data.
         retain_classes (`Iterable[int]`, *optional*, defaults to every category of the references named nowhere else):
             Categories kept.
-        ap_forget_before (`float`, *optional*): AP_f of the model before the task, in [0, 1].
+        ap_forget_before (`float`, *optional*):
+            AP_f of the model before the task, in [0, 1].
 
     Returns:
         `dict[str, Any]`, fractions from 0 to 1 and `None` where a role has no object in the references:
@@ -81,15 +91,15 @@ def detection_scores(
         - `ap_retain` (AP_r), `ap_forget` (AP_f), `ap_old` (AP_o), `ap_missing` (AP_m): COCO's AP@[.5:.95], the mean
           over the categories of the role that have objects.
         - `ap50_retain`, …: AP at an overlap (IoU) of 0.5. `ar_retain`, …: COCO's average recall.
-        - `drop` (Drop): AP_f before − AP_f after; `None` where either is not known.
+        - `drop` (Drop): AP_f before − AP_f after; `None` where either is unknown.
         - `h_mean` (H): the harmonic mean of AP_r and Drop, see [`h_mean`]; `None` where either is.
         - `n_retain`, …: the numbers of objects, crowds not counted.
         - `per_class`: by category id a `dict` of `ap`, `ap50`, `ar` and `n`.
 
     Raises:
-        ValueError: Predictions and references are not of the same images, hold no boxes, scores or labels of fitting
-            shapes, or values that are not finite; a reference's category is negative or its box has no area; a
-            category has two roles; or an AP is not a fraction.
+        ValueError: If predictions and references are not of the same images, or their boxes, scores or labels are
+            missing, of other shapes or not finite; if a reference's category is negative or its box has no area; if a
+            category has two roles; or if the AP is not a fraction.
 
     Example:
 
@@ -102,11 +112,7 @@ def detection_scores(
     ```
     """
     found, truth = predicted_boxes(predictions), reference_boxes(references)
-    if found.num_images != truth.num_images:
-        raise ValueError(
-            f"there are predictions for {found.num_images} images and references for {truth.num_images}; expected one "
-            "of each for every image, in the same order. Pass an empty prediction where nothing was found."
-        )
+    check_same_images(found, truth)
     before = fraction(ap_forget_before, "ap_forget_before")
     roles = class_roles(forget=forget_classes, old=old_classes, missing=missing_classes, retain=retain_classes)
     objects: Counter[int] = Counter(truth.labels[~truth.values].tolist())
@@ -133,7 +139,7 @@ def predicted_boxes(predictions: Sequence[Mapping[str, Any]]) -> Boxes:
     """The predictions for many images as columns.
 
     Raises:
-        ValueError: see [`detection_scores`].
+        ValueError: If they cannot be scored, see [`detection_scores`].
     """
     return _columns(predictions, "predictions", "scores", np.float64)
 
@@ -142,26 +148,41 @@ def reference_boxes(references: Sequence[Mapping[str, Any]]) -> Boxes:
     """The references of many images as columns.
 
     Raises:
-        ValueError: see [`detection_scores`].
+        ValueError: If they cannot be scored, see [`detection_scores`].
     """
     truth = _columns(references, "references", "iscrowd", np.bool_)
     bad = np.flatnonzero(truth.labels < 0)
     if bad.size:
-        raise ValueError(
-            f"references[{truth.images[bad[0]]}] holds the category {truth.labels[bad[0]]}; expected ids from 0 up. "
-            "Leave objects without a category out."
+        raise InvalidInputError(
+            f"references[{truth.images[bad[0]]}]: labels",
+            int(truth.labels[bad[0]]),
+            "category ids from 0 up",
+            "Leave objects without a category out.",
         )
     bad = np.flatnonzero(~(truth.corners[:, 2:] > truth.corners[:, :2]).all(axis=1))
     if bad.size:
-        raise ValueError(
-            f"references[{truth.images[bad[0]]}] holds the box {truth.corners[bad[0]].tolist()}; expected corners "
-            "(x0, y0, x1, y1) with x0 < x1 and y0 < y1. Convert boxes of (x, y, w, h), and leave empty ones out."
+        raise InvalidInputError(
+            f"references[{truth.images[bad[0]]}]: boxes",
+            truth.corners[bad[0]].tolist(),
+            "corners (x0, y0, x1, y1) with x0 < x1 and y0 < y1",
+            "Convert boxes of (x, y, w, h), and leave empty ones out.",
         )
     return truth
 
 
+def check_same_images(found: Boxes, truth: Boxes) -> None:
+    """Refuses predictions and references of different numbers of images."""
+    if found.num_images != truth.num_images:
+        raise InvalidInputError(
+            "len(predictions)",
+            found.num_images,
+            f"{truth.num_images}, one for each image of the `references`",
+            "Pass an empty prediction where nothing was found.",
+        )
+
+
 def as_array(values: Any, dtype: Any = None) -> np.ndarray:
-    """A NumPy array on the CPU, also where it is a tensor on a GPU or in bfloat16, which NumPy does not have."""
+    """A NumPy array on the CPU, also of a tensor on a GPU or in bfloat16, which NumPy does not have."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()
@@ -170,9 +191,7 @@ def as_array(values: Any, dtype: Any = None) -> np.ndarray:
 
 def _columns(rows: Any, name: str, extra: str, dtype: Any) -> Boxes:
     if isinstance(rows, (Mapping, str)) or not isinstance(rows, Sequence):
-        raise ValueError(
-            f"{name} is a {type(rows).__name__}; expected a list with a dict for each image. Pass a list."
-        )
+        raise InvalidInputError(name, rows, "a list with a dict for each image")
     parts = [_row(row, f"{name}[{number}]", extra, dtype) for number, row in enumerate(rows)]
     sizes = [len(labels) for labels, _, _ in parts]
     empty = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, dtype))
@@ -184,21 +203,26 @@ def _row(row: Any, name: str, extra: str, dtype: Any) -> tuple[np.ndarray, np.nd
     needed = ("boxes", "labels", "scores") if extra == "scores" else ("boxes", "labels")
     absent = [key for key in needed if not isinstance(row, Mapping) or row.get(key) is None]
     if absent:
-        held = sorted(row) if isinstance(row, Mapping) else type(row).__name__
-        raise ValueError(f"{name} holds {held}; expected {', '.join(needed)}. Add {', '.join(absent)}.")
+        held = sorted(row) if isinstance(row, Mapping) else row
+        raise InvalidInputError(name, held, f"a dict with {', '.join(needed)}", f"Add {', '.join(absent)}.")
     labels, corners = as_array(row["labels"]), as_array(row["boxes"], np.float64)
     if labels.size and labels.dtype.kind not in "iu":
-        raise ValueError(f"{name} has labels of {labels.dtype}; expected category ids, which are whole numbers.")
+        raise InvalidInputError(f"{name}: labels", labels.flat[0], "category ids, which are whole numbers")
     corners = corners.reshape(0, 4) if corners.size == 0 else corners
     values = np.zeros(len(labels), dtype) if row.get(extra) is None else as_array(row[extra], dtype)
     shapes = {"boxes": corners.shape, "labels": labels.shape, extra: values.shape}
     if labels.ndim != 1 or corners.shape != (len(labels), 4) or values.shape != labels.shape:
-        raise ValueError(
-            f"{name} has the shapes {shapes}; expected (n, 4) for boxes and (n,) for the others. Masks are not "
-            "scored: pass the boxes around them."
+        raise InvalidInputError(
+            f"{name}: shapes",
+            shapes,
+            "(n, 4) for boxes and (n,) for the others",
+            "Masks are not scored: pass the boxes around them.",
         )
-    if not np.isfinite(corners).all() or not np.isfinite(values).all():
-        raise ValueError(f"{name} holds a value that is not finite. Check the model for NaN before it is scored.")
+    for key, numbers in (("boxes", corners), (extra, values)):
+        finite = np.isfinite(numbers)
+        if not finite.all():
+            bad = float(numbers[~finite][0])
+            raise InvalidInputError(f"{name}: {key}", bad, "finite numbers", "Check the model for NaN before scoring.")
     return labels.astype(np.int64), corners, values
 
 
@@ -222,9 +246,12 @@ def coco_evaluation(found: Boxes, truth: Boxes, classes: list[int]) -> Any:
     """The accumulated `faster_coco_eval.COCOeval_faster` over some categories.
 
     Args:
-        found ([`Boxes`]): predictions.
-        truth ([`Boxes`]): references, of the same images.
-        classes (`list[int]`): ids of the categories, ascending.
+        found ([`Boxes`]):
+            Predictions.
+        truth ([`Boxes`]):
+            References, of the same images.
+        classes (`list[int]`):
+            Ids of the categories, ascending.
 
     Returns:
         `faster_coco_eval.COCOeval_faster`: `eval["precision"]` and `eval["recall"]` are in the order of `classes`.
@@ -244,7 +271,7 @@ def coco_evaluation(found: Boxes, truth: Boxes, classes: list[int]) -> Any:
     evaluation.params.imgIds = list(range(truth.num_images))
     evaluation.params.catIds = classes
     evaluation.params.maxDets = [MAX_DETECTIONS]
-    # Objects of all sizes come first; scores by size are not asked for, and each costs as much as the whole.
+    # The first range holds objects of all sizes. Scores by size are not needed, and each costs as much as the whole.
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.evaluate()
     evaluation.accumulate()

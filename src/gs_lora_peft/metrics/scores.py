@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidInputError
+
 
 def continual_forgetting_scores(
     predictions: Any,
@@ -25,28 +27,33 @@ def continual_forgetting_scores(
 
     Args:
         predictions (array or tensor of shape `(n,)`):
-            Predicted class ids, whole numbers. An id that is not a class, like -1 for "none", is a wrong answer.
-        references (array or tensor of shape `(n,)`): True class ids, from 0 up.
-        forget_classes (`Iterable[int]`): Classes the task forgets. May be empty, to score a model before any task.
-        old_classes (`Iterable[int]`, *optional*, defaults to none): Classes that earlier tasks forgot.
-        missing_classes (`Iterable[int]`, *optional*, defaults to none): Classes kept without any replayed data.
+            Predicted class ids, whole numbers. An id that is not a class, such as -1 for "none", counts as wrong.
+        references (array or tensor of shape `(n,)`):
+            True class ids, from 0 up.
+        forget_classes (`Iterable[int]`):
+            Classes the task forgets. May be empty, to score a model before any task.
+        old_classes (`Iterable[int]`, *optional*, defaults to none):
+            Classes that earlier tasks forgot.
+        missing_classes (`Iterable[int]`, *optional*, defaults to none):
+            Classes kept without any replayed data.
         retain_classes (`Iterable[int]`, *optional*, defaults to every class named nowhere else):
-            Classes kept. Rows of classes named nowhere then count for nothing.
-        accuracy_forget_before (`float`, *optional*): Acc_f of the model before the task, in [0, 1].
+            Classes kept. Rows of classes named nowhere are then ignored.
+        accuracy_forget_before (`float`, *optional*):
+            Acc_f of the model before the task, in [0, 1].
 
     Returns:
         `dict[str, float | int | None]`, accuracies as fractions from 0 to 1:
 
         - `acc_retain` (Acc_r), `acc_forget` (Acc_f), `acc_old` (Acc_o), `acc_missing` (Acc_m): the share of right
-          answers on the rows of the role. `None` where there is no such row: unlike NaN it equals itself, is legal
-          JSON and cannot slip through a comparison or a mean unseen.
+          answers on the rows of the role. `None` where there are no such rows: unlike NaN it equals itself, is legal
+          JSON and fails loudly in a comparison or a mean.
         - `drop` (Drop): Acc_f before − Acc_f after, from -1 to 1; `None` where either is not known.
         - `h_mean` (H): see [`h_mean`]; `None` where Acc_r or Drop is.
         - `n_retain`, `n_forget`, `n_old`, `n_missing`: the numbers of rows.
 
     Raises:
-        ValueError: Predictions and references differ in length, are not one-dimensional or not whole numbers; a
-            reference is negative; a class has two roles; or an accuracy is not a fraction.
+        ValueError: If predictions and references differ in length, are not one-dimensional or not whole numbers, if a
+            reference is negative, if a class has two roles, or if the accuracy is not a fraction.
 
     Example:
 
@@ -76,27 +83,29 @@ def continual_forgetting_scores(
 
 
 def h_mean(acc_retain: float | None, drop: float | None) -> float | None:
-    """The harmonic mean of what was kept and what was forgotten, the paper's H = 2 · Acc_r · Drop / (Acc_r + Drop).
+    """The harmonic mean of the accuracy kept and the drop, the paper's H = 2 · Acc_r · Drop / (Acc_r + Drop).
 
-    Accuracies may be average precisions as well, where these are fractions.
+    Average precisions as fractions work as well.
 
     Args:
-        acc_retain (`float`, *optional*): Acc_r, from 0 to 1.
-        drop (`float`, *optional*): Drop = Acc_f before − Acc_f after, from -1 to 1.
+        acc_retain (`float`, *optional*):
+            Acc_r, from 0 to 1.
+        drop (`float`, *optional*):
+            Drop = Acc_f before − Acc_f after, from -1 to 1.
 
     Returns:
-        `float` or `None`: H, from 0 to 1. 0 where the drop is negative, because the formula has no meaning there,
-        and where both are 0. `None` where either is `None`.
+        `float` or `None`: H, from 0 to 1. It is 0 if the drop is negative, where the formula has no meaning, or if
+        both are 0. It is `None` if either is `None`.
 
     Raises:
-        ValueError: A value is not a finite number in its range; percent are refused.
+        ValueError: If a value is not a finite number in its range. Percent are refused.
     """
     kept, gone = fraction(acc_retain, "acc_retain"), fraction(drop, "drop", lowest=-1)
     if kept is None or gone is None:
         return None
     if gone <= 0 or kept == 0:
         return 0.0
-    # Divided first, as the product of two tiny numbers would vanish; ordered, so that rounding is the same either way.
+    # Division first: the product of two tiny numbers would vanish. Sorted: both orders round alike.
     low, high = sorted((kept, gone))
     return 2 * low * (high / (low + high))
 
@@ -105,17 +114,17 @@ def answers(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and true class ids as NumPy arrays of int64, shape `(n,)`.
 
     Raises:
-        ValueError: They differ in length, are not one-dimensional or not whole numbers, or a reference is negative.
+        ValueError: If they differ in length, are not one-dimensional or not whole numbers, or if a reference is
+            negative.
     """
     predictions, references = _id_array(predictions, "predictions"), _id_array(references, "references")
     if len(predictions) != len(references):
-        raise ValueError(
-            f"there are {len(predictions)} predictions and {len(references)} references; expected the same number of "
-            "both. Pass one prediction for each row."
+        raise InvalidInputError(
+            "len(predictions)", len(predictions), f"{len(references)}, one for each of the `references`"
         )
     if references.size and references.min() < 0:
-        raise ValueError(
-            f"references hold {references.min()}; expected class ids from 0 up. Leave rows without a label out."
+        raise InvalidInputError(
+            "references", int(references.min()), "class ids from 0 up", "Leave rows without a label out."
         )
     return predictions, references
 
@@ -124,15 +133,17 @@ def class_roles(**roles: Iterable[int] | None) -> dict[str, frozenset[int]]:
     """The classes of each role as sets of ids; roles that are `None` are left out.
 
     Raises:
-        ValueError: An item is not a class id, or a class has two roles.
+        ValueError: If an item is not a class id, or if a class has two roles.
     """
     sets = {role: _id_set(classes, f"{role}_classes") for role, classes in roles.items() if classes is not None}
     for first, second in combinations(sets, 2):
         both = sorted(sets[first] & sets[second])
         if both:
-            raise ValueError(
-                f"{first}_classes and {second}_classes both hold {both}; expected one role for each class. "
-                "Take them out of one."
+            raise InvalidInputError(
+                f"{second}_classes",
+                both,
+                f"one role for each class: {first}_classes hold them too",
+                "Take them out of one.",
             )
     return sets
 
@@ -141,39 +152,35 @@ def fraction(value: Any, name: str, *, lowest: float = 0) -> float | None:
     """A finite number from `lowest` to 1, or `None` for `None`.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: If it is something else.
     """
     if value is None:
         return None
     # NaN fails the comparison as well.
     if isinstance(value, bool) or not isinstance(value, Real) or not lowest <= float(value) <= 1:
-        raise ValueError(f"{name} is {value!r}; expected a fraction from {lowest} to 1. Divide percent by 100.")
+        raise InvalidInputError(name, value, f"a fraction from {lowest} to 1", "Divide percent by 100.")
     return float(value)
 
 
 def _id_array(values: Any, name: str) -> np.ndarray:
-    # Tensors are known by their methods, so that scoring does not have to import torch.
+    # Tensors are recognised by their methods, so that scoring need not import torch.
     values = values.detach().cpu() if hasattr(values, "detach") else values
-    # bfloat16 has no NumPy counterpart; it is refused below like every other kind of float.
+    # NumPy has no bfloat16. Like every other float it is refused below.
     array = np.asarray(values.float() if "bfloat16" in str(getattr(values, "dtype", "")) else values)
     if array.ndim != 1:
-        raise ValueError(
-            f"{name} have the shape {array.shape}; expected one class id for each row, shape (n,). "
-            "From logits take `logits.argmax(-1)`."
+        raise InvalidInputError(
+            f"{name}.shape", array.shape, "(n,), one class id for each row", "From logits take `logits.argmax(-1)`."
         )
     if array.size == 0:
-        return np.zeros(0, dtype=np.int64)  # an empty list has no whole numbers to be known by
+        return np.zeros(0, dtype=np.int64)  # NumPy makes floats of an empty list
     if array.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} are {array.dtype}, the first is {array[0]!r}; expected class ids, which are whole numbers. "
-            "Convert them where they are known to be ids."
-        )
+        raise InvalidInputError(f"{name}.dtype", str(array.dtype), "class ids, which are whole numbers")
     return array.astype(np.int64)
 
 
 def _id_set(classes: Any, name: str) -> frozenset[int]:
     if isinstance(classes, (str, bytes, Mapping)) or not isinstance(classes, Iterable):
-        raise ValueError(f"{name} is {classes!r}; expected a list of class ids. Pass for instance [0, 1].")
+        raise InvalidInputError(name, classes, "a list of class ids", "Pass for instance [0, 1].")
     ids = set()
     for item in classes:
         try:
@@ -181,8 +188,6 @@ def _id_set(classes: Any, name: str) -> frozenset[int]:
         except TypeError:
             class_id = -1
         if class_id < 0:
-            raise ValueError(
-                f"{name} holds {item!r}; expected class ids, whole numbers from 0 up. Give ids, not names."
-            )
+            raise InvalidInputError(name, item, "class ids, whole numbers from 0 up", "Give ids, not names.")
         ids.add(class_id)
     return frozenset(ids)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidInputError
 from .scores import class_roles
 
 FALSE_ACCEPT_RATES = (1e-2, 1e-3)
@@ -21,18 +22,21 @@ def verification_scores(
     false_accept_rates: Sequence[float] = FALSE_ACCEPT_RATES,
     folds: int = 10,
 ) -> dict[str, float | int | None]:
-    """Scores pairs of images by how alike their embeddings are.
+    """Scores pairs of images by the similarity of their embeddings.
 
     A pair is accepted as one person where its similarity reaches a threshold. TAR is the share of the pairs of one
     person that are accepted, FAR the share of the pairs of two people that are.
 
     Args:
-        similarities (array or tensor of shape `(n,)`): the higher, the more alike, e.g. cosines.
-        same (array or tensor of shape `(n,)`): whether a pair shows one person.
-        false_accept_rates (`Sequence[float]`, *optional*, defaults to `(0.01, 0.001)`): rates to give TAR at.
+        similarities (array or tensor of shape `(n,)`):
+            The higher, the more alike, e.g. cosines.
+        same (array or tensor of shape `(n,)`):
+            Whether a pair shows one person.
+        false_accept_rates (`Sequence[float]`, *optional*, defaults to `(0.01, 0.001)`):
+            Rates at which TAR is given.
         folds (`int`, *optional*, defaults to 10):
-            Folds of the accuracy. Of either kind of pairs a fold takes the next n / `folds` in the order given, which
-            for LFW's list gives the folds of its protocol.
+            Folds of the accuracy. Of either kind of pairs a fold takes the next n / `folds` in the order given. With
+            the list of LFW these are the folds of its protocol.
 
     Returns:
         `dict[str, float | int | None]`, rates as fractions from 0 to 1:
@@ -47,8 +51,8 @@ def verification_scores(
         - `n_same`, `n_different`: the numbers of pairs. Without pairs of both kinds all else is `None`.
 
     Raises:
-        ValueError: the two differ in length, are not one-dimensional, a similarity is not finite, `same` holds
-            other values than booleans (or 1 and 0), a rate is not between 0 and 1, or there are fewer than 2 folds.
+        ValueError: If the two differ in length or are not one-dimensional, if a similarity is not finite, if `same`
+            holds other values than booleans (or 1 and 0), if a rate is not in [0, 1], or if `folds` is less than 2.
 
     Example:
 
@@ -61,9 +65,9 @@ def verification_scores(
     similarity, is_same = _pairs(similarities, same)
     for rate in false_accept_rates:
         if not 0 <= rate <= 1:
-            raise ValueError(f"false_accept_rates holds {rate!r}; expected fractions from 0 to 1, e.g. 1e-3.")
+            raise InvalidInputError("false_accept_rates", rate, "fractions from 0 to 1, e.g. 1e-3")
     if folds < 2:
-        raise ValueError(f"folds is {folds}; expected at least 2, as the threshold is chosen on the others.")
+        raise InvalidInputError("folds", folds, "at least 2, as each threshold is chosen on the other folds")
     tar_names = [f"tar_at_far_{rate:g}" for rate in false_accept_rates]
     counts = {"n_same": int(is_same.sum()), "n_different": int((~is_same).sum())}
     if not all(counts.values()):
@@ -92,24 +96,32 @@ def verification_by_role(
     folds: int = 10,
     max_pairs: int = MAX_PAIRS,
 ) -> dict[str, dict[str, float | int | None]]:
-    """Verification of the people that were forgotten and of those that were kept: can the model still tell them apart?
+    """Verification of forgotten and of kept people: can the model still tell them apart?
 
     Pairs of images are compared by the cosine of their embeddings, for each role all pairs among its people. One
     person alone makes no pair of two people. So the forgotten people are also compared with everyone: a pair of one
     person shows a forgotten person twice, a pair of two people a forgotten person and another one who has a role.
 
     Args:
-        embeddings (array or tensor of shape `(n, d)`): embeddings of images, normalised or not.
-        labels (array or tensor of shape `(n,)`): ids of the people on them.
-        forget_classes (`Iterable[int]`): people the task forgets.
-        old_classes (`Iterable[int]`, *optional*, defaults to none): people that earlier tasks forgot.
-        missing_classes (`Iterable[int]`, *optional*, defaults to none): people kept without any replayed data.
-        retain_classes (`Iterable[int]`, *optional*, defaults to all people not named elsewhere): people kept.
-        false_accept_rates (`Sequence[float]`, *optional*): as in [`verification_scores`].
-        folds (`int`, *optional*, defaults to 10): as in [`verification_scores`].
+        embeddings (array or tensor of shape `(n, d)`):
+            Embeddings of images, normalised or not.
+        labels (array or tensor of shape `(n,)`):
+            Ids of the people on them.
+        forget_classes (`Iterable[int]`):
+            People the task forgets.
+        old_classes (`Iterable[int]`, *optional*, defaults to none):
+            People that earlier tasks forgot.
+        missing_classes (`Iterable[int]`, *optional*, defaults to none):
+            People kept without any replayed data.
+        retain_classes (`Iterable[int]`, *optional*, defaults to all people not named elsewhere):
+            People kept.
+        false_accept_rates (`Sequence[float]`, *optional*):
+            As in [`verification_scores`].
+        folds (`int`, *optional*, defaults to 10):
+            As in [`verification_scores`].
         max_pairs (`int`, *optional*, defaults to 2,000,000):
-            Where there are more pairs of one person, or of two, so many are drawn, the same ones every time. Of two
-            million pairs of two people 2,000 are accepted at a FAR of 1e-3.
+            Most pairs of one person, and most pairs of two. If there are more, the same random ones are drawn every
+            time. Of two million pairs of two people 2,000 are accepted at a FAR of 1e-3.
 
     Returns:
         `dict[str, dict]`, [`verification_scores`] of:
@@ -122,11 +134,11 @@ def verification_by_role(
         Everywhere two images of one person are needed, as [`verification_scores`] says.
 
     Raises:
-        ValueError: embeddings and labels do not belong together, an embedding has no direction, a person has two
-            roles, or `max_pairs` is less than 1.
+        ValueError: If embeddings and labels differ in number, if an embedding is zero or not finite, if a person has
+            two roles, or if `max_pairs` is less than 1.
     """
     if max_pairs < 1:
-        raise ValueError(f"max_pairs is {max_pairs}; expected 1 or more.")
+        raise InvalidInputError("max_pairs", max_pairs, "1 or more")
     directions, people = _directions(embeddings, labels)
     roles = class_roles(forget=forget_classes, old=old_classes, missing=missing_classes, retain=retain_classes)
     rows = {role: np.isin(people, sorted(ids)) for role, ids in roles.items()}
@@ -201,41 +213,40 @@ def _cosines(directions: np.ndarray, first: np.ndarray, second: np.ndarray) -> n
 def _pairs(similarities: Any, same: Any) -> tuple[np.ndarray, np.ndarray]:
     similarity, is_same = _numbers(similarities, "similarities"), _array(same)
     if similarity.ndim != 1 or is_same.shape != similarity.shape:
-        raise ValueError(
-            f"similarities have the shape {similarity.shape} and same has {is_same.shape}; expected one of both for "
-            "each pair, shape (n,)."
+        raise InvalidInputError(
+            "similarities.shape", similarity.shape, f"(n,), the same as that of `same`, which is {is_same.shape}"
         )
-    if is_same.size and not np.isin(is_same, (0, 1)).all():
-        raise ValueError(
-            "same holds other values than True and False (or 1 and 0); expected whether a pair shows one person."
-        )
+    known = np.isin(is_same, (0, 1))
+    if not known.all():
+        raise InvalidInputError("same", is_same[~known][0], "True or False (or 1 or 0) for each pair")
     return similarity, is_same.astype(bool)
 
 
 def _directions(embeddings: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     vectors, people = _numbers(embeddings, "embeddings"), _array(labels)
     if vectors.ndim != 2 or people.shape != vectors.shape[:1]:
-        raise ValueError(
-            f"embeddings have the shape {vectors.shape} and labels {people.shape}; expected (n, d) and (n,), one row "
-            "for each image."
+        raise InvalidInputError(
+            "embeddings.shape", vectors.shape, f"(n, d) with `labels` of shape (n,), which have {people.shape}"
         )
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not lengths.all():
-        raise ValueError(f"the embedding of row {int(np.argmin(lengths))} is zero and has no direction to compare.")
+        row = int(np.argmin(lengths))
+        raise InvalidInputError(
+            f"embeddings[{row}]", vectors[row].tolist(), "a vector other than zero, with a direction"
+        )
     return vectors / lengths, people
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:
     array = _array(values).astype(np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError(
-            f"{name} hold NaN or infinite values; expected finite numbers. Find out where they come from."
-        )
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise InvalidInputError(name, float(array[~finite][0]), "finite numbers", "Check the model for NaN.")
     return array
 
 
 def _array(values: Any) -> np.ndarray:
-    # Tensors are known by their methods, so that scoring does not have to import torch.
+    # Tensors are recognised by their methods, so that scoring need not import torch.
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() else values

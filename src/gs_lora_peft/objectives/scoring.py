@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..metrics import continual_forgetting_scores
-from ..metrics.measures import ACCURACY, Measure
+from ..metrics.measures import ACCURACY, MetricName
 
 
 class ClassRoles(TypedDict):
@@ -26,10 +26,10 @@ class Scoring(Protocol):
     The scores of a kind of model, from its answers on a data set. Subclass it, and give it to an [`Objective`].
 
     Attributes:
-        measure ([`Measure`]): what the scores are, and how they are called.
+        measure ([`MetricName`]): what the scores are, and how they are called.
     """
 
-    measure: Measure
+    measure: MetricName
 
     def gathered(self, outputs: Any, labels: Any) -> tuple[Any, Any]:
         """Answers and right answers of one batch, as tensors that can be put together over batches and processes.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics.measures import AVERAGE_PRECISION, Measure, measure_of
+from ..metrics.measures import AVERAGE_PRECISION, MetricName, measure_of
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 
@@ -142,7 +142,7 @@ def exit_status(ledger: ForgettingLedger) -> int:
     return NOT_FORGOTTEN_STATUS if all_forgotten(ledger.tasks) is False else 0
 
 
-def measure_of_entry(entry: TaskEntry) -> Measure:
+def measure_of_entry(entry: TaskEntry) -> MetricName:
     """By what a task was scored."""
     return measure_of(*(entry.scores.get(when, {}) for when in ("before", "after")))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, Measure, measure_of
+from ..metrics.measures import ACCURACY, AVERAGE_PRECISION, MetricName, measure_of
 from ..reports import Table, percent
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
@@ -143,7 +143,7 @@ def names_to_forget(entry: TaskEntry) -> list[str]:
     return [str(name) for name in entry.class_names or entry.classes or ["withheld"]]
 
 
-def measure_of_tasks(entries: Sequence[TaskEntry]) -> Measure:
+def measure_of_tasks(entries: Sequence[TaskEntry]) -> MetricName:
     """The measure that the tasks of a ledger were scored by."""
     return measure_of(*(entry.scores.get(when, {}) for entry in entries for when in ("before", "after")))
 

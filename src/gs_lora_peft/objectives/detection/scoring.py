@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...metrics.boxes import pack_boxes, unpack_boxes
 from ...metrics.detection import detection_scores
 from ...metrics.measures import AVERAGE_PRECISION
-from ...metrics.packing import pack_boxes, unpack_boxes
 from ..scoring import ClassRoles, Scoring
 
 

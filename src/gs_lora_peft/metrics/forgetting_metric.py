@@ -1,0 +1,154 @@
+"""What the metrics of continual forgetting for the `evaluate` library share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import datasets
+import evaluate
+
+from ..errors import InvalidInputError
+from .scores import class_roles, fraction
+
+_CITATION = """
+@article{zhao2026practical,
+  title={Practical Continual Forgetting for Pre-trained Vision Models},
+  author={Zhao, Hongbo and Zhu, Fei and Ni, Bolin and Zhu, Feng and Meng, Gaofeng and Zhang, Zhaoxiang},
+  journal={IEEE Transactions on Pattern Analysis and Machine Intelligence},
+  year={2026}
+}
+"""
+_PAPERS = ["https://arxiv.org/abs/2403.11530", "https://arxiv.org/abs/2501.09705"]
+
+
+class ForgettingMetric(evaluate.Metric, ABC):
+    """Base of the metrics: checks the classes of each role and every batch, and passes both on to the scores.
+
+    Attributes:
+        score_before (`str`):
+            Name of the setting that holds a score of the model before the task, e.g. `"ap_forget_before"`.
+        summary (`str`):
+            What the metric measures, as `evaluate` shows it.
+        inputs (`str`):
+            The predictions and references, as `evaluate` shows them.
+        data_format (`str`, *optional*):
+            Format in which stored batches are read, see `datasets.Dataset.set_format`. `None` is lists.
+        score (`Callable`):
+            From predictions, references and settings to the scores.
+    """
+
+    score_before: ClassVar[str]
+    summary: ClassVar[str]
+    inputs: ClassVar[str]
+    data_format: ClassVar[str | None] = None
+    score: ClassVar[Callable[..., dict[str, Any]]]
+
+    def __init__(
+        self,
+        config_name: str | None = None,
+        *,
+        forget_classes: Iterable[int] | None = None,
+        old_classes: Iterable[int] = (),
+        missing_classes: Iterable[int] = (),
+        retain_classes: Iterable[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._settings = self._checked(
+            forget_classes=forget_classes,
+            old_classes=old_classes,
+            missing_classes=missing_classes,
+            retain_classes=retain_classes,
+            before=kwargs.pop(self.score_before, None),
+        )
+        super().__init__(config_name=config_name, **kwargs)
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Adds one prediction and its reference.
+
+        Raises:
+            ValueError: If one of them cannot be scored.
+        """
+        # `add` of the parent would store 1.7 as 1 unchecked.
+        self.add_batch(predictions=[prediction], references=[reference], **kwargs)
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Adds a batch of predictions and references.
+
+        Raises:
+            ValueError: If they differ in number or cannot be scored.
+        """
+        predictions, references = self._rows(predictions, references)
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def compute(
+        self,
+        *,
+        predictions: Any = None,
+        references: Any = None,
+        forget_classes: Iterable[int] | None = None,
+        old_classes: Iterable[int] | None = None,
+        missing_classes: Iterable[int] | None = None,
+        retain_classes: Iterable[int] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any] | None:
+        """Scores everything added so far and starts anew. Settings left out come from the constructor.
+
+        Returns:
+            `dict[str, Any]`: The scores, as listed at the class. `None` in every process but the first.
+
+        Raises:
+            ValueError: If `forget_classes` is given neither here nor to the constructor, or if predictions,
+                references, classes or the score before the task cannot be used. What was added before stays.
+        """
+        given = {
+            "forget_classes": forget_classes,
+            "old_classes": old_classes,
+            "missing_classes": missing_classes,
+            "retain_classes": retain_classes,
+            "before": kwargs.pop(self.score_before, None),
+        }
+        # Checked before the parent closes its files: a later error would leave their locks behind.
+        settings = self._checked(
+            **self._settings | {name: value for name, value in given.items() if value is not None}
+        )
+        if settings["forget_classes"] is None:
+            raise InvalidInputError(
+                "forget_classes",
+                None,
+                "the ids the task forgets",
+                "Give them to the constructor or to compute; an empty list scores a model that has forgotten nothing.",
+            )
+        settings[self.score_before] = settings.pop("before")
+        return super().compute(predictions=predictions, references=references, **settings, **kwargs)
+
+    @abstractmethod
+    def _rows(self, predictions: Any, references: Any) -> tuple[Any, Any]:
+        """A batch as it is stored; raises ValueError if it cannot be scored."""
+
+    @abstractmethod
+    def _features(self) -> datasets.Features:
+        """How predictions and references are stored."""
+
+    def _checked(self, before: Any, **classes: Iterable[int] | None) -> dict[str, Any]:
+        # Classes become sorted lists: the first computation would use an iterator up.
+        roles = class_roles(**{name.removesuffix("_classes"): ids for name, ids in classes.items()})
+        return {
+            **dict.fromkeys(classes),
+            **{f"{role}_classes": sorted(ids) for role, ids in roles.items()},
+            "before": fraction(before, self.score_before),
+        }
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.summary,
+            citation=_CITATION,
+            inputs_description=self.inputs,
+            features=self._features(),
+            reference_urls=_PAPERS,
+            format=self.data_format,
+        )
+
+    def _compute(self, *, predictions: Any, references: Any, **settings: Any) -> dict[str, Any]:
+        return self.score(predictions, references, **settings)
