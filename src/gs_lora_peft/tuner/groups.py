@@ -61,20 +61,19 @@ class LoraGroups:
             fix = "Wrap it with get_peft_model(model, GSLoraConfig(...))." if not known else ""
             raise InvalidInputError("adapter_name", adapter_name, expected, fix)
         config = getattr(model, "peft_config", {}).get(adapter_name)
-        group_by = group_by or getattr(config, "group_by", "block")
-        checked("group_by", group_by, GroupBy)
+        grouping: GroupBy = checked("group_by", group_by or getattr(config, "group_by", "block"), GroupBy)
 
         self.adapter_name = adapter_name
         self._factors: list[Any] = []
         self.group_of: list[int] = []
         self._layers = layers
         self._groups_of_layer: dict[str, set[int]] = {}
-        blocks = find_blocks_of(base, list(layers)) if group_by == "block" else {}
+        blocks = find_blocks_of(base, list(layers)) if grouping == "block" else {}
         index_of: dict[str, int] = {}
         for path, layer in layers.items():
             self._groups_of_layer[path] = set()
             for kind in ("lora_A", "lora_B"):
-                group = {"block": blocks.get(path, path), "module": path, "matrix": f"{path}.{kind}"}[group_by]
+                group = {"block": blocks.get(path, path), "module": path, "matrix": f"{path}.{kind}"}[grouping]
                 index = index_of.setdefault(group, len(index_of))
                 self._factors.append(getattr(layer, kind)[adapter_name])
                 self.group_of.append(index)
@@ -86,7 +85,7 @@ class LoraGroups:
             self.sizes[index] += parameter.numel()
             self._members[index].append(position)
         # By matrix, the groups of a pair are neighbours; otherwise each group stands alone.
-        self._partner_of = [index ^ 1 if group_by == "matrix" else index for index in range(len(self.names))]
+        self._partner_of = [index ^ 1 if grouping == "matrix" else index for index in range(len(self.names))]
         self._frozen: set[int] = set()
         self._thawed_flags: dict[int, bool] = {}
         self._skipping: dict[str, tuple[list[str], list[str]]] = {}
