@@ -166,8 +166,8 @@ def read_annotations(dataset: Dataset, objects_column: str, box_format: BoxForma
         raise InvalidInputError(
             f"row {rows[bad[0]]}, column {objects_column!r}, category",
             int(categories[bad[0]]),
-            f"an id {wanted} for every box, but {bad.size} have none",
-            "Remove boxes without a category.",
+            f"an id {wanted}",
+            f"Remove boxes without a category ({bad.size} in all).",
         )
     fields = {
         "bbox": pa.FixedSizeListArray.from_arrays(pa.array(all_boxes.ravel()), 4),

@@ -135,8 +135,8 @@ def read_labels(dataset: Any, label_column: str) -> tuple[np.ndarray, list[str] 
         raise InvalidInputError(
             f"row {bad[0]}, column {label_column!r}",
             value,
-            f"a class id from {wanted} in every row, but {bad.size} have none",
-            "Remove unlabelled rows, for instance with `dataset.filter`.",
+            f"a class id from {wanted}",
+            f"Remove unlabelled rows ({bad.size} in all), for instance with `dataset.filter`.",
         )
     return labels, names
 
