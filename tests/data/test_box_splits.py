@@ -5,12 +5,12 @@ from itertools import pairwise
 import pytest
 from box_cases import NAMES, found, make, picture
 from datasets import DatasetDict, load_dataset
+from errors import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gs_lora_peft.data.box_splits import split_boxes, train_validation_boxes
 from gs_lora_peft.data.boxes import InvalidBoxError
-from gs_lora_peft.data.classes import UnknownClassError
 
 ROLES = ("forget", "retain", "old", "missing")
 FIELD = [[0], [1], [0, 1], [2], [0, 2, 2], [1, 3], [], [3], [0, 1, 2, 3]]
@@ -103,7 +103,7 @@ def test_shots_are_kept_or_refused(task, shots, seed):
     _, categories, crowds, roles = task
     counts = {c: len(holders(categories, crowds, [c])) for c in roles["forget"] + roles["retain"]}
     if min(counts.values()) < shots:
-        with pytest.raises(ValueError, match=f"shots is {shots}"):
+        with refused("shots", shots):
             split_of(task, shots=shots, seed=seed)
         return
     split = split_of(task, shots=shots, seed=seed)
@@ -172,44 +172,47 @@ def test_images_and_transforms_are_left_alone():
     """No image may be decoded for a split, and the user's augmentation has to go on working on the parts."""
     dataset = make(FIELD, images=True).shuffle(seed=1)
 
+    class TransformRan(Exception):
+        pass
+
     def transform(batch):
-        raise AssertionError("a split runs no transform")
+        raise TransformRan
 
     split = split_boxes(dataset.with_transform(transform), ["ant"])
-    with pytest.raises(AssertionError, match="runs no transform"):
+    with pytest.raises(TransformRan):
         split.forget[0]
     for row in split.retain.with_format(None):
         assert row["image"].getpixel((0, 0)) == picture(row["image_id"]).getpixel((0, 0)), "boxes go with their image"
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "error", "message"),
+    ("kwargs", "name", "value"),
     [
-        ({"forget": ["wasp"]}, UnknownClassError, "wasp"),
-        ({"forget": ["ant"], "old": ["ant"]}, ValueError, "already forgotten"),
-        ({"forget": ["ant"], "retain": ["ant"]}, ValueError, "one role for each class"),
-        ({"forget": NAMES}, ValueError, "nothing is left to retain"),
-        ({"forget": ["ant"], "replay_ratio": 0}, ValueError, "replay_ratio"),
-        ({"forget": ["ant"], "replay_ratio": 0.5, "shots": 2}, ValueError, "expected one of them"),
-        ({"forget": ["ant"], "shots": 50}, ValueError, "shots is 50"),
-        ({"forget": ["ant"], "objects_column": "boxes"}, ValueError, "objects_column='objects'"),
-        ({"forget": ["ant"], "objects_column": "width"}, ValueError, "expected annotations"),
+        ({"forget": ["wasp"]}, "forget", ["wasp"]),
+        ({"forget": ["ant"], "old": ["ant"]}, "forget", [0]),
+        ({"forget": ["ant"], "retain": ["ant"]}, "retain", [0]),
+        ({"forget": NAMES}, "retain", []),
+        ({"forget": ["ant"], "replay_ratio": 0}, "replay_ratio", 0),
+        ({"forget": ["ant"], "replay_ratio": 0.5, "shots": 2}, "shots", 2),
+        ({"forget": ["ant"], "shots": 50}, "shots", 50),
+        ({"forget": ["ant"], "objects_column": "boxes"}, "objects_column", "boxes"),
+        ({"forget": ["ant"], "objects_column": "width"}, "column 'width'", "int32"),
     ],
 )
-def test_bad_requests_are_refused(kwargs, error, message):
-    """Before any work, with the fix in the message."""
-    with pytest.raises(error, match=message):
+def test_bad_requests_are_refused(kwargs, name, value):
+    """Before any work."""
+    with refused(name, value):
         split_boxes(make(FIELD), **kwargs)
 
 
 def test_a_dataset_without_rows_or_of_several_splits_is_told_so():
     """Common slips: a filter that left nothing, and `load_dataset` without `split=`."""
     dataset = make(FIELD)
-    with pytest.raises(ValueError, match="without a row"):
+    with refused("forget", [0]):
         split_boxes(dataset.select([]), ["ant"])
-    with pytest.raises(ValueError, match=r"dataset\['train'\]"):
+    with refused("dataset", ["train"]):
         split_boxes(DatasetDict(train=dataset), ["ant"])
-    with pytest.raises(ValueError, match="streaming=False"):
+    with refused("dataset", "IterableDataset"):
         split_boxes(dataset.to_iterable_dataset(), ["ant"])
 
 
@@ -218,14 +221,14 @@ def test_a_box_without_area_stops_the_split():
     dataset = make(FIELD)
     rows = dataset.to_list()
     rows[2]["objects"]["bbox"][1][2] = 0.0
-    with pytest.raises(InvalidBoxError, match="row 2"):
+    with refused("a box in row 2", kind=InvalidBoxError):
         split_boxes(dataset.from_list(rows, features=dataset.features), ["ant"])
 
 
 def test_a_category_of_crowds_alone_has_no_image():
     """Processors drop crowds: a forget image with nothing but a crowd would have nothing to forget."""
     dataset = make([[0], [1]], iscrowd=[[1], [0]])
-    with pytest.raises(ValueError, match="without a row"):
+    with refused("forget", [0]):
         split_boxes(dataset, ["ant"])
 
 
@@ -245,12 +248,10 @@ def test_validation_leaves_an_image_of_every_category(task, fraction, seed):
         assert len(set(own) & set(validation)) >= share - 3
 
 
-@pytest.mark.parametrize(
-    ("fraction", "message"), [(0, "between 0 and 1"), (1.0, "between 0 and 1"), (0.1, "2 images; expected a share")]
-)
-def test_validation_that_cannot_be_taken(fraction, message):
-    """Rather told than an empty evaluation."""
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("fraction", [0, 1.0, 0.1])
+def test_validation_that_cannot_be_taken(fraction):
+    """An error is better than an empty evaluation."""
+    with refused("fraction", fraction):
         train_validation_boxes(make([[0], [0, 1]]), fraction=fraction)
 
 

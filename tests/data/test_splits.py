@@ -7,12 +7,13 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
+from errors import refused
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import UnidentifiedImageError
 
 from gs_lora_peft.data import split_dataset, train_validation_split
 from gs_lora_peft.data.classes import UnknownClassError
-from gs_lora_peft.errors import InvalidInputError
 
 NAMES = ["ant", "bee", "cat", "dog"]
 ROLES = ("forget", "retain", "old", "missing")
@@ -75,9 +76,9 @@ def test_shots_are_exact_or_refused(task, shots, seed):
     full = Counter(labels)
     short = [c for c in classes["forget"] + classes["retain"] if full[c] < shots]
     if short:
-        with pytest.raises(ValueError) as caught:
+        with refused("shots", shots) as error:
             split_dataset(make(labels, None), classes["forget"], shots=shots, **kwargs)
-        assert all(f"{c} has {full[c]}" in str(caught.value) for c in short)
+        assert all(f"{c} has {full[c]}" in error.value.expected for c in short)
         return
     split = split_dataset(make(labels, None), classes["forget"], shots=shots, **kwargs)
     for role in ("forget", "retain"):
@@ -148,22 +149,23 @@ def test_classes_forgotten_before_and_missing_ones_need_no_rows():
 
 
 @pytest.mark.parametrize(
-    ("forget", "kwargs", "message"),
+    ("forget", "kwargs", "name", "value", "said"),
     [
-        (["Ant"], {}, "nearest: 'ant'"),
-        (["ant"], {"old": ["ant"]}, "already forgotten: 'ant'"),
-        (["ant", "bee"], {"retain": ["bee", "cat"]}, "`forget` and `retain` both name 'bee'"),
-        (["ant"], {"missing": ["ant"]}, "`forget` and `missing` both name 'ant'"),
-        (["ant"], {"missing": ["bee"], "old": ["bee"]}, "`old` and `missing` both name 'bee'"),
-        (NAMES, {}, "nothing is left to retain: the request names all 4 classes"),
-        (["ant"], {"missing": NAMES[1:]}, "nothing is left to retain"),
-        (["ant"], {"replay_ratio": 0.5, "shots": 2}, "replay_ratio is 0.5 and shots is 2"),
-        (["ant"], {"label_column": "target"}, r"'target'; expected one of \['row', 'label'\].*label_column='label'"),
+        (["Ant"], {}, "forget", ["Ant"], "'ant'"),
+        (["ant"], {"old": ["ant"]}, "forget", [0], "`old`"),
+        (["ant", "bee"], {"retain": ["bee", "cat"]}, "retain", [1], "`forget`"),
+        (["ant"], {"missing": ["ant"]}, "forget", [0], "`missing`"),
+        (["ant"], {"missing": ["bee"], "old": ["bee"]}, "missing", [1], "`old`"),
+        (NAMES, {}, "retain", [], "4"),
+        (["ant"], {"missing": NAMES[1:]}, "retain", [], "4"),
+        (["ant"], {"replay_ratio": 0.5, "shots": 2}, "shots", 2, "0.5"),
+        (["ant"], {"label_column": "target"}, "label_column", "target", "['row', 'label']"),
     ],
 )
-def test_requests_that_cannot_be_meant(forget, kwargs, message):
-    with pytest.raises(ValueError, match=message):
+def test_requests_that_cannot_be_meant(forget, kwargs, name, value, said):
+    with refused(name, value) as error:
         split_dataset(ANIMALS, forget, **kwargs)
+    assert said in error.value.expected + error.value.fix
 
 
 @pytest.mark.parametrize(
@@ -179,74 +181,72 @@ def test_requests_that_cannot_be_meant(forget, kwargs, message):
 )
 def test_settings_of_another_type_or_out_of_range(name, bad):
     """The error names the argument and has the value."""
-    with pytest.raises(InvalidInputError) as caught:
+    with refused(name) as error:
         split_dataset(ANIMALS, **{"forget": ["ant"], name: bad})
-    assert caught.value.name == name
-    assert caught.value.value is bad
+    assert error.value.value is bad
 
 
 def test_an_unknown_class_keeps_its_error_class():
-    with pytest.raises(UnknownClassError, match="`old`: unknown classes: 9"):
+    with refused("old", [9], UnknownClassError):
         split_dataset(ANIMALS, ["ant"], old=[9])
 
 
 @pytest.mark.parametrize(
-    ("labels", "kwargs", "message"),
+    ("labels", "kwargs", "name", "value", "said"),
     [
-        ([1, 2], {}, r"`forget` names classes without a row: 'ant' \(id 0\)"),
-        ([0, 2], {"retain": ["bee", "dog", "cat"]}, r"`retain` names .*: 'bee' \(id 1\), 'dog' \(id 3\)"),
-        ([0, 2], {"retain": ["bee"], "shots": 1}, r"'bee' \(id 1\) has 0"),
-        ([0, 0, 2, 1, 1, 1], {"shots": 3}, r"shots is 3, but 'ant' \(id 0\) has 2, 'cat' \(id 2\) has 1;"),
-        ([], {}, "without a row: 'ant'"),
+        ([1, 2], {}, "forget", [0], ["'ant' (id 0)"]),
+        ([0, 2], {"retain": ["bee", "dog", "cat"]}, "retain", [1, 3], ["'bee' (id 1)", "'dog' (id 3)"]),
+        ([0, 2], {"retain": ["bee"], "shots": 1}, "shots", 1, ["'bee' (id 1) has 0"]),
+        ([0, 0, 2, 1, 1, 1], {"shots": 3}, "shots", 3, ["'ant' (id 0) has 2", "'cat' (id 2) has 1"]),
+        ([], {}, "forget", [0], ["'ant'"]),
     ],
 )
-def test_classes_without_enough_rows(labels, kwargs, message):
-    with pytest.raises(ValueError, match=message):
+def test_classes_without_enough_rows(labels, kwargs, name, value, said):
+    with refused(name, value) as error:
         split_dataset(make(labels), ["ant"], **kwargs)
+    assert all(part in error.value.expected for part in said)
 
 
 @pytest.mark.parametrize(
-    ("value", "names", "message"),
-    [
-        (None, NAMES, "'label' is None in row 2 .*0 to 3"),
-        (-1, NAMES, "'label' is -1 in row 2 .*0 to 3"),
-        (None, None, "'label' is None in row 2"),
-        (-7, None, "'label' is -7 in row 2 .*0 up"),
-    ],
+    ("value", "names", "ids"),
+    [(None, NAMES, "0 to 3"), (-1, NAMES, "0 to 3"), (None, None, "0 up"), (-7, None, "0 up")],
 )
-def test_rows_without_a_label(value, names, message):
+def test_rows_without_a_label(value, names, ids):
     dataset = make([0, 1, value, 2, value], names)
-    with pytest.raises(ValueError, match=message):
+    with refused("row 2, column 'label'", value) as error:
         split_dataset(dataset, [0])
-    with pytest.raises(ValueError, match=message):
+    assert ids in error.value.expected
+    with refused("row 2, column 'label'", value):
         train_validation_split(dataset, fraction=0.5)
     labelled = dataset.select([0, 1, 3])
     assert len(split_dataset(labelled, [0]).retain) == 2, "rows that are not selected do not matter"
-    with pytest.raises(ValueError, match="in row 0"):  # the number is the row's in the dataset at hand
+    with refused("row 0, column 'label'"):  # the number is the row's in the dataset at hand
         split_dataset(dataset.select([4, 0, 1]), [0])
 
 
 @pytest.mark.parametrize(
-    ("column", "feature", "message"),
+    ("column", "feature", "kind", "fix"),
     [
-        (["ant", "bee"], Value("string"), r"class_encode_column\('label'\)"),
-        ([0.0, 1.0], Value("float32"), "column of float32"),
-        ([True, False], Value("bool"), "column of bool"),
-        ([[0], [1, 2]], List(ClassLabel(names=NAMES)), "one class for each row"),
+        (["ant", "bee"], Value("string"), "string", "class_encode_column('label')"),
+        ([0.0, 1.0], Value("float32"), "float32", "cast_column('label'"),
+        ([True, False], Value("bool"), "bool", "cast_column('label'"),
+        ([[0], [1, 2]], List(ClassLabel(names=NAMES)), "List", "label_column"),
     ],
 )
-def test_columns_that_hold_no_ids(column, feature, message):
+def test_columns_that_hold_no_ids(column, feature, kind, fix):
     dataset = Dataset.from_dict({"label": column}, Features({"label": feature}))
-    with pytest.raises(ValueError, match=message):
+    with refused("column 'label'", kind) as error:
         split_dataset(dataset, [0])
+    assert fix in error.value.fix
 
 
 def test_datasets_that_cannot_be_split():
-    with pytest.raises(ValueError, match=r"splits \['train', 'test'\].*dataset\['train'\]"):
+    with refused("dataset", ["train", "test"]) as error:
         split_dataset(DatasetDict(train=ANIMALS, test=ANIMALS), ["ant"])
-    with pytest.raises(ValueError, match="IterableDataset"):
+    assert "dataset['train']" in error.value.fix
+    with refused("dataset", "IterableDataset"):
         split_dataset(ANIMALS.to_iterable_dataset(), ["ant"])
-    with pytest.raises(ValueError, match=r"is a list; expected a datasets\.Dataset"):
+    with refused("dataset", "list"):
         split_dataset([{"label": 0}], [0])
 
 
@@ -255,10 +255,10 @@ def test_integer_labels_of_every_width(dtype):
     dataset = Dataset.from_dict({"label": [7, 9, 7]}, Features({"label": Value(dtype)}))
     split = split_dataset(dataset, [7])
     assert (split.retain_classes, len(split.forget)) == ([9], 2)
-    with pytest.raises(UnknownClassError, match="these labels have no names"):
+    with refused("forget", ["seven"], UnknownClassError):
         split_dataset(dataset, ["seven"])
     gap = Dataset.from_dict({"label": [7, None, 9]}, Features({"label": Value(dtype)}))
-    with pytest.raises(ValueError, match="'label' is None in row 1"):
+    with refused("row 1, column 'label'", None):
         split_dataset(gap, [7])
 
 
@@ -279,14 +279,17 @@ def test_no_image_is_decoded_and_no_transform_is_run():
     split = split_dataset(dataset, ["ant"], old=["bee"], missing=["dog"], shots=1)
     assert split.forget.features == features
     train_validation_split(dataset, fraction=0.5)
-    with pytest.raises(Exception, match="cannot identify image"):
+    with pytest.raises(UnidentifiedImageError):
         split.forget[0]
 
+    class TransformRan(Exception):
+        pass
+
     def transform(batch):
-        raise RuntimeError("the transform ran")
+        raise TransformRan
 
     split = split_dataset(ANIMALS.with_transform(transform), ["ant"], replay_ratio=0.5)
-    with pytest.raises(RuntimeError, match="the transform ran"):
+    with pytest.raises(TransformRan):
         split.retain[0]
 
 
@@ -312,7 +315,7 @@ def test_validation_takes_its_share_and_leaves_a_row_of_each_class(task, fractio
     full = Counter(labels)
     expected = {c: min(n - 1, int(n * fraction + 0.5)) for c, n in full.items()}
     if not any(expected.values()):
-        with pytest.raises(ValueError, match="Raise the fraction"):
+        with refused("fraction", fraction):
             train_validation_split(make(labels, None), fraction=fraction, seed=seed)
         return
     train, validation = train_validation_split(make(labels, None), fraction=fraction, seed=seed)
@@ -326,17 +329,15 @@ def test_validation_takes_its_share_and_leaves_a_row_of_each_class(task, fractio
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan"), True, None])
 def test_a_validation_part_is_a_part(fraction):
-    with pytest.raises(InvalidInputError) as caught:
+    with refused("fraction"):
         train_validation_split(ANIMALS, fraction=fraction)
-    assert caught.value.name == "fraction"
 
 
 def test_nothing_to_validate_on():
-    with pytest.raises(ValueError, match="the largest class has 0 rows"):
+    with refused("fraction", 0.1):
         train_validation_split(make([]))
-    with pytest.raises(InvalidInputError) as caught:
+    with refused("seed", -1):
         train_validation_split(ANIMALS, seed=-1)
-    assert caught.value.name == "seed"
 
 
 @pytest.mark.shared
@@ -356,5 +357,6 @@ def test_real_faces(shared_data):
     assert set(second.retain_classes) == set(first.retain_classes) - {3}
     shots = split_dataset(faces, first.forget_classes, shots=4)
     assert (len(shots.forget), len(shots.retain)) == (8, 4 * 36)
-    with pytest.raises(UnknownClassError, match="nearest: 'person_07'"):
+    with refused("forget", ["Person_07"], UnknownClassError) as error:
         split_dataset(faces, ["Person_07"])
+    assert "nearest: 'person_07'" in error.value.fix

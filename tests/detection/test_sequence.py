@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from detection_cases import answers, detector, forgetter, knowing_yolos, named
+from errors import refused
 from peft import PeftModel
 
 from gs_lora_peft import ForgetRequest, ForgettingLedger, export_forgotten, load_forgotten, merge_forgotten
@@ -130,5 +131,5 @@ def test_gaps_of_a_head_are_no_other_names(tmp_path):
     model.config.id2label = {0: "N/A", 1: "bee", 2: "cat", 3: "N/A"}
     assert forgetter(model, tmp_path / "run").label_names == ["ant", "bee", "cat", "dog"]
     model.config.id2label = {0: "N/A", 1: "cat", 2: "bee", 3: "N/A"}
-    with pytest.raises(ValueError, match="one would be taken for the other"):
+    with refused("training data: 'objects': class 1", "bee"):
         forgetter(model, tmp_path / "other")

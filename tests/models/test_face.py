@@ -7,6 +7,7 @@ import face_cases as cases
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from errors import refused
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments
 
@@ -131,29 +132,33 @@ def test_accumulated_losses():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"head_type": "circle"}, "`head_type` must be one of cosface"),
-        ({"scale": 0.0}, "`scale` must be a positive number, got 0.0"),
-        ({"margin": -0.1}, "`margin` must be 0 or a positive number"),
-        ({"head_type": "softmax", "margin": 0.1}, "'softmax' has no margin"),
-        ({"intermediate_dropout_prob": 1.0}, "`intermediate_dropout_prob` must be a probability"),
-        ({"scale": "x"}, "`scale` must be a number, got 'x'"),
-        ({"margin_at_eval": "no"}, "`margin_at_eval` must be True, False or a number, got 'no'"),
-        ({"margin_at_eval": -0.1}, "`margin_at_eval` must be 0 or a positive number"),
-        ({"head_type": "softmax", "margin_at_eval": 0.1}, "no margin, got `margin_at_eval`=0.1"),
-        ({"head_dim": 0}, "`head_dim` must be a whole number, 1 or more, got 0"),
-        ({"num_hidden_layers": 0}, "`num_hidden_layers` must be a whole number, 1 or more"),
-        ({"hidden_size": 33}, "`hidden_size`=33 is not a multiple of `num_attention_heads`"),
-        ({"patch_size": 0}, "`patch_size` must be a whole number of pixels"),
-        ({"image_size": [16, 16]}, "`image_size` must be a whole number of pixels"),
-        ({"patch_stride": 3, "patch_padding": 2}, "give 6 patches a side on images of 16 pixels; expected 5"),
-        ({"patch_size": 12, "patch_stride": 8, "patch_padding": 0}, "give 1 patches a side .* expected 2"),
+        {"head_type": "circle"},
+        {"scale": 0.0},
+        {"scale": "x"},
+        {"scale": math.inf},
+        {"margin": -0.1},
+        {"margin": 0.1, "head_type": "softmax"},
+        {"hidden_dropout_prob": -0.1},
+        {"intermediate_dropout_prob": 1.0},
+        {"margin_at_eval": "no"},
+        {"margin_at_eval": -0.1},
+        {"margin_at_eval": 0.1, "head_type": "softmax"},
+        {"head_dim": 0},
+        {"num_hidden_layers": 0},
+        {"hidden_size": 33},
+        {"patch_size": 0},
+        {"image_size": [16, 16]},
+        {"patch_padding": -1},
+        {"patch_padding": 2, "patch_stride": 3},
+        {"patch_padding": 0, "patch_size": 12, "patch_stride": 8},
     ],
+    ids=str,
 )
-def test_bad_configurations(changes, message):
-    """The error names the value and what was expected."""
-    with pytest.raises(ValueError, match=message):
+def test_bad_configurations(changes):
+    """The error names the first of these settings and its value."""
+    with refused(*next(iter(changes.items()))):
         cases.face_model(**changes)
 
 
@@ -249,7 +254,7 @@ def test_other_image_sizes(changes):
     """Positions are interpolated for larger images, overlapping patches or not, and refused unless asked for."""
     model = cases.face_model(**changes)
     assert model(pixel_values=cases.images(2, 24), interpolate_pos_encoding=True).logits.shape == (2, cases.PEOPLE)
-    with pytest.raises(ValueError, match="doesn't match model"):
+    with pytest.raises(ValueError, match=r"24\*24"):
         model(pixel_values=cases.images(2, 24))
 
 

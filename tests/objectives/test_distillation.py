@@ -92,7 +92,7 @@ class Identity(nn.Module):
 def test_an_objective_without_logits_is_refused():
     """By its name, instead of a failure somewhere inside."""
     objective = DistillationObjective(Silent(), 1.0)
-    with pytest.raises(TypeError, match="Silent gives no logits"):
+    with pytest.raises(TypeError, match="Silent"):
         objective.training_step(Identity(), {"x": torch.zeros(2, 3), "labels": torch.zeros(2, dtype=torch.long)})
 
 

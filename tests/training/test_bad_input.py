@@ -94,13 +94,13 @@ def test_an_objective_of_ones_own_may_train_any_model(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (None, "set must be a map-style dataset with a length, got NoneType"),
-        (Dataset.from_dict({"label": []}), "set is empty"),
-        (Dataset.from_dict({"label": [0]}).to_iterable_dataset(), "set must be a map-style dataset"),
+        (None, "expected a map-style dataset"),
+        (Dataset.from_dict({"label": []}), "an empty data set"),
+        (Dataset.from_dict({"label": [0]}).to_iterable_dataset(), "expected a map-style dataset"),
         (Dataset.from_dict({"target": [0]}), "set: .*'label'"),
         (Dataset.from_dict({"label": ["cat"]}), "set: .*'label'"),
         (Dataset.from_dict({"label": [0.5]}), "set: .*'label'"),
-        (Dataset.from_dict({"label": [-1]}), "set: 'label' is -1 in row 0"),
+        (Dataset.from_dict({"label": [-1]}), "set: .*'label'.* is -1"),
         ([{"target": 0}], "a sample of the .* set has no 'label'"),
         ([(torch.zeros(3), 0)], "a sample of the .* set has no 'label'"),
         ([{"label": "cat"}], "must be integers"),
@@ -139,9 +139,7 @@ def test_labels_of_another_order(tmp_path, which):
     """Data that number the classes otherwise than the model would have another class forgotten."""
     rows = samples(FORGET if which == "forget_dataset" else RETAIN, 3)
     shuffled = rows.cast_column("label", ClassLabel(names=NAMES[::-1]))
-    with pytest.raises(
-        ValueError, match=r"'label': class 0 is 'flamingo', but the model's class 0 is 'aardvark'.*align"
-    ):
+    with pytest.raises(ValueError, match=r"'label': class 0.* is 'flamingo'; expected 'aardvark'.*align"):
         trainer_for(peft_vit(), tmp_path, kwargs={which: shuffled})
 
 
@@ -195,7 +193,7 @@ def test_evaluation_without_data(tmp_path, strategy):
 def test_a_validation_part_of_nothing(tmp_path):
     """One sample a class leaves none to hold out."""
     data = {"retain_dataset": samples(RETAIN, 1), "forget_dataset": samples(FORGET, 1)}
-    with pytest.raises(ValueError, match=r"fraction is 0\.1"):
+    with pytest.raises(ValueError, match=r"fraction.* is 0\.1"):
         trainer_for(peft_vit(), tmp_path, kwargs=data, validation_fraction=0.1)
 
 
@@ -210,7 +208,7 @@ def test_a_validation_part_of_a_plain_list(tmp_path):
 def test_a_collator_without_labels(tmp_path):
     """The loss needs them; the message lists what the batch has."""
     kwargs = {"data_collator": lambda rows: {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}}
-    with pytest.raises(ValueError, match=r"a batch holds \['pixel_values'\] and no 'labels'"):
+    with pytest.raises(ValueError, match=r"the keys of a batch.* is \['pixel_values'\]"):
         trainer_for(peft_vit(), tmp_path, kwargs=kwargs).train()
 
 

@@ -1,12 +1,14 @@
-"""What PEFT promises about LoRA, on GS_LORA next to LORA: both pass the same assertions on four kinds of model.
+"""What PEFT promises about LoRA, kept by GS_LORA on four kinds of model.
 
-The list of behaviours follows PEFT's own tests; the code is the project's.
+The list of behaviours follows PEFT's own tests; the code is the project's. Stock LORA is trained once for each model,
+and GS_LORA compared with it.
 """
 
 import copy
 import io
 import pickle
 import warnings
+from dataclasses import dataclass
 
 import peft
 import pytest
@@ -30,7 +32,7 @@ from torch.testing import assert_close
 
 from gs_lora_peft import GSLoraConfig, GSLoraModel
 
-KINDS = ("LORA", "GS_LORA")
+KIND = "GS_LORA"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already following adapters were merged"),
@@ -39,14 +41,41 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=KINDS)
-def kind(request) -> str:
-    return request.param
+class OnPurpose(Exception):
+    pass
 
 
-@pytest.fixture(params=list(CASES))
+@pytest.fixture(params=list(CASES), scope="session")
 def case(request) -> Case:
     return CASES[request.param]
+
+
+@dataclass
+class Outcome:
+    """What training an adapter gives."""
+
+    targets: list[str]
+    trainable: list[str]
+    untrained: torch.Tensor
+    losses: list[float]
+    state: dict[str, torch.Tensor]
+    trained: torch.Tensor
+    merged: torch.Tensor
+
+
+def outcome(case: Case, kind: str) -> Outcome:
+    model = case.wrapped(kind)
+    targets, flags, untrained = model.base_model.targeted_module_names, trainable(model), case.logits(model)
+    losses = train(case, model)
+    state = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    trained = case.logits(model)
+    return Outcome(targets, flags, untrained, losses, state, trained, case.logits(model.merge_and_unload()))
+
+
+@pytest.fixture(scope="session")
+def stock(case) -> Outcome:
+    """Stock LORA on the same model, with the same seed."""
+    return outcome(case, "LORA")
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -78,41 +107,52 @@ def train(case: Case, model: torch.nn.Module, steps: int = 4, lr: float = 0.02) 
 # ---------------------------------------------------------------------------------------------- wrapping and training
 
 
-def test_wraps_the_same_modules_with_the_same_tuner_interface(case, kind):
-    """Both kinds adapt the same Linears, only LoRA matrices are trainable, and printing the model works."""
-    model = case.wrapped(kind)
-    assert model.base_model.targeted_module_names == case.wrapped("LORA").base_model.targeted_module_names
-    assert isinstance(model.base_model, GSLoraModel) == (kind == "GS_LORA")
-    assert model.peft_config["default"].peft_type == kind
+def test_trains_as_stock_lora_does(case, stock):
+    """The same Linears are adapted, and the same numbers come out, bit for bit, before, during and after training."""
+    own = outcome(case, KIND)
+    assert (own.targets, own.trainable, own.losses) == (stock.targets, stock.trainable, stock.losses)
+    assert own.state.keys() == stock.state.keys() != set()
+    assert all(same(tensor, stock.state[name]) for name, tensor in own.state.items())
+    assert same(own.untrained, stock.untrained)
+    assert same(own.trained, stock.trained)
+    assert same(own.merged, stock.merged)
+    assert not close(own.trained, own.untrained)
+
+
+def test_has_the_tuner_interface(case):
+    """Only LoRA matrices are trainable, and printing the model works."""
+    model = case.wrapped(KIND)
+    assert isinstance(model.base_model, GSLoraModel)
+    assert model.peft_config["default"].peft_type == KIND
     assert all(".lora_A." in name or ".lora_B." in name for name in trainable(model))
     count, total = model.get_nb_trainable_parameters()
     assert 0 < count < total
-    assert kind in repr(model.peft_config["default"])
+    assert KIND in repr(model.peft_config["default"])
     assert "lora_A" in repr(model)
     status = model.get_model_status()
-    assert status.peft_types == {"default": kind}
+    assert status.peft_types == {"default": KIND}
     assert status.enabled is True
     assert status.active_adapters == ["default"]
 
 
-def test_default_initialisation_changes_nothing(case, kind):
+def test_default_initialisation_changes_nothing(case):
     """With B = 0 a fresh adapter leaves the outputs bit-equal, in eval and in train mode."""
     base = case.logits(case.build().eval())
-    model = case.wrapped(kind, init_lora_weights=True)
+    model = case.wrapped(KIND, init_lora_weights=True)
     assert same(case.logits(model), base)
     assert same(case.logits(model.train()), base)
 
 
-def test_gaussian_and_orthogonal_initialisation(case, kind):
+def test_gaussian_and_orthogonal_initialisation(case):
     """The initialisations that leave the base weights alone start as a no-op, too."""
     base = case.logits(case.build().eval())
     for init in ("gaussian", "orthogonal"):
-        assert close(case.logits(case.wrapped(kind, init_lora_weights=init)), base)
+        assert close(case.logits(case.wrapped(KIND, init_lora_weights=init)), base)
 
 
-def test_training_lowers_the_loss_and_leaves_the_base_alone(case, kind):
+def test_training_lowers_the_loss_and_leaves_the_base_alone(case):
     """Only adapter parameters get gradients; the base weights are bit-equal afterwards."""
-    model = case.wrapped(kind, init_lora_weights=True)
+    model = case.wrapped(KIND, init_lora_weights=True)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     losses = train(case, model, steps=8)
     assert losses[-1] < losses[0]
@@ -126,7 +166,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(case, kind):
         assert same(case.logits(model), case.logits(case.build().eval()))
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(case, kind):
+def test_gradient_checkpointing_gives_the_same_gradients(case):
     """Recomputing activations changes neither the loss nor the adapter's gradients."""
     if case.name == "mlp":
         pytest.skip("a plain module has no gradient checkpointing")
@@ -136,7 +176,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(case, kind):
         if checkpointing:
             model.gradient_checkpointing_enable()
         torch.manual_seed(1)
-        model = get_peft_model(model, case.config(kind)).train()
+        model = get_peft_model(model, case.config(KIND)).train()
         case.loss(model).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() != set()
@@ -146,9 +186,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(case, kind):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [True, False])
-def test_half_precision_base(case, kind, dtype, autocast):
+def test_half_precision_base(case, dtype, autocast):
     """`autocast_adapter_dtype` keeps the adapter in float32 over a half-precision base, and training works."""
-    model = get_peft_model(case.build().to(dtype), case.config(kind), autocast_adapter_dtype=autocast)
+    model = get_peft_model(case.build().to(dtype), case.config(KIND), autocast_adapter_dtype=autocast)
     expected = torch.float32 if autocast else dtype
     assert {p.dtype for n, p in model.named_parameters() if ".lora_" in n} == {expected}
     assert {p.dtype for n, p in model.named_parameters() if ".lora_" not in n} == {dtype}
@@ -156,10 +196,10 @@ def test_half_precision_base(case, kind, dtype, autocast):
     assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if ".lora_" in n)
 
 
-def test_rank_and_alpha_patterns(case, kind):
+def test_rank_and_alpha_patterns(case):
     """Single modules may have another rank and another scaling."""
     some = "c_fc" if case.name == "gpt2" else "intermediate.dense" if case.name == "bert" else "fc1"
-    model = case.wrapped(kind, rank_pattern={some: 2}, alpha_pattern={some: 16})
+    model = case.wrapped(KIND, rank_pattern={some: 2}, alpha_pattern={some: 16})
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
     assert layers
     for name, layer in layers.items():
@@ -167,16 +207,16 @@ def test_rank_and_alpha_patterns(case, kind):
         assert layer.scaling["default"] == (8.0 if name.endswith(some) else 2.0)
 
 
-def test_rank_stabilised_scaling(case, kind):
+def test_rank_stabilised_scaling(case):
     """`use_rslora` divides by √r."""
-    model = case.wrapped(kind, use_rslora=True)
+    model = case.wrapped(KIND, use_rslora=True)
     assert {m.scaling["default"] for m in model.modules() if isinstance(m, LoraLayer)} == {8 / 4**0.5}
 
 
-def test_dropout_acts_in_training_only(case, kind):
+def test_dropout_acts_in_training_only(case):
     """`lora_dropout` makes training outputs random and leaves evaluation deterministic."""
-    model = case.wrapped(kind, lora_dropout=0.5)
-    assert same(case.logits(model), case.logits(case.wrapped(kind)))
+    model = case.wrapped(KIND, lora_dropout=0.5)
+    assert same(case.logits(model), case.logits(case.wrapped(KIND)))
     model.train()
     assert not same(case.logits(model), case.logits(model))
 
@@ -184,34 +224,34 @@ def test_dropout_acts_in_training_only(case, kind):
 # ------------------------------------------------------------------------------------------------------ save and load
 
 
-def test_save_and_load(case, kind, tmp_path):
+def test_save_and_load(case, tmp_path):
     """The folder holds safetensors and a config; loading it onto a fresh base gives bit-equal outputs, frozen."""
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     model.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    assert PeftConfig.from_pretrained(tmp_path).peft_type == kind
+    assert PeftConfig.from_pretrained(tmp_path).peft_type == KIND
     loaded = PeftModel.from_pretrained(case.build(), tmp_path)
     assert same(case.logits(loaded), case.logits(model))
     assert trainable(loaded) == []
     assert trainable(PeftModel.from_pretrained(case.build(), tmp_path, is_trainable=True)) == trainable(model)
 
 
-def test_loaded_adapter_trains_on(case, kind, tmp_path):
+def test_loaded_adapter_trains_on(case, tmp_path):
     """A saved adapter can be loaded as trainable and trained further."""
-    case.wrapped(kind).save_pretrained(tmp_path)
+    case.wrapped(KIND).save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(case.build(), tmp_path, is_trainable=True)
     losses = train(case, loaded)
     assert losses[-1] < losses[0]
 
 
-def test_selected_adapters(case, kind, tmp_path):
+def test_selected_adapters(case, tmp_path):
     """`selected_adapters` writes those adapters and no others, each into a folder of its name."""
-    model = case.add(case.wrapped(kind), kind, "other")
-    case.add(model, kind, "third", seed=5)
+    model = case.add(case.wrapped(KIND), KIND, "other")
+    case.add(model, KIND, "third", seed=5)
     model.save_pretrained(tmp_path, selected_adapters=["other"])
     assert (tmp_path / "other" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "third").exists()
@@ -222,21 +262,21 @@ def test_selected_adapters(case, kind, tmp_path):
         model.save_pretrained(tmp_path, selected_adapters=["nothing"])
 
 
-def test_state_dict_round_trip(case, kind):
+def test_state_dict_round_trip(case):
     """The adapter's state dict has no adapter name, and puts the same adapter into another model under any name."""
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     state = get_peft_model_state_dict(model)
     assert state
     assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in state)
-    other = case.wrapped(kind, adapter_name="other", init_lora_weights=True)
+    other = case.wrapped(KIND, adapter_name="other", init_lora_weights=True)
     result = set_peft_model_state_dict(other, state, adapter_name="other")
     assert not result.unexpected_keys
     assert same(case.logits(other), case.logits(model))
 
 
-def test_low_cpu_mem_usage(case, kind, tmp_path):
+def test_low_cpu_mem_usage(case, tmp_path):
     """Matrices made on the meta device are filled on loading, for the first adapter and for a second one."""
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(case.build(), tmp_path, low_cpu_mem_usage=True)
     loaded.load_adapter(tmp_path, adapter_name="other", low_cpu_mem_usage=True)
@@ -244,30 +284,30 @@ def test_low_cpu_mem_usage(case, kind, tmp_path):
     assert same(case.logits(loaded), case.logits(model))
     loaded.set_adapter("other")
     assert same(case.logits(loaded), case.logits(model))
-    empty = get_peft_model(case.build(), case.config(kind), low_cpu_mem_usage=True)
+    empty = get_peft_model(case.build(), case.config(KIND), low_cpu_mem_usage=True)
     assert {p.device.type for n, p in empty.named_parameters() if ".lora_" in n} == {"meta"}
 
 
-def test_auto_peft_model(case, kind, tmp_path):
+def test_auto_peft_model(case, tmp_path):
     """`AutoPeftModel` finds base and adapter from the adapter's folder alone."""
     if case.name == "mlp":
         pytest.skip("a plain module has no from_pretrained")
     case.build().save_pretrained(tmp_path / "base")
     base = type(case.build()).from_pretrained(tmp_path / "base")
     torch.manual_seed(1)
-    model = get_peft_model(base, case.config(kind)).eval()
+    model = get_peft_model(base, case.config(KIND)).eval()
     model.save_pretrained(tmp_path / "adapter")
     loaded = AutoPeftModel.from_pretrained(tmp_path / "adapter")
     assert same(case.logits(loaded), case.logits(model))
 
 
-def test_auto_peft_model_for_causal_lm(kind, tmp_path):
+def test_auto_peft_model_for_causal_lm(tmp_path):
     """The task's own class works with `task_type`, and generates."""
     case = CASES["gpt2"]
     case.build().save_pretrained(tmp_path / "base")
     base = type(case.build()).from_pretrained(tmp_path / "base")
     torch.manual_seed(1)
-    model = get_peft_model(base, case.config(kind, task_type="CAUSAL_LM")).eval()
+    model = get_peft_model(base, case.config(KIND, task_type="CAUSAL_LM")).eval()
     model.save_pretrained(tmp_path / "adapter")
     loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     assert same(case.logits(loaded), case.logits(model))
@@ -275,20 +315,20 @@ def test_auto_peft_model_for_causal_lm(kind, tmp_path):
     assert loaded.generate(input_ids=tokens, max_new_tokens=2, do_sample=False).shape[1] > tokens.shape[1]
 
 
-def test_adapter_of_another_shape_is_refused(case, kind, tmp_path):
+def test_adapter_of_another_shape_is_refused(case, tmp_path):
     """Weights of another rank do not load silently."""
-    case.wrapped(kind, r=2).save_pretrained(tmp_path)
-    other = case.wrapped(kind)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    case.wrapped(KIND, r=2).save_pretrained(tmp_path)
+    other = case.wrapped(KIND)
+    with pytest.raises(RuntimeError, match="lora_A"):
         set_peft_model_state_dict(other, load_file(tmp_path / "adapter_model.safetensors"))
 
 
 # -------------------------------------------------------------------------------------------------------------- merge
 
 
-def test_merge_and_unload(case, kind):
+def test_merge_and_unload(case):
     """The merged model is a plain model with the adapter's outputs."""
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     before = case.logits(model)
     merged = model.merge_and_unload()
     assert type(merged) is type(case.build())
@@ -298,9 +338,9 @@ def test_merge_and_unload(case, kind):
     assert not close(case.logits(merged), case.logits(case.build().eval()))
 
 
-def test_merge_and_unmerge(case, kind):
+def test_merge_and_unmerge(case):
     """Merging keeps the outputs, unmerging gives the base weights back up to rounding, both more than once."""
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     before = case.logits(model)
     with model.disable_adapter():
         base = case.logits(model)
@@ -313,62 +353,62 @@ def test_merge_and_unmerge(case, kind):
         assert close(case.logits(model), base)
 
 
-def test_disabling_a_merged_adapter_unmerges_it(case, kind):
+def test_disabling_a_merged_adapter_unmerges_it(case):
     """`disable_adapter()` gives the base's outputs from a merged model, too."""
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     model.merge_adapter()
     with model.disable_adapter():
         assert close(case.logits(model), case.logits(case.build().eval()))
 
 
-def test_safe_merge_equals_merge_and_refuses_nan(case, kind):
+def test_safe_merge_equals_merge_and_refuses_nan(case):
     """`safe_merge=True` gives the same weights, and a broken adapter leaves the base as it was."""
-    plain, safe = case.wrapped(kind).merge_and_unload(), case.wrapped(kind).merge_and_unload(safe_merge=True)
+    plain, safe = case.wrapped(KIND).merge_and_unload(), case.wrapped(KIND).merge_and_unload(safe_merge=True)
     assert close(case.logits(plain), case.logits(safe))
-    broken = case.wrapped(kind)
+    broken = case.wrapped(KIND)
     layer = next(m for m in broken.modules() if isinstance(m, LoraLayer))
     before = layer.get_base_layer().weight.detach().clone()
     layer.lora_A["default"].weight.data[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
+    with pytest.raises(ValueError, match="default"):
         broken.merge_adapter(safe_merge=True)
     assert same(layer.get_base_layer().weight, before)
 
 
-def test_merging_several_equals_merging_one_after_another(case, kind):
+def test_merging_several_equals_merging_one_after_another(case):
     """`adapter_names=[one, two]` merges in that order, bit for bit."""
-    together = case.add(case.wrapped(kind, adapter_name="one"), kind, "two").merge_and_unload(
+    together = case.add(case.wrapped(KIND, adapter_name="one"), KIND, "two").merge_and_unload(
         adapter_names=["one", "two"]
     )
-    one = case.add(case.wrapped(kind, adapter_name="one"), kind, "two")
+    one = case.add(case.wrapped(KIND, adapter_name="one"), KIND, "two")
     one.merge_adapter(["one"])
     one.merge_adapter(["two"])
     assert same(case.logits(together), case.logits(one))
-    only_two = case.add(case.wrapped(kind, adapter_name="one"), kind, "two")
+    only_two = case.add(case.wrapped(KIND, adapter_name="one"), KIND, "two")
     only_two.set_adapter("two")
     expected = case.logits(only_two)
     only_two.set_adapter("one")
     assert close(case.logits(only_two.merge_and_unload(adapter_names=["two"])), expected)
 
 
-def test_unload(case, kind):
+def test_unload(case):
     """`unload` gives the untouched base back, which can be wrapped once more without a warning."""
     base = case.logits(case.build().eval())
-    model = case.wrapped(kind).unload()
+    model = case.wrapped(KIND).unload()
     assert not any(isinstance(module, LoraLayer) for module in model.modules())
     assert same(case.logits(model), base)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # PEFT reads it
-        again = get_peft_model(model, case.config(kind, init_lora_weights=True))
+        again = get_peft_model(model, case.config(KIND, init_lora_weights=True))
     assert same(case.logits(again.eval()), base)
 
 
 # --------------------------------------------------------------------------------------------------- several adapters
 
 
-def test_disable_adapter(case, kind):
+def test_disable_adapter(case):
     """Inside `disable_adapter()` the model is the base, also when nested; outside, nothing has changed."""
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     base, before, flags = case.logits(case.build().eval()), case.logits(model), trainable(model)
     with model.disable_adapter():
         assert same(case.logits(model), base)
@@ -377,17 +417,17 @@ def test_disable_adapter(case, kind):
         assert same(case.logits(model), base)
     assert same(case.logits(model), before)
     assert trainable(model) == flags
-    with pytest.raises(RuntimeError, match="inside"), model.disable_adapter():
-        raise RuntimeError("inside")
+    with pytest.raises(OnPurpose), model.disable_adapter():
+        raise OnPurpose
     assert same(case.logits(model), before)
     assert trainable(model) == flags
 
 
-def test_switching_adapters(case, kind):
+def test_switching_adapters(case):
     """The active adapter decides outputs and, chosen by name, what trains; unknown and taken names are refused."""
-    model = case.wrapped(kind, adapter_name="one")
+    model = case.wrapped(KIND, adapter_name="one")
     with_one = case.logits(model)
-    case.add(model, kind, "two")
+    case.add(model, KIND, "two")
     assert same(case.logits(model), with_one)
     assert all(".one." in name for name in trainable(model))
     model.set_adapter("two")
@@ -396,20 +436,20 @@ def test_switching_adapters(case, kind):
     assert all(".two." in name for name in trainable(model))
     model.set_adapter("one")
     assert same(case.logits(model), with_one)
-    with pytest.raises(ValueError, match="not found"):
+    with pytest.raises(ValueError, match="three"):
         model.set_adapter("three")
     if Version(peft.__version__) >= Version("0.21"):  # before, the adapter was replaced without a word
-        with pytest.raises(ValueError, match="already exists"):
-            model.add_adapter("two", case.config(kind))
+        with pytest.raises(ValueError, match="two"):
+            model.add_adapter("two", case.config(KIND))
         assert set(model.peft_config) == {"one", "two"}
 
 
-def test_loading_a_second_adapter(case, kind, tmp_path):
+def test_loading_a_second_adapter(case, tmp_path):
     """`load_adapter` brings an adapter under any name, without touching the one that is active."""
-    other = case.add(case.wrapped(kind), kind, "two")
+    other = case.add(case.wrapped(KIND), KIND, "two")
     other.set_adapter("two")
     other.save_pretrained(tmp_path)
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     before = case.logits(model)
     model.load_adapter(tmp_path / "two", adapter_name="loaded")
     assert same(case.logits(model), before)
@@ -417,9 +457,9 @@ def test_loading_a_second_adapter(case, kind, tmp_path):
     assert same(case.logits(model), case.logits(other))
 
 
-def test_several_active_adapters_add_up(case, kind):
+def test_several_active_adapters_add_up(case):
     """Two active adapters act together, in forward and in the merged weights."""
-    model = case.add(case.wrapped(kind, adapter_name="one"), kind, "two")
+    model = case.add(case.wrapped(KIND, adapter_name="one"), KIND, "two")
     model.base_model.set_adapter(["one", "two"])
     both = case.logits(model)
     model.set_adapter("one")
@@ -428,12 +468,12 @@ def test_several_active_adapters_add_up(case, kind):
     assert close(case.logits(model.merge_and_unload()), both)
 
 
-def test_deleting_adapters(case, kind):
+def test_deleting_adapters(case):
     """Deleting an inactive adapter changes nothing; deleting the active one makes another active; the last leaves the
     base."""
-    model = case.add(case.wrapped(kind, adapter_name="one"), kind, "two")
+    model = case.add(case.wrapped(KIND, adapter_name="one"), KIND, "two")
     with_one = case.logits(model)
-    case.add(model, kind, "three", seed=7)
+    case.add(model, KIND, "three", seed=7)
     model.delete_adapter("two")
     assert same(case.logits(model), with_one)
     assert set(model.peft_config) == {"one", "three"}
@@ -449,13 +489,13 @@ def test_deleting_adapters(case, kind):
     assert model.active_adapters == []
     # PeftModel itself refuses to be called without an adapter; the tuner does not.
     assert same(case.logits(model.base_model), case.logits(case.build().eval()))
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="three"):
         model.delete_adapter("three")
 
 
-def test_mixed_batch(case, kind):
+def test_mixed_batch(case):
     """`adapter_names` gives every sample of a batch its own adapter, or none."""
-    model = case.add(case.wrapped(kind, adapter_name="one"), kind, "two")
+    model = case.add(case.wrapped(KIND, adapter_name="one"), KIND, "two")
     names = ["one", "two", "__base__", "one"]
     mixed = case.logits(model, adapter_names=names)
     with_one = case.logits(model)
@@ -465,17 +505,15 @@ def test_mixed_batch(case, kind):
         expected["__base__"] = case.logits(model)
     for row, name in enumerate(names):
         assert close(mixed[row], expected[name][row])
-    with pytest.raises(ValueError, match="non-existing"):
+    with pytest.raises(ValueError, match="typo"):
         case.logits(model, adapter_names=["one", "two", "typo", "one"])
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_weighted_adapter_by_concatenation(case, kind, rslora):
+def test_weighted_adapter_by_concatenation(case, rslora):
     """`cat` is the exact weighted sum of the adapters."""
-    if rslora and kind == "LORA":
-        pytest.skip("stock LoRA applies the rank-stabilised scaling twice")
-    model = case.wrapped(kind, adapter_name="one", use_rslora=rslora)
-    case.add(model, kind, "two", r=2, use_rslora=rslora)
+    model = case.wrapped(KIND, adapter_name="one", use_rslora=rslora)
+    case.add(model, KIND, "two", r=2, use_rslora=rslora)
     model.add_weighted_adapter(["one", "two"], [0.5, -1.0], "both", combination_type="cat")
     for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
         expected = 0.5 * layer.get_delta_weight("one") - layer.get_delta_weight("two")
@@ -486,18 +524,18 @@ def test_weighted_adapter_by_concatenation(case, kind, rslora):
 
 
 @pytest.mark.parametrize("combination", ["svd", "linear"])
-def test_weighted_adapter_of_one_is_itself(case, kind, combination):
+def test_weighted_adapter_of_one_is_itself(case, combination):
     """The approximate combinations are right where they can be exact: one adapter, weight 1."""
-    model = case.wrapped(kind, adapter_name="one")
+    model = case.wrapped(KIND, adapter_name="one")
     before = case.logits(model)
     model.add_weighted_adapter(["one"], [1.0], "copy", combination_type=combination)
     model.set_adapter("copy")
     assert close(case.logits(model), before)
 
 
-def test_weighted_adapter_survives_saving(case, kind, tmp_path):
+def test_weighted_adapter_survives_saving(case, tmp_path):
     """A weighted adapter is an adapter like any other."""
-    model = case.add(case.wrapped(kind, adapter_name="one"), kind, "two")
+    model = case.add(case.wrapped(KIND, adapter_name="one"), KIND, "two")
     model.add_weighted_adapter(["one", "two"], [1.0, 1.0], "both", combination_type="cat")
     model.set_adapter("both")
     model.save_pretrained(tmp_path, selected_adapters=["both"])
@@ -507,9 +545,9 @@ def test_weighted_adapter_survives_saving(case, kind, tmp_path):
 # ----------------------------------------------------------------------------------- copies, integrations, compilation
 
 
-def test_deepcopy(case, kind):
+def test_deepcopy(case):
     """A copy gives the same outputs and has parameters of its own."""
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     before = case.logits(model)
     twin = copy.deepcopy(model)
     assert same(case.logits(twin), before)
@@ -519,9 +557,9 @@ def test_deepcopy(case, kind):
     assert trainable(twin) == trainable(model)
 
 
-def test_pickle_and_torch_save(case, kind):
+def test_pickle_and_torch_save(case):
     """A wrapped model survives pickling and `torch.save`."""
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     buffer = io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
@@ -531,43 +569,43 @@ def test_pickle_and_torch_save(case, kind):
         assert trainable(twin) == trainable(model)
 
 
-def test_inject_adapter_in_model(case, kind):
+def test_inject_adapter_in_model(case):
     """The functional interface puts in the same layers as `get_peft_model`, without a wrapper around the model."""
     base = case.build()
     torch.manual_seed(1)
-    model = inject_adapter_in_model(case.config(kind), base).eval()
+    model = inject_adapter_in_model(case.config(KIND), base).eval()
     assert model is base
-    assert same(case.logits(model), case.logits(case.wrapped(kind)))
+    assert same(case.logits(model), case.logits(case.wrapped(KIND)))
     state = get_peft_model_state_dict(model)
-    twin = inject_adapter_in_model(case.config(kind, init_lora_weights=True), case.build()).eval()
+    twin = inject_adapter_in_model(case.config(KIND, init_lora_weights=True), case.build()).eval()
     set_peft_model_state_dict(twin, state)
     assert same(case.logits(twin), case.logits(model))
 
 
-def test_inject_from_state_dict(case, kind):
+def test_inject_from_state_dict(case):
     """The keys of a state dict can say which modules are adapted."""
-    state = get_peft_model_state_dict(inject_adapter_in_model(case.config(kind), case.build()))
+    state = get_peft_model_state_dict(inject_adapter_in_model(case.config(KIND), case.build()))
     some = {
         name: tensor
         for name, tensor in state.items()
         if name.split(".lora_")[0] == next(iter(state)).split(".lora_")[0]
     }
-    with pytest.warns(RuntimeWarning, match="inconsistency was discovered"):
-        model = inject_adapter_in_model(case.config(kind), case.build(), state_dict=some)
+    with pytest.warns(RuntimeWarning):
+        model = inject_adapter_in_model(case.config(KIND), case.build(), state_dict=some)
     assert sum(isinstance(m, LoraLayer) for m in model.modules()) == 1
 
 
-def test_transformers_add_and_load_adapter(case, kind, tmp_path):
+def test_transformers_add_and_load_adapter(case, tmp_path):
     """transformers' own `add_adapter`, `save_pretrained`, `load_adapter`, disable, enable and delete."""
     if case.name == "mlp":
         pytest.skip("not a transformers model")
     model = case.build()
     base = case.logits(model)
     torch.manual_seed(1)
-    model.add_adapter(case.config(kind))
+    model.add_adapter(case.config(KIND))
     model.eval()
     before = case.logits(model)
-    assert same(before, case.logits(case.wrapped(kind)))
+    assert same(before, case.logits(case.wrapped(KIND)))
     model.disable_adapters()
     assert same(case.logits(model), base)
     model.enable_adapters()
@@ -581,31 +619,30 @@ def test_transformers_add_and_load_adapter(case, kind, tmp_path):
     assert same(case.logits(model), base)
 
 
-def test_a_second_kind_in_one_model_is_refused(case, kind):
+def test_a_second_kind_in_one_model_is_refused(case):
     """A PeftModel holds one type of adapter; the other one gets PEFT's error and leaves no trace."""
-    model = case.wrapped(kind)
-    other = KINDS[1 - KINDS.index(kind)]
-    with pytest.raises(ValueError, match="different peft types"):
-        model.add_adapter("other", case.config(other))
+    model = case.wrapped(KIND)
+    with pytest.raises(ValueError, match="GS_LORA"):
+        model.add_adapter("other", case.config("LORA"))
     assert set(model.peft_config) == {"default"}
 
 
-def test_compiled_model(case, kind):
+def test_compiled_model(case):
     """A compiled model gives the same outputs (graph capture only; code generation is torch's business)."""
     if case.name not in ("mlp", "vit"):
         pytest.skip("capturing one Transformer is enough")
-    model = case.wrapped(kind)
+    model = case.wrapped(KIND)
     expected = case.logits(model)
     torch._dynamo.reset()
     assert close(case.logits(torch.compile(model, backend="eager")), expected)
 
 
-def test_conv1d_is_recognised_without_being_told(kind):
+def test_conv1d_is_recognised_without_being_told():
     """GPT-2's transposed Linears need no `fan_in_fan_out`; PEFT sets it, with a warning."""
     case = CASES["gpt2"]
-    with pytest.warns(UserWarning, match="Setting fan_in_fan_out to True"):
-        model = case.wrapped(kind, fan_in_fan_out=False)
-    assert same(case.logits(model), case.logits(case.wrapped(kind)))
+    with pytest.warns(UserWarning, match="fan_in_fan_out"):
+        model = case.wrapped(KIND, fan_in_fan_out=False)
+    assert same(case.logits(model), case.logits(case.wrapped(KIND)))
 
 
 def test_config_classes_stay_apart():

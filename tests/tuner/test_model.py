@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import peft
 import pytest
 import torch
+from errors import refused
 from models import CASES, MLP, encoder, vit
 from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
@@ -73,19 +74,23 @@ def test_choosing_one_adapter_by_name_makes_it_train():
     assert trainable_adapters(model) == []
 
 
+class OnPurpose(Exception):
+    pass
+
+
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("nested", [False, True])
 def test_disable_adapter_keeps_the_flags(nested, raises):
     """Leaving `disable_adapter()`, nested or by an exception, does not wake a frozen adapter."""
     model = two_adapters()
     before, outputs = flags(model), VIT.logits(model)
-    expectation = pytest.raises(RuntimeError, match="inside") if raises else nullcontext()
+    expectation = pytest.raises(OnPurpose) if raises else nullcontext()
     with expectation, model.disable_adapter():
         assert not any(flags(model).values())
         with model.disable_adapter() if nested else nullcontext():
             assert torch.equal(VIT.logits(model), VIT.logits(vit()))
         if raises:
-            raise RuntimeError("inside")
+            raise OnPurpose
     assert flags(model) == before
     assert torch.equal(VIT.logits(model), outputs)
 
@@ -300,7 +305,7 @@ def test_block_patterns_choose_a_stack():
     assert adapted(get_peft_model(clip(), GSLoraConfig(exclude_blocks="text_model"))) == vision
     last = GSLoraConfig(block_pattern="vision_model", exclude_blocks=r"layers\.0$")
     assert adapted(get_peft_model(clip(), last)) == [path for path in vision if ".layers.1." in path]
-    with pytest.raises(ValueError, match="audio_model"):
+    with refused("block_pattern", "audio_model"):
         get_peft_model(clip(), GSLoraConfig(block_pattern="audio_model"))
 
 
@@ -354,7 +359,7 @@ def test_weighted_adapter_over_different_modules():
     for layer in layers:
         expected = sum(w * layer.get_delta_weight(n) for n, w in weights.items() if n in layer.lora_A)
         torch.testing.assert_close(layer.get_delta_weight("all"), expected, atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="unknown does not exist"):
+    with pytest.raises(ValueError, match="unknown"):
         model.add_weighted_adapter(["one", "unknown"], [1.0, 1.0], "none", combination_type="cat")
     assert {name: model.peft_config[name] for name in configs} == configs
 
@@ -365,11 +370,12 @@ def test_weighted_adapter_over_different_modules():
 @pytest.mark.parametrize("name", ["task.1", "a.b.c", "."])
 def test_adapter_names_with_dots_are_refused(name):
     """A dot would split a parameter's name; the error offers another name, and the model is as before."""
-    with pytest.raises(ValueError, match=r"must not contain dots.*Use"):
+    with refused("adapter_name", name) as error:
         get_peft_model(vit(), GSLoraConfig(), adapter_name=name)
+    assert repr(name.replace(".", "_")) in error.value.fix
     model = VIT.wrapped("GS_LORA")
     before = flags(model)
-    with pytest.raises(ValueError, match="must not contain dots"):
+    with refused("adapter_name", name):
         model.add_adapter(name, GSLoraConfig())
     assert set(model.peft_config) == {"default"}
     assert flags(model) == before
@@ -387,18 +393,19 @@ def test_adapter_names_with_dots_are_refused(name):
 def test_targets_that_are_no_linear_are_refused(targets, path, kind):
     """A target that would get LoRA without forming a group is named, and the model is left as it was."""
     base = vit()
-    with pytest.raises(ValueError, match="which GS-LoRA cannot adapt") as caught:
+    with refused("target_modules", targets if isinstance(targets, str) else set(targets)) as error:
         get_peft_model(base, GSLoraConfig(target_modules=targets))
-    assert f"{path!r} ({kind})" in str(caught.value)
-    assert "exclude_modules" in str(caught.value)
+    assert f"{path!r} ({kind})" in error.value.expected
+    assert "exclude_modules" in error.value.fix
     assert adapted(base) == []
     assert all(flags(base).values())
 
 
 def test_embeddings_are_refused():
     """Embeddings have LoRA matrices of another make, which no group would hold."""
-    with pytest.raises(ValueError, match=r"word_embeddings' \(Embedding\)"):
+    with refused("target_modules", {"word_embeddings"}) as error:
         get_peft_model(CASES["bert"].build(), GSLoraConfig(target_modules=["word_embeddings"]))
+    assert "word_embeddings' (Embedding)" in error.value.expected
 
 
 def test_excluding_what_is_no_linear_is_a_way_out():
@@ -410,8 +417,9 @@ def test_excluding_what_is_no_linear_is_a_way_out():
 @pytest.mark.parametrize("targets", [["self_attn"], ["out_proj"]])
 def test_packed_attention_is_refused(targets):
     """`nn.MultiheadAttention` never calls its output projection, so that LoRA on it would silently do nothing."""
-    with pytest.raises(ValueError, match="MultiheadAttention"):
+    with refused("target_modules", set(targets)) as error:
         get_peft_model(encoder(), GSLoraConfig(target_modules=targets))
+    assert "MultiheadAttention" in error.value.expected
 
 
 def test_refused_second_adapter_leaves_the_first_alone():
@@ -419,6 +427,7 @@ def test_refused_second_adapter_leaves_the_first_alone():
     model = VIT.wrapped("GS_LORA")
     before, outputs = flags(model), VIT.logits(model)
     for targets in (["projection"], ["nowhere"], r".*\.(fc1|projection)"):
+        # What is nowhere in the model is found out by PEFT from 0.21 on.
         with pytest.raises(ValueError, match=r"projection|nowhere"):
             model.add_adapter("second", GSLoraConfig(target_modules=targets))
     assert set(model.peft_config) == {"default"}
@@ -428,7 +437,7 @@ def test_refused_second_adapter_leaves_the_first_alone():
 
 def test_model_without_a_transformer_is_refused_clearly():
     """No feed-forward, no guess: the error says why and what to set."""
-    with pytest.raises(NoFFNFoundError, match="target_modules"):
+    with refused("model", "MLP", NoFFNFoundError):
         get_peft_model(MLP(), GSLoraConfig())
 
 
@@ -512,7 +521,7 @@ def test_plain_lora_beside_gs_lora_in_transformers_own_interface():
     """transformers lets kinds of adapters mix in one model; the groups of each adapter stay its own."""
     model = vit()
     model.add_adapter(LoraConfig(target_modules=["q_proj"]), "plain")
-    with pytest.warns(UserWarning, match="Already found a `peft_config`"):
+    with pytest.warns(UserWarning, match="peft_config"):
         model.add_adapter(GSLoraConfig(), "sparse")
     assert len(LoraGroups(model, "sparse").parameters) == 8
     assert len(LoraGroups(model, "plain").parameters) == 4

@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from errors import refused
 from models import CASES, vit
 from packaging.version import Version
 from peft import (
@@ -30,7 +31,6 @@ from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from gs_lora_peft import GSLoraConfig, LoraGroups, export_lora
-from gs_lora_peft.errors import InvalidInputError
 
 VIT = CASES["vit"]
 FFN = [f"vit.layers.{block}.mlp.fc{number}" for block in (0, 1) for number in (1, 2)]
@@ -112,9 +112,8 @@ def test_other_targets_are_read_as_what_they_are():
     config.target_modules.discard("vit.layers.0.mlp.fc1")
     assert not config.is_structural
     assert adapted(get_peft_model(vit(), config)) == FFN[1:]
-    with pytest.raises(InvalidInputError) as caught:
+    with refused("resolved_from", "mlp"):
         GSLoraConfig(resolved_from="mlp")
-    assert (caught.value.name, caught.value.value) == ("resolved_from", "mlp")
 
 
 def test_adapters_saved_with_the_keyword_can_be_loaded(tmp_path):
@@ -196,7 +195,7 @@ def test_layers_of_the_users_own_make():
     config = GSLoraConfig(target_modules=["lstm"])
     config._register_custom_module({nn.LSTM: MyLora})
     model = nn.ModuleDict({"lstm": nn.LSTM(10, 20)})
-    with pytest.warns(UserWarning, match="Unsupported layer type"):
+    with pytest.warns(UserWarning, match="LSTM"):
         assert isinstance(get_peft_model(model, config).base_model.model["lstm"], MyLora)
 
 
@@ -239,7 +238,7 @@ def test_intruder_dimensions_of_the_plain_form(plain):
     from peft.tuners.lora.intruders import reduce_intruder_dimension
 
     model, folder = plain
-    with pytest.raises(ValueError, match="not using LoRA"):
+    with pytest.raises(ValueError):
         reduce_intruder_dimension(model, logging_sink=None)
     loaded = PeftModel.from_pretrained(vit(), folder)
     reduce_intruder_dimension(loaded, logging_sink=None)
@@ -250,7 +249,7 @@ def test_a_plain_adapter_in_a_model_of_the_type(plain):
     """PEFT holds one type in a PeftModel; the matrices go in under a configuration of the type."""
     model, folder = plain
     other = VIT.wrapped("GS_LORA", target_modules="attention")
-    with pytest.raises(ValueError, match="different peft types"):
+    with pytest.raises(ValueError, match="GS_LORA"):
         other.load_adapter(folder, adapter_name="plain")
     config = LoraConfig.from_pretrained(folder)
     own = GSLoraConfig(r=config.r, lora_alpha=config.lora_alpha, target_modules=list(config.target_modules))

@@ -45,7 +45,7 @@ def check_names(names: Sequence[str] | None, model: Any, where: str, fix: str = 
         fix (`str`, *optional*): What numbers such data as the model does.
 
     Raises:
-        ValueError: A class of the data is another one of the model.
+        InvalidInputError: A class of the data is another one of the model.
     """
     of_models = names_of_model(model)
     times = Counter(of_models.values())
@@ -53,10 +53,12 @@ def check_names(names: Sequence[str] | None, model: Any, where: str, fix: str = 
         of_model = of_models.get(class_id)
         # What a model calls by one name several times are gaps: COCO's ids have some ("N/A").
         if of_model is not None and times[of_model] == 1 and not same_class(name, of_model):
-            raise ValueError(
-                f"{where}: class {class_id} is {name!r}, but the model's class {class_id} is {of_model!r}, so that "
-                f"one would be taken for the other. Number the data as the model does with {fix}; if only the "
-                "spelling differs, cast the column to a ClassLabel with the model's names."
+            raise InvalidInputError(
+                f"{where}: class {class_id}",
+                name,
+                f"{of_model!r}, as the model's class {class_id}",
+                f"Number the data as the model does with {fix}; if only the spelling differs, cast the column to a "
+                "ClassLabel with the model's names.",
             )
 
 
@@ -108,15 +110,16 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) 
         `datasets.Dataset` or `datasets.DatasetDict`: The dataset with other labels; itself where nothing differs.
 
     Raises:
-        ValueError: The column has no names, a row has no label, or a name is not exactly one of the model's classes.
-        InvalidInputError: Two names mean one class of the model.
+        InvalidInputError: The column has no names, a row has no label, a name is not exactly one of the model's
+            classes, or two names mean one of them.
     """
     if isinstance(dataset, dict):
         return DatasetDict({split: align_labels(part, label_column, label2id) for split, part in dataset.items()})
     label2id = ids_by_name(label2id)
     labels, names = read_labels(dataset, label_column)
     if names is None:
-        raise ValueError(f"{label_column!r} has no names; expected a ClassLabel. Cast it with `dataset.cast_column`.")
+        found, fix = dataset.features[label_column], "Cast it with `dataset.cast_column`."
+        raise InvalidInputError(f"column {label_column!r}", found, "a ClassLabel, which has names", fix)
     ids = model_label_ids(names, label2id)
     if ids is None:
         raise _not_aligned(names, label_column, label2id)
@@ -158,22 +161,24 @@ def align_known_labels(dataset: Data, label_column: str, label2id: Mapping[Any, 
     return align_labels(dataset, label_column, label2id)
 
 
-def _not_aligned(names: Sequence[str], label_column: str, label2id: Mapping[str, int]) -> ValueError:
+def _not_aligned(names: Sequence[str], label_column: str, label2id: Mapping[str, int]) -> InvalidInputError:
     """Why names of a dataset are not each a class of their own in a model."""
     ids = {name: model_label_ids([name], label2id) for name in names}
     if unknown := [name for name, found in ids.items() if found is None]:
-        return ValueError(
-            f"{label_column!r} has the classes {unknown}, which are not each one class of the model; expected "
-            f"{describe_label_space(list(label2id), None)}. Rename them, or use the model of these labels."
+        return InvalidInputError(
+            f"column {label_column!r}",
+            unknown,
+            f"names that are each one class of the model: {describe_label_space(list(label2id), None)}",
+            "Rename them, or use the model of these labels.",
         )
     same: dict[int, list[str]] = {}
     for name, found in ids.items():
         same.setdefault((found or [0])[0], []).append(name)
     shared = {class_id: alike for class_id, alike in same.items() if len(alike) > 1}
     return InvalidInputError(
-        label_column,
+        f"column {label_column!r}",
         "; ".join(f"{', '.join(map(repr, alike))}, all of class {class_id}" for class_id, alike in shared.items()),
-        "names that are classes of the model each",
+        "names that are each one class of the model",
         "Give these rows one name, or rename those that mean another class.",
     )
 

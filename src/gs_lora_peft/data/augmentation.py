@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..errors import InvalidInputError
 from ..images import to_image
 from .pairing import PairedDataset, PairedSampler
-from .rows import NamedRows, Row, picture_cell, where
+from .rows import NamedRows, Row, no_column, picture_cell, where
 
 Augment = Callable[[Any], Any]
 
@@ -33,14 +33,17 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Augment:
         CMYK, of one bit) becomes RGB.
 
     Raises:
-        ValueError: if torchvision is not installed; when called, for a tensor of floats, whose range is not known.
+        InvalidInputError: if torchvision is not installed; when called, for a tensor of floats, whose range is not
+            known.
     """
     try:
         from torchvision.transforms import v2
     except ImportError as error:
-        raise ValueError(
-            "augmentation needs torchvision, which is not installed. Install it (pip install torchvision), or give "
-            "the trainer a function from image to image as `augment`."
+        raise InvalidInputError(
+            "augment",
+            "RandAugment",
+            "torchvision, which is not installed",
+            "Install it (pip install torchvision), or give a function from image to image as `augment`.",
         ) from error
     return _OfImages(v2.RandAugment(num_ops=num_ops, magnitude=magnitude))
 
@@ -51,10 +54,12 @@ class _OfImages:
 
     def __call__(self, image: Any) -> Any:
         if isinstance(image, torch.Tensor) and image.is_floating_point():
-            raise ValueError(
-                f"RandAugment was given a tensor of {image.dtype}; expected a PIL image or uint8, because it would "
-                "take normalised values for brightness. Keep the images in the data set and let the collator "
-                "normalise them, or give a function of your own as `augment`."
+            raise InvalidInputError(
+                "image",
+                f"a tensor of {image.dtype}",
+                "a PIL image or uint8, because RandAugment takes normalised values for brightness",
+                "Keep the images in the data set and let the collator normalise them, or give a function of your own "
+                "as `augment`.",
             )
         # Not all operations know other modes than grey and RGB.
         bytes_already = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3
@@ -83,13 +88,11 @@ class Augmentation:
         """The row with view `number` of its image.
 
         Raises:
-            ValueError: if the row has no such column.
+            InvalidInputError: if the row has no such column, or the cell cannot be augmented.
         """
         if self.column not in row:
-            raise ValueError(
-                f"a row holds {sorted(row)} and no {self.column!r} to augment. Rename the column of the images, or "
-                "give a `data_collator` that says as `image_column` where they are."
-            )
+            fix = "Rename the column of the images, or give a `data_collator` whose `image_column` names it."
+            raise no_column(row, "image_column", self.column, fix)
         with _seeded(np.random.SeedSequence(self.seed, spawn_key=(number,))):
             try:
                 view = self.augment(picture_cell(row, self.column))

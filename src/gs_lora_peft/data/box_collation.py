@@ -14,8 +14,10 @@ from transformers.image_utils import get_image_size
 
 from ..errors import InvalidInputError
 from .box_columns import BOX_KEYS, CATEGORY_KEYS
-from .rows import picture_for
+from .boxes import InvalidBoxError
+from .rows import no_column, picture_for, where
 
+_NUMBER = "Number the categories with prepare_boxes(dataset, label2id=model.config.label2id)."
 # Image processors (DAB-DETR has Conditional DETR's) of models that look at `pixel_mask` and find boxes as shares of
 # the image. To the others (YOLOS, RT-DETR) padding is part of the picture.
 _OF_MASKED_MODELS = ("Detr", "ConditionalDetr", "DeformableDetr")
@@ -86,15 +88,15 @@ class DetectionCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if is_prepared(rows[0], self.image_column):
             return self._of_prepared(rows)
-        for column in (self.image_column, self.objects_column):
+        for argument, column in (("image_column", self.image_column), ("objects_column", self.objects_column)):
             if column not in rows[0]:
-                raise ValueError(
-                    f"a row holds {sorted(rows[0])} and no {column!r}. Name the columns of images and annotations, "
-                    "and check what the dataset's transform returns."
-                )
+                raise no_column(rows[0], argument, column, "Name it, and check what the dataset's transform returns.")
         column = self.image_column
         images = [picture_for(self.processor, row, column, number) for number, row in enumerate(rows)]
-        found = [self._annotations(row, image) for row, image in zip(rows, images, strict=True)]
+        found = [
+            self._annotations(row[self.objects_column], image, where(row, self.objects_column, number))
+            for number, (row, image) in enumerate(zip(rows, images, strict=True))
+        ]
         annotations = [
             {"image_id": _image_id(row, number), "annotations": own}
             for number, (row, own) in enumerate(zip(rows, found, strict=True))
@@ -155,24 +157,22 @@ class DetectionCollator:
             label["forget"] = torch.isin(label["class_labels"], self.forget_classes)
         return label
 
-    def _annotations(self, row: Mapping[str, Any], image: Any) -> list[dict[str, Any]]:
-        boxes, categories, crowd = _columns(row[self.objects_column], self.objects_column)
-        place = f"image {_image_id(row, 0)!r}" if "image_id" in row else "an image"
+    def _annotations(self, objects: Any, image: Any, place: str) -> list[dict[str, Any]]:
+        boxes, categories, crowd = _columns(objects, place)
         known = categories >= 0 if self.num_labels is None else (categories >= 0) & (categories < self.num_labels)
         if not known.all():
             limit = "" if self.num_labels is None else f" to {self.num_labels - 1}"
-            raise ValueError(
-                f"{place} has a box of category {categories[~known][0]}; expected ids of the model's head, from 0"
-                f"{limit}. Number the categories with prepare_boxes(dataset, label2id=model.config.label2id)."
-            )
+            expected = f"ids of the model's head, from 0{limit}"
+            raise InvalidInputError(f"{place}, category", int(categories[~known][0]), expected, _NUMBER)
         size = np.array(_width_height(image))
         sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
         sound &= ((boxes[:, :2] < size) & (boxes[:, :2] + boxes[:, 2:] > 0)).all(axis=1)
         if not sound.all():
-            raise ValueError(
-                f"{place} of {size[0]}×{size[1]} pixels has the box {boxes[~sound][0].tolist()}; expected (x, y, w, "
-                "h) with w, h > 0 in the image. Check the data with prepare_boxes, or let the transform remove boxes "
-                "that leave the image."
+            raise InvalidBoxError(
+                f"{place}, box",
+                boxes[~sound][0].tolist(),
+                f"(x, y, w, h) with w, h > 0 in the image of {size[0]}×{size[1]} pixels",
+                "Check the data with prepare_boxes, or let the transform remove boxes that leave the image.",
             )
         return [
             {"bbox": box, "category_id": category, "area": box[2] * box[3], "iscrowd": int(many)}
@@ -192,33 +192,30 @@ def _padded(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
 
 
-def _columns(objects: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _columns(objects: Any, place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes, categories and crowds of one image, from a struct of lists or a list of structs."""
     if not isinstance(objects, Mapping):
         if not all(isinstance(item, Mapping) for item in objects):
-            raise ValueError(f"{name!r} is a {type(objects).__name__}; expected boxes and categories. Masks are none.")
+            raise InvalidInputError(place, objects, "boxes and categories", "Make boxes from masks before.")
         keys = objects[0] if len(objects) else (BOX_KEYS[0], CATEGORY_KEYS[0])
         objects = {key: [item[key] for item in objects] for key in keys}
     fields = [next((key for key in keys if key in objects), None) for keys in (BOX_KEYS, CATEGORY_KEYS)]
     if None in fields:
-        raise ValueError(
-            f"{name!r} has the fields {list(objects)}; expected boxes ({', '.join(BOX_KEYS)}) and categories "
-            f"({', '.join(CATEGORY_KEYS)}). Check what the dataset's transform returns."
-        )
+        expected = f"fields with boxes ({', '.join(BOX_KEYS)}) and categories ({', '.join(CATEGORY_KEYS)})"
+        raise InvalidInputError(place, list(objects), expected, "Check what the dataset's transform returns.")
     boxes, categories = (objects[key] for key in fields)
     array = np.asarray(boxes, dtype=np.float64) if len(boxes) else np.zeros((0, 4))
     ids = np.asarray(categories) if len(categories) else np.zeros(0, np.int64)
     crowd = np.asarray(objects.get("iscrowd", np.zeros(len(ids))), dtype=bool)
     if array.shape != (len(ids), 4) or crowd.shape != (len(ids),) or ids.ndim != 1:
-        raise ValueError(
-            f"{name!r} has boxes of shape {array.shape} and {len(ids)} categories; expected (n, 4) and n. Masks are "
-            "no boxes; and a transform has to remove a box and its category together."
+        raise InvalidInputError(
+            place,
+            f"boxes of shape {array.shape} and {len(ids)} categories",
+            "(n, 4) and n",
+            "Make boxes from masks before; a transform has to remove a box and its category together.",
         )
     if ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name!r} has the category {categories[0]!r}; expected ids. Number the categories with "
-            "prepare_boxes(dataset, label2id=model.config.label2id)."
-        )
+        raise InvalidInputError(f"{place}, category", categories[0], "an id", _NUMBER)
     return array, ids.astype(np.int64), crowd
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 
+from ..errors import InvalidInputError
+
 BOX_KEYS = ("bbox", "bboxes", "boxes")
 CATEGORY_KEYS = ("category", "categories", "category_id", "label", "labels")
 
@@ -67,14 +69,12 @@ def read_object_column(dataset: Dataset, column: str) -> ObjectColumn:
     """The annotations of the table under a dataset, with those of rows that the dataset has left out.
 
     Raises:
-        ValueError: there is no such column, or it holds no boxes and categories.
+        InvalidInputError: there is no such column, or it holds no boxes and categories.
     """
     if column not in dataset.features:
         found = [name for name in dataset.features if is_object_column(dataset, name)]
-        raise ValueError(
-            f"there is no column {column!r}; expected one of annotations out of {list(dataset.features)}. "
-            + (f"Pass objects_column={found[0]!r}." if found else "Gather boxes and categories in one with `map`.")
-        )
+        fix = f"Pass objects_column={found[0]!r}." if found else "Gather boxes and categories in one with `map`."
+        raise InvalidInputError("objects_column", column, f"one of {list(dataset.features)}, with annotations", fix)
     features, outer = _fields(dataset.features[column], column)
     boxes, categories = (_key(features, keys, column) for keys in (BOX_KEYS, CATEGORY_KEYS))
     _check_box_feature(features[boxes], f"{column}[{boxes!r}]")
@@ -82,9 +82,11 @@ def read_object_column(dataset: Dataset, column: str) -> ObjectColumn:
     for name, (own, _) in fields.items():
         if not np.array_equal(own, lengths):
             row = int(np.flatnonzero(own != lengths)[0])
-            raise ValueError(
-                f"{column!r} holds {own[row]} of {name!r} and {lengths[row]} of {next(iter(fields))!r} in row {row} "
-                "of the table; expected one for each annotation. Correct the annotations of this image."
+            raise InvalidInputError(
+                f"row {row} of the table, column {column!r}",
+                f"{own[row]} of {name!r} and {lengths[row]} of {next(iter(fields))!r}",
+                "one for each annotation",
+                "Correct the annotations of this image.",
             )
     return ObjectColumn(lengths, {name: values for name, (_, values) in fields.items()}, features, boxes, categories)
 
@@ -126,17 +128,11 @@ def _fields(feature: Any, column: str) -> tuple[dict[str, Any], str]:
     if isinstance(feature, dict) and all(isinstance(inner, (List, LargeList)) for inner in feature.values()):
         return {name: inner.feature for name, inner in feature.items()}, "struct"
     kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
-    if kind == "Image":
-        kind = "Image, as segmentation masks are"
-    elif feature == List(Value("null")):
-        raise ValueError(
-            f"{column!r} is a column of empty lists, which do not say what they would hold; expected annotations, "
-            "lists of boxes and of categories for each image. Give the dataset its features where it is made."
-        )
-    raise ValueError(
-        f"{column!r} is a column of {kind}; expected annotations, lists of boxes and of categories for each image. "
-        "Pass the column of annotations as objects_column; make boxes from masks before."
-    )
+    fix = "Pass the column of annotations as objects_column; make boxes from masks before."
+    if feature == List(Value("null")):
+        kind, fix = "empty lists", "Give the dataset its features where it is made."
+    expected = "annotations, lists of boxes and of categories for each image"
+    raise InvalidInputError(f"column {column!r}", kind, expected, fix)
 
 
 def _key(features: dict[str, Any], keys: tuple[str, ...], column: str) -> str:
@@ -144,9 +140,8 @@ def _key(features: dict[str, Any], keys: tuple[str, ...], column: str) -> str:
     if len(found) != 1:
         masks = [name for name in features if "segment" in name or "mask" in name]
         fix = f"Make boxes from {masks[0]!r} before." if masks and keys is BOX_KEYS else "Rename or remove fields."
-        raise ValueError(
-            f"{column!r} has the fields {list(features)}; expected exactly one of {', '.join(keys)}. {fix}"
-        )
+        expected = f"fields with exactly one of {', '.join(keys)}"
+        raise InvalidInputError(f"column {column!r}", list(features), expected, fix)
     return found[0]
 
 
@@ -156,10 +151,8 @@ def _check_box_feature(feature: Any, name: str) -> None:
         return
     if feature == Value("null"):  # no list holds anything: images without objects
         return
-    raise ValueError(
-        f"{name} holds {feature} for each annotation; expected four numbers (x, y, w, h). Masks and polygons are "
-        "not boxes: make the boxes around them before."
-    )
+    fix = "Make the boxes around masks and polygons before."
+    raise InvalidInputError(name, feature, "four numbers (x, y, w, h) for each annotation", fix)
 
 
 def _flattened(array: pa.Array, outer: str) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, pa.Array]]]:
@@ -203,6 +196,5 @@ def named(values: pa.Array, feature: Any) -> tuple[np.ndarray, list[str] | None]
         ids = values.cast(pa.large_string())
         found = pa.compute.index_in(ids, value_set=pa.array(names, type=pa.large_string()))
         return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), names
-    raise ValueError(
-        f"the categories are {feature}; expected a ClassLabel, whole numbers or names. Cast them with `dataset.cast`."
-    )
+    expected = "a ClassLabel, whole numbers or names"
+    raise InvalidInputError("category", feature, expected, "Cast the categories with `dataset.cast`.")

@@ -20,6 +20,7 @@ from .splits import (
     require_rows,
     rounded_share,
     row_keys,
+    small_fraction,
 )
 
 
@@ -145,10 +146,7 @@ def train_validation_boxes(
     last[codes[order]] = rows[order]
     taken = np.setdiff1d(rows[drawn], last)
     if not taken.size:
-        raise ValueError(
-            f"fraction is {fraction}, and the commonest category has {counts.max(initial=0)} images; expected a share "
-            "that takes one image of a category at least and leaves one. Raise the fraction, or pass more images."
-        )
+        raise small_fraction(fraction, counts.max(initial=0), "image")
     return dataset.select(np.setdiff1d(np.arange(len(dataset)), taken)), dataset.select(taken)
 
 

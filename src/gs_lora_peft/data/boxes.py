@@ -5,7 +5,6 @@ Everything here works on the annotations and at most the headers of the images: 
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -14,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
+from ..checking import checked
+from ..errors import InvalidInputError
 from .alignment import model_label_ids
 from .box_columns import ObjectColumn, named, numbers_of, read_object_column, replaced, table_rows
 from .classes import check_dataset
@@ -22,12 +23,13 @@ from .label_maps import ids_by_name
 
 Data = TypeVar("Data", Dataset, DatasetDict)
 BoxFormat = Literal["xywh", "xyxy"]
+InvalidBoxes = Literal["raise", "drop"]
 
 _SHOWN = 10  # at most so many names are listed in a message
 
 
-class InvalidBoxError(ValueError):
-    """A box has no area, is not four finite numbers, or lies outside its image."""
+class InvalidBoxError(InvalidInputError):
+    """A box has no area, is not four finite numbers, or lies outside its image: `name` says in which row."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def prepare_boxes(
     *,
     label2id: Mapping[Any, Any] | None = None,
     box_format: BoxFormat = "xywh",
-    invalid: Literal["raise", "drop"] = "raise",
+    invalid: InvalidBoxes = "raise",
 ) -> Data:
     """Brings annotated boxes into the one layout that splitting, collating and scoring read, and checks them.
 
@@ -100,12 +102,8 @@ def prepare_boxes(
     >>> dataset = prepare_boxes(load_dataset("cppe-5"), label2id=model.config.label2id, invalid="drop")
     ```
     """
-    for name, value, allowed in (
-        ("box_format", box_format, ("xywh", "xyxy")),
-        ("invalid", invalid, ("raise", "drop")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}.")
+    checked("box_format", box_format, BoxFormat)
+    checked("invalid", invalid, InvalidBoxes)
     if isinstance(dataset, dict):
         if label2id is None:
             names = {
@@ -164,10 +162,12 @@ def read_annotations(dataset: Dataset, objects_column: str, box_format: BoxForma
     categories = all_categories[places]
     bad = np.flatnonzero((categories < 0) | (categories >= len(names) if names is not None else False))
     if bad.size:
-        wanted = "ids from 0 up" if names is None else f"ids from 0 to {len(names) - 1}"
-        raise ValueError(
-            f"{objects_column!r} holds the category {categories[bad[0]]} in row {rows[bad[0]]} (and {bad.size - 1} "
-            f"more); expected {wanted} for every box. Remove boxes without a category."
+        wanted = "from 0 up" if names is None else f"from 0 to {len(names) - 1}"
+        raise InvalidInputError(
+            f"row {rows[bad[0]]}, column {objects_column!r}, category",
+            int(categories[bad[0]]),
+            f"an id {wanted}",
+            f"Remove boxes without a category ({bad.size} in all).",
         )
     fields = {
         "bbox": pa.FixedSizeListArray.from_arrays(pa.array(all_boxes.ravel()), 4),
@@ -199,15 +199,17 @@ def _crowds(stored: ObjectColumn) -> np.ndarray:
 
 
 def _invalid(annotations: Annotations, sizes: np.ndarray | None) -> dict[int, str]:
-    """Which annotations have a box that cannot be used, and why; `sizes` are those of each row's image, if known."""
+    """Which boxes cannot be used, and what is expected of them; `sizes` are those of each row's image, if known."""
     boxes, rows = annotations.boxes, annotations.rows
     sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
     if sound.any() and boxes[sound].max() <= 1:
-        raise InvalidBoxError(
-            f"no box reaches beyond one pixel, the first {_shown(annotations, sound)}; expected (x, y, w, h) in "
-            "pixels. Multiply shares of the image by its width and height."
+        raise _box_error(
+            annotations,
+            int(np.flatnonzero(sound)[0]),
+            "(x, y, w, h) in pixels, but no box reaches beyond one pixel",
+            "Multiply shares of the image by its width and height.",
         )
-    wrong = dict.fromkeys(np.flatnonzero(~sound).tolist(), "expected four finite numbers (x, y, w, h) with w, h > 0")
+    wrong = dict.fromkeys(np.flatnonzero(~sound).tolist(), "four finite numbers (x, y, w, h) with w, h > 0")
     if sizes is None:
         return wrong
     size = sizes[rows]
@@ -215,32 +217,30 @@ def _invalid(annotations: Annotations, sizes: np.ndarray | None) -> dict[int, st
         outside = sound & ~((boxes[:, :2] < size) & (boxes[:, :2] + boxes[:, 2:] > 0)).all(axis=1)
         beyond = sound & (boxes[:, :2] + boxes[:, 2:] > size + 1).any(axis=1)
     if beyond.sum() * 2 > len(boxes):
-        raise InvalidBoxError(
-            f"{beyond.sum()} of {len(boxes)} boxes reach beyond their images, the first {_shown(annotations, beyond)}"
-            "; expected (x, y, w, h) in pixels. If these are corners, give prepare_boxes box_format='xyxy'."
+        raise _box_error(
+            annotations,
+            int(np.flatnonzero(beyond)[0]),
+            f"(x, y, w, h) in pixels, but {beyond.sum()} of {len(boxes)} boxes reach beyond their images",
+            "If these are corners, give prepare_boxes box_format='xyxy'.",
         )
     for number in np.flatnonzero(outside).tolist():
         width, height = size[number]
-        wrong[number] = f"expected boxes in the image of {width:g}×{height:g} pixels"
+        wrong[number] = f"a box in the image of {width:g}×{height:g} pixels"
     return wrong
 
 
 def _refuse_invalid(annotations: Annotations, wrong: dict[int, str]) -> None:
     if wrong:
-        first = min(wrong)
-        only = np.arange(len(annotations.rows)) == first
-        raise InvalidBoxError(
-            f"{len(wrong)} boxes cannot be used, the first {_shown(annotations, only)}; {wrong[first]}. Correct them, "
-            "or leave them out with prepare_boxes(..., invalid='drop')."
-        )
+        these = f"these {len(wrong)} boxes" if len(wrong) > 1 else "this box"
+        fix = f"Correct {these}, or leave out what cannot be used with prepare_boxes(..., invalid='drop')."
+        raise _box_error(annotations, min(wrong), wrong[min(wrong)], fix)
 
 
-def _shown(annotations: Annotations, which: np.ndarray) -> str:
-    first = int(np.flatnonzero(which)[0])
-    box = annotations.boxes[first].tolist()
+def _box_error(annotations: Annotations, number: int, expected: str, fix: str) -> InvalidBoxError:
+    box = annotations.boxes[number].tolist()
     if np.isnan(box).all():  # not four numbers
-        box = annotations.stored[int(annotations.places[first])].as_py()
-    return f"{reprlib.repr(box)} in row {annotations.rows[first]}"
+        box = annotations.stored[int(annotations.places[number])].as_py()
+    return InvalidBoxError(f"a box in row {annotations.rows[number]}", box, expected, fix)
 
 
 def _renumbered(
@@ -255,18 +255,22 @@ def _renumbered(
     if annotations.names is None:
         unknown = np.unique(annotations.categories[annotations.categories > highest]).tolist()
         if unknown:
-            raise ValueError(
-                f"{objects_column!r} holds the categories {unknown[:_SHOWN]}; expected ids of the model, from 0 to "
-                f"{highest}. Renumber them, or give them names."
+            raise InvalidInputError(
+                f"column {objects_column!r}, category",
+                unknown,
+                f"ids of the model, from 0 to {highest}",
+                "Renumber them, or give them names.",
             )
         return replace(column, features={**column.features, "category": ClassLabel(names=names)})
     used = sorted(set(annotations.categories.tolist()))
     ids = model_label_ids([annotations.names[k] for k in used], label2id)
     if ids is None:
         alone = [annotations.names[k] for k in used if model_label_ids([annotations.names[k]], label2id) is None]
-        raise ValueError(
-            f"{objects_column!r} has the categories {(alone or annotations.names)[:_SHOWN]}, which are not each one "
-            f"class of the model; expected names out of {list(label2id)[:_SHOWN]}. Rename them, or leave them out."
+        raise InvalidInputError(
+            f"column {objects_column!r}, category",
+            alone or annotations.names,
+            f"names that are each one class of the model, out of {list(label2id)[:_SHOWN]}",
+            "Rename them, or leave them out.",
         )
     new_ids = np.full(len(annotations.names), -1, dtype=np.int64)
     new_ids[used] = ids
@@ -285,7 +289,9 @@ def _renumbered(
 
 def _refuse_other_names(names: dict[Any, list[str] | None], objects_column: str) -> None:
     if len({tuple(found) if found is not None else None for found in names.values()}) > 1:
-        raise ValueError(
-            f"the splits have other categories in {objects_column!r}: {names}; expected the same in all, because they "
-            "are numbered in the order of their names. Pass label2id, for instance `model.config.label2id`."
+        raise InvalidInputError(
+            f"column {objects_column!r}, category",
+            names,
+            "the same names in all splits, because their order numbers them",
+            "Pass label2id, for instance `model.config.label2id`.",
         )

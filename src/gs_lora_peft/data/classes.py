@@ -25,8 +25,12 @@ _REQUESTED = Annotated[
 ]
 
 
-class UnknownClassError(ValueError):
-    """A class was asked for that the labels do not have."""
+class UnknownClassError(InvalidInputError):
+    """Classes were asked for that the labels do not have: `value` lists them."""
+
+    def __init__(self, name: str, value: list[str | int], expected: str, fix: str = ""):
+        super().__init__(name, value, expected, fix)
+        self.args = (f"`{name}`: unknown classes: {', '.join(map(repr, value))}; expected {expected}. {fix}".rstrip(),)
 
 
 def resolve_classes(
@@ -55,9 +59,8 @@ def resolve_classes(
 
     Raises:
         UnknownClassError: A name that no class has (the message offers the nearest ones), or an id out of range.
-        InvalidInputError: Nothing was asked for, or an item is neither a name nor an id.
-        ValueError: Two items mean the same class; two
-            classes share the name asked for; or `names` and `num_classes` disagree.
+        InvalidInputError: Nothing was asked for; an item is neither a name nor an id; two items mean the same class;
+            two classes share the name asked for; or `names` and `num_classes` disagree.
 
     Example:
 
@@ -75,27 +78,22 @@ def resolve_classes(
     numbers_are_names = any(_written_id(label) is not None for label in ids_of_name)
 
     ids: list[int] = []
-    unknown: list[str] = []
-    for item in items:
+    unknown: list[str | int] = []
+    for place, item in enumerate(items):
         if isinstance(item, str) and item in ids_of_name:
             if len(ids_of_name[item]) > 1:
-                raise ValueError(
-                    f"{item!r} is the name of several classes, with the ids {ids_of_name[item]}; expected one class. "
-                    "Ask for the id that is meant."
-                )
+                expected = f"the name of one class; those with the ids {ids_of_name[item]} have this one"
+                raise InvalidInputError(f"{name}[{place}]", item, expected, "Ask for the id that is meant.")
             ids.append(ids_of_name[item][0])
             continue
         written = item if not isinstance(item, str) else None if numbers_are_names else _written_id(item)
         if written is not None and written >= 0 and (num_classes is None or written < num_classes):
             ids.append(written)
         else:
-            unknown.append(_describe_unknown(item, written, names))
+            unknown.append(item)
     if unknown:
-        raise UnknownClassError(
-            f"unknown classes: {', '.join(unknown)}; expected {describe_label_space(names, num_classes)}. "
-            "Correct the request, or check that it is meant for these labels."
-        )
-    _refuse_repeats(items, ids)
+        raise UnknownClassError(name, unknown, describe_label_space(names, num_classes), _hint(unknown, names))
+    _refuse_repeats(name, items, ids)
     return ids
 
 
@@ -110,7 +108,7 @@ def label_names(dataset: Any, label_column: str = "label") -> list[str] | None:
         `list[str]` or `None`: `names[i]` is the name of class `i`; `None` where the column has no `ClassLabel`.
 
     Raises:
-        ValueError: There is no such column, or the dataset does not say which columns it has.
+        InvalidInputError: There is no such column, or the dataset does not say which columns it has.
     """
     feature = _label_feature(dataset, label_column)
     return list(feature.names) if isinstance(feature, ClassLabel) else None
@@ -134,9 +132,11 @@ def read_labels(dataset: Any, label_column: str) -> tuple[np.ndarray, list[str] 
     if bad.size:
         value = None if absent[bad[0]] else int(labels[bad[0]])
         wanted = f"0 to {highest}" if names is not None else "0 up"
-        raise ValueError(
-            f"{label_column!r} is {value} in row {bad[0]} (and in {bad.size - 1} more rows); expected a class id from "
-            f"{wanted} in every row. Remove unlabelled rows, for instance with `dataset.filter`."
+        raise InvalidInputError(
+            f"row {bad[0]}, column {label_column!r}",
+            value,
+            f"a class id from {wanted}",
+            f"Remove unlabelled rows ({bad.size} in all), for instance with `dataset.filter`.",
         )
     return labels, names
 
@@ -145,19 +145,21 @@ def _label_feature(dataset: Any, label_column: str) -> Any:
     """The feature of the label column.
 
     Raises:
-        ValueError: There is no such column, or the dataset does not say which columns it has.
+        InvalidInputError: There is no such column, or the dataset does not say which columns it has.
     """
     features = getattr(dataset, "features", None)
     if features is None:
-        raise ValueError(
-            f"the dataset is a {type(dataset).__name__} that does not tell its features; expected one split of a "
-            "dataset with features. Pick a split, or cast the dataset to its features."
+        raise InvalidInputError(
+            "dataset",
+            type(dataset).__name__,
+            "one split of a dataset with features",
+            "Pick a split, or cast the dataset to its features.",
         )
     if label_column not in features:
         class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         hint = f"Pass label_column={class_labels[0]!r}." if len(class_labels) == 1 else "Pass one as label_column."
         labels = f", of which {class_labels} hold class labels" if class_labels else ""
-        raise ValueError(f"label_column is {label_column!r}; expected one of {list(features)}{labels}. {hint}")
+        raise InvalidInputError("label_column", label_column, f"one of {list(features)}{labels}", hint)
     return features[label_column]
 
 
@@ -165,17 +167,17 @@ def check_dataset(dataset: Any) -> None:
     if isinstance(dataset, dict):  # of `datasets`, or a plain one
         splits = list(dataset)
         example = f"dataset[{splits[0]!r}]" if splits else "dataset['train']"
-        raise ValueError(f"the dataset has the splits {splits}; expected one of them. Pass {example}.")
+        raise InvalidInputError("dataset", splits, "one of these splits", f"Pass {example}.")
     if isinstance(dataset, IterableDataset):
-        raise ValueError(
-            "the dataset is an IterableDataset, whose rows cannot be picked by number; expected a datasets.Dataset. "
-            "Load it with streaming=False, or collect the rows needed with `Dataset.from_list(list(dataset))`."
+        raise InvalidInputError(
+            "dataset",
+            type(dataset).__name__,
+            "a datasets.Dataset, whose rows can be picked by number",
+            "Load it with streaming=False, or collect the rows needed with `Dataset.from_list(list(dataset))`.",
         )
     if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"the dataset is a {type(dataset).__name__}; expected a datasets.Dataset. Build one, for instance with "
-            "`Dataset.from_dict` or `Dataset.from_list`."
-        )
+        fix = "Build one, for instance with `Dataset.from_dict` or `Dataset.from_list`."
+        raise InvalidInputError("dataset", type(dataset).__name__, "a datasets.Dataset", fix)
 
 
 def _check_feature(feature: Any, label_column: str) -> None:
@@ -189,14 +191,14 @@ def _check_feature(feature: Any, label_column: str) -> None:
     else:
         fix = "Pass a column with one class for each row as label_column."
     if not (isinstance(feature, Value) and dtype.startswith(("int", "uint"))):
-        raise ValueError(f"{label_column!r} is a column of {dtype}; expected ClassLabel or integers. {fix}")
+        raise InvalidInputError(f"column {label_column!r}", dtype, "ClassLabel or integers", fix)
 
 
 def _checked_label_space(names: Any, num_classes: int | None) -> tuple[list[str] | None, int | None]:
     if names is None:
         return None, num_classes
     if isinstance(names, str):
-        raise ValueError("names is a str; expected a list in which item i names class i, or an `id2label`.")
+        raise InvalidInputError("names", names, "a list in which item i names class i, or an `id2label`")
     if isinstance(names, Mapping):
         of_id = names_by_id(names, "names")
         if set(of_id) != set(range(len(of_id))):
@@ -204,9 +206,8 @@ def _checked_label_space(names: Any, num_classes: int | None) -> tuple[list[str]
         names = [of_id[class_id] for class_id in range(len(of_id))]
     names = list(names)
     if num_classes is not None and num_classes != len(names):
-        raise ValueError(
-            f"num_classes is {num_classes}, but there are {len(names)} names; expected one number. Pass one."
-        )
+        expected = f"{len(names)}, because so many `names` are given"
+        raise InvalidInputError("num_classes", num_classes, expected, "Leave one of both out.")
     return names, len(names)
 
 
@@ -215,11 +216,12 @@ def _written_id(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and str(int(text)) == text else None
 
 
-def _describe_unknown(item: str | int, class_id: int | None, names: list[str] | None) -> str:
-    nearest = _nearest(item, names) if isinstance(item, str) and names else []
-    if nearest:
-        return f"{item!r} (nearest: {', '.join(map(repr, nearest))})"
-    return repr(item) if class_id is None else f"{item!r} (out of range)"
+def _hint(unknown: list[str | int], names: list[str] | None) -> str:
+    """What to do about unknown classes; offers the names most like theirs."""
+    nearest = {item: _nearest(item, names) for item in unknown if isinstance(item, str) and names}
+    offers = [f"{item!r} (nearest: {', '.join(map(repr, found))})" for item, found in nearest.items() if found]
+    correct = f"Correct {', '.join(offers) or 'the request'}"
+    return f"{correct}, or check that it is meant for these labels."
 
 
 def _nearest(name: str, names: list[str]) -> list[str]:
@@ -241,11 +243,11 @@ def describe_label_space(names: list[str] | None, num_classes: int | None) -> st
     return f"{ids} or a name out of {shown}"
 
 
-def _refuse_repeats(items: list[str | int], ids: list[int]) -> None:
+def _refuse_repeats(name: str, items: list[str | int], ids: list[int]) -> None:
     repeated = [class_id for class_id, count in Counter(ids).items() if count > 1]
     if repeated:
         spelled = "; ".join(
             f"class {class_id} as {', '.join(repr(i) for i, c in zip(items, ids, strict=True) if c == class_id)}"
             for class_id in repeated
         )
-        raise ValueError(f"asked for more than once: {spelled}; expected each class once. Remove the repeats.")
+        raise InvalidInputError(name, items, "each class once", f"Remove the repeats: {spelled}.")

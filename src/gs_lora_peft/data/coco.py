@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from ..errors import InvalidInputError
 from ..storage import StrPath, as_path
 
 _ANNOTATION_KEYS = ("bbox", "category_id", "image_id")
@@ -28,8 +29,8 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
         a model does.
 
     Raises:
-        ValueError: The file is not a COCO annotation file of boxes, an annotation names an image or a category that is
-            not listed, categories share a name, or an image file is absent.
+        InvalidInputError: The file is not a COCO annotation file of boxes, an annotation names an image or a category
+            that is not listed, categories share a name, or an image file is absent.
 
     Example:
 
@@ -43,9 +44,7 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     if len(set(names)) < len(names):
-        raise ValueError(
-            f"{annotation_file} has categories of one name: {names}; expected a name for each. Rename one."
-        )
+        raise InvalidInputError("categories", names, f"another name for each category of {annotation_file}")
     number_of = {category["id"]: number for number, category in enumerate(categories)}
     objects: dict[Any, dict[str, list[Any]]] = {
         image["id"]: {"id": [], "bbox": [], "category": [], "area": [], "iscrowd": []} for image in content["images"]
@@ -62,7 +61,8 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
     paths = [image_folder / image["file_name"] for image in content["images"]]
     absent = [path for path in paths if not path.is_file()]
     if absent:
-        raise ValueError(f"{len(absent)} images are absent, the first {absent[0]}; expected them in {image_folder}.")
+        expected = f"a folder with the images of {annotation_file}; {len(absent)} are absent, the first {absent[0]}"
+        raise InvalidInputError("image_folder", str(image_folder), expected)
     features = Features(
         {
             "image_id": Value("int64"),
@@ -92,13 +92,13 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as JSON: {error}. Pass an annotation file as COCO has them."
-        ) from error
+        expected = "an annotation file as COCO has them, in JSON"
+        raise InvalidInputError("annotation_file", str(path), expected, f"It cannot be read: {error}.") from error
     wanted = ("images", "annotations", "categories")
     held = sorted(content) if isinstance(content, Mapping) else type(content).__name__
     if not isinstance(content, Mapping) or not all(isinstance(content.get(name), list) for name in wanted):
-        raise ValueError(f"{path} holds {held}; expected the lists {', '.join(wanted)}. Pass a file of instances.")
+        expected = f"the lists {', '.join(wanted)}"
+        raise InvalidInputError(f"annotation_file {path}", held, expected, "Pass a file of instances.")
     return dict(content)
 
 
@@ -106,10 +106,11 @@ def _check_annotation(annotation: Mapping[str, Any], images: Mapping[Any, Any], 
     name = f"annotation {annotation.get('id')}"
     absent = [key for key in _ANNOTATION_KEYS if key not in annotation]
     if absent:
-        raise ValueError(f"{name} has no {', '.join(absent)}; expected boxes. Make boxes from masks before.")
-    if annotation["image_id"] not in images:
-        raise ValueError(f"{name} is of image {annotation['image_id']}, which is not listed in `images`.")
-    if annotation["category_id"] not in categories:
-        raise ValueError(f"{name} is of category {annotation['category_id']}, not listed in `categories`.")
+        raise InvalidInputError(
+            name, sorted(annotation), f"a box, with {', '.join(absent)}", "Make boxes from masks before."
+        )
+    for key, part, listed in (("image_id", "images", images), ("category_id", "categories", categories)):
+        if annotation[key] not in listed:
+            raise InvalidInputError(f"{name}: {key}", annotation[key], f"an id that is listed in `{part}`")
     if len(annotation["bbox"]) != 4:
-        raise ValueError(f"{name} has the box {annotation['bbox']}; expected (x, y, w, h).")
+        raise InvalidInputError(f"{name}: bbox", annotation["bbox"], "(x, y, w, h)")

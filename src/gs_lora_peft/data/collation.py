@@ -16,10 +16,11 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from ..errors import InvalidInputError
 from .box_collation import DetectionCollator, is_prepared
 from .box_columns import is_object_column
-from .rows import NamedRows, picture_for, where
+from .rows import NamedRows, no_column, picture_for, where
 from .sounds import is_sound, sound_features
 
 _LABELS = ("labels", "label", "label_ids")
+_RENAME = "Rename the column of the images, or give a `data_collator` that reads what is there."
 # What transformers' models take: a row that has one of these needs nothing else made of it.
 _MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds", "input_values", "input_features")
 
@@ -54,10 +55,7 @@ class ImageCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if self.image_column not in rows[0]:
-            raise ValueError(
-                f"a row holds {sorted(rows[0])} and no {self.image_column!r}. Rename the column of the images, or "
-                "give a `data_collator` that reads what is there."
-            )
+            raise no_column(rows[0], "image_column", self.image_column, _RENAME)
         pixel_values = self.pixel_values(rows, self.image_column)
         return {"pixel_values": pixel_values, "labels": labels_of(rows, self.label_column)}
 
@@ -129,11 +127,13 @@ class TensorCollator:
                     "`data_collator` of your own.",
                 )
             if isinstance(row[name], Picture):
-                raise ValueError(
-                    f"the column {name!r} holds pictures, which the model's image processor has to make tensors of. "
-                    "Give it as `processing_class`, AutoImageProcessor.from_pretrained(...), or give a "
-                    "`data_collator` of your own, or a dataset whose transform puts tensors in their place: "
-                    "dataset.with_transform(...)."
+                raise InvalidInputError(
+                    where(row, name),
+                    "a picture",
+                    "the tensor that the model's image processor makes of it",
+                    "Give the processor as `processing_class`, AutoImageProcessor.from_pretrained(...), or give a "
+                    "`data_collator` of your own, or a dataset whose transform makes tensors: "
+                    "dataset.with_transform(...).",
                 )
 
     def inputs(self, row: Mapping[str, Any]) -> list[str]:
@@ -244,9 +244,11 @@ class RowCollator:
         found = [name for name in self.picture_columns if name in row]
         found = found or [name for name, cell in row.items() if isinstance(cell, Picture)]
         if len(found) > 1:
-            raise ValueError(
-                f"a row has the pictures {found} and no 'image', so that it is not known which one is meant. Rename "
-                "one of them to 'image', or leave the others out with `dataset.select_columns`."
+            raise InvalidInputError(
+                "image_column",
+                found,
+                "one column of pictures, or 'image' among them",
+                "Rename one of them to 'image', or leave the others out with `dataset.select_columns`.",
             )
         return found[0] if found else None
 
@@ -269,10 +271,7 @@ class RowCollator:
         if any(name in row for name in _MODEL_INPUTS) or any(_dimensions(row[name]) for name in names):
             return
         if self.images is not None:
-            raise ValueError(
-                f"a row holds {sorted(row)} and no 'image'. Rename the column of the images, or give a "
-                "`data_collator` that reads what is there."
-            )
+            raise no_column(row, "image_column", "image", _RENAME)
         for kind, fix in (
             (self.tokenizer, "Tokenise the texts: dataset.map(lambda row: tokenizer(row['text'], truncation=True))."),
             (self.extractor, "Rename the column of the sounds to 'audio'."),
@@ -298,10 +297,11 @@ def default_collator(
     if is_object_column(dataset, label_column):
         processor = component(processing_class, "image_processor", BaseImageProcessor)
         if processor is None and not is_prepared(_first_row(dataset) or {}):
-            raise ValueError(
-                f"{label_column!r} holds annotated boxes, which the model's image processor has to prepare, and "
-                f"`processing_class` is {type(processing_class).__name__}. Give AutoImageProcessor.from_pretrained"
-                "(...), or a `data_collator` of your own."
+            raise InvalidInputError(
+                "processing_class",
+                type(processing_class).__name__,
+                f"the model's image processor, which prepares the boxes of {label_column!r}",
+                "Give AutoImageProcessor.from_pretrained(...), or a `data_collator` of your own.",
             )
         return DetectionCollator(processor, objects_column=label_column)
     collator = RowCollator(processing_class, label_column, getattr(dataset, "features", None))
@@ -354,7 +354,7 @@ def _label(row: Mapping[str, Any], label_column: str, number: int) -> int:
 
 def _no_label(row: Mapping[str, Any], label_column: str) -> InvalidInputError:
     fix = "Keep it in the transform of the data set, or give the column of the labels as `label_column`."
-    return InvalidInputError("label_column", label_column, f"one of {sorted(row)}, which a row holds", fix)
+    return no_column(row, "label_column", label_column, fix)
 
 
 def _may_be_input(cell: Any) -> bool:

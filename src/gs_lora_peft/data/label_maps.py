@@ -32,7 +32,7 @@ def ids_by_name(mapping: Mapping[Any, Any], argument: str = "label2id") -> dict[
         return {str(name): _id(class_id) for name, class_id in pairs}  # type: ignore[misc]
     if all(_id(class_id) is not None for class_id, _ in pairs):
         return {str(name): _id(class_id) for class_id, name in pairs}  # type: ignore[misc]
-    raise _refusal(mapping, argument, next(class_id for _, class_id in pairs if _id(class_id) is None))
+    raise _refusal(argument, next(class_id for _, class_id in pairs if _id(class_id) is None))
 
 
 def names_by_id(mapping: Mapping[Any, Any], argument: str = "id2label") -> dict[int, str]:
@@ -51,7 +51,7 @@ def names_by_id(mapping: Mapping[Any, Any], argument: str = "id2label") -> dict[
         return {_id(class_id): str(name) for class_id, name in pairs}  # type: ignore[misc]
     if all(_id(class_id) is not None for _, class_id in pairs):
         return {_id(class_id): str(name) for name, class_id in pairs}  # type: ignore[misc]
-    raise _refusal(mapping, argument, next(class_id for class_id, _ in pairs if _id(class_id) is None))
+    raise _refusal(argument, next(class_id for class_id, _ in pairs if _id(class_id) is None))
 
 
 def names_of_model(model: Any) -> dict[int, str]:
@@ -62,7 +62,7 @@ def names_of_model(model: Any) -> dict[int, str]:
 
 def _pairs(mapping: Any, argument: str) -> list[tuple[Any, Any]]:
     if not isinstance(mapping, Mapping):
-        raise _refusal(mapping, argument, mapping)
+        raise _refusal(argument, mapping)
     return list(mapping.items())
 
 
@@ -77,10 +77,6 @@ def _id(value: Any) -> int | None:
     return found if found is not None and found >= 0 else None
 
 
-def _refusal(mapping: Any, argument: str, value: Any) -> InvalidInputError:
-    return InvalidInputError(
-        argument,
-        mapping if value is mapping else value,
-        "class names and their ids, whole numbers from 0 up",
-        "Give `model.config.label2id`.",
-    )
+def _refusal(argument: str, value: Any) -> InvalidInputError:
+    expected = "class names and their ids, whole numbers from 0 up"
+    return InvalidInputError(argument, value, expected, "Give `model.config.label2id`.")

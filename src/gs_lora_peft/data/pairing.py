@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from ..checking import Count, checked
+from ..errors import InvalidInputError
 from .rows import NamedRows
 
 Pair = tuple[int, int]
@@ -24,18 +26,21 @@ class PairedDataset(Dataset):
         forget (map-style dataset): D_f, what goes.
 
     Raises:
-        ValueError: if one of them is empty or has no length.
+        InvalidInputError: if one of them is empty or has no length.
     """
 
     def __init__(self, retain: Any, forget: Any):
         for name, dataset in (("retain", retain), ("forget", forget)):
             if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-                raise ValueError(
-                    f"the {name} set must be a map-style dataset with a length, got {type(dataset).__name__}. A "
-                    "stream can be collected with datasets.Dataset.from_generator(...)."
+                raise InvalidInputError(
+                    name,
+                    type(dataset).__name__,
+                    "a map-style dataset with a length",
+                    "Collect a stream with datasets.Dataset.from_generator(...).",
                 )
             if len(dataset) == 0:
-                raise ValueError(f"the {name} set is empty; a paired batch needs at least one sample of each.")
+                expected = "one sample at least, because a paired batch needs one of each set"
+                raise InvalidInputError(name, "an empty data set", expected)
         self.retain = retain
         self.forget = forget
 
@@ -97,7 +102,7 @@ class PairedSampler(Sampler[Pair]):
             `"retain"`: an epoch runs over the retain set, also where it is the smaller one.
 
     Raises:
-        ValueError: if a size is < 1, or if `drop_last` leaves no batch.
+        InvalidInputError: if a size is < 1, or if `drop_last` leaves no batch.
     """
 
     def __init__(
@@ -114,15 +119,16 @@ class PairedSampler(Sampler[Pair]):
             ("num_forget", num_forget),
             ("global_batch_size", global_batch_size),
         ):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+            checked(name, value, Count)
         self._by_forget = covers == "both" and num_forget > num_retain
         covered = num_forget if self._by_forget else num_retain
         if drop_last and covered < global_batch_size:
             role = "forget" if self._by_forget else "keep"
-            raise ValueError(
-                f"`dataloader_drop_last` leaves no batch: {covered} samples to {role}, {global_batch_size} in a "
-                "global batch. Use a smaller batch or do not drop the last one."
+            raise InvalidInputError(
+                "dataloader_drop_last",
+                True,
+                f"False, as it leaves no batch: {covered} samples to {role}, {global_batch_size} in a global batch",
+                "Use a smaller batch or do not drop the last one.",
             )
         self.num_retain = num_retain
         self.num_forget = num_forget

@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from numbers import Integral
 
+from ..errors import InvalidInputError
+
 
 def class_order(num_classes: int, seed: int = 1337) -> list[int]:
     """
@@ -39,7 +41,7 @@ def continual_protocol(num_classes: int, kept: Sequence[int], seed: int = 1337) 
         `list[list[int]]`: the ids to forget, one list for each task.
 
     Raises:
-        ValueError: if the numbers do not fall from below C to at least 1.
+        InvalidInputError: if the numbers do not fall from below C to at least 1.
 
     Example:
 
@@ -51,11 +53,9 @@ def continual_protocol(num_classes: int, kept: Sequence[int], seed: int = 1337) 
     bounds = [num_classes, *kept]
     whole = all(isinstance(number, Integral) for number in bounds)
     if len(bounds) < 2 or not whole or any(later >= earlier for earlier, later in zip(bounds, kept, strict=False)):
-        raise ValueError(
-            f"`kept` is {list(kept)!r}; expected numbers of classes that fall from below the {num_classes} that are "
-            "known, e.g. [80, 60, 40, 20] of 100."
-        )
+        expected = f"numbers of classes that fall from below the {num_classes} that are known"
+        raise InvalidInputError("kept", list(kept), expected, "Take for instance [80, 60, 40, 20] of 100.")
     if bounds[-1] < 1:
-        raise ValueError(f"`kept` is {list(kept)!r}; expected one class at least to be left. Raise the last number.")
+        raise InvalidInputError("kept", list(kept), "one class at least to be left", "Raise the last number.")
     order = class_order(num_classes, seed)
     return [order[left:known] for known, left in zip(bounds, kept, strict=False)]

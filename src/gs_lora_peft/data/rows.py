@@ -179,6 +179,11 @@ def where(row: Any, column: str, number: int = 0) -> str:
     return f"{place}, column {column!r}"
 
 
+def no_column(row: Mapping[str, Any], argument: str, column: str, fix: str) -> InvalidInputError:
+    """The error for rows without a column that an argument names."""
+    return InvalidInputError(argument, column, f"one of {sorted(row)}, which a row holds", fix)
+
+
 def picture_cell(row: Mapping[str, Any], column: str) -> Any:
     """A cell that holds a picture; the picture itself where a format of `datasets` has made an array of it that does
     not say all, such as the indices into a palette."""

@@ -95,10 +95,7 @@ def train_validation_rows(
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     quota = np.minimum(counts - 1, rounded_share(counts, fraction))
     if not quota.any():
-        raise ValueError(
-            f"fraction is {fraction}, and the largest class has {counts.max(initial=0)} rows; expected a share that "
-            "takes one row of a class at least and leaves one. Raise the fraction, or pass a dataset with more rows."
-        )
+        raise small_fraction(fraction, counts.max(initial=0), "row")
     taken = draw(codes, quota, row_keys(len(codes), seed))
     return dataset.select(np.flatnonzero(~taken)), dataset.select(np.flatnonzero(taken))
 
@@ -109,10 +106,8 @@ def check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
     if shots is not None:
         checked("shots", shots, Count, fix="Leave it out to take every row.")
         if replay_ratio != 1:
-            raise ValueError(
-                f"replay_ratio is {replay_ratio} and shots is {shots}; expected one of them, both say how much is "
-                "replayed. Leave one out."
-            )
+            expected = f"None where replay_ratio is {replay_ratio}, because both say how much is replayed"
+            raise InvalidInputError("shots", shots, expected, "Leave one out.")
     check_seed(seed)
 
 
@@ -122,6 +117,16 @@ def check_seed(seed: Any) -> None:
 
 def check_fraction(fraction: Any) -> None:
     checked("fraction", fraction, _PART, fix="Take for instance 0.1.")
+
+
+def small_fraction(fraction: float, most: int, unit: str) -> InvalidInputError:
+    """The error for a share that takes nothing, although `most` rows or images of a class are there."""
+    return InvalidInputError(
+        "fraction",
+        fraction,
+        f"a share that takes one {unit} of a class at least and leaves one; the largest class has {most} {unit}s",
+        f"Raise it, or pass more {unit}s.",
+    )
 
 
 def assign_roles(requested: dict[str, Any], *, names: list[str] | None, present: list[int]) -> dict[str, list[int]]:
@@ -134,33 +139,26 @@ def assign_roles(requested: dict[str, Any], *, names: list[str] | None, present:
         if role in ("old", "missing") and isinstance(classes, Sized) and len(classes) == 0:
             roles[role] = []
         else:
-            try:
-                roles[role] = resolve_classes(classes, names=names, name=role)
-            except InvalidInputError:
-                raise
-            except ValueError as error:
-                raise type(error)(f"`{role}`: {error}") from None
+            roles[role] = resolve_classes(classes, names=names, name=role)
     for first, second in combinations(roles, 2):
-        both = sorted(set(roles[first]) & set(roles[second]))
-        if both and {first, second} == {"forget", "old"}:
-            raise ValueError(
-                f"already forgotten: {_show(both, names)}, named in `forget` and in `old`; expected classes that are "
-                "still known. Leave them out of the request."
-            )
-        if both and {first, second} == {"forget", "missing"}:
-            raise ValueError(
-                f"`{first}` and `{second}` both name {_show(both, names)}; expected classes to forget whose data may "
-                "be used. Take them out of `missing`, or out of the request."
-            )
-        if both:
-            raise ValueError(
-                f"`{first}` and `{second}` both name {_show(both, names)}; expected one role for each class. "
-                "Take them out of one."
-            )
+        if both := sorted(set(roles[first]) & set(roles[second])):
+            raise _two_roles(first, second, both, names)
     if "retain" not in roles:
         named = {class_id for ids in roles.values() for class_id in ids}
         roles["retain"] = [class_id for class_id in present if class_id not in named]
     return roles
+
+
+def _two_roles(first: str, second: str, both: list[int], names: list[str] | None) -> InvalidInputError:
+    shown = _show(both, names)
+    if {first, second} == {"forget", "old"}:
+        fix = f"Leave {shown} out of the request."
+        return InvalidInputError("forget", both, "classes that are not already forgotten, as those in `old`", fix)
+    if {first, second} == {"forget", "missing"}:
+        fix = f"Take {shown} out of `missing`, or out of the request."
+        return InvalidInputError("forget", both, "classes whose data may be used, unlike those in `missing`", fix)
+    expected = f"one role for each class, and `{first}` names these too"
+    return InvalidInputError(second, both, expected, f"Take {shown} out of one.")
 
 
 def require_rows(
@@ -174,22 +172,25 @@ def require_rows(
     }
     if shots is not None and any(short.values()):
         counted = [f"{_show([i], names)} has {count_of.get(i, 0)}" for ids in short.values() for i in ids]
-        raise ValueError(
-            f"shots is {shots}, but {', '.join(counted)}; expected that many rows of every class to forget or to "
-            "retain. Lower shots, or name those to keep in `missing` (`missing_classes`), which leaves them out."
+        raise InvalidInputError(
+            "shots",
+            shots,
+            f"that many rows of every class to forget or to retain, but {', '.join(counted)}",
+            "Lower shots, or name those to keep in `missing` (`missing_classes`), which leaves them out.",
         )
     for role, fix in (
         ("forget", "Pass data they are in."),
         ("retain", "Name them in `missing`, or pass their data."),
     ):
         if short[role]:
-            raise ValueError(
-                f"`{role}` names classes without a row: {_show(short[role], names)}; expected one row at least. {fix}"
-            )
+            expected = f"classes with one row at least; there is none of {_show(short[role], names)}"
+            raise InvalidInputError(role, short[role], expected, fix)
     if not roles["retain"]:
-        raise ValueError(
-            f"nothing is left to retain: the request names all {len(count_of)} classes of the dataset; expected one "
-            "class to keep at least. Forget fewer classes, or pass a dataset with classes to keep."
+        raise InvalidInputError(
+            "retain",
+            [],
+            f"one class at least, but nothing is left to retain of the {len(count_of)} classes of the dataset",
+            "Forget fewer classes, or pass a dataset with classes to keep.",
         )
 
 

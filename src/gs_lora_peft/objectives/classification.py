@@ -35,9 +35,11 @@ def auto_forget_bound(num_classes: int, kind: ForgetLoss = "log_odds") -> float:
         `float`: BND in nats.
     """
     if num_classes < 2:
-        raise ValueError(
-            f"a classifier needs at least 2 classes to forget one of them, the head has {num_classes}. Set "
-            "`forget_bound` to a number if the head is not a softmax over classes."
+        raise InvalidInputError(
+            "num_classes",
+            num_classes,
+            "at least 2, because a classifier keeps one while it forgets another",
+            "Set `forget_bound` to a number if the head is not a softmax over classes.",
         )
     return (1.5 if kind == "log_odds" else 5.0) * math.log(num_classes)
 
@@ -148,13 +150,12 @@ class ClassificationObjective(Objective):
             halves that are classified right.
 
         Raises:
-            ValueError: if the batch has no two equal halves.
+            InvalidInputError: if the batch has no two equal halves.
         """
         if labels.shape[0] % 2:
-            raise ValueError(
-                f"a joint batch must hold as many samples to keep as to forget, got {labels.shape[0]} samples. The "
-                "collator must neither drop nor add any."
-            )
+            expected = "an even number, as many samples to keep as to forget"
+            fix = "The collator must neither drop nor add any."
+            raise InvalidInputError("the size of a joint batch", labels.shape[0], expected, fix)
         half = labels.shape[0] // 2
         # Float32: bf16 logits have 8 bits of mantissa, too few for a loss that is compared with a bound.
         logits = logits.float()
@@ -187,9 +188,8 @@ def logits_of(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
             each class.
     """
     if "labels" not in inputs:
-        raise ValueError(
-            f"a batch holds {sorted(inputs)} and no 'labels'. Let `data_collator` put the integer labels there."
-        )
+        fix = "Let `data_collator` put the integer labels there."
+        raise InvalidInputError("the keys of a batch", sorted(inputs), "'labels' among them", fix)
     # Without labels the model does not compute its own loss over both halves, which nothing uses.
     logits = _logits_in(model(**{name: value for name, value in inputs.items() if name != "labels"}))
     _check_logits(model, logits, inputs["labels"])

@@ -9,12 +9,13 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..errors import InvalidInputError
 from .base import bare, unwrapped
 
 _FIX = "Prototypes need one head behind one embedding per sample; without it leave both prototype weights at 0."
 
 
-class NoEmbeddingFoundError(ValueError):
+class NoEmbeddingFoundError(InvalidInputError):
     """No classification head is found in the structure of a model, or the head's input is not a vector."""
 
 
@@ -37,21 +38,17 @@ def find_head(model: nn.Module) -> str:
     """
     num_labels = getattr(getattr(bare(model), "config", None), "num_labels", None)
     if not num_labels:
-        raise NoEmbeddingFoundError(
-            f"{type(model).__name__} has no `config.num_labels`: its classification head cannot be found. {_FIX}"
-        )
+        expected = f"the number of classes of {type(model).__name__}, by which its classification head is found"
+        raise NoEmbeddingFoundError("model.config.num_labels", num_labels, expected, _FIX)
     heads = heads_of(model, num_labels)
     if not heads:
-        raise NoEmbeddingFoundError(
-            f"no layer of {type(model).__name__} maps to its {num_labels} classes: the embedding cannot be found. "
-            f"{_FIX}"
-        )
+        expected = f"one with a layer that maps to its {num_labels} classes"
+        raise NoEmbeddingFoundError("model", type(model).__name__, expected, _FIX)
     *others, head = heads
     beside = [path for path in others if heads[path] == heads[head] and _side_by_side(path, head)]
     if beside:
-        raise NoEmbeddingFoundError(
-            f"{type(model).__name__} has several heads of {num_labels} classes side by side, {[*beside, head]}. {_FIX}"
-        )
+        expected = f"one with a single head of {num_labels} classes, not {[*beside, head]} side by side"
+        raise NoEmbeddingFoundError("model", type(model).__name__, expected, _FIX)
     return head
 
 
@@ -108,17 +105,13 @@ class Caught:
             NoEmbeddingFoundError: if the head was not called exactly once, or not on one vector for each sample.
         """
         if len(self.inputs) != 1:
-            raise NoEmbeddingFoundError(
-                f"the head {self.path!r} was called {len(self.inputs)} times in one forward, not once. {_FIX}"
-            )
+            raise NoEmbeddingFoundError(f"calls of the head {self.path!r}", len(self.inputs), "one a forward", _FIX)
         (found,) = self.inputs
         flat = found.flatten(1)
         # One vector per sample: (B, width), or (B, width, 1, 1) and the like. More is a head on every token or place.
         if sum(size > 1 for size in found.shape[1:]) > 1:
-            raise NoEmbeddingFoundError(
-                f"the head {self.path!r} takes an input of shape {tuple(found.shape)}, not one vector for each "
-                f"sample. {_FIX}"
-            )
+            name = f"the input shape of the head {self.path!r}"
+            raise NoEmbeddingFoundError(name, tuple(found.shape), "one vector for each sample", _FIX)
         return flat.float()
 
 

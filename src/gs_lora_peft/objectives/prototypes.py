@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import InvalidInputError
 from .base import GlobalMean, Objective, ObjectiveOutput, identity, unwrapped
 from .classification import bounded_cross_entropy
 from .embedding import caught_embeddings, find_head
@@ -70,7 +71,7 @@ class ClassPrototypes:
 
         Raises:
             NoEmbeddingFoundError: if the embedding cannot be found.
-            ValueError: if a process has no data.
+            InvalidInputError: if a process has no data.
         """
         own = unwrapped(model)
         path, num_labels = find_head(own), own.config.num_labels
@@ -89,7 +90,8 @@ class ClassPrototypes:
             sums.index_add_(0, labels, embeddings.to(sums.dtype))
             counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype))
         if sums is None or counts is None:
-            raise ValueError("there are no samples to take prototypes of. Use fewer processes than there are samples.")
+            expected = "one sample at least in each process, to take prototypes of"
+            raise InvalidInputError("batches", [], expected, "Use fewer processes than there are samples.")
         sums, counts = global_sum(sums), global_sum(counts)
         return cls((sums / counts.clamp(min=1)[:, None]).float(), counts.long())
 

@@ -9,18 +9,19 @@ layouts need more than that:
 - no list anywhere (`self.block1 = Block(...)`): the innermost module that holds both is the block.
 """
 
-import re
 import warnings
 from collections.abc import Iterable
 
 from torch import nn
 
+from ..errors import InvalidInputError
 from .block_search import Block, search_blocks
+from .name_patterns import compiled_pattern
 from .structure import Node, nearest_element, read_structure
 
 
-class NoFFNFoundError(ValueError):
-    """No feed-forward Linears could be found. The message says why, and what to set instead."""
+class NoFFNFoundError(InvalidInputError):
+    """No feed-forward Linears could be found: `expected` says why, and `fix` what to set instead."""
 
 
 def find_ffn_blocks(
@@ -46,7 +47,7 @@ def find_ffn_blocks(
 
     Raises:
         NoFFNFoundError: If the model has none that can be found; the message says why and what to set.
-        ValueError: If a pattern is not a regular expression, or if the two leave no block.
+        InvalidInputError: If a pattern is not a regular expression, or if the two leave no block.
 
     Warns:
         UserWarning: If part of the experts are fused into 3-D parameters, which are not among the Linears.
@@ -61,7 +62,7 @@ def find_ffn_blocks(
     nodes = read_structure(model)
     blocks = search_blocks(nodes)
     if not blocks:
-        raise NoFFNFoundError(_explain(model, nodes))
+        raise NoFFNFoundError("model", type(model).__name__, *_explain(nodes))
     _warn_of_fused_experts(model, nodes)
     found = {nodes[block.index].path: [nodes[i].path for i in block.linears] for block in blocks}
     return _select(found, block_pattern, exclude_blocks)
@@ -102,18 +103,21 @@ def find_attention_blocks(
         if block is not None:
             paths.setdefault(block, []).extend([node.path] if node.shape else [])
     if not paths:
-        raise ValueError(
-            f"No attention with Linear projections was found in {type(model).__name__}. Set `target_modules` to the "
-            f"names of the layers to adapt, or to a regular expression on full paths. Its Linear layers: "
-            f"{_linears(nodes)}."
+        raise InvalidInputError(
+            "model",
+            type(model).__name__,
+            "one with attention that has Linear projections",
+            "Set `target_modules` to the names of the layers to adapt, or to a regular expression on full paths. Its "
+            f"Linear layers: {_linears(nodes)}.",
         )
     selected = _select(paths, block_pattern, exclude_blocks)
     for block in selected:
         if block in packed:
-            raise ValueError(
-                f"'{packed[block]}' is an nn.MultiheadAttention: its q, k and v projections are one bare parameter "
-                "(`in_proj_weight`), not Linear layers, so that target_modules='attention' cannot adapt them. Use "
-                "target_modules='ffn', or leave such blocks out with `block_pattern` or `exclude_blocks`."
+            raise InvalidInputError(
+                packed[block],
+                "nn.MultiheadAttention",
+                "Linear projections, but its q, k and v are one bare parameter (`in_proj_weight`)",
+                "Use target_modules='ffn', or leave such blocks out with `block_pattern` or `exclude_blocks`.",
             )
     return selected
 
@@ -138,10 +142,8 @@ def find_blocks_of(model: nn.Module, module_paths: Iterable[str]) -> dict[str, s
     found: dict[str, str] = {}
     for path in module_paths:
         if path not in index_of:
-            raise ValueError(
-                f"{type(model).__name__} has no module '{path}'. Expected a path as in `model.named_modules()`, e.g. "
-                f"{_linears(nodes)}."
-            )
+            expected = f"paths of the {type(model).__name__} as in `model.named_modules()`, e.g. {_linears(nodes)}"
+            raise InvalidInputError("module_paths", path, expected)
         around = index_of[path]
         while around >= 0 and around not in blocks:
             around = nodes[around].parent
@@ -187,32 +189,22 @@ def _block_of_attention(nodes: list[Node], blocks: list[Block], index: int) -> s
 def _select(
     found: dict[str, list[str]], block_pattern: str | None, exclude_blocks: str | None
 ) -> dict[str, list[str]]:
-    keep = _compile(block_pattern, "block_pattern")
-    drop = _compile(exclude_blocks, "exclude_blocks")
+    keep = None if block_pattern is None else compiled_pattern(block_pattern, "block_pattern")
+    drop = None if exclude_blocks is None else compiled_pattern(exclude_blocks, "exclude_blocks")
     selected = {
         block: linears
         for block, linears in found.items()
         if (keep is None or keep.search(block)) and not (drop is not None and drop.search(block))
     }
     if not selected:
-        raise ValueError(
-            f"block_pattern={block_pattern!r} and exclude_blocks={exclude_blocks!r} leave no block. The blocks of "
-            f"this model are {_some(list(found))}; the patterns are searched in these paths."
-        )
+        name, pattern = ("exclude_blocks", exclude_blocks) if keep is None else ("block_pattern", block_pattern)
+        beside = "" if keep is None or drop is None else f", with exclude_blocks={exclude_blocks!r},"
+        raise InvalidInputError(name, pattern, f"a pattern that{beside} leaves a block out of {_some(list(found))}")
     return selected
 
 
-def _compile(pattern: str | None, name: str) -> re.Pattern[str] | None:
-    try:
-        return None if pattern is None else re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"{name}={pattern!r} is not a regular expression: {error}. Expected one that is searched in block paths, "
-            r"e.g. r'encoder\.layers\.[0-5]$'."
-        ) from error
-
-
-def _explain(model: nn.Module, nodes: list[Node]) -> str:
+def _explain(nodes: list[Node]) -> tuple[str, str]:
+    """Why no feed-forward was found, as what was expected, and what to set."""
     fused = [node.path for node in nodes if node.holds_fused_experts]
     feeding = [node for node in nodes if node.region == "ffn"]
     convolutions = [node.path for node in feeding if node.is_convolution]
@@ -227,13 +219,14 @@ def _explain(model: nn.Module, nodes: list[Node]) -> str:
         why = "no attention or similar token mixer was found in it, so that nothing tells a block from the rest"
     else:
         why = (
-            f"it mixes tokens ({_some(mixers)}), but of Linear layers of the shape d → h → d it has none whose role "
-            "could be told apart by name and shape"
+            f"it mixes tokens ({_some(mixers)}), and has no Linear layers of the shape d → h → d whose role could be "
+            "told apart by name and shape"
         )
     return (
-        f"No feed-forward Linear layers were found in {type(model).__name__}: {why}. Set `target_modules` yourself: a "
-        'list of module names, e.g. target_modules=["fc1", "fc2"], or one regular expression on full paths, e.g. '
-        rf'target_modules=r".*\.layers\.\d+\.fc[12]". Its Linear layers: {_linears(nodes)}.'
+        f"one with feed-forward Linear layers, but {why}",
+        'Set `target_modules` yourself: a list of module names, e.g. target_modules=["fc1", "fc2"], or one regular '
+        r'expression on full paths, e.g. target_modules=r".*\.layers\.\d+\.fc[12]". Its Linear layers: '
+        f"{_linears(nodes)}.",
     )
 
 

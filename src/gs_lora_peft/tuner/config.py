@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from pydantic import AfterValidator, Field, Strict
 
 from ..checking import BelowOne, Count, Number, Whole, check_fields, checked
 from ..errors import InvalidInputError
+from .name_patterns import compiled_pattern
 from .targets import STRUCTURAL_TARGETS, keyword_of, resolved
 
 GroupBy = Literal["block", "module", "matrix"]
@@ -86,24 +86,25 @@ def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
         what (`str`, *optional*, defaults to `"GS-LoRA"`): what they do not work with, for the message.
 
     Raises:
-        ValueError: naming the first option that cannot work, its value, the reason and the fix.
+        InvalidInputError: naming the first option that cannot work, its value, the reason and the fix.
     """
     for name, reason in _REFUSED.items():
         value = values.get(name)
         if value:
-            raise ValueError(f"`{name}`={value!r} does not work with {what}: {reason}. Leave `{name}` at its default.")
+            raise InvalidInputError(name, value, f"its default with {what}: {reason}", "Leave it out.")
     if values.get("bias", "none") != "none":
-        raise ValueError(
-            f"`bias`={values['bias']!r} does not work with {what}: trained biases belong to no group and would change "
-            "the model even where every group is zero. Leave `bias` at 'none'."
+        expected = (
+            f"'none' with {what}: trained biases belong to no group and would change the model even where every group "
+            "is zero"
         )
+        raise InvalidInputError("bias", values["bias"], expected, "Leave it out.")
     init = values.get("init_lora_weights", True)
     if init not in _HARMLESS_INITS:
-        raise ValueError(
-            f"`init_lora_weights`={init!r} does not work with {what}: it changes the base weights, or is not known to "
-            "leave them alone, so that base + published adapter would not be the model that was trained. Use one of "
-            f"{list(_HARMLESS_INITS)}."
+        expected = (
+            f"one of {list(_HARMLESS_INITS)} with {what}: others change the base weights, or are not known to leave "
+            "them alone, so that base + published adapter would not be the model that was trained"
         )
+        raise InvalidInputError("init_lora_weights", init, expected)
 
 
 def mapping_problem(mapping: Any) -> str | None:
@@ -121,17 +122,6 @@ def mapping_problem(mapping: Any) -> str | None:
 
 def _is_dotted(name: Any) -> bool:
     return isinstance(name, str) and all(map(str.isidentifier, name.split(".")))
-
-
-def _compiled(pattern: str, field_name: str) -> None:
-    """Fail early on an invalid regular expression."""
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            f"`{field_name}` must be a regular expression, got {pattern!r}: {error}. Escape special characters, e.g. "
-            rf"r'encoder\.layers\.[0-5]$'."
-        ) from error
 
 
 @dataclass
@@ -228,10 +218,12 @@ class GSLoraConfig(LoraConfig):
         # Before PEFT's own checks, which only warn about some of these options and drop them.
         check_plain_lora(vars(self))
         if self.task_type in HEAD_TRAINING_TASKS:
-            raise ValueError(
-                f"`task_type`={str(self.task_type)!r} makes PEFT train and save the model's head too, as if it stood "
-                "in `modules_to_save`, and its class for this type cannot be made without; a forgetting task trains "
-                "LoRA matrices only. Leave `task_type` out: the model trains, saves and loads without it."
+            raise InvalidInputError(
+                "task_type",
+                self.task_type,
+                "one for which PEFT does not train and save the model's head too, as if it stood in "
+                "`modules_to_save`: a forgetting task trains LoRA matrices only",
+                "Leave it out: the model trains, saves and loads without it.",
             )
         self._check_numbers()
         self._check_targets()
@@ -272,21 +264,21 @@ class GSLoraConfig(LoraConfig):
             pattern = getattr(self, name)
             if pattern is None:
                 continue
-            _compiled(pattern, name)
+            compiled_pattern(pattern, name)
             if not self.is_structural:
-                raise ValueError(
-                    f"`{name}`={pattern!r} works with target_modules='ffn' or 'attention' only, got "
-                    f"target_modules={self.target_modules!r}. Put the restriction into `target_modules` itself."
+                raise InvalidInputError(
+                    name,
+                    pattern,
+                    f"None with target_modules={self.target_modules!r}, as it works with 'ffn' and 'attention' only",
+                    "Put the restriction into `target_modules` itself.",
                 )
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if isinstance(value, str) and value not in STRUCTURAL_TARGETS:
-                _compiled(value, name)
+                compiled_pattern(value, name)
         if not self.target_modules:
-            raise ValueError(
-                f"`target_modules`={self.target_modules!r} names no module. Leave it at 'ffn', or list the modules to "
-                "adapt."
-            )
+            fix = "Leave it at 'ffn', or list the modules to adapt."
+            raise InvalidInputError("target_modules", self.target_modules, "one module at least", fix)
         for name in ("layers_to_transform", "layers_pattern"):
             value = getattr(self, name)
             if value is None:
@@ -297,15 +289,12 @@ class GSLoraConfig(LoraConfig):
                     if self.is_structural
                     else "Put the restriction into the regular expression itself."
                 )
-                raise ValueError(
-                    f"`{name}`={value!r} works with a list of module names only, got "
-                    f"target_modules={self.target_modules!r}. {fix}"
-                )
+                targets = f"target_modules={self.target_modules!r}"
+                expected = f"None with {targets}, as it works with a list of module names only"
+                raise InvalidInputError(name, value, expected, fix)
             if value == []:
-                raise ValueError(
-                    f"`{name}`=[] would adapt every layer, not none: PEFT reads an empty list as no restriction. "
-                    f"Leave `{name}` out, or name layers."
-                )
+                expected = "layers: PEFT reads an empty list as no restriction, and would adapt every layer"
+                raise InvalidInputError(name, value, expected, "Leave it out, or name layers.")
 
     def _check_numbers(self) -> None:
         check_fields(self)

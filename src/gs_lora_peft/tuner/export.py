@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ..errors import InvalidInputError
 from ..storage import as_path, write_bytes_atomic
 from .compiled import uncompiled
 from .config import check_plain_lora, mapping_problem
@@ -62,8 +63,8 @@ def export_lora(
         `pathlib.Path`: `out`.
 
     Raises:
-        ValueError: if the adapter does not exist, if several are active and none is named, if the folder holds no
-            readable adapter, or if the adapter is of a type, or has options, that have no plain LoRA form. Nothing
+        InvalidInputError: if the adapter does not exist, if several are active and none is named, if the folder holds
+            no readable adapter, or if the adapter is of a type, or has options, that have no plain LoRA form. Nothing
             has been written then.
     """
     out = as_path(out, "out")
@@ -114,16 +115,11 @@ def _inner(model: PeftModel) -> Any:
 def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if adapter_name is None:
         if len(model.active_adapters) != 1:
-            raise ValueError(
-                f"{len(model.active_adapters)} adapters are active ({model.active_adapters}); name the one to export "
-                "with `adapter_name`."
-            )
+            expected = f"the one to export out of the active adapters {model.active_adapters}"
+            raise InvalidInputError("adapter_name", None, expected)
         adapter_name = model.active_adapters[0]
     if adapter_name not in model.peft_config:
-        raise ValueError(
-            f"there is no adapter named {adapter_name!r}; the model has {sorted(model.peft_config)}. Give one of "
-            "these."
-        )
+        raise InvalidInputError("adapter_name", adapter_name, f"one of {sorted(model.peft_config)}")
     config = model.peft_config[adapter_name]
     values = config.to_dict()
     if not isinstance(config, LoraConfig):
@@ -141,19 +137,20 @@ def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config_path, weights_path = folder / CONFIG_NAME, folder / SAFETENSORS_WEIGHTS_NAME
     for path in (config_path, weights_path):
         if not path.is_file():
-            raise ValueError(
-                f"{str(folder)!r} is not an adapter folder: {path.name!r} is missing. Give a folder that "
-                "save_pretrained wrote (safetensors only; pickled weights are never read)."
+            raise InvalidInputError(
+                "model_or_folder",
+                str(folder),
+                f"an adapter folder, but {path.name!r} is missing",
+                "Give a folder that save_pretrained wrote (safetensors only; pickled weights are never read).",
             )
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         tensors = load_file(weights_path)
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG_NAME} is not an object")
     except (ValueError, SafetensorError) as error:
-        raise ValueError(f"the adapter in {str(folder)!r} cannot be read: {error}. Save it again.") from error
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"the adapter in {str(folder)!r} cannot be read: {CONFIG_NAME} is not an object. Save it again."
-        )
+        expected = f"an adapter that can be read ({error})"
+        raise InvalidInputError("model_or_folder", str(folder), expected, "Save it again.") from error
     return config, tensors
 
 
@@ -162,22 +159,22 @@ def _check_exportable(config: dict[str, Any], tensors: dict[str, Tensor]) -> Non
     kind = config.get("peft_type")
     kind = getattr(kind, "value", kind)
     if kind not in ("LORA", "GS_LORA"):
-        raise ValueError(
-            f"only LORA and GS_LORA adapters have a plain LoRA form, got peft_type={kind!r}. Export an adapter of one "
-            "of these types."
-        )
+        raise InvalidInputError("peft_type", kind, "LORA or GS_LORA, because others have no plain LoRA form")
     check_plain_lora(config, "the plain LoRA form")
-    if missing := [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]:
-        raise ValueError(f"{CONFIG_NAME} lacks {missing}, so that LoRA's scaling is unknown. Save the adapter again.")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(value := config.get(name), int | float):
+            expected = f"a number in {CONFIG_NAME}, because LoRA's scaling depends on it"
+            raise InvalidInputError(name, value, expected, "Save the adapter again.")
     pairs = {pair for name in tensors if (pair := _pair_of(name))}
     complete = {pair + factor for pair in pairs for factor in _FACTORS}
     is_empty = not tensors and config.get("target_modules") == DUMMY_TARGET_MODULES
     if complete != set(tensors) or not (tensors or is_empty):
         odd = sorted(complete ^ set(tensors))
-        raise ValueError(
-            "only pairs of lora_A and lora_B matrices have a plain LoRA form; this adapter has "
-            + (f"tensors that are none, or lacks their partners: {odd[:3]} ({len(odd)} in all)." if odd else "none.")
-            + " Export an adapter that was trained on Linear layers, without further trained modules."
+        raise InvalidInputError(
+            "tensors",
+            odd,
+            "pairs of lora_A and lora_B matrices, as nothing else has a plain LoRA form",
+            "Export an adapter that was trained on Linear layers, without further trained modules.",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -12,7 +12,10 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..checking import checked
+from ..errors import InvalidInputError
 from .blocks import find_blocks_of
+from .config import GroupBy
 
 GroupScale = Literal["sqrt_size", "none"]
 
@@ -54,26 +57,23 @@ class LoraGroups:
         }
         if not layers:
             known = sorted({name for m in base.modules() if isinstance(m, LoraLayer) for name in m.lora_A})
-            raise ValueError(
-                f"the model holds no LoRA matrices of an adapter named {adapter_name!r}; it has {known or 'none'}. "
-                "Wrap it with get_peft_model(model, GSLoraConfig(...)) or give one of these names."
-            )
+            expected = f"an adapter out of {known}" if known else "an adapter, and the model has none"
+            fix = "Wrap it with get_peft_model(model, GSLoraConfig(...))." if not known else ""
+            raise InvalidInputError("adapter_name", adapter_name, expected, fix)
         config = getattr(model, "peft_config", {}).get(adapter_name)
-        group_by = group_by or getattr(config, "group_by", "block")
-        if group_by not in ("block", "module", "matrix"):
-            raise ValueError(f"`group_by` must be 'block', 'module' or 'matrix', got {group_by!r}.")
+        grouping: GroupBy = checked("group_by", group_by or getattr(config, "group_by", "block"), GroupBy)
 
         self.adapter_name = adapter_name
         self._factors: list[Any] = []
         self.group_of: list[int] = []
         self._layers = layers
         self._groups_of_layer: dict[str, set[int]] = {}
-        blocks = find_blocks_of(base, list(layers)) if group_by == "block" else {}
+        blocks = find_blocks_of(base, list(layers)) if grouping == "block" else {}
         index_of: dict[str, int] = {}
         for path, layer in layers.items():
             self._groups_of_layer[path] = set()
             for kind in ("lora_A", "lora_B"):
-                group = {"block": blocks.get(path, path), "module": path, "matrix": f"{path}.{kind}"}[group_by]
+                group = {"block": blocks.get(path, path), "module": path, "matrix": f"{path}.{kind}"}[grouping]
                 index = index_of.setdefault(group, len(index_of))
                 self._factors.append(getattr(layer, kind)[adapter_name])
                 self.group_of.append(index)
@@ -85,7 +85,7 @@ class LoraGroups:
             self.sizes[index] += parameter.numel()
             self._members[index].append(position)
         # By matrix, the groups of a pair are neighbours; otherwise each group stands alone.
-        self._partner_of = [index ^ 1 if group_by == "matrix" else index for index in range(len(self.names))]
+        self._partner_of = [index ^ 1 if grouping == "matrix" else index for index in range(len(self.names))]
         self._frozen: set[int] = set()
         self._thawed_flags: dict[int, bool] = {}
         self._skipping: dict[str, tuple[list[str], list[str]]] = {}
@@ -190,10 +190,9 @@ class LoraGroups:
             ValueError: if `step` is a negative or non-finite number (a tensor is not looked at, which would take a
                 host synchronisation), or `scale` is unknown.
         """
-        if scale not in get_args(GroupScale):
-            raise ValueError(f"`scale` must be one of {list(get_args(GroupScale))}, got {scale!r}.")
+        checked("scale", scale, GroupScale)
         if not isinstance(step, Tensor) and not 0.0 <= step < math.inf:
-            raise ValueError(f"`step` must be a finite number of at least 0, got {step!r}: learning rate times α.")
+            raise InvalidInputError("step", step, "a finite number of at least 0: learning rate times α")
         norms = self.norms()
         sizes = self._sqrt_sizes if scale == "sqrt_size" else torch.ones_like(norms)
         threshold = sizes * step

@@ -17,6 +17,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import InvalidInputError
 from .blocks import find_attention_blocks, find_ffn_blocks, warn_of_fused_experts
 from .config import GSLoraConfig, check_plain_lora
 from .targets import exact_targets, resolved
@@ -55,7 +56,7 @@ class GSLoraModel(LoraModel):
 
     Raises:
         NoFFNFoundError: if the model has no feed-forward Linear to put LoRA on.
-        ValueError: if the adapter's name has a dot, a block pattern leaves no block, or a target is not Linear.
+        InvalidInputError: if the adapter's name has a dot, a block pattern leaves no block, or a target is not Linear.
     """
 
     # requires_grad as it was before the adapters were disabled; `None` while they are enabled.
@@ -65,10 +66,8 @@ class GSLoraModel(LoraModel):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         if "." in adapter_name:
-            raise ValueError(
-                f"an adapter's name becomes part of parameter names and must not contain dots, got {adapter_name!r}. "
-                f"Use {adapter_name.replace('.', '_')!r}."
-            )
+            expected = "a name without dots, because it becomes part of parameter names"
+            raise InvalidInputError("adapter_name", adapter_name, expected, f"Use {adapter_name.replace('.', '_')!r}.")
         config: Any = self.peft_config[adapter_name]
         check_plain_lora(vars(config))  # once more: PEFT sets some options after a configuration has been made
         keyword = self._resolve_targets(model, config)
@@ -84,9 +83,11 @@ class GSLoraModel(LoraModel):
             self._take_leftovers_off(model, adapter_name, config)
         if not self._paths_of(adapter_name) and not _may_adapt_nothing(config):
             # PEFT 0.20 says nothing about a second adapter
-            raise ValueError(
-                f"target_modules={config.target_modules!r} not found in the base model: no module is adapted. Check "
-                "it against the names in `model.named_modules()`."
+            raise InvalidInputError(
+                "target_modules",
+                config.target_modules,
+                "names of modules of the base model, which has none of these",
+                "Check them against the names in `model.named_modules()`.",
             )
         if absent:  # where none is there, PEFT has said so
             warnings.warn(
@@ -145,9 +146,11 @@ class GSLoraModel(LoraModel):
                 why = "nn.MultiheadAttention reads its weight without calling it, and LoRA would do nothing"
             else:
                 continue
-            raise ValueError(
-                f"target_modules={config.target_modules!r} matches {path!r} ({type(module).__name__}), which GS-LoRA "
-                f"cannot adapt: {why}. Narrow `target_modules`, or leave the module out with `exclude_modules`."
+            raise InvalidInputError(
+                "target_modules",
+                config.target_modules,
+                f"modules that GS-LoRA can adapt, unlike {path!r} ({type(module).__name__}): {why}",
+                "Narrow it, or leave the module out with `exclude_modules`.",
             )
 
     @staticmethod

@@ -9,11 +9,26 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..errors import InvalidInputError
+
 _LITERAL = r"(?:\\[^\w\s]|\\ |[^\\^$*+?{}\[\]|()\x00-\x1f])+"
 _NAMES = rf"{_LITERAL}(?:\|{_LITERAL})*"
 # What this package writes: names, several with `|` between them, perhaps anchored and in one group.
 _EXPLICIT = re.compile(rf"\^?(?:\(\?:{_NAMES}\)|{_NAMES})\$?")
 _MOST_CHOICES, _MOST_OPTIONS = 4, 2
+
+
+def compiled_pattern(pattern: Any, name: str) -> re.Pattern[str]:
+    """A regular expression, compiled.
+
+    Raises:
+        InvalidInputError: It is not one; `name` is what holds it.
+    """
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        fix = r"Escape special characters, e.g. r'encoder\.layers\.[0-5]$'."
+        raise InvalidInputError(name, pattern, f"a regular expression ({error})", fix) from error
 
 
 def names_modules(pattern: Any) -> bool:

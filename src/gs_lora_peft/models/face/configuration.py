@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from transformers import ViTConfig
+
+from ...checking import BelowOne, Count, Flag, NotNegative, NotNegativeWhole, Number, checked
+from ...errors import InvalidInputError
 
 HEAD_TYPES = ("cosface", "arcface", "sface", "softmax")
 _DERIVED_SIZES = ("patch_stride", "head_dim")
@@ -14,6 +17,8 @@ _SIZES = (
     *_DERIVED_SIZES,
 )  # fmt: skip
 _DEFAULT_MARGINS = {"cosface": 0.35, "arcface": 0.5}
+_Scale = Annotated[Number, Field(gt=0, description="a positive number")]
+_MarginAtEval = Annotated[Flag | NotNegative, Field(description="True, False or a number of at least 0")]
 
 
 class FaceTransformerConfig(ViTConfig):
@@ -55,7 +60,7 @@ class FaceTransformerConfig(ViTConfig):
         kwargs: as for [`transformers.ViTConfig`], with `qkv_bias=False` and `layer_norm_eps=1e-5` as defaults.
 
     Raises:
-        ValueError: if a value is not one of those expected, or patches do not fit the image.
+        InvalidInputError: if a value is not one of those expected, or patches do not fit the image.
 
     Example:
 
@@ -114,54 +119,41 @@ class FaceTransformerConfig(ViTConfig):
             # Sizes that follow from others may be None still.
             if value is None and name in _DERIVED_SIZES:
                 continue
-            if type(value) is not int or value < 1:
-                unit = " of pixels" if name.startswith(("image", "patch")) else ""
-                raise ValueError(f"`{name}` must be a whole number{unit}, 1 or more, got {value!r}.")
+            setattr(self, name, checked(name, value, Count))
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size`={self.hidden_size} is not a multiple of `num_attention_heads`="
-                f"{self.num_attention_heads}. Change one of them, or give `head_dim`."
-            )
-        for name in ("scale", "margin"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
-                raise ValueError(f"`{name}` must be a number, got {value!r}.")
-        if not isinstance(self.margin_at_eval, bool | int | float):
-            raise ValueError(f"`margin_at_eval` must be True, False or a number, got {self.margin_at_eval!r}.")
+            expected = f"a multiple of num_attention_heads={self.num_attention_heads}"
+            fix = "Change one of them, or give `head_dim`."
+            raise InvalidInputError("hidden_size", self.hidden_size, expected, fix)
 
     def _check_patches(self) -> None:
         size, patch, stride, padding = self.image_size, self.patch_size, self.patch_stride, self.patch_padding
-        if type(padding) is not int or padding < 0:
-            raise ValueError(f"`patch_padding` must be a whole number of pixels, got {padding!r}.")
+        checked("patch_padding", padding, NotNegativeWhole)
         fitting = size // stride
         patches = (size + 2 * padding - patch) // stride + 1
         if patches != fitting or fitting < 1:
-            raise ValueError(
-                f"`patch_size`={patch}, `patch_stride`={stride} and `patch_padding`={padding} give {max(patches, 0)} "
-                f"patches a side on images of {size} pixels; expected {fitting}, as many as strides fit. Leave "
-                "`patch_padding` out or change it."
+            raise InvalidInputError(
+                "patch_padding",
+                padding,
+                f"one that gives {fitting} patches a side, as many as strides fit, and not {max(patches, 0)} (images "
+                f"of {size} pixels, patch_size={patch}, patch_stride={stride})",
+                "Leave it out or change it.",
             )
 
     def _check_dropout(self) -> None:
         for name in ("hidden_dropout_prob", "intermediate_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a probability from 0 to below 1, got {getattr(self, name)!r}.")
+            checked(name, getattr(self, name), BelowOne)
 
     def _check_head(self) -> None:
         if self.head_type not in HEAD_TYPES:
-            raise ValueError(f"`head_type` must be one of {', '.join(HEAD_TYPES)}, got {self.head_type!r}.")
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"`scale` must be a positive number, got {self.scale!r}.")
-        if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise ValueError(f"`margin` must be 0 or a positive number, got {self.margin!r}.")
-        if not (math.isfinite(self.margin_at_eval) and self.margin_at_eval >= 0):
-            raise ValueError(f"`margin_at_eval` must be 0 or a positive number, got {self.margin_at_eval!r}.")
+            raise InvalidInputError("head_type", self.head_type, f"one of {', '.join(HEAD_TYPES)}")
+        checked("scale", self.scale, _Scale)
+        checked("margin", self.margin, NotNegative)
+        checked("margin_at_eval", self.margin_at_eval, _MarginAtEval)
         for name in ("margin", "margin_at_eval"):
             value = getattr(self, name)
             if self.head_type not in _DEFAULT_MARGINS and not isinstance(value, bool) and value > 0:
-                raise ValueError(
-                    f"a head of type {self.head_type!r} has no margin, got `{name}`={value}. Leave it out."
-                )
+                expected = f"0, because a head of type {self.head_type!r} has no margin"
+                raise InvalidInputError(name, value, expected, "Leave it out.")
 
     @property
     def evaluation_margin(self) -> float:

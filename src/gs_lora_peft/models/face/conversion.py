@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import InvalidInputError
 from ...storage import StrPath, as_path, staged_folder
 from .configuration import FaceTransformerConfig
 from .modeling import FaceTransformerForRecognition
@@ -95,8 +96,8 @@ def convert_face_checkpoint(
         `pathlib.Path`: `out`.
 
     Raises:
-        ValueError: if the file is something else (the message names the first key that is wrong), if a setting does
-            not fit it, or if `out` holds files. Nothing is written then.
+        InvalidInputError: if the file is something else (the error names the first key that is wrong), if a setting
+            does not fit it, or if `out` holds files. Nothing is written then.
         OSError: if the file cannot be read or the folder not be written.
 
     Example:
@@ -109,7 +110,7 @@ def convert_face_checkpoint(
     """
     path, out = as_path(path, "path"), as_path(out, "out")
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"'{out}' exists already; expected a free path or an empty folder. Choose another.")
+        raise InvalidInputError("out", str(out), "a free path or an empty folder", "Choose another.")
     state = _read(path)
     _check_keys(state, path)
     settings = {"patch_padding": patch_padding, **_shape_settings(state, path, image_size, num_attention_heads)}
@@ -131,35 +132,38 @@ def _read(path: StrPath) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
         # Half a file, text, pickles of anything but tensors: a damaged file can make torch raise anything.
         except Exception as error:
-            raise ValueError(
-                f"'{path}' cannot be read as plain tensors ({type(error).__name__}); expected a file that "
-                "`torch.save(model.state_dict(), …)` wrote. No code in a file is executed: save the state dict alone."
+            raise InvalidInputError(
+                "path",
+                str(path),
+                f"plain tensors, as `torch.save(model.state_dict(), …)` writes them ({type(error).__name__})",
+                "Save the state dict alone: no code in a file is executed.",
             ) from error
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"'{path}' holds a {type(content).__name__}; expected a state dict of ViT_face or ViTs_face.")
+        expected = "a state dict of ViT_face or ViTs_face"
+        raise InvalidInputError(f"content of {path}", type(content).__name__, expected)
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise _wrong(path, key, f"holds a {type(value).__name__}, expected a tensor")
+            raise _wrong(path, key, type(value).__name__, "a tensor")
     # nn.DataParallel, which that code trains with on several GPUs.
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): value for key, value in content.items()}
 
 
 def _check_keys(state: Mapping[str, Tensor], path: StrPath) -> None:
-    """Raises ValueError at the first key that is none of the layout's, has no such tensor there, or is missing."""
+    """Raises InvalidInputError at the first key that the layout does not have, has otherwise, or that is missing."""
     for key, tensor in state.items():
         layer = _LAYER.fullmatch(key)
         inner = layer is not None and (layer[2] in _INNER or layer[2] == _QKV or _FACTOR.fullmatch(layer[2]))
         if not (inner or key in _OUTER or key in _BIAS):
-            raise _wrong(path, key, "is none of theirs")
+            raise _wrong(path, key, tuple(tensor.shape), "no tensor of that name")
         is_vector = key.endswith("bias") or ".norm." in key or key.startswith("mlp_head.")
         dimensions = 3 if key in ("pos_embedding", "cls_token") else 1 if is_vector else 2
         if tensor.ndim != dimensions:
-            raise _wrong(path, key, f"has the shape {tuple(tensor.shape)}, expected {dimensions} dimension(s)")
+            raise _wrong(path, key, tuple(tensor.shape), f"a shape of {dimensions} dimension(s)")
     inside = (f"transformer.layers.{i}.{name}" for i in range(max(_depth(state), 1)) for name in [*_INNER, _QKV])
     for key in [*_OUTER, *inside]:
         if key not in state:
-            raise _wrong(path, key, "is missing")
+            raise _wrong(path, key, None, "a tensor")
 
 
 def _depth(state: Mapping[str, Tensor]) -> int:
@@ -175,22 +179,28 @@ def _shape_settings(
     width = state["cls_token"].shape[-1]
     inner = state[first + _QKV].shape[0] // 3
     if num_attention_heads < 1 or inner % num_attention_heads:
-        raise ValueError(
-            f"`num_attention_heads`={num_attention_heads} does not divide the width of attention, which is {inner} in "
-            f"'{path}'. Give the number of heads it was trained with."
+        raise InvalidInputError(
+            "num_attention_heads",
+            num_attention_heads,
+            f"a divisor of {inner}, the width of attention in '{path}'",
+            "Give the number of heads it was trained with.",
         )
-    columns, positions = state["patch_to_embedding.weight"].shape[1], state["pos_embedding"].shape[1]
+    projection, position = state["patch_to_embedding.weight"], state["pos_embedding"]
+    columns, positions = projection.shape[1], position.shape[1]
     patch, grid = math.isqrt(columns // _CHANNELS), math.isqrt(max(positions - 1, 0))
     if patch < 1 or _CHANNELS * patch**2 != columns:
-        raise _wrong(path, "patch_to_embedding.weight", f"has {columns} columns, expected 3·p² for patches of p×p")
+        expected = "3·p² columns for patches of p×p"
+        raise _wrong(path, "patch_to_embedding.weight", tuple(projection.shape), expected)
     if grid < 1 or grid**2 + 1 != positions:
-        raise _wrong(path, "pos_embedding", f"has {positions} positions, expected n² + 1 for n×n patches")
+        raise _wrong(path, "pos_embedding", tuple(position.shape), "n² + 1 positions for n×n patches")
     if image_size is None:
         image_size = grid * (_OVERLAPPING_STRIDE if patch == _OVERLAPPING_PATCH else patch)
     if image_size < 1 or image_size % grid:
-        raise ValueError(
-            f"`image_size`={image_size} is not a multiple of the {grid} patches a side that '{path}' has. Give the "
-            "size of the images it was trained on, in pixels."
+        raise InvalidInputError(
+            "image_size",
+            image_size,
+            f"a multiple of the {grid} patches a side that '{path}' has",
+            "Give the size of the images it was trained on, in pixels.",
         )
     return {
         "image_size": image_size,
@@ -216,16 +226,14 @@ def _head_settings(
     if head_type is None:
         head_type = "softmax" if has_bias else "cosface"
     if (head_type == "softmax") != has_bias:
-        raise ValueError(
-            f"`head_type`={head_type!r} does not fit '{path}', whose head has {'a' if has_bias else 'no'} bias "
-            "('loss.bias'). Leave `head_type` out, or choose another."
-        )
+        expected = f"one that fits '{path}', whose head has {'a' if has_bias else 'no'} bias ('loss.bias')"
+        raise InvalidInputError("head_type", head_type, expected, "Leave it out, or choose another.")
     people = state["loss.weight"].shape[0]
     if label_names is not None and len(label_names) != people:
-        raise ValueError(f"`label_names` has {len(label_names)} names; expected one for each of {people} people.")
+        raise InvalidInputError("label_names", f"{len(label_names)} names", f"one for each of {people} people")
     if label_names is not None and len(set(label_names)) != people:
         twice = next(name for name in label_names if list(label_names).count(name) > 1)
-        raise ValueError(f"`label_names` has {twice!r} twice; expected another name for each person.")
+        raise InvalidInputError("label_names", f"{twice!r} twice", "another name for each person")
     names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(people)]
     return {
         "head_type": head_type,
@@ -237,15 +245,13 @@ def _head_settings(
 
 
 def _load(model: FaceTransformerForRecognition, state: Mapping[str, Tensor], path: StrPath) -> None:
-    """Copies the tensors into the model; ValueError at the first one of another shape."""
+    """Copies the tensors into the model; InvalidInputError at the first one of another shape."""
     targets = model.state_dict()
     with torch.no_grad():
         for key, tensor in state.items():
             for name, part in _parts(key, tensor, model.config):
                 if part.shape != targets[name].shape:
-                    raise _wrong(
-                        path, key, f"has the shape {tuple(tensor.shape)}, which does not fit the other tensors"
-                    )
+                    raise _wrong(path, key, tuple(tensor.shape), "a shape that fits the other tensors")
                 targets[name].copy_(part)
 
 
@@ -272,8 +278,7 @@ def _as_convolution(weight: Tensor, config: FaceTransformerConfig) -> Tensor:
     )  # ViTs_face: channels, rows, columns, as `nn.Unfold` has them
 
 
-def _wrong(path: StrPath, key: Any, why: str) -> ValueError:
-    return ValueError(
-        f"'{path}' is not a ViT_face or ViTs_face of the papers' code: its key {key!r} {why}. Expected the state dict "
-        "of such a model, with its head ('loss.weight')."
-    )
+def _wrong(path: StrPath, key: Any, value: Any, expected: str) -> InvalidInputError:
+    """The error for a key that holds something else: a tensor of this shape, an object of this type, or nothing."""
+    fix = "Give the state dict of a ViT_face or ViTs_face of the papers' code, with its head ('loss.weight')."
+    return InvalidInputError(f"key {key!r} of {path}", value, expected, fix)

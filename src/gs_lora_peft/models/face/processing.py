@@ -10,6 +10,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
+from ...errors import InvalidInputError
 from ...images import is_scaled, to_image
 
 # ITU-R BT.601, as Pillow turns RGB into grey.
@@ -94,10 +95,10 @@ class FaceImageProcessor(PilBackend):
             image_size (`int`, *optional*, defaults to 112): height and width, in pixels.
 
         Raises:
-            ValueError: if the kind is another one.
+            InvalidInputError: if the kind is another one.
         """
         if pixels not in PIXEL_KINDS:
-            raise ValueError(f"`pixels` must be one of {', '.join(PIXEL_KINDS)}, got {pixels!r}.")
+            raise InvalidInputError("pixels", pixels, f"one of {', '.join(PIXEL_KINDS)}")
         return cls(size={"height": image_size, "width": image_size}, **PIXEL_KINDS[pixels])
 
     def process_image(

@@ -17,6 +17,7 @@ from transformers.loss.loss_deformable_detr import (
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, HungarianMatcher, ImageLoss
 from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss, RTDetrLoss
 
+from ...errors import InvalidInputError
 from ..classification import log_odds_against
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -59,18 +60,20 @@ class DetectionCriterion:
         model (`transformers.PreTrainedModel`): the bare detector.
 
     Raises:
-        ValueError: if its loss function is not that of DETR, Conditional, Deformable or DAB-DETR, RT-DETR, RT-DETRv2,
-            D-FINE or YOLOS.
+        InvalidInputError: if its loss function is not that of DETR, Conditional, Deformable or DAB-DETR, RT-DETR,
+            RT-DETRv2, D-FINE or YOLOS.
     """
 
     def __init__(self, model: nn.Module):
         build = _CRITERIA.get(getattr(model, "loss_function", None))
         if build is None:
             name = getattr(getattr(model, "loss_function", None), "__name__", None)
-            raise ValueError(
-                f"{type(model).__name__} computes its loss by {name!r}, which cannot be split into a retain and a "
-                f"forget loss. Known are {sorted(function.__name__ for function in _CRITERIA)}; for any other, give "
-                "`GSLoraTrainer` an `objective` of your own."
+            known = sorted(function.__name__ for function in _CRITERIA)
+            raise InvalidInputError(
+                f"the loss function of {type(model).__name__}",
+                name,
+                f"one of {known}, which can be split into a retain and a forget loss",
+                "For any other, give `GSLoraTrainer` an `objective` of your own.",
             )
         config: Any = model.config
         self.criterion, (self.class_weight, self.l1_weight, self.giou_weight) = build(config)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...errors import InvalidInputError
+
 _HEADS = {"class_embed", "class_labels_classifier"}
 
 
@@ -19,7 +21,7 @@ class HeadRecorder:
         model (`torch.nn.Module`): the bare detector.
 
     Raises:
-        ValueError: if there is no classification head of a known name.
+        InvalidInputError: if there is no classification head of a known name.
     """
 
     def __init__(self, model: nn.Module):
@@ -29,10 +31,8 @@ class HeadRecorder:
             if isinstance(module, nn.Linear) and _HEADS & set(path.split(".")) and "lora_" not in path
         ]
         if not self.linears:
-            raise ValueError(
-                f"{type(model).__name__} has no classification head called one of {sorted(_HEADS)}, whose rows would "
-                "be the prototypes. Set the prototype weights to 0."
-            )
+            expected = f"one with a classification head called one of {sorted(_HEADS)}, whose rows are the prototypes"
+            raise InvalidInputError("model", type(model).__name__, expected, "Set the prototype weights to 0.")
 
     @contextmanager
     def recording(self) -> Iterator[dict[str, Any]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ...checking import NotNegative, checked
 from ..base import GlobalMean, Objective, ObjectiveOutput, bare, identity
 from ..classification import ForgetLoss
 from ..prototypes import ClassPrototypes, PrototypeDistance, embedding_distances
@@ -112,8 +112,7 @@ class DetectionObjective(Objective):
             ("background", background, Background),
             ("prototype_distance", prototype_distance, PrototypeDistance),
         ):
-            if value not in get_args(allowed):
-                raise ValueError(f"`{name}` must be one of {list(get_args(allowed))}, got {value!r}.")
+            checked(name, value, allowed)
         numbers = {
             "forget_weight": forget_weight,
             "forget_class_weight": forget_class_weight,
@@ -123,8 +122,7 @@ class DetectionObjective(Objective):
             "forget_bound": 15.0 if forget_bound == "auto" else forget_bound,
         }
         for name, number in numbers.items():
-            if isinstance(number, str) or not math.isfinite(number) or number < 0:
-                raise ValueError(f"`{name}` must be a finite number of at least 0, got {number!r}.")
+            checked(name, number, NotNegative)
         self.forget_weight = forget_weight
         self.forget_bound = float(numbers["forget_bound"])
         self.kind = kind

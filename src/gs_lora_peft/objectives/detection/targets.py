@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import InvalidInputError
 from .criterion import Matched, Pairs
 
 Target = dict[str, Tensor]
+_MADE = "A detector's image processor makes them: processor(images=…, annotations=…)['labels']."
 
 
 @dataclass
@@ -54,29 +56,28 @@ def read_targets(inputs: dict[str, Any], num_labels: int, training: bool) -> Tar
         training (`bool`): whether the batch is a joint one of two halves; else everything counts as to keep.
 
     Raises:
-        ValueError: if the labels are missing, of another form, or name a category that the head does not have.
+        InvalidInputError: if the labels are missing, of another form, or name a category that the head does not have.
     """
     labels, images = inputs.get("labels"), len(inputs.get("pixel_values", ()))
     if not isinstance(labels, Sequence) or not all(isinstance(label, Mapping) for label in labels):
-        raise ValueError(
-            f"a batch for a detector needs `labels`, a list of one dict for each image, got {type(labels).__name__}. "
-            "Its image processor makes them from COCO annotations: processor(images=…, annotations=…)['labels']."
-        )
+        raise InvalidInputError("labels", type(labels).__name__, "a list of one dict for each image", _MADE)
     if len(labels) != images or (training and images % 2):
-        raise ValueError(
-            f"a joint batch must hold as many images to keep as to forget, each with its labels, got {images} images "
-            f"and labels for {len(labels)}. The collator must neither drop nor add any."
-            if training
-            else f"got {images} images and labels for {len(labels)}; each image needs its own."
+        raise InvalidInputError(
+            "a joint batch" if training else "a batch",
+            f"{images} images and labels for {len(labels)}",
+            "labels for each image" + (", and as many images to keep as to forget" if training else ""),
+            "The collator must neither drop nor add any.",
         )
     names = ("class_labels", "boxes", "forget") if training else ("class_labels", "boxes")
     for position, label in enumerate(labels):
         _check_label(label, names, position)
     ids = torch.cat([label["class_labels"] for label in labels])
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= num_labels):
-        raise ValueError(
-            f"`class_labels` must lie in [0, {num_labels}) for this head, got {int(ids.min())} to {int(ids.max())}. "
-            "Renumber the categories, or build the model with `num_labels` to fit."
+        raise InvalidInputError(
+            "class_labels",
+            f"{int(ids.min())} to {int(ids.max())}",
+            f"ids in [0, {num_labels}), because the head has {num_labels} categories",
+            "Renumber the categories, or build the model with `num_labels` to fit.",
         )
     sizes = [len(label["class_labels"]) for label in labels]
     flat = torch.cat([label["forget"] for label in labels]).cpu() if training else torch.zeros(sum(sizes)).bool()
@@ -87,24 +88,26 @@ def read_targets(inputs: dict[str, Any], num_labels: int, training: bool) -> Tar
 def _check_label(label: Mapping[str, Tensor], names: Sequence[str], position: int) -> None:
     missing = [name for name in names if name not in label]
     if missing:
-        raise ValueError(
-            f"the labels of image {position} of the batch hold {sorted(label)} and no {missing[0]!r}. "
-            + (
-                "`forget` is a mask over its annotations: torch.isin(class_labels, ids of the categories to forget)."
-                if missing[0] == "forget"
-                else "A detector's image processor makes them from COCO annotations."
-            )
+        mask = "It is a mask over the annotations: torch.isin(class_labels, ids of the categories to forget)."
+        raise InvalidInputError(
+            f"the labels of image {position} of the batch",
+            sorted(label),
+            f"{missing[0]!r} among them",
+            mask if missing[0] == "forget" else _MADE,
         )
     count = len(label["class_labels"])
     shapes = {"class_labels": (count,), "boxes": (count, 4), "forget": (count,)}
     for name in names:
         if tuple(label[name].shape) != shapes[name]:
-            raise ValueError(
-                f"`{name}` of image {position} of the batch must have the shape {shapes[name]}, got "
-                f"{tuple(label[name].shape)}. Boxes are (cx, cy, w, h) relative to the image, one for each class id."
+            raise InvalidInputError(
+                f"the shape of {name} of image {position} of the batch",
+                tuple(label[name].shape),
+                f"{shapes[name]}",
+                "Boxes are (cx, cy, w, h) relative to the image, one for each class id.",
             )
     if "forget" in names and label["forget"].dtype != torch.bool:
-        raise ValueError(f"`forget` of image {position} of the batch must be bool, got {label['forget'].dtype}.")
+        found = label["forget"].dtype
+        raise InvalidInputError(f"the dtype of forget of image {position} of the batch", found, "torch.bool")
 
 
 def select(logits: Tensor, boxes: Tensor, pairs: Pairs, targets: Targets, forget: bool) -> Matched:
