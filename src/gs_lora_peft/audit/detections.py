@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..checking import Count, Number, checked
 from ..data.boxes import Annotations, read_annotations
 from ..data.rows import NamedRows, picture_cell, where
 from ..drawing import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
+from ..errors import InvalidInputError
 from ..images import to_image
 from ..sequence import ForgettingLedger, load_forgotten
 from ..storage import StrPath, as_path, write_bytes_atomic
 from .pictures import private_folder
 
 Found = list[dict[str, Tensor]]
+_Confidence = Annotated[Number, Field(ge=0, le=1, description="a number in [0, 1]")]
 
 
 def draw_detections(
@@ -66,16 +70,12 @@ def draw_detections(
         OSError: if the file could not be written.
     """
     folder = as_path(folder, "folder")
-    if not 0 <= threshold <= 1 or most_images < 1:
-        raise ValueError(
-            f"`threshold` is {threshold!r} and `most_images` {most_images!r}; expected a number in [0, 1] and one "
-            "image at least."
-        )
+    checked("threshold", threshold, _Confidence)
+    checked("most_images", most_images, Count)
     if image_column not in dataset.column_names:
-        raise ValueError(
-            f"the data set has the columns {dataset.column_names} and no {image_column!r}. Give the column of the "
-            "images as image_column."
-        )
+        expected = f"one of the columns {dataset.column_names}"
+        fix = f"There is no {image_column!r}: name the column of the images."
+        raise InvalidInputError("image_column", image_column, expected, fix)
     forgotten = ForgettingLedger.load(folder).forgotten_classes
     rows = rows_to_show(read_annotations(dataset, objects_column), forgotten, most_images)
     images = [
@@ -107,9 +107,8 @@ def rows_to_show(annotations: Annotations, forgotten: Sequence[int], most: int) 
     gone = np.isin(annotations.categories, list(forgotten))
     with_gone, with_kept = np.unique(annotations.rows[gone]), np.unique(annotations.rows[~gone])
     if not with_gone.size:
-        raise ValueError(
-            "no image has an object of a category that was forgotten; expected one at least. Give the test data."
-        )
+        expected = "at least one image with an object of a forgotten category"
+        raise InvalidInputError("dataset", "without forgotten categories", expected, "Pass the test data.")
     mixed, alone = np.intersect1d(with_gone, with_kept), np.setdiff1d(with_gone, with_kept)
     chosen = _spread(mixed, most)
     return sorted([*chosen, *_spread(alone, most - len(chosen))])

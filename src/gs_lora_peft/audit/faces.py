@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from ..data.alignment import check_names
 from ..data.classes import label_names
 from ..data.rows import NamedRows
+from ..errors import InvalidInputError
 from ..metrics import continual_forgetting_scores, verification_by_role
 from ..models import FaceTransformerForRecognition
 from ..sequence import ForgettingLedger, LedgerError
@@ -65,11 +66,10 @@ def face_answers(
         ValueError: if the model is not a face model, or there are no rows.
     """
     if not isinstance(model, FaceTransformerForRecognition):
-        raise ValueError(
-            f"the model is a {type(model).__name__}; expected a FaceTransformerForRecognition, without adapters."
-        )
+        expected = "a FaceTransformerForRecognition, without adapters"
+        raise InvalidInputError("model", type(model).__name__, expected, "Pass the bare face model.")
     if len(dataset) == 0:
-        raise ValueError("the data set has no rows; expected labelled images. Give a split that has some.")
+        raise InvalidInputError("dataset", "no rows", "at least one labelled image", "Pass a split that has some.")
     model.eval()
     directions = F.normalize(model.classifier.weight.float())
     parts: list[tuple[torch.Tensor, ...]] = []

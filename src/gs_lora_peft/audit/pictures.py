@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.rows import NamedRows, picture_cell, where
 from ..drawing import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
+from ..errors import InvalidInputError
 from ..images import to_image
 from ..storage import StrPath, as_path, refuse_links, write_bytes_atomic
 from .faces import FaceAnswers, FaceAudit
@@ -22,7 +23,7 @@ _SHAPES = "o^sDvP*X"
 
 
 def private_folder(folder: StrPath) -> Path:
-    """Makes `private_pictures` in a folder: for its owner alone, on the machine too. ValueError if it is a link."""
+    """Makes `private_pictures` in a folder, for its owner alone; InvalidInputError if it is a link."""
     folder = as_path(folder, "folder")
     refuse_links(folder, [PICTURES_FOLDER])
     place = folder / PICTURES_FOLDER
@@ -72,12 +73,10 @@ def draw_face_pictures(
     """
     folder = as_path(folder, "folder")
     if method not in ("tsne", "pca"):
-        raise ValueError(f"`method` must be 'tsne' or 'pca', got {method!r}.")
+        raise InvalidInputError("method", method, "'tsne' or 'pca'")
     if len(dataset) != len(audit.answers[0].labels):
-        raise ValueError(
-            f"the data set has {len(dataset)} rows and the audit {len(audit.answers[0].labels)}; expected the data "
-            "set that was audited."
-        )
+        expected = f"the {len(audit.answers[0].labels)} rows of the data set that was audited"
+        raise InvalidInputError("dataset", f"{len(dataset)} rows", expected, "Pass the data set of the audit.")
     rows = _people_to_show(audit)
     named = NamedRows(dataset)
     images = {row: _image(named[int(row)], image_column) for of_role in rows for row in of_role}
@@ -114,7 +113,8 @@ def _typical_rows(answers: FaceAnswers, people: Sequence[int]) -> list[int]:
 
 def _image(row: Any, column: str) -> np.ndarray:
     if column not in row:
-        raise ValueError(f"a row has {sorted(row)} and no {column!r}. Give the column of the images as image_column.")
+        fix = f"There is no {column!r}: name the column of the images."
+        raise InvalidInputError("image_column", column, f"one of the columns {sorted(row)}", fix)
     return np.asarray(to_image(picture_cell(row, column), name=where(row, column)))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..checking import check_fields
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, located
 from ..storage import as_path
 from .ending import say_last
 
@@ -228,7 +228,7 @@ def missing_classes(script: Any) -> list[str]:
     try:
         return parse_classes(script.missing)
     except ValueError as error:
-        raise ValueError(f"--missing: {error}") from None
+        raise located(error, "--missing") from None
 
 
 def _set_defaults_from_file(parser: Any, argv: Sequence[str]) -> None:

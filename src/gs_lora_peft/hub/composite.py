@@ -16,6 +16,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checking import Count, checked
 from ..sequence import ForgettingLedger, LedgerError
 from ..sequence.adapters import TaskAdapter, read_adapters, vouched_adapter
 from ..storage import StrPath, as_path, write_bytes_atomic
@@ -93,9 +94,8 @@ def write_composite(
 
 
 def check_max_rank(max_rank: int | None) -> None:
-    """Raises ValueError if `max_rank` is not a valid limit for a rank."""
-    if max_rank is not None and (type(max_rank) is not int or max_rank < 1):
-        raise ValueError(f"`max_rank` is {max_rank!r}; expected a number from 1, or None for no limit. Correct it.")
+    """Raises InvalidInputError if `max_rank` is neither a whole number from 1 up nor `None`."""
+    checked("max_rank", max_rank, Count | None, fix="Leave it out to have no limit.")
 
 
 def summed_pair(adapters: Sequence[TaskAdapter], path: str) -> Pair | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..errors import InvalidInputError
 from ..sequence import ForgettingLedger
 from ..sequence.placing import check_free
 from ..sequence.remarks import warn_where_it_goes
@@ -53,7 +54,8 @@ def export_forgotten(
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     if not ledger.select(tasks):
-        raise ValueError(f"no task of the run in '{folder}' is exported: {why_none(ledger.tasks, tasks)}")
+        fix = f"Nothing is exported: {why_none(ledger.tasks, tasks)}"
+        raise InvalidInputError("tasks", tasks, f"at least one task in effect of the run in '{folder}'", fix)
     warn_where_it_goes(ledger, tasks)
     with staged_folder(out) as staged:
         return write_composite(ledger, staged, tasks=tasks, max_rank=max_rank)

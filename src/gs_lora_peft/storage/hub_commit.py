@@ -13,7 +13,8 @@ from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from .hub_calls import call_hub, checked_repo_id, status_of
+from ..errors import InvalidInputError
+from .hub_calls import HubRefusalError, call_hub, checked_repo_id, status_of
 from .reading import StrPath, sha256_of
 
 PUBLISHED_SUFFIXES = (".safetensors", ".json", ".md", ".png")
@@ -63,18 +64,21 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
             exists has to be.
 
     Raises:
-        ValueError: if the name cannot be one, the token does not allow it, or the repository is public and should not
-            be. Nothing was changed then.
+        InvalidInputError: If the name is malformed, or the repository is public and should not be. Nothing is
+            changed then.
+        HubRefusalError: If the token does not allow it. Nothing is changed then.
     """
     checked_repo_id(repo_id)
     if revision == "":  # would be taken for the list of all revisions
-        raise ValueError("revision is ''; expected the name of a branch, or None for the main one. Name it.")
+        raise InvalidInputError("revision", "", "the name of a branch, or None for the main one", "Name it.")
     full_id = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id).repo_id
     info = call_hub(lambda: api.repo_info(full_id), full_id)
     if private and not info.private:
-        raise ValueError(
-            f"the repository {full_id!r} exists and is public. Make it private, choose another one, or ask for a "
-            "public one (private=False) if everybody may read what is published."
+        raise InvalidInputError(
+            "repo_id",
+            full_id,
+            "a private repository; this one is public",
+            "Make it private, choose another one, or pass private=False if everybody may read what is published.",
         )
 
     def branch() -> str | None:
@@ -135,16 +139,20 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
         `str`: address of the commit.
 
     Raises:
-        ValueError: if the folder holds something that must not leave the machine, the token does not allow it, or
-            another commit came in the meantime. The repository is as it was then.
-        ConnectionError: if the Hub is away, or busy for too long.
-        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
+        InvalidInputError: If the folder holds something that must not leave the machine, or the repository has a
+            `.gitignore`. The repository is as it was then.
+        HubRefusalError: If the token does not allow it, or another commit came in the meantime. The repository is as
+            it was then.
+        HubUnreachableError: If the Hub is away, or busy for too long.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses for another reason.
     """
     names = publishable_files(folder)
     if ".gitignore" in head.files:
-        raise ValueError(
-            f"the repository {head.repo_id!r} has a '.gitignore', by which the Hub may leave out files without a "
-            "word; expected none. Delete it there, or choose another repository."
+        raise InvalidInputError(
+            "repo_id",
+            head.repo_id,
+            "a repository without a '.gitignore', which makes the Hub leave out files silently",
+            "Delete that file there, or choose another repository.",
         )
     removed = [path for path in removed if path in head.files]
 
@@ -177,9 +185,12 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
             return f"{api.endpoint}/{head.repo_id}/commit/{sha}"
         if sha == head.sha:
             raise
-        raise ValueError(
-            f"another commit to {head.repo_id!r} came in the meantime, so that nothing was sent. Look at what "
-            "is there now, and push again."
+        raise HubRefusalError(
+            "repo_id",
+            head.repo_id,
+            f"a repository that is still at commit {str(head.sha)[:8]}; another commit came in the meantime",
+            "Nothing was sent. Look at what is there now, and push again.",
+            status_of(error),
         ) from error
 
 
@@ -187,7 +198,7 @@ def publishable_files(folder: StrPath) -> list[str]:
     """All files below a folder by their relative path, sorted.
 
     Raises:
-        ValueError: one of them is a link, or of a kind that must not leave the machine.
+        InvalidInputError: If one of them is a link, or of a kind that must not leave the machine.
     """
     names = []
     for parent, folders, files in os.walk(folder):
@@ -195,9 +206,11 @@ def publishable_files(folder: StrPath) -> list[str]:
             path = Path(parent, name)
             relative = path.relative_to(folder).as_posix()
             if path.is_symlink() or name.startswith(".") or (name in files and path.suffix not in PUBLISHED_SUFFIXES):
-                raise ValueError(
-                    f"{relative!r} is not published; expected regular files that end with "
-                    f"{', '.join(PUBLISHED_SUFFIXES)}. Take it out of '{folder}'."
+                raise InvalidInputError(
+                    "file to publish",
+                    relative,
+                    f"a regular file that ends with {', '.join(PUBLISHED_SUFFIXES)}",
+                    f"Take it out of '{folder}'.",
                 )
             if name in files:
                 names.append(relative)
