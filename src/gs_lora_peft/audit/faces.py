@@ -19,11 +19,12 @@ from ..data.rows import NamedRows
 from ..errors import InvalidInputError
 from ..metrics import continual_forgetting_scores, verification_by_role
 from ..models import FaceTransformerForRecognition
-from ..sequence import ForgettingLedger, LedgerError
+from ..sequence import ForgettingLedger
 from ..sequence.adapters import check_adapters, read_adapters
 from ..sequence.fingerprint import model_identity
 from ..sequence.loading import check_bare
 from ..sequence.merging import merge_adapters
+from ..sequence.plain import InvalidLedgerError
 from ..sequence.remote import sequence_folder
 
 
@@ -196,8 +197,9 @@ def audit_faces(
     ledger = ForgettingLedger.load(folder)
     entries = ledger.active_tasks
     if not entries or any(entry.classes is None for entry in entries):
-        why = "has no task in effect" if not entries else "withholds who was forgotten"
-        raise LedgerError(f"the ledger in '{folder}' {why}; expected tasks and their people. Use the original folder.")
+        found = "none in effect" if not entries else "withheld people"
+        expected = "at least one task in effect, with the people that it forgot"
+        raise InvalidLedgerError(f"tasks of the ledger in '{folder}'", found, expected, "Use the original folder.")
     adapters = read_adapters(ledger, None)
     ledger.check_base(model_identity(base_model))
     check_adapters(base_model, adapters)

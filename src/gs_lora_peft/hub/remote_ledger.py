@@ -9,7 +9,8 @@ from huggingface_hub import HfApi
 from ..errors import InvalidInputError
 from ..sequence import ForgettingLedger, LedgerError
 from ..sequence.history import history_problem, is_withheld
-from ..sequence.ledger import LEDGER_NAME
+from ..sequence.layout import KEY_NAME, LEDGER_NAME
+from ..sequence.plain import InvalidLedgerError
 from ..sequence.remote import fetch_ledger
 from ..storage.hub_commit import RemoteHead, versions_of
 
@@ -47,10 +48,13 @@ def check_continues(published: ForgettingLedger, own: ForgettingLedger, repo_id:
         LedgerError: If the Hub holds something newer or something else.
     """
     if problem := history_problem(published, own):
-        raise LedgerError(
-            f"the run in '{own.folder}' does not continue the one published in {repo_id!r}: {problem}. Nothing was "
-            f"sent. If more has been published, fetch that first (ContinualForgetter.from_hub({repo_id!r}, ...)) "
-            "and carry out there what is missing; or choose another repository."
+        raise InvalidLedgerError(
+            "folder",
+            str(own.folder),
+            f"a run that continues the one published in {repo_id!r}",
+            f"This one does not: {problem}. Nothing was sent. If more has been published, fetch that first "
+            f"(ContinualForgetter.from_hub({repo_id!r}, ...)) and carry out there what is missing; or choose another "
+            "repository.",
         )
 
 
@@ -63,11 +67,11 @@ def check_withholding(published: ForgettingLedger, staged: ForgettingLedger, rep
     if not is_withheld(staged):
         return
     for entry, new in zip(published.tasks, staged.tasks, strict=False):
-        if entry.request.get("digest") != new.request.get("digest"):
-            raise LedgerError(
-                f"the digest of {entry.name} published in {repo_id!r} was made with another key than the one in "
-                "'withheld.key'. Restore that key, or choose another repository."
-            )
+        before, now = entry.request.get("digest"), new.request.get("digest")
+        if before != now:
+            expected = f"{before}, which is published in {repo_id!r}"
+            fix = f"'{KEY_NAME}' is another key than the one at that time: restore that, or choose another repository."
+            raise InvalidLedgerError(f"digest of {entry.name}", now, expected, fix)
 
 
 def check_history(api: HfApi, head: RemoteHead) -> None:
@@ -83,10 +87,8 @@ def check_history(api: HfApi, head: RemoteHead) -> None:
         except LedgerError:  # of a newer schema, or damaged: it may name them
             names = True
         if names:
-            raise LedgerError(
-                f"the history of {head.repo_id!r} names the classes (commit {sha[:8]}), and would go on doing so. To "
-                "withhold them, delete that repository, or choose another one."
-            )
+            fix = f"Commit {sha[:8]} names them, and stays. Delete that repository, or choose another one."
+            raise InvalidLedgerError("repo_id", head.repo_id, "a repository whose history names no class", fix)
 
 
 def stale_files(head: RemoteHead, staged: list[str]) -> list[str]:
