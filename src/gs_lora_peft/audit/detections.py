@@ -1,4 +1,4 @@
-"""What a detector finds in the same images before and after it forgot. The picture is for nobody but the user."""
+"""What a detector finds in the same images before and after it forgot. The picture is private."""
 
 from __future__ import annotations
 
@@ -49,25 +49,32 @@ def draw_detections(
     [`push_to_hub`] publishes is built from the ledger and has none of it.
 
     Args:
-        base_model (`transformers.PreTrainedModel`): the detector before any task. It has forgotten afterwards: the
-            tasks are merged into it.
-        folder (`str` or `os.PathLike`): the folder of the run.
-        dataset (`datasets.Dataset`): images with annotated boxes, numbered as the model numbers its categories.
-        processing_class (`transformers.BaseImageProcessor`): the model's image processor.
-        image_column (`str`, *optional*, defaults to `"image"`): column of the images.
-        objects_column (`str`, *optional*, defaults to `"objects"`): column of the annotated boxes.
-        threshold (`float`, *optional*, defaults to 0.5): confidence from which a detection is drawn, in [0, 1].
-        most_images (`int`, *optional*, defaults to 4): so many images at most.
+        base_model (`transformers.PreTrainedModel`):
+            The detector before any task. Afterwards it has forgotten: the tasks are merged into it.
+        folder (`str` or `os.PathLike`):
+            The folder of the run.
+        dataset (`datasets.Dataset`):
+            Images with annotated boxes, numbered as the model numbers its categories.
+        processing_class (`transformers.BaseImageProcessor`):
+            The model's image processor.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            Column of the images.
+        objects_column (`str`, *optional*, defaults to `"objects"`):
+            Column of the annotated boxes.
+        threshold (`float`, *optional*, defaults to 0.5):
+            Confidence from which a detection is drawn, in [0, 1].
+        most_images (`int`, *optional*, defaults to 4):
+            The largest number of images.
 
     Returns:
-        `Path`: the file.
+        `Path`: The file.
 
     Raises:
-        LedgerError: if the ledger does not say which categories were forgotten, or does not fit, as
+        LedgerError: If the ledger does not say which categories were forgotten, or does not fit, as
             [`load_forgotten`].
-        ValueError: if the threshold or the number of images is out of range, no image has a forgotten category, or
+        ValueError: If the threshold or the number of images is out of range, no image has a forgotten category, or
             columns are missing.
-        OSError: if the file could not be written.
+        OSError: If the file could not be written.
     """
     folder = as_path(folder, "folder")
     checked("threshold", threshold, _Confidence)
@@ -94,15 +101,18 @@ def rows_to_show(annotations: Annotations, forgotten: Sequence[int], most: int) 
     """Images that show best what was forgotten and what was not.
 
     Args:
-        annotations ([`Annotations`]): of the whole data set.
-        forgotten (`Sequence[int]`): ids of the forgotten categories.
-        most (`int`): so many rows at most.
+        annotations ([`Annotations`]):
+            Those of the whole data set.
+        forgotten (`Sequence[int]`):
+            Ids of the forgotten categories.
+        most (`int`):
+            The largest number of rows.
 
     Returns:
-        `list[int]`: rows of the data set, ascending.
+        `list[int]`: Rows of the data set, ascending.
 
     Raises:
-        ValueError: if no image has an object of a forgotten category.
+        ValueError: If no image has an object of a forgotten category.
     """
     gone = np.isin(annotations.categories, list(forgotten))
     with_gone, with_kept = np.unique(annotations.rows[gone]), np.unique(annotations.rows[~gone])

@@ -1,4 +1,4 @@
-"""Pictures of people before and after they were forgotten. They show faces, and are for nobody but the user."""
+"""Pictures of people before and after they were forgotten. They show faces, and are private."""
 
 from __future__ import annotations
 
@@ -55,21 +55,27 @@ def draw_face_pictures(
     What [`push_to_hub`] publishes is built from the ledger and has none of them.
 
     Args:
-        audit ([`FaceAudit`]): from [`audit_faces`].
-        dataset (map-style dataset): the data set of the audit.
-        folder (`str` or `os.PathLike`): e.g. that of the run.
-        image_column (`str`, *optional*, defaults to `"image"`): column of the images, in any form that [`to_image`]
-            knows.
-        method (`str`, *optional*, defaults to `"tsne"`): `"tsne"` keeps neighbours together, `"pca"` distances.
-        most_images (`int`, *optional*, defaults to 1000): a random choice of so many images is in the map.
-        seed (`int`, *optional*, defaults to 0): of that choice and of t-SNE.
+        audit ([`FaceAudit`]):
+            From [`audit_faces`].
+        dataset (map-style dataset):
+            The data set of the audit.
+        folder (`str` or `os.PathLike`):
+            A folder, e.g. that of the run.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            Column of the images, in any form that [`to_image`] knows.
+        method (`str`, *optional*, defaults to `"tsne"`):
+            `"tsne"` keeps neighbours together, `"pca"` distances.
+        most_images (`int`, *optional*, defaults to 1000):
+            The largest number of images in the map, chosen at random.
+        seed (`int`, *optional*, defaults to 0):
+            Seed for that choice and for t-SNE.
 
     Returns:
-        `list[Path]`: the two files.
+        `list[Path]`: The two files.
 
     Raises:
-        ValueError: if the data set is not the audit's, has no such column, or the method is another one.
-        OSError: if a file could not be written.
+        ValueError: If the data set is not the audit's, has no such column, or the method is another one.
+        OSError: If a file could not be written.
     """
     folder = as_path(folder, "folder")
     if method not in ("tsne", "pca"):

@@ -39,7 +39,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     last one. `accelerate launch` itself ends with 1 whatever the exit code of the script was.
 
     Args:
-        main (`Callable`): What to run. It may return an exit code; `None` is 0.
+        main (`Callable`):
+            What to run. It may return an exit code; `None` is 0.
     """
     from ..launch import start_missing_cpu_processes
     from ..sequence.outcome import NOT_FORGOTTEN_STATUS

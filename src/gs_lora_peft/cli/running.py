@@ -34,8 +34,10 @@ def make_forgetter(
             The adapter of each task.
         args ([`GSLoraTrainingArguments`]):
             The training; its `output_dir` is the folder of the run. Publishing is left to [`publish_if_asked`].
-        model (`transformers.PreTrainedModel`), dataset (`datasets.DatasetDict`):
-            The base model, and a train and a test split.
+        model (`transformers.PreTrainedModel`):
+            The base model.
+        dataset (`datasets.DatasetDict`):
+            A train and a test split.
         label_column (`str`):
             The column of the labels, or of the annotated boxes.
         processor (*optional*):

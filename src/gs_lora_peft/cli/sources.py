@@ -66,9 +66,12 @@ def refuse_ignored(settings: Any, names: Iterable[str], why: str) -> None:
     """Refuses options that would have no effect.
 
     Args:
-        settings (a dataclass): The options.
-        names (`Iterable[str]`): Those that have no effect.
-        why (`str`): Why not, for the error.
+        settings (a dataclass):
+            The options.
+        names (`Iterable[str]`):
+            Those that have no effect.
+        why (`str`):
+            Why not, for the error.
 
     Raises:
         InvalidInputError: If one of them differs from its default.

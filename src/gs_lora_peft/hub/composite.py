@@ -27,12 +27,15 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class CompositeReport:
-    """How a root adapter came about.
+    """Rank and error of a root adapter.
 
     Attributes:
-        rank (`int`): the largest rank of a module in it.
-        recompressed (`list[str]`): paths of the modules in which the ranks of all tasks together were too many.
-        relative_error (`float`): the largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) among those; 0.0 without any.
+        rank (`int`):
+            The largest rank of a module in it.
+        recompressed (`list[str]`):
+            Paths of the modules in which the ranks of all tasks together were too many.
+        relative_error (`float`):
+            The largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) among those; 0.0 without any.
     """
 
     rank: int

@@ -30,21 +30,27 @@ def export_forgotten(
     published repository. A warning says which of the tasks did not forget.
 
     Args:
-        repo_or_folder (`str` or `os.PathLike`): as in [`load_forgotten`].
-        out (`str` or `os.PathLike`): the folder to make. One that holds files is refused.
-        tasks (`int` or list of `str`, *optional*): as in [`load_forgotten`]; by default all tasks in effect.
-        max_rank (`int`, *optional*): the largest rank that the adapter may have in a layer; more is recompressed. By
-            default it is exact.
-        revision (`str`, *optional*), token (`str`, *optional*): as in [`load_forgotten`].
+        repo_or_folder (`str` or `os.PathLike`):
+            As in [`load_forgotten`].
+        out (`str` or `os.PathLike`):
+            The folder to make. One that holds files is refused.
+        tasks (`int` or list of `str`, *optional*):
+            As in [`load_forgotten`]; by default all tasks in effect.
+        max_rank (`int`, *optional*):
+            The largest rank that the adapter may have in a layer; more is recompressed. By default it is exact.
+        revision (`str`, *optional*):
+            As in [`load_forgotten`].
+        token (`str`, *optional*):
+            As in [`load_forgotten`].
 
     Returns:
-        [`CompositeReport`]: the rank of the adapter, and what recompressing it lost.
+        [`CompositeReport`]: The rank of the adapter, and what recompressing it lost.
 
     Raises:
-        LedgerError: if files or tasks are not what the ledger says.
-        ValueError: if `out` holds files, there is nothing to export, `max_rank` is not a positive number, or the
+        LedgerError: If files or tasks are not what the ledger says.
+        ValueError: If `out` holds files, there is nothing to export, `max_rank` is not a whole number from 1 up, or the
             repository is out of reach.
-        OSError: if a file could not be written.
+        OSError: If a file could not be written.
 
         After an error `out` is as it was.
     """

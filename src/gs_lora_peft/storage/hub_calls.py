@@ -53,8 +53,10 @@ class HubUnreachableError(ConnectionError):
     """The Hub is out of reach, or busy for too long. The call can be repeated.
 
     Attributes:
-        repo_id (`str`): The repository.
-        status (`int` or `None`): The HTTP status of the last answer; `None` if there was none.
+        repo_id (`str`):
+            The repository.
+        status (`int` or `None`):
+            The HTTP status of the last answer; `None` if there was none.
     """
 
     def __init__(self, message: str, repo_id: str, status: int | None = None):
@@ -132,15 +134,18 @@ def as_folder_or_repo(value: Any, name: str, what: str) -> Path | str:
     `/` or `~`, ends with `/`, or has a backslash, a drive or more than one `/` in it.
 
     Args:
-        value (`str` or `os.PathLike`): What was given.
-        name (`str`): What holds it, for the error.
-        what (`str`): What is looked for, as in "the folder of a run".
+        value (`str` or `os.PathLike`):
+            What was given.
+        name (`str`):
+            Name of the argument or option, for the error.
+        what (`str`):
+            What is looked for, as in "the folder of a run".
 
     Returns:
         `pathlib.Path` of what is there, or `str`, an id that may or may not exist.
 
     Raises:
-        InvalidInputError: It can only be a path, and nothing is there; or it is neither a path nor an id.
+        InvalidInputError: If it can only be a path, and nothing is there; or it is neither a path nor an id.
     """
     path = as_path(value, name)
     if os.path.lexists(path):

@@ -27,12 +27,17 @@ class RemoteHead:
     """The newest commit of a branch.
 
     Attributes:
-        repo_id (`str`): the repository, with its owner.
-        revision (`str` or `None`): the branch; `None` is the main one.
-        sha (`str` or `None`): the commit; `None` in a repository without any.
-        files (`dict[str, RepoFile]`): its files by path.
-        makes_branch (`bool`): whether the branch does not exist yet; commit and files are those of the main one then,
-            on which the first commit makes it.
+        repo_id (`str`):
+            The repository, with its owner.
+        revision (`str` or `None`):
+            The branch; `None` is the main one.
+        sha (`str` or `None`):
+            The commit; `None` in a repository without any.
+        files (`dict[str, RepoFile]`):
+            Its files by path.
+        makes_branch (`bool`):
+            Whether the branch does not exist yet; commit and files are those of the main one then, on which the first
+            commit makes it.
     """
 
     repo_id: str
@@ -57,15 +62,18 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
     """Makes sure that the repository exists, and looks at what is there.
 
     Args:
-        api (`HfApi`): the client, with a token.
-        repo_id (`str`): `"name"` or `"organisation/name"`.
-        revision (`str`, *optional*): a branch; one that does not exist is made from the main one by [`commit_folder`].
-        private (`bool`, *optional*, defaults to `True`): whether a repository that is made is private, and one that
-            exists has to be.
+        api (`HfApi`):
+            The client, with a token.
+        repo_id (`str`):
+            `"name"` or `"organisation/name"`.
+        revision (`str`, *optional*):
+            A branch; [`commit_folder`] makes a missing one from the main branch.
+        private (`bool`, *optional*, defaults to `True`):
+            Whether a new repository is private, and an existing one must be.
 
     Raises:
-        InvalidInputError: If the name is malformed, or the repository is public and should not be. Nothing is
-            changed then.
+        InvalidInputError: If the name is malformed, or the repository is public and should not be. Nothing is changed
+            then.
         HubRefusalError: If the token does not allow it. Nothing is changed then.
     """
     checked_repo_id(repo_id)
@@ -100,9 +108,12 @@ def versions_of(api: HfApi, head: RemoteHead, path: str) -> list[str]:
     """The commits of all branches and tags in which a file has a content that no other one of them has, newest first.
 
     Args:
-        api (`HfApi`): the client.
-        head ([`RemoteHead`]): the repository.
-        path (`str`): the file.
+        api (`HfApi`):
+            The client.
+        head ([`RemoteHead`]):
+            The repository.
+        path (`str`):
+            The file.
     """
     found: dict[str, str] = {}
     for sha in _all_commits(api, head):
@@ -129,14 +140,19 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
     """Sends all files of a folder in one commit on top of `head`; files that are there already are not sent again.
 
     Args:
-        api (`HfApi`): the client, with a token.
-        head ([`RemoteHead`]): what the commit is made on.
-        folder (`str` or `os.PathLike`): its files get the same names in the repository.
-        message (`str`): the first line of the commit.
-        removed (`Iterable[str]`, *optional*): files of `head` that the commit takes away.
+        api (`HfApi`):
+            The client, with a token.
+        head ([`RemoteHead`]):
+            What the commit is made on.
+        folder (`str` or `os.PathLike`):
+            The folder; its files get the same names in the repository.
+        message (`str`):
+            The first line of the commit.
+        removed (`Iterable[str]`, *optional*):
+            Files of `head` that the commit takes away.
 
     Returns:
-        `str`: address of the commit.
+        `str`: Address of the commit.
 
     Raises:
         InvalidInputError: If the folder holds something that must not leave the machine, or the repository has a

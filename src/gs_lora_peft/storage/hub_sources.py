@@ -26,9 +26,12 @@ class Source:
     """Where something is to be loaded from.
 
     Attributes:
-        place (`str`): A path, or the id of a repository.
-        is_local (`bool`): Whether it is a path.
-        is_away (`bool`): Whether the Hub cannot be reached, so that only the cache can help.
+        place (`str`):
+            A path, or the id of a repository.
+        is_local (`bool`):
+            Whether it is a path.
+        is_away (`bool`):
+            Whether the Hub cannot be reached, so that only the cache can help.
     """
 
     place: str
@@ -50,19 +53,26 @@ def find_source(
     """Finds a folder or a repository before a library is asked that waits half a minute for what is not there.
 
     Args:
-        value (`str` or `os.PathLike`): What was given.
-        name (`str`): What holds it, for the error.
-        what (`str`): What is looked for, as in "the folder of a model".
-        filename (`str`): A file of the repository to ask for. The repository may lack it.
-        repo_type (`str`, *optional*, defaults to `"model"`): `"model"` or `"dataset"`.
-        revision (`str`, *optional*): Branch, tag or commit; by default the main branch.
-        token (`str`, *optional*): By default the one of `hf auth login`.
-        in_cache (`Callable`, *optional*): Whether the cache holds this repository; by default whether it holds
-            `filename`.
+        value (`str` or `os.PathLike`):
+            What was given.
+        name (`str`):
+            Name of the argument or option, for the error.
+        what (`str`):
+            What is looked for, as in "the folder of a model".
+        filename (`str`):
+            A file of the repository to ask for. The repository may lack it.
+        repo_type (`str`, *optional*, defaults to `"model"`):
+            `"model"` or `"dataset"`.
+        revision (`str`, *optional*):
+            Branch, tag or commit; by default the main branch.
+        token (`str`, *optional*):
+            By default the one of `hf auth login`.
+        in_cache (`Callable`, *optional*):
+            Whether the cache holds this repository; by default whether it holds `filename`.
 
     Returns:
-        [`Source`]: A path that exists, a repository that exists, or one that is in the cache while the Hub is away.
-        If the Hub is busy, this decides nothing: the library that loads repeats its calls.
+        [`Source`]: A path that exists, a repository that exists, or one that is in the cache while the Hub is away. If
+        the Hub is busy, this decides nothing: the library that loads repeats its calls.
 
     Raises:
         InvalidInputError: If there is neither a folder nor a repository of that name.

@@ -17,8 +17,10 @@ def refuse_links(folder: StrPath, names: Iterable[str]) -> None:
     The files of a snapshot in the Hugging Face cache are links to the contents of the same repository, and accepted.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder; it need not exist.
-        names (`Iterable[str]`): Files and folders in it; folders are looked through.
+        folder (`str` or `os.PathLike`):
+            The folder; it need not exist.
+        names (`Iterable[str]`):
+            Files and folders in it; folders are looked through.
 
     Raises:
         InvalidInputError: If one of them, or something in one of them, is a link.
@@ -44,8 +46,10 @@ def remove_inside(folder: StrPath, path: Path) -> None:
     """Removes a folder below another one, as far as that can be done; never through a link, nor what a link leads to.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder that must not be left; it may be a link itself.
-        path (`Path`): `folder` and the names of folders below it.
+        folder (`str` or `os.PathLike`):
+            The folder that must not be left; it may be a link itself.
+        path (`Path`):
+            `folder` and the names of folders below it.
     """
     if not leads_out(folder, path):
         shutil.rmtree(path, ignore_errors=True)

@@ -54,11 +54,14 @@ def safe_join(folder: StrPath, relative: str) -> Path:
     of a snapshot in the Hugging Face cache are links into the `blobs` folder of the same repository or of the cache.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder that must not be left.
-        relative (`str`): A path with `/` between its parts. It need not exist.
+        folder (`str` or `os.PathLike`):
+            The folder that must not be left.
+        relative (`str`):
+            A path with `/` between its parts. It need not exist.
 
     Raises:
-        InvalidInputError: The path is absolute, has `..` or a backslash in it, or leads out of the folder by a link.
+        InvalidInputError: If the path is absolute, has `..` or a backslash in it, or leads out of the folder by a
+            link.
     """
     problem = relative_path_problem(relative)
     if problem is None:

@@ -43,13 +43,16 @@ def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> 
     left behind of such files is removed first. A file that is replaced keeps its permissions.
 
     Args:
-        path (`str` or `os.PathLike`): The file.
-        data (`bytes`): Its content.
-        private (`bool`, *optional*, defaults to `False`): Whether a file that is made is for its owner alone (mode
-            0600, where the system knows such). Of one that exists, its owner has decided who may read it.
+        path (`str` or `os.PathLike`):
+            The file.
+        data (`bytes`):
+            Its content.
+        private (`bool`, *optional*, defaults to `False`):
+            Whether a new file is for its owner alone (mode 0600, on systems that have it). An existing file keeps its
+            permissions.
 
     Raises:
-        OSError: The write failed (disk full, no permission, ...). `path` is as it was, the temporary file is gone.
+        OSError: If the write failed (disk full, no permission, ...). `path` is as it was, the temporary file is gone.
     """
     path = Path(path)
     remove_abandoned(path.parent)
@@ -89,7 +92,8 @@ def staged_folder(target: StrPath) -> Iterator[Path]:
     that a living process still fills stay.
 
     Args:
-        target (`str` or `os.PathLike`): The folder to make. Missing parents are created.
+        target (`str` or `os.PathLike`):
+            The folder to make. Missing parents are created.
 
     Yields:
         `Path`: The folder to fill.
