@@ -48,8 +48,8 @@ def export_forgotten(
 
     Raises:
         LedgerError: If files or tasks are not what the ledger says.
-        ValueError: If `out` holds files, there is nothing to export, `max_rank` is not a whole number from 1 up, or the
-            repository is out of reach.
+        ValueError: If `out` holds files, there is nothing to export, `max_rank` is not a whole number from 1 up, or
+            the repository is out of reach.
         OSError: If a file could not be written.
 
         After an error `out` is as it was.
