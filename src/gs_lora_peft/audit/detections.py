@@ -118,7 +118,8 @@ def rows_to_show(annotations: Annotations, forgotten: Sequence[int], most: int) 
     with_gone, with_kept = np.unique(annotations.rows[gone]), np.unique(annotations.rows[~gone])
     if not with_gone.size:
         expected = "at least one image with an object of a forgotten category"
-        raise InvalidInputError("dataset", "without forgotten categories", expected, "Pass the test data.")
+        fix = "Here no image has an object of one: pass the test data."
+        raise InvalidInputError("dataset", "without forgotten categories", expected, fix)
     mixed, alone = np.intersect1d(with_gone, with_kept), np.setdiff1d(with_gone, with_kept)
     chosen = _spread(mixed, most)
     return sorted([*chosen, *_spread(alone, most - len(chosen))])
