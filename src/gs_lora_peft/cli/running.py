@@ -48,7 +48,7 @@ def make_forgetter(
     return ContinualForgetter(
         model,
         dataset,
-        args.output_dir,
+        str(args.output_dir),
         config=GSLoraConfig(**vars(adapter)),
         args=args,
         label_column=label_column,
@@ -82,4 +82,4 @@ def publish_if_asked(args: GSLoraTrainingArguments) -> None:
         repo_id = repo_to_publish_in(args)
         private = args.hub_private_repo is not False
         options: dict[str, Any] = {"private": private, "revision": args.hub_revision, "token": args.hub_token}
-        print(f"Hub:      {push_to_hub(args.output_dir, repo_id, **options)}")
+        print(f"Hub:      {push_to_hub(str(args.output_dir), repo_id, **options)}")
