@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gs_lora_peft.cli.ending import run_script
 from gs_lora_peft.cli.settings import (
@@ -35,7 +34,6 @@ from gs_lora_peft.cli.settings import (
     AdapterArguments,
     RepeatArguments,
     help_if_asked,
-    missing_classes,
     parse_settings,
     settings_parser,
 )
@@ -81,27 +79,17 @@ class ScriptArguments(RepeatArguments):
 if __name__ == "__main__":
     help_if_asked(__doc__, ScriptArguments)  # before the imports that take seconds
 
-import copy
 import sys
-from collections.abc import Sequence
 
 from accelerate import PartialState
-from datasets import DatasetDict
 from digits import load_digits, pretrained_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from gs_lora_peft import (
-    ContinualForgetter,
-    ForgetRequest,
-    GSLoraConfig,
-    GSLoraTrainingArguments,
-    parse_requests,
-    push_to_hub,
-)
+from gs_lora_peft import GSLoraTrainingArguments, parse_requests
+from gs_lora_peft.cli.running import carry_out, make_forgetter, publish_if_asked
 from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
 from gs_lora_peft.data import align_known_labels
 from gs_lora_peft.sequence import exit_status, format_table
-from gs_lora_peft.training.publishing import repo_to_publish_in
 
 
 def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments, GSLoraTrainingArguments]:
@@ -129,58 +117,6 @@ def load_model_and_data(script: ScriptArguments):
     processor = AutoImageProcessor.from_pretrained(**source)
     dataset = align_known_labels(dataset, script.label_column, model.config.label2id)
     return model, dataset, processor
-
-
-def make_forgetter(
-    script: Any,
-    adapter: AdapterArguments,
-    args: GSLoraTrainingArguments,
-    model: Any,
-    dataset: DatasetDict,
-    label_column: str,
-    processor: Any,
-) -> ContinualForgetter:
-    """A forgetter with the settings that classifiers and detectors share."""
-    args = copy.copy(args)
-    args.push_to_hub = False  # `publish_if_asked` acts on it, at the end
-    return ContinualForgetter(
-        model,
-        dataset,
-        args.output_dir,
-        config=GSLoraConfig(**vars(adapter)),
-        args=args,
-        label_column=label_column,
-        processing_class=processor,
-        replay_ratio=script.replay_ratio,
-        shots=script.shots,
-        missing_classes=missing_classes(script),
-    )
-
-
-def task_to_redo(script: RepeatArguments) -> str | None:
-    """The task that `--redo` names; `None` for the last one."""
-    return None if script.redo == "last" else script.redo
-
-
-def carry_out(
-    forgetter: ContinualForgetter,
-    requests: Sequence[ForgetRequest],
-    script: RepeatArguments,
-    args: Sequence[GSLoraTrainingArguments] | None = None,
-) -> None:
-    """`--redo`, then the requests, with `--keep`; `args` are the training arguments of each."""
-    if script.redo is not None:
-        forgetter.redo(task_to_redo(script))
-    forgetter.run(requests, keep=script.keep or script.redo is not None, args=args)
-
-
-def publish_if_asked(args: GSLoraTrainingArguments) -> None:
-    """`--push_to_hub`: the whole run, private unless said otherwise."""
-    if args.push_to_hub:
-        repo_id = repo_to_publish_in(args)
-        private = args.hub_private_repo is not False
-        options = {"private": private, "revision": args.hub_revision, "token": args.hub_token}
-        print(f"Hub:      {push_to_hub(args.output_dir, repo_id, **options)}")
 
 
 def main(argv: list[str] | None = None) -> int:

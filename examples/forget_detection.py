@@ -68,7 +68,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from forget import carry_out, make_forgetter, publish_if_asked, task_to_redo
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from gs_lora_peft import (
@@ -78,6 +77,7 @@ from gs_lora_peft import (
     parse_requests,
 )
 from gs_lora_peft.audit import draw_detections
+from gs_lora_peft.cli.running import carry_out, make_forgetter, publish_if_asked, task_to_redo
 from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
 from gs_lora_peft.data import prepare_boxes, read_coco
 from gs_lora_peft.data.boxes import read_annotations

@@ -98,7 +98,6 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import DatasetDict
-from forget import carry_out, make_forgetter, publish_if_asked
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -115,6 +114,7 @@ from gs_lora_peft import (
     parse_requests,
 )
 from gs_lora_peft.audit import audit_faces, draw_face_pictures, format_face_audit
+from gs_lora_peft.cli.running import carry_out, make_forgetter, publish_if_asked
 from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
 from gs_lora_peft.data import align_known_labels, default_collator
 from gs_lora_peft.data.classes import label_names, resolve_classes

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments, OtherSettingsError
 from gs_lora_peft.cli import ending
-from gs_lora_peft.cli.settings import training_options
+from gs_lora_peft.cli.settings import missing_classes, training_options
 from gs_lora_peft.errors import InvalidInputError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -141,10 +141,10 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
     script, adapter, _ = forget.parse_arguments([f"--config={tmp_path / 'a.yaml'}"])
     assert (script.forget, adapter.r) == ("1", 2)
     assert forget.parse_arguments([])[0].forget == "three;seven;zero,one"
-    assert forget.missing_classes(forget.parse_arguments([])[0]) == []
+    assert missing_classes(forget.parse_arguments([])[0]) == []
     for options, redo in (([], None), (["--redo"], "last"), (["--redo", "task_002"], "task_002")):
         assert forget.parse_arguments([*options, "--keep"])[0].redo == redo
-    assert forget.missing_classes(forget.parse_arguments(["--missing", "one,two"])[0]) == ["one", "two"]
+    assert missing_classes(forget.parse_arguments(["--missing", "one,two"])[0]) == ["one", "two"]
     for text, expected in (
         ("forget: [tench, church]", "tench,church"),
         ("forget: [[tench, 3], [church]]", "tench,3;church"),
@@ -152,7 +152,7 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
     ):
         (tmp_path / "a.yaml").write_text(f"{text}\nmissing: [ada, bob]\n")
         script = forget.parse_arguments(["--config", str(tmp_path / "a.yaml")])[0]
-        assert (script.forget, forget.missing_classes(script)) == (expected, ["ada", "bob"])
+        assert (script.forget, missing_classes(script)) == (expected, ["ada", "bob"])
     for text, said in (
         ("forget: [tench, [church]]", "expected a list of classes, or a list of such lists"),
         ("forget: [[tench], []]", "none of them empty"),

@@ -156,7 +156,10 @@ def test_from_a_checkpoint(example, faces, tmp_path, capsys, monkeypatch):
     """
     torch.save(cases.author_state(), tmp_path / "face.pth")
     pushed = []
-    monkeypatch.setattr("forget.push_to_hub", lambda folder, name, **options: pushed.append((folder, name)) or "there")
+    monkeypatch.setattr(
+        "gs_lora_peft.cli.running.push_to_hub",
+        lambda folder, name, **options: pushed.append((folder, name)) or "there",
+    )
     command = [*SETTINGS, "--dataset_name", faces, "--forget", "dan", "--output_dir", str(tmp_path / "run")]
     converting = [*command, "--checkpoint", str(tmp_path / "face.pth"), "--pictures", "false"]
     example([*converting, "--push_to_hub", "true", "--hub_model_id", "me/it"])

@@ -33,6 +33,7 @@ from gs_lora_peft.data import (
     train_validation_split,
 )
 from gs_lora_peft.data.classes import label_names
+from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.sequence.scoring import predict
 
 METHODS = ("gs_lora", "ffn")
@@ -64,13 +65,13 @@ class Settings:
     def __post_init__(self):
         wrong = {name: len(values) for name, values in self.per_task.items() if len(values) != len(self.kept)}
         if wrong:
-            raise ValueError(f"`per_task` has {wrong} values; expected one for each of the {len(self.kept)} tasks.")
+            expected = f"one value for each of the {len(self.kept)} tasks"
+            raise InvalidInputError("number of values in `per_task`", wrong, expected)
         if self.kept and not 0 <= self.missing < self.kept[-1]:
-            raise ValueError(
-                f"`missing` is {self.missing}; expected fewer than the {self.kept[-1]} classes that stay to the end."
-            )
+            expected = f"fewer than the {self.kept[-1]} classes that stay to the end"
+            raise InvalidInputError("missing", self.missing, expected)
         if self.method not in METHODS:
-            raise ValueError(f"`method` must be one of {METHODS}, got {self.method!r}.")
+            raise InvalidInputError("method", self.method, f"one of {METHODS}")
 
     def arguments(self, task: int, **others: Any) -> GSLoraTrainingArguments:
         """The training of one task."""
@@ -117,9 +118,11 @@ def prepare(settings: Settings, model_name: str, data_name: str, seed: int) -> P
     dataset = align_known_labels(dataset, settings.label_column, model.config.label2id)
     names = label_names(dataset["train"], settings.label_column)
     if names and model.config.num_labels != len(names):
-        raise ValueError(
-            f"the model's {model.config.num_labels} classes and the {len(names)} of the data go by other names, so "
-            "that it is not known which are the same. Give a model that was trained on this data."
+        raise InvalidInputError(
+            "classes of the model",
+            model.config.num_labels,
+            f"the {len(names)} classes of the data",
+            "Their names differ, so it is unknown which are the same. Use a model that was trained on this data.",
         )
     if settings.train_fraction < 1:
         held_out = 1 - settings.train_fraction

@@ -216,6 +216,7 @@ def _package():
 # --- the frame: one line of JSON in, one out
 
 WAITS = []
+PARTS = ("name", "value", "expected", "fix", "repo_id", "status")  # of errors, for tests to compare
 
 
 class _Clock:
@@ -269,8 +270,11 @@ def main():
         try:
             answer = {"value": globals()[request["function"]](**request["arguments"])}
         except Exception as error:
-            answer = {"error": [kind.__name__ for kind in type(error).__mro__], "message": str(error)}
-        answers.write(json.dumps({**answer, "waits": WAITS}) + "\n")
+            parts = {name: getattr(error, name, None) for name in PARTS}
+            parts["status"] = parts["status"] or getattr(getattr(error, "response", None), "status_code", None)
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            answer = {"error": kinds, "message": str(error), "parts": parts}
+        answers.write(json.dumps({**answer, "waits": WAITS}, default=str) + "\n")
         answers.flush()
 
 

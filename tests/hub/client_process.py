@@ -12,11 +12,13 @@ TIMEOUT = 300  # starting on a busy machine can take a minute
 
 
 class ClientError(Exception):
-    """What went wrong in the client: the names of the error's classes, and its message."""
+    """What went wrong in the client: the names of the error's classes, its message, and its parts if it has them."""
 
-    def __init__(self, kinds, message):
+    def __init__(self, kinds, message, parts):
         super().__init__(f"{kinds[0]}: {message}")
         self.kinds, self.message = kinds, message
+        for name, part in parts.items():
+            setattr(self, name, part)
 
 
 class Client:
@@ -65,7 +67,7 @@ class Client:
         answer = json.loads(line)
         self.waits = answer["waits"]
         if "error" in answer:
-            raise ClientError(answer["error"], answer["message"])
+            raise ClientError(answer["error"], answer["message"], answer["parts"])
         return answer["value"]
 
     def close(self):

@@ -68,16 +68,19 @@ def test_tokens(hub, client, repo_id, files):
     hub.create(repo_id, {"c.json": b"{}"}, private=True)
     arguments = {"method": "model_info", "repo_id": repo_id}
     assert repo_id in client("api", READER, **arguments)
-    for token, status in ((None, "401"), (STRANGER, "404")):
-        with pytest.raises(ClientError, match=status) as caught:
+    for token, status in ((None, 401), (STRANGER, 404)):
+        with pytest.raises(ClientError) as caught:
             client("api", token, **arguments)
-        assert caught.value.kinds[0] == "RepositoryNotFoundError"
-    with pytest.raises(ClientError, match="Invalid credentials"):
+        assert (caught.value.kinds[0], caught.value.status) == ("RepositoryNotFoundError", status)
+    with pytest.raises(ClientError) as caught:
         client("api", "hf_nonsense", **arguments)
-    with pytest.raises(ClientError, match="403"):
+    assert (caught.value.kinds[0], caught.value.status) == ("HfHubHTTPError", 401)
+    with pytest.raises(ClientError) as caught:
         client("commit", READER, repo_id=repo_id, files=files)
-    with pytest.raises(ClientError, match="namespace"):
+    assert caught.value.status == 403
+    with pytest.raises(ClientError) as caught:
         client("api", COLLEAGUE, method="create_repo", repo_id=f"{repo_id}-2")
+    assert caught.value.status == 403
     assert "authorization" not in {key for r in hub.seen("GET", "/storage/") for key in r.headers}
 
 
@@ -93,8 +96,9 @@ def test_revisions(hub, client, repo_id, files):
     assert client("download", repo_id=repo_id, path="new.json", revision="dev/x") == "{}"
     assert "new.json" not in client("api", method="list_repo_tree", repo_id=repo_id, recursive=True)
     assert client("download", repo_id=repo_id, path="c.json", revision=first) == "{}"
-    with pytest.raises(ClientError, match="412"):
+    with pytest.raises(ClientError) as caught:
         client("commit", OWNER, repo_id=repo_id, files={"d.json": files["c.json"]}, parent_commit=first)
+    assert caught.value.status == 412
     for path, revision, kind in (("c.json", "no", "RevisionNotFoundError"), ("c.json", "main", "EntryNotFoundError")):
         with pytest.raises(ClientError) as caught:
             client("download", repo_id=repo_id, path=path, revision=revision)
@@ -119,6 +123,8 @@ def test_bad_card(hub, client, repo_id, tmp_path):
     """Metadata that the real Hub refuses is refused here, so that the cards of the other tests are checked."""
     hub.create(repo_id)
     (tmp_path / "card.md").write_text("---\nbase_model: /home/me/model\n---\n")
-    with pytest.raises(ClientError, match=r"base_model.* is not valid"):
+    with pytest.raises(ClientError) as caught:
         client("commit", OWNER, repo_id=repo_id, files={"README.md": str(tmp_path / "card.md")})
+    assert "ValueError" in caught.value.kinds
+    assert "base_model" in caught.value.message
     assert not hub.seen("POST", "/commit/")

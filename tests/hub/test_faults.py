@@ -7,6 +7,7 @@ import struct
 import hub_cases as cases
 import pytest
 from client_process import ClientError
+from hub_refusals import ledger_refused
 from loopback import OWNER
 
 from gs_lora_peft.sequence.ledger_file import ledger_bytes, with_digest
@@ -71,9 +72,10 @@ def test_the_connection_keeps_breaking(hub, client, repo_id, short_run, method, 
     hub.create(repo_id, {"README.md": b"---\nlicense: mit\n---\n"}, private=True)
     before = hub.repo(repo_id).at("main")
     hub.fault(method, pattern, times=100, read_at_most=500)
-    with pytest.raises(ClientError, match="Repeat the call later") as caught:
+    with pytest.raises(ClientError) as caught:
         client("push", OWNER, folder=short_run, repo_id=repo_id)
-    assert caught.value.kinds[0] == "ConnectionError"
+    assert caught.value.kinds[:2] == ["HubUnreachableError", "ConnectionError"]
+    assert caught.value.repo_id == repo_id
     assert hub.repo(repo_id).at("main") == before
     assert sum(client.waits) < 240
     hub.reset()
@@ -100,9 +102,10 @@ def test_the_answer_is_lost(hub, client, repo_id, short_run):
 def test_the_hub_stays_busy(hub, client, repo_id, short_run):
     """A Hub that is down for long ends the push, after about a minute, with what it said."""
     hub.fault("POST", "/commit/", times=100, status=503)
-    with pytest.raises(ClientError, match="503") as caught:
+    with pytest.raises(ClientError) as caught:
         client("push", OWNER, folder=short_run, repo_id=repo_id)
-    assert caught.value.kinds[0] == "ConnectionError"
+    assert caught.value.kinds[:2] == ["HubUnreachableError", "ConnectionError"]
+    assert (caught.value.repo_id, caught.value.status) == (repo_id, 503)
     assert commits(hub, repo_id) == 0
 
 
@@ -130,8 +133,10 @@ def test_tampered(hub, client, published, base, first_task, tmp_path, path, leng
         lambda: client("load", base=base, repo_id=published),
         lambda: client("fetch", repo_id=published, local_dir=target),
     ):
-        with pytest.raises(ClientError, match=f"{path.rpartition('/')[2]}|Consistency check failed"):
+        with pytest.raises(ClientError) as caught:
             call()
+        # The client itself notices a file that is too long.
+        assert path.rpartition("/")[2] in caught.value.message or "OSError" in caught.value.kinds
     assert not target.exists()
     hub.reset()
     assert client("load", base=base, repo_id=published) == first_task[1]
@@ -145,10 +150,13 @@ def test_offline(hub, client, new_client, published, base, first_task):
     home = client.environment["HF_HOME"]
     offline = new_client(home, HF_HUB_OFFLINE="1")
     assert offline("load", base=base, repo_id=published) == first_task[1]
-    with pytest.raises(ClientError, match=r"not .*in the cache.* Go online"):
+    with pytest.raises(ClientError) as caught:
         offline("load", base=base, repo_id="me/never-seen")
-    with pytest.raises(ClientError, match="offline"):
+    assert "ConnectionError" in caught.value.kinds
+    assert "me/never-seen" in caught.value.message
+    with pytest.raises(ClientError) as caught:
         offline("push", OWNER, folder=first_task[0], repo_id=published)
+    assert "ConnectionError" in caught.value.kinds
     assert not hub.seen("GET") + hub.seen("HEAD") + hub.seen("POST")
     away = new_client(home, HF_ENDPOINT="http://127.0.0.1:9")
     assert away("load", base=base, repo_id=published) == first_task[1]
@@ -186,16 +194,15 @@ def put_files(hub, repo_id, contents):
     hub.put(repo_id, {**contents, "forgetting.json": edited(hub, repo_id, change)})
 
 
-def refused(client, base, repo_id, target, said) -> bool:
+def leaves_nothing(client, base, repo_id, target, *named) -> bool:
     """Whether nothing is left anywhere around `target` by loading and fetching, which are refused."""
     around = sorted(target.parent.iterdir())
     for call in (
         lambda: client("load", base=base, repo_id=repo_id),
         lambda: client("fetch", repo_id=repo_id, local_dir=target),
     ):
-        with pytest.raises(ClientError, match=said) as caught:
+        with ledger_refused(*named):
             call()
-        assert "ValueError" in caught.value.kinds
     return sorted(target.parent.iterdir()) == around
 
 
@@ -218,7 +225,7 @@ def test_paths_that_lead_out(hub, client, published, base, tmp_path, path):
         published,
         {"forgetting.json": edited(hub, published, lambda d: d["tasks"][0]["files"].update({path: "0" * 64}))},
     )
-    assert refused(client, base, published, tmp_path / "target", "forgetting.json|lists")
+    assert leaves_nothing(client, base, published, tmp_path / "target", path.rpartition("/")[2].rpartition("\\")[2])
     assert not [r for r in hub.seen("GET", "/resolve/") if "forgetting.json" not in r.path]
 
 
@@ -230,8 +237,10 @@ def test_links(hub, client, published, tmp_path):
     before = cases.read(outside)
     (outside / "task_001/adapter_config.json").unlink()
     os.symlink(outside, tmp_path / "target/tasks")
-    with pytest.raises(ClientError, match="symbolic link"):
+    with pytest.raises(ClientError) as caught:
         client("fetch", repo_id=published, local_dir=tmp_path / "target")
+    assert "ValueError" in caught.value.kinds
+    assert str(tmp_path / "target" / "tasks") in caught.value.message
     assert before.keys() - cases.read(outside).keys() == {"task_001/adapter_config.json"}
 
 
@@ -240,45 +249,44 @@ def test_links(hub, client, published, tmp_path):
 def test_lying_headers(hub, client, published, base, tmp_path, header, promised):
     """Weights whose header lies about its size: refused, without reading or reserving what it promises."""
     put_files(hub, published, {WEIGHTS: struct.pack("<Q", promised) + header})
-    with pytest.raises(ClientError, match=r"adapter_model\.safetensors|header") as caught:
+    with ledger_refused("task_001"):
         client("load", base=base, repo_id=published)
-    assert "MemoryError" not in caught.value.kinds
 
 
 def test_huge_ledger(hub, client, published, base, tmp_path):
     """A ledger larger than any can be is not downloaded."""
     hub.put(published, {"forgetting.json": b" " * (65 * 2**20)})
-    assert refused(client, base, published, tmp_path / "target", "has 68157440 bytes")
+    assert leaves_nothing(client, base, published, tmp_path / "target", published, "68157440")
     assert not hub.seen("GET", "/resolve/")
     hub.put(published, {"forgetting.json": b"{}"})
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "named"),
     [
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"schema_version": 1, "digest": "sha256:0"}', "does not match its digest"),
-        (b"\xff\xfe", "not a ledger"),
-        (b"[1]", "expected a JSON object"),
-        (b'{"schema_version": 99}', "Upgrade the package"),
+        (b'{"schema_version": 1, "digest": "sha256:0"}', "'sha256:0'"),
+        (b"\xff\xfe", "utf-8"),
+        (b"[1]", "[1]"),
+        (b'{"schema_version": 99}', "99"),
     ],
 )
-def test_bad_ledgers(hub, client, published, base, tmp_path, content, said):
+def test_bad_ledgers(hub, client, published, base, tmp_path, content, named):
     """A remote ledger that is none, was edited, or is of a newer schema: said, and nothing left behind."""
     hub.put(published, {"forgetting.json": content})
-    assert refused(client, base, published, tmp_path / "target", said)
+    assert leaves_nothing(client, base, published, tmp_path / "target", "forgetting.json", named)
 
 
 def test_no_ledger(hub, client, published, base, tmp_path):
     """A repository of something else is told from a run."""
     hub.put(published, {"forgetting.json": None})
-    assert refused(client, base, published, tmp_path / "target", "has no forgetting.json")
+    assert leaves_nothing(client, base, published, tmp_path / "target", published, "forgetting.json")
 
 
 def test_huge_configuration(hub, client, published, base, tmp_path):
     """A configuration larger than any can be is refused, although the ledger vouches for it."""
     put_files(hub, published, {CONFIG: b" " * (17 * 2**20)})
-    assert refused(client, base, published, tmp_path / "target", "adapter_config.json")
+    assert leaves_nothing(client, base, published, tmp_path / "target", CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +317,7 @@ def test_other_adapters(hub, client, published, base, change):
 @pytest.mark.parametrize("tasks", [2, -1, "task_001", ["task_009"], ["../task_001"], True])
 def test_no_such_task(hub, client, published, base, tasks):
     """A task that does not exist is refused before anything but the ledger is fetched."""
-    with pytest.raises(ClientError, match="task"):
+    with ledger_refused("task_001"):
         client("load", base=base, repo_id=published, tasks=tasks)
     assert not [r for r in hub.seen("GET", "/resolve/") if "forgetting.json" not in r.path]
 

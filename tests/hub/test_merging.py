@@ -6,11 +6,14 @@ import hub_cases as cases
 import pytest
 import torch
 from client_process import ClientError
+from errors import refused
+from hub_refusals import ledger_refused
 from loopback import OWNER
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 
 from gs_lora_peft import ForgettingLedger, LedgerError, load_forgotten, merge_forgotten, weights_fingerprint
+from gs_lora_peft.errors import InvalidInputError
 
 
 @pytest.fixture
@@ -94,17 +97,18 @@ def test_the_card_of_a_model_that_did_not_forget(base, run_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
+    ("options", "error"),
     [
-        ({"tasks": 0}, ValueError, "no task .* is merged"),
-        ({"tasks": 7}, LedgerError, "expected a number from 0 to 3"),
-        ({"push_to": "a/b/c", "token": "hf_x"}, ValueError, "cannot be a repository"),
+        ({"tasks": 0}, ValueError),
+        ({"tasks": 7}, LedgerError),
+        ({"push_to": "a/b/c", "token": "hf_x"}, InvalidInputError),
     ],
 )
-def test_nothing_is_written_for_a_mistake(base, finished, tmp_path, options, error, said):
+def test_nothing_is_written_for_a_mistake(base, finished, tmp_path, options, error):
     """What cannot be merged leaves no folder behind."""
-    with pytest.raises(error, match=said):
+    with pytest.raises(error) as caught:
         merge_forgotten(base, finished[0], tmp_path / "out", **options)
+    assert str(next(iter(options.values()))) in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -113,8 +117,9 @@ def test_folders_with_files_are_refused(base, finished, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "model.safetensors").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError) as caught:
         merge_forgotten(base, finished[0], out)
+    assert str(out) in str(caught.value)
     assert cases.read(out) == {"model.safetensors": b"mine"}
     (out / "model.safetensors").unlink()
     assert merge_forgotten(base, finished[0], out) == out
@@ -123,7 +128,7 @@ def test_folders_with_files_are_refused(base, finished, tmp_path):
 def test_other_base_models(live, finished, tmp_path):
     """Other weights are refused before anything is written."""
     live.classifier.bias.data += 1
-    with pytest.raises(LedgerError, match="belongs to another base model"):
+    with ledger_refused("base model"):
         merge_forgotten(live, finished[0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -134,7 +139,7 @@ def test_unknown_classes(base, run_folder, tmp_path, name):
     ledger = ForgettingLedger.load(run_folder)
     ledger.base_model["model_class"] = name
     ledger.save()
-    with pytest.raises(ValueError, match="which neither transformers nor this package has"):
+    with refused(f"model_class in the ledger in '{run_folder}'", name):
         merge_forgotten(base, run_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -160,8 +165,10 @@ def test_published(hub, client, repo_id, base, finished, tmp_path):
     assert hub.repo(repo_id).private
     client("merge", OWNER, out=str(tmp_path / "again"), push_to=repo_id, **arguments)
     assert len(hub.seen("POST", "/commit/")) == 1
-    with pytest.raises(ClientError, match="is not new"):
+    with pytest.raises(ClientError) as caught:
         client("merge", OWNER, out=str(tmp_path / "less"), push_to=repo_id, tasks=1, **arguments)
+    assert "ValueError" in caught.value.kinds
+    assert repo_id in caught.value.message
     assert not (tmp_path / "less").exists()
     assert hub.files(repo_id) == files
 
@@ -171,8 +178,10 @@ def test_not_after_the_adapters(hub, client, repo_id, base, finished, tmp_path):
     files = cases.read(finished[0])
     hub.create(repo_id, files, private=True)
     hub.put(repo_id, dict.fromkeys(files))
-    with pytest.raises(ClientError, match="held once, could give the base model back"):
+    with pytest.raises(ClientError) as caught:
         client("merge", OWNER, base=str(base), folder=str(finished[0]), out=str(tmp_path / "out"), push_to=repo_id)
+    assert "ValueError" in caught.value.kinds
+    assert repo_id in caught.value.message
     assert not hub.seen("POST", "/commit/")
 
 
@@ -181,15 +190,18 @@ def test_nothing_that_changes_anything(base, run_folder, tmp_path):
     ledger = ForgettingLedger.load(run_folder)
     with ledger.changes():
         ledger.tasks = tuple(replace(entry, groups={**entry.groups, "active": []}) for entry in ledger.tasks)
-    with pytest.raises(ValueError, match="would be the base model"):
+    with pytest.raises(ValueError) as caught:
         merge_forgotten(base, run_folder, tmp_path / "out")
+    assert str(run_folder) in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_not_next_to_the_adapters(hub, client, repo_id, base, finished, tmp_path):
     """In the repository of the run the base weights could be computed again."""
     hub.create(repo_id, cases.read(finished[0]), private=True)
-    with pytest.raises(ClientError, match="could give the base model back"):
+    with pytest.raises(ClientError) as caught:
         client("merge", OWNER, base=str(base), folder=str(finished[0]), out=str(tmp_path / "out"), push_to=repo_id)
+    assert "ValueError" in caught.value.kinds
+    assert repo_id in caught.value.message
     assert not (tmp_path / "out").exists()
     assert not hub.seen("POST", "/commit/")

@@ -1,5 +1,6 @@
 """What would be published, built in a folder: everything a stranger needs, and nothing that nobody vouches for."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,9 +11,11 @@ from pathlib import Path
 import hub_cases as cases
 import pytest
 from client_process import ClientError
+from errors import refused
+from hub_refusals import ledger_refused
 from loopback import OWNER
 
-from gs_lora_peft import ForgettingLedger, LedgerError
+from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.hub import export_forgotten, repository, stage_repository, verify_repository
 from gs_lora_peft.hub.composite import write_composite
 from gs_lora_peft.sequence.ledger_file import with_digest
@@ -95,19 +98,19 @@ def linked(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "named"),
     [
-        (unlisted_kind, r"lists \['tasks/task_001/training_args.bin'\] under task_001; only"),
-        (file_of_another, r"lists \['tasks/task_002/adapter_config.json'\] under task_001"),
-        (changed, "task_002/adapter_model.safetensors: truncated"),
-        (linked, "symbolic link"),
-        (lambda folder: (folder / "forgetting.json").unlink(), "does not exist; expected a folder with a ledger"),
+        (unlisted_kind, "tasks/task_001/training_args.bin"),
+        (file_of_another, "tasks/task_002/adapter_config.json"),
+        (changed, "tasks/task_002/adapter_model.safetensors"),
+        (linked, "tasks/task_002/adapter_model.safetensors"),
+        (lambda folder: (folder / "forgetting.json").unlink(), "forgetting.json"),
     ],
 )
-def test_runs_that_are_refused(run_folder, tmp_path, damage, said):
+def test_runs_that_are_refused(run_folder, tmp_path, damage, named):
     """What the ledger does not vouch for, or vouches for and should not, is not published; nothing is written."""
     damage(run_folder)
-    with pytest.raises(LedgerError, match=said):
+    with ledger_refused(named):
         stage_repository(run_folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "elsewhere") == ["run"]
 
@@ -116,8 +119,9 @@ def test_a_folder_that_holds_files(short_run, tmp_path):
     """It is not overwritten."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.md").write_text("mine")
-    with pytest.raises(ValueError, match="out' exists already"):
+    with pytest.raises(ValueError) as caught:
         stage_repository(short_run, tmp_path / "out")
+    assert str(tmp_path / "out") in str(caught.value)
     assert cases.read(tmp_path / "out") == {"mine.md": b"mine"}
 
 
@@ -127,20 +131,22 @@ def test_a_failure_leaves_nothing(short_run, tmp_path, monkeypatch):
 
     def full(path, data, **options):
         if path.name == "README.md":
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
         write(path, data, **options)
 
     monkeypatch.setattr(repository, "write_bytes_atomic", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError) as caught:
         stage_repository(short_run, tmp_path / "out")
+    assert caught.value.errno == errno.ENOSPC
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short"]
 
 
 def test_somebody_elses_model(hub, client, repo_id, short_run):
     """A repository that holds something else is not touched; one that was only made on the Hub's pages is taken."""
     hub.create(repo_id, {"config.json": b"{}", "model.safetensors": b"x" * 20}, private=True)
-    with pytest.raises(ClientError, match=r"holds files of something else \(\.gitattributes, config.json"):
+    with refused("repo_id", repo_id, ClientError) as caught:
         client("push", OWNER, folder=short_run, repo_id=repo_id)
+    assert "config.json" in caught.value.fix
     assert hub.files(repo_id).keys() == {"config.json", "model.safetensors"}
     hub.create(f"{repo_id}-made", {"README.md": b"# mine"}, private=True)
     client("push", OWNER, folder=short_run, repo_id=f"{repo_id}-made")
@@ -179,7 +185,7 @@ def test_what_came_wrong_is_not_kept(hub, new_client, client, repo_id, base, sho
     hub.tamper(name, content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     fresh = new_client()
     for _ in range(2):
-        with pytest.raises(ClientError, match=f"{name}.*(changed|edited)"):
+        with ledger_refused(name):
             fresh("load", OWNER, base=base, repo_id=repo_id)
     hub.reset()
     assert fresh("load", OWNER, base=base, repo_id=repo_id) == fresh("load", base=base, repo_id=short_run)
@@ -188,7 +194,7 @@ def test_what_came_wrong_is_not_kept(hub, new_client, client, repo_id, base, sho
 def test_a_damaged_ledger_on_the_hub(hub, client, repo_id, short_run):
     """What cannot be read may be somebody's newer run: it is not overwritten."""
     hub.create(repo_id, {"forgetting.json": b"{}"}, private=True)
-    with pytest.raises(ClientError, match=r"schema_version .* is None"):
+    with ledger_refused("schema_version", "None"):
         client("push", OWNER, folder=short_run, repo_id=repo_id)
     assert hub.files(repo_id) == {"forgetting.json": b"{}"}
 
@@ -219,7 +225,7 @@ def test_a_file_that_changes_meanwhile(run_folder, tmp_path, monkeypatch):
             Path(target).write_text("{}")
 
     monkeypatch.setattr(repository.shutil, "copyfile", damaged)
-    with pytest.raises(LedgerError, match=r"gs_lora_config\.json: changed"):
+    with ledger_refused("gs_lora_config.json"):
         stage_repository(run_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -230,5 +236,7 @@ def test_the_working_directory(run_folder, tmp_path, monkeypatch, name):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for write in (stage_repository, export_forgotten):
-        with pytest.raises(ValueError, match="is the working directory; expected a folder to be made"):
+        with pytest.raises(ValueError) as caught:
             write(run_folder, name)
+        assert f"'{name}'" in str(caught.value)
+    assert not list((tmp_path / "here").iterdir())

@@ -46,16 +46,18 @@ def test_what_is_refused(hub, client, repo_id, base, short_run, tmp_path):
     client("push", OWNER, folder=short_run, repo_id=repo_id)
     hub.create(f"{repo_id}-public")
     before = hub.files(repo_id)
-    for name, token, said in (
-        (repo_id, OWNER, "holds files of something else"),
-        (f"{repo_id}-public", OWNER, "exists and is public"),
+    for name, token, named in (
+        (repo_id, OWNER, repo_id),
+        (f"{repo_id}-public", OWNER, f"{repo_id}-public"),
         ("a/b/c", OWNER, "`hub_model_id` is 'a/b/c'"),
-        (repo_id, None, "there is no token"),
+        (repo_id, None, "`token` is None"),
     ):
-        with pytest.raises(ClientError, match=said):
+        with pytest.raises(ClientError) as caught:
             client(
                 "call_trainer", token, base=base, output_dir=tmp_path / "out", call="push_to_hub",
                 arguments={"hub_model_id": name},
             )  # fmt: skip
+        assert "ValueError" in caught.value.kinds
+        assert named in caught.value.message
     assert hub.files(repo_id) == before
     assert not hub.files(f"{repo_id}-public")

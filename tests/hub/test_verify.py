@@ -181,44 +181,35 @@ def linked_folder(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "named"),
     [
-        (edited, "edited or damaged"),
-        (truncated, r"tasks/task_002/adapter_model\.safetensors: truncated"),
-        (lambda folder: (folder / "tasks" / "task_003" / CONFIG).unlink(), "task_003/adapter_config.json: it is miss"),
-        (lambda folder: (folder / "adapter_model.bin").write_bytes(b""), "adapter_model.bin: the ledger does not"),
-        (lambda folder: (folder / "figures" / "run.py").write_bytes(b""), "figures/run.py: the ledger does not"),
-        (linked_folder, "figures/more: the ledger does not"),
-        (
-            lambda folder: (folder / "tasks" / "task_001" / "x.pkl").write_bytes(b""),
-            "x.pkl: the ledger does not vouch",
-        ),
-        (lambda folder: (folder / WEIGHTS).unlink(), "adapter_model.safetensors: it is missing"),
-        (
-            lambda folder: [(folder / name).unlink() for name in (CONFIG, WEIGHTS)],
-            "adapter_config.json: it is missing",
-        ),
-        (
-            other_task_in_root,
-            r"'\(fc1\)' the adapter in the root is not the sum of the tasks \(relative error 1\.0e\+00",
-        ),
-        (scaled, "not the sum of the tasks"),
-        (scaled_in_one_module, "not the sum of the tasks"),
-        (emptied, "not the sum of the tasks"),
-        (without_a_module, r"'\(fc1\)' the adapter in the root is not the sum"),
-        (lambda folder: change(folder / CONFIG, target_modules="fc1"), "target_modules leave out"),
-        (lambda folder: change(folder / CONFIG, rank_pattern={}), "which its configuration contradicts"),
+        (edited, "forgetting.json"),
+        (truncated, "tasks/task_002/adapter_model.safetensors"),
+        (lambda folder: (folder / "tasks" / "task_003" / CONFIG).unlink(), "tasks/task_003/adapter_config.json"),
+        (lambda folder: (folder / "adapter_model.bin").write_bytes(b""), "adapter_model.bin"),
+        (lambda folder: (folder / "figures" / "run.py").write_bytes(b""), "figures/run.py"),
+        (linked_folder, "figures/more"),
+        (lambda folder: (folder / "tasks" / "task_001" / "x.pkl").write_bytes(b""), "tasks/task_001/x.pkl"),
+        (lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
+        (lambda folder: [(folder / name).unlink() for name in (CONFIG, WEIGHTS)], CONFIG),
+        (other_task_in_root, "'(fc1)' 1.0e+00"),
+        (scaled, WEIGHTS),
+        (scaled_in_one_module, WEIGHTS),
+        (emptied, f"{WEIGHTS} 1.0e+00"),
+        (without_a_module, "'(fc1)' 1.0e+00"),
+        (lambda folder: change(folder / CONFIG, target_modules="fc1"), f"{CONFIG} target_modules"),
+        (lambda folder: change(folder / CONFIG, rank_pattern={}), "repository (fc1"),
         (lambda folder: change(folder / CONFIG, modules_to_save=["head"]), "modules_to_save"),
         (lambda folder: (folder / CONFIG).write_text("[]"), "peft_type"),
-        (linked_outside, "leads out of the folder"),
-        (lying_header, "not accepted"),
+        (linked_outside, f"{WEIGHTS} link"),
+        (lying_header, "repository"),
     ],
 )
-def test_damage_is_named(repository, damage, said):
-    """Whatever was changed, taken away or added is a problem, and is told, not raised."""
+def test_damage_is_named(repository, damage, named):
+    """A change, a missing file or a new one is a problem; its line has these names and numbers."""
     damage(repository)
     report = verify_repository(repository)
-    assert any(re.search(said, problem) for problem in report.problems), report.problems
+    assert any(all(name in problem for name in named.split()) for problem in report.problems), report.problems
 
 
 def rewritten(folder, change):
@@ -229,28 +220,25 @@ def rewritten(folder, change):
 
 @pytest.mark.parametrize("place", ["tasks/task_002", ""])
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "part"),
     [
-        (lambda folder: rewritten(folder, lambda tensor: tensor * float("nan")), f"{WEIGHTS}.*NaN or infinity"),
-        (lambda folder: rewritten(folder, lambda tensor: tensor / 0), f"{WEIGHTS}.*NaN or infinity"),
-        (lambda folder: rewritten(folder, lambda tensor: tensor.to(torch.float8_e5m2)), f"{WEIGHTS}.*of real numbers"),
-        (lambda folder: change(folder / CONFIG, lora_alpha=0, alpha_pattern={}), f"{CONFIG}.*a scaling of 0"),
-        (lambda folder: change(folder / CONFIG, lora_alpha=1e7, alpha_pattern={}), f"{CONFIG}.*a scaling of"),
-        (
-            lambda folder: change(folder / CONFIG, lora_alpha=1e7, alpha_pattern={}, use_rslora=True),
-            f"{CONFIG}.*a scaling of",
-        ),
+        (lambda folder: rewritten(folder, lambda tensor: tensor * float("nan")), f"{WEIGHTS}.*NaN"),
+        (lambda folder: rewritten(folder, lambda tensor: tensor / 0), f"{WEIGHTS}.*infinity"),
+        (lambda folder: rewritten(folder, lambda tensor: tensor.to(torch.float8_e5m2)), WEIGHTS),
+        (lambda folder: change(folder / CONFIG, lora_alpha=0, alpha_pattern={}), f"{CONFIG}.*scaling"),
+        (lambda folder: change(folder / CONFIG, lora_alpha=1e7, alpha_pattern={}), f"{CONFIG}.*scaling"),
+        (lambda folder: change(folder / CONFIG, lora_alpha=1e7, alpha_pattern={}, use_rslora=True), "scaling"),
         (
             lambda folder: change(folder / CONFIG, auto_mapping={"base_model_class": "X", "parent_library": "os"}),
-            f"{CONFIG}.*leads to 'os'",
+            f"{CONFIG}.*'os'",
         ),
-        (lambda folder: change(folder / CONFIG, revision="0" * 40), f"revision in {CONFIG}.*but the ledger has"),
-        (lambda folder: change(folder / CONFIG, target_modules="(f+c*)+1x"), f"{CONFIG}.*expected names of modules"),
-        (lambda folder: change(folder / CONFIG, rank_pattern={"(f+)+x": 3}), f"{CONFIG}.*expected names of modules"),
-        (lambda folder: change(folder / CONFIG, exclude_modules=["fc1"]), f"exclude_modules in {CONFIG}"),
+        (lambda folder: change(folder / CONFIG, revision="0" * 40), f"revision.*{CONFIG}"),
+        (lambda folder: change(folder / CONFIG, target_modules="(f+c*)+1x"), CONFIG),
+        (lambda folder: change(folder / CONFIG, rank_pattern={"(f+)+x": 3}), CONFIG),
+        (lambda folder: change(folder / CONFIG, exclude_modules=["fc1"]), f"exclude_modules.*{CONFIG}"),
     ],
 )
-def test_what_an_adapter_must_not_hold(run, tmp_path, place, damage, said):
+def test_what_an_adapter_must_not_hold(run, tmp_path, place, damage, part):
     """In a task or the root, although the ledger vouches for it: file and reason are named, and other tasks pass."""
     folder = shutil.copytree(run, tmp_path / "run")
     ledger = ForgettingLedger.load(folder)
@@ -261,7 +249,7 @@ def test_what_an_adapter_must_not_hold(run, tmp_path, place, damage, said):
     cases.vouch_again(repository)
     problems = verify_repository(repository, cases.Names()).problems
     named = place or "the root|repository'"
-    assert [problem for problem in problems if re.search(said, problem) and re.search(named, problem)], problems
+    assert [problem for problem in problems if re.search(part, problem) and re.search(named, problem)], problems
     assert not [problem for problem in problems if "task_001" in problem or "task_003" in problem]
 
 
@@ -272,14 +260,17 @@ def test_an_absurd_update(run, tmp_path):
     cases.vouch_again(folder)
     assert verify_repository(folder).problems == []
     (problem,) = verify_repository(folder, cases.Names()).problems
-    assert re.search("adapter of task_001.*its update has the norm", problem)
+    assert re.search("task_001.*norm", problem)
 
 
 def test_what_is_no_folder_of_ours(tmp_path):
     """A folder that is missing, empty or holds a ledger of a newer schema is a problem, too."""
-    assert "does not exist" in verify_repository(tmp_path / "nothing").problems[0]
+    (problem,) = verify_repository(tmp_path / "nothing").problems
+    assert str(tmp_path / "nothing" / "forgetting.json") in problem
     (tmp_path / "forgetting.json").write_text('{"schema_version": 2}')
-    assert "Upgrade the package" in verify_repository(tmp_path).problems[0]
+    (problem,) = verify_repository(tmp_path).problems
+    assert "schema_version" in problem
+    assert str(tmp_path) in problem
 
 
 def test_another_base_model(repository, base):
@@ -288,12 +279,13 @@ def test_another_base_model(repository, base):
     report = verify_repository(repository, model)
     assert report.base_checked
     assert len(report.problems) == 1
-    assert "belongs to another base model" in report.problems[0]
+    assert "base model" in report.problems[0]
     assert not hasattr(model, "peft_config")
 
 
 def test_a_base_model_with_adapters(base, first_task):
     """The fingerprint of a model that holds adapters would say nothing about what they are put onto."""
     model = load_forgotten(hub_cases.load_base(base), first_task[0])
-    with pytest.raises(ValueError, match="holds adapters already"):
+    with pytest.raises(ValueError) as caught:
         verify_repository(first_task[0], model)
+    assert "base_model" in str(caught.value)

@@ -195,7 +195,7 @@ def test_pictures_are_private(run, audit, tmp_path):
 def test_what_does_not_fit_is_refused(run, audit, tmp_path):
     """Other data, another column, another method, another model, and no rows."""
     base, folder, _, test = run
-    with pytest.raises(ValueError, match="has 3 rows and the audit 20; expected the data set that was audited"):
+    with pytest.raises(ValueError, match="`dataset` is '3 rows'; expected the 20 rows"):
         draw_face_pictures(audit, test.select(range(3)), tmp_path)
     with pytest.raises(ValueError, match="no 'photo'"):
         draw_face_pictures(audit, test, tmp_path, image_column="photo")

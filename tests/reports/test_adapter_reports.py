@@ -52,8 +52,9 @@ def test_targets_that_the_model_lacks_are_an_error_and_leave_it_alone(base):
     """peft#40, OptimalScale/LMFlow#125: q_proj and v_proj of another model were accepted and did nothing."""
     model = cases.load(base)
     before = cases.weights(model)
-    with pytest.raises(ValueError, match="query_key_value"):
+    with pytest.raises(ValueError) as error:
         get_peft_model(model, GSLoraConfig(target_modules=["query_key_value"]))
+    assert "query_key_value" in str(error.value)
     assert cases.same(cases.weights(model), before)
 
 
@@ -246,8 +247,9 @@ def test_a_second_load_into_the_same_base_is_refused(base, run):
     model = cases.load(base)
     loaded = load_forgotten(model, run[1], tasks=1)
     expected = logits(loaded)
-    with pytest.raises(ValueError, match="unload"):
+    with pytest.raises(ValueError) as error:
         load_forgotten(model, run[1])
+    assert "base_model" in str(error.value)
     assert torch.equal(logits(loaded), expected)
     assert torch.equal(logits(load_forgotten(loaded.unload(), run[1], tasks=1)), expected)
 

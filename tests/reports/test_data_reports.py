@@ -80,8 +80,10 @@ def test_a_stream_is_refused_at_once_and_a_collected_one_works(base, tmp_path, p
     sets = {"forget_dataset": split.forget, "retain_dataset": split.retain}
     stream = sets[half].to_iterable_dataset()
     kwargs = {"args": cases.arguments(tmp_path), "processing_class": cases.PROCESSOR}
-    with pytest.raises(ValueError, match=half.removesuffix("_dataset")):
+    with pytest.raises(ValueError) as error:
         GSLoraTrainer(cases.adapted(base), **kwargs, **{**sets, half: stream})
+    assert half.removesuffix("_dataset") in str(error.value)
+    assert "IterableDataset" in str(error.value)
     collected = Dataset.from_list(list(stream), features=split.retain.features)
     trainer = GSLoraTrainer(cases.adapted(base), **kwargs, **{**sets, half: collected})
     trainer.train()
@@ -202,8 +204,10 @@ def test_classes_numbered_otherwise_never_pass_for_each_other(base, tmp_path):
     dataset = cases.data().map(lambda row: {"label": swap.get(row["label"], row["label"])})
     dataset = dataset.cast_column("label", ClassLabel(names=names))
     run = tmp_path / "run"
-    with pytest.raises(ValueError, match="align_labels"):
+    with pytest.raises(ValueError) as error:
         cases.forgetter_for(base, run, dataset)
+    assert "label" in str(error.value)
+    assert "'bee'" in str(error.value)
     assert not run.exists()
     forgetter = cases.forgetter_for(base, run, align_labels(dataset, "label", cases.load(base).config.label2id))
     assert forgetter.forget(ForgetRequest(["bee"])).forgotten
@@ -231,8 +235,9 @@ def test_names_that_are_numbers_are_no_ids(base, tmp_path):
 def test_a_head_without_the_last_class_is_refused_before_training(base, tmp_path):
     """datasets#6446, transformers#10449, ultralytics/ultralytics#4514: 36 classes in the data, 35 in the head."""
     dataset = cases.data().cast_column("label", ClassLabel(names=[*cases.NAMES, "fox"]))
-    with pytest.raises(ValueError, match="head"):
+    with pytest.raises(ValueError) as error:
         cases.forgetter_for(base, tmp_path / "run", dataset)
+    assert "label" in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -243,10 +248,14 @@ def test_rows_without_a_label_are_named(base, tmp_path, bad):
     rows = list(dataset)
     rows[4]["label"] = bad
     dataset = Dataset.from_list(rows, features=dataset.features)
-    with pytest.raises(ValueError, match="row 4"):
-        split_dataset(dataset, [1])
-    with pytest.raises(ValueError, match="row 4"):
-        cases.forgetter_for(base, tmp_path / "run", dataset)
+    for refused in (
+        lambda: split_dataset(dataset, [1]),
+        lambda: cases.forgetter_for(base, tmp_path / "run", dataset),
+    ):
+        with pytest.raises(ValueError) as error:
+            refused()
+        assert "row 4" in str(error.value)
+        assert str(bad) in str(error.value)
 
 
 def test_a_model_without_names_takes_those_of_the_data(tmp_path):
@@ -304,11 +313,13 @@ def test_heads_of_another_kind_are_refused_and_nothing_is_made(base, tmp_path, p
 def test_a_request_for_every_class_is_refused_before_training(base, tmp_path):
     """OPTML-Group/Unlearn-Saliency#14: without anything to keep, everything is lost."""
     forgetter = cases.forgetter_for(base, tmp_path / "run")
-    with pytest.raises(ValueError, match="retain"):
+    with pytest.raises(ValueError) as error:
         forgetter.forget(ForgetRequest(cases.NAMES))
+    assert "retain" in str(error.value)
     assert cases.forgot(forgetter.model)
     forgetter.forget(ForgetRequest(cases.NAMES[:4]))
     before = cases.weights(forgetter.model)
-    with pytest.raises(ValueError, match="retain"):
+    with pytest.raises(ValueError) as error:
         forgetter.forget(ForgetRequest(cases.NAMES[4:]))
+    assert "retain" in str(error.value)
     assert cases.same(cases.weights(forgetter.model), before)

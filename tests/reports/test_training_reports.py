@@ -246,8 +246,9 @@ def test_a_truncated_checkpoint_is_named_and_an_earlier_one_works(base, tmp_path
     file.write_bytes(file.read_bytes()[:200])
     model = cases.adapted(base)
     before = cases.weights(model, "lora_")
-    with pytest.raises(ValueError, match=file.parent.name):
+    with pytest.raises(ValueError) as error:
         cases.trainer_for(model, tmp_path, **settings).train(resume_from_checkpoint=True)
+    assert file.parent.name in str(error.value)
     assert cases.same(cases.weights(model, "lora_"), before)
     cases.trainer_for(model, tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert cases.same(cases.weights(model, "lora_"), plain)

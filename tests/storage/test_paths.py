@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+from errors import refused
 from huggingface_hub import constants, file_download
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from gs_lora_peft.hub.base import load_base_model
 from gs_lora_peft.sequence import ForgettingLedger
 from gs_lora_peft.sequence.remote import fetch_sequence, sequence_folder
 from gs_lora_peft.storage import as_path, hub_calls
-from gs_lora_peft.storage.hub_calls import as_folder_or_repo, is_away
+from gs_lora_peft.storage.hub_calls import HubUnreachableError, as_folder_or_repo, is_away
 
 LOCAL = ["./x", "../x", ".", "/nowhere/x", "~/x", "a/b/c", "a\\b", "x/", "C:/x", "..", "runs/no where"]
 
@@ -49,9 +50,8 @@ def test_home_and_path_like(make, monkeypatch, tmp_path):
 )
 def test_what_is_no_path(bad):
     """The error has the argument and the value."""
-    with pytest.raises(InvalidInputError) as caught:
+    with refused("folder", bad):
         as_path(bad, "folder")
-    assert (caught.value.name, caught.value.value) == ("folder", bad)
 
 
 @given(st.text() | st.binary() | st.none() | st.integers() | st.floats())
@@ -79,9 +79,8 @@ def test_every_entrance_refuses_what_is_no_path(bad, tmp_path):
     }
     for name, calls in entrances.items():
         for call in calls:
-            with pytest.raises(InvalidInputError) as caught:
+            with refused(name, bad):
                 call(bad)
-            assert (caught.value.name, caught.value.value) == (name, bad)
 
 
 @pytest.mark.parametrize("value", LOCAL)
@@ -93,9 +92,8 @@ def test_what_can_only_be_a_path(value, monkeypatch, tmp_path):
     if os.path.exists(os.path.expanduser(value)):
         assert as_folder_or_repo(value, "run", "a folder") == Path(value)
         return
-    with pytest.raises(InvalidInputError) as caught:
+    with refused("run", value):
         as_folder_or_repo(value, "run", "a folder")
-    assert (caught.value.name, caught.value.value) == ("run", value)
 
 
 def test_an_id_is_an_id_unless_a_folder_is_there(monkeypatch, tmp_path):
@@ -141,14 +139,16 @@ def away(monkeypatch, tmp_path):
 def test_a_hub_that_is_away_is_asked_once(name, away):
     """One request, no waiting, and an error that says both."""
     assert is_away(name, "config.json")
-    with pytest.raises(ConnectionError, match=r"no such folder.*the Hub cannot be asked"):
+    with pytest.raises(ConnectionError) as caught:
         sequence_folder(name)
+    assert repr(name) in str(caught.value)
     ledger = SimpleNamespace(base_model={"model_class": "ViTModel"}, folder="run")
     script = SimpleNamespace(model_name_or_path=name, model_revision=None, dataset_name=name, dataset_config_name=None)
     for load in (lambda: load_base_model(ledger, name), lambda: model_source(script), lambda: load_data(script)):
         before = len(away)
-        with pytest.raises(ConnectionError, match="no such folder"):
+        with pytest.raises(HubUnreachableError) as caught:
             load()
+        assert (caught.value.repo_id, caught.value.status) == (name, None)
         assert len(away) == before + 1
 
 
@@ -178,6 +178,5 @@ def test_what_is_cached_is_used_while_the_hub_is_away(away, tmp_path):
 
 def test_a_bad_target_is_found_before_the_download(monkeypatch):
     """`local_dir` is looked at first."""
-    with pytest.raises(InvalidInputError) as caught:
+    with refused("local_dir", ""):
         fetch_sequence("me/x", local_dir="")
-    assert caught.value.name == "local_dir"

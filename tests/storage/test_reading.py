@@ -1,4 +1,4 @@
-"""Reading what may have been damaged or made by somebody else."""
+"""Reading files that may be damaged or come from elsewhere."""
 
 import errno
 import hashlib
@@ -6,10 +6,9 @@ import json
 import os
 
 import pytest
-import torch
+from errors import refused
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from gs_lora_peft.storage import (
     content_problem,
@@ -31,29 +30,39 @@ def test_hash(tmp_path):
 def test_reading_is_limited(tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     assert read_limited(tmp_path / "file", 5) == b"12345"
-    with pytest.raises(ValueError, match="larger than 4 bytes"):
+    with refused(str(tmp_path / "file"), "larger than 4 bytes"):
         read_limited(tmp_path / "file", 4)
     os.mkfifo(tmp_path / "pipe")
     for other in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(ValueError, match="not a regular file"):
+        with refused(str(other), "not a regular file"):
             read_limited(other, 5)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "name", "value"),
     [
-        (b"[NaN]", "NaN"),
-        (b"[-Infinity]", "-Infinity"),
-        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "'c' is given twice"),
-        (b"[" * 100_000, "nested"),
-        (b'"\xff"', "utf-8"),
-        (b"{", "Expecting"),
-        (b"", "Expecting"),
-        (b"9" * 5000, "digits"),
+        (b"[NaN]", "JSON number", "NaN"),
+        (b"[-Infinity]", "JSON number", "-Infinity"),
+        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "JSON key", "c"),
+        (b"[" * 100_000, "JSON text", "nested too deeply"),
     ],
 )
-def test_strict_json(text, said):
-    with pytest.raises(ValueError, match=said):
+def test_json_is_strict(text, name, value):
+    with refused(name, value):
+        parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (b'"\xff"', UnicodeDecodeError),
+        (b"{", json.JSONDecodeError),
+        (b"", json.JSONDecodeError),
+        (b"9" * 5000, ValueError),  # more digits than Python makes a number of
+    ],
+)
+def test_what_is_not_json(text, kind):
+    with pytest.raises(kind):
         parse_json(text)
 
 
@@ -74,7 +83,7 @@ def test_good_paths(tmp_path, path):
     ],
 )
 def test_bad_paths(tmp_path, path):
-    with pytest.raises(ValueError, match=r"(?s)The path .* is not accepted because .*; expected a relative path"):
+    with refused("path", path):
         safe_join(tmp_path, path)
 
 
@@ -91,7 +100,7 @@ def test_links_are_followed(tmp_path):
     (tmp_path / "alias").symlink_to(folder)
     assert safe_join(tmp_path / "alias", "real/x") == tmp_path / "alias" / "real" / "x"
     for path in ("out/x", "out", "file"):
-        with pytest.raises(ValueError, match="symbolic link"):
+        with refused("path", path):
             safe_join(folder, path)
 
 
@@ -117,12 +126,12 @@ def test_the_hub_cache_links_to_its_blobs(tmp_path):
     assert safe_join(snapshot, "tasks/good").read_bytes() == b"x"
     assert safe_join(snapshot, "tasks/shared").read_bytes() == b"y"
     for path in ("bad", "worse"):
-        with pytest.raises(ValueError, match="symbolic link"):
+        with refused("path", path):
             safe_join(snapshot, path)
     plain = tmp_path / "other" / "snapshots" / "rev"
     plain.mkdir(parents=True)
     (plain / "link").symlink_to(repository / "blobs" / "abc")
-    with pytest.raises(ValueError, match="symbolic link"):
+    with refused("path", "link"):
         safe_join(plain, "link")
 
 
@@ -140,23 +149,15 @@ def test_no_path_leaves_the_folder(path):
 
 
 def test_content_problems(tmp_path):
-    path = tmp_path / "adapter.safetensors"
-    save_file({"w": torch.arange(100.0)}, path)
-    whole, expected = path.read_bytes(), sha256_of(path)
+    path, whole = tmp_path / "adapter.safetensors", b"adapter" * 100
+    path.write_bytes(whole)
+    expected = sha256_of(path)
     assert content_problem(path, expected) is None
-
-    for length in (0, 5, 20, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        assert content_problem(path, expected).startswith(f"truncated ({length} bytes"), length
-    assert f"its header promises {len(whole)} bytes" in content_problem(path, expected)
-
-    path.write_bytes(whole[:-1] + b"x")
-    assert content_problem(path, expected).startswith(f"changed ({len(whole)} bytes")
-    assert content_problem(path, expected, {sha256_of(path): "b"}).startswith("swapped, it has the content of b")
-    for junk in (b"\xff" * 64, b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0{}", json.dumps({"w": 1}).encode()):
-        path.write_bytes(junk)
-        assert content_problem(path, expected).startswith("changed"), junk
-
+    for other in (b"", whole[:5], whole[:-1], whole[:-1] + b"x", whole + b"x"):
+        path.write_bytes(other)
+        said = content_problem(path, expected)
+        assert sha256_of(path)[:12] in said
+        assert expected[:12] in said
     path.unlink()
     assert content_problem(path, expected) == "it is missing"
     path.mkdir()

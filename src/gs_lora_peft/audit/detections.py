@@ -1,19 +1,22 @@
-"""What a detector finds in the same images before and after it forgot. The picture is for nobody but the user."""
+"""What a detector finds in the same images before and after it forgot. The picture is private."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..checking import Count, Number, checked
 from ..data.boxes import Annotations, read_annotations
 from ..data.rows import NamedRows, picture_cell, where
+from ..errors import InvalidInputError
 from ..images import to_image
 from ..reports import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
 from ..sequence import ForgettingLedger, load_forgotten
@@ -21,6 +24,7 @@ from ..storage import StrPath, as_path, write_bytes_atomic
 from .pictures import private_folder
 
 Found = list[dict[str, Tensor]]
+_Confidence = Annotated[Number, Field(ge=0, le=1, description="a number in [0, 1]")]
 
 
 def draw_detections(
@@ -45,37 +49,40 @@ def draw_detections(
     [`push_to_hub`] publishes is built from the ledger and has none of it.
 
     Args:
-        base_model (`transformers.PreTrainedModel`): the detector before any task. It has forgotten afterwards: the
-            tasks are merged into it.
-        folder (`str` or `os.PathLike`): the folder of the run.
-        dataset (`datasets.Dataset`): images with annotated boxes, numbered as the model numbers its categories.
-        processing_class (`transformers.BaseImageProcessor`): the model's image processor.
-        image_column (`str`, *optional*, defaults to `"image"`): column of the images.
-        objects_column (`str`, *optional*, defaults to `"objects"`): column of the annotated boxes.
-        threshold (`float`, *optional*, defaults to 0.5): confidence from which a detection is drawn, in [0, 1].
-        most_images (`int`, *optional*, defaults to 4): so many images at most.
+        base_model (`transformers.PreTrainedModel`):
+            The detector before any task. Afterwards it has forgotten: the tasks are merged into it.
+        folder (`str` or `os.PathLike`):
+            The folder of the run.
+        dataset (`datasets.Dataset`):
+            Images with annotated boxes, numbered as the model numbers its categories.
+        processing_class (`transformers.BaseImageProcessor`):
+            The model's image processor.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            Column of the images.
+        objects_column (`str`, *optional*, defaults to `"objects"`):
+            Column of the annotated boxes.
+        threshold (`float`, *optional*, defaults to 0.5):
+            Confidence from which a detection is drawn, in [0, 1].
+        most_images (`int`, *optional*, defaults to 4):
+            The largest number of images.
 
     Returns:
-        `Path`: the file.
+        `Path`: The file.
 
     Raises:
-        LedgerError: if the ledger does not say which categories were forgotten, or does not fit, as
+        LedgerError: If the ledger does not say which categories were forgotten, or does not fit, as
             [`load_forgotten`].
-        ValueError: if the threshold or the number of images is out of range, no image has a forgotten category, or
+        ValueError: If the threshold or the number of images is out of range, no image has a forgotten category, or
             columns are missing.
-        OSError: if the file could not be written.
+        OSError: If the file could not be written.
     """
     folder = as_path(folder, "folder")
-    if not 0 <= threshold <= 1 or most_images < 1:
-        raise ValueError(
-            f"`threshold` is {threshold!r} and `most_images` {most_images!r}; expected a number in [0, 1] and one "
-            "image at least."
-        )
+    checked("threshold", threshold, _Confidence)
+    checked("most_images", most_images, Count)
     if image_column not in dataset.column_names:
-        raise ValueError(
-            f"the data set has the columns {dataset.column_names} and no {image_column!r}. Give the column of the "
-            "images as image_column."
-        )
+        expected = f"one of the columns {dataset.column_names}"
+        fix = f"There is no {image_column!r}: name the column of the images."
+        raise InvalidInputError("image_column", image_column, expected, fix)
     forgotten = ForgettingLedger.load(folder).forgotten_classes
     rows = rows_to_show(read_annotations(dataset, objects_column), forgotten, most_images)
     images = [
@@ -94,22 +101,25 @@ def rows_to_show(annotations: Annotations, forgotten: Sequence[int], most: int) 
     """Images that show best what was forgotten and what was not.
 
     Args:
-        annotations ([`Annotations`]): of the whole data set.
-        forgotten (`Sequence[int]`): ids of the forgotten categories.
-        most (`int`): so many rows at most.
+        annotations ([`Annotations`]):
+            Those of the whole data set.
+        forgotten (`Sequence[int]`):
+            Ids of the forgotten categories.
+        most (`int`):
+            The largest number of rows.
 
     Returns:
-        `list[int]`: rows of the data set, ascending.
+        `list[int]`: Rows of the data set, ascending.
 
     Raises:
-        ValueError: if no image has an object of a forgotten category.
+        ValueError: If no image has an object of a forgotten category.
     """
     gone = np.isin(annotations.categories, list(forgotten))
     with_gone, with_kept = np.unique(annotations.rows[gone]), np.unique(annotations.rows[~gone])
     if not with_gone.size:
-        raise ValueError(
-            "no image has an object of a category that was forgotten; expected one at least. Give the test data."
-        )
+        expected = "at least one image with an object of a forgotten category"
+        fix = "Here no image has an object of one: pass the test data."
+        raise InvalidInputError("dataset", "without forgotten categories", expected, fix)
     mixed, alone = np.intersect1d(with_gone, with_kept), np.setdiff1d(with_gone, with_kept)
     chosen = _spread(mixed, most)
     return sorted([*chosen, *_spread(alone, most - len(chosen))])

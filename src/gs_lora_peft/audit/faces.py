@@ -16,13 +16,15 @@ from torch.utils.data import DataLoader
 from ..data.alignment import check_names
 from ..data.classes import label_names
 from ..data.rows import NamedRows
+from ..errors import InvalidInputError
 from ..metrics import continual_forgetting_scores, verification_by_role
 from ..models import FaceTransformerForRecognition
-from ..sequence import ForgettingLedger, LedgerError
+from ..sequence import ForgettingLedger
 from ..sequence.adapters import check_adapters, read_adapters
 from ..sequence.fingerprint import model_identity
 from ..sequence.loading import check_bare
 from ..sequence.merging import merge_adapters
+from ..sequence.plain import InvalidLedgerError
 from ..sequence.remote import sequence_folder
 
 
@@ -32,11 +34,16 @@ class FaceAnswers:
     What a face model says about labelled images.
 
     Attributes:
-        labels (`np.ndarray`): who is on them, int64, shape `(n,)`.
-        embeddings (`np.ndarray`): float32, shape `(n, hidden_size)`, not normalised.
-        similarities (`np.ndarray`): cosine between each embedding and the direction of its own person, shape `(n,)`.
-        predictions (`np.ndarray`): who the model takes them for by the cosine, int64, shape `(n,)`.
-        margin_predictions (`np.ndarray`): the same with the margin, as the papers measure accuracy.
+        labels (`np.ndarray`):
+            Ids of the people on the images, int64, shape `(n,)`.
+        embeddings (`np.ndarray`):
+            Float32, shape `(n, hidden_size)`, not normalised.
+        similarities (`np.ndarray`):
+            Cosine between each embedding and the direction of its own person, shape `(n,)`.
+        predictions (`np.ndarray`):
+            Ids that the model predicts by the cosine, int64, shape `(n,)`.
+        margin_predictions (`np.ndarray`):
+            The same with the margin, as the papers measure accuracy.
     """
 
     labels: np.ndarray
@@ -53,23 +60,26 @@ def face_answers(
     """Asks a face model about every image of a data set, in eval mode and on the model's device.
 
     Args:
-        model ([`FaceTransformerForRecognition`]): the bare model; it is left in eval mode.
-        dataset (map-style dataset): labelled rows.
-        data_collator (`Callable`): makes `pixel_values` and `labels` of a list of rows, e.g. [`default_collator`].
-        batch_size (`int`, *optional*, defaults to 64): images at once.
+        model ([`FaceTransformerForRecognition`]):
+            The bare model; it is left in eval mode.
+        dataset (map-style dataset):
+            Labelled rows.
+        data_collator (`Callable`):
+            Makes `pixel_values` and `labels` of a list of rows, e.g. [`default_collator`].
+        batch_size (`int`, *optional*, defaults to 64):
+            Number of images in a batch.
 
     Returns:
         [`FaceAnswers`]
 
     Raises:
-        ValueError: if the model is not a face model, or there are no rows.
+        ValueError: If the model is not a face model, or there are no rows.
     """
     if not isinstance(model, FaceTransformerForRecognition):
-        raise ValueError(
-            f"the model is a {type(model).__name__}; expected a FaceTransformerForRecognition, without adapters."
-        )
+        expected = "a FaceTransformerForRecognition, without adapters"
+        raise InvalidInputError("model", type(model).__name__, expected, "Pass the bare face model.")
     if len(dataset) == 0:
-        raise ValueError("the data set has no rows; expected labelled images. Give a split that has some.")
+        raise InvalidInputError("dataset", "no rows", "at least one labelled image", "Pass a split that has some.")
     model.eval()
     directions = F.normalize(model.classifier.weight.float())
     parts: list[tuple[torch.Tensor, ...]] = []
@@ -89,11 +99,16 @@ class FaceAudit:
     A run on a face model, looked at after each of its tasks in effect; made by [`audit_faces`].
 
     Attributes:
-        tasks (`list[str]`): names of the tasks in effect.
-        forgotten (`list[list[int]]`): ids of the people that each of them forgot.
-        missing (`list[list[int]]`): ids of the people that each of them kept without any of their training data.
-        answers (`list[FaceAnswers]`): of the base model, then after each task.
-        has_margin (`bool`): whether the head has a margin, so that accuracy can be measured with it.
+        tasks (`list[str]`):
+            Names of the tasks in effect.
+        forgotten (`list[list[int]]`):
+            Ids of the people that each of them forgot.
+        missing (`list[list[int]]`):
+            Ids of the people that each of them kept without any of their training data.
+        answers (`list[FaceAnswers]`):
+            Those of the base model, then of the model after each task.
+        has_margin (`bool`):
+            Whether the head has a margin, so that accuracy can be measured with it.
     """
 
     tasks: list[str]
@@ -112,9 +127,9 @@ class FaceAudit:
 
         Returns:
             `dict`: `tasks`, one entry each with `task`, and `cosine` and `margin` (`None` without a margin) with the
-            scores `before` and `after` as [`continual_forgetting_scores`] gives them; and `verification` of the
-            `base` model and of the model `after` all tasks, each as [`verification_by_role`] gives it for `retain`,
-            `forget` and `forget_against_all`, where `forget` is everybody forgotten by any task.
+            scores `before` and `after` as [`continual_forgetting_scores`] gives them; and `verification` of the `base`
+            model and of the model `after` all tasks, each as [`verification_by_role`] gives it for `retain`, `forget`
+            and `forget_against_all`, where `forget` is everybody forgotten by any task.
         """
         return {
             "tasks": [
@@ -166,20 +181,29 @@ def audit_faces(
     The model is rebuilt from the run's adapters, which are checked first.
 
     Args:
-        base_model ([`FaceTransformerForRecognition`]): the model the run was begun with; it is not changed.
-        run (`str` or `os.PathLike`): as in [`load_forgotten`]: a folder, or a repository on the Hub.
-        dataset (map-style dataset): labelled images that were not trained on, of everybody.
-        data_collator (`Callable`), batch_size (`int`, *optional*, defaults to 64): as in [`face_answers`].
-        label_column (`str`, *optional*, defaults to `"label"`): where the data have names of people, which must be
-            those that the model has for the same ids.
-        revision (`str`, *optional*), token (`str`, *optional*): as in [`load_forgotten`].
+        base_model ([`FaceTransformerForRecognition`]):
+            The model the run was begun with; it is not changed.
+        run (`str` or `os.PathLike`):
+            As in [`load_forgotten`]: a folder, or a repository on the Hub.
+        dataset (map-style dataset):
+            Labelled images that were not trained on, of everybody.
+        data_collator (`Callable`):
+            As in [`face_answers`].
+        batch_size (`int`, *optional*, defaults to 64):
+            As in [`face_answers`].
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Where the data have names of people, which must be those that the model has for the same ids.
+        revision (`str`, *optional*):
+            As in [`load_forgotten`].
+        token (`str`, *optional*):
+            As in [`load_forgotten`].
 
     Returns:
         [`FaceAudit`]
 
     Raises:
-        LedgerError: as [`load_forgotten`]; also if no task is in effect, or the ledger withholds who was forgotten.
-        ValueError: if the model is not a face model, there are no rows, or the data number people otherwise than the
+        LedgerError: As [`load_forgotten`]; also if no task is in effect, or the ledger withholds who was forgotten.
+        ValueError: If the model is not a face model, there are no rows, or the data number people otherwise than the
             model.
 
     Example:
@@ -196,8 +220,9 @@ def audit_faces(
     ledger = ForgettingLedger.load(folder)
     entries = ledger.active_tasks
     if not entries or any(entry.classes is None for entry in entries):
-        why = "has no task in effect" if not entries else "withholds who was forgotten"
-        raise LedgerError(f"the ledger in '{folder}' {why}; expected tasks and their people. Use the original folder.")
+        found = "none in effect" if not entries else "withheld people"
+        expected = "at least one task in effect, with the people that it forgot"
+        raise InvalidLedgerError(f"tasks of the ledger in '{folder}'", found, expected, "Use the original folder.")
     adapters = read_adapters(ledger, None)
     ledger.check_base(model_identity(base_model))
     check_adapters(base_model, adapters)

@@ -1,4 +1,4 @@
-"""Pictures of people before and after they were forgotten. They show faces, and are for nobody but the user."""
+"""Pictures of people before and after they were forgotten. They show faces, and are private."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..data.rows import NamedRows, picture_cell, where
+from ..errors import InvalidInputError
 from ..images import to_image
 from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
 from ..storage import StrPath, as_path, refuse_links, write_bytes_atomic
@@ -22,7 +23,7 @@ _SHAPES = "o^sDvP*X"
 
 
 def private_folder(folder: StrPath) -> Path:
-    """Makes `private_pictures` in a folder: for its owner alone, on the machine too. ValueError if it is a link."""
+    """Makes `private_pictures` in a folder, for its owner alone; InvalidInputError if it is a link."""
     folder = as_path(folder, "folder")
     refuse_links(folder, [PICTURES_FOLDER])
     place = folder / PICTURES_FOLDER
@@ -54,30 +55,34 @@ def draw_face_pictures(
     What [`push_to_hub`] publishes is built from the ledger and has none of them.
 
     Args:
-        audit ([`FaceAudit`]): from [`audit_faces`].
-        dataset (map-style dataset): the data set of the audit.
-        folder (`str` or `os.PathLike`): e.g. that of the run.
-        image_column (`str`, *optional*, defaults to `"image"`): column of the images, in any form that [`to_image`]
-            knows.
-        method (`str`, *optional*, defaults to `"tsne"`): `"tsne"` keeps neighbours together, `"pca"` distances.
-        most_images (`int`, *optional*, defaults to 1000): a random choice of so many images is in the map.
-        seed (`int`, *optional*, defaults to 0): of that choice and of t-SNE.
+        audit ([`FaceAudit`]):
+            From [`audit_faces`].
+        dataset (map-style dataset):
+            The data set of the audit.
+        folder (`str` or `os.PathLike`):
+            A folder, e.g. that of the run.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            Column of the images, in any form that [`to_image`] knows.
+        method (`str`, *optional*, defaults to `"tsne"`):
+            `"tsne"` keeps neighbours together, `"pca"` distances.
+        most_images (`int`, *optional*, defaults to 1000):
+            The largest number of images in the map, chosen at random.
+        seed (`int`, *optional*, defaults to 0):
+            Seed for that choice and for t-SNE.
 
     Returns:
-        `list[Path]`: the two files.
+        `list[Path]`: The two files.
 
     Raises:
-        ValueError: if the data set is not the audit's, has no such column, or the method is another one.
-        OSError: if a file could not be written.
+        ValueError: If the data set is not the audit's, has no such column, or the method is another one.
+        OSError: If a file could not be written.
     """
     folder = as_path(folder, "folder")
     if method not in ("tsne", "pca"):
-        raise ValueError(f"`method` must be 'tsne' or 'pca', got {method!r}.")
+        raise InvalidInputError("method", method, "'tsne' or 'pca'")
     if len(dataset) != len(audit.answers[0].labels):
-        raise ValueError(
-            f"the data set has {len(dataset)} rows and the audit {len(audit.answers[0].labels)}; expected the data "
-            "set that was audited."
-        )
+        expected = f"the {len(audit.answers[0].labels)} rows of the data set that was audited"
+        raise InvalidInputError("dataset", f"{len(dataset)} rows", expected, "Pass the data set of the audit.")
     rows = _people_to_show(audit)
     named = NamedRows(dataset)
     images = {row: _image(named[int(row)], image_column) for of_role in rows for row in of_role}
@@ -114,7 +119,8 @@ def _typical_rows(answers: FaceAnswers, people: Sequence[int]) -> list[int]:
 
 def _image(row: Any, column: str) -> np.ndarray:
     if column not in row:
-        raise ValueError(f"a row has {sorted(row)} and no {column!r}. Give the column of the images as image_column.")
+        fix = f"There is no {column!r}: name the column of the images."
+        raise InvalidInputError("image_column", column, f"one of the columns {sorted(row)}", fix)
     return np.asarray(to_image(picture_cell(row, column), name=where(row, column)))
 
 

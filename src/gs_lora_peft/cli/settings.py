@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..checking import check_fields
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, located
 from ..storage import as_path
 from .ending import say_last
 
@@ -71,9 +71,12 @@ def help_if_asked(description: str, *options: type, argv: Sequence[str] | None =
     adapter and of forgetting, with their defaults; for those of transformers there is `--help_all`.
 
     Args:
-        description (`str`): What the script does.
-        options (dataclasses): The options of the script, each field with a `help` in its metadata.
-        argv (`Sequence[str]`, *optional*): By default the command line of the process.
+        description (`str`):
+            What the script does.
+        options (dataclasses):
+            The options of the script, each field with a `help` in its metadata.
+        argv (`Sequence[str]`, *optional*):
+            By default the command line of the process.
     """
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
@@ -123,7 +126,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 def training_options() -> Iterator[tuple[str, Any, str]]:
     """Name, default and help of each field that GSLoraTrainingArguments defines.
 
-    They are read from its source: to import it takes seconds, which nobody wants to wait for a help page.
+    They are read from its source, because importing it takes seconds: too long for a help page.
     """
     source = Path(__file__).parents[1] / "training" / "arguments.py"
     tree = ast.parse(source.read_text(encoding="utf-8"))
@@ -142,13 +145,17 @@ def settings_parser(prog: str, description: str, *options: type, **defaults: Any
     A parser of a script's options, those of [`AdapterArguments`] and those of [`GSLoraTrainingArguments`].
 
     Args:
-        prog (`str`): The name of the script.
-        description (`str`): What it does.
-        options (dataclasses): The options of the script itself. A field `config` names a YAML file with settings.
-        defaults (`Any`): Defaults that differ from those of the classes.
+        prog (`str`):
+            The name of the script.
+        description (`str`):
+            What it does.
+        options (dataclasses):
+            The options of the script itself. A field `config` names a YAML file with settings.
+        defaults (`Any`):
+            Defaults that differ from those of the classes.
 
     Returns:
-        `transformers.HfArgumentParser`: for [`parse_settings`]; its `error` ends the process with exit code 2.
+        `transformers.HfArgumentParser`: For [`parse_settings`]; its `error` ends the process with exit code 2.
     """
     from transformers import HfArgumentParser
 
@@ -228,7 +235,7 @@ def missing_classes(script: Any) -> list[str]:
     try:
         return parse_classes(script.missing)
     except ValueError as error:
-        raise ValueError(f"--missing: {error}") from None
+        raise located(error, "--missing") from None
 
 
 def _set_defaults_from_file(parser: Any, argv: Sequence[str]) -> None:
@@ -271,7 +278,7 @@ def classes_as_text(value: Any, name: str) -> str:
     """Classes of a YAML file as they are on a command line: [a, b] is 'a,b' and [[a, b], [c]] is 'a,b;c'.
 
     Raises:
-        InvalidInputError: it is neither of them, nor one name, id or text as on the command line.
+        InvalidInputError: If it is neither of them, nor one name, id or text as on the command line.
     """
     if not isinstance(value, list):
         return _class_as_text(value, name)

@@ -24,9 +24,9 @@ def model_source(script: Any) -> dict[str, Any]:
     """Where the model of `--model_name_or_path` is, as `from_pretrained` takes it.
 
     Raises:
-        InvalidInputError: There is neither a folder nor a repository of that name, or `--model_revision` is given
+        InvalidInputError: If there is neither a folder nor a repository of that name, or `--model_revision` is given
             with a folder.
-        ConnectionError: The Hub cannot be reached, and the cache does not hold the model.
+        ConnectionError: If the Hub cannot be reached, and the cache does not hold the model.
     """
     name, revision = script.model_name_or_path, script.model_revision
     found = find_source(name, "--model_name_or_path", "the folder of a model", filename=CONFIG_NAME, revision=revision)
@@ -43,19 +43,20 @@ def load_data(script: Any) -> DatasetDict:
     """Train and test split of `--dataset_name`; the column of the images is called "image".
 
     Raises:
-        InvalidInputError: There is neither such a folder or file nor such a repository, the column of the images is
-            missing, or an option is given that the data have no use for.
-        ValueError: A split is missing.
-        ConnectionError: The Hub cannot be reached, and the cache does not hold the data.
+        InvalidInputError: If there is neither such a folder or file nor such a repository, a split or the column of
+            the images is missing, or an option is given that has no effect on these data.
+        ConnectionError: If the Hub cannot be reached, and the cache does not hold the data.
     """
     dataset = _read(script)
     test = script.test_split or evaluation_split(dataset)
     if script.train_split not in dataset or test not in dataset:
-        raise ValueError(
-            f"{script.dataset_name!r} has the splits {list(dataset)}; expected {script.train_split!r} to train on and "
-            f"{script.test_split or ' or '.join(map(repr, EVALUATION_SPLITS))} to score on. Set --train_split and "
-            f"--test_split; where there is no other data, --test_split {script.train_split} scores on what was "
-            "trained on, and says so."
+        raise InvalidInputError(
+            f"splits of {script.dataset_name}",
+            list(dataset),
+            f"{script.train_split!r} to train on and "
+            f"{script.test_split or ' or '.join(map(repr, EVALUATION_SPLITS))} to score on",
+            f"Set --train_split and --test_split. Without other data, --test_split {script.train_split} scores on the "
+            "training data, and says so.",
         )
     chosen = DatasetDict(train=dataset[script.train_split], test=dataset[test])
     return DatasetDict({split: _with_image(part, script.image_column) for split, part in chosen.items()})
@@ -65,12 +66,15 @@ def refuse_ignored(settings: Any, names: Iterable[str], why: str) -> None:
     """Refuses options that would have no effect.
 
     Args:
-        settings (a dataclass): The options.
-        names (`Iterable[str]`): Those that have no effect.
-        why (`str`): Why not, for the error.
+        settings (a dataclass):
+            The options.
+        names (`Iterable[str]`):
+            Those that have no effect.
+        why (`str`):
+            Why not, for the error.
 
     Raises:
-        InvalidInputError: One of them differs from its default.
+        InvalidInputError: If one of them differs from its default.
     """
     defaults = {item.name: item.default for item in dataclasses.fields(settings)}
     if ignored := [name for name in names if getattr(settings, name) != defaults[name]]:

@@ -105,7 +105,7 @@ def revoke(
 ) -> None:
     """Take a request back: its task is no longer loaded, merged or published. Its files stay.
 
-    Its effect on the model is not measured here, because that takes data; ContinualForgetter.revoke measures it.
+    Its effect on the model is not measured here, because that needs data; ContinualForgetter.revoke measures it.
     """
     ledger = ForgettingLedger.load(run)
     with ledger.changes():

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from .. import models
+from ..errors import InvalidInputError
 from ..sequence import ForgettingLedger
 from ..storage import StrPath
 from ..storage.hub_calls import as_folder_or_repo
@@ -22,26 +23,29 @@ def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | b
     """Load the base model of a run with the class that its ledger names.
 
     Args:
-        ledger ([`ForgettingLedger`]): the run.
-        source (`str` or `os.PathLike`): a folder, or a Hub id (at the revision that the ledger names, if it names it).
-        token (`str`, *optional*): by default the one of `hf auth login`.
+        ledger ([`ForgettingLedger`]):
+            The run.
+        source (`str` or `os.PathLike`):
+            A folder, or a Hub id (loaded at the revision that the ledger names for it).
+        token (`str`, *optional*):
+            By default the one of `hf auth login`.
 
     Returns:
-        `transformers.PreTrainedModel`: the model; whether its weights are the right ones is not checked here.
+        `transformers.PreTrainedModel`: The model. Its weights are not checked here.
 
     Raises:
-        ValueError: if transformers has no such class, or `source` is neither a folder nor a repository.
-        OSError: if the model cannot be loaded; ConnectionError if the Hub is away and the cache does not hold it.
+        ValueError: If transformers has no such class, or `source` is neither a folder nor a repository.
+        OSError: If the model cannot be loaded; ConnectionError if the Hub is away and the cache does not hold it.
     """
     model_class = _model_class(ledger)
     return model_class.from_pretrained(**base_source(ledger, source, token=token))
 
 
 def base_source(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> dict[str, Any]:
-    """Where the base model is, or what came with it, as `from_pretrained` takes it.
+    """Keyword arguments of `from_pretrained` that find the base model, or its processor.
 
     Raises:
-        ValueError, ConnectionError: as [`find_source`].
+        ValueError, ConnectionError: As [`find_source`].
     """
     revision = base_revision(ledger, model_source(source))
     found = find_source(source, _NAME, _WHAT, filename=CONFIG_NAME, revision=revision, token=token)
@@ -57,7 +61,7 @@ def model_source(source: StrPath) -> str:
     """A folder that exists, or a Hub id that may or may not exist; nothing is asked of the network.
 
     Raises:
-        InvalidInputError: if it can only be a path, and nothing is there.
+        InvalidInputError: If it can only be a path, and nothing is there.
     """
     return os.fspath(as_folder_or_repo(source, _NAME, _WHAT))
 
@@ -73,8 +77,10 @@ def _model_class(ledger: ForgettingLedger) -> type[PreTrainedModel]:
     name = ledger.base_model.get("model_class")
     found = getattr(transformers, name, None) or getattr(models, name, None) if name else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise ValueError(
-            f"the ledger in '{ledger.folder}' names {name!r} as class of the base model, which neither transformers "
-            "nor this package has. Load the model yourself and pass it."
+        raise InvalidInputError(
+            f"model_class in the ledger in '{ledger.folder}'",
+            name,
+            "a model class of transformers or of this package",
+            "Load the model yourself and pass it.",
         )
     return found

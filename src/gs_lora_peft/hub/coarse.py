@@ -31,7 +31,8 @@ def without_counts(entries: Sequence[TaskEntry]) -> list[TaskEntry]:
     are so already stay as they are.
 
     Args:
-        entries (`Sequence[TaskEntry]`): All tasks of a ledger, in order; not changed.
+        entries (`Sequence[TaskEntry]`):
+            All tasks of a ledger, in order; not changed.
     """
     revoked = [entry for entry in entries if entry.revocation]
     revoked.sort(key=lambda entry: _moment(_revoked_at(entry) or _END_OF_TIME))

@@ -16,8 +16,10 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import save
 from torch import Tensor
 
-from ..sequence import ForgettingLedger, LedgerError
+from ..checking import Count, checked
+from ..sequence import ForgettingLedger
 from ..sequence.adapters import TaskAdapter, read_adapters, vouched_adapter
+from ..sequence.plain import InvalidLedgerError
 from ..storage import StrPath, as_path, write_bytes_atomic
 
 Pair = tuple[Tensor, Tensor]
@@ -25,12 +27,15 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class CompositeReport:
-    """How a root adapter came about.
+    """Rank and error of a root adapter.
 
     Attributes:
-        rank (`int`): the largest rank of a module in it.
-        recompressed (`list[str]`): paths of the modules in which the ranks of all tasks together were too many.
-        relative_error (`float`): the largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) among those; 0.0 without any.
+        rank (`int`):
+            The largest rank of a module in it.
+        recompressed (`list[str]`):
+            Paths of the modules in which the ranks of all tasks together were too many.
+        relative_error (`float`):
+            The largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) among those; 0.0 without any.
     """
 
     rank: int
@@ -57,20 +62,24 @@ def write_composite(
     The same tasks give the same bytes (modules that are recompressed: on the same kind of machine).
 
     Args:
-        ledger ([`ForgettingLedger`]): the run. Files are read from its folder, and checked.
-        out (`str` or `os.PathLike`): folder for `adapter_config.json` and `adapter_model.safetensors`; made if absent.
-        tasks (`int` or list of `str`, *optional*): see [`~ForgettingLedger.select`]; by default all in effect.
-        max_rank (`int`, *optional*): the largest rank of a module. Below the sum of the tasks' ranks it makes the
-            adapter smaller, and another one than the tasks. By default the module's smaller dimension.
+        ledger ([`ForgettingLedger`]):
+            The run. Files are read from its folder, and checked.
+        out (`str` or `os.PathLike`):
+            Folder for `adapter_config.json` and `adapter_model.safetensors`; made if absent.
+        tasks (`int` or list of `str`, *optional*):
+            See [`~ForgettingLedger.select`]; by default all in effect.
+        max_rank (`int`, *optional*):
+            The largest rank of a module. Below the sum of the tasks' ranks the adapter becomes smaller, and differs
+            from the tasks. By default the module's smaller dimension.
 
     Returns:
-        [`CompositeReport`]: how large it became, and what was lost.
+        [`CompositeReport`]: Its size, and what was lost.
 
     Raises:
-        LedgerError: if a file is missing, differs from its recorded hash or is not plain LoRA; or if there is no task,
+        LedgerError: If a file is missing, differs from its recorded hash or is not plain LoRA; or if there is no task,
             not even a revoked one, whose modules an adapter could name. Nothing is written then.
-        ValueError: if `max_rank` is not a positive number.
-        OSError: if a file could not be written.
+        InvalidInputError: If `max_rank` is not a whole number from 1 up.
+        OSError: If a file cannot be written.
     """
     check_max_rank(max_rank)
     entries = ledger.select(tasks)
@@ -93,9 +102,8 @@ def write_composite(
 
 
 def check_max_rank(max_rank: int | None) -> None:
-    """Raises ValueError if `max_rank` is not a valid limit for a rank."""
-    if max_rank is not None and (type(max_rank) is not int or max_rank < 1):
-        raise ValueError(f"`max_rank` is {max_rank!r}; expected a number from 1, or None for no limit. Correct it.")
+    """Raises InvalidInputError if `max_rank` is neither a whole number from 1 up nor `None`."""
+    checked("max_rank", max_rank, Count | None, fix="Leave it out to have no limit.")
 
 
 def summed_pair(adapters: Sequence[TaskAdapter], path: str) -> Pair | None:
@@ -177,10 +185,9 @@ def _any_adapter(ledger: ForgettingLedger) -> TaskAdapter:
             return vouched_adapter(ledger, entry)[0]
         except (OSError, ValueError):
             continue
-    raise LedgerError(
-        f"the ledger in '{ledger.folder}' has no task in effect, and no files of a revoked one either; expected at "
-        "least one, because the configuration of an adapter is made from theirs. Carry out a request first."
-    )
+    expected = "at least one task, in effect or revoked, whose files are there"
+    fix = "They have the configuration that the adapter needs: carry out a request first."
+    raise InvalidLedgerError(f"tasks of the ledger in '{ledger.folder}'", "no files", expected, fix)
 
 
 def _weights_bytes(pairs: dict[str, Pair]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..errors import InvalidInputError
 from ..sequence import ForgettingLedger
 from ..sequence.placing import check_free
 from ..sequence.remarks import warn_where_it_goes
@@ -29,21 +30,27 @@ def export_forgotten(
     published repository. A warning says which of the tasks did not forget.
 
     Args:
-        repo_or_folder (`str` or `os.PathLike`): as in [`load_forgotten`].
-        out (`str` or `os.PathLike`): the folder to make. One that holds files is refused.
-        tasks (`int` or list of `str`, *optional*): as in [`load_forgotten`]; by default all tasks in effect.
-        max_rank (`int`, *optional*): the largest rank that the adapter may have in a layer; more is recompressed. By
-            default it is exact.
-        revision (`str`, *optional*), token (`str`, *optional*): as in [`load_forgotten`].
+        repo_or_folder (`str` or `os.PathLike`):
+            As in [`load_forgotten`].
+        out (`str` or `os.PathLike`):
+            The folder to make. One that holds files is refused.
+        tasks (`int` or list of `str`, *optional*):
+            As in [`load_forgotten`]; by default all tasks in effect.
+        max_rank (`int`, *optional*):
+            The largest rank that the adapter may have in a layer; more is recompressed. By default it is exact.
+        revision (`str`, *optional*):
+            As in [`load_forgotten`].
+        token (`str`, *optional*):
+            As in [`load_forgotten`].
 
     Returns:
-        [`CompositeReport`]: the rank of the adapter, and what recompressing it lost.
+        [`CompositeReport`]: The rank of the adapter, and what recompressing it lost.
 
     Raises:
-        LedgerError: if files or tasks are not what the ledger says.
-        ValueError: if `out` holds files, there is nothing to export, `max_rank` is not a positive number, or the
-            repository is out of reach.
-        OSError: if a file could not be written.
+        LedgerError: If files or tasks are not what the ledger says.
+        ValueError: If `out` holds files, there is nothing to export, `max_rank` is not a whole number from 1 up, or
+            the repository is out of reach.
+        OSError: If a file could not be written.
 
         After an error `out` is as it was.
     """
@@ -53,7 +60,8 @@ def export_forgotten(
     folder = sequence_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     if not ledger.select(tasks):
-        raise ValueError(f"no task of the run in '{folder}' is exported: {why_none(ledger.tasks, tasks)}")
+        fix = f"Nothing is exported: {why_none(ledger.tasks, tasks)}"
+        raise InvalidInputError("tasks", tasks, f"at least one task in effect of the run in '{folder}'", fix)
     warn_where_it_goes(ledger, tasks)
     with staged_folder(out) as staged:
         return write_composite(ledger, staged, tasks=tasks, max_rank=max_rank)

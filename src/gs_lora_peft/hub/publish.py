@@ -48,36 +48,44 @@ def push_to_hub(
     published, and are taken away where they were.
 
     Args:
-        folder (`str` or `os.PathLike`): a folder with `forgetting.json`.
-        repo_id (`str`): `"name"` or `"organisation/name"`; made if it does not exist.
-        private (`bool`, *optional*, defaults to `True`): visibility of a repository that is made by this
-            call. With `False` an existing public one is accepted too.
-        commit_message (`str`, *optional*): by default how many requests are in effect.
-        revision (`str`, *optional*): a branch, made if it does not exist; by default the main one.
+        folder (`str` or `os.PathLike`):
+            A folder with `forgetting.json`.
+        repo_id (`str`):
+            `"name"` or `"organisation/name"`; made if it does not exist.
+        private (`bool`, *optional*, defaults to `True`):
+            Visibility of a repository that is made by this call. With `False` an existing public one is accepted too.
+        commit_message (`str`, *optional*):
+            By default how many requests are in effect.
+        revision (`str`, *optional*):
+            A branch, made if it does not exist; by default the main one.
         withhold_classes (`bool`, *optional*):
             `True`: no file names a class, its id, or how many samples it has; requests appear by number and a keyed
             digest, whose key `withheld.key` stays in `folder` (keep it: with it one can prove later what was
             forgotten). Times are days, and scores whole per cent. Running the model still shows what it no longer
-            knows. By default as the repository was published before, and a new one as the run was: withheld if
-            it ever was (`folder` has a `withheld.key`), else named. `False` names the classes.
-        max_rank (`int`, *optional*): the largest rank that the adapter of all tasks together may have in a layer;
-            more is recompressed, and the card says with what error. By default it is exact.
-        dataset (`str`, *optional*): Hub id of the data the run was trained on, for the card.
-        license (`str`, *optional*): for the card; by default the one of the base model, if that is on the Hub.
-        token (`str`, *optional*): by default the one of `hf auth login`.
+            knows. By default as the repository was published before, and a new one as the run was: withheld if it ever
+            was (`folder` has a `withheld.key`), else named. `False` names the classes.
+        max_rank (`int`, *optional*):
+            The largest rank that the adapter of all tasks together may have in a layer; more is recompressed, and the
+            card says with what error. By default it is exact.
+        dataset (`str`, *optional*):
+            Hub id of the data the run was trained on, for the card.
+        license (`str`, *optional*):
+            For the card; by default the one of the base model, if that is on the Hub.
+        token (`str`, *optional*):
+            By default the one of `hf auth login`.
 
     Returns:
-        `str`: address of the commit.
+        `str`: Address of the commit.
 
     Raises:
-        LedgerError: if there is no ledger, a file is missing or differs from its hash, or if what the repository holds
+        LedgerError: If there is no ledger, a file is missing or differs from its hash, or if what the repository holds
             is not an earlier state of this run, or names in any commit the classes that are to be withheld. Nothing is
             sent then.
-        ValueError: if the repository's name is malformed, it is public and `private` is not `False`, belongs to
+        ValueError: If the repository's name is malformed, it is public and `private` is not `False`, belongs to
             another user or holds something else, there is no token, others have committed in the meantime, or
-            `max_rank`, `dataset` or `license` cannot be one.
-        ConnectionError: if the Hub is away, or busy for too long; the call can be repeated.
-        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
+            `max_rank`, `dataset` or `license` is malformed.
+        ConnectionError: If the Hub is away, or busy for too long; the call can be repeated.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
     folder = as_path(folder, "folder")
     checked_repo_id(repo_id)

@@ -6,9 +6,11 @@ import re
 
 from huggingface_hub import HfApi
 
+from ..errors import InvalidInputError
 from ..sequence import ForgettingLedger, LedgerError
 from ..sequence.history import history_problem, is_withheld
-from ..sequence.ledger import LEDGER_NAME
+from ..sequence.layout import KEY_NAME, LEDGER_NAME
+from ..sequence.plain import InvalidLedgerError
 from ..sequence.remote import fetch_ledger
 from ..storage.hub_commit import RemoteHead, versions_of
 
@@ -23,17 +25,19 @@ def published_ledger(head: RemoteHead, token: str | bool | None = None) -> Forge
     """The ledger at the newest commit of a repository; `None` in one that is new.
 
     Raises:
-        LedgerError: it is damaged, edited or of a newer schema.
-        ValueError: the repository holds something else.
+        LedgerError: If it is damaged, edited or of a newer schema.
+        InvalidInputError: If the repository holds something else.
     """
     if LEDGER_NAME in head.files:
         return fetch_ledger(head.repo_id, revision=head.sha, token=token)
     if head.is_new:
         return None
-    raise ValueError(
-        f"the repository {head.repo_id!r} holds files of something else ({', '.join(sorted(head.files)[:3])}, "
-        f"{len(head.files)} in all) and no {LEDGER_NAME}; expected a new one, or one that push_to_hub made. Choose "
-        "another name."
+    raise InvalidInputError(
+        "repo_id",
+        head.repo_id,
+        "a new repository, or one that push_to_hub made",
+        f"This one holds files of something else ({', '.join(sorted(head.files)[:3])}, {len(head.files)} in all) and "
+        f"no {LEDGER_NAME}: choose another name.",
     )
 
 
@@ -41,49 +45,50 @@ def check_continues(published: ForgettingLedger, own: ForgettingLedger, repo_id:
     """Checks that nothing that was published would be lost: all of its tasks are in the run, and nothing differs.
 
     Raises:
-        LedgerError: there is something newer or something else on the Hub.
+        LedgerError: If the Hub holds something newer or something else.
     """
     if problem := history_problem(published, own):
-        raise LedgerError(
-            f"the run in '{own.folder}' does not continue the one published in {repo_id!r}: {problem}. Nothing was "
-            f"sent. If more has been published, fetch that first (ContinualForgetter.from_hub({repo_id!r}, ...)) "
-            "and carry out there what is missing; or choose another repository."
+        raise InvalidLedgerError(
+            "folder",
+            str(own.folder),
+            f"a run that continues the one published in {repo_id!r}",
+            f"This one does not: {problem}. Nothing was sent. If more has been published, fetch that first "
+            f"(ContinualForgetter.from_hub({repo_id!r}, ...)) and carry out there what is missing; or choose another "
+            "repository.",
         )
 
 
 def check_withholding(published: ForgettingLedger, staged: ForgettingLedger, repo_id: str) -> None:
-    """Checks that what is withheld stays so, by one key.
+    """Checks that withheld classes stay withheld, by one key.
 
     Raises:
-        LedgerError: the published ledger was made with another key.
+        LedgerError: If the published ledger was made with another key.
     """
     if not is_withheld(staged):
         return
     for entry, new in zip(published.tasks, staged.tasks, strict=False):
-        if entry.request.get("digest") != new.request.get("digest"):
-            raise LedgerError(
-                f"the digest of {entry.name} published in {repo_id!r} was made with another key than the one in "
-                "'withheld.key'. Restore that key, or choose another repository."
-            )
+        before, now = entry.request.get("digest"), new.request.get("digest")
+        if before != now:
+            expected = f"{before}, which is published in {repo_id!r}"
+            fix = f"'{KEY_NAME}' is another key than the one at that time: restore that, or choose another repository."
+            raise InvalidLedgerError(f"digest of {entry.name}", now, expected, fix)
 
 
 def check_history(api: HfApi, head: RemoteHead) -> None:
-    """Checks that no commit of a repository names classes that are to be withheld: what was deleted can be fetched.
+    """Checks that no commit of a repository names classes that are to be withheld: deleted files can still be fetched.
 
     Raises:
-        LedgerError: one does, or its ledger cannot be read.
+        LedgerError: If a commit names them, or its ledger cannot be read.
     """
     for sha in versions_of(api, head, LEDGER_NAME):
         try:
             entries = fetch_ledger(head.repo_id, revision=sha, token=api.token).tasks
             names = any(entry.classes is not None or entry.class_names is not None for entry in entries)
-        except LedgerError:  # of a newer schema, or damaged: it may well name them
+        except LedgerError:  # of a newer schema, or damaged: it may name them
             names = True
         if names:
-            raise LedgerError(
-                f"the history of {head.repo_id!r} names the classes (commit {sha[:8]}), and would go on doing so. To "
-                "withhold them, delete that repository, or choose another one."
-            )
+            fix = f"Commit {sha[:8]} names them, and stays. Delete that repository, or choose another one."
+            raise InvalidLedgerError("repo_id", head.repo_id, "a repository whose history names no class", fix)
 
 
 def stale_files(head: RemoteHead, staged: list[str]) -> list[str]:

@@ -30,10 +30,14 @@ class StagedRepository:
     """What would be published.
 
     Attributes:
-        folder (`Path`): where it lies.
-        files (`list[str]`): everything in it, by relative path.
-        ledger ([`ForgettingLedger`]): the ledger as it would be published.
-        composite ([`CompositeReport`]): how the adapter of all tasks together came about.
+        folder (`Path`):
+            Where it is.
+        files (`list[str]`):
+            Everything in it, by relative path.
+        ledger ([`ForgettingLedger`]):
+            The ledger as it would be published.
+        composite ([`CompositeReport`]):
+            Rank and error of the adapter of all tasks together.
     """
 
     folder: Path
@@ -59,22 +63,29 @@ def stage_repository(
     what the ledger vouches for is taken over, after its hashes were checked. The same run gives the same bytes.
 
     Args:
-        folder (`str` or `os.PathLike`): a folder with `forgetting.json`.
-        out (`str` or `os.PathLike`): the folder to make; one that holds files is refused.
-        repo_id (`str`, *optional*): the repository's name, for the card.
-        withhold_classes (`bool`, *optional*): as in [`push_to_hub`]; by default as it was published the last time.
-        max_rank (`int`, *optional*): as in [`push_to_hub`].
-        dataset (`str`, *optional*): the Hub id of the data, for the card.
-        license (`str`, *optional*): the license of the base model, for the card.
+        folder (`str` or `os.PathLike`):
+            A folder with `forgetting.json`.
+        out (`str` or `os.PathLike`):
+            The folder to make; one that holds files is refused.
+        repo_id (`str`, *optional*):
+            The repository's name, for the card.
+        withhold_classes (`bool`, *optional*):
+            As in [`push_to_hub`]; by default as it was published the last time.
+        max_rank (`int`, *optional*):
+            As in [`push_to_hub`].
+        dataset (`str`, *optional*):
+            The Hub id of the data, for the card.
+        license (`str`, *optional*):
+            The license of the base model, for the card.
 
     Returns:
-        [`StagedRepository`]: what was written.
+        [`StagedRepository`]: What was written.
 
     Raises:
-        LedgerError: if there is no ledger, a file is missing or differs from its hash, or the ledger lists files of
+        LedgerError: If there is no ledger, a file is missing or differs from its hash, or the ledger lists files of
             other kinds than a task has. Nothing is written then.
-        ValueError: if `out` holds files, or `repo_id`, `max_rank`, `dataset` or `license` cannot be one.
-        OSError: if a file could not be written.
+        ValueError: If `out` holds files, or `repo_id`, `max_rank`, `dataset` or `license` is malformed.
+        OSError: If a file could not be written.
     """
     # Drawing takes a second to import; loading and merging do not need it.
     from .card import build_card
@@ -127,15 +138,18 @@ def fetch_repository(repo_id: str, *, revision: str | None = None, token: str | 
     Download all that was published of a run, for [`verify_repository`]; [`fetch_sequence`] brings what loading needs.
 
     Args:
-        repo_id (`str`): `"organisation/name"`.
-        revision (`str`, *optional*): branch, tag or commit; by default the main branch.
-        token (`str`, *optional*): by default the one of `hf auth login`.
+        repo_id (`str`):
+            `"organisation/name"`.
+        revision (`str`, *optional*):
+            Branch, tag or commit; by default the main branch.
+        token (`str`, *optional*):
+            By default the one of `hf auth login`.
 
     Returns:
-        `pathlib.Path`: the snapshot in the Hugging Face cache.
+        `pathlib.Path`: The snapshot in the Hugging Face cache.
 
     Raises:
-        LedgerError, ValueError, ConnectionError: as [`fetch_sequence`].
+        LedgerError, ValueError, ConnectionError: As [`fetch_sequence`].
     """
     commit = fetch_ledger(repo_id, revision=revision, token=token).folder.name
     patterns = [f"*{suffix}" for suffix in PUBLISHED_SUFFIXES]

@@ -1,4 +1,4 @@
-"""Is a repository what its ledger says? Hashes, files that nobody vouches for, and the sum in the root."""
+"""Is a repository what its ledger says? Compares hashes, unlisted files, and the sum in the root."""
 
 from __future__ import annotations
 
@@ -39,17 +39,25 @@ class VerifyReport:
     """What was looked at, and what was found.
 
     Attributes:
-        tasks (`list[str]`): the tasks in effect.
-        files (`list[str]`): the files that were compared with the hashes in the ledger.
-        root_checked (`bool`): whether the adapter in the root was compared with the sum of the tasks.
-        base_checked (`bool`): whether a base model was compared with the ledger's fingerprint.
-        recompressed (`list[str]`): modules in which the adapter in the root is not the sum, but its best
-            approximation of that rank.
-        relative_error (`float`): the largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) of a module in the root.
-        problems (`list[str]`): what is wrong; empty if nothing is.
-        forgotten (`bool` or `None`): whether all tasks in effect are forgotten, by the scores in the ledger; `None`
-            where that is not known. It is measured on data and not checked here.
-        remarks (`list[str]`): which tasks are not forgotten, and what makes scores say little.
+        tasks (`list[str]`):
+            The tasks in effect.
+        files (`list[str]`):
+            The files that were compared with the hashes in the ledger.
+        root_checked (`bool`):
+            Whether the adapter in the root was compared with the sum of the tasks.
+        base_checked (`bool`):
+            Whether a base model was compared with the ledger's fingerprint.
+        recompressed (`list[str]`):
+            Modules in which the adapter in the root is not the sum, but its best approximation of that rank.
+        relative_error (`float`):
+            The largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) of a module in the root.
+        problems (`list[str]`):
+            What is wrong; empty if nothing is.
+        forgotten (`bool` or `None`):
+            Whether all tasks in effect are forgotten, by the scores in the ledger; `None` where that is not known. It
+            is measured on data and not checked here.
+        remarks (`list[str]`):
+            Which tasks are not forgotten, and what makes scores say little.
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -87,17 +95,20 @@ def verify_repository(
     of it, so that only the commit tells whether it is the one you trust.
 
     Args:
-        folder (`str` or `os.PathLike`): a local folder; [`fetch_repository`] downloads one.
-        base_model (`transformers.PreTrainedModel`, `str` or `os.PathLike`, *optional*): the bare model that the tasks
-            rest on, which is not changed; or where to load it from, a folder or a Hub id.
-        token (`str`, *optional*): for a base model on the Hub; by default the one of `hf auth login`.
+        folder (`str` or `os.PathLike`):
+            A local folder; [`fetch_repository`] downloads one.
+        base_model (`transformers.PreTrainedModel`, `str` or `os.PathLike`, *optional*):
+            The bare model that the tasks rest on, which is not changed; or where to load it from, a folder or a Hub
+            id.
+        token (`str`, *optional*):
+            For a base model on the Hub; by default the one of `hf auth login`.
 
     Returns:
         [`VerifyReport`]: `problems` is empty if all is well. Whatever is wrong in the folder is reported there, not
         raised.
 
     Raises:
-        ValueError, OSError: if `base_model` holds adapters or cannot be loaded.
+        ValueError, OSError: If `base_model` holds adapters or cannot be loaded.
     """
     if isinstance(base_model, nn.Module):
         check_bare(base_model)

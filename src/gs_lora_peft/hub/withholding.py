@@ -11,8 +11,9 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from ..sequence import ForgettingLedger, LedgerError, TaskEntry
+from ..sequence import ForgettingLedger, TaskEntry
 from ..sequence.layout import KEY_NAME
+from ..sequence.plain import InvalidLedgerError
 from ..storage import StrPath, as_path, read_limited
 from .coarse import without_counts
 
@@ -21,18 +22,21 @@ _BASE_FIELDS = ("name_or_path", "revision", "model_class", "num_labels", "tied_h
 
 
 def withheld_ledger(ledger: ForgettingLedger, key: bytes, folder: StrPath) -> ForgettingLedger:
-    """The ledger without anything that names a class or tells one by its size, see [`without_counts`].
+    """The ledger without anything that names a class or reveals one by its size, see [`without_counts`].
 
     Of a request remain its number, its day and a keyed digest of its classes. Entries that are withheld already keep
     their digests.
 
     Args:
-        ledger ([`ForgettingLedger`]): the full ledger; not changed.
-        key (`bytes`): see [`withholding_key`].
-        folder (`str` or `os.PathLike`): where the new ledger is to lie; nothing is written.
+        ledger ([`ForgettingLedger`]):
+            The full ledger; not changed.
+        key (`bytes`):
+            See [`withholding_key`].
+        folder (`str` or `os.PathLike`):
+            Where the new ledger is to lie; nothing is written.
 
     Returns:
-        [`ForgettingLedger`]: with the same tasks and files.
+        [`ForgettingLedger`]: With the same tasks and files.
     """
     base = {name: ledger.base_model[name] for name in _BASE_FIELDS if name in ledger.base_model}
     coarse = without_counts(ledger.tasks)
@@ -51,15 +55,17 @@ def withholds_by_default(folder: StrPath) -> bool:
 def withholding_key(folder: StrPath, *, create: bool = False) -> bytes:
     """The secret key of a run's digests, from `withheld.key` in its folder (readable by its owner alone).
 
-    It never leaves the machine: the classes of a model are few, and who has the key can try them all.
+    It never leaves the machine: the classes of a model are few, and a reader of the key can try them all.
 
     Args:
-        folder (`str` or `os.PathLike`): the folder of the run.
-        create (`bool`, *optional*, defaults to `False`): make one if there is none.
+        folder (`str` or `os.PathLike`):
+            The folder of the run.
+        create (`bool`, *optional*, defaults to `False`):
+            Make a key if the folder has none.
 
     Raises:
-        LedgerError: there is none, or it is damaged.
-        OSError: it cannot be read or written.
+        InvalidLedgerError: If the key is missing or damaged.
+        OSError: If it cannot be read or written.
     """
     path = as_path(folder, "folder") / KEY_NAME
     if create and not path.exists():
@@ -81,13 +87,12 @@ def withholding_key(folder: StrPath, *, create: bool = False) -> bytes:
     try:
         key = bytes.fromhex(read_limited(path, 1000).decode("ascii"))
     except FileNotFoundError:
-        raise LedgerError(
-            f"'{path}' does not exist; expected the key that publishing with withheld classes made. Restore it."
-        ) from None
+        expected = "the key that publishing with withheld classes made"
+        raise InvalidLedgerError(str(path), "missing", expected, "Restore it.") from None
     except ValueError:
         key = b""
     if len(key) != 32:
-        raise LedgerError(f"'{path}' is damaged; expected 64 hexadecimal digits. Restore it from a backup.")
+        raise InvalidLedgerError(str(path), "damaged", "64 hexadecimal digits", "Restore it from a backup.")
     return key
 
 
@@ -95,20 +100,21 @@ def request_proof(folder: StrPath, task: str) -> dict[str, Any]:
     """A proof for another person of which classes one withheld request named; it says nothing about other requests.
 
     Args:
-        folder (`str` or `os.PathLike`): the folder of the run, with the full ledger and `withheld.key`.
-        task (`str`): the task, e.g. `"task_002"`.
+        folder (`str` or `os.PathLike`):
+            The folder of the run, with the full ledger and `withheld.key`.
+        task (`str`):
+            The task, e.g. `"task_002"`.
 
     Returns:
         `dict`: `task`, `classes`, `class_names` and the `key` of this one digest, for [`is_proof`].
 
     Raises:
-        LedgerError: there is no such task, its classes are not known here either, or there is no key.
+        InvalidLedgerError: If there is no such task, the ledger does not name its classes, or the key is missing.
     """
     entry = next((entry for entry in ForgettingLedger.load(folder).tasks if entry.name == task), None)
     if entry is None or entry.classes is None:
-        raise LedgerError(
-            f"the ledger in '{folder}' does not say which classes {task!r} forgot. Use the original run."
-        )
+        expected = f"a task whose classes the ledger in '{folder}' names"
+        raise InvalidLedgerError("task", task, expected, "Use the folder of the original run.")
     return {**_statement(entry), "key": _key_of(entry.name, withholding_key(folder)).hex()}
 
 

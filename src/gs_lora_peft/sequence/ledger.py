@@ -310,11 +310,8 @@ class ForgettingLedger:
         Raises:
             LedgerError: Files are missing or differ; the message lists each with what is wrong with it.
         """
-        owners = {digest: path for entry in self.tasks for path, digest in entry.files.items()}
         files = {name: digest for entry in self.select(tasks) for name, digest in entry.files.items()}
-        problems = [
-            f"{name}: {said}" for name, digest in files.items() if (said := self._problem(name, digest, owners))
-        ]
+        problems = [f"{name}: {said}" for name, digest in files.items() if (said := self._problem(name, digest))]
         if problems:
             raise LedgerError(
                 f"{len(problems)} file(s) in '{self.folder}' are not what the ledger vouches for:\n  "
@@ -322,9 +319,9 @@ class ForgettingLedger:
                 + "\nFetch or restore clean copies of them; do not use them as they are."
             )
 
-    def _problem(self, name: str, digest: str, owners: Mapping[str, str]) -> str | None:
+    def _problem(self, name: str, digest: str) -> str | None:
         try:
-            return content_problem(safe_join(self.folder, name), digest, owners)
+            return content_problem(safe_join(self.folder, name), digest)
         except ValueError as error:
             return str(error)
 

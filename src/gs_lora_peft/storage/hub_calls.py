@@ -1,4 +1,4 @@
-"""Calls to the Hub: tried again while it is busy or out of reach; what it refuses is said in plain words."""
+"""Calls to the Hub: repeated while it is busy or out of reach; refusals become errors in plain words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, short
 from .paths import as_path
 
 _BUSY = (408, 429, 500, 502, 503, 504)
@@ -33,24 +33,61 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
-def call_hub(action: Callable[[], Result], repo_id: str) -> Result:
-    """Makes calls to the Hub, and makes them again after 1, 2, 4 and 8 s if it is busy (HTTP 408, 429, 5xx) or away.
+class HubRefusalError(InvalidInputError):
+    """The Hub refuses a call for good.
 
-    `huggingface_hub` does so for uploads of files, but not when it creates a repository, asks for its state, commits,
-    or when an error comes in the middle of a download. Nothing is begun again more than a minute after the start.
+    Attributes:
+        name, value, expected, fix: As in [`InvalidInputError`]; the value is the id of the repository.
+        status (`int` or `None`): The HTTP status of the answer.
+    """
+
+    def __init__(self, name: str, value: Any, expected: str, fix: str = "", status: int | None = None):
+        super().__init__(name, value, expected, fix)
+        self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.value, self.expected, self.fix, self.status)
+
+
+class HubUnreachableError(ConnectionError):
+    """The Hub is out of reach, or busy for too long. The call can be repeated.
+
+    Attributes:
+        repo_id (`str`):
+            The repository.
+        status (`int` or `None`):
+            The HTTP status of the last answer; `None` if there was none.
+    """
+
+    def __init__(self, message: str, repo_id: str, status: int | None = None):
+        super().__init__(message)
+        self.repo_id = repo_id
+        self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.repo_id, self.status)
+
+
+def call_hub(action: Callable[[], Result], repo_id: str) -> Result:
+    """Calls the Hub, and repeats the call after 1, 2, 4 and 8 s if the Hub is busy (HTTP 408, 429, 5xx) or away.
+
+    `huggingface_hub` repeats uploads of files, but not the creation of a repository, a question for its state, a
+    commit, or a download that breaks off. The last attempt begins a minute after the first one at the latest.
 
     Args:
-        action (`Callable`): what to do. It may be done several times over.
-        repo_id (`str`): the repository, for messages.
+        action (`Callable`):
+            The call. It may run several times.
+        repo_id (`str`):
+            The repository, for errors.
 
     Returns:
-        what `action` returns.
+        What `action` returns.
 
     Raises:
-        ValueError: if the repository or the revision does not exist, the token does not allow it, or the address of
-            the Hub is none.
-        ConnectionError: if the Hub is still busy or away at the end. The call can be repeated.
-        huggingface_hub.errors.HfHubHTTPError: any other refusal.
+        HubRefusalError: If the repository or the revision does not exist, or the token does not allow the call.
+        InvalidInputError: If `HF_ENDPOINT` is not the address of a Hub.
+        HubUnreachableError: If the Hub is still busy or away at the end. The call can be repeated.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses for another reason.
     """
     _check_endpoint()
     start = time.monotonic()
@@ -58,11 +95,11 @@ def call_hub(action: Callable[[], Result], repo_id: str) -> Result:
     while True:
         try:
             return action()
-        except RuntimeError as error:  # what the client makes of an upload that it has given up
+        except RuntimeError as error:  # the client gave up an upload
             if isinstance(error.__cause__, HTTPError):
                 raise_refusal(error.__cause__, repo_id)
             raise _gave_up(error, repo_id) from error
-        except LocalEntryNotFoundError as error:  # so do some versions of the client put a Hub that is busy
+        except LocalEntryNotFoundError as error:  # some versions of the client raise it for a busy Hub
             if status_of(error.__cause__) not in _BUSY:
                 raise
             _wait_after(error.__cause__, start, pauses, repo_id)
@@ -79,16 +116,14 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def checked_repo_id(repo_id: Any) -> str:
-    """The name of a repository, `"name"` or `"organisation/name"`; ValueError for anything else."""
+    """The name of a repository, `"name"` or `"organisation/name"`; InvalidInputError for anything else."""
     try:
         if not isinstance(repo_id, str):
             raise HFValidationError(f"it is a {type(repo_id).__name__}")
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(
-            f"{repo_id!r} cannot be a repository on the Hub; expected 'name' or 'organisation/name' ({error}). "
-            "Correct it."
-        ) from None
+        fix = f"{short(repo_id)} cannot be a repository on the Hub ({error}): correct it."
+        raise InvalidInputError("repo_id", repo_id, "'name' or 'organisation/name'", fix) from None
     return repo_id
 
 
@@ -99,15 +134,18 @@ def as_folder_or_repo(value: Any, name: str, what: str) -> Path | str:
     `/` or `~`, ends with `/`, or has a backslash, a drive or more than one `/` in it.
 
     Args:
-        value (`str` or `os.PathLike`): What was given.
-        name (`str`): What holds it, for the error.
-        what (`str`): What is looked for, as in "the folder of a run".
+        value (`str` or `os.PathLike`):
+            What was given.
+        name (`str`):
+            Name of the argument or option, for the error.
+        what (`str`):
+            What is looked for, as in "the folder of a run".
 
     Returns:
         `pathlib.Path` of what is there, or `str`, an id that may or may not exist.
 
     Raises:
-        InvalidInputError: It can only be a path, and nothing is there; or it is neither a path nor an id.
+        InvalidInputError: If it can only be a path, and nothing is there; or it is neither a path nor an id.
     """
     path = as_path(value, name)
     if os.path.lexists(path):
@@ -130,13 +168,11 @@ def looks_local(repo_id: str) -> bool:
 
 
 def writing_api(token: str | bool | None) -> HfApi:
-    """A client that has a token; ValueError if there is none, because every write needs one."""
+    """A client that has a token; InvalidInputError if there is none, because every write needs one."""
     token = get_token() if token is None or token is True else token
     if not token:
-        raise ValueError(
-            "there is no token for the Hub, and publishing needs one. Log in with `hf auth login`, set "
-            "HF_TOKEN, or pass `token`."
-        )
+        fix = "Log in with `hf auth login`, set HF_TOKEN, or pass `token`."
+        raise InvalidInputError("token", token, "a token for the Hub, which publishing needs", fix)
     return HfApi(token=token, library_name="gs-lora-peft", library_version=version("gs-lora-peft"))
 
 
@@ -181,9 +217,12 @@ def has_no_way(error: Exception | None) -> bool:
 
 
 def raise_refusal(error: Exception, repo_id: str) -> None:
-    """Says in plain words what the Hub refuses for good; does nothing about any other error."""
-    if refusal := _refusal(error, status_of(error)):
-        raise ValueError(f"the repository {repo_id!r} {refusal}") from error
+    """Raises HubRefusalError for what the Hub refuses for good; does nothing about any other error."""
+    status = status_of(error)
+    if refusal := _refusal(error, status):
+        expected, fix = refusal
+        fix = f"{fix} The Hub says: HTTP {status}, {_last_line(error)}"
+        raise HubRefusalError("repo_id", repo_id, expected, fix, status) from error
 
 
 def _wait_after(error: BaseException | None, start: float, pauses: Iterator[float], repo_id: str) -> None:
@@ -202,37 +241,32 @@ def _asked_for(error: BaseException | None) -> float:
 
 def _check_endpoint() -> None:
     if not constants.ENDPOINT.startswith(("http://", "https://")):
-        raise ValueError(
-            f"HF_ENDPOINT is {constants.ENDPOINT!r}; expected the address of a Hub, as 'https://huggingface.co'. "
-            "Correct or unset it."
-        )
+        expected = "the address of a Hub, as 'https://huggingface.co'"
+        raise InvalidInputError("HF_ENDPOINT", constants.ENDPOINT, expected, "Correct or unset it.")
 
 
-def _gave_up(error: BaseException | None, repo_id: str) -> ConnectionError:
-    return ConnectionError(
+def _gave_up(error: BaseException | None, repo_id: str) -> HubUnreachableError:
+    message = (
         f"the Hub could not be reached for {repo_id!r}, or was busy for too long ({_last_line(error)}). Repeat the "
-        "call later: nothing is left half done, and what has arrived is not sent again."
+        "call later: nothing is left half done, and files that arrived are not sent again."
     )
+    return HubUnreachableError(message, repo_id, status_of(error))
 
 
-def _refusal(error: Exception, status: int | None) -> str | None:
+def _refusal(error: Exception, status: int | None) -> tuple[str, str] | None:
+    """What the Hub expects instead, and the fix; `None` if it may accept the same call later."""
     if isinstance(error, RevisionNotFoundError):
-        said = "has no such revision. Check its name."
-    elif isinstance(error, RepositoryNotFoundError):
-        said = (
-            "does not exist on the Hub, or is private and out of your reach. Check the spelling, and log in with `hf "
-            "auth login` or pass `token`."
-        )
-    elif status == 401:
-        said = "cannot be reached, because the Hub does not know the token. Log in again with `hf auth login`."
-    elif status == 403:
-        said = (
-            "cannot be changed or read with this token. Take one that has the right to, ask the owner for it, or "
-            "choose a repository of your own."
-        )
-    else:
-        return None
-    return f"{said} The Hub says: HTTP {status}, {_last_line(error)}"
+        return "a repository that has the revision", "It has no such revision: check the name."
+    if isinstance(error, RepositoryNotFoundError):
+        fix = "It does not exist on the Hub, or is private: check the spelling, log in, or pass `token`."
+        return "a repository that you can read", fix
+    if status == 401:
+        fix = "The Hub does not know the token: log in again with `hf auth login`."
+        return "a repository that you can reach", fix
+    if status == 403:
+        fix = "Use a token that has the right to, ask the owner for access, or choose a repository of your own."
+        return "a repository that this token can read and change", fix
+    return None
 
 
 def _last_line(error: BaseException | None) -> str:

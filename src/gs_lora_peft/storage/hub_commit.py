@@ -13,7 +13,8 @@ from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from .hub_calls import call_hub, checked_repo_id, status_of
+from ..errors import InvalidInputError
+from .hub_calls import HubRefusalError, call_hub, checked_repo_id, status_of
 from .reading import StrPath, sha256_of
 
 PUBLISHED_SUFFIXES = (".safetensors", ".json", ".md", ".png")
@@ -26,12 +27,17 @@ class RemoteHead:
     """The newest commit of a branch.
 
     Attributes:
-        repo_id (`str`): the repository, with its owner.
-        revision (`str` or `None`): the branch; `None` is the main one.
-        sha (`str` or `None`): the commit; `None` in a repository without any.
-        files (`dict[str, RepoFile]`): its files by path.
-        makes_branch (`bool`): whether the branch does not exist yet; commit and files are those of the main one then,
-            on which the first commit makes it.
+        repo_id (`str`):
+            The repository, with its owner.
+        revision (`str` or `None`):
+            The branch; `None` is the main one.
+        sha (`str` or `None`):
+            The commit; `None` in a repository without any.
+        files (`dict[str, RepoFile]`):
+            Its files by path.
+        makes_branch (`bool`):
+            Whether the branch does not exist yet; commit and files are those of the main one then, on which the first
+            commit makes it.
     """
 
     repo_id: str
@@ -56,25 +62,31 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
     """Makes sure that the repository exists, and looks at what is there.
 
     Args:
-        api (`HfApi`): the client, with a token.
-        repo_id (`str`): `"name"` or `"organisation/name"`.
-        revision (`str`, *optional*): a branch; one that does not exist is made from the main one by [`commit_folder`].
-        private (`bool`, *optional*, defaults to `True`): whether a repository that is made is private, and one that
-            exists has to be.
+        api (`HfApi`):
+            The client, with a token.
+        repo_id (`str`):
+            `"name"` or `"organisation/name"`.
+        revision (`str`, *optional*):
+            A branch; [`commit_folder`] makes a missing one from the main branch.
+        private (`bool`, *optional*, defaults to `True`):
+            Whether a new repository is private, and an existing one must be.
 
     Raises:
-        ValueError: if the name cannot be one, the token does not allow it, or the repository is public and should not
-            be. Nothing was changed then.
+        InvalidInputError: If the name is malformed, or the repository is public and should not be. Nothing is changed
+            then.
+        HubRefusalError: If the token does not allow it. Nothing is changed then.
     """
     checked_repo_id(repo_id)
     if revision == "":  # would be taken for the list of all revisions
-        raise ValueError("revision is ''; expected the name of a branch, or None for the main one. Name it.")
+        raise InvalidInputError("revision", "", "the name of a branch, or None for the main one", "Name it.")
     full_id = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id).repo_id
     info = call_hub(lambda: api.repo_info(full_id), full_id)
     if private and not info.private:
-        raise ValueError(
-            f"the repository {full_id!r} exists and is public. Make it private, choose another one, or ask for a "
-            "public one (private=False) if everybody may read what is published."
+        raise InvalidInputError(
+            "repo_id",
+            full_id,
+            "a private repository; this one is public",
+            "Make it private, choose another one, or pass private=False if everybody may read what is published.",
         )
 
     def branch() -> str | None:
@@ -96,9 +108,12 @@ def versions_of(api: HfApi, head: RemoteHead, path: str) -> list[str]:
     """The commits of all branches and tags in which a file has a content that no other one of them has, newest first.
 
     Args:
-        api (`HfApi`): the client.
-        head ([`RemoteHead`]): the repository.
-        path (`str`): the file.
+        api (`HfApi`):
+            The client.
+        head ([`RemoteHead`]):
+            The repository.
+        path (`str`):
+            The file.
     """
     found: dict[str, str] = {}
     for sha in _all_commits(api, head):
@@ -125,26 +140,35 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
     """Sends all files of a folder in one commit on top of `head`; files that are there already are not sent again.
 
     Args:
-        api (`HfApi`): the client, with a token.
-        head ([`RemoteHead`]): what the commit is made on.
-        folder (`str` or `os.PathLike`): its files get the same names in the repository.
-        message (`str`): the first line of the commit.
-        removed (`Iterable[str]`, *optional*): files of `head` that the commit takes away.
+        api (`HfApi`):
+            The client, with a token.
+        head ([`RemoteHead`]):
+            What the commit is made on.
+        folder (`str` or `os.PathLike`):
+            The folder; its files get the same names in the repository.
+        message (`str`):
+            The first line of the commit.
+        removed (`Iterable[str]`, *optional*):
+            Files of `head` that the commit takes away.
 
     Returns:
-        `str`: address of the commit.
+        `str`: Address of the commit.
 
     Raises:
-        ValueError: if the folder holds something that must not leave the machine, the token does not allow it, or
-            another commit came in the meantime. The repository is as it was then.
-        ConnectionError: if the Hub is away, or busy for too long.
-        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses.
+        InvalidInputError: If the folder holds something that must not leave the machine, or the repository has a
+            `.gitignore`. The repository is as it was then.
+        HubRefusalError: If the token does not allow it, or another commit came in the meantime. The repository is as
+            it was then.
+        HubUnreachableError: If the Hub is away, or busy for too long.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses for another reason.
     """
     names = publishable_files(folder)
     if ".gitignore" in head.files:
-        raise ValueError(
-            f"the repository {head.repo_id!r} has a '.gitignore', by which the Hub may leave out files without a "
-            "word; expected none. Delete it there, or choose another repository."
+        raise InvalidInputError(
+            "repo_id",
+            head.repo_id,
+            "a repository without a '.gitignore', which makes the Hub leave out files silently",
+            "Delete that file there, or choose another repository.",
         )
     removed = [path for path in removed if path in head.files]
 
@@ -177,9 +201,12 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
             return f"{api.endpoint}/{head.repo_id}/commit/{sha}"
         if sha == head.sha:
             raise
-        raise ValueError(
-            f"another commit to {head.repo_id!r} came in the meantime, so that nothing was sent. Look at what "
-            "is there now, and push again."
+        raise HubRefusalError(
+            "repo_id",
+            head.repo_id,
+            f"a repository that is still at commit {str(head.sha)[:8]}; another commit came in the meantime",
+            "Nothing was sent. Look at what is there now, and push again.",
+            status_of(error),
         ) from error
 
 
@@ -187,7 +214,7 @@ def publishable_files(folder: StrPath) -> list[str]:
     """All files below a folder by their relative path, sorted.
 
     Raises:
-        ValueError: one of them is a link, or of a kind that must not leave the machine.
+        InvalidInputError: If one of them is a link, or of a kind that must not leave the machine.
     """
     names = []
     for parent, folders, files in os.walk(folder):
@@ -195,9 +222,11 @@ def publishable_files(folder: StrPath) -> list[str]:
             path = Path(parent, name)
             relative = path.relative_to(folder).as_posix()
             if path.is_symlink() or name.startswith(".") or (name in files and path.suffix not in PUBLISHED_SUFFIXES):
-                raise ValueError(
-                    f"{relative!r} is not published; expected regular files that end with "
-                    f"{', '.join(PUBLISHED_SUFFIXES)}. Take it out of '{folder}'."
+                raise InvalidInputError(
+                    "file to publish",
+                    relative,
+                    f"a regular file that ends with {', '.join(PUBLISHED_SUFFIXES)}",
+                    f"Take it out of '{folder}'.",
                 )
             if name in files:
                 names.append(relative)

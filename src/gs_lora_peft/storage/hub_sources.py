@@ -1,4 +1,4 @@
-"""Where a model or a data set is: a folder here, the Hub, or its cache. Found out with one request at most."""
+"""Where a model or a data set is: a folder here, the Hub, or its cache. At most one request finds out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 
-from ..errors import InvalidInputError
-from .hub_calls import as_folder_or_repo, first_answer, has_no_way, raise_refusal
+from .hub_calls import (
+    HubRefusalError,
+    HubUnreachableError,
+    as_folder_or_repo,
+    first_answer,
+    has_no_way,
+    raise_refusal,
+)
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,12 @@ class Source:
     """Where something is to be loaded from.
 
     Attributes:
-        place (`str`): A path, or the id of a repository.
-        is_local (`bool`): Whether it is a path.
-        is_away (`bool`): Whether the Hub cannot be reached, so that only the cache can help.
+        place (`str`):
+            A path, or the id of a repository.
+        is_local (`bool`):
+            Whether it is a path.
+        is_away (`bool`):
+            Whether the Hub cannot be reached, so that only the cache can help.
     """
 
     place: str
@@ -44,24 +53,32 @@ def find_source(
     """Finds a folder or a repository before a library is asked that waits half a minute for what is not there.
 
     Args:
-        value (`str` or `os.PathLike`): What was given.
-        name (`str`): What holds it, for the error.
-        what (`str`): What is looked for, as in "the folder of a model".
-        filename (`str`): A file of the repository to ask for. The repository may lack it.
-        repo_type (`str`, *optional*, defaults to `"model"`): `"model"` or `"dataset"`.
-        revision (`str`, *optional*): Branch, tag or commit; by default the main branch.
-        token (`str`, *optional*): By default the one of `hf auth login`.
-        in_cache (`Callable`, *optional*): Whether the cache holds this repository; by default whether it holds
-            `filename`.
+        value (`str` or `os.PathLike`):
+            What was given.
+        name (`str`):
+            Name of the argument or option, for the error.
+        what (`str`):
+            What is looked for, as in "the folder of a model".
+        filename (`str`):
+            A file of the repository to ask for. The repository may lack it.
+        repo_type (`str`, *optional*, defaults to `"model"`):
+            `"model"` or `"dataset"`.
+        revision (`str`, *optional*):
+            Branch, tag or commit; by default the main branch.
+        token (`str`, *optional*):
+            By default the one of `hf auth login`.
+        in_cache (`Callable`, *optional*):
+            Whether the cache holds this repository; by default whether it holds `filename`.
 
     Returns:
-        [`Source`]: A path that exists, a repository that exists, or one that is in the cache while the Hub is away.
-        If the Hub is busy, this decides nothing: the library that loads repeats its calls.
+        [`Source`]: A path that exists, a repository that exists, or one that is in the cache while the Hub is away. If
+        the Hub is busy, this decides nothing: the library that loads repeats its calls.
 
     Raises:
-        InvalidInputError: There is neither a folder nor a repository of that name, or the repository has no such
-            revision, or may not be read.
-        ConnectionError: There is no folder, the Hub cannot be reached, and the cache does not hold the repository.
+        InvalidInputError: If there is neither a folder nor a repository of that name.
+        HubRefusalError: If the repository has no such revision, or may not be read.
+        HubUnreachableError: If there is no folder, the Hub cannot be reached, and the cache does not hold the
+            repository.
     """
     place = as_folder_or_repo(value, name, what)
     if isinstance(place, Path):
@@ -71,16 +88,18 @@ def find_source(
         return Source(place, is_local=False)
     if has_no_way(error):
         if not (in_cache or _file_in_cache(filename, repo_type, revision))(place):
-            raise ConnectionError(
-                f"`{name}` is {place!r}: there is no such folder, and as a repository it is not in the cache, while "
-                "the Hub cannot be reached. Check the path, or go online and repeat the call."
-            ) from error
+            message = (
+                f"`{name}` is {place!r}: there is no such folder, the cache holds no such repository, and the Hub "
+                "cannot be reached. Check the path, or go online and repeat the call."
+            )
+            raise HubUnreachableError(message, place) from error
         return Source(place, is_local=False, is_away=True)
     try:
         raise_refusal(error, place)
-    except ValueError as refusal:
+    except HubRefusalError as refusal:
         expected = f"{what}, or a repository on the Hub as 'organisation/name'"
-        raise InvalidInputError(name, place, expected, f"There is no such folder, and {refusal}") from error
+        fix = f"There is no such folder. As for the repository: {refusal.fix}"
+        raise HubRefusalError(name, place, expected, fix, refusal.status) from error
     return Source(place, is_local=False)
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..errors import InvalidInputError
 from .reading import StrPath, cache_blobs
 
 
@@ -16,19 +17,22 @@ def refuse_links(folder: StrPath, names: Iterable[str]) -> None:
     The files of a snapshot in the Hugging Face cache are links to the contents of the same repository, and accepted.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder; it need not exist.
-        names (`Iterable[str]`): Files and folders in it; folders are looked through.
+        folder (`str` or `os.PathLike`):
+            The folder; it need not exist.
+        names (`Iterable[str]`):
+            Files and folders in it; folders are looked through.
 
     Raises:
-        ValueError: One of them, or something in one of them, is a link.
+        InvalidInputError: If one of them, or something in one of them, is a link.
     """
     blobs = tuple(os.path.join(inside, "") for inside in cache_blobs(folder))
     for path in _links(os.path.join(folder, name) for name in names):
         if not (blobs and os.path.realpath(path).startswith(blobs)):
-            raise ValueError(
-                f"'{path}' is a symbolic link; expected a file or folder that lies in '{folder}' itself, because "
-                "its contents are written and removed. Put the real one in its place; to store a run elsewhere, make "
-                f"'{folder}' as a whole a link."
+            raise InvalidInputError(
+                path,
+                "a symbolic link",
+                f"a file or folder inside '{folder}', because its contents are written and removed",
+                f"Put the real one in its place. To store a run elsewhere, make '{folder}' as a whole a link.",
             )
 
 
@@ -42,8 +46,10 @@ def remove_inside(folder: StrPath, path: Path) -> None:
     """Removes a folder below another one, as far as that can be done; never through a link, nor what a link leads to.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder that must not be left; it may be a link itself.
-        path (`Path`): `folder` and the names of folders below it.
+        folder (`str` or `os.PathLike`):
+            The folder that must not be left; it may be a link itself.
+        path (`Path`):
+            `folder` and the names of folders below it.
     """
     if not leads_out(folder, path):
         shutil.rmtree(path, ignore_errors=True)

@@ -23,8 +23,8 @@ def exclusive_lock(path: StrPath) -> Iterator[None]:
     of a data loader, do not hold it. Where the file system knows no locks, this does nothing.
 
     Raises:
-        BlockingIOError: Another holder has the lock.
-        OSError: `path` cannot be opened, or is a symbolic link.
+        BlockingIOError: If another holder has the lock.
+        OSError: If `path` cannot be opened, or is a symbolic link.
     """
     # Without `fallback_to_soft`: the lock of file systems without locks would be the file, which outlives its holder.
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)

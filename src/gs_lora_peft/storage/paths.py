@@ -15,12 +15,14 @@ def as_path(value: Any, name: str) -> Path:
     """The path that an argument or an option names; `~` is the home folder.
 
     Args:
-        value (`str` or `os.PathLike`): What was given. It need not exist.
-        name (`str`): What holds it, for the error.
+        value (`str` or `os.PathLike`):
+            What was given. It need not exist.
+        name (`str`):
+            Name of the argument or option, for the error.
 
     Raises:
-        InvalidInputError: It is `None`, a `bool`, empty, bytes, something else altogether, or text that no file name
-            can hold.
+        InvalidInputError: If it is `None`, a `bool`, empty, bytes, something else altogether, or text that no file
+            name can hold.
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):

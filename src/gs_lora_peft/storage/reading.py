@@ -7,9 +7,10 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
+
+from ..errors import InvalidInputError
 
 StrPath = str | os.PathLike[str]
 
@@ -20,46 +21,17 @@ def sha256_of(path: StrPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_problem(path: StrPath, sha256: str, owners: Mapping[str, str] | None = None) -> str | None:
-    """Says in what way a file is not the one whose hash is given, or `None` if it is.
-
-    Args:
-        path (`str` or `os.PathLike`): The file.
-        sha256 (`str`): The hash it should have.
-        owners (`Mapping[str, str]`, *optional*): Names of other files by their hash, to tell when two were swapped.
-    """
+def content_problem(path: StrPath, sha256: str) -> str | None:
+    """Says why a file does not have the SHA-256 that it should have, or `None` if it does."""
     if not os.path.exists(path):
         return "it is missing"
     if not os.path.isfile(path):
         return "it is not a regular file"
     try:
         found = sha256_of(path)
-        if found == sha256:
-            return None
-        size, promised = os.path.getsize(path), _promised_size(path)
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
-    detail = f"{size} bytes with SHA-256 {found[:12]}... instead of {sha256[:12]}..."
-    if owners and found in owners:
-        return f"swapped, it has the content of {owners[found]} ({detail})"
-    if size == 0 or (promised is not None and size < promised):
-        return f"truncated ({detail}" + (f"; its header promises {promised} bytes)" if promised else ")")
-    return f"changed ({detail})"
-
-
-def _promised_size(path: StrPath) -> int | None:
-    # The layout of safetensors: the header's length in 8 bytes, the header, the data to the largest offset in it.
-    if not os.fspath(path).endswith(".safetensors"):
-        return None
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        if start > os.path.getsize(path):
-            return start if start < 2**40 else None
-        try:
-            header = parse_json(file.read(start - 8))
-            return start + max(t["data_offsets"][1] for name, t in header.items() if name != "__metadata__")
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return None
+    return None if found == sha256 else f"its SHA-256 is {found[:12]}... instead of {sha256[:12]}..."
 
 
 def relative_path_problem(relative: Any) -> str | None:
@@ -76,17 +48,20 @@ def relative_path_problem(relative: Any) -> str | None:
 
 
 def safe_join(folder: StrPath, relative: str) -> Path:
-    """Joins a relative POSIX path that was read from a file to `folder`, and refuses every way out of the folder.
+    """Joins `folder` and a relative POSIX path that was read from a file, and refuses every way out of the folder.
 
     Links are followed to see where the path really ends. It must be inside `folder`, with one exception: the files
     of a snapshot in the Hugging Face cache are links into the `blobs` folder of the same repository or of the cache.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder that must not be left.
-        relative (`str`): A path with `/` between its parts. It need not exist.
+        folder (`str` or `os.PathLike`):
+            The folder that must not be left.
+        relative (`str`):
+            A path with `/` between its parts. It need not exist.
 
     Raises:
-        ValueError: The path is absolute, climbs with `..`, uses backslashes or leads out of the folder by a link.
+        InvalidInputError: If the path is absolute, has `..` or a backslash in it, or leads out of the folder by a
+            link.
     """
     problem = relative_path_problem(relative)
     if problem is None:
@@ -99,9 +74,11 @@ def safe_join(folder: StrPath, relative: str) -> Path:
             if any(end.startswith(os.path.join(inside, "")) for inside in (root, *cache_blobs(folder))):
                 return Path(folder) / relative
             problem = "it leads out of the folder through a symbolic link"
-    raise ValueError(
-        f"The path {relative!r} is not accepted because {problem}; expected a relative path with '/' that stays "
-        f"inside '{folder}'. Do not use this folder unless you trust where it came from; fetch a clean copy."
+    raise InvalidInputError(
+        "path",
+        relative,
+        f"a relative path with '/' that stays inside '{folder}'",
+        f"{problem[0].upper()}{problem[1:]}. Do not use this folder unless you trust its source; fetch a clean copy.",
     )
 
 
@@ -117,33 +94,41 @@ def cache_blobs(folder: StrPath) -> list[str]:
 
 
 def read_limited(path: StrPath, max_bytes: int) -> bytes:
-    """Reads a regular file of at most `max_bytes` bytes; ValueError if it is something else or larger."""
+    """Reads a regular file of at most `max_bytes` bytes; InvalidInputError if it is something else or larger."""
     # Not blocking: a named pipe in the file's place must be refused, not waited for.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ValueError(f"'{path}' is not a regular file; expected a file of at most {max_bytes} bytes.")
+        raise InvalidInputError(os.fspath(path), "not a regular file", f"a file of at most {max_bytes} bytes")
     with open(fd, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise ValueError(f"'{path}' is larger than {max_bytes} bytes, the most that is read. It cannot be genuine.")
+        raise InvalidInputError(
+            os.fspath(path), f"larger than {max_bytes} bytes", "a smaller file", "It cannot be genuine."
+        )
     return data
 
 
 def parse_json(data: bytes) -> Any:
-    """Parses UTF-8 JSON strictly: ValueError on NaN and infinities, on a key given twice and on endless nesting."""
+    """Parses UTF-8 JSON strictly.
+
+    Raises:
+        InvalidInputError: If a number is NaN or infinite, a key is given twice, or the text is nested too deeply.
+        ValueError: If it is not JSON, or not UTF-8.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
             keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InvalidInputError("JSON key", twice, "a key that is given once, not twice")
         return result
 
     def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not valid JSON")
+        raise InvalidInputError("JSON number", constant, "a finite number")
 
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise InvalidInputError("JSON text", "nested too deeply", "lists and objects that are less nested") from None

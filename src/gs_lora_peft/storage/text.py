@@ -10,8 +10,10 @@ def visible(text: str, keep: str = "") -> str:
     """The text with every character that cannot be seen written as an escape, as in `\\x1b` and `\\u202e`.
 
     Args:
-        text (`str`): Any text.
-        keep (`str`, *optional*): Characters that stay as they are.
+        text (`str`):
+            Any text.
+        keep (`str`, *optional*):
+            Characters that stay as they are.
     """
     return "".join(
         c if _is_seen(c, before) or c in keep else _escaped(c) for before, c in zip(" " + text, text, strict=False)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..errors import InvalidInputError
 from .reading import StrPath
 
 try:
@@ -22,7 +23,6 @@ except ImportError:  # no flock on this platform: what killed runs left behind i
     fcntl = None  # type: ignore[assignment]
 
 STAGING_PREFIX = ".staging-"
-REPLACED_PREFIX = ".replaced-"
 _STAGED_NAME = re.compile(r"\.staging-.+-[0-9a-f]{16}\Z", re.DOTALL)
 
 
@@ -43,13 +43,16 @@ def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> 
     left behind of such files is removed first. A file that is replaced keeps its permissions.
 
     Args:
-        path (`str` or `os.PathLike`): The file.
-        data (`bytes`): Its content.
-        private (`bool`, *optional*, defaults to `False`): Whether a file that is made is for its owner alone (mode
-            0600, where the system knows such). Of one that exists, its owner has decided who may read it.
+        path (`str` or `os.PathLike`):
+            The file.
+        data (`bytes`):
+            Its content.
+        private (`bool`, *optional*, defaults to `False`):
+            Whether a new file is for its owner alone (mode 0600, on systems that have it). An existing file keeps its
+            permissions.
 
     Raises:
-        OSError: The write failed (disk full, no permission, ...). `path` is as it was, the temporary file is gone.
+        OSError: If the write failed (disk full, no permission, ...). `path` is as it was, the temporary file is gone.
     """
     path = Path(path)
     remove_abandoned(path.parent)
@@ -83,27 +86,31 @@ def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> 
 def staged_folder(target: StrPath) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place, whole and on disk, when the block ends well.
 
-    On an error the temporary folder is removed and `target` is as it was. A `target` that exists is replaced; as no
-    system swaps two folders in one step, it is first moved aside, and a run killed in that instant is repaired by the
-    next call. What killed runs left behind in the same parent (names with the prefix `.staging-`) is removed; folders
-    that a living process still fills are not.
+    On an error the temporary folder is removed and `target` is as it was. A `target` that exists is replaced: it is
+    moved aside first, because no system swaps two folders in one step. A process killed between the two moves leaves
+    no `target`. What killed processes left in the same parent (names with the prefix `.staging-`) is removed; folders
+    that a living process still fills stay.
 
     Args:
-        target (`str` or `os.PathLike`): The folder to make. Missing parents are created.
+        target (`str` or `os.PathLike`):
+            The folder to make. Missing parents are created.
 
     Yields:
         `Path`: The folder to fill.
+
+    Raises:
+        InvalidInputError: If `target` is a file or a link.
+        OSError: If something cannot be written.
     """
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(target.parent)
-        _recover_replaced(target)
     except OSError as error:
         raise explained(error, target) from error
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ValueError(
-            f"'{target}' is a file or a link; expected a folder or nothing. Move it away or choose another."
+        raise InvalidInputError(
+            os.fspath(target), "a file or a link", "a folder, or nothing", "Move it away, or choose another path."
         )
     try:
         staged, fd = _new_staged(target, folder=True)
@@ -113,14 +120,9 @@ def staged_folder(target: StrPath) -> Iterator[Path]:
         yield staged
         try:
             _fsync_tree(staged)
-            old = _move_folder(staged, target)
+            _replace_folder(target, staged)
         except OSError as error:
             raise explained(error, target) from error
-        try:
-            _fsync_folder(target.parent)
-        finally:
-            if old is not None:
-                shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -154,7 +156,7 @@ def remove_abandoned(folder: StrPath) -> None:
 def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
     """A new file or folder beside `target` and the descriptor through which it is locked (-1 if it is not)."""
     while True:
-        staged = target.with_name(f"{STAGING_PREFIX}{target.name[:40]}-{secrets.token_hex(8)}")
+        staged = _staged_name(target)
         flags = os.O_RDONLY if folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         if folder:  # mkdir and open, unlike `tempfile`, leave the permissions to the umask
             staged.mkdir()
@@ -175,6 +177,10 @@ def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
         return staged, fd
 
 
+def _staged_name(target: Path) -> Path:
+    return target.with_name(f"{STAGING_PREFIX}{target.name[:40]}-{secrets.token_hex(8)}")
+
+
 def _set_mode(fd: int, path: Path, private: bool) -> None:
     """Gives the still empty file that will be `path` its permissions, if it is not the umask that decides."""
     mode = 0o600 if private else None
@@ -184,24 +190,10 @@ def _set_mode(fd: int, path: Path, private: bool) -> None:
         os.fchmod(fd, mode)
 
 
-def _replaced_names(target: Path) -> list[Path]:
-    pattern = re.compile(re.escape(f"{REPLACED_PREFIX}{target.name[:40]}-") + r"[0-9a-f]{16}\Z")
-    return [path for path in target.parent.iterdir() if pattern.match(path.name)]
-
-
-def _recover_replaced(target: Path) -> None:
-    for old in _replaced_names(target):
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(old, target)
-
-
-def _move_folder(staged: Path, target: Path) -> Path | None:
-    """Moves `staged` to `target`; returns where the former `target` is now."""
-    old: Path | None = None
-    if target.exists():
-        old = target.with_name(f"{REPLACED_PREFIX}{target.name[:40]}-{secrets.token_hex(8)}")
+def _replace_folder(target: Path, staged: Path) -> None:
+    """Moves `staged` to `target`, and removes the folder that was there."""
+    old = _staged_name(target) if target.exists() else None  # under this name it is removed even after a kill
+    if old is not None:
         os.rename(target, old)
     try:
         os.rename(staged, target)
@@ -209,7 +201,11 @@ def _move_folder(staged: Path, target: Path) -> Path | None:
         if old is not None:
             os.rename(old, target)
         raise
-    return old
+    try:
+        _fsync_folder(target.parent)
+    finally:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _fsync_tree(folder: Path) -> None:
