@@ -271,5 +271,5 @@ def _inside(kind: Any) -> Any:
 
 
 def _expected(message: str) -> str:
-    said = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    said = message.removeprefix("Input should be ").removeprefix("Value error, ").partition(" or instance of ")[0]
     return _PLAIN.get(said, said)

@@ -17,6 +17,10 @@ NAMES = ["aardvark", "bumblebee", "cassowary", "dragonfly", "earthworm", "flamin
 REQUESTS = [["cassowary"], ["aardvark", 4], ["flamingo"]]
 
 
+class OnPurposeError(RuntimeError):
+    """What a test makes go wrong."""
+
+
 def requests(*class_lists):
     return [ForgetRequest(classes) for classes in class_lists or REQUESTS]
 

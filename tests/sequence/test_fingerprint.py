@@ -3,6 +3,7 @@ import time
 
 import pytest
 import torch
+from errors import refused
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
@@ -201,14 +202,14 @@ def test_wrappers_of_torch_do_not_change_it(vit):
     assert weights_fingerprint(torch.compile(vit)) == before
 
 
-@pytest.mark.parametrize(("bad", "said"), [({}, "no weights"), (3, "got a int"), ([torch.ones(1)], "got a list")])
-def test_bad_input(bad, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize("bad", [{}, {"name": "a model"}, 3, [torch.ones(1)]])
+def test_bad_input(bad):
+    with refused("model_or_state_dict"):
         weights_fingerprint(bad)
 
 
 def test_the_meta_device_is_refused():
-    with pytest.raises(ValueError, match="'bias' is on the meta device"):
+    with refused("the device of 'bias'", "meta"):
         weights_fingerprint(nn.Linear(2, 2, device="meta"))
 
 

@@ -11,6 +11,7 @@ import pytest
 import sequence_cases as cases
 import torch
 from datasets import Array3D, DatasetDict, Value
+from errors import ANY, refused
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -21,12 +22,21 @@ from gs_lora_peft import (
     ForgetRequest,
     GSLoraConfig,
     GSLoraTrainer,
-    LedgerError,
     load_forgotten,
     weights_fingerprint,
 )
+from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.sequence import ForgettingLedger
+from gs_lora_peft.sequence.plain import (
+    AlreadyForgottenError,
+    FilesDifferError,
+    LedgerFileError,
+    OtherBaseModelError,
+    RequestOrderError,
+    RunLockedError,
+    WithheldClassesError,
+)
 from gs_lora_peft.sequence.recipe import adapter_settings
 from gs_lora_peft.storage import sha256_of
 
@@ -344,7 +354,7 @@ def test_shots_are_not_held_out(base, data, tmp_path, monkeypatch):
     never_trains(monkeypatch)
     args = cases.make_args(validation_fraction=0.25)
     forgetter = cases.make_forgetter(base, tmp_path, data, args=args, shots=4)
-    with pytest.raises(ValueError, match=r"`validation_fraction`=0\.25 would hold out a part of the 4 samples"):
+    with refused("validation_fraction", 0.25):
         forgetter.forget(ForgetRequest([1]))
     assert not forgetter.ledger.tasks
     assert not (tmp_path / "work").exists()
@@ -366,25 +376,26 @@ def test_run_leaves_out_what_is_done(base, data, tmp_path, finished, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("sequence", "error", "said"),
+    ("sequence", "kind", "parts"),
     [
-        ([["cassowary"], ["flamingo"]], LedgerError, "request 2 asks for .* but task_002 .* forgot"),
-        ([*cases.REQUESTS, ["bumblebee"], ["dragonfli"]], ValueError, "nearest: 'dragonfly'"),
-        ([*cases.REQUESTS, ["bumblebee"], [1]], LedgerError, "'bumblebee', which an earlier one of the sequence"),
-        ([*cases.REQUESTS, ["bumblebee"], ["dragonfly"]], ValueError, "nothing is left to retain"),
-        ([*cases.REQUESTS, [4]], LedgerError, "'earthworm' was forgotten already, by task_002"),
+        ([["cassowary"], ["flamingo"]], RequestOrderError, {"task": "task_002"}),
+        ([*cases.REQUESTS, ["bumblebee"], ["dragonfli"]], UnknownClassError, {"value": ["dragonfli"]}),
+        ([*cases.REQUESTS, ["bumblebee"], [1]], AlreadyForgottenError, {"classes": [1], "task": None}),
+        ([*cases.REQUESTS, ["bumblebee"], ["dragonfly"]], InvalidInputError, {"name": "retain"}),
+        ([*cases.REQUESTS, [4]], AlreadyForgottenError, {"classes": [4], "task": "task_002"}),
     ],
 )
 def test_a_sequence_is_checked_before_its_first_request_trains(
-    base, data, finished, monkeypatch, sequence, error, said
+    base, data, finished, monkeypatch, sequence, kind, parts
 ):
     """A mistake in the last request of a long run is not found out after hours."""
     never_trains(monkeypatch)
     folder, _ = finished
     forgetter = cases.make_forgetter(base, folder, data)
     before = cases.snapshot(folder)
-    with pytest.raises(error, match=said):
+    with pytest.raises(kind) as error:
         forgetter.run(cases.requests(*sequence))
+    assert {name: getattr(error.value, name) for name in parts} == parts
     assert cases.snapshot(folder) == before
 
 
@@ -392,23 +403,24 @@ def test_a_sequence_is_checked_before_its_first_request_trains(
 
 
 @pytest.mark.parametrize(
-    ("classes", "said"),
+    ("classes", "kind", "parts"),
     [
-        (["casowary"], "nearest: 'cassowary'"),
-        ([6], r"6 \(out of range\).*an id from 0 to 5"),
-        (["bumblebee"], "'bumblebee' was forgotten already, by task_001"),
-        ([0, "1"], "forgotten already"),
-        ([0, 2, 3, 4, 5], "nothing is left to retain"),
-        ([0, "aardvark"], "more than once"),
+        (["casowary"], UnknownClassError, {"name": "classes", "value": ["casowary"]}),
+        ([6], UnknownClassError, {"name": "classes", "value": [6]}),
+        (["bumblebee"], AlreadyForgottenError, {"classes": [1], "task": "task_001"}),
+        ([0, "1"], AlreadyForgottenError, {"classes": [1], "task": "task_001"}),
+        ([0, 2, 3, 4, 5], InvalidInputError, {"name": "retain", "value": []}),
+        ([0, "aardvark"], InvalidInputError, {"name": "classes"}),
     ],
 )
-def test_bad_requests(base, data, one_task, monkeypatch, classes, said):
+def test_bad_requests(base, data, one_task, monkeypatch, classes, kind, parts):
     """A request that cannot be carried out is refused before any training, and no file changes."""
     forgetter = cases.make_forgetter(base, one_task, data)
     before, state = cases.snapshot(one_task), cases.weights(forgetter.model)
     never_trains(monkeypatch)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(kind) as error:
         forgetter.forget(ForgetRequest(classes))
+    assert {name: getattr(error.value, name) for name in parts} == parts
     assert cases.snapshot(one_task) == before
     assert cases.same(cases.weights(forgetter.model), state)
     assert not list(one_task.rglob("work"))
@@ -421,50 +433,57 @@ def with_labels_outside(data):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "name", "value"),
     [
-        (lambda d: d["train"].rename_column("label", "kind"), r"label_column is 'label'; expected one of .*'kind'"),
+        (lambda d: d["train"].rename_column("label", "kind"), "training data: label_column", "label"),
         (
             lambda d: DatasetDict(train=d["train"], test=d["test"].remove_columns("label")),
-            "evaluation data: label_col",
+            "evaluation data: label_column",
+            "label",
         ),
-        (with_labels_outside, "labels up to 6, but the model's head has 6"),
-        (lambda d: cases.make_data(names=cases.NAMES[:5]), "has 5 classes, but the model's head has 6"),
-        (lambda d: DatasetDict(test=d["test"]), "has no split 'train'"),
-        (lambda d: d["train"].select([]), "no rows"),
+        (with_labels_outside, "training data: label", "labels up to 6"),
+        (lambda d: cases.make_data(names=cases.NAMES[:5]), "training data: label", "5 classes"),
+        (lambda d: DatasetDict(test=d["test"]), "dataset", ["test"]),
+        (lambda d: d["train"].select([]), "training data", ANY),
         (
             lambda d: DatasetDict(train=d["train"], test=cases.make_dataset(names=cases.NAMES[::-1])),
-            "name the classes of 'label' differently",
+            "evaluation data: label",
+            cases.NAMES[::-1],
         ),
-        (lambda d: cases.make_data(names=cases.NAMES[::-1]), "other names or another order"),
+        (lambda d: cases.make_data(names=cases.NAMES[::-1]), "label_names", cases.NAMES[::-1]),
     ],
 )
-def test_bad_data(base, data, one_task, change, said):
+def test_bad_data(base, data, one_task, change, name, value):
     """Data that do not fit model, ledger or each other are refused when the folder is opened."""
     before = cases.snapshot(one_task)
     model = cases.load_base(base)
-    with pytest.raises(ValueError, match=said):
+    with refused(name, value):
         cases.make_forgetter(model, one_task, change(data))
     assert cases.snapshot(one_task) == before
     assert cases.same(cases.weights(model), cases.weights(cases.load_base(base)))
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "kind", "parts"),
     [
-        (lambda base: cases.make_model(num_labels=7), "has 6 classes, but the model's head has 7"),
-        (lambda base: cases.make_model(seed=5), "belongs to another base model"),
-        (lambda base: cases.make_model(layers=3), "belongs to another base model"),
-        (lambda base: PeftModel(cases.load_base(base), GSLoraConfig()), "holds adapters already"),
+        (
+            lambda base: cases.make_model(num_labels=7),
+            InvalidInputError,
+            {"name": "training data: label", "value": "6 classes"},
+        ),
+        (lambda base: cases.make_model(seed=5), OtherBaseModelError, {}),
+        (lambda base: cases.make_model(layers=3), OtherBaseModelError, {}),
+        (lambda base: PeftModel(cases.load_base(base), GSLoraConfig()), InvalidInputError, {"name": "base_model"}),
     ],
 )
-def test_bad_models(base, data, one_task, make, said):
+def test_bad_models(base, data, one_task, make, kind, parts):
     """A model that is not the one on which the tasks rest, or is not bare, is refused and stays what it is."""
     before = cases.snapshot(one_task)
     model = make(base)
     fingerprint = weights_fingerprint(model)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(kind) as error:
         cases.make_forgetter(model, one_task, data)
+    assert {name: getattr(error.value, name) for name in parts} == parts
     assert cases.snapshot(one_task) == before
     assert weights_fingerprint(model) == fingerprint
 
@@ -498,14 +517,23 @@ def remove(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"), [(edit_ledger, "edited or damaged"), (truncate, "truncated"), (remove, "it is missing")]
+    ("damage", "kind", "file"),
+    [
+        (edit_ledger, LedgerFileError, None),
+        (truncate, FilesDifferError, "adapter_model.safetensors"),
+        (remove, FilesDifferError, "adapter_config.json"),
+    ],
 )
-def test_damaged_folders(base, data, one_task, damage, said):
+def test_damaged_folders(base, data, one_task, damage, kind, file):
     """A folder that was edited or damaged is refused when it is opened, and not touched."""
     damage(one_task)
     before = cases.snapshot(one_task)
-    with pytest.raises(LedgerError, match=said):
+    with pytest.raises(kind) as error:
         cases.make_forgetter(base, one_task, data)
+    if file is None:
+        assert (error.value.path, error.value.reason) == (one_task / "forgetting.json", "edited")
+    else:
+        assert list(error.value.problems) == [f"tasks/task_001/{file}"]
     assert cases.snapshot(one_task) == before
 
 
@@ -516,8 +544,10 @@ def test_swapped_files(base, data, finished, tmp_path):
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    with pytest.raises(LedgerError, match=r"task_001/adapter_model.safetensors: swapped, it has the content of .*002"):
+    with pytest.raises(FilesDifferError) as error:
         cases.make_forgetter(base, folder, data)
+    names = [f"tasks/task_00{number}/adapter_model.safetensors" for number in (1, 2)]
+    assert list(error.value.problems) == names
 
 
 def test_one_run_at_a_time(base, data, one_task, monkeypatch):
@@ -536,7 +566,7 @@ def test_one_run_at_a_time(base, data, one_task, monkeypatch):
                         lambda: second.revoke("task_001"),
                         second.discard_unfinished,
                     ):
-                        with pytest.raises(LedgerError, match="another process is working in"):
+                        with pytest.raises(RunLockedError):
                             action()
                 assert cases.snapshot(one_task) == before
 
@@ -545,8 +575,9 @@ def test_one_run_at_a_time(base, data, one_task, monkeypatch):
     never_trains(monkeypatch)
     before = cases.snapshot(one_task)
     for action in (lambda: second.forget(ForgetRequest([3])), lambda: second.revoke("task_001")):
-        with pytest.raises(LedgerError, match="was changed since it was read"):
+        with pytest.raises(LedgerFileError) as error:
             action()
+        assert error.value.reason == "changed"
     assert cases.snapshot(one_task) == before
 
 
@@ -556,8 +587,9 @@ def test_withheld_classes_cannot_be_continued(base, data, one_task):
     hidden = dataclasses.replace(ledger.tasks[0], classes=None, class_names=None, request={})
     ledger.tasks = (hidden,)
     ledger.save()
-    with pytest.raises(LedgerError, match="withholds the classes of task_001"):
+    with pytest.raises(WithheldClassesError) as error:
         cases.make_forgetter(base, one_task, data).forget(ForgetRequest([2]))
+    assert error.value.tasks == ["task_001"]
 
 
 def test_images_go_through_the_processor(base, tmp_path):
@@ -585,7 +617,7 @@ def test_data_numbered_in_another_order_than_the_model(base, data, tmp_path):
     model.config.id2label = {i: f"{name.upper()}, Animal {i}" for i, name in enumerate(cases.NAMES)}
     cases.make_forgetter(model, tmp_path, data)
     model.config.id2label = dict(enumerate(cases.NAMES[::-1]))
-    with pytest.raises(ValueError, match="'label': class 0 is 'aardvark', but the model's class 0 is 'flamingo'"):
+    with refused("training data: 'label': class 0", "aardvark"):
         cases.make_forgetter(model, tmp_path, data)
 
 
@@ -607,12 +639,13 @@ def test_the_base_model_is_scored_before_any_task(base, data, tmp_path, finished
 def test_mistaken_arguments_are_named(base, data, tmp_path):
     """A list of names, a single request, and a file for a folder: the message says what to write."""
     forgetter = cases.make_forgetter(base, tmp_path / "run", data)
-    with pytest.raises(ValueError, match="expected a ForgetRequest"):
+    with refused("request", ["aardvark"]):
         forgetter.forget(["aardvark"])
-    with pytest.raises(ValueError, match="expected a list of ForgetRequest"):
-        forgetter.run(ForgetRequest(["aardvark"]))
+    request = ForgetRequest(["aardvark"])
+    with refused("requests", request):
+        forgetter.run(request)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="which is a file"):
+    with refused("folder", str(tmp_path / "file")):
         cases.make_forgetter(base, tmp_path / "file", data)
 
 

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import Trainer, TrainerCallback
 
-from gs_lora_peft import LedgerError, load_forgotten
+from gs_lora_peft import load_forgotten
 from gs_lora_peft.sequence import forgetter as forgetter_module
 from gs_lora_peft.sequence import task as task_module
+from gs_lora_peft.sequence.plain import RunLockedError
 from gs_lora_peft.sequence.work import WorkFolder
 from gs_lora_peft.storage import writing
 
@@ -226,8 +227,9 @@ def test_a_process_of_its_own_killed_with_its_workers_alive(base, data, tmp_path
         while not list(tmp_path.glob("work/task_00*/checkpoint-*")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(LedgerError, match="another process is working in"):
+        with pytest.raises(RunLockedError) as error:
             cases.make_forgetter(base, tmp_path, data).discard_unfinished()
+        assert error.value.folder == tmp_path
         process.send_signal(signal.SIGKILL)
         process.wait()
         forgetter = cases.make_forgetter(base, tmp_path, data)

@@ -4,10 +4,11 @@ import pytest
 import sequence_cases as cases
 from test_forgetter import never_trains
 
-from gs_lora_peft import ForgetRequest, LedgerError, load_forgotten
+from gs_lora_peft import ForgetRequest, load_forgotten
 from gs_lora_peft.cli.writing import revoke
 from gs_lora_peft.hub import stage_repository
 from gs_lora_peft.sequence import ForgettingLedger
+from gs_lora_peft.sequence.plain import LinkedRunError
 from gs_lora_peft.sequence.request import utc_now
 from gs_lora_peft.sequence.work import Start, WorkFolder, remove_others
 
@@ -61,9 +62,10 @@ def test_links_are_refused_and_never_followed(base, data, one_task, tmp_path, mo
         lambda: revoke(one_task, "task_001"),
         lambda: stage_repository(one_task, tmp_path / "out"),
     ):
-        with pytest.raises(LedgerError, match="symbolic link") as caught:
+        with pytest.raises(LinkedRunError) as error:
             action()
-        assert str(one_task / part) in str(caught.value)
+        assert error.value.folder == one_task
+        assert str(one_task / part) in str(error.value)
         assert cases.snapshot(precious) == before
     assert cases.same(cases.weights(forgetter.model), state)
     assert not (tmp_path / "out").exists()
@@ -75,7 +77,7 @@ def test_a_new_folder_with_a_link(base, data, tmp_path, part):
     (tmp_path / "run").mkdir()
     linked(tmp_path / "run", part, tmp_path / "precious")
     before = cases.snapshot(tmp_path / "precious")
-    with pytest.raises(LedgerError, match="symbolic link"):
+    with pytest.raises(LinkedRunError):
         cases.make_forgetter(base, tmp_path / "run", data)
     assert cases.snapshot(tmp_path / "precious") == before
 
@@ -87,7 +89,7 @@ def test_the_working_folder_by_itself(tmp_path, part):
     (tmp_path / "precious" / "task_002" / "checkpoint-4" / "file").unlink()
     before = sorted((tmp_path / "precious").rglob("*"))  # empty folders are precious, too
     work = WorkFolder(tmp_path / "run" / "work" / "task_002")
-    with pytest.raises(LedgerError, match="symbolic link"):
+    with pytest.raises(LinkedRunError):
         work.begin({}, Start({}, utc_now()))
     logs = tmp_path / "run" / "logs" / "task_002"
     for step in (work.fail, lambda: work.finish(logs), work.remove_if_empty, lambda: remove_others(work.path)):

@@ -6,10 +6,14 @@ import shutil
 import pytest
 import sequence_cases as cases
 import torch
+from errors import refused
 from peft import PeftModel
 
-from gs_lora_peft import LedgerError, load_forgotten, weights_fingerprint
+from gs_lora_peft import load_forgotten, weights_fingerprint
 from gs_lora_peft.sequence import ForgettingLedger
+from gs_lora_peft.sequence.plain import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError
+
+FILES = ("adapter_config.json", "adapter_model.safetensors", "gs_lora_config.json")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def test_it_draws_no_random_numbers(base, stages):
 def test_half_precision(base, stages):
     """A model in another dtype is another base model: its rounding would make other sums."""
     model = cases.load_base(base).to(torch.bfloat16)
-    with pytest.raises(LedgerError, match=r"belongs to another base model.*in the dtype it had then"):
+    with pytest.raises(OtherBaseModelError):
         load_forgotten(model, stages[0])
 
 
@@ -128,25 +132,33 @@ def unlisted(folder):
 
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "kind", "parts"),
     [
-        (truncated, r"task_002/adapter_model.safetensors: truncated"),
-        (tampered, r"task_002/adapter_config.json: changed"),
-        (swapped, r"(?s)task_001/adapter_model.safetensors: swapped.*task_002/adapter_model.safetensors: swapped"),
-        (edited, "edited or damaged"),
-        (unlisted, r"task_002 .* lists no \['tasks/task_002/adapter_model.safetensors'\]"),
-        (lambda folder: shutil.rmtree(folder / "tasks" / "task_002"), "it is missing"),
-        (lambda folder: (folder / "forgetting.json").unlink(), "does not exist"),
-        (lambda folder: shutil.rmtree(folder), "no such folder"),
+        (truncated, FilesDifferError, {"problems": {"task_002/adapter_model.safetensors"}}),
+        (tampered, FilesDifferError, {"problems": {"task_002/adapter_config.json"}}),
+        (swapped, FilesDifferError, {"problems": {f"task_001/{name}" for name in FILES[1:]}}),
+        (edited, LedgerFileError, {"reason": "edited"}),
+        (unlisted, InvalidLedgerError, {"name": "task_002.files"}),
+        (
+            lambda folder: shutil.rmtree(folder / "tasks" / "task_002"),
+            FilesDifferError,
+            {"problems": {f"task_002/{name}" for name in FILES}},
+        ),
+        (lambda folder: (folder / "forgetting.json").unlink(), LedgerFileError, {"reason": "missing"}),
+        (shutil.rmtree, InvalidLedgerError, {"name": "repo_or_folder"}),
     ],
 )
-def test_damaged_folders_change_nothing(base, stages, tmp_path, damage, said, merge):
+def test_damaged_folders_change_nothing(base, stages, tmp_path, damage, kind, parts, merge):
     """Whatever is wrong with the folder is found before the first weight changes, and no pickle is ever looked at."""
     folder = shutil.copytree(stages[0], tmp_path / "copy")
     damage(folder)
     model = cases.load_base(base)
-    with pytest.raises(LedgerError, match=said):
+    with pytest.raises(kind) as error:
         load_forgotten(model, folder, merge=merge)
+    found = {name: getattr(error.value, name) for name in parts}
+    if kind is FilesDifferError:
+        found["problems"] = {name.removeprefix("tasks/") for name in found["problems"]}
+    assert found == parts
     assert cases.same(cases.weights(model), stages[1][0])
     assert not hasattr(model, "peft_config")
     if damage in (truncated, tampered):
@@ -155,20 +167,18 @@ def test_damaged_folders_change_nothing(base, stages, tmp_path, damage, said, me
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "said"),
-    [
-        (lambda base: cases.make_model(seed=9), LedgerError, "belongs to another base model"),
-        (lambda base: cases.make_model(layers=3), LedgerError, "belongs to another base model"),
-        (lambda base: cases.make_model(num_labels=4), LedgerError, "num_labels 4 instead of 6"),
-    ],
+    ("settings", "num_labels"),
+    [({"seed": 9}, 6), ({"layers": 3}, 6), ({"num_labels": 4}, 4)],
 )
-def test_other_base_models(base, stages, make, error, said):
+def test_other_base_models(stages, settings, num_labels):
     """Weights that the tasks do not rest on are refused and left alone."""
-    model = make(base)
+    model = cases.make_model(**settings)
     fingerprint = weights_fingerprint(model)
     for merge in (True, False):
-        with pytest.raises(error, match=said):
+        with pytest.raises(OtherBaseModelError) as error:
             load_forgotten(model, stages[0], merge=merge)
+        assert error.value.expected == ForgettingLedger.load(stages[0]).base_model
+        assert (error.value.given["fingerprint"], error.value.given["num_labels"]) == (fingerprint, num_labels)
     assert weights_fingerprint(model) == fingerprint
 
 
@@ -176,18 +186,19 @@ def test_a_model_that_has_forgotten_already(base, stages):
     """Tasks cannot be put onto a model that holds them: neither as adapters nor merged."""
     model = load_forgotten(cases.load_base(base), stages[0])
     for again in (model, model.get_base_model()):
-        with pytest.raises(ValueError, match="holds adapters already"):
+        with refused("base_model", type(again).__name__):
             load_forgotten(again, stages[0])
     model = load_forgotten(cases.load_base(base), stages[0], tasks=1, merge=True)
-    with pytest.raises(LedgerError, match="belongs to another base model"):
+    with pytest.raises(OtherBaseModelError):
         load_forgotten(model, stages[0], tasks=1, merge=True)
 
 
 @pytest.mark.parametrize("tasks", [4, -1, ["task_004"], "task_001", True, 1.0])
 def test_tasks_that_do_not_exist(base, stages, tasks):
     """A number or name that the ledger does not have is an error that says what there is."""
-    with pytest.raises(LedgerError, match="The tasks in effect are: task_001, task_002, task_003"):
+    with refused("tasks", tasks[0] if isinstance(tasks, list) else tasks, InvalidLedgerError) as error:
         load_forgotten(cases.load_base(base), stages[0], tasks=tasks)
+    assert error.value.fix == "The tasks in effect are: task_001, task_002, task_003."
 
 
 def test_loading_needs_nothing_but_the_ledger_and_the_adapters(base, stages, tmp_path):

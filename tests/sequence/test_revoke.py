@@ -5,9 +5,11 @@ import shutil
 import pytest
 import sequence_cases as cases
 import torch
+from errors import refused
 
-from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, load_forgotten, weights_fingerprint
+from gs_lora_peft import ForgetRequest, GSLoraConfig, load_forgotten, weights_fingerprint
 from gs_lora_peft.sequence import ForgettingLedger, scoring
+from gs_lora_peft.sequence.plain import InvalidLedgerError
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def test_revoke_one(base, data, run, name):
     ledger = ForgettingLedger.load(run.folder)
     assert [task.name for task in ledger.active_tasks] == kept
     assert ledger.to_dict() == run.ledger.to_dict()
-    with pytest.raises(LedgerError, match=f"{name}' was revoked"):
+    with refused("tasks", name, InvalidLedgerError):
         load_forgotten(cases.load_base(base), run.folder, tasks=[name])
     # The files stay, and the folder opens again in the same state.
     assert (run.folder / "tasks" / name / "adapter_model.safetensors").exists()
@@ -97,14 +99,11 @@ def test_tasks_on_other_modules(base, data, run, tmp_path):
         assert cases.same(cases.weights(forgetter.model), before)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("task_009", "no task 'task_009'"), ("task_1", "no task 'task_1'"), (None, "no task None")],
-)
-def test_tasks_that_cannot_be_revoked(run, name, said):
+@pytest.mark.parametrize("name", ["task_009", "task_1", None])
+def test_tasks_that_cannot_be_revoked(run, name):
     """What is not in effect cannot be taken back; nothing changes."""
     before, state = cases.snapshot(run.folder), cases.weights(run.model)
-    with pytest.raises(LedgerError, match=said):
+    with refused("tasks", name, InvalidLedgerError):
         run.revoke(name)
     assert cases.snapshot(run.folder) == before
     assert cases.same(cases.weights(run.model), state)
@@ -114,7 +113,7 @@ def test_twice(run):
     """A second revocation of the same task is an error and records nothing."""
     run.revoke("task_002")
     before = cases.snapshot(run.folder)
-    with pytest.raises(LedgerError, match="'task_002' was revoked and is no longer in effect"):
+    with refused("tasks", "task_002", InvalidLedgerError):
         run.revoke("task_002")
     assert cases.snapshot(run.folder) == before
 
@@ -127,18 +126,18 @@ def test_an_error_on_the_way(base, run, monkeypatch, broken):
     def fails(*args):
         calls.append(1)
         if len(calls) == {"before": 1, "after": 2}.get(broken):
-            raise RuntimeError("broken on purpose")
+            raise cases.OnPurposeError
         return predict(*args)
 
     def full(self):
-        raise OSError("broken on purpose")
+        raise cases.OnPurposeError
 
     before, state = cases.snapshot(run.folder), cases.weights(run.model)
     with monkeypatch.context() as patched:
         patched.setattr(scoring, "predict", fails)
         if broken == "save":
             patched.setattr(ForgettingLedger, "save", full)
-        with pytest.raises((RuntimeError, OSError), match="on purpose"):
+        with pytest.raises(cases.OnPurposeError):
             run.revoke("task_002")
     assert cases.snapshot(run.folder) == before
     assert [entry.name for entry in run.ledger.active_tasks] == ["task_001", "task_002", "task_003"]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from errors import refused
 
 from gs_lora_peft import ForgettingLedger, parse_requests
 from gs_lora_peft.sequence import TaskEntry, format_table, model_identity
@@ -13,10 +14,10 @@ def test_tasks_and_classes_are_split():
     assert [list(request.classes) for request in requests] == [["tench", "cassette player"], ["school bus"]]
 
 
-@pytest.mark.parametrize("text", ["", "3;;7", "3,;7", " "])
-def test_an_empty_name_is_refused(text):
+@pytest.mark.parametrize(("text", "task"), [("", 1), ("3;;7", 2), ("3,;7", 1), (" ", 1)])
+def test_an_empty_name_is_refused(text, task):
     """A forgotten name between separators is a mistake, and the message shows where."""
-    with pytest.raises(ValueError, match="empty class name"):
+    with refused(f"task {task} of {text!r}", text.split(";")[task - 1]):
         parse_requests(text)
 
 

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 
 from ..sequence import ForgettingLedger, LedgerError, TaskEntry, model_identity
 from ..sequence.adapters import TaskAdapter, base_problem, check_adapters, read_adapter, vouched_adapter
-from ..sequence.layout import TASKS_FOLDER
-from ..sequence.ledger import LEDGER_NAME, LOCK_NAME
+from ..sequence.layout import LEDGER_NAME, LOCK_NAME, TASKS_FOLDER
 from ..sequence.loading import check_bare
 from ..sequence.outcome import all_forgotten
 from ..sequence.remarks import doubts, not_forgotten

@@ -8,7 +8,22 @@ from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .outcome import exit_status, task_states
 from .parsing import parse_classes, parse_requests
-from .plain import LedgerError
+from .plain import (
+    AlreadyForgottenError,
+    DivergedRunError,
+    FilesDifferError,
+    InvalidLedgerError,
+    LaterTasksError,
+    LedgerError,
+    LedgerFileError,
+    LinkedRunError,
+    OtherBaseModelError,
+    RequestOrderError,
+    RunLockedError,
+    UnfinishedRequestError,
+    UnusableAdapterError,
+    WithheldClassesError,
+)
 from .request import ForgetRequest
 from .table import format_table
 
@@ -18,12 +33,25 @@ if TYPE_CHECKING:
     from .loading import load_forgotten
 
 __all__ = [
+    "AlreadyForgottenError",
     "ContinualForgetter",
+    "DivergedRunError",
+    "FilesDifferError",
     "ForgetRequest",
     "ForgettingLedger",
+    "InvalidLedgerError",
+    "LaterTasksError",
     "LedgerError",
+    "LedgerFileError",
+    "LinkedRunError",
+    "OtherBaseModelError",
     "OtherSettingsError",
+    "RequestOrderError",
+    "RunLockedError",
     "TaskEntry",
+    "UnfinishedRequestError",
+    "UnusableAdapterError",
+    "WithheldClassesError",
     "exit_status",
     "format_table",
     "load_forgotten",

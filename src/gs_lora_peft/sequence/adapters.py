@@ -23,14 +23,14 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import short
-from ..storage import parse_json, public_name, read_limited, safe_join
-from ..tuner.config import HEAD_TRAINING_TASKS, MAX_SCALING, check_plain_lora, mapping_problem
-from ..tuner.name_patterns import names_modules
+from ..errors import InvalidInputError, short
+from ..storage import public_name, read_limited, safe_join
+from ..tuner.config import MAX_SCALING
+from .adapter_config import checked_config
 from .entry import TaskEntry
 from .layout import MAX_CONFIG_BYTES, TASKS_FOLDER, task_folder
 from .ledger import ForgettingLedger
-from .plain import LedgerError
+from .plain import FilesDifferError, InvalidLedgerError, UnusableAdapterError
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _HALVES = (torch.float16, torch.bfloat16)
@@ -40,8 +40,6 @@ _DTYPES = (torch.float32, torch.float64, *_HALVES)
 # How much larger than the weights of its layer an update may be (Frobenius norms): what forgets is about as large as
 # the weights, and nothing is left of a layer under an update of a thousand times its size.
 MAX_RELATIVE_UPDATE = 1e3
-# What in a configuration would choose modules by other means than their names.
-_CHOOSING = ("exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,7 @@ def read_adapters(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = 
         LedgerError: As [`check_tasks`]; or an adapter is not plain LoRA on Linear layers, names another base model
             than the ledger, or holds a value that is not finite.
     """
-    entries = ledger.select(tasks)
-    for entry in entries:
-        _check_listed(ledger, entry)
-    try:
-        return [vouched_adapter(ledger, entry)[0] for entry in entries]
-    except LedgerError:
-        ledger.check_files([entry.name for entry in entries])  # says of every file what is wrong with it
-        raise
+    return [vouched_adapter(ledger, entry)[0] for entry in ledger.select(tasks)]
 
 
 def vouched_adapter(ledger: ForgettingLedger, entry: TaskEntry) -> tuple[TaskAdapter, dict[str, bytes]]:
@@ -112,16 +103,18 @@ def vouched_adapter(ledger: ForgettingLedger, entry: TaskEntry) -> tuple[TaskAda
         LedgerError: As [`read_adapters`].
     """
     _check_listed(ledger, entry)
-    contents = {}
+    contents, problems = {}, {}
     for name, digest in entry.files.items():
-        content, problem = b"", "it is not the file that the ledger vouches for"
         try:
             content = _read(safe_join(ledger.folder, name))
         except (OSError, ValueError) as error:
-            problem = str(error)
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise LedgerError(f"'{name}' in '{ledger.folder}' cannot be used: {problem}")
+            problems[name] = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+            continue
         contents[Path(name).name] = content
+        if (found := hashlib.sha256(content).hexdigest()) != digest:
+            problems[name] = f"changed: SHA-256 recorded {digest[:12]}..., found {found[:12]}..."
+    if problems:
+        raise FilesDifferError.of(ledger.folder, problems)
     return _parsed_for(ledger, entry.name, contents), contents
 
 
@@ -170,29 +163,32 @@ def check_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> None:
     """
     modules = dict(model.named_modules())
     for adapter in adapters:
-        if problem := _misfit(modules, adapter):
-            raise LedgerError(
+        if misfit := _misfit(modules, adapter):
+            name, problem = misfit
+            raise UnusableAdapterError(
                 f"the adapter of {adapter.name} cannot be put onto this model: {problem}. Do not use it: the ledger "
-                "vouches for a file that is not what it should be."
+                "vouches for a file that is not what it should be.",
+                task=adapter.name,
+                file=None,
+                name=name,
             )
 
 
 def _check_listed(ledger: ForgettingLedger, entry: TaskEntry) -> None:
     needed = [f"{TASKS_FOLDER}/{entry.name}/{name}" for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)]
     if missing := [name for name in needed if name not in entry.files]:
-        raise LedgerError(
-            f"{entry.name} in '{ledger.path}' lists no {missing}; expected an adapter in safetensors and its "
-            "configuration. Fetch a clean copy of the folder."
-        )
+        expected = f"also {missing}: an adapter in safetensors and its configuration"
+        fix = f"'{ledger.path}' is not accepted. Fetch a clean copy of the folder."
+        raise InvalidLedgerError(f"{entry.name}.files", list(entry.files), expected, fix)
 
 
 def _parsed_for(ledger: ForgettingLedger, name: str, contents: Mapping[str, bytes]) -> TaskAdapter:
     path = task_folder(ledger.folder, name)
     if missing := sorted({CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME} - contents.keys()):
-        raise _refused(path, f"it lacks {missing}")
+        raise _refused(path, f"it lacks {missing}", missing[0])
     adapter = _parsed(path, contents[CONFIG_NAME], contents[SAFETENSORS_WEIGHTS_NAME])
     if problem := base_problem(ledger, adapter):
-        raise _refused(path, problem)
+        raise _refused(path, problem, CONFIG_NAME)
     return adapter
 
 
@@ -202,92 +198,67 @@ def _read(path: Path) -> bytes:
 
 
 def _parsed(path: Path, config: bytes, weights: bytes) -> TaskAdapter:
-    try:
-        with _in_file(CONFIG_NAME):
-            lora = LoraConfig.from_peft_type(**{**_checked_config(config), "inference_mode": True})
-        with _in_file(SAFETENSORS_WEIGHTS_NAME):
-            adapter = TaskAdapter(path.name, lora, _pairs(load(weights)))
-        if not adapter.pairs and lora.target_modules != DUMMY_TARGET_MODULES:
-            raise ValueError(f"it has no weights, but targets {short(lora.target_modules)}")
-        for module, (factor_a, _) in adapter.pairs.items():
-            if len(factor_a) != adapter.settings(module)[0]:
-                raise ValueError(f"on {module!r} it has the rank {len(factor_a)}, which its configuration contradicts")
-            scaling = adapter.scaling(module)
-            if not (math.isfinite(scaling) and 0 < abs(scaling) <= MAX_SCALING):
-                raise ValueError(
-                    f"{CONFIG_NAME} gives {module!r} a scaling of {scaling:g}; expected a number other than 0, of "
-                    f"{MAX_SCALING:g} at most"
-                )
-    except _UNREADABLE as error:
-        raise _refused(path, str(error)) from error
+    with _in_file(path, CONFIG_NAME):
+        lora = LoraConfig.from_peft_type(**{**checked_config(config), "inference_mode": True})
+    with _in_file(path, SAFETENSORS_WEIGHTS_NAME):
+        adapter = TaskAdapter(path.name, lora, _pairs(load(weights)))
+    with _in_file(path, CONFIG_NAME):
+        _check_agreement(adapter)
     return adapter
 
 
 @contextmanager
-def _in_file(name: str) -> Iterator[None]:
-    """Names the file in what is wrong with its content."""
+def _in_file(path: Path, file: str) -> Iterator[None]:
+    """Refuses an adapter, and names the file, if something is wrong with its content."""
     try:
         yield
     except _UNREADABLE as error:
         said = str(error) or type(error).__name__
-        raise ValueError(said if name in said else f"{name}: {said}") from error
+        raise _refused(
+            path, said if file in said else f"{file}: {said}", file, getattr(error, "name", None)
+        ) from error
 
 
-def _refused(path: Path, problem: str) -> LedgerError:
-    return LedgerError(
+def _refused(path: Path, problem: str, file: str, name: str | None = None) -> UnusableAdapterError:
+    return UnusableAdapterError(
         f"the adapter in '{path}' is not accepted: {problem.rstrip('.')}. Do not use it: it is not what this package "
-        "writes. Fetch a clean copy from a source that you trust."
+        "writes. Fetch a clean copy from a source that you trust.",
+        task=path.name,
+        file=file,
+        name=name,
     )
 
 
-def _checked_config(content: bytes) -> dict[str, Any]:
-    values = parse_json(content)
-    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        raise ValueError(f"{CONFIG_NAME} is {short(values)}; expected an object with peft_type 'LORA'")
-    check_plain_lora(values, "a published adapter")
-    if values.get("task_type") in HEAD_TRAINING_TASKS:
-        raise ValueError(f"task_type is {values['task_type']!r}, for which PEFT would replace the model's head")
-    expected = {"r": (int,), "lora_alpha": (int, float), "target_modules": (list, str)}
-    for name, kinds in {**expected, "rank_pattern": (dict,), "alpha_pattern": (dict,)}.items():
-        value = values.get(name, None if name in expected else {})
-        if type(value) not in kinds:
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{name} in {CONFIG_NAME} is {short(value)}; expected {names}")
-    if problem := mapping_problem(values.get("auto_mapping")):
-        raise ValueError(problem)
-    _check_choice(values)
-    values.pop("runtime_config", None)  # concerns the machine it was written on; PEFT ignores it, too
-    return values
-
-
-def _check_choice(values: Mapping[str, Any]) -> None:
-    """Checks that a configuration names its modules: a search by a foreign pattern may never end."""
-    targets = values["target_modules"]
-    patterns = {"target_modules": [targets] if isinstance(targets, str) else []}
-    patterns |= {name: list(values.get(name) or ()) for name in ("rank_pattern", "alpha_pattern")}
-    for name, keys in patterns.items():
-        if odd := [key for key in keys if not names_modules(key)]:
-            raise ValueError(f"{name} in {CONFIG_NAME} has the pattern {short(odd[0])}; expected names of modules")
-    if not isinstance(targets, str) and (odd := [name for name in targets if not isinstance(name, str)]):
-        raise ValueError(f"target_modules in {CONFIG_NAME} has {short(odd[0])}; expected names of modules")
-    if chosen := [name for name in _CHOOSING if values.get(name)]:
-        raise ValueError(f"{chosen[0]} in {CONFIG_NAME} is {short(values[chosen[0]])}; expected it to be left out")
+def _check_agreement(adapter: TaskAdapter) -> None:
+    """Checks that weights and configuration belong together."""
+    if not adapter.pairs and adapter.config.target_modules != DUMMY_TARGET_MODULES:
+        raise InvalidInputError("target_modules", adapter.config.target_modules, "none, because there are no weights")
+    for module, (factor_a, _) in adapter.pairs.items():
+        rank, scaling = adapter.settings(module)[0], adapter.scaling(module)
+        if len(factor_a) != rank:
+            fix = f"Its weights have the rank {len(factor_a)}, which its configuration contradicts."
+            raise InvalidInputError(f"the rank of {module}", rank, f"{len(factor_a)}", fix)
+        if not (math.isfinite(scaling) and 0 < abs(scaling) <= MAX_SCALING):
+            fix = f"It gives {module!r} a scaling of {scaling:g}."
+            expected = f"a number other than 0, of {MAX_SCALING:g} at most"
+            raise InvalidInputError(f"the scaling of {module}", scaling, expected, fix)
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     paths = sorted(key.removeprefix(_PREFIX).removesuffix(_A) for key in tensors if key.endswith(_A))
     expected = {f"{_PREFIX}{path}{factor}" for path in paths for factor in (_A, _B)}
     if odd := sorted(expected ^ tensors.keys()):
-        raise ValueError(f"expected pairs of lora_A and lora_B alone, found or missed {short(odd[0])}")
+        raise InvalidInputError("the keys", list(tensors), f"pairs of lora_A and lora_B alone; see {short(odd[0])}")
     wide = {key: value.float() if value.dtype in _HALVES else value for key, value in tensors.items()}
     pairs = {path: (wide[f"{_PREFIX}{path}{_A}"], wide[f"{_PREFIX}{path}{_B}"]) for path in paths}
     for path, (factor_a, factor_b) in pairs.items():
         fits = factor_a.dim() == factor_b.dim() == 2 and factor_a.shape[0] == factor_b.shape[1] > 0
         if not fits or not {factor_a.dtype, factor_b.dtype} <= {*_DTYPES}:
-            found = " and ".join(f"{factor.dtype} {list(factor.shape)}" for factor in (factor_a, factor_b))
-            raise ValueError(f"on {path!r} it has {found}; expected two matrices of one rank, of real numbers")
-        if not (factor_a.isfinite().all() and factor_b.isfinite().all()):
-            raise ValueError(f"on {path!r} it has NaN or infinity; expected finite numbers")
+            found = [f"{factor.dtype} {list(factor.shape)}" for factor in (factor_a, factor_b)]
+            raise InvalidInputError(path, found, "two matrices of one rank, of real numbers")
+        for factor in (factor_a, factor_b):
+            if not (finite := factor.isfinite()).all():
+                raise InvalidInputError(path, factor[~finite][0].item(), "finite numbers, not NaN or infinity")
     return pairs
 
 
@@ -296,29 +267,29 @@ def _setting(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any
     return patterns.get(get_pattern_key(list(patterns), path), default) if patterns else default
 
 
-def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> str | None:
-    """Says why an adapter does not go together with the modules of a model and with its own configuration."""
+def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> tuple[str, str] | None:
+    """Says what of an adapter does not go together with a model or with its own configuration, and why."""
     for path, (factor_a, factor_b) in adapter.pairs.items():
         module = modules.get(path)
         if not isinstance(module, (nn.Linear, Conv1D)):
-            return f"the model has no Linear layer {path!r}, but the adapter changes one"
+            return path, f"the model has no Linear layer {path!r}, but the adapter changes one"
         is_conv = isinstance(module, Conv1D)
         inputs, outputs = (module.nx, module.nf) if is_conv else (module.in_features, module.out_features)
         found, rank = (tuple(factor_a.shape), tuple(factor_b.shape)), len(factor_a)
         if found != ((rank, inputs), (outputs, rank)):
-            return (
-                f"for {path!r} the adapter has matrices of shape {found[0]} and {found[1]}; expected {(rank, inputs)} "
-                f"and {(outputs, rank)}"
-            )
+            expected = f"{(rank, inputs)} and {(outputs, rank)}"
+            return path, f"for {path!r} its matrices have the shapes {found[0]} and {found[1]}; expected {expected}"
         if problem := _size_problem(module, adapter, path):
-            return problem
+            return path, problem
     paths = adapter.pairs.keys()
     targets = {path for path in modules if path and check_target_module_exists(adapter.config, path)}
     if targets == paths:
         return None
+    without, left_out = short(sorted(targets - paths)), short(sorted(paths - targets))
     return (
-        f"the configuration targets {short(sorted(targets - paths))}, for which there are no weights, or leaves out "
-        f"{short(sorted(paths - targets))}, for which there are"
+        "target_modules",
+        f"the configuration targets {without}, for which there are no weights, or leaves out {left_out}, for which "
+        "there are",
     )
 
 

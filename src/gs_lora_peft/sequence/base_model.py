@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, Strict
+
+from ..checking import NotNegativeWhole, OptionalText, checked
 from .plain import InvalidLedgerError, plain_json
 
-_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+_KINDS: dict[str, Any] = {
+    "fingerprint": Annotated[
+        str,
+        Strict(),
+        Field(pattern="^sha256:[0-9a-f]{64}$", description="'sha256:' and 64 hexadecimal digits"),
+    ],
+    **dict.fromkeys(("name_or_path", "revision", "model_class"), OptionalText),
+    "num_labels": Annotated[NotNegativeWhole | None, Field(description="a number of classes or None")],
+}
 
 
 def checked_base_model(base_model: Any) -> dict[str, Any]:
@@ -20,18 +30,14 @@ def checked_base_model(base_model: Any) -> dict[str, Any]:
     if not isinstance(base_model, Mapping):
         raise InvalidLedgerError("base_model", base_model, "what model_identity(model) returns", "Pass that.")
     base: dict[str, Any] = plain_json(base_model, "base_model")
-    fingerprint = base.get("fingerprint")
-    if not isinstance(fingerprint, str) or not _FINGERPRINT.fullmatch(fingerprint):
-        expected = "'sha256:' and 64 hexadecimal digits"
-        raise InvalidLedgerError(
-            "base_model.fingerprint", fingerprint, expected, "Take it from model_identity(model)."
+    for key, kind in _KINDS.items():
+        checked(
+            f"base_model.{key}",
+            base.get(key),
+            kind,
+            fix="Take it from model_identity(model).",
+            error=InvalidLedgerError,
         )
-    for key in ("name_or_path", "revision", "model_class"):
-        if not isinstance(base.get(key), (str, type(None))):
-            raise InvalidLedgerError(f"base_model.{key}", base[key], "text or None", "Correct it.")
-    count = base.get("num_labels")
-    if count is not None and (type(count) is not int or count < 0):
-        raise InvalidLedgerError("base_model.num_labels", count, "a number of classes or None", "Correct it.")
     return base
 
 

@@ -20,20 +20,11 @@ _PROCESSES = "num_processes"
 class OtherSettingsError(LedgerError):
     """Requests are done already, but with other settings than those that are given now.
 
-    Args:
-        message (`str`): What is said.
-        differences (`dict[str, dict[str, tuple]]`): By task and by setting the recorded value and the given one.
-
     Attributes:
-        differences: As given.
+        differences (`dict[str, dict[str, tuple]]`): By task and by setting the recorded value and the given one.
     """
 
-    def __init__(self, message: str, differences: Mapping[str, Differences]):
-        super().__init__(message)
-        self.differences = dict(differences)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.differences)
+    differences: dict[str, Differences]
 
 
 def changed_settings(
@@ -76,7 +67,7 @@ def refuse_other_settings(differences: Mapping[str, Differences], ledger: Forget
         OtherSettingsError: There is a difference.
     """
     if differing := {name: found for name, found in differences.items() if found}:
-        raise OtherSettingsError(_message(differing, ledger), differing)
+        raise OtherSettingsError(_message(differing, ledger), differences=differing)
 
 
 def described(differences: Mapping[str, tuple[Any, Any]]) -> str:

@@ -3,19 +3,99 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BaseModel, Field, Strict
+
+from ..checking import ClassIds, Flag, checked
 from ..errors import InvalidInputError
 from ..storage import relative_path_problem
 from .curves import CURVE_NAMES, curve_names
-from .plain import InvalidLedgerError, LedgerError, is_names, plain_json
+from .plain import InvalidLedgerError, Names, as_ledger_error, plain_json
 from .request import parse_utc
 
-_TASK_NAME = re.compile(r"task_((?!000)\d{3}|[1-9]\d{3,8})", re.ASCII)
 _OPTIONAL = {"missing_classes", "revocation", "curves", "outcome"}  # left out of the file where they are None
+
+
+def _expecting(expected: str, fits: Callable[[Any], bool]) -> AfterValidator:
+    """A check for pydantic, and what it expects."""
+
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _are_curves(curves: dict[str, list[Any]]) -> bool:
+    return curve_names(curves) is not None and len(set(map(len, curves.values()))) == 1
+
+
+# What the fields hold. The values have been made plain JSON before; they are compared with these, and not changed.
+_TaskName = Annotated[
+    str,
+    Strict(),
+    Field(pattern=r"^task_([0-9]{2}[1-9]|[0-9][1-9]0|[1-9]00|[1-9][0-9]{3,8})$", description="'task_001', ..."),
+]
+_Object = Annotated[dict[str, Any], Field(description="a dict")]
+_Number = Annotated[Any, _expecting("a number", _is_number)]
+_Score = Annotated[
+    Any,
+    _expecting("a number from 0 to 1, or None", lambda x: x is None or (_is_number(x) and 0 <= x <= 1)),
+]
+_Verdict = Flag | None
+
+
+class _Groups(BaseModel):
+    active: Names = []
+    zero: Names = []
+    norms: dict[str, _Number] = {}
+
+
+class _Scores(BaseModel):
+    before: _Object = {}
+    after: _Object = {}
+    base: _Object = {}
+
+
+class _Earlier(BaseModel):
+    score: _Score = None
+    forgotten: _Verdict = None
+
+
+class _Outcome(_Earlier):
+    target: _Score = None
+    known_before: _Verdict = None
+    earlier: dict[str, _Earlier] = {}
+
+
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("request", "sizes", "settings", "versions", "extra"), _Object),
+    "classes": ClassIds | None,
+    "class_names": Names | None,
+    "missing_classes": ClassIds | None,
+    "files": dict[
+        Annotated[str, _expecting("a path inside the folder", lambda x: not relative_path_problem(x))],
+        Annotated[str, Strict(), Field(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")],
+    ],
+    "groups": _Groups,
+    "scores": _Scores,
+    "status": Literal["done", "revoked"],
+    "revocation": _Object | None,
+    "curves": Annotated[
+        dict[str, Annotated[list[_Number], Field(min_length=1)]],
+        _expecting(f"equally many numbers for each of {CURVE_NAMES}", _are_curves),
+    ]
+    | None,
+    "outcome": _Outcome | None,
+}
 
 
 @dataclass(frozen=True)
@@ -74,50 +154,28 @@ class TaskEntry:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _TASK_NAME.fullmatch(self.name):
-            raise InvalidLedgerError("a task's name", self.name, "'task_001', 'task_002', ...", "Correct it.")
+        checked("a task's name", self.name, _TaskName, fix="Correct it.", error=InvalidLedgerError)
         for item in dataclasses.fields(self):
             object.__setattr__(self, item.name, plain_json(getattr(self, item.name), f"{self.name}.{item.name}"))
-        for key in ("request", "sizes", "settings", "versions", "files", "groups", "scores", "extra"):
-            self._expect(key, isinstance(getattr(self, key), dict), "a dict")
+        for key, kind in _KINDS.items():
+            checked(f"{self.name}.{key}", getattr(self, key), kind, fix="Correct it.", error=InvalidLedgerError)
         for key in ("started_at", "finished_at"):
             try:
                 object.__setattr__(self, key, parse_utc(getattr(self, key), f"{self.name}.{key}"))
             except InvalidInputError as error:
-                raise InvalidLedgerError(error.name, error.value, error.expected, error.fix) from None
-        self._expect(
-            "extra",
-            not self.extra.keys() & self.__dict__.keys() - {"extra"},
-            "only keys that are not fields of an entry",
-        )
+                raise as_ledger_error(error) from None
+        unknown = not self.extra.keys() & self.__dict__.keys() - {"extra"}
+        self._expect("extra", unknown, "only keys that are not fields of an entry")
         ids, names = self.classes, self.class_names
-        self._expect("classes", ids is None or _is_ids(ids), "a list of different class ids from 0")
-        fits = names is None or (is_names(names) and (ids is None or len(names) == len(ids)))
+        fits = names is None or ids is None or len(names) == len(ids)
         self._expect("class_names", fits, "a list with one name for each of `classes`")
-        missing = self.missing_classes
-        fits = missing is None or (_is_ids(missing) and not set(missing) & set(ids or ()))
-        self._expect("missing_classes", fits, "a list of different class ids from 0, none of which is in `classes`")
-        self._expect("status", self.status in ("done", "revoked"), "'done' or 'revoked'")
-        fits = isinstance(self.revocation, dict) if self.status == "revoked" else self.revocation is None
-        self._expect("revocation", fits, "a dict for a revoked task, nothing for any other")
-        for path, digest in self.files.items():
-            problem = relative_path_problem(path)
-            self._expect("files", problem is None, f"relative paths inside the folder ({path!r}: {problem})")
-            fits = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
-            self._expect("files", fits, f"64 hexadecimal digits for {path!r}")
-        for key in ("active", "zero"):
-            self._expect("groups", is_names(self.groups.get(key, [])), f"a list of names under {key!r}")
-        norms = self.groups.get("norms", {})
-        self._expect("groups", isinstance(norms, dict) and _are_numbers(norms.values()), "numbers under 'norms'")
         self._expect(
-            "curves",
-            self.curves is None or _are_curves(self.curves),
-            f"equally many numbers for each of {CURVE_NAMES}",
+            "missing_classes",
+            not {*(self.missing_classes or ())} & {*(ids or ())},
+            "ids of which none is in `classes`",
         )
-        fits = self.outcome is None or _is_outcome(self.outcome)
-        self._expect("outcome", fits, "a dict with `forgotten` (true, false or null) and `target` (a number or null)")
-        for key in ("before", "after", "base"):
-            self._expect("scores", isinstance(self.scores.get(key, {}), dict), f"a dict under {key!r}")
+        fits = (self.revocation is not None) == (self.status == "revoked")
+        self._expect("revocation", fits, "a dict for a revoked task, nothing for any other")
 
     def _expect(self, key: str, fits: bool, expected: str) -> None:
         if not fits:
@@ -150,44 +208,10 @@ class TaskEntry:
     @classmethod
     def from_dict(cls, data: Any) -> TaskEntry:
         """The entry that [`~TaskEntry.to_dict`] gave; LedgerError if something is missing or wrong."""
-        if not isinstance(data, dict):
-            raise InvalidLedgerError("a task", data, "an object", "Fetch a clean copy of the ledger.")
+        fix = "Fetch a clean copy of the ledger."
+        checked("a task", data, _Object, fix=fix, error=InvalidLedgerError)
         fields = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        missing = sorted(fields - _OPTIONAL - set(data))
-        if missing:
-            raise LedgerError(f"the task {data.get('name')!r} lacks {missing}. Fetch a clean copy of the ledger.")
+        if missing := sorted(fields - _OPTIONAL - set(data)):
+            raise InvalidLedgerError(f"the task {data.get('name')!r}", list(data), f"also the keys {missing}", fix)
         known = {key: value for key, value in data.items() if key in fields}
         return cls(**known, extra={key: value for key, value in data.items() if key not in fields})
-
-
-def _is_ids(value: Any) -> bool:
-    fits = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-    return fits and 0 < len(value) == len(set(value))
-
-
-def _are_numbers(values: Iterable[Any]) -> bool:
-    return all(type(value) in (int, float) for value in values)
-
-
-def _are_curves(value: Any) -> bool:
-    fits = isinstance(value, dict) and all(isinstance(c, list) and c and _are_numbers(c) for c in value.values())
-    return fits and curve_names(value) is not None and len({len(curve) for curve in value.values()}) == 1
-
-
-def _is_outcome(value: Any) -> bool:
-    def is_verdict(item: Any) -> bool:
-        return item is None or isinstance(item, bool)
-
-    def is_score(item: Any) -> bool:
-        return item is None or (type(item) in (int, float) and 0 <= item <= 1)
-
-    if not isinstance(value, dict) or not isinstance(value.get("earlier", {}), dict):
-        return False
-    earlier = value.get("earlier", {}).values()
-    return (
-        is_verdict(value.get("forgotten"))
-        and is_verdict(value.get("known_before"))
-        and is_score(value.get("target"))
-        and all(isinstance(item, dict) and is_score(item.get("score")) for item in earlier)
-        and all(is_verdict(item.get("forgotten")) for item in earlier)
-    )

@@ -44,10 +44,8 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
     elif isinstance(model_or_state_dict, Mapping):
         state = model_or_state_dict
     else:
-        raise ValueError(
-            f"weights_fingerprint got a {type(model_or_state_dict).__name__}; expected a torch.nn.Module or a state "
-            "dict. Pass the model itself."
-        )
+        expected = "a torch.nn.Module or a state dict"
+        raise InvalidInputError("model_or_state_dict", model_or_state_dict, expected, "Pass the model itself.")
     kinds: dict[tuple[str, tuple[int, ...]], dict[str, str]] = defaultdict(dict)
     for name, key in sorted((name, key) for key, name in _bare_names(state).items()):
         tensor = state[key]
@@ -55,9 +53,8 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
             kind = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
             kinds[kind].setdefault(_content_hash(name, tensor), name)
     if not kinds:
-        raise ValueError(
-            "the model has no weights; expected at least one tensor. Pass the model that was pre-trained."
-        )
+        fix = "Pass the model that was pre-trained."
+        raise InvalidInputError("model_or_state_dict", list(state), "one weight at least", fix)
     lines = [
         f"{dtype} {list(shape)} {content}" + (f" {name}" if len(contents) > 1 else "")
         for (dtype, shape), contents in kinds.items()
@@ -149,10 +146,8 @@ def _wrapped_child(children: set[str]) -> str | None:
 
 def _content_hash(name: str, tensor: torch.Tensor) -> str:
     if tensor.is_meta:
-        raise ValueError(
-            f"the weight {name!r} is on the meta device and has no values; expected loaded weights. Load the "
-            "checkpoint first (`from_pretrained`, or `to_empty` and `load_state_dict`)."
-        )
+        fix = "Load the checkpoint first (`from_pretrained`, or `to_empty` and `load_state_dict`)."
+        raise InvalidInputError(f"the device of {name!r}", "meta", "a device with values", fix)
     from ..tuner.quantisation import is_foreign
 
     if is_foreign(tensor):

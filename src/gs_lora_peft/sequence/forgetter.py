@@ -14,6 +14,7 @@ from ..data import ForgettingSplit
 from ..data.collation import default_collator
 from ..data.splits import check_sampling
 from ..data.splitting import read_classes
+from ..errors import InvalidInputError
 from ..objectives import check_class_head
 from ..storage import as_path
 from ..training import GSLoraTrainingArguments
@@ -34,7 +35,7 @@ from .outcome import outcome_of_task
 from .planning import check_missing, find_done, resolve_request
 from .processes import on_main
 from .recipe import Recipe
-from .redoing import RevocableRun, request_of, restored_on_error, taken_out, task_to_redo
+from .redoing import RevocableRun
 from .remarks import warn_before
 from .remote import fetch_to_continue
 from .request import ForgetRequest
@@ -128,7 +129,7 @@ class ContinualForgetter(RevocableRun):
     ):
         self.folder = as_path(folder, "folder")
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"folder is '{self.folder}', which is a file; expected a folder. Choose another path.")
+            raise InvalidInputError("folder", str(self.folder), "a folder; it is a file", "Choose another path.")
         config = GSLoraConfig() if config is None else config
         args = GSLoraTrainingArguments(output_dir=str(self.folder / WORK_FOLDER)) if args is None else args
         check_types(
@@ -300,37 +301,6 @@ class ContinualForgetter(RevocableRun):
         """
         found, _, _ = find_done(requests, self.ledger, self.label_names, self._split)
         return [entry for entry in found if entry is not None]
-
-    def redo(self, task: str | None = None) -> TaskEntry:
-        """Carry the last request out again with the present settings; the task it had is revoked.
-
-        Both are recorded at once, when the new task is done: until then, also after an error, the old task is in
-        effect. If the process is killed, the same call goes on from the last checkpoint. The ledger keeps the revoked
-        entry, and the files of its task stay.
-
-        Args:
-            task (`str`, *optional*): the task, e.g. `"task_003"`; by default the last one in effect. A task that was
-                redone before stands for the one that took its place, and is not trained again if that one has the
-                present settings.
-
-        Returns:
-            [`TaskEntry`]: the new entry.
-
-        Raises:
-            LedgerError: if there is no such task in effect, or later ones were trained on top of it.
-            ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
-        """
-        entry = task_to_redo(self.ledger, task)
-        if task not in (None, entry.name) and not self._changed(entry, self.recipe):
-            with self._exclusively():
-                self._judge_anew({entry.name: self.recipe.args.max_forget_accuracy})
-            return self.ledger.select([entry.name])[0]
-        request, classes = request_of(entry), entry.classes or []
-        split = self._split(classes, [old for old in self.ledger.forgotten_classes if old not in classes])
-        with self._exclusively(), self._live.restored_on_error(), restored_on_error(self.ledger):
-            scores = taken_out(entry, self.ledger, self._live, self._scores)
-            self.ledger.revoke(entry.name, redone_as=self.ledger.next_task_name(), **scores)
-            return self._carry_out(request, split, redoes=entry.name)
 
     def _changed(self, entry: TaskEntry, recipe: Recipe, gone: Sequence[int] = ()) -> Differences:
         """The settings of a task that are others in a recipe; `gone` are classes to be forgotten after it."""

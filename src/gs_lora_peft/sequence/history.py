@@ -30,4 +30,9 @@ def history_problem(older: ForgettingLedger, newer: ForgettingLedger) -> str | N
 
 def is_withheld(ledger: ForgettingLedger) -> bool:
     """Whether the ledger keeps the classes of a task to itself."""
-    return any(entry.classes is None for entry in ledger.tasks)
+    return bool(withheld_tasks(ledger))
+
+
+def withheld_tasks(ledger: ForgettingLedger) -> list[str]:
+    """The tasks whose classes the ledger keeps to itself."""
+    return [entry.name for entry in ledger.tasks if entry.classes is None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..storage import StrPath, refuse_links
-from .plain import LedgerError
+from .plain import LinkedRunError
 
 LEDGER_NAME = "forgetting.json"
 LOCK_NAME = "forgetting.lock"
@@ -26,9 +26,9 @@ def refuse_linked_parts(folder: StrPath) -> None:
     """Checks that nothing that a run keeps in its folder is a symbolic link, see [`refuse_links`].
 
     Raises:
-        LedgerError: Something is.
+        LinkedRunError: Something is.
     """
     try:
         refuse_links(folder, (LEDGER_NAME, LOCK_NAME, KEY_NAME, TASKS_FOLDER, WORK_FOLDER, LOGS_FOLDER))
     except ValueError as error:
-        raise LedgerError(str(error)) from None
+        raise LinkedRunError(str(error), folder=Path(folder)) from None

@@ -5,22 +5,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
+from ..checking import checked
 from ..errors import InvalidInputError
-from ..storage import StrPath, as_path, content_problem, exclusive_lock, safe_join, sha256_of, write_bytes_atomic
+from ..storage import StrPath, as_path, content_problem, safe_join, write_bytes_atomic
 from .base_model import base_model_problem, checked_base_model
 from .entry import TaskEntry
-from .layout import LEDGER_NAME, LOCK_NAME, refuse_linked_parts
-from .ledger_file import FIX, ledger_bytes, read_ledger_file, with_digest
-from .plain import InvalidLedgerError, LedgerError, is_names, plain_json
+from .layout import LEDGER_NAME, refuse_linked_parts
+from .ledger_file import FIX, LedgerFolder, ledger_bytes, read_ledger_file, with_digest
+from .plain import (
+    FilesDifferError,
+    InvalidLedgerError,
+    LedgerFileError,
+    Names,
+    OtherBaseModelError,
+    plain_json,
+)
 from .request import utc_now
 from .selection import select_tasks
 
 
-class ForgettingLedger:
+class ForgettingLedger(LedgerFolder):
     """What a model was asked to forget, request after request, in `forgetting.json` of a folder.
 
     The file says on which base weights the tasks rest and vouches for every file by its SHA-256. It carries a digest
@@ -56,22 +63,22 @@ class ForgettingLedger:
         tasks: Sequence[TaskEntry] = (),
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = as_path(folder, "folder")
+        super().__init__(folder)
         self.base_model: dict[str, Any] = checked_base_model(base_model)
-        self.label_names: list[str] | None = plain_json(label_names, "label_names")
+        self.label_names: list[str] | None = checked(
+            "label_names",
+            plain_json(label_names, "label_names"),
+            Names | None,
+            fix="Correct it.",
+            error=InvalidLedgerError,
+        )
         self.tasks: tuple[TaskEntry, ...] = ()
         self._extra: dict[str, Any] = plain_json(extra or {}, "extra")
-        self._seen: str | None = None  # hash of the file as last read or written
-        self._locked = False
         count = self.base_model.get("num_labels")
-        if self.label_names is not None:
-            if not is_names(self.label_names):
-                raise InvalidLedgerError("label_names", label_names, "a list of names", "Correct it.")
-            if count is not None and count != len(self.label_names):
-                raise LedgerError(
-                    f"label_names has {len(self.label_names)} names; expected {count}, one for each label of the base "
-                    "model's head. Pass all names in the order of their ids."
-                )
+        if self.label_names is not None and count not in (None, len(self.label_names)):
+            expected = f"{count} names, one for each label of the base model's head"
+            fix = f"These are {len(self.label_names)}: pass all names in the order of their ids."
+            raise InvalidLedgerError("label_names", self.label_names, expected, fix)
         for entry in tasks:
             self._add(entry)
 
@@ -87,9 +94,8 @@ class ForgettingLedger:
         refuse_linked_parts(folder)
         ledger = cls(folder, base_model, label_names)
         if ledger.path.exists():
-            raise LedgerError(
-                f"'{ledger.path}' exists already. Load it to continue with it, or choose another folder."
-            )
+            message = f"'{ledger.path}' exists already. Load it to continue with it, or choose another folder."
+            raise LedgerFileError(message, path=ledger.path, reason="exists")
         return ledger
 
     @classmethod
@@ -111,19 +117,13 @@ class ForgettingLedger:
             entries = [TaskEntry.from_dict(task) for task in tasks]
             ledger = cls(folder, data.pop("base_model", None), data.pop("label_names", None), entries, data)
             for name in (name for entry in entries for name in entry.files):
-                safe_join(folder, name)
+                if problem := ledger._place_problem(name):
+                    raise InvalidLedgerError("files", name, "paths inside the folder", problem)
         except InvalidInputError as error:
             fix = f"'{path}' is not accepted. {FIX}"
             raise InvalidLedgerError(error.name, error.value, error.expected, fix) from None
-        except ValueError as error:
-            raise LedgerError(f"'{path}' is not accepted: {str(error).rstrip('.')}. {FIX}") from None
         ledger._seen = seen
         return ledger
-
-    @property
-    def path(self) -> Path:
-        """Where the ledger's file is, or will be."""
-        return self.folder / LEDGER_NAME
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the file, its digest included."""
@@ -150,26 +150,6 @@ class ForgettingLedger:
             write_bytes_atomic(self.path, raw, private=self.names_classes)
         self._seen = new
 
-    def check_unchanged(self, *accepted: str) -> None:
-        """Checks that no other process has changed the file since it was read; LedgerError if one has.
-
-        Args:
-            accepted (`str`): Hashes that the file may have as well.
-        """
-        if self.path.exists() and sha256_of(self.path) not in (self._seen, *accepted):
-            raise LedgerError(f"'{self.path}' was changed since it was read. Load it again and repeat the change.")
-
-    def check_there(self) -> None:
-        """Checks that the file was not deleted since it was read or written; LedgerError if it was.
-
-        Saving does not check this: what is in memory is whole, and written anew.
-        """
-        if self._seen is not None and not self.path.exists():
-            raise LedgerError(
-                f"'{self.path}' was deleted since it was read. Restore it; or, to begin anew, make a new forgetter "
-                "from the base model."
-            )
-
     @contextmanager
     def changes(self) -> Iterator[None]:
         """Saves the changes that the block makes. On any failure the file and the ledger in memory are as before.
@@ -187,33 +167,6 @@ class ForgettingLedger:
                 self.tasks = before
                 raise
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps other processes from changing the ledger; may be nested. `save` takes it where it is not held.
-
-        The file `forgetting.lock` stays behind and means nothing by itself: the lock ends with the process.
-
-        Raises:
-            LedgerError: Another process holds it, or a part of the folder is a symbolic link.
-        """
-        if self._locked:
-            yield
-            return
-        refuse_linked_parts(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            try:
-                held.enter_context(exclusive_lock(self.folder / LOCK_NAME))
-            except BlockingIOError:
-                raise LedgerError(
-                    f"another process is working in '{self.folder}'. Wait for its end, or choose another folder."
-                ) from None
-            self._locked = True
-            try:
-                yield
-            finally:
-                self._locked = False
-
     def append(self, entry: TaskEntry) -> None:
         """Adds the next task, in memory.
 
@@ -222,7 +175,7 @@ class ForgettingLedger:
                 or forgotten already.
         """
         if entry.name != self.next_task_name():
-            raise LedgerError(f"the task is named {entry.name!r}; expected {self.next_task_name()!r}. Rename it.")
+            raise InvalidLedgerError("a task's name", entry.name, repr(self.next_task_name()), "Rename it.")
         self._add(entry)
 
     def revoke(
@@ -308,18 +261,15 @@ class ForgettingLedger:
         """Checks the files of some tasks (see [`~ForgettingLedger.select`]) against their recorded SHA-256.
 
         Raises:
-            LedgerError: Files are missing or differ; the message lists each with what is wrong with it.
+            FilesDifferError: Files are missing or differ; it lists each with what is wrong with it.
         """
         files = {name: digest for entry in self.select(tasks) for name, digest in entry.files.items()}
-        problems = [f"{name}: {said}" for name, digest in files.items() if (said := self._problem(name, digest))]
+        problems = {name: said for name, digest in files.items() if (said := self._problem(name, digest))}
         if problems:
-            raise LedgerError(
-                f"{len(problems)} file(s) in '{self.folder}' are not what the ledger vouches for:\n  "
-                + "\n  ".join(f"{problem.rstrip('.')}." for problem in problems)
-                + "\nFetch or restore clean copies of them; do not use them as they are."
-            )
+            raise FilesDifferError.of(self.folder, problems)
 
     def _problem(self, name: str, digest: str) -> str | None:
+        """What is wrong with a file, which may lie outside the folder, behind a link."""
         try:
             return content_problem(safe_join(self.folder, name), digest)
         except ValueError as error:
@@ -332,30 +282,31 @@ class ForgettingLedger:
             identity (`Mapping` or `str`): What [`model_identity`] says of the model, or just its fingerprint.
 
         Raises:
-            LedgerError: It is another model, or the same with other weights.
+            OtherBaseModelError: It is another model, or the same with other weights.
         """
         given = {"fingerprint": identity} if isinstance(identity, str) else identity
         if problem := base_model_problem(self.base_model, given):
-            raise LedgerError(
+            message = (
                 f"the ledger in '{self.folder}' belongs to another base model: {problem}, or choose another folder."
             )
+            raise OtherBaseModelError(message, expected=self.base_model, given=dict(given))
 
     def _add(self, entry: TaskEntry) -> None:
         if self.tasks and entry.number <= self.tasks[-1].number:
-            raise LedgerError(f"{entry.name} comes after {self.tasks[-1].name}; expected tasks in rising order")
+            raise InvalidLedgerError("a task's name", entry.name, f"one that comes after {self.tasks[-1].name}")
+        if entry.status != "revoked":
+            self._check_classes(entry)
+        self.tasks = (*self.tasks, entry)
+
+    def _check_classes(self, entry: TaskEntry) -> None:
+        """Checks that the classes of a task in effect are in the head, and that no other one has forgotten them."""
         count = self.base_model.get("num_labels")
         for name in ("classes", "missing_classes"):
-            for class_id in (getattr(entry, name) or ()) if entry.status != "revoked" else ():
+            for class_id in getattr(entry, name) or ():
                 if count is not None and class_id >= count:
-                    raise LedgerError(
-                        f"{entry.name}.{name} holds {class_id}; the base model's head has the classes 0 to "
-                        f"{count - 1}. Correct it."
-                    )
-        for class_id in (entry.classes or ()) if entry.status != "revoked" else ():
-            earlier = self.task_of_class(class_id)
-            if earlier is not None:
-                raise LedgerError(
-                    f"{entry.name}.classes holds {class_id}, which {earlier.name} has forgotten already. Leave it "
-                    f"out, or revoke {earlier.name} first."
-                )
-        self.tasks = (*self.tasks, entry)
+                    expected = f"ids from 0 to {count - 1}, the classes of the base model's head"
+                    raise InvalidLedgerError(f"{entry.name}.{name}", class_id, expected, "Correct it.")
+        for class_id in entry.classes or ():
+            if earlier := self.task_of_class(class_id):
+                fix = f"{earlier.name} has forgotten it already: leave it out, or revoke {earlier.name} first."
+                raise InvalidLedgerError(f"{entry.name}.classes", class_id, "classes that are still known", fix)

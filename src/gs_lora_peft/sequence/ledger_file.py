@@ -1,20 +1,93 @@
-"""The file of a ledger: strict JSON that carries a digest of itself."""
+"""The file of a ledger: strict JSON that carries a digest of itself; one process at a time changes it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, Strict
+
+from ..checking import checked
 from ..errors import short
-from ..storage import json_bytes, parse_json, read_limited
-from .plain import LedgerError
+from ..storage import StrPath, as_path, exclusive_lock, json_bytes, parse_json, read_limited, sha256_of
+from .layout import LEDGER_NAME, LOCK_NAME, refuse_linked_parts
+from .plain import InvalidLedgerError, LedgerFileError, RunLockedError
 
 SCHEMA_VERSION = 1
 MAX_LEDGER_BYTES = 64 * 2**20
+_Version = Annotated[int, Strict(), Field(ge=1, description=str(SCHEMA_VERSION))]
 FIX = "Fetch or restore a clean copy of the folder (the ledger is not meant to be edited)."
+
+
+class LedgerFolder:
+    """The half of [`ForgettingLedger`] that keeps other processes from its file."""
+
+    def __init__(self, folder: StrPath):
+        self.folder = as_path(folder, "folder")
+        self._seen: str | None = None  # hash of the file as last read or written
+        self._locked = False
+
+    @property
+    def path(self) -> Path:
+        """Where the ledger's file is, or will be."""
+        return self.folder / LEDGER_NAME
+
+    def check_unchanged(self, *accepted: str) -> None:
+        """Checks that no other process has changed the file since it was read.
+
+        Args:
+            accepted (`str`): Hashes that the file may have as well.
+
+        Raises:
+            LedgerFileError: One has.
+        """
+        if self.path.exists() and sha256_of(self.path) not in (self._seen, *accepted):
+            message = f"'{self.path}' was changed since it was read. Load it again and repeat the change."
+            raise LedgerFileError(message, path=self.path, reason="changed")
+
+    def check_there(self) -> None:
+        """Checks that the file was not deleted since it was read or written.
+
+        Saving does not check this: what is in memory is whole, and written anew.
+
+        Raises:
+            LedgerFileError: It was.
+        """
+        if self._seen is not None and not self.path.exists():
+            fix = "Restore it; or, to begin anew, make a new forgetter from the base model."
+            message = f"'{self.path}' was deleted since it was read. {fix}"
+            raise LedgerFileError(message, path=self.path, reason="deleted")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from changing the ledger; may be nested. `save` takes it where it is not held.
+
+        The file `forgetting.lock` stays behind and means nothing by itself: the lock ends with the process.
+
+        Raises:
+            RunLockedError: Another process holds it.
+            LinkedRunError: A part of the folder is a symbolic link.
+        """
+        if self._locked:
+            yield
+            return
+        refuse_linked_parts(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            try:
+                held.enter_context(exclusive_lock(self.folder / LOCK_NAME))
+            except BlockingIOError:
+                message = f"another process is working in '{self.folder}'. Wait for its end, or choose another folder."
+                raise RunLockedError(message, folder=self.folder) from None
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
 
 
 def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
@@ -27,31 +100,27 @@ def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
         raw = read_limited(path, MAX_LEDGER_BYTES)
         data = parse_json(raw)
     except FileNotFoundError:
-        raise LedgerError(f"'{path}' does not exist; expected a folder with a ledger. Check the path.") from None
+        fix = "does not exist; expected a folder with a ledger. Check the path"
+        raise _refused(path, "missing", fix) from None
     except OSError as error:
-        raise LedgerError(f"'{path}' cannot be read ({error.strerror or error}). Fix the cause first.") from error
+        fix = f"cannot be read ({error.strerror or error}). Fix the cause first"
+        raise _refused(path, "unreadable", fix) from error
     except ValueError as error:
-        raise LedgerError(f"'{path}' is not a ledger: {error}. {FIX}") from None
+        raise _refused(path, "damaged", f"is not a ledger: {error}. {FIX}") from None
     if not isinstance(data, dict):
-        raise LedgerError(f"'{path}' holds {short(data)}; expected a JSON object. {FIX}")
-    version = data.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise LedgerError(f"schema_version in '{path}' is {short(version)}; expected {SCHEMA_VERSION}. {FIX}")
-    if version > SCHEMA_VERSION:
-        raise LedgerError(
-            f"schema_version in '{path}' is {version}; this package reads up to {SCHEMA_VERSION}. Upgrade the "
-            "package: pip install --upgrade gs-lora-peft"
-        )
+        raise _refused(path, "damaged", f"holds {short(data)}; expected a JSON object. {FIX}")
+    name, version = f"schema_version in '{path}'", data.get("schema_version")
+    if checked(name, version, _Version, fix=FIX, error=InvalidLedgerError) > SCHEMA_VERSION:
+        fix = "Upgrade the package: pip install --upgrade gs-lora-peft"
+        raise InvalidLedgerError(name, version, f"at most {SCHEMA_VERSION}, which this package reads", fix)
     written = data.pop("digest", None)
     try:
         genuine = written == _digest(data)
     except (ValueError, RecursionError):  # numbers too large for a float, nesting too deep
         genuine = False
     if not genuine:
-        raise LedgerError(
-            f"'{path}' is not accepted: the content does not match its digest {short(written)}: it was edited or "
-            f"damaged. {FIX}"
-        )
+        problem = f"is not accepted: its content does not match its digest {short(written)}: it was edited or damaged"
+        raise _refused(path, "edited", f"{problem}. {FIX}")
     del data["schema_version"]
     return data, hashlib.sha256(raw).hexdigest()
 
@@ -63,13 +132,16 @@ def with_digest(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ledger_bytes(content: Mapping[str, Any]) -> bytes:
-    """The file of a ledger; LedgerError if it would be too large to be read back."""
+    """The file of a ledger; InvalidLedgerError if it would be too large to be read back."""
     raw = json_bytes(content)
     if len(raw) > MAX_LEDGER_BYTES:
-        raise LedgerError(
-            f"the ledger would have {len(raw)} bytes; at most {MAX_LEDGER_BYTES} are read back. Record less."
-        )
+        expected = f"at most {MAX_LEDGER_BYTES}, so that it can be read back"
+        raise InvalidLedgerError("the number of bytes of the ledger", len(raw), expected, "Record less.")
     return raw
+
+
+def _refused(path: Path, reason: str, problem: str) -> LedgerFileError:
+    return LedgerFileError(f"'{path}' {problem.rstrip('.')}.", path=path, reason=reason)
 
 
 def _digest(data: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..errors import InvalidInputError
 from ..tuner.compiled import uncompiled
 from ..tuner.quantisation import refuse_quantised
 from .adapters import check_adapters, read_adapters
@@ -70,7 +71,5 @@ def check_bare(model: nn.Module) -> None:
     """Raises ValueError if a model holds adapters, or is quantised: tasks rest on exact weights."""
     refuse_quantised(model)
     if hasattr(model, "peft_config"):
-        raise ValueError(
-            "`base_model` holds adapters already, but the tasks bring their own. Give the bare model: model.unload() "
-            "takes adapters off, model.merge_and_unload() keeps what they do."
-        )
+        fix = "It holds adapters already: model.unload() takes them off, model.merge_and_unload() keeps what they do."
+        raise InvalidInputError("base_model", type(model).__name__, "a bare model, because tasks bring adapters", fix)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from .adapters import check_tasks
 from .fingerprint import model_identity
 from .ledger import LEDGER_NAME, ForgettingLedger
-from .plain import LedgerError
+from .plain import InvalidLedgerError
 
 
 def open_ledger(folder: Path, base_model: PreTrainedModel, label_names: Sequence[str] | None) -> ForgettingLedger:
@@ -25,9 +25,8 @@ def open_ledger(folder: Path, base_model: PreTrainedModel, label_names: Sequence
     ledger = ForgettingLedger.load(folder)
     ledger.check_base(identity)
     if label_names is not None and ledger.label_names not in (None, label_names):
-        raise LedgerError(
-            f"the labels of the data and of the ledger in '{folder}' have other names or another order, so that the "
-            "same id would mean another class. Give the data the run was begun with, or choose another folder."
-        )
+        expected = f"the names in the ledger in '{folder}', in their order: an id would mean another class"
+        fix = "Give the data that the run was begun with, or choose another folder."
+        raise InvalidLedgerError("label_names", label_names, expected, fix)
     check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
     return ledger

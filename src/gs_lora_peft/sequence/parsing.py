@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..checking import Text, checked
+from ..errors import InvalidInputError
 from .request import ForgetRequest
 
 
@@ -32,10 +33,8 @@ def parse_requests(text: str) -> list[ForgetRequest]:
     for number, task in enumerate(text.split(";"), start=1):
         classes = _split(task)
         if not all(classes):
-            raise ValueError(
-                f"task {number} of {text!r} has an empty class name. Separate tasks with ';' and classes with ',', "
-                "e.g. 'tench,cassette player;school bus'."
-            )
+            fix = "Separate tasks with ';' and classes with ',', e.g. 'tench,cassette player;school bus'."
+            raise InvalidInputError(f"task {number} of {text!r}", task, "class names that are not empty", fix)
         requests.append(ForgetRequest(classes))
     return requests
 
@@ -63,10 +62,11 @@ def parse_classes(text: str) -> list[str]:
     """
     checked("text", text, Text, fix="Write the classes as 'tench,cassette player'.")
     if ";" in text:
-        raise ValueError(f"{text!r} has a ';' but names classes of one list; separate them with ','.")
+        raise InvalidInputError("text", text, "a list of classes without ';'", "Separate them with ','.")
     classes = _split(text)
     if not all(classes):
-        raise ValueError(f"{text!r} has an empty class name. Separate classes with ',', e.g. 'tench,cassette player'.")
+        fix = "Separate classes with ',', e.g. 'tench,cassette player'."
+        raise InvalidInputError("text", text, "class names that are not empty", fix)
     return classes
 
 

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import InvalidInputError
 from ..storage import StrPath, content_problem, safe_join, staged_folder, write_bytes_atomic
 from .entry import TaskEntry
-from .history import history_problem, is_withheld
+from .history import history_problem, is_withheld, withheld_tasks
 from .layout import TASKS_FOLDER, task_folder
 from .ledger import LEDGER_NAME, ForgettingLedger
-from .plain import LedgerError
+from .plain import DivergedRunError, WithheldClassesError
 
 
 def check_free(folder: StrPath) -> None:
@@ -24,7 +25,8 @@ def check_free(folder: StrPath) -> None:
     """
     target = Path(folder)
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise ValueError(f"'{target}' exists already; expected a free path or an empty folder. Choose another.")
+        fix = f"'{target}' exists already: choose another."
+        raise InvalidInputError("folder", str(target), "a free path or an empty folder", fix)
     _check_elsewhere(target)
 
 
@@ -43,37 +45,38 @@ def place_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: Pa
         repo_id (`str`): the repository, for messages.
 
     Raises:
-        LedgerError: `target` holds a run that went another way, or names classes that the published one withholds.
-        ValueError: it holds something else.
+        DivergedRunError: `target` holds a run that went another way.
+        WithheldClassesError: The published run withholds classes that the one in `target` names.
+        ValueError: If it holds something else.
         OSError: a file cannot be written.
     """
     if not Path(target, LEDGER_NAME).exists():
         if target.is_dir() and any(target.iterdir()):
-            raise ValueError(
-                f"'{target}' holds files, but no ledger; expected an empty folder, a new one, or a run. Choose "
-                "another folder."
-            )
+            expected = "an empty folder, a new one, or a run"
+            raise InvalidInputError("folder", str(target), expected, "It holds files, but no ledger: choose another.")
         _check_elsewhere(target)
         with staged_folder(target) as staged:
             for entry in entries:
                 _copy_task(ledger, entry, task_folder(staged, entry.name))
             write_bytes_atomic(staged / LEDGER_NAME, ledger.path.read_bytes(), private=ledger.names_classes)
         return
-    own = load_run(target)
+    own = ForgettingLedger.load(target)
     with own.lock():
         own.check_unchanged()
         is_ahead = history_problem(ledger, own) is None
         problem = history_problem(own, ledger)
         if problem and not is_ahead:
-            raise LedgerError(
+            raise DivergedRunError(
                 f"the run in '{target}' and the one published in {repo_id!r} went separate ways: of the published "
-                f"one, {problem}. Fetch it to another folder, and carry out there what is missing."
+                f"one, {problem}. Fetch it to another folder, and carry out there what is missing.",
+                folder=target,
             )
         knows_more = is_withheld(ledger) and not is_withheld(own)
         if knows_more and not is_ahead:
-            raise LedgerError(
+            raise WithheldClassesError(
                 f"the ledger of {repo_id!r} withholds its classes and goes beyond the one in '{target}', which names "
-                "them. Fetch it to another folder."
+                "them. Fetch it to another folder.",
+                tasks=withheld_tasks(ledger),
             )
         for entry in entries:
             _add_task(ledger, entry, target)
@@ -94,11 +97,3 @@ def _copy_task(ledger: ForgettingLedger, entry: TaskEntry, folder: Path) -> None
     folder.mkdir(parents=True, exist_ok=True)
     for name in entry.files:
         shutil.copyfile(ledger.folder / name, folder / Path(name).name)
-
-
-def load_run(folder: Path) -> ForgettingLedger:
-    """The ledger in a folder that a run is to be put into."""
-    try:
-        return ForgettingLedger.load(folder)
-    except LedgerError as error:
-        raise LedgerError(f"nothing was put into '{folder}': {error}") from None

@@ -1,21 +1,191 @@
-"""The values a ledger can hold, and the error for what it cannot."""
+"""The values a ledger can hold, and the errors for whatever is wrong with a run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, Strict
 
 from ..errors import InvalidInputError
 
 
 class LedgerError(ValueError):
-    """The ledger, or something it vouches for, is not what it should be."""
+    """The ledger, or something it vouches for, is not what it should be. Subclasses say what.
+
+    Args:
+        message (`str`): What is wrong, and the fix.
+        parts (`Any`): What callers read instead of the message: each becomes an attribute.
+    """
+
+    def __init__(self, message: str = "", **parts: Any):
+        super().__init__(message)
+        vars(self).update(parts)
 
 
 class InvalidLedgerError(InvalidInputError, LedgerError):
     """A field of a ledger, or what is to become one, holds a value that cannot be used; see its attributes."""
+
+
+class LedgerFileError(LedgerError):
+    """The file of a ledger cannot be read, or must not be written.
+
+    Attributes:
+        path (`Path`): The file.
+        reason (`str`): `"missing"`, `"unreadable"`, `"damaged"` or `"edited"`; or `"exists"`, `"changed"` or
+            `"deleted"`, since it was read.
+    """
+
+    path: Path
+    reason: str
+
+
+class RunLockedError(LedgerError):
+    """Another process works in the folder of a run.
+
+    Attributes:
+        folder (`Path`): The folder.
+    """
+
+    folder: Path
+
+
+class LinkedRunError(LedgerError):
+    """A part of the folder of a run is a symbolic link.
+
+    Attributes:
+        folder (`Path`): The folder.
+    """
+
+    folder: Path
+
+
+class FilesDifferError(LedgerError):
+    """Files of a run are missing, or are not those that its ledger vouches for.
+
+    Args:
+        folder (`Path`): The folder of the run.
+        problems (`dict[str, str]`): What is wrong, by path relative to the folder.
+
+    Attributes:
+        folder, problems: As given.
+    """
+
+    folder: Path
+    problems: dict[str, str]
+
+    @classmethod
+    def of(cls, folder: Path, problems: Mapping[str, str]) -> FilesDifferError:
+        """The error with its message."""
+        lines = "".join(f"\n  {name}: {problem.rstrip('.')}." for name, problem in problems.items())
+        message = f"{len(problems)} file(s) in '{folder}' are not what the ledger vouches for:{lines}\n"
+        fix = "Fetch or restore clean copies of them; do not use them as they are."
+        return cls(message + fix, folder=folder, problems=dict(problems))
+
+
+class UnusableAdapterError(LedgerError):
+    """The adapter of a task is not plain LoRA on Linear layers, or does not fit the model.
+
+    Attributes:
+        task (`str`): The task.
+        file (`str` or `None`): The name of the file that is wrong; `None` if it is the model that does not fit.
+        name (`str` or `None`): What is wrong in it, where that is known: a setting, a module, a tensor.
+    """
+
+    task: str
+    file: str | None
+    name: str | None
+
+
+class OtherBaseModelError(LedgerError):
+    """The tasks of a ledger rest on other base weights.
+
+    Attributes:
+        expected, given (`dict`): What [`model_identity`] says of both; of the given one perhaps the fingerprint alone.
+    """
+
+    expected: dict[str, Any]
+    given: dict[str, Any]
+
+
+class WithheldClassesError(LedgerError):
+    """What was asked for needs to know the classes of a task, which its ledger withholds.
+
+    Attributes:
+        tasks (`list[str]`): The tasks whose classes are withheld.
+    """
+
+    tasks: list[str]
+
+
+class AlreadyForgottenError(LedgerError):
+    """A class was forgotten already, by a task in effect or by an earlier request of the same sequence.
+
+    Attributes:
+        classes (`list[int]`): The classes.
+        task (`str` or `None`): The task in effect that forgot them.
+    """
+
+    classes: list[int]
+    task: str | None
+
+
+class RequestOrderError(LedgerError):
+    """Requests do not begin with those that were carried out, in their order.
+
+    Attributes:
+        task (`str`): The first task that is asked for out of its place, or not at all.
+    """
+
+    task: str
+
+
+class LaterTasksError(LedgerError):
+    """A task cannot be redone alone, because later ones rest on it.
+
+    Attributes:
+        task (`str`): The task.
+        later (`list[str]`): The later tasks in effect.
+    """
+
+    task: str
+    later: list[str]
+
+
+class UnfinishedRequestError(LedgerError):
+    """An unfinished request lies in the folder, and another one, or other settings, are asked for.
+
+    Attributes:
+        path (`Path`): Its working folder, or the file in it that cannot be read.
+        differences (`dict[str, tuple]`): By setting, what it was begun with and what is given; empty if the request
+            is another one or cannot be read.
+    """
+
+    path: Path
+    differences: dict[str, tuple[Any, Any]]
+
+
+class DivergedRunError(LedgerError):
+    """Two states of a run went separate ways, or one withholds what the other names.
+
+    Attributes:
+        folder (`Path`): The folder that holds one of them.
+    """
+
+    folder: Path
+
+
+Names = Annotated[list[Annotated[str, Strict()]], Field(description="a list of names")]
+
+
+def as_ledger_error(error: ValueError, fix: str | None = None) -> LedgerError:
+    """An error of another part of the package as one of the ledger, with the same parts."""
+    if isinstance(error, InvalidInputError):
+        return InvalidLedgerError(error.name, error.value, error.expected, error.fix if fix is None else fix)
+    return LedgerError(str(error) if fix is None else f"{str(error).rstrip('.')}. {fix}")
 
 
 def plain_json(value: Any, where: str) -> Any:
@@ -51,8 +221,3 @@ def _plain_json(value: Any, where: str) -> Any:
     raise InvalidLedgerError(
         where, value, "text, numbers, True, False, None, or lists and dicts of them", "Convert it first."
     )
-
-
-def is_names(value: Any) -> bool:
-    """Whether `value` is a list of text."""
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..data.classes import resolve_classes
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, located
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .outcome import task_states
-from .plain import LedgerError
+from .plain import AlreadyForgottenError, RequestOrderError, WithheldClassesError
 from .request import ForgetRequest
 
 
@@ -19,12 +19,14 @@ def resolve_request(request: ForgetRequest, ledger: ForgettingLedger, names: Seq
 
     Raises:
         UnknownClassError: A class does not exist.
-        LedgerError: A class was forgotten by a task in effect, or the ledger does not say what was.
+        AlreadyForgottenError: A class was forgotten by a task in effect.
+        WithheldClassesError: The ledger does not say which classes were forgotten.
     """
     classes = _ids(request, ledger, names)
     for class_id in classes:
         if earlier := ledger.task_of_class(class_id):
-            raise LedgerError(_asked_before(_shown([class_id], names), earlier, ledger))
+            message = _asked_before(_shown([class_id], names), earlier, ledger)
+            raise AlreadyForgottenError(message, classes=[class_id], task=earlier.name)
     return classes
 
 
@@ -33,23 +35,20 @@ def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names:
 
     Raises:
         UnknownClassError: One does not exist.
-        ValueError: One is given twice, or was forgotten by a task in effect.
+        ValueError: If one is given twice, or was forgotten by a task in effect.
     """
     if isinstance(classes, Sequence) and not classes:
         return []
+    count = ledger.base_model.get("num_labels")
     try:
-        ids = resolve_classes(
-            classes, names=names, num_classes=ledger.base_model.get("num_labels"), name="missing_classes"
-        )
+        ids = resolve_classes(classes, names=names, num_classes=count, name="missing_classes")
     except InvalidInputError:
         raise
     except ValueError as error:
-        raise type(error)(f"`missing_classes`: {error}") from None
+        raise located(error, "`missing_classes`") from None
     if gone := [class_id for class_id in ids if ledger.task_of_class(class_id)]:
-        raise ValueError(
-            f"`missing_classes` names {_shown(gone, names)}, which earlier tasks forgot; missing classes are kept. "
-            "Leave them out."
-        )
+        fix = f"Leave out {_shown(gone, names)}, which earlier tasks forgot."
+        raise InvalidInputError("missing_classes", list(classes), "classes that are kept", fix)
     return ids
 
 
@@ -88,8 +87,8 @@ def match_requests(
     again after all others, so that their tasks may come later.
 
     Raises:
-        LedgerError: A task in effect does not belong to the request at its place.
-        ValueError: `requests` is not a list of requests.
+        RequestOrderError: A task in effect does not belong to the request at its place.
+        ValueError: If `requests` is not a list of requests.
     """
     if not isinstance(requests, (list, tuple)):
         raise InvalidInputError("requests", requests, "a list of ForgetRequest", "Write [request].")
@@ -102,10 +101,11 @@ def match_requests(
     for number, (request, classes) in enumerate(zip(requests, asked, strict=True), start=1):
         entry = again.pop(classes, None) if classes in revoked else next(in_order, None)
         if entry is not None and set(entry.classes or ()) != classes:
-            raise LedgerError(
+            raise RequestOrderError(
                 f"request {number} asks for {list(request.classes)!r}, but {entry.name} in '{ledger.folder}' forgot "
                 f"{entry.class_names or entry.classes!r}. Give the requests in the order they were carried out, or "
-                "choose another folder."
+                "choose another folder.",
+                task=entry.name,
             )
         found.append(entry)
     _check_complete([entry for entry in found if entry is not None], active, ledger)
@@ -117,9 +117,10 @@ def _check_complete(done: Sequence[TaskEntry], active: Sequence[TaskEntry], ledg
     names = {entry.name for entry in done}
     if left_out := [entry for entry in active[: len(done)] if entry.name not in names]:
         entry = left_out[0]
-        raise LedgerError(
+        raise RequestOrderError(
             f"the requests leave out {entry.class_names or entry.classes!r}, which {entry.name} in '{ledger.folder}' "
-            "forgot before others of them. Give all requests that were carried out, or choose another folder."
+            "forgot before others of them. Give all requests that were carried out, or choose another folder.",
+            task=entry.name,
         )
 
 
@@ -142,9 +143,11 @@ def check_sequence(
     for request in requests:
         classes = resolve_request(request, ledger, names)
         if again := [class_id for class_id in classes if class_id in forgotten]:
-            raise LedgerError(
+            raise AlreadyForgottenError(
                 f"the request for {list(request.classes)!r} names {_shown(again, names)}, which an earlier one of the "
-                "sequence forgets. Leave it out."
+                "sequence forgets. Leave it out.",
+                classes=again,
+                task=None,
             )
         split(classes, forgotten)
         forgotten = [*forgotten, *classes]
@@ -170,9 +173,10 @@ def _ids(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] 
         raise InvalidInputError("request", request, "a ForgetRequest", "Write ForgetRequest(['church']).")
     for entry in ledger.active_tasks:
         if entry.classes is None:
-            raise LedgerError(
+            raise WithheldClassesError(
                 f"the ledger in '{ledger.folder}' withholds the classes of {entry.name}, so that they cannot be kept "
-                "out of the training. Continue in the folder of the original run."
+                "out of the training. Continue in the folder of the original run.",
+                tasks=[entry.name],
             )
     return resolve_classes(request.classes, names=names, num_classes=ledger.base_model.get("num_labels"))
 

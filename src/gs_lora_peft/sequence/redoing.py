@@ -1,16 +1,20 @@
-"""Taking a task back, and which one can be carried out again."""
+"""Taking a task back, and carrying one out again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..data import ForgettingSplit
+from ..errors import located
 from .advice import advice_to_redo
+from .comparing import Differences
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .merging import MergedModel
-from .plain import LedgerError
+from .plain import InvalidLedgerError, LaterTasksError, WithheldClassesError, as_ledger_error
+from .recipe import Recipe
 from .request import ForgetRequest
 from .run_folder import RunFolder
 from .scoring import Scores
@@ -25,23 +29,30 @@ def task_to_redo(ledger: ForgettingLedger, task: str | None) -> TaskEntry:
             is given as the task that took its place.
 
     Raises:
-        LedgerError: There is no such task in effect, it is not the last one, or its classes are withheld.
+        InvalidLedgerError: There is no such task in effect.
+        LaterTasksError: It is not the last one.
+        WithheldClassesError: Its classes are withheld.
     """
     active = ledger.active_tasks
     if task is None and not active:
-        raise LedgerError(f"'{ledger.folder}' has no task in effect, so that none can be redone. Ask for one first.")
+        raise InvalidLedgerError(
+            "task", task, f"a task in effect, and '{ledger.folder}' has none", "Ask for one first."
+        )
     name = active[-1].name if task is None else _successor(ledger, task)
     (entry,) = ledger.select([name])
     if entry is not active[-1]:
         later = [other.name for other in active[active.index(entry) + 1 :]]
-        raise LedgerError(
+        raise LaterTasksError(
             f"{name} cannot be redone alone: {', '.join(later)} came later, on top of it. Go backwards from the last: "
-            f"{advice_to_redo(ledger, name)}."
+            f"{advice_to_redo(ledger, name)}.",
+            task=name,
+            later=later,
         )
     if entry.classes is None:
-        raise LedgerError(
+        raise WithheldClassesError(
             f"the ledger in '{ledger.folder}' withholds the classes of {name}, so that it cannot be redone. Do it in "
-            "the folder of the original run."
+            "the folder of the original run.",
+            tasks=[name],
         )
     return entry
 
@@ -51,7 +62,7 @@ def request_of(entry: TaskEntry) -> ForgetRequest:
     try:
         return ForgetRequest.from_dict(entry.request)
     except ValueError as error:
-        raise LedgerError(f"the request of {entry.name} cannot be made again: {error}") from error
+        raise as_ledger_error(located(error, f"the request of {entry.name}")) from error
 
 
 def taken_out(entry: TaskEntry, ledger: ForgettingLedger, model: MergedModel, scores: Scores) -> dict[str, Any]:
@@ -83,10 +94,15 @@ def _successor(ledger: ForgettingLedger, task: str) -> str:
 
 
 class RevocableRun(RunFolder):
-    """The part of [`ContinualForgetter`] that takes tasks back."""
+    """The part of [`ContinualForgetter`] that takes tasks back, perhaps to carry them out again."""
 
+    recipe: Recipe
     _live: MergedModel
     _scores: Scores
+    # How a request is carried out, which is the other part's.
+    _changed: Callable[[TaskEntry, Recipe], Differences]
+    _split: Callable[[Sequence[int], Sequence[int]], ForgettingSplit]
+    _carry_out: Callable[..., TaskEntry]
 
     def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
         """Take one request back: its adapter is no longer merged, and what that does is measured and recorded.
@@ -111,3 +127,34 @@ class RevocableRun(RunFolder):
             scores = taken_out(entry, self.ledger, self._live, self._scores)
             self._record(lambda: self.ledger.revoke(task, reason=reason, **scores))
         return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
+
+    def redo(self, task: str | None = None) -> TaskEntry:
+        """Carry the last request out again with the present settings; the task it had is revoked.
+
+        Both are recorded at once, when the new task is done: until then, also after an error, the old task is in
+        effect. If the process is killed, the same call goes on from the last checkpoint. The ledger keeps the revoked
+        entry, and the files of its task stay.
+
+        Args:
+            task (`str`, *optional*): the task, e.g. `"task_003"`; by default the last one in effect. A task that was
+                redone before stands for the one that took its place, and is not trained again if that one has the
+                present settings.
+
+        Returns:
+            [`TaskEntry`]: the new entry.
+
+        Raises:
+            LedgerError: if there is no such task in effect, or later ones were trained on top of it.
+            ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
+        """
+        entry = task_to_redo(self.ledger, task)
+        if task not in (None, entry.name) and not self._changed(entry, self.recipe):
+            with self._exclusively():
+                self._judge_anew({entry.name: self.recipe.args.max_forget_accuracy})
+            return self.ledger.select([entry.name])[0]
+        request, classes = request_of(entry), entry.classes or []
+        split = self._split(classes, [old for old in self.ledger.forgotten_classes if old not in classes])
+        with self._exclusively(), self._live.restored_on_error(), restored_on_error(self.ledger):
+            scores = taken_out(entry, self.ledger, self._live, self._scores)
+            self.ledger.revoke(entry.name, redone_as=self.ledger.next_task_name(), **scores)
+            return self._carry_out(request, split, redoes=entry.name)

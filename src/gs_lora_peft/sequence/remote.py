@@ -16,12 +16,12 @@ from ..errors import InvalidInputError
 from ..storage import StrPath, as_path, safe_join
 from ..storage.hub_calls import as_folder_or_repo, call_hub, checked_repo_id, is_away, looks_local
 from .entry import TaskEntry
-from .history import is_withheld
+from .history import is_withheld, withheld_tasks
 from .layout import MAX_CONFIG_BYTES
 from .ledger import LEDGER_NAME, ForgettingLedger
 from .ledger_file import MAX_LEDGER_BYTES
-from .placing import load_run, place_run
-from .plain import InvalidLedgerError, LedgerError
+from .placing import place_run
+from .plain import InvalidLedgerError, LedgerError, LedgerFileError, WithheldClassesError, as_ledger_error
 from .task_files import listed_files
 
 Downloaded = TypeVar("Downloaded")
@@ -92,10 +92,9 @@ def fetch_ledger(repo_id: str, *, revision: str | None = None, token: str | bool
             repo_id, LEDGER_NAME, revision=revision, token=token, dry_run=True, local_files_only=away
         )
         if known.file_size is not None and known.file_size > MAX_LEDGER_BYTES:
-            raise LedgerError(
-                f"{LEDGER_NAME} in the repository {repo_id!r} has {known.file_size} bytes; a ledger has at most "
-                f"{MAX_LEDGER_BYTES}. It is not downloaded, because it cannot be genuine."
-            )
+            name = f"the number of bytes of {LEDGER_NAME} in the repository {repo_id!r}"
+            fix = "It is not downloaded, because it cannot be genuine."
+            raise InvalidLedgerError(name, known.file_size, f"{MAX_LEDGER_BYTES} at most", fix)
         path = Path(hf_hub_download(repo_id, LEDGER_NAME, revision=revision, token=token, local_files_only=away))
         with _not_kept([] if known.is_cached else [path]):
             return ForgettingLedger.load(path.parent)
@@ -119,11 +118,13 @@ def fetch_to_continue(
     """
     target = as_path(checked_repo_id(repo_id).rpartition("/")[2] if folder is None else folder, "folder")
     published = fetch_ledger(repo_id, revision=revision, token=token)
-    if is_withheld(published) and not (Path(target, LEDGER_NAME).exists() and not is_withheld(load_run(target))):
-        raise LedgerError(
+    is_full = Path(target, LEDGER_NAME).exists() and not is_withheld(ForgettingLedger.load(target))
+    if is_withheld(published) and not is_full:
+        raise WithheldClassesError(
             f"the ledger of {repo_id!r} withholds which classes were forgotten, so that they cannot be kept out of "
             "the training and would be learned again. Continue in the folder of the original run, which has the full "
-            "ledger."
+            "ledger.",
+            tasks=withheld_tasks(published),
         )
     return fetch_sequence(repo_id, revision=revision, token=token, local_dir=target)
 
@@ -156,7 +157,7 @@ def folder_or_fetched(repo_or_folder: StrPath, fetch: Callable[[str], Path], rev
     try:
         source = as_folder_or_repo(repo_or_folder, "repo_or_folder", "the folder of a run")
     except InvalidInputError as error:  # a run that is not there has no ledger, either
-        raise InvalidLedgerError(error.name, error.value, error.expected, error.fix) from None
+        raise as_ledger_error(error) from None
     if isinstance(source, Path):
         if revision is not None:
             raise ValueError(
@@ -191,10 +192,9 @@ def _fetch_files(
     for name in names:
         path = safe_join(ledger.folder, name)
         if name.endswith(".json") and path.exists() and path.stat().st_size > MAX_CONFIG_BYTES:
-            raise LedgerError(
-                f"{name} in the repository {repo_id!r} has {path.stat().st_size} bytes; a configuration has at most "
-                f"{MAX_CONFIG_BYTES}. It cannot be genuine; do not use this repository."
-            )
+            title = f"the number of bytes of {name} in the repository {repo_id!r}"
+            fix = "It cannot be genuine: do not use this repository."
+            raise InvalidLedgerError(title, path.stat().st_size, f"{MAX_CONFIG_BYTES} at most", fix)
 
 
 @contextmanager
@@ -215,9 +215,11 @@ def downloaded(download: Callable[[], Downloaded], repo_id: str) -> Downloaded:
     try:
         return call_hub(download, repo_id)
     except RemoteEntryNotFoundError:
-        raise LedgerError(
+        raise LedgerFileError(
             f"the repository {repo_id!r} has no {LEDGER_NAME}; expected one that push_to_hub made. Check the name, or "
-            "load a plain adapter with PeftModel.from_pretrained."
+            "load a plain adapter with PeftModel.from_pretrained.",
+            path=Path(LEDGER_NAME),
+            reason="missing",
         ) from None
     except EntryNotFoundError as error:
         mistyped = "If a path was meant, check it. " if looks_local(repo_id) else ""

@@ -9,7 +9,7 @@ from ..errors import short
 from ..tuner import GSLoraConfig
 from ..tuner.name_patterns import is_quick
 from .ledger import ForgettingLedger
-from .plain import LedgerError
+from .plain import InvalidLedgerError
 from .recipe import adapter_settings
 
 
@@ -17,8 +17,8 @@ def recorded_config(ledger: ForgettingLedger) -> GSLoraConfig | None:
     """The configuration of the last task, as the ledger has it; `None` where it has none.
 
     Raises:
-        LedgerError: the record is not a configuration, has settings that this version does not know, or has patterns
-            whose search may never end.
+        InvalidLedgerError: The record is not a configuration, has settings that this version does not know, or has
+            patterns whose search may never end.
     """
     recorded = ledger.tasks[-1].settings.get("config") if ledger.tasks else None
     if recorded is None:
@@ -32,10 +32,9 @@ def recorded_config(ledger: ForgettingLedger) -> GSLoraConfig | None:
                 raise ValueError(f"a search with {name}={short(pattern)} may never end")
         return GSLoraConfig(**recorded)
     except (AttributeError, TypeError, ValueError) as error:
-        raise LedgerError(
-            f"the adapter settings of {ledger.tasks[-1].name} in '{ledger.path}' cannot be taken over: {error}. Give "
-            "your own: config=GSLoraConfig(...)."
-        ) from error
+        fix = f"They cannot be taken over from '{ledger.path}': {error}. Give your own: config=GSLoraConfig(...)."
+        name = f"{ledger.tasks[-1].name}.settings.config"
+        raise InvalidLedgerError(name, recorded, "adapter settings of this version", fix) from error
 
 
 def _patterns(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .entry import TaskEntry
-from .plain import LedgerError
+from .plain import InvalidLedgerError
 
 
 def why_none(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -> str:
@@ -33,16 +33,16 @@ def select_tasks(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | Non
         return active
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         if not 0 <= wanted <= len(active):
-            raise LedgerError(f"tasks is {wanted}; expected a number from 0 to {len(active)}. {there}")
+            raise InvalidLedgerError("tasks", wanted, f"a number from 0 to {len(active)}", there)
         return active[:wanted]
     if isinstance(wanted, (str, bytes)) or not isinstance(wanted, Sequence):
-        raise LedgerError(f"tasks is {wanted!r}; expected None, a number or a list of names. {there}")
+        raise InvalidLedgerError("tasks", wanted, "None, a number or a list of names", there)
     status = {entry.name: entry.status for entry in entries}
     for name in wanted:
         if not isinstance(name, str) or name not in status:
-            raise LedgerError(f"there is no task {name!r}. {there}")
+            raise InvalidLedgerError("tasks", name, "the name of a task", there)
         if status[name] == "revoked":
-            raise LedgerError(f"the task {name!r} was revoked and is no longer in effect. {there}")
+            raise InvalidLedgerError("tasks", name, "a task in effect; this one was revoked", there)
     if len(set(wanted)) < len(wanted):
-        raise LedgerError(f"tasks is {list(wanted)!r}; expected each name once. {there}")
+        raise InvalidLedgerError("tasks", list(wanted), "each name once", there)
     return [entry for entry in active if entry.name in wanted]

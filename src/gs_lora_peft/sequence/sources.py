@@ -15,7 +15,7 @@ from ..data.classes import check_dataset
 from ..data.evaluation import EVALUATION_SPLITS, evaluation_split
 from ..data.label_maps import names_of_model
 from ..data.splitting import read_classes
-from ..errors import located
+from ..errors import InvalidInputError, located
 from ..objectives import head_size
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,9 @@ def train_and_test(dataset: Any, eval_dataset: Dataset | None) -> tuple[Dataset,
     elif "train" in dataset:
         train, splits = dataset["train"], dict(dataset)
     else:
-        raise ValueError(f"the data set has no split 'train', it has {list(dataset)}. Rename one, or give a Dataset.")
+        raise InvalidInputError(
+            "dataset", list(dataset), "a split 'train' among others", "Rename one, or give a Dataset."
+        )
     name = evaluation_split(splits)
     if eval_dataset is not None:
         test, title = eval_dataset, "eval_dataset"
@@ -80,24 +82,22 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
             raise located(error, f"{title} data") from None
         if not len(labels):
             missing = "no row has an object" if len(dataset) else "there are no rows"
-            raise ValueError(f"{title} data: {missing}; expected labelled samples. Give a split that has some.")
+            fix = f"In these {missing}: give a split that has some."
+            raise InvalidInputError(f"{title} data", dataset, "labelled samples", fix)
         fix = ALIGN
         if is_object_column(dataset, label_column):
             fix = f"`gs_lora_peft.data.prepare_boxes(dataset, {label_column!r}, label2id=model.config.label2id)`"
         if count is not None and (labels.max() >= count or (names is not None and len(names) != count)):
             classes = f"{len(names)} classes" if names is not None else f"labels up to {labels.max()}"
-            raise ValueError(
-                f"{title} data: {label_column!r} has {classes}, but the model's head has {count}. Use the model that "
-                f"was trained on these labels, or number them as the model does with {fix}."
-            )
+            expected = f"the {count} classes of the model's head"
+            fix = f"Use the model that was trained on these labels, or number them as the model does with {fix}."
+            raise InvalidInputError(f"{title} data: {label_column}", classes, expected, fix)
         check_names(names, model, f"{title} data: {label_column!r}", fix)
         all_names.append(names)
     of_train, of_test = all_names
     if of_train is not None and of_test is not None and of_train != of_test:
-        raise ValueError(
-            f"training and evaluation data name the classes of {label_column!r} differently, so that the same id "
-            "would mean another class. Cast both to the same ClassLabel."
-        )
+        fix = "The same id would mean another class: cast both to the same ClassLabel."
+        raise InvalidInputError(f"evaluation data: {label_column}", of_test, "the names of the training data", fix)
     return of_train or of_test
 
 

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from ..data import ForgettingSplit
+from ..errors import InvalidInputError
 from ..storage import staged_folder, write_json_atomic
 from ..tuner import LoraGroups, export_lora
 from .curves import TrainingRecord
@@ -68,11 +69,9 @@ def plan_task(
         ValueError: if `shots` are asked for, and some of them would be held out.
     """
     if recipe.shots is not None and recipe.args.validation_fraction > 0:
-        raise ValueError(
-            f"`validation_fraction`={recipe.args.validation_fraction} would hold out a part of the {recipe.shots} "
-            "samples of each class that `shots` asks to train on. Leave it at 0, or take fewer samples with "
-            "`replay_ratio` instead of `shots`."
-        )
+        expected = f"0 where `shots` asks to train on {recipe.shots} samples of each class"
+        fix = "It would hold some of them out: leave it at 0, or take fewer samples with `replay_ratio`."
+        raise InvalidInputError("validation_fraction", recipe.args.validation_fraction, expected, fix)
     plan = {
         "request": request.to_dict(),
         "classes": split.forget_classes,

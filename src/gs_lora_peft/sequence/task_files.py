@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .entry import TaskEntry
 from .layout import TASKS_FOLDER, TRAINING_CONFIG
-from .plain import LedgerError
+from .plain import InvalidLedgerError
 
 _NAMES = ("adapter_config.json", "adapter_model.safetensors", TRAINING_CONFIG)  # PEFT's, whose import takes seconds
 
@@ -17,12 +17,10 @@ def listed_files(entry: TaskEntry, of: str) -> list[str]:
         of (`str`): Whose ledger it is, for the error.
 
     Raises:
-        LedgerError: It lists a file that a task does not have.
+        InvalidLedgerError: It lists a file that a task does not have.
     """
     known = {f"{TASKS_FOLDER}/{entry.name}/{name}" for name in _NAMES}
     if odd := sorted(set(entry.files) - known):
-        raise LedgerError(
-            f"the ledger of {of!r} lists {odd} under {entry.name}; only {sorted(known)} belong to a task. No file is "
-            "downloaded or published. Do not use this ledger."
-        )
+        fix = f"The ledger of {of!r} lists {odd} under {entry.name}; only these belong to a task. Do not use it."
+        raise InvalidLedgerError(f"{entry.name}.files", odd, f"only {sorted(known)}", fix)
     return sorted(entry.files)

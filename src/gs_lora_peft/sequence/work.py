@@ -14,8 +14,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..storage import leads_out, parse_json, read_limited, remove_inside, write_json_atomic
+from .comparing import Differences, described
 from .layout import refuse_linked_parts
-from .plain import LedgerError
+from .plain import UnfinishedRequestError
 from .request import utc_now
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ class WorkFolder:
                 begun anew with the present ones, though it has checkpoints.
 
         Raises:
-            LedgerError: Another request is unfinished; or this one was begun with other settings, on top of the same
-                tasks, and has checkpoints.
+            UnfinishedRequestError: Another request is unfinished; or this one was begun with other settings, on top
+                of the same tasks, and has checkpoints.
         """
         unfinished, failed = self._read(REQUEST_FILE), self._read(FAILED_FILE)
         found = unfinished or failed
@@ -79,19 +80,23 @@ class WorkFolder:
         if sorted(found["classes"]) != sorted(plan["classes"]):
             if unfinished is None:
                 return anew
-            raise LedgerError(
+            raise UnfinishedRequestError(
                 f"an unfinished request for {found['request']['classes']!r} lies in '{self.path}', but "
-                f"{plan['request']['classes']!r} was asked for. {_ask_first(found)}, {_FIX}"
+                f"{plan['request']['classes']!r} was asked for. {_ask_first(found)}, {_FIX}",
+                path=self.path,
+                differences={},
             )
         different = _differences(found, plan)
         if different:
-            told = f"the unfinished request in '{self.path}' was begun with other settings: {'; '.join(different)}"
+            told = f"the unfinished request in '{self.path}' was begun with other settings: {described(different)}"
             # Checkpoints on top of a revoked task are useless.
             usable = any(_checkpoints(self.path)) and found.get("tasks") == plan["tasks"]
             if unfinished is not None and usable and not keep:
-                raise LedgerError(
+                raise UnfinishedRequestError(
                     f"{told}. Give the same ones to go on with it, or begin it anew: run(requests, keep=True), in the "
-                    f"examples --keep; {_FIX}"
+                    f"examples --keep; {_FIX}",
+                    path=self.path,
+                    differences=different,
                 )
             logger.warning("%s. It is begun anew with the present ones.", told)
         processes = plan["settings"]["training"]["num_processes"]
@@ -105,7 +110,7 @@ class WorkFolder:
         """Writes down what is begun and removes what is not gone on from.
 
         Raises:
-            LedgerError: The folder, or a part of it, is a symbolic link.
+            LinkedRunError: The folder, or a part of it, is a symbolic link.
             OSError: The write failed (disk full, no permission, ...).
         """
         refuse_linked_parts(self._run)
@@ -166,9 +171,11 @@ class WorkFolder:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as error:
-            raise LedgerError(
+            raise UnfinishedRequestError(
                 f"'{self.path / name}' is damaged ({error}), so that it is not known what is unfinished. Restore it, "
-                f"{_FIX}"
+                f"{_FIX}",
+                path=self.path / name,
+                differences={},
             ) from None
         return found
 
@@ -201,20 +208,19 @@ def _step(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+def _differences(found: Any, wanted: Any, name: str = "") -> Differences:
     """Where two plans differ, apart from the request, of which only the classes count."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = dict.fromkeys([*wanted, *found])
         skipped = [] if name else ["request", "started_at", "classes", "redoes"]
         if name == "settings.data":  # a request that was begun by an earlier version does not tell its data
             skipped = [key for key in keys if key not in found]
-        return [
-            text
-            for key in keys
-            if key not in skipped
-            for text in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if found == wanted else [f"{name.rsplit('.', 1)[-1]} was {found!r} and is {wanted!r}"]
+        different: Differences = {}
+        for key in keys:
+            if key not in skipped:
+                different |= _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+        return different
+    return {} if found == wanted else {name.rsplit(".", 1)[-1]: (found, wanted)}
 
 
 def _is_whole(checkpoint: Path, processes: int) -> bool:
