@@ -20,7 +20,6 @@ from gs_lora_peft import (
     ContinualForgetter,
     ForgetRequest,
     GSLoraConfig,
-    GSLoraTrainer,
     LedgerError,
     load_forgotten,
     weights_fingerprint,
@@ -29,6 +28,7 @@ from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.sequence import ForgettingLedger
 from gs_lora_peft.sequence.recipe import adapter_settings
 from gs_lora_peft.storage import sha256_of
+from gs_lora_peft.training import ForgettingTrainer
 
 
 class Seen(TrainerCallback):
@@ -51,7 +51,7 @@ def never_trains(monkeypatch):
     def train(*args, **kwargs):
         raise AssertionError("training was started")
 
-    monkeypatch.setattr(GSLoraTrainer, "train", train)
+    monkeypatch.setattr(ForgettingTrainer, "train", train)
 
 
 # What a request leaves behind
