@@ -10,10 +10,13 @@ from ..errors import InvalidInputError
 from ..objectives import Objective
 from .arguments import GSLoraTrainingArguments
 from .base import TaskTrainer
+from .method import Method
 
 
 class AdapterSearch(TaskTrainer):
     """The part of [`ForgettingTrainer`] that works with `model_init`."""
+
+    method: Method
 
     def _take(self, model: nn.Module) -> None:
         raise NotImplementedError
@@ -34,6 +37,7 @@ class AdapterSearch(TaskTrainer):
         super()._hp_search_setup(trial)
         if self.model_init is not None:
             self.args.check()
+            self.method.check(self.args)
             self.task_objective = self._objective_for(self.model, self.args)
             self._make_callbacks()
 
