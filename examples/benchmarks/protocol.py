@@ -24,7 +24,6 @@ from datasets import DatasetDict, load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainingArguments, split_dataset
-from gs_lora_peft.baselines import FFNFineTuner
 from gs_lora_peft.data import (
     ImageCollator,
     align_known_labels,
@@ -34,7 +33,9 @@ from gs_lora_peft.data import (
 )
 from gs_lora_peft.data.classes import label_names
 from gs_lora_peft.errors import InvalidInputError
+from gs_lora_peft.methods import get_method
 from gs_lora_peft.sequence.scoring import predict
+from gs_lora_peft.training import ForgettingTrainer
 
 METHODS = ("gs_lora", "ffn")
 CarryOut = Callable[[int], dict[str, float]]
@@ -213,7 +214,7 @@ def with_gs_lora(protocol: Protocol, settings: Settings, folder: Path, common: d
 
 
 def with_ffn_finetuning(protocol: Protocol, settings: Settings, common: dict[str, Any]) -> CarryOut:
-    """Each task by [`FFNFineTuner`], on the same data."""
+    """Each task by `FFNFinetuning`, on the same data."""
 
     def carry_out(task: int) -> dict[str, float]:
         old = protocol.old_classes(task)
@@ -228,9 +229,10 @@ def with_ffn_finetuning(protocol: Protocol, settings: Settings, common: dict[str
             seed=common["seed"],
         )
         set_seed(common["seed"])
-        trainer = FFNFineTuner(
+        trainer = ForgettingTrainer(
             protocol.model,
             settings.arguments(task, **common),
+            method=get_method("ffn"),
             forget_dataset=split.forget,
             retain_dataset=split.retain,
             old_classes=old,

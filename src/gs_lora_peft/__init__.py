@@ -15,6 +15,7 @@ from .auto_classes import register_face_model
 if TYPE_CHECKING:
     from .data import ForgettingSplit, split_dataset
     from .hub import export_forgotten, fetch_sequence, merge_forgotten, push_to_hub, verify_repository
+    from .methods import GSLoraTrainer
     from .metrics import (
         ContinualDetection,
         ContinualForgetting,
@@ -34,13 +35,7 @@ if TYPE_CHECKING:
         parse_requests,
         weights_fingerprint,
     )
-    from .training import (
-        GSLoraTrainer,
-        GSLoraTrainingArguments,
-        NoGradientError,
-        NonFiniteLossError,
-        NoStepError,
-    )
+    from .training import GSLoraTrainingArguments, NoGradientError, NonFiniteLossError, NoStepError
     from .tuner import GSLoraConfig, GSLoraModel, LoraGroups, NoFFNFoundError, export_lora, find_ffn_blocks
 
 __version__ = version("gs-lora-peft")
@@ -56,7 +51,7 @@ _LAZY = {
     "ForgettingSplit": "data",
     "GSLoraConfig": "tuner",
     "GSLoraModel": "tuner",
-    "GSLoraTrainer": "training",
+    "GSLoraTrainer": "methods",
     "GSLoraTrainingArguments": "training",
     "LedgerError": "sequence",
     "OtherSettingsError": "sequence",

@@ -21,7 +21,6 @@ from gs_lora_peft import (
     ContinualForgetter,
     ForgetRequest,
     GSLoraConfig,
-    GSLoraTrainer,
     load_forgotten,
     weights_fingerprint,
 )
@@ -39,6 +38,7 @@ from gs_lora_peft.sequence.plain import (
 )
 from gs_lora_peft.sequence.recipe import adapter_settings
 from gs_lora_peft.storage import sha256_of
+from gs_lora_peft.training import ForgettingTrainer
 
 
 class Seen(TrainerCallback):
@@ -61,7 +61,7 @@ def never_trains(monkeypatch):
     def train(*args, **kwargs):
         raise AssertionError("training was started")
 
-    monkeypatch.setattr(GSLoraTrainer, "train", train)
+    monkeypatch.setattr(ForgettingTrainer, "train", train)
 
 
 # What a request leaves behind

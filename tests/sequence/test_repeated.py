@@ -17,7 +17,7 @@ from test_forgetter import Seen, never_trains
 from test_killed import KilledAt, deadly, forgetter_module, in_child, is_ledger, needs_fork
 from transformers import ViTImageProcessor
 
-from gs_lora_peft import ForgetRequest, GSLoraConfig, GSLoraTrainer, LedgerError, OtherSettingsError, load_forgotten
+from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, OtherSettingsError, load_forgotten
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.sequence import ForgettingLedger, TaskEntry
 from gs_lora_peft.sequence.comparing import changed_settings
@@ -28,6 +28,7 @@ from gs_lora_peft.sequence.plain import (
     UnfinishedRequestError,
 )
 from gs_lora_peft.sequence.planning import match_requests
+from gs_lora_peft.training import ForgettingTrainer
 
 TASKS = ["task_001", "task_002", "task_003"]
 
@@ -390,7 +391,7 @@ def test_no_step_no_task(base, data, one_task, monkeypatch):
     forgetter = cases.make_forgetter(base, one_task, data)
     before, state = cases.snapshot(one_task), cases.weights(forgetter.model)
     with monkeypatch.context() as patched:
-        patched.setattr(GSLoraTrainer, "train", lambda *args, **kwargs: None)
+        patched.setattr(ForgettingTrainer, "train", lambda *args, **kwargs: None)
         for action in (lambda: forgetter.forget(ForgetRequest([2])), forgetter.redo):
             with pytest.raises(LedgerError):
                 action()

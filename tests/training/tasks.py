@@ -12,6 +12,8 @@ from peft import get_peft_model
 from transformers import ViTConfig, ViTForImageClassification
 
 from gs_lora_peft import GSLoraConfig, GSLoraTrainer, GSLoraTrainingArguments
+from gs_lora_peft.methods import get_method
+from gs_lora_peft.training import ForgettingTrainer
 
 torch.set_num_threads(1)
 
@@ -133,6 +135,11 @@ def trainer_for(model: Any, folder: str | Path, *, kwargs: dict[str, Any] | None
     """A trainer on the two small sets; `changes` go to the arguments, `kwargs` to the trainer."""
     data = {"forget_dataset": forget_set(), "retain_dataset": retain_set(), **(kwargs or {})}
     return GSLoraTrainer(model, arguments(folder, **changes), **data)
+
+
+def ffn_trainer(model: Any, args: GSLoraTrainingArguments, **kwargs: Any) -> ForgettingTrainer:
+    """The same trainer, by plain fine-tuning of the feed-forward Linears."""
+    return ForgettingTrainer(model, args, method=get_method("ffn"), **kwargs)
 
 
 def adapter_state(model: Any) -> dict[str, torch.Tensor]:

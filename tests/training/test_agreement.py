@@ -12,6 +12,7 @@ from tasks import (
     adapter_state,
     arguments,
     differences,
+    ffn_trainer,
     forget_set,
     knowing_vit,
     peft_vit,
@@ -20,7 +21,6 @@ from tasks import (
 )
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainer, split_dataset
-from gs_lora_peft.baselines import FFNFineTuner
 from gs_lora_peft.data import default_collator
 from gs_lora_peft.errors import InvalidInputError
 
@@ -52,7 +52,7 @@ def trainer(folder, retain, forget, **kwargs):
 
 
 def finetuner(folder, retain, forget):
-    return FFNFineTuner(knowing_vit(), arguments(folder), forget_dataset=forget, retain_dataset=retain)
+    return ffn_trainer(knowing_vit(), arguments(folder), forget_dataset=forget, retain_dataset=retain)
 
 
 @pytest.mark.parametrize("make", [trainer, finetuner])

@@ -8,7 +8,7 @@ from tasks import adapter_state, arguments, differences, peft_vit, scoring_set, 
 from transformers import TrainerCallback
 
 from gs_lora_peft import LoraGroups
-from gs_lora_peft.training import EMACallback, SparsityCallback
+from gs_lora_peft.methods import EMACallback, SparsityCallback
 
 
 class Watch(TrainerCallback):

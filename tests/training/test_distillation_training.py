@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from errors import refused
 from peft import get_peft_model
 from tasks import (
     FORGET,
     adapter_state,
     arguments,
+    ffn_trainer,
     forget_set,
     knowing_vit,
     peft_vit,
@@ -19,7 +21,6 @@ from tasks import (
 from torch.nn import functional as F
 
 from gs_lora_peft import GSLoraConfig, NonFiniteLossError
-from gs_lora_peft.baselines import FFNFineTuner
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.objectives import (
     ClassificationObjective,
@@ -183,5 +184,5 @@ def test_bad_weights_are_refused(tmp_path, weight):
 def test_refused_without_an_adapter(tmp_path):
     """The baseline changes the model itself: there is no earlier one to compare with."""
     sets = {"forget_dataset": forget_set(), "retain_dataset": retain_set()}
-    with pytest.raises(ValueError, match=r"`distillation_weight`=0\.5: FFNFineTuner has no adapter"):
-        FFNFineTuner(knowing_vit(), arguments(tmp_path, distillation_weight=0.5), **sets)
+    with refused("distillation_weight", 0.5):
+        ffn_trainer(knowing_vit(), arguments(tmp_path, distillation_weight=0.5), **sets)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tasks import arguments, forget_set, knowing_vit, peft_vit, retain_set, samples, trainer_for
+from errors import refused
+from tasks import (
+    arguments,
+    differences,
+    ffn_trainer,
+    forget_set,
+    knowing_vit,
+    peft_vit,
+    retain_set,
+    samples,
+    scoring_set,
+    trainer_for,
+)
 from transformers import LevitConfig, LevitForImageClassification
 
 from gs_lora_peft import find_ffn_blocks
-from gs_lora_peft.baselines import FFNFineTuner
 
 
 def finetuner(tmp_path, model, **changes):
     settings = {"learning_rate": 5e-3, "num_train_epochs": 10, **changes}
-    return FFNFineTuner(
+    return ffn_trainer(
         model, arguments(tmp_path, **settings), forget_dataset=forget_set(), retain_dataset=retain_set()
     )
 
@@ -48,14 +59,14 @@ def test_changes_the_feed_forward_alone(tmp_path):
 def test_classes_without_data_take_no_part(tmp_path):
     """As in GSLoraTrainer; what earlier tasks forgot is a wrong answer like any other."""
     sets = {"forget_dataset": samples((5,)), "retain_dataset": samples((0, 1))}
-    tuner = FFNFineTuner(knowing_vit(), arguments(tmp_path), old_classes=[4], **sets)
+    tuner = ffn_trainer(knowing_vit(), arguments(tmp_path), old_classes=[4], **sets)
     assert tuner.objective.missing_classes == [2, 3]
 
 
 def test_shared_classes_are_refused(tmp_path):
     """A class that is to be kept and forgotten at once is named before anything trains."""
     with pytest.raises(ValueError, match=r"classes \[0, 1, 2, 3\] are in the forget set and in the retain set"):
-        FFNFineTuner(knowing_vit(), arguments(tmp_path), forget_dataset=retain_set(), retain_dataset=retain_set())
+        ffn_trainer(knowing_vit(), arguments(tmp_path), forget_dataset=retain_set(), retain_dataset=retain_set())
 
 
 def test_batch_norm_stays(tmp_path):
@@ -69,7 +80,7 @@ def test_batch_norm_stays(tmp_path):
         return [{"pixel_values": torch.randn(3, 32, 32) + c, "label": c} for c in classes for _ in range(4)]
 
     sets = {"forget_dataset": images(3), "retain_dataset": images(0, 1, 2)}
-    FFNFineTuner(model, arguments(tmp_path, num_train_epochs=1), **sets).train()
+    ffn_trainer(model, arguments(tmp_path, num_train_epochs=1), **sets).train()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     # The Linears of LeViT's feed-forwards have no bias of their own.
     assert changed == {f"{path}.weight" for paths in find_ffn_blocks(model).values() for path in paths}
@@ -88,15 +99,60 @@ def test_same_batches(tmp_path, changes):
         assert torch.equal(one["pixel_values"], other["pixel_values"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"augmentation": True}, "`augmentation`=True: FFNFineTuner trains on samples as they are"),
-        ({"validation_fraction": 0.5}, r"`validation_fraction`=0\.5: FFNFineTuner holds nothing out"),
-        ({"prototype_retain_weight": 0.1}, "FFNFineTuner has no prototypes"),
-    ],
-)
-def test_what_there_is_not_is_refused(tmp_path, changes, message):
+def test_what_the_trainer_can_do_it_can_do_here(tmp_path):
+    """Evaluation by role with H and Drop, a part held out, prototypes, and gradients that are added up."""
+    settings = {"eval_strategy": "epoch", "validation_fraction": 0.34, "gradient_accumulation_steps": 2}
+    trainer = finetuner(tmp_path, knowing_vit(), prototype_retain_weight=0.1, logging_strategy="epoch", **settings)
+    trainer.train()
+    last = [row for row in trainer.state.log_history if "eval_loss" in row][-1]
+    assert last["eval_acc_forget"] < last["eval_acc_retain"]
+    assert last["eval_drop"] > 0
+    assert trainer.state.log_history[0]["retain_distance"] > 0
+
+
+@pytest.mark.parametrize("step", [8, 12])
+def test_resumed_bit_for_bit(tmp_path, step):
+    """In the middle of an epoch and at its end; Drop refers to the model before the task."""
+    settings = {"num_train_epochs": 5, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "epoch"}
+
+    def trainer(name):
+        model = knowing_vit(dropout=0.1)
+        args = arguments(tmp_path / name, learning_rate=5e-3, prototype_retain_weight=0.1, **settings)
+        return ffn_trainer(
+            model, args, forget_dataset=forget_set(), retain_dataset=retain_set(), eval_dataset=scoring_set()
+        )
+
+    whole, resumed = trainer("whole"), trainer("resumed")
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert not differences(whole.model.state_dict(), resumed.model.state_dict())
+    scores = [[row for row in t.state.log_history if "eval_loss" in row][-1] for t in (whole, resumed)]
+    assert scores[0]["eval_drop"] == scores[1]["eval_drop"]
+
+
+def test_the_model_before_the_task_is_known_while_it_changes(tmp_path):
+    """Prototypes and Drop of a resumed training need it, and there is no adapter to take off."""
+    model = knowing_vit()
+    batch = scoring_set()[:]["pixel_values"]
+    with torch.no_grad():
+        before = model.eval()(pixel_values=batch).logits
+    trainer = finetuner(tmp_path, model)
+    trainer.train()
+    after = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with trainer.trained.before():
+        assert torch.equal(model(pixel_values=batch).logits, before)
+    assert not differences(after, model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["distillation_weight", "push_to_hub", "ema_decay"])
+def test_what_needs_an_adapter_is_refused(tmp_path, name):
     """A comparison in which one side silently does without what both were asked for would be none."""
-    with pytest.raises(ValueError, match=message):
-        finetuner(tmp_path, knowing_vit(), **changes)
+    value = {"push_to_hub": True}.get(name, 0.5)
+    with refused(name, value):
+        finetuner(tmp_path, knowing_vit(), **{name: value})
+
+
+def test_a_model_with_an_adapter_is_refused(tmp_path):
+    """The adapter would stay as it is, and what it adds would not be forgotten."""
+    with refused("model"):
+        finetuner(tmp_path, peft_vit())

@@ -90,11 +90,9 @@ def test_what_can_be_obeyed_is_not_refused(settings):
         ("accelerator_config", {"has_boxes": True, "dispatch": True}),
         ("accelerator_config", {"dispatch": True, "split": True}),
         ("parallelism_config", {"tp": 2}),
-        ("ddp_static_graph", {"static": True}),
         ("neftune_noise_alpha", {"noise": 5.0}),
         (None, {"dispatch": True}),
         (None, {"split": True}),
-        (None, {"static": True, "sparsity": "penalty"}),
     ],
 )
 def test_what_depends_on_the_model_and_the_processes(name, trainer):
@@ -103,7 +101,7 @@ def test_what_depends_on_the_model_and_the_processes(name, trainer):
     config = SimpleNamespace(dispatch_batches=get("dispatch"), split_batches=get("split", False))
     args = SimpleNamespace(
         world_size=2, accelerator_config=config, parallelism_config=SimpleNamespace(tp_size=get("tp", 1)),
-        ddp_static_graph=get("static"), sparsity=get("sparsity", "proximal"), neftune_noise_alpha=get("noise"),
+        neftune_noise_alpha=get("noise"),
     )  # fmt: skip
     subject = SimpleNamespace(args=args, has_boxes=get("has_boxes", False), model=None)
     if name is None:

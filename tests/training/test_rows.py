@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from peft import get_peft_model
-from tasks import arguments
+from tasks import arguments, ffn_trainer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -31,7 +31,6 @@ from transformers import (
 )
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainer
-from gs_lora_peft.baselines import FFNFineTuner
 from gs_lora_peft.data import default_collator, split_dataset
 from gs_lora_peft.data.collation import TensorCollator
 from gs_lora_peft.errors import InvalidInputError
@@ -225,11 +224,11 @@ def test_columns_are_removed_where_a_sequence_is_scored(tmp_path):
 
 @pytest.mark.parametrize("kind", ["text", "sound"])
 def test_the_baseline_takes_them_too(tmp_path, kind):
-    """`FFNFineTuner` collates as the trainer does."""
+    """Fine-tuning collates as the trainer does."""
     make, prepare = KINDS[kind]
     split = split_dataset(make(), ["bee"])
     sets = {"forget_dataset": split.forget, "retain_dataset": split.retain}
-    tuner = FFNFineTuner(knowing(kind), arguments(tmp_path, max_steps=1), **sets, processing_class=prepare())
+    tuner = ffn_trainer(knowing(kind), arguments(tmp_path, max_steps=1), **sets, processing_class=prepare())
     assert tuner.train().training_loss > 0
 
 

@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, TrainerCallback, ViTImageProcessor
 
 from gs_lora_peft import GSLoraConfig, GSLoraTrainer, LoraGroups
+from gs_lora_peft.methods import SparsityCallback
 from gs_lora_peft.objectives.classification import auto_forget_bound
-from gs_lora_peft.training import SparsityCallback
 
 
 class Recorder(TrainerCallback):

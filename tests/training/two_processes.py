@@ -16,6 +16,7 @@ from tasks import (
     arguments,
     differences,
     forget_set,
+    knowing_vit,
     peft_vit,
     retain_set,
     scoring_set,
@@ -24,8 +25,10 @@ from tasks import (
 )
 from torch.nn import functional as F
 
-from gs_lora_peft import GSLoraTrainer, NonFiniteLossError
+from gs_lora_peft import NonFiniteLossError
 from gs_lora_peft.data import PairedSampler
+from gs_lora_peft.methods import get_method
+from gs_lora_peft.training import ForgettingTrainer
 
 GLOBAL_BATCH = 8
 DYING = {
@@ -39,7 +42,7 @@ SHORT = {"max_steps": 3, "logging_strategy": "steps", "logging_steps": 1}
 PLAIN_SGD = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0}
 
 
-class WatchedTrainer(GSLoraTrainer):
+class WatchedTrainer(ForgettingTrainer):
     """Writes down which samples each micro-batch held."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -98,6 +101,7 @@ def settings_of(name: str) -> dict[str, Any]:
             "per_device_eval_batch_size": 5,
             "accelerator_config": {"even_batches": False},
         },
+        "fine-tuning": {"logging_strategy": "steps", "logging_steps": 1, "method": "ffn", "learning_rate": 1e-3},
     }[name]
 
 
@@ -113,24 +117,25 @@ RUNS = (
     "split batches",
     "dispatched batches",
     "uneven batches",
+    "fine-tuning",
 )
 
 
 BROKEN = ("retain", "forget", "neither")
 
 
-def trainer_of(model: Any, folder: Path, processes: int, **settings: Any) -> WatchedTrainer:
+def trainer_of(model: Any, folder: Path, processes: int, method: str = "gs_lora", **settings: Any) -> WatchedTrainer:
     split = settings.get("accelerator_config", {}).get("split_batches", False)
     sharers = settings.get("gradient_accumulation_steps", 1) * (1 if split else processes)
     per_process = GLOBAL_BATCH // sharers
     args = arguments(folder, per_device_train_batch_size=per_process, **settings)
     sets = {"forget_dataset": forget_set(5), "retain_dataset": retain_set(8)}
-    return WatchedTrainer(model, args, eval_dataset=scoring_set(), **sets)
+    return WatchedTrainer(model, args, method=get_method(method), eval_dataset=scoring_set(), **sets)
 
 
 def run(name: str, folder: Path, processes: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """One run: what was logged and seen, and the adapter it ends with."""
-    model = peft_vit()
+    """One run: what was logged and seen, and the weights it ends with."""
+    model = knowing_vit() if name == "fine-tuning" else peft_vit()
     trainer = trainer_of(model, folder, processes, **settings_of(name))
     if name == "accumulating":
         trainer.score(scoring_set())  # evaluation must not keep training from synchronising gradients
@@ -141,10 +146,10 @@ def run(name: str, folder: Path, processes: int) -> tuple[dict[str, Any], dict[s
     return {
         "logs": [{key: entry[key] for key in logged} for entry in history if "retain_loss" in entry],
         "scores": [entry["eval_h_mean"] for entry in history if "eval_h_mean" in entry],
-        "zero": trainer.groups.zero_groups(),
+        "zero": [] if name == "fine-tuning" else trainer.trained.groups.zero_groups(),
         "batches": trainer.batches,
         "steps": trainer.state.global_step,
-    }, adapter_state(model)
+    }, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def resume(build: Any, folder: Path, processes: int, steps: tuple[int, ...], **settings: Any) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from torch import nn
 
 
 @contextmanager
-def before_the_task(model: nn.Module, adapter: str) -> Iterator[None]:
+def before_the_task(model: nn.Module, adapter: str | None) -> Iterator[None]:
     """
     Makes the model what it was before the task: `adapter` does nothing, other active adapters act, no dropout, no
     gradient. On leaving, every module is in the mode it was in.
 
     Args:
-        model (`torch.nn.Module`): a `PeftModel`.
-        adapter (`str`): the adapter that trains.
+        model (`torch.nn.Module`): a `PeftModel`, or a model without adapters.
+        adapter (`str`, *optional*): the adapter that trains; `None` where there is none.
     """
     modes = [(module, module.training) for module in model.modules()]
     layers = [module for module, _ in modes if isinstance(module, LoraLayer) and adapter in module.active_adapters]

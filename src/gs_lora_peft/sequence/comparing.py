@@ -43,9 +43,13 @@ def changed_settings(
             were missing then does not count, because they cannot be named as missing any more.
     """
     found: Differences = {}
+    # Only a method other than GS-LoRA is recorded.
+    methods = tuple(settings_of.get("method", {"name": "gs_lora"}) for settings_of in (entry.settings, settings))
+    if methods[0] != methods[1]:
+        found["method"] = (methods[0], methods[1])
     for part, given in settings.items():
         recorded = entry.settings.get(part)
-        if not isinstance(recorded, Mapping):
+        if part == "method" or not isinstance(recorded, Mapping):
             continue
         known = {name: (recorded[name], value) for name, value in given.items() if name in recorded}
         found |= {name: both for name, both in known.items() if both[0] != both[1] and _counts(name, recorded, given)}

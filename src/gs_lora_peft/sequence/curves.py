@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from ..training import GSLoraTrainer
+    from ..training import ForgettingTrainer, TrainedAdapter
 
 CURVE_NAMES = ("epoch", "retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy", "active_groups")
 # How much is known in the course of a training: of a classifier the first, of a detector the second.
@@ -34,9 +34,9 @@ class TrainingRecord:
     curves: dict[str, list[float]] | None
 
     @classmethod
-    def of(cls, trainer: GSLoraTrainer) -> TrainingRecord:
+    def of(cls, trainer: ForgettingTrainer) -> TrainingRecord:
         """The record of a trainer that has finished (one host synchronisation for the groups and one for norms)."""
-        groups = trainer.groups
+        groups = cast("TrainedAdapter", trainer.trained).groups
         # What changes nothing counts for nothing, whatever the norm of its lora_A.
         norms = dict(zip(groups.names, (groups.norms() * groups.changed()).tolist(), strict=True))
         pairs, state = trainer.train_dataset, trainer.state

@@ -15,6 +15,7 @@ from ..data.collation import default_collator
 from ..data.splits import check_sampling
 from ..data.splitting import read_classes
 from ..errors import InvalidInputError
+from ..methods import Method
 from ..objectives import check_class_head
 from ..storage import as_path
 from ..training import GSLoraTrainingArguments
@@ -87,6 +88,8 @@ class ContinualForgetter(RevocableRun):
         augment (`Callable`, *optional*): as in [`GSLoraTrainer`].
         callbacks (`Sequence[TrainerCallback]`, *optional*): handed to every trainer; those that keep a state, as
             `EarlyStoppingCallback`, start anew with each request.
+        method ([`Method`] or `str`, *optional*): how to forget, or its name, see [`get_method`]; by default GS-LoRA.
+            It must train the adapter, which is what a run keeps.
 
     Attributes:
         model: the model with every task in effect merged.
@@ -126,6 +129,7 @@ class ContinualForgetter(RevocableRun):
         missing_classes: Sequence[str | int] = (),
         augment: Callable[[Any], Any] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
+        method: Method | str | None = None,
     ):
         self.folder = as_path(folder, "folder")
         if self.folder.exists() and not self.folder.is_dir():
@@ -159,6 +163,7 @@ class ContinualForgetter(RevocableRun):
             missing_classes=missing_classes,
             augment=augment,
             callbacks=callbacks,
+            method="gs_lora" if method is None else method,
         )
         self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
         check_parts(self.train_dataset, self.eval_dataset, label_column, self.recipe.data_collator)

@@ -16,7 +16,8 @@ from transformers.trainer_callback import ExportableState
 
 from ..data import ForgettingSplit, split_dataset
 from ..errors import InvalidInputError
-from ..training import GSLoraTrainer, GSLoraTrainingArguments
+from ..methods import GSLora, Method, get_method
+from ..training import ForgettingTrainer, GSLoraTrainingArguments
 from ..tuner import GSLoraConfig
 from .data_identity import function_name, processor_identity
 from .plain import plain_json
@@ -52,6 +53,11 @@ class Recipe:
         augment (`Callable`, *optional*): As in [`GSLoraTrainer`].
         callbacks (`Sequence[TrainerCallback]`): Handed to every trainer; those that keep a state start anew.
         data (`Mapping[str, str]`): What identifies the data, recorded with the settings.
+        method ([`Method`] or `str`, *optional*): How to forget, or its name; by default GS-LoRA. A method that trains
+            the adapter.
+
+    Raises:
+        InvalidInputError: If the method leaves no adapter behind, or the adapter cannot be made without data.
     """
 
     config: GSLoraConfig
@@ -65,8 +71,17 @@ class Recipe:
     augment: Callable[[Any], Any] | None = None
     callbacks: Sequence[TrainerCallback] = ()
     data: Mapping[str, str] = field(default_factory=dict)
+    method: Method | str = field(default_factory=GSLora)
 
     def __post_init__(self) -> None:
+        self.method = get_method(self.method)
+        if self.method.trains == "weights":
+            raise InvalidInputError(
+                "method",
+                self.method.name,
+                "a method that trains a LoRA adapter: a run keeps one for each request, and this one leaves none",
+                "Use another one, or train a single model with ForgettingTrainer.",
+            )
         if self.config.init_lora_weights == "eva":
             raise InvalidInputError(
                 "init_lora_weights",
@@ -91,13 +106,14 @@ class Recipe:
         silent = scored.difference(split.forget_classes, split.retain_classes, split.old_classes)
         return replace(split, missing_classes=sorted(silent.union(split.missing_classes)))
 
-    def trainer(self, model: PeftModel, split: ForgettingSplit, output_dir: Path) -> GSLoraTrainer:
+    def trainer(self, model: PeftModel, split: ForgettingSplit, output_dir: Path) -> ForgettingTrainer:
         """A trainer for one task. Nothing is pushed to the Hub: checkpoints of a request are private."""
         args = copy.copy(self.args)
         args.output_dir, args.push_to_hub = str(output_dir), False
-        return GSLoraTrainer(
+        return ForgettingTrainer(
             model,
             args,
+            method=get_method(self.method),
             forget_dataset=split.forget,
             retain_dataset=split.retain,
             forget_classes=split.forget_classes,
@@ -126,7 +142,7 @@ class Recipe:
             self.args = before
 
     def settings(self) -> dict[str, Any]:
-        """The recipe as plain JSON types: `config`, `training` and `data`."""
+        """The recipe as plain JSON types: `config`, `training` and `data`, and a `method` other than GS-LoRA."""
         left_out = {*_OF_OUTCOME, *(item.name for item in fields(TrainingArguments))}
         own = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in left_out]
         training = {name: getattr(self.args, name) for name in (*own, *_OF_TRANSFORMERS)}
@@ -142,6 +158,9 @@ class Recipe:
             "training": {**training, "num_processes": self.args.world_size},
             "data": data,
         }
+        method = get_method(self.method)
+        if method.name != GSLora.name:
+            values["method"] = method.settings()
         return plain_json(values, "settings")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from peft import PeftModel
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from ..data import ForgettingSplit
 from ..errors import InvalidInputError
 from ..storage import staged_folder, write_json_atomic
+from ..training import TrainedAdapter
 from ..tuner import LoraGroups, export_lora
 from .curves import TrainingRecord
 from .layout import TRAINING_CONFIG, task_folder
@@ -98,7 +99,8 @@ def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger
             try:
                 trainer.train(resume_from_checkpoint=task.start.checkpoint)
                 _check_trained(trainer.state.global_step, task)
-                on_main(lambda: _export(peft_model, trainer.groups, task.name, recipe, ledger))
+                groups = cast(TrainedAdapter, trainer.trained).groups
+                on_main(lambda: _export(peft_model, groups, task.name, recipe, ledger))
             except Exception:
                 if main:
                     work.fail()

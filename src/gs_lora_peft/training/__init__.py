@@ -1,16 +1,19 @@
-"""Arguments, trainer and callbacks."""
+"""A Trainer that forgets by whatever method: arguments, batches, evaluation, checkpoints."""
 
 from .arguments import GSLoraTrainingArguments
-from .callbacks import EMACallback, SparsityCallback
 from .checks import NoGradientError, NonFiniteLossError, NoStepError
-from .trainer import GSLoraTrainer
+from .method import Method
+from .trained import Trained, TrainedAdapter, TrainedWeights
+from .trainer import ForgettingTrainer
 
 __all__ = [
-    "EMACallback",
-    "GSLoraTrainer",
+    "ForgettingTrainer",
     "GSLoraTrainingArguments",
+    "Method",
     "NoGradientError",
     "NoStepError",
     "NonFiniteLossError",
-    "SparsityCallback",
+    "Trained",
+    "TrainedAdapter",
+    "TrainedWeights",
 ]

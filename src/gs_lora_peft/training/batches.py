@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from transformers import Trainer
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..data.agreement import AgreeingLabels
 from ..data.augmentation import AugmentedPairs, NumberedSampler
 from ..data.pairing import PairedCollator, PairedDataset, PairedSampler
-from .arguments import GSLoraTrainingArguments
+from .base import TaskTrainer
 from .callbacks import SamplerEpochCallback
 
 
-class PairedBatches(Trainer):
-    """The half of [`GSLoraTrainer`] that reads the training data."""
+class PairedBatches(TaskTrainer):
+    """The part of [`ForgettingTrainer`] that reads the training data."""
 
-    args: GSLoraTrainingArguments
-    train_dataset: PairedDataset
-    forget_classes: list[int]
-    label_column: str
     _epochs: SamplerEpochCallback
 
     def get_train_dataloader(self):

@@ -1,16 +1,18 @@
-"""Reading adapters back into a model without changing which of them are active or train."""
+"""Reading weights back into a model: adapters, without changing which of them are active or train, or all of it."""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import InvalidInputError
 
 STATE_FILE = "forgetting_state.json"
 
@@ -42,27 +44,65 @@ def load_adapters(model: PeftModel, folder: str) -> None:
         folder (`str`): the checkpoint.
 
     Raises:
-        ValueError: if the checkpoint is absent or damaged, or its adapters are not those of the model. The model is
-            then unchanged.
+        InvalidInputError: if the checkpoint is absent or damaged, or its adapters are not those of the model. The
+            model is then unchanged.
     """
     files = _adapter_files(folder)
     if set(files) != set(model.peft_config):
-        raise ValueError(
-            f"the checkpoint {folder!r} holds the adapters {sorted(files) or 'none'}, the model holds "
-            f"{sorted(model.peft_config)}. Resume with a model that holds the adapters of the one that was saved."
+        raise InvalidInputError(
+            "resume_from_checkpoint",
+            folder,
+            f"the adapters that the model holds, {sorted(model.peft_config)}; it has {sorted(files) or 'none'}",
+            "Resume with a model that holds the adapters of the one that was saved.",
         )
     states = {name: _read(path) for name, path in files.items()}
     for name, state in states.items():
         own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-        _check_same(state, own, folder, name)
+        _check_same(state, own, folder, f"adapter {name!r}")
     for name, state in states.items():
         set_peft_model_state_dict(model, state, adapter_name=name)
+
+
+def load_weights(model: nn.Module, folder: str) -> None:
+    """Load all weights in place, from a checkpoint of this very model.
+
+    The Trainer's own way compares names as they are in the file with those in the model, which differ for many classes
+    of transformers, and leaves out what it does not find.
+
+    Args:
+        model (`torch.nn.Module`): a model without adapters, of a class that has `from_pretrained`.
+        folder (`str`): the checkpoint.
+
+    Raises:
+        InvalidInputError: if the checkpoint is absent or damaged, or of another architecture. The model is then
+            unchanged.
+    """
+    if not os.path.isdir(folder):
+        raise _absent(folder)
+    try:
+        saved = cast(Any, type(model)).from_pretrained(folder).state_dict()
+    except (SafetensorError, OSError) as error:
+        raise _damaged(folder, error) from error
+    _check_same(saved, model.state_dict(), folder, "model")
+    model.load_state_dict(saved)
+
+
+def _absent(folder: str) -> InvalidInputError:
+    return InvalidInputError(
+        "resume_from_checkpoint", folder, "a checkpoint that exists", "Give the path of a 'checkpoint-<step>' folder."
+    )
+
+
+def _damaged(path: str, error: Exception) -> InvalidInputError:
+    return InvalidInputError(
+        "resume_from_checkpoint", path, f"a whole checkpoint; it is damaged: {error}", "Resume from an earlier one."
+    )
 
 
 def _adapter_files(folder: str) -> dict[str, str]:
     """Adapter name → file. PEFT writes "default" to the folder itself, every other adapter to a folder of its name."""
     if not os.path.isdir(folder):
-        raise ValueError(f"there is no checkpoint at {folder!r}. Give the path of a 'checkpoint-<step>' folder.")
+        raise _absent(folder)
     folders = {"default": folder, **{entry.name: entry.path for entry in os.scandir(folder) if entry.is_dir()}}
     paths = {name: os.path.join(path, SAFETENSORS_WEIGHTS_NAME) for name, path in folders.items()}
     return {name: path for name, path in paths.items() if os.path.isfile(path)}
@@ -72,7 +112,7 @@ def _read(path: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path!r} is damaged ({error}). Resume from an earlier checkpoint.") from error
+        raise _damaged(path, error) from error
 
 
 def _check_same(found: dict[str, Tensor], expected: dict[str, Tensor], folder: str, name: str) -> None:
@@ -82,8 +122,10 @@ def _check_same(found: dict[str, Tensor], expected: dict[str, Tensor], folder: s
         return
     differ = sorted(key for key in shapes.keys() | wanted.keys() if shapes.get(key) != wanted.get(key))
     saved, own = (s.get(differ[0], "absent") for s in (shapes, wanted))
-    raise ValueError(
-        f"the adapter {name!r} in the checkpoint {folder!r} belongs to another architecture or rank: {len(differ)} "
-        f"matrices differ, e.g. {differ[0]!r}, saved: {saved}, in the model: {own}. Resume with the model that was "
-        "saved, or start anew in another `output_dir`."
+    raise InvalidInputError(
+        "resume_from_checkpoint",
+        folder,
+        f"the architecture and rank of the {name}; {len(differ)} tensors differ, e.g. {differ[0]!r}, saved: {saved}, "
+        f"in the model: {own}",
+        "Resume with the model that was saved, or start anew in another `output_dir`.",
     )

@@ -18,7 +18,7 @@ from ..data.rows import NamedRows
 from ..data.splitting import read_classes
 from ..errors import InvalidInputError
 from ..objectives import head_size
-from ..tuner import LoraGroups, trainable_adapters
+from .base import TaskTrainer
 
 _IDS = Annotated[
     list[ClassId],
@@ -32,7 +32,7 @@ class NonFiniteLossError(ValueError):
 
 
 class NoGradientError(ValueError):
-    """No gradient reaches the adapter that trains, so that it would stay as it is. It is as it was before the step."""
+    """No gradient reaches the weights that train, so that they would stay as they are, as before the step."""
 
 
 class NoStepError(ValueError):
@@ -192,7 +192,7 @@ def _check_head(model: nn.Module, classes: Sequence[int], where: str = "") -> No
         )
 
 
-def check_evaluation(trainer: Any, model: nn.Module, eval_dataset: Any, args: Any, own_metrics: bool) -> None:
+def check_evaluation(trainer: TaskTrainer, model: nn.Module, eval_dataset: Any, args: Any, own_metrics: bool) -> None:
     """Labels of evaluation sets must be inside the head, and the metric of the best model must be one they give.
 
     Reads label columns and lists; what would have to decode samples to know its labels is let through.
@@ -263,48 +263,20 @@ def check_hold_out(dataset: Any, label_column: str) -> None:
         )
 
 
-def training_adapter(model: nn.Module) -> str:
-    """Name of the one adapter that trains.
+def check_distribution(trainer: TaskTrainer) -> None:
+    """Refuses set-ups that split weights, or write over what happens to them between two steps.
 
     Raises:
-        ValueError: if none or several train, or if anything besides trains, which no group covers and no checkpoint
-            holds.
+        InvalidInputError: With FSDP or DeepSpeed.
     """
-    adapters = trainable_adapters(model)
-    if len(adapters) != 1:
-        raise ValueError(
-            f"exactly one adapter must train, but {list(adapters) or 'none'} would. Wrap the model with "
-            'get_peft_model(model, GSLoraConfig(...)), or choose one with model.set_adapter("name").'
-        )
-    known = {id(parameter) for parameter in LoraGroups(model, adapters[0]).parameters}
-    if others := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]:
-        raise ValueError(
-            f"{len(others)} parameters besides the LoRA matrices would train, e.g. {others[0]!r}; forgetting changes "
-            "the adapter alone. Freeze them with requires_grad_(False)."
-        )
-    return adapters[0]
-
-
-def check_distribution(trainer: Any) -> None:
-    """Refuse set-ups in which a proximal step would not hold: split matrices, or weights that are written over.
-
-    Raises:
-        ValueError: with FSDP, DeepSpeed, or `ddp_find_unused_parameters=False` together with exact zeros.
-    """
-    if trainer.is_fsdp_enabled:
-        raise ValueError(
-            "GSLoraTrainer does not support FSDP yet: group norms and proximal steps need whole matrices. Use DDP "
-            "(`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it."
-        )
-    if trainer.is_deepspeed_enabled:
-        raise ValueError(
-            "GSLoraTrainer does not support DeepSpeed: its optimizer keeps copies of the weights, which overwrite the "
-            "groups that a proximal step has shrunk. Use plain DDP (`accelerate launch --multi_gpu`); a LoRA adapter "
-            "is small enough for it."
-        )
-    args = trainer.args
-    if args.world_size > 1 and args.sparsity == "proximal" and args.ddp_find_unused_parameters is False:
-        raise ValueError(
-            "`ddp_find_unused_parameters=False` does not work with sparsity='proximal': dropped groups stop taking "
-            "part in the forward. Leave it unset."
-        )
+    for name, why in (
+        ("fsdp", "methods look at whole matrices, such as group norms and proximal steps"),
+        ("deepspeed", "its optimizer keeps copies of the weights, which overwrite what a method does to them"),
+    ):
+        if getattr(trainer, f"is_{name}_enabled"):
+            raise InvalidInputError(
+                name,
+                getattr(trainer.args, name, None),
+                f"None: {why}",
+                "Use plain DDP (`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it.",
+            )

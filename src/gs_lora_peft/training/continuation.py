@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from .base import TaskTrainer
+
 
 class LogContinuation(TrainerCallback):
     """
@@ -19,10 +21,10 @@ class LogContinuation(TrainerCallback):
     does not pass again: its row, its evaluation and whatever callbacks do there would be missing.
 
     Args:
-        trainer ([`GSLoraTrainer`]): the trainer that runs.
+        trainer ([`TaskTrainer`]): the trainer that runs.
     """
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: TaskTrainer):
         self.trainer = trainer
         self.stopped = False  # by what happened at the epoch's end that was made up for
         self._restored: dict[str, Any] = {}
@@ -61,7 +63,7 @@ class LogContinuation(TrainerCallback):
         batches = -(-len(train_dataloader) // args.gradient_accumulation_steps)
         at_the_end = state.global_step % max(batches, 1) == 0 or state.global_step >= state.max_steps
         if at_the_end and not restored["epoch_has_ended"]:
-            self._end_epoch()
+            self.end_epoch()
 
     def on_step_begin(self, args, state, control, **kwargs):
         # A checkpoint may be asked for in the middle of a step (enable_jit_checkpoint), which is then taken again.
@@ -88,7 +90,8 @@ class LogContinuation(TrainerCallback):
         trainer.meter.put_back(restored["names"], own[1:] if restored["count"] else None, restored["count"])
         self._learning_rate, self.grad_norm = restored["learning_rate"], restored["grad_norm"]
 
-    def _end_epoch(self) -> None:
+    def end_epoch(self) -> None:
+        """What happens at the end of an epoch, out of the Trainer's loop: events, logs, evaluation, checkpoint."""
         trainer = self.trainer
         state = trainer.state
         trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, state, trainer.control)

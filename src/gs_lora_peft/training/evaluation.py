@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
@@ -16,10 +15,11 @@ from transformers.trainer_pt_utils import EvalLoopContainer, nested_concat
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from ..data.rows import NamedRows
-from ..objectives import ClassRoles, Objective, before_the_task
-from .callbacks import EMACallback
+from ..objectives import ClassRoles, Objective
+from .base import TaskTrainer
 from .columns import ColumnFilter
 from .guard import one_low_precision
+from .method import Method
 
 _PADDING = -100  # what the Trainer fills up with where batches differ in their second dimension
 
@@ -89,21 +89,12 @@ def _kept_precision(model: Any) -> Iterator[None]:
                 tensor.data = data.to(tensor.device)
 
 
-class ForgettingEvaluation(ObjectiveEvaluation):
+class ForgettingEvaluation(ObjectiveEvaluation, TaskTrainer):
     """
-    The evaluating half of [`GSLoraTrainer`]: scores by role of the class, on the moving average where there is one.
-
-    Attributes:
-        accuracy_forget_before (`dict[str, float]`): Acc_f (of a detector AP_f) before the task by evaluation set
-            (`"eval"`, or `"eval_<name>"` for a dict of sets), in [0, 1]; Drop and H follow from it.
+    The evaluating part of [`ForgettingTrainer`]: scores by role of the class, on the weights that the method names.
     """
 
-    forget_classes: list[int]
-    retain_classes: list[int]
-    old_classes: list[int]
-    missing_classes: list[int]
-    adapter_name: str
-    ema: EMACallback | None = None
+    method: Method
     _evaluating = "eval"  # prefix of the metrics that are being computed
     _batches: tuple[EvalLoopContainer, EvalLoopContainer]
 
@@ -159,26 +150,19 @@ class ForgettingEvaluation(ObjectiveEvaluation):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        average = self.ema if self.is_in_train else None
         self._evaluating, self._batches = metric_key_prefix, _empty_batches()
-        if average is not None:
-            average.swap_in()
-        try:
-            # Iterating over data draws a random number. Left alone, dropout in training does not depend on evaluation,
-            # so that a run resumed behind an evaluation goes on as the one that was not stopped.
-            with torch.random.fork_rng(devices=[]):
-                return super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
-        finally:
-            if average is not None:
-                average.swap_out()
+        # Iterating over data draws a random number. Left alone, dropout in training does not depend on evaluation,
+        # so that a run resumed behind an evaluation goes on as the one that was not stopped.
+        with self.method.evaluated() if self.is_in_train else nullcontext(), torch.random.fork_rng(devices=[]):
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
 
     def measure_before(self) -> None:
         """Acc_f before the task on each evaluation set, for Drop and H; nothing is logged and no callback is told."""
         key = f"before_{self.task_objective.scoring.measure.key('forget')}"
         datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {None: self.eval_dataset}
-        with self._no_callbacks(), before_the_task(cast(nn.Module, self.model), self.adapter_name):
+        with self._no_callbacks(), self.trained.before():
             for name in datasets:
                 output = self.evaluation_loop(
                     self.get_eval_dataloader(name), description="Before training", metric_key_prefix="before"

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..errors import InvalidInputError
+from .base import TaskTrainer
 from .checks import NoGradientError, NoStepError
 
 _FUNCTION = "_gradient_checkpointing_func"
@@ -20,18 +21,18 @@ logger = logging.get_logger(__name__)
 
 
 def no_gradient(step: int) -> NoGradientError:
-    """The error of a training whose adapter gets no gradient at `step`."""
+    """The error of a training in which what trains gets no gradient at `step`."""
     return NoGradientError(
-        f"at step {step} no gradient reaches the adapter, so that it would stay as it is and nothing would be "
-        "forgotten. Part of the model runs under torch.no_grad() or detaches what it computes, or checkpoints with "
-        "use_reentrant=True around frozen inputs. Let the forward keep its graph (in training, remove torch.no_grad() "
-        "and .detach(), and give activation checkpointing use_reentrant=False). If it does, the losses have no slope: "
-        "raise `forget_weight` or `forget_bound`."
+        f"at step {step} no gradient reaches the weights that train, so that they would stay as they are and nothing "
+        "would be forgotten. Part of the model runs under torch.no_grad() or detaches what it computes, or "
+        "checkpoints with use_reentrant=True around frozen inputs. Let the forward keep its graph (in training, "
+        "remove torch.no_grad() and .detach(), and give activation checkpointing use_reentrant=False). If it does, "
+        "the losses have no slope: raise `forget_weight` or `forget_bound`."
     )
 
 
 def no_step(steps: int) -> NoStepError:
-    """The error of a training of so many steps that left the adapter as it was."""
+    """The error of a training of so many steps that left the weights as they were."""
     return NoStepError(
         f"the training ended after {steps} steps, in none of which the optimizer changed a weight, so that nothing is "
         "forgotten. Look for a learning rate of 0 (`learning_rate`, or `warmup_steps` that cover the training), for "
@@ -109,47 +110,44 @@ class _WithGradient:
 
 class GradientCallback(TrainerCallback):
     """
-    Looks before the first optimizer step whether the adapter has got a gradient (one host synchronisation a training).
+    Looks before the first optimizer step whether what trains has got a gradient (one host synchronisation a training).
 
     In a fresh adapter, whose `lora_B` are zero, those alone are judged: the gradient of `lora_A` is zero then. Nothing
-    is judged where every group is frozen, or where the penalty gives every matrix a gradient of its own.
+    is judged where everything is frozen.
 
     Args:
-        trainer ([`GSLoraTrainer`]): the trainer that runs.
+        trainer ([`TaskTrainer`]): the trainer that runs.
+        takes_steps (`bool`, *optional*, defaults to `True`): whether the method changes weights by optimizer steps.
     """
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: TaskTrainer, takes_steps: bool = True):
         self.trainer = trainer
+        self.takes_steps = takes_steps
         self._steps = 0  # optimizer steps that were really taken since training began
         self._before: list[Tensor] = []
         self._looked = False
 
     @property
     def changed_nothing(self) -> bool:
-        """Whether the training left the adapter as it was: no step was taken, or none of them moved a weight."""
+        """Whether the training left the weights as they were: no step was taken, or none of them moved a weight."""
+        no_step = self.takes_steps and self._steps == 0
         if not any(before.any() for before in self._before):
-            return self._steps == 0  # SparsityCallback has warned of an adapter of zeros, which cannot train
-        pairs = zip(self._before, self.trainer.groups.parameters, strict=True)
-        return self._steps == 0 or all(torch.equal(before, now.detach()) for before, now in pairs)
+            return no_step  # SparsityCallback has warned of an adapter of zeros, which cannot train
+        pairs = zip(self._before, self.trainer.trained.parameters, strict=True)
+        return no_step or all(torch.equal(before, now.detach()) for before, now in pairs)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._steps, self._looked = 0, False
-        self._before = [parameter.detach().clone() for parameter in self.trainer.groups.parameters]
+        self._before = [parameter.detach().clone() for parameter in self.trainer.trained.parameters]
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if self._looked:
             return
         self._looked = True
-        groups = self.trainer.groups
-        # The two factors of a pair are neighbours.
-        fresh = not any(matrix.detach().any() for matrix in groups.parameters[1::2])
-        judged = [p for p in (groups.parameters[1::2] if fresh else groups.parameters) if p.requires_grad]
-        gradients = [p.grad for p in judged if p.grad is not None]
-        if judged and not gradients:
-            raise no_gradient(state.global_step + 1)
-        telling = judged and (fresh or args.sparsity != "penalty")
+        judged = [parameter for parameter in self.trainer.trained.must_learn() if parameter.requires_grad]
+        gradients = [parameter.grad for parameter in judged if parameter.grad is not None]
         # Not finite is another matter: of the loss scaler (fp16), or of FiniteCallback.
-        if telling and not any(gradient.any() for gradient in gradients):
+        if judged and not any(gradient.any() for gradient in gradients):
             raise no_gradient(state.global_step + 1)
         self._tell_of_silent_groups()
 
@@ -157,14 +155,12 @@ class GradientCallback(TrainerCallback):
         self._steps += not getattr(optimizer, "step_was_skipped", False)
 
     def _tell_of_silent_groups(self) -> None:
-        groups = self.trainer.groups
-        trains, heard = set(), set()
-        for parameter, index in zip(groups.parameters, groups.group_of, strict=True):
+        trains: dict[str, bool] = {}  # by group: whether one of its tensors has got a gradient
+        trained = self.trainer.trained
+        for parameter, name in zip(trained.parameters, trained.names, strict=True):
             if parameter.requires_grad:
-                trains.add(index)
-                if parameter.grad is not None:
-                    heard.add(index)
-        if silent := [groups.names[index] for index in sorted(trains - heard)]:
+                trains[name] = trains.get(name, False) or parameter.grad is not None
+        if silent := [name for name, heard in trains.items() if not heard]:
             logger.warning(
                 f"No gradient reaches {len(silent)} of {len(trains)} groups at the first step, e.g. {silent[0]!r}. "
                 "Part of the model's forward takes no part in its answer, or runs under torch.no_grad()."

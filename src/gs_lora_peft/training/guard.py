@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from ..errors import InvalidInputError
+from .base import TaskTrainer
 from .checks import NonFiniteLossError
 
 LAST_GOOD_FOLDER = "last-good"
@@ -41,28 +43,41 @@ def one_low_precision(args: Any) -> Iterator[None]:
         raise InvalidInputError(name, getattr(args, name), expected, fix) from error
 
 
-def _broken_weights(trainer: Any) -> list[str]:
+def _broken_weights(trainer: TaskTrainer) -> list[str]:
     """The names of the weights, besides those that train, that hold NaN or infinite numbers."""
-    trained = {id(parameter) for parameter in trainer.groups.parameters}
+    trained = {id(parameter) for parameter in trainer.trained.parameters}
     frozen = [named for named in trainer.model.named_parameters() if id(named[1]) not in trained]
     return [name for name, weight in frozen if weight.is_floating_point() and not weight.isfinite().all()]
 
 
+@runtime_checkable
+class Watching(Protocol):
+    """A callback that wants to know something of the device at every step, without a host synchronisation more."""
+
+    def flags(self) -> Tensor | None:
+        """What to fetch: bool, shape `(n,)`; `None` where nothing is to be known at this step."""
+
+    def fetched(self, flags: list[bool], control: Any) -> None:
+        """Takes what was fetched, before the optimizer's step. Not called where the training breaks off."""
+
+
 class FiniteCallback(TrainerCallback):
     """
-    Stops before the optimizer's step where a loss or a gradient is not finite, and takes the adapter back to the last
+    Stops before the optimizer's step where a loss or a gradient is not finite, and takes the weights back to the last
     step at which both were finite: weights that give no finite loss are not good, though they may be finite.
 
-    One host synchronisation a step, which also tells which groups are zero and can be frozen. What is wrong in one
-    process is told to all, so that they stop at the same step.
+    One host synchronisation a step, in which others may have their flags fetched, too. What is wrong in one process is
+    told to all, so that they stop at the same step.
 
     Args:
-        trainer ([`GSLoraTrainer`]): the trainer that runs.
+        trainer ([`TaskTrainer`]): the trainer that runs.
+        watching (`Sequence[Watching]`, *optional*): who else wants flags.
     """
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: TaskTrainer, watching: Sequence[Watching] = ()):
         self.trainer = trainer
-        self._good: list[torch.Tensor] | None = None  # the adapter's matrices at the last good step
+        self.watching = watching
+        self._good: list[Tensor] | None = None  # what trains, at the last good step
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._good = None
@@ -73,21 +88,21 @@ class FiniteCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         # A term of the loss may be broken in one process alone.
-        flags = [self.trainer._global_mean(self.trainer.meter.finite().float()) == 1]
-        gradients = [p.grad for p in self.trainer.groups.parameters if p.grad is not None]
+        flags = [self.trainer.global_mean(self.trainer.meter.finite().float()) == 1]
+        gradients = [p.grad for p in self.trainer.trained.parameters if p.grad is not None]
         # With a loss scaler (fp16) an infinite gradient is normal: the scaler skips the step and halves the scale.
         if gradients and self.trainer.accelerator.scaler is None:
             norms = torch._foreach_norm(gradients)
             flags.append(torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms]).sum()).reshape(1))
-        sparsity, judged = self.trainer.sparsity, sum(map(len, flags))
-        if not sparsity.settled:
-            flags.append(self.trainer.groups.norms() == 0)
+        judged = sum(map(len, flags))
+        asked = [(callback, own) for callback in self.watching if (own := callback.flags()) is not None]
+        flags += [own for _, own in asked]
         fetched = torch.cat([flag.to(flags[0].device) for flag in flags]).tolist()
         if all(fetched[:judged]):
             self._remember()
-            if not sparsity.settled:
-                # Now: without a proximal step after it, the optimizer's momentum would move dropped groups from zero.
-                sparsity.settle(control, fetched[judged:])
+            for callback, own in asked:
+                callback.fetched(fetched[judged : judged + len(own)], control)
+                judged += len(own)
             return
         retain, forget, loss = fetched[:3]
         halves = [f"loss of the {name} half" for name, good in (("retain", retain), ("forget", forget)) if not good]
@@ -95,7 +110,7 @@ class FiniteCallback(TrainerCallback):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        matrices = [p.detach() for p in self.trainer.groups.parameters]
+        matrices = [p.detach() for p in self.trainer.trained.parameters]
         if self._good is None:
             self._good = [matrix.clone() for matrix in matrices]
         else:
@@ -105,7 +120,7 @@ class FiniteCallback(TrainerCallback):
         trainer = self.trainer
         trainer.model.zero_grad()
         if self._good is not None:
-            torch._foreach_copy_([p.detach() for p in trainer.groups.parameters], self._good)
+            torch._foreach_copy_([p.detach() for p in trainer.trained.parameters], self._good)
             self._good = None
         folder = os.path.join(args.output_dir, LAST_GOOD_FOLDER)
         trainer.save_model(folder, _internal_call=True)
@@ -123,6 +138,6 @@ class FiniteCallback(TrainerCallback):
                 f"{broken[0]!r}): load a sound copy of the base model."
             )
         return (
-            f"at step {state.global_step + 1} the {what} is NaN or infinite. The adapter of the last good step is "
+            f"at step {state.global_step + 1} the {what} is NaN or infinite. The weights of the last good step are "
             f"in {folder!r} and in the model. {advice}"
         )

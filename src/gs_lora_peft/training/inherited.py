@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from transformers import Trainer
+
 from ..errors import InvalidInputError
+from ..objectives.base import bare
 
 # What smaller values of mean a better model, besides losses, which transformers knows.
 _SMALLER_IS_BETTER = ("_forget", "_old")
@@ -194,17 +197,6 @@ BY_TRAINER: dict[str, list[Refusal]] = {
             "Use DDP (`accelerate launch --multi_gpu`) alone; a LoRA adapter is small enough for it.",
         )
     ],
-    "ddp_static_graph": [
-        Refusal(
-            lambda trainer: (
-                trainer.args.world_size > 1
-                and bool(trainer.args.ddp_static_graph)
-                and trainer.args.sparsity == "proximal"
-            ),
-            "False with sparsity='proximal': dropped groups stop taking part in the forward",
-            "Leave it unset.",
-        )
-    ],
     "neftune_noise_alpha": [
         Refusal(
             lambda trainer: trainer.args.neftune_noise_alpha is not None and not _has_embeddings(trainer.model),
@@ -214,9 +206,9 @@ BY_TRAINER: dict[str, list[Refusal]] = {
     ],
 }
 
-# Refused elsewhere: by `check_distribution`, `check_evaluation`, `check_checkpointing` and `GSLoraTrainer` itself.
+# Refused elsewhere: by `check_distribution`, `check_evaluation`, `check_checkpointing`, the trainer or its method.
 ELSEWHERE = {
-    "fsdp_config", "ddp_find_unused_parameters", "metric_for_best_model", "eval_strategy",
+    "fsdp_config", "ddp_find_unused_parameters", "ddp_static_graph", "metric_for_best_model", "eval_strategy",
     "eval_on_start", "prediction_loss_only", "activation_checkpointing", "activation_checkpointing_kwargs",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "dataloader_drop_last",
 }  # fmt: skip
@@ -257,11 +249,11 @@ def check_by_arguments(args: Any) -> None:
         _check(name, refusals, args, args)
 
 
-def check_by_trainer(trainer: Any) -> None:
+def check_by_trainer(trainer: Trainer) -> None:
     """Refuses values of inherited options that cannot be obeyed with this model or in so many processes.
 
     Args:
-        trainer ([`GSLoraTrainer`]): the trainer that is being made.
+        trainer (`transformers.Trainer`): the trainer that is being made.
 
     Raises:
         InvalidInputError: naming the option and the reason.
@@ -283,6 +275,6 @@ def smaller_is_better(metric: str) -> bool:
 
 def _has_embeddings(model: Any) -> bool:
     try:
-        return model.get_base_model().get_input_embeddings() is not None
+        return bare(model).get_input_embeddings() is not None
     except (AttributeError, NotImplementedError):
         return False

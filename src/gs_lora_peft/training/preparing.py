@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback
 
 from ..data.agreement import AgreeingLabels
 from ..data.augmentation import Augmentation, AugmentedViews, rand_augment
 from ..data.rows import NamedRows
-from ..objectives import before_the_task
 from .arguments import GSLoraTrainingArguments
+from .base import TaskTrainer
 
 
 def chosen_augmentation(
@@ -49,10 +48,10 @@ class PreparationCallback(TrainerCallback):
     what the objective looks at.
 
     Args:
-        trainer ([`GSLoraTrainer`]): the trainer that runs.
+        trainer ([`TaskTrainer`]): the trainer that runs.
     """
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: TaskTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -63,30 +62,27 @@ class PreparationCallback(TrainerCallback):
         prepare_objective(trainer)
 
 
-def prepare_objective(trainer: Any) -> None:
+def prepare_objective(trainer: TaskTrainer) -> None:
     """Shows the objective the model as it was before the task, and both training sets.
 
     Args:
-        trainer ([`GSLoraTrainer`]): the trainer that is about to train.
+        trainer ([`TaskTrainer`]): the trainer that is about to train.
     """
     args = trainer.args
     sets: list[Any] = [trainer.train_dataset.retain, trainer.train_dataset.forget]
-    if args.prototype_augmentations:
+    if args.prototype_augmentations and trainer.augmentation:
         sets = [AugmentedViews(dataset, args.prototype_augmentations, trainer.augmentation) for dataset in sets]
 
-    def global_sum(tensor: Tensor) -> Tensor:
-        return trainer.accelerator.reduce(tensor, reduction="sum") if args.world_size > 1 else tensor
-
-    with before_the_task(trainer.model, trainer.adapter_name), trainer.accelerator.autocast():
-        trainer.task_objective.prepare(trainer.model, lambda: own_batches(trainer, sets), global_sum)
+    with trainer.trained.before(), trainer.accelerator.autocast():
+        trainer.task_objective.prepare(trainer.model, lambda: own_batches(trainer, sets), trainer.global_sum)
 
 
-def own_batches(trainer: Any, datasets: Sequence[Any]) -> Iterator[dict[str, Any]]:
+def own_batches(trainer: TaskTrainer, datasets: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """
     This process's share of data sets, each row once, in batches on the device.
 
     Args:
-        trainer ([`GSLoraTrainer`]): gives the collator, the device and the number of processes.
+        trainer ([`TaskTrainer`]): gives the collator, the device and the number of processes.
         datasets (sequence of map-style datasets): what to go through.
     """
     args = trainer.args

@@ -5,20 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from transformers import Trainer
 
 from ..errors import InvalidInputError
-from ..objectives import Objective
 from ..reports import Table, render_card
 from ..storage import public_name
 from ..storage.hub_calls import checked_repo_id, writing_api
 from ..storage.hub_commit import commit_folder, open_repository
-from ..tuner import LoraGroups, export_lora
+from ..tuner import export_lora
+from .base import TaskTrainer
+from .method import Method
+from .trained import Trained, TrainedAdapter
 
 _OWN_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, "README.md", ".gitattributes"}
 
@@ -39,16 +40,32 @@ def repo_to_publish_in(args: Any) -> str:
         raise InvalidInputError(name, value, expected, "Name the repository with hub_model_id.") from None
 
 
-class AdapterPublishing(Trainer):
-    """The publishing half of [`GSLoraTrainer`]."""
+def check_publishing(args: Any, method: Method, trained: Trained) -> None:
+    """Refuses to publish what is not an adapter.
 
-    model: PeftModel
-    groups: LoraGroups
-    task_objective: Objective
-    adapter_name: str
+    Raises:
+        InvalidInputError: With `push_to_hub`, if the model's own weights train.
+    """
+    if args.push_to_hub and trained.adapter is None:
+        raise _no_adapter(method)
+
+
+def _no_adapter(method: Method) -> InvalidInputError:
+    return InvalidInputError(
+        "push_to_hub",
+        True,
+        f"False: the method {method.name!r} changes the model's own weights, and leaves no adapter to publish",
+        "Leave it out, and publish the model with model.push_to_hub(...).",
+    )
+
+
+class AdapterPublishing(TaskTrainer):
+    """The publishing part of [`ForgettingTrainer`]."""
+
+    method: Method
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Checks the name alone; [`~GSLoraTrainer.push_to_hub`] makes the repository when there is a result."""
+        """Checks the name alone; [`~ForgettingTrainer.push_to_hub`] makes the repository when there is a result."""
         repo_to_publish_in(self.args)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -91,7 +108,10 @@ class AdapterPublishing(Trainer):
             huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, or is busy for too long.
         """
         if not blocking:
-            raise ValueError("blocking=False is not supported: the adapter is small. Leave `blocking` at True.")
+            raise InvalidInputError("blocking", blocking, "True: the adapter is small", "Leave it out.")
+        if not isinstance(self.trained, TrainedAdapter):
+            raise _no_adapter(self.method)
+        model = cast(PeftModel, self.model)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if not self.is_world_process_zero():
             return None
@@ -100,13 +120,15 @@ class AdapterPublishing(Trainer):
         private = self.args.hub_private_repo if private is None else private
         head = open_repository(api, repo_id, revision=revision or self.args.hub_revision, private=private is not False)
         if strange := sorted(set(head.files) - _OWN_FILES):
-            raise ValueError(
-                f"the repository {head.repo_id!r} holds files of something else ({', '.join(strange[:3])}); expected "
-                "a new one, or one with a single adapter. Choose another `hub_model_id`."
+            raise InvalidInputError(
+                "hub_model_id",
+                head.repo_id,
+                f"a new repository, or one with a single adapter; it holds {', '.join(strange[:3])}",
+                "Choose another one.",
             )
         self.hub_model_id = head.repo_id  # type: ignore[assignment]
-        name, of_cache = public_name(getattr(self.model.config, "_name_or_path", None) or "")
-        on_hub = name if of_cache or getattr(self.model.config, "_commit_hash", None) else None
+        name, of_cache = public_name(getattr(model.config, "_name_or_path", None) or "")
+        on_hub = name if of_cache or getattr(model.config, "_commit_hash", None) else None
         data = ModelCardData(
             base_model=on_hub,
             base_model_relation="adapter" if on_hub else None,
@@ -116,12 +138,11 @@ class AdapterPublishing(Trainer):
             tags=["gs-lora", "unlearning", "lora", *([tags] if isinstance(tags, str) else tags)],
         )
         with tempfile.TemporaryDirectory() as folder:
-            export_lora(self.model, folder, self.adapter_name, base_model_name_or_path=name)
-            self._card(data, head.repo_id, name).save(Path(folder, "README.md"))
+            export_lora(model, folder, self.trained.adapter, base_model_name_or_path=name)
+            self._card(data, head.repo_id, name, self.trained.groups.state()).save(Path(folder, "README.md"))
             return commit_folder(api, head, folder, commit_message or "End of training")
 
-    def _card(self, data: ModelCardData, repo_id: str, base: str | None) -> ModelCard:
-        state = self.groups.state()
+    def _card(self, data: ModelCardData, repo_id: str, base: str | None, groups: dict[str, Any]) -> ModelCard:
         names = [*map(self.task_objective.scoring.measure.key, ("forget", "retain", "old", "missing")), "h_mean"]
         last = next((row for row in reversed(self.state.log_history) if f"eval_{names[1]}" in row), {})
         rows = [[name, f"{last[f'eval_{name}']:.4f}"] for name in names if f"eval_{name}" in last]
@@ -131,7 +152,8 @@ class AdapterPublishing(Trainer):
             title=repo_id.rpartition("/")[2],
             repo=repo_id,
             base=base,
-            active=len(state["active"]),
-            total=state["total"],
+            method=self.method.title or self.method.name,
+            active=len(groups["active"]),
+            total=groups["total"],
             scores=Table(["on the evaluation data", "fraction"], rows),
         )

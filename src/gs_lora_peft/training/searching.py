@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from peft import PeftModel
-from transformers import Trainer
+from torch import nn
 
 from ..errors import InvalidInputError
 from ..objectives import Objective
 from .arguments import GSLoraTrainingArguments
+from .base import TaskTrainer
+from .method import Method
 
 
-class AdapterSearch(Trainer):
-    """The half of [`GSLoraTrainer`] that works with `model_init`."""
+class AdapterSearch(TaskTrainer):
+    """The part of [`ForgettingTrainer`] that works with `model_init`."""
 
-    args: GSLoraTrainingArguments
-    task_objective: Objective
+    method: Method
 
-    def _take(self, model: PeftModel) -> None:
+    def _take(self, model: nn.Module) -> None:
         raise NotImplementedError
 
-    def _objective_for(self, model: PeftModel, args: GSLoraTrainingArguments) -> Objective:
+    def _objective_for(self, model: nn.Module, args: GSLoraTrainingArguments) -> Objective:
         raise NotImplementedError
 
     def _make_callbacks(self) -> None:
         raise NotImplementedError
 
-    def call_model_init(self, trial: Any = None) -> PeftModel:
-        """A fresh model from `model_init`, whose adapter is the one that trains from now on."""
-        model = cast(PeftModel, super().call_model_init(trial))
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A fresh model from `model_init`, which is the one that trains from now on."""
+        model = cast(nn.Module, super().call_model_init(trial))
         self._take(model)
         return model
 
@@ -37,7 +37,8 @@ class AdapterSearch(Trainer):
         super()._hp_search_setup(trial)
         if self.model_init is not None:
             self.args.check()
-            self.task_objective = self._objective_for(cast(PeftModel, self.model), self.args)
+            self.method.check(self.args)
+            self.task_objective = self._objective_for(self.model, self.args)
             self._make_callbacks()
 
     def hyperparameter_search(  # type: ignore[override]

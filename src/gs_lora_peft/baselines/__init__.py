@@ -1,5 +1,0 @@
-"""Rival methods to compare with."""
-
-from .ffn_finetuning import FFNFineTuner
-
-__all__ = ["FFNFineTuner"]

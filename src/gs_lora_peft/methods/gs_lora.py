@@ -1,0 +1,216 @@
+"""GS-LoRA: one LoRA adapter whose groups are driven to exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ..errors import InvalidInputError
+from ..objectives import Objective, ObjectiveOutput
+from ..training.arguments import GSLoraTrainingArguments
+from ..training.method import Method
+from ..training.trained import TrainedAdapter
+from ..training.trainer import ForgettingTrainer
+from ..tuner import LoraGroups
+from .sparsity import EMACallback, SparsityCallback
+
+
+@dataclass(kw_only=True)
+class GSLora(Method):
+    """
+    GS-LoRA (https://arxiv.org/abs/2403.11530) and GS-LoRA++ (https://arxiv.org/abs/2501.09705): trains one LoRA
+    adapter with group sparsity, and a moving average of it on request. Its hyper-parameters are those of
+    [`GSLoraTrainingArguments`].
+    """
+
+    name = "gs_lora"
+    trains = "adapter"
+    title = "GS-LoRA, https://arxiv.org/abs/2403.11530"
+
+    def check(self, args: GSLoraTrainingArguments) -> None:
+        if args.world_size <= 1 or args.sparsity != "proximal":
+            return
+        for name, asked in (("ddp_find_unused_parameters", False), ("ddp_static_graph", True)):
+            if getattr(args, name) is asked:
+                raise InvalidInputError(
+                    name,
+                    asked,
+                    f"{not asked} with sparsity='proximal': dropped groups stop taking part in the forward",
+                    "Leave it unset.",
+                )
+
+    @property
+    def groups(self) -> LoraGroups:
+        return cast(TrainedAdapter, self.trainer.trained).groups
+
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        self.sparsity = SparsityCallback(self.groups)
+        self.ema = EMACallback(self.groups) if self.trainer.args.ema_decay > 0 else None
+        return [self.sparsity, *([self.ema] if self.ema else [])]
+
+    def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
+        args, state = self.trainer.args, self.trainer.state
+        if args.sparsity != "penalty":
+            return output.loss
+        return output.loss + self.sparsity.weight_now(args, state) * self.groups.penalty()
+
+    def logs(self) -> dict[str, Tensor]:
+        own = super().logs()
+        norms = [own[f"group_norm/{name}"] for name in self.groups.names]
+        return {**own, "sparsity_term": self._sparsity_term(norms)}
+
+    def _sparsity_term(self, norms: Sequence[Tensor]) -> Tensor:
+        """α · Σ ‖g‖, with the factor √n_g that the proximal step gives each group."""
+        args = self.trainer.args
+        weight = 0.0 if args.sparsity == "none" else self.sparsity.weight_now(args, self.trainer.state)
+        scales = [size**0.5 if args.sparsity == "proximal" else 1.0 for size in self.groups.sizes]
+        return weight * sum((scale * norm for scale, norm in zip(scales, norms, strict=True)), norms[0].new_zeros(()))
+
+    def evaluated(self) -> AbstractContextManager[Any]:
+        return self.ema.in_place() if self.ema else nullcontext()
+
+    def save(self, folder: str) -> None:
+        # A run resumed from here freezes what is zero; so must the one that goes on.
+        if not self.sparsity.settled:
+            self.sparsity.settle(self.trainer.control)
+        if self.ema and self.trainer.args.should_save:
+            self.ema.save(folder)
+
+    def load(self, folder: str) -> None:
+        if self.ema:
+            self.ema.load(folder)
+
+    def release(self) -> None:
+        self.groups.thaw()
+
+
+class GSLoraTrainer(ForgettingTrainer):
+    """
+    Makes a classifier or a detector forget some classes and keep the rest, by training one LoRA adapter with group
+    sparsity.
+
+    Minimises L_retain + β · ReLU(BND − L_forget) + sparsity (GS-LoRA, https://arxiv.org/abs/2403.11530). Every batch
+    holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over the larger
+    of the two sets (`epoch_covers`), and the other one cycles. Everything else is [`transformers.Trainer`]:
+    `accelerate launch`, mixed precision, gradient accumulation, trackers, checkpoints and bit-exact resume. With
+    `forget_loss="cross_entropy"` and gradient accumulation the bound acts on each joint micro-batch (averaged over
+    processes).
+
+    Args:
+        model (`PeftModel`, *optional*, needed unless `model_init` is given):
+            A classifier or a detector with exactly one adapter that trains, from
+            `get_peft_model(model, GSLoraConfig())`. BatchNorm layers of its base stay in eval mode.
+        args ([`GSLoraTrainingArguments`], *optional*): by default those with `output_dir="forgetting"`.
+        forget_dataset (map-style dataset): D_f, samples of the classes to forget.
+        retain_dataset (map-style dataset): D_r, samples of the classes to keep.
+        eval_dataset (map-style dataset or dict of them, *optional*):
+            Labelled samples of all classes. Evaluation reports `eval_acc_forget`, `eval_acc_retain`, `eval_acc_old`,
+            `eval_acc_missing` and `eval_h_mean`, each in [0, 1] (of a dict `eval_<name>_h_mean` and so on), and leaves
+            out what has no samples; of a detector `eval_ap_forget` and so on, see [`detection_scores`]. Which class
+            belongs to which set follows from the training sets, `forget_classes`, `old_classes` and
+            `missing_classes`.
+        forget_classes (`Sequence[int]`, *optional*): the classes to forget; by default those of `forget_dataset`.
+            Needed with annotated boxes, because an image may show objects of both kinds.
+        old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
+        missing_classes (`Sequence[int]`, *optional*): classes to keep that have no training data, for
+            `eval_acc_missing`. Every class of the head that is in no training set and not in `old_classes` is one,
+            named or not: a classifier's losses leave them out, and `distillation_weight` holds them.
+        label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels, or of the annotated
+            boxes, see [`prepare_boxes`].
+        processing_class (*optional*): the model's image processor, tokenizer or feature extractor, or a processor of
+            several of these. Unless a `data_collator` is given, what a row holds decides how it is collated, see
+            [`RowCollator`]; with boxes by [`DetectionCollator`].
+        data_collator (`Callable`, *optional*): collates a list of samples into a batch with a `labels` key.
+        augment (`Callable`, *optional*): from an image, as the data holds it, to a random view of it, for
+            `augmentation` and `prototype_augmentations`; by default RandAugment, see [`rand_augment`].
+        objective ([`Objective`], *optional*): what "forget" and "retain" mean, instead of what `args` says of losses;
+            by default what suits the model, see [`objective_for`].
+        model_init (`Callable`, *optional*): makes a fresh model with its adapter, at the start of every training; in
+            place of `model`, for [`~GSLoraTrainer.hyperparameter_search`].
+        kwargs: as for [`transformers.Trainer`].
+
+    Raises:
+        ValueError: before any training, if the model has no class head ([`check_class_head`], unless an `objective` is
+            given), if a data set is missing or empty, if the two sets share classes, if of annotated boxes it is not
+            said what is to be forgotten, if a label lies outside the head, if not exactly one adapter and nothing else
+            trains, if a checkpoint belongs to another model, if the metric of the best model cannot be computed on
+            `eval_dataset`, or with FSDP or DeepSpeed.
+        InvalidInputError: a ValueError, if an inherited option cannot be obeyed (docs/training.md).
+        NoGradientError: at the first step, if no gradient reaches the adapter, so that nothing would be forgotten.
+        NoStepError: at the end of a training in which the optimizer changed no weight.
+        NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those of the last step at which
+            loss and gradient were finite.
+
+    Example:
+
+        ```py
+        >>> split = split_dataset(dataset, forget=["tench"], label_column="label")
+        >>> trainer = GSLoraTrainer(model, args, forget_dataset=split.forget, retain_dataset=split.retain)
+        >>> trainer.train()
+        ```
+    """
+
+    model: PeftModel
+    method: GSLora
+
+    def __init__(
+        self,
+        model: PeftModel | None = None,
+        args: GSLoraTrainingArguments | None = None,
+        *,
+        forget_dataset: Any,
+        retain_dataset: Any,
+        eval_dataset: Any = None,
+        forget_classes: Sequence[int] | None = None,
+        old_classes: Sequence[int] = (),
+        missing_classes: Sequence[int] = (),
+        label_column: str = "label",
+        processing_class: Any = None,
+        data_collator: Any = None,
+        augment: Callable[[Any], Any] | None = None,
+        objective: Objective | None = None,
+        model_init: Callable[..., PeftModel] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            model,
+            args,
+            method=GSLora(),
+            forget_dataset=forget_dataset,
+            retain_dataset=retain_dataset,
+            eval_dataset=eval_dataset,
+            forget_classes=forget_classes,
+            old_classes=old_classes,
+            missing_classes=missing_classes,
+            label_column=label_column,
+            processing_class=processing_class,
+            data_collator=data_collator,
+            augment=augment,
+            objective=objective,
+            model_init=model_init,
+            **kwargs,
+        )
+
+    @property
+    def groups(self) -> LoraGroups:
+        """The groups of the adapter that trains."""
+        return self.method.groups
+
+    @property
+    def adapter_name(self) -> str:
+        """The adapter that trains."""
+        return cast(TrainedAdapter, self.trained).adapter
+
+    @property
+    def sparsity(self) -> SparsityCallback:
+        return self.method.sparsity
+
+    @property
+    def ema(self) -> EMACallback | None:
+        return self.method.ema

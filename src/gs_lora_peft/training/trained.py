@@ -1,0 +1,170 @@
+"""What trains in a model: the matrices of one adapter, or weights of the model itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ..errors import InvalidInputError
+from ..objectives import before_the_task
+from ..tuner import LoraGroups, trainable_adapters
+
+
+class Trained(ABC):
+    """What trains in a model.
+
+    Attributes:
+        adapter (`str`, *optional*): Name of the adapter; `None` where the model's own weights train.
+    """
+
+    adapter: str | None = None
+
+    @property
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """The tensors that train."""
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """For each of `parameters` the name of the group it belongs to."""
+
+    @abstractmethod
+    def before(self) -> AbstractContextManager[None]:
+        """Makes the model what it was before the task, in eval mode and without gradient, for the time of a block."""
+
+    def must_learn(self) -> list[nn.Parameter]:
+        """The tensors of which one at least must get a gradient at the first step."""
+        return self.parameters
+
+    def logs(self) -> dict[str, Tensor]:
+        """Scalars on the device that are worth logging; nothing is fetched."""
+        return {}
+
+
+class TrainedAdapter(Trained):
+    """The one LoRA adapter of a model that trains.
+
+    Args:
+        model (`torch.nn.Module`): The model, with exactly one adapter that trains and nothing besides it.
+
+    Attributes:
+        groups ([`LoraGroups`]): The matrices of the adapter.
+
+    Raises:
+        InvalidInputError: If not exactly one adapter trains, or something else does.
+    """
+
+    adapter: str
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.adapter = training_adapter(model)
+        self.groups = LoraGroups(model, self.adapter)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self.groups.parameters
+
+    @property
+    def names(self) -> list[str]:
+        return [self.groups.names[index] for index in self.groups.group_of]
+
+    def before(self) -> AbstractContextManager[None]:
+        return before_the_task(self.model, self.adapter)
+
+    def must_learn(self) -> list[nn.Parameter]:
+        # The two factors of a pair are neighbours. The gradient of `lora_A` is zero while `lora_B` is.
+        parameters = self.parameters
+        fresh = not any(matrix.detach().any() for matrix in parameters[1::2])
+        return parameters[1::2] if fresh else parameters
+
+    def logs(self) -> dict[str, Tensor]:
+        norms = {f"group_norm/{name}": norm for name, norm in zip(self.groups.names, self.groups.norms(), strict=True)}
+        return {**norms, "active_groups": self.groups.changed().sum(dtype=torch.float32)}
+
+
+class TrainedWeights(Trained):
+    """Weights of the model itself. They change in place; a copy of them is kept, to know the model before the task.
+
+    Args:
+        model (`torch.nn.Module`): A model without adapters.
+        paths (`Iterable[str]`, *optional*): The modules whose weights train, all others are frozen. By default every
+            weight with `requires_grad` trains.
+
+    Raises:
+        InvalidInputError: If the model has adapters, or nothing would train.
+    """
+
+    def __init__(self, model: nn.Module, paths: Iterable[str] | None = None):
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise InvalidInputError(
+                "model",
+                type(model).__name__,
+                "a model without adapters, whose own weights are to train",
+                "Give the base model, or merge its adapters first (merge_and_unload).",
+            )
+        if paths is not None:
+            model.requires_grad_(False)
+            for path in paths:
+                model.get_submodule(path).requires_grad_(True)
+        self.model = model
+        self._named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        if not self._named:
+            raise InvalidInputError(
+                "model", type(model).__name__, "a model with weights that train", "Set requires_grad_(True) on them."
+            )
+        self._before = [weight.detach().clone() for _, weight in self._named]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [weight for _, weight in self._named]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self._named]
+
+    @contextmanager
+    def before(self) -> Iterator[None]:
+        # The data of the weights is exchanged, not overwritten: a backward pass that is still to come finds its own.
+        now = [weight.data for weight in self.parameters]
+        self._before = [old.to(weight.device) for old, weight in zip(self._before, now, strict=True)]
+        for weight, old in zip(self.parameters, self._before, strict=True):
+            weight.data = old.to(weight.dtype)
+        try:
+            with before_the_task(self.model, None):
+                yield
+        finally:
+            for weight, data in zip(self.parameters, now, strict=True):
+                weight.data = data
+
+
+def training_adapter(model: nn.Module) -> str:
+    """Name of the one adapter that trains.
+
+    Raises:
+        InvalidInputError: If none or several train, or if anything besides trains, which no group covers and no
+            checkpoint holds.
+    """
+    adapters = trainable_adapters(model)
+    if len(adapters) != 1:
+        raise InvalidInputError(
+            "adapters that train",
+            list(adapters),
+            "exactly one LoRA adapter",
+            'Wrap the model with get_peft_model(model, GSLoraConfig(...)), or choose one: model.set_adapter("name").',
+        )
+    known = {id(parameter) for parameter in LoraGroups(model, adapters[0]).parameters}
+    if others := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]:
+        raise InvalidInputError(
+            "parameters that train besides the adapter",
+            others,
+            "none: forgetting changes the adapter alone, and no checkpoint holds anything else",
+            "Freeze them with requires_grad_(False).",
+        )
+    return adapters[0]
