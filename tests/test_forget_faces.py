@@ -181,7 +181,7 @@ def test_names_of_the_head(example, tmp_path):
     faces = write_faces(tmp_path / "faces", [name for name in NAMES if name != "bob"])
     command = [*SETTINGS, "--dataset_name", faces, "--forget", "dan", "--output_dir", str(tmp_path / "run")]
     command += ["--checkpoint", str(tmp_path / "face.pth"), "--pictures", "false", "--missing", "ada,bob"]
-    with pytest.raises(ValueError, match="4 names; expected one for each of 5 people") as raised:
+    with pytest.raises(ValueError, match="4 names'; expected one for each of 5 people") as raised:
         example(command)
     assert "--people" in raised.value.__notes__[0]
     example([*command, "--people", str(tmp_path / "names.txt")])
