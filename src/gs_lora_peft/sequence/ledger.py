@@ -117,7 +117,7 @@ class ForgettingLedger(LedgerFolder):
             entries = [TaskEntry.from_dict(task) for task in tasks]
             ledger = cls(folder, data.pop("base_model", None), data.pop("label_names", None), entries, data)
             for name in (name for entry in entries for name in entry.files):
-                if problem := ledger._place_problem(name):
+                if problem := ledger._problem(name):
                     raise InvalidLedgerError("files", name, "paths inside the folder", problem)
         except InvalidInputError as error:
             fix = f"'{path}' is not accepted. {FIX}"
