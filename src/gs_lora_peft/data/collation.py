@@ -148,11 +148,7 @@ class Plan(NamedTuple):
     """
     What is done with rows of a kind.
 
-    Attributes:
-        image_column (`str` or `None`): the column that the image processor makes `pixel_values` of.
-        sound_column (`str` or `None`): the column that the feature extractor makes its features of.
-        padder (*any*): the tokenizer or the feature extractor that pads the other inputs, or `None`.
-        padded (`list[str]`): these inputs.
+    The tokenizer or the feature extractor in `padder` pads the inputs in `padded`.
     """
 
     image_column: str | None = None
@@ -162,9 +158,10 @@ class Plan(NamedTuple):
 
 
 class RowCollator:
-    """
-    Collates rows by what they hold: pictures go through the image processor, sounds through the feature extractor,
-    what is tokenised is padded, as `transformers.Trainer` pads it, and tensors are stacked.
+    """Collates rows by what they hold.
+
+    The image processor takes pictures, the feature extractor sounds. Tokens are padded as `transformers.Trainer` pads
+    them, and tensors are stacked.
 
     Args:
         processing_class (*optional*): an image processor, a tokenizer, a feature extractor, or a processor of several

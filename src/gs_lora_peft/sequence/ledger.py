@@ -117,7 +117,7 @@ class ForgettingLedger(LedgerFolder):
             entries = [TaskEntry.from_dict(task) for task in tasks]
             ledger = cls(folder, data.pop("base_model", None), data.pop("label_names", None), entries, data)
             for name in (name for entry in entries for name in entry.files):
-                if problem := ledger._problem(name):
+                if problem := ledger._place_problem(name):
                     raise InvalidLedgerError("files", name, "paths inside the folder", problem)
         except InvalidInputError as error:
             fix = f"'{path}' is not accepted. {FIX}"
@@ -264,16 +264,20 @@ class ForgettingLedger(LedgerFolder):
             FilesDifferError: Files are missing or differ; it lists each with what is wrong with it.
         """
         files = {name: digest for entry in self.select(tasks) for name, digest in entry.files.items()}
-        problems = {name: said for name, digest in files.items() if (said := self._problem(name, digest))}
-        if problems:
+        found = {
+            name: self._place_problem(name) or content_problem(self.folder / name, digest)
+            for name, digest in files.items()
+        }
+        if problems := {name: problem for name, problem in found.items() if problem}:
             raise FilesDifferError.of(self.folder, problems)
 
-    def _problem(self, name: str, digest: str) -> str | None:
-        """What is wrong with a file, which may lie outside the folder, behind a link."""
+    def _place_problem(self, name: str) -> str | None:
+        """Says that a file lies outside the folder, perhaps behind a link."""
         try:
-            return content_problem(safe_join(self.folder, name), digest)
+            safe_join(self.folder, name)
         except ValueError as error:
             return str(error)
+        return None
 
     def check_base(self, identity: Mapping[str, Any] | str) -> None:
         """Checks that a model is the one on which the tasks rest.

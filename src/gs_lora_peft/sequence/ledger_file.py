@@ -106,7 +106,7 @@ def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
         fix = f"cannot be read ({error.strerror or error}). Fix the cause first"
         raise _refused(path, "unreadable", fix) from error
     except ValueError as error:
-        raise _refused(path, "damaged", f"is not a ledger: {error}. {FIX}") from None
+        raise _refused(path, "damaged", f"is not a ledger: {str(error).rstrip('.')}. {FIX}") from None
     if not isinstance(data, dict):
         raise _refused(path, "damaged", f"holds {short(data)}; expected a JSON object. {FIX}")
     name, version = f"schema_version in '{path}'", data.get("schema_version")

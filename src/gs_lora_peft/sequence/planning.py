@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..data.classes import resolve_classes
-from ..errors import InvalidInputError, located
+from ..errors import InvalidInputError
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 from .outcome import task_states
@@ -40,12 +40,7 @@ def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names:
     if isinstance(classes, Sequence) and not classes:
         return []
     count = ledger.base_model.get("num_labels")
-    try:
-        ids = resolve_classes(classes, names=names, num_classes=count, name="missing_classes")
-    except InvalidInputError:
-        raise
-    except ValueError as error:
-        raise located(error, "`missing_classes`") from None
+    ids = resolve_classes(classes, names=names, num_classes=count, name="missing_classes")
     if gone := [class_id for class_id in ids if ledger.task_of_class(class_id)]:
         fix = f"Leave out {_shown(gone, names)}, which earlier tasks forgot."
         raise InvalidInputError("missing_classes", list(classes), "classes that are kept", fix)

@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
 from ..errors import InvalidInputError
 from ..storage import StrPath, as_path, safe_join
-from ..storage.hub_calls import as_folder_or_repo, call_hub, checked_repo_id, is_away, looks_local
+from ..storage.hub_calls import HubRefusalError, as_folder_or_repo, call_hub, checked_repo_id, is_away, looks_local
 from .entry import TaskEntry
 from .history import is_withheld, withheld_tasks
 from .layout import MAX_CONFIG_BYTES
@@ -160,9 +160,11 @@ def folder_or_fetched(repo_or_folder: StrPath, fetch: Callable[[str], Path], rev
         raise as_ledger_error(error) from None
     if isinstance(source, Path):
         if revision is not None:
-            raise ValueError(
-                f"'{source}' is a folder on this machine, which has no revision {revision!r}. "
-                "Leave the revision out, or work where no folder hides the repository."
+            raise InvalidInputError(
+                "revision",
+                revision,
+                f"None, because '{source}' is a folder on this machine",
+                "Leave the revision out, or work where no folder hides the repository.",
             )
         return source
     try:
@@ -170,12 +172,11 @@ def folder_or_fetched(repo_or_folder: StrPath, fetch: Callable[[str], Path], rev
     except LedgerError:
         raise
     except ValueError as error:
-        raise InvalidInputError(
-            "repo_or_folder",
-            source,
-            "the folder of a run, or a repository on the Hub as 'organisation/name'",
-            f"There is no such folder, and {error}",
-        ) from error
+        expected = "the folder of a run, or a repository on the Hub as 'organisation/name'"
+        fix = f"There is no such folder, and {error}"
+        if isinstance(error, HubRefusalError):
+            raise HubRefusalError("repo_or_folder", source, expected, fix, error.status) from error
+        raise InvalidInputError("repo_or_folder", source, expected, fix) from error
 
 
 def _fetch_files(

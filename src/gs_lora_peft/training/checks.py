@@ -16,7 +16,7 @@ from ..data.box_columns import is_object_column
 from ..data.collation import label_name
 from ..data.rows import NamedRows
 from ..data.splitting import read_classes
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, located
 from ..objectives import head_size
 from .base import TaskTrainer
 
@@ -51,7 +51,7 @@ def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> 
             labels, names = read_classes(dataset, label_column)
             check_names(names, model, f"{label_column!r}")
         except ValueError as error:
-            raise ValueError(f"the {name} set: {error}") from error
+            raise located(error, f"the {name} set") from error
     else:
         try:
             rows = NamedRows(dataset, f"the {name} set")
