@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from ..data import ForgettingSplit
+from ..errors import InvalidInputError
 from ..storage import staged_folder, write_json_atomic
 from ..training import TrainedAdapter
 from ..tuner import LoraGroups, export_lora
@@ -66,13 +67,14 @@ def plan_task(
 
     Raises:
         LedgerError: as [`~WorkFolder.find_start`].
-        ValueError: if `shots` are asked for, and some of them would be held out.
+        InvalidInputError: if `shots` are asked for, and some of them would be held out.
     """
     if recipe.shots is not None and recipe.args.validation_fraction > 0:
-        raise ValueError(
-            f"`validation_fraction`={recipe.args.validation_fraction} would hold out a part of the {recipe.shots} "
-            "samples of each class that `shots` asks to train on. Leave it at 0, or take fewer samples with "
-            "`replay_ratio` instead of `shots`."
+        raise InvalidInputError(
+            "validation_fraction",
+            recipe.args.validation_fraction,
+            f"0 with `shots`, which asks to train on {recipe.shots} samples of each class: a part would be held out",
+            "Leave it out, or take fewer samples with `replay_ratio` instead of `shots`.",
         )
     plan = {
         "request": request.to_dict(),

@@ -156,7 +156,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self._take(model)
         check_publishing(args, self.method, self.trained)
         if args.validation_fraction > 0 and eval_dataset is None:
-            check_hold_out(retain_dataset, label_column)
+            check_hold_out(retain_dataset, label_column, args.validation_fraction)
             pairs, eval_dataset = self._hold_out(pairs, args)
 
         data_collator = data_collator or default_collator(processing_class, label_column, retain_dataset)
