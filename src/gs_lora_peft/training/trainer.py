@@ -44,6 +44,7 @@ from .evaluation import ForgettingEvaluation
 from .gradients import (
     GradientCallback,
     check_checkpointing,
+    no_edit,
     no_gradient,
     no_step,
     reentrant_checkpoints,
@@ -275,7 +276,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
             self.is_in_train = False
         untouched = self.method.takes_steps and output.global_step == 0
         if untouched or (checkpoint is None and self._gradients.changed_nothing):
-            raise no_step(output.global_step)
+            raise no_step(output.global_step) if self.method.takes_steps else no_edit(self.method.name)
         return output
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
