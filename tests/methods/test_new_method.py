@@ -40,14 +40,11 @@ MODULE = '''
         share: float = 0.9
         pull: float = 0.0
 
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.start = [weight.detach().clone() for weight in self.trainer.trained.parameters]
-
         def loss(self, model, inputs, output):
             kept, gone = (cross_entropy(*half(inputs, output)) for half in (self.retain_half, self.forget_half))
             loss = self.share * kept - (1 - self.share) * gone
             if self.pull:
-                pairs = zip(self.trainer.trained.parameters, self.start, strict=True)
+                pairs = zip(self.trainer.trained.parameters, self.trainer.trained.start, strict=True)
                 loss = loss + self.pull * sum((weight - start).square().sum() for weight, start in pairs)
             return loss
 
@@ -115,7 +112,8 @@ def test_it_is_resumed_bit_for_bit(tmp_path, build):
     """Without a line of its own for it."""
     settings = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 3}
     whole, resumed = (
-        trainer_of(get_method("neggrad"), build(dropout=0.1), tmp_path / name, **settings) for name in ("one", "two")
+        trainer_of(get_method("neggrad", pull=0.1), build(dropout=0.1), tmp_path / name, **settings)
+        for name in ("one", "two")
     )
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-6"))

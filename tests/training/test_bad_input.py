@@ -121,18 +121,18 @@ def test_both_sets_have_to_be_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("kwargs", "name", "value"),
     [
-        ({"retain_dataset": samples((0, 4))}, r"classes \[4\] are in the forget set and in the retain set"),
-        ({"old_classes": [5]}, r"classes \[5\] are in the forget set and in the old set"),
-        ({"old_classes": [0, 1]}, r"classes \[0, 1\] were forgotten by earlier tasks and are in the retain set"),
-        ({"forget_dataset": [{"label": 6}]}, "label 6 lies outside the model's head of 6 classes"),
-        ({"old_classes": [77]}, "label 77 lies outside"),
+        ({"retain_dataset": samples((0, 4))}, "forget_classes", [4]),
+        ({"old_classes": [5]}, "forget_classes", [5]),
+        ({"old_classes": [0, 1]}, "old_classes", [0, 1]),
+        ({"forget_dataset": [{"label": 6}]}, "label", 6),
+        ({"old_classes": [77]}, "label", 77),
     ],
 )
-def test_classes_that_overlap_or_do_not_exist(tmp_path, kwargs, message):
+def test_classes_that_overlap_or_do_not_exist(tmp_path, kwargs, name, value):
     """A class has one role, and the head has to know it."""
-    with pytest.raises(ValueError, match=message):
+    with refused(name, value):
         trainer_for(peft_vit(), tmp_path, kwargs=kwargs)
 
 
@@ -148,48 +148,46 @@ def test_labels_of_another_order(tmp_path, which):
 def test_a_head_of_another_size(tmp_path):
     """A model with fewer classes than the data."""
     model = get_peft_model(vit(num_labels=4), GSLoraConfig(r=2))
-    with pytest.raises(ValueError, match="label 5 lies outside the model's head of 4 classes"):
+    with refused("label", 5):
         trainer_for(model, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("sets", "message"),
+    ("sets", "name", "value"),
     [
-        ([{"label": 7}], "label 7 of the evaluation set lies outside the model's head of 6 classes"),
-        ({"far": Dataset.from_dict({"label": [0, 9]})}, r"label 9 of the evaluation \('far'\) set lies outside"),
-        (Dataset.from_dict({"target": [0]}), "the evaluation set: .*'label'"),
+        ([{"label": 7}], "label of the evaluation set", 7),
+        ({"far": Dataset.from_dict({"label": [0, 9]})}, "label of the evaluation ('far') set", 9),
     ],
 )
-def test_evaluation_labels_outside_the_head(tmp_path, sets, message):
+def test_evaluation_labels_outside_the_head(tmp_path, sets, name, value):
     """On a GPU the cross-entropy would end in a device-side assertion, after an epoch of training."""
-    with pytest.raises(ValueError, match=message):
+    with refused(name, value):
         trainer_for(peft_vit(), tmp_path, kwargs={"eval_dataset": sets})
 
 
+def test_an_evaluation_set_without_labels(tmp_path):
+    """The message says that it is this set."""
+    with pytest.raises(ValueError, match=r"the evaluation set: .*'label'"):
+        trainer_for(peft_vit(), tmp_path, kwargs={"eval_dataset": Dataset.from_dict({"target": [0]})})
+
+
 @pytest.mark.parametrize(
-    ("sets", "message"),
-    [
-        ({"near": scoring_set()}, "`metric_for_best_model`='h_mean' does not say which .* Use 'eval_near_h_mean'"),
-        (
-            samples(RETAIN),
-            "`metric_for_best_model`='h_mean' cannot be computed: .* no samples of the classes to forget",
-        ),
-    ],
+    ("sets", "expected"), [({"near": scoring_set()}, "eval_near_h_mean"), (samples(RETAIN), "the classes to forget")]
 )
-def test_a_best_model_by_a_score_that_no_evaluation_gives(tmp_path, sets, message):
+def test_a_best_model_by_a_score_that_no_evaluation_gives(tmp_path, sets, expected):
     """The default of `load_best_model_at_end` would end in a KeyError after the first epoch."""
     best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    with pytest.raises(ValueError, match=message):
+    with refused("metric_for_best_model", "h_mean") as error:
         trainer_for(peft_vit(), tmp_path, kwargs={"eval_dataset": sets}, **best)
+    assert expected in error.value.expected
 
 
 @pytest.mark.parametrize("strategy", ["epoch", "steps"])
 def test_evaluation_without_data(tmp_path, strategy):
     """The message offers a validation part and warns of the test data."""
-    with pytest.raises(
-        ValueError, match=f"`eval_strategy`='{strategy}' needs something to evaluate on.*never the test"
-    ):
+    with refused("eval_strategy", strategy) as error:
         trainer_for(peft_vit(), tmp_path, eval_strategy=strategy, eval_steps=2)
+    assert "never the test data" in error.value.fix
 
 
 def test_a_validation_part_of_nothing(tmp_path):
@@ -291,7 +289,7 @@ def test_arguments_of_another_type(tmp_path, name, bad):
 @pytest.mark.parametrize("name", ["train_dataset", "compute_loss_func"])
 def test_arguments_of_the_stock_trainer_that_would_be_ignored(tmp_path, name):
     """Silently ignored they would look as if they worked."""
-    with pytest.raises(ValueError, match=f"takes no `{name}`"):
+    with refused(name):
         trainer_for(peft_vit(), tmp_path, kwargs={name: lambda: None})
 
 

@@ -65,7 +65,7 @@ def test_classes_without_data_take_no_part(tmp_path):
 
 def test_shared_classes_are_refused(tmp_path):
     """A class that is to be kept and forgotten at once is named before anything trains."""
-    with pytest.raises(ValueError, match=r"classes \[0, 1, 2, 3\] are in the forget set and in the retain set"):
+    with refused("forget_classes", [0, 1, 2, 3]):
         ffn_trainer(knowing_vit(), arguments(tmp_path), forget_dataset=retain_set(), retain_dataset=retain_set())
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from ..errors import InvalidInputError
 from ..training.callbacks import steps_per_epoch
 from ..tuner import LoraGroups
 
@@ -107,7 +108,7 @@ class SparsityCallback(TrainerCallback):
         """The learning rate of each group; one number where all are the same (the usual case).
 
         Raises:
-            ValueError: if the optimizer does not have a matrix that trains.
+            InvalidInputError: if the optimizer does not have a matrix that trains.
         """
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         per_group = [0.0] * len(self.groups)
@@ -115,10 +116,12 @@ class SparsityCallback(TrainerCallback):
             if id(parameter) in rates:
                 per_group[index] = float(rates[id(parameter)])
             elif parameter.requires_grad:
-                raise ValueError(
-                    f"a LoRA matrix of the group {self.groups.names[index]!r} trains but is not in the optimizer, so "
-                    "that it has no learning rate to be shrunk with. Give the optimizer every parameter with "
-                    "`requires_grad`."
+                raise InvalidInputError(
+                    "optimizer",
+                    optimizer,
+                    f"one with every parameter that trains; a matrix of the group {self.groups.names[index]!r} has "
+                    "no learning rate to be shrunk with",
+                    "Give it every parameter with `requires_grad`.",
                 )
         if len(set(per_group)) == 1:
             return per_group[0]

@@ -3,6 +3,7 @@
 from .arguments import GSLoraTrainingArguments
 from .checks import NoGradientError, NonFiniteLossError, NoStepError
 from .method import Method
+from .preparing import own_batches
 from .trained import Trained, TrainedAdapter, TrainedWeights
 from .trainer import ForgettingTrainer
 
@@ -16,4 +17,5 @@ __all__ = [
     "Trained",
     "TrainedAdapter",
     "TrainedWeights",
+    "own_batches",
 ]

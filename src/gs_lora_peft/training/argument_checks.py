@@ -63,25 +63,29 @@ def check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> Non
     """Looks at what the trainer was given, before anything is read.
 
     Raises:
-        ValueError: if something is given that has no place here, or evaluation during training has nothing to
+        InvalidInputError: if something is given that has no place here, or evaluation during training has nothing to
             evaluate on.
     """
     for name in ("train_dataset", "compute_loss_func"):
         if kwargs.get(name) is not None:
-            raise ValueError(
-                f"GSLoraTrainer takes no `{name}`: it trains the given model's adapter on pairs of `retain_dataset` "
-                "and `forget_dataset`, with the loss of GS-LoRA."
+            raise InvalidInputError(
+                name,
+                kwargs[name],
+                "None: pairs of `retain_dataset` and `forget_dataset` are trained on, with the method's loss",
+                "Leave it out.",
             )
     if args.eval_on_start and eval_dataset is None and args.validation_fraction == 0:
         raise InvalidInputError(
             "eval_on_start", True, "False without anything to evaluate on", "Give `eval_dataset`, or leave it out."
         )
     if args.eval_strategy != "no" and eval_dataset is None and args.validation_fraction == 0:
-        raise ValueError(
-            f"`eval_strategy`={IntervalStrategy(args.eval_strategy).value!r} needs something to evaluate on: give "
-            "`eval_dataset`, or hold a part of the training data out with `validation_fraction` (never the test data)."
-            " Hold annotated boxes out with train_validation_split instead, for GSLoraTrainer's `eval_dataset`; a "
-            "ContinualForgetter scores detectors after each task alone, with `eval_strategy`='no'."
+        raise InvalidInputError(
+            "eval_strategy",
+            IntervalStrategy(args.eval_strategy).value,
+            "'no' without anything to evaluate on",
+            "Give `eval_dataset`, or hold a part of the training data out with `validation_fraction` (never the test "
+            "data). Hold annotated boxes out with train_validation_split instead, for the trainer's `eval_dataset`; a "
+            "ContinualForgetter scores detectors after each task alone.",
         )
 
 

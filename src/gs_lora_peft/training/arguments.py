@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from ..checking import BelowOne, NotNegative, NotNegativeWhole, Number, auto_or, check_fields
 from ..data.pairing import EpochCovers
+from ..errors import InvalidInputError
 from ..objectives import Background, ForgetLoss, PrototypeDistance
 from ..storage import as_path
 from .inherited import check_by_arguments, smaller_is_better
@@ -128,10 +129,9 @@ class GSLoraTrainingArguments(TrainingArguments):
     What of `TrainingArguments` cannot be obeyed is refused, with the reason (docs/training.md).
 
     Raises:
-        InvalidInputError: a ValueError, if a value is of another type or outside its range, or an inherited option
-            cannot be obeyed.
-        ValueError: if two of them do not go together; the message names them. Where `max_steps` is given, whether
-            sparsity acts and the average starts is known and checked when training begins.
+        InvalidInputError: a ValueError, if a value is of another type or outside its range, an inherited option cannot
+            be obeyed, or two of them do not go together; the error names one and tells of the other. Where `max_steps`
+            is given, whether sparsity acts and the average starts is known and checked when training begins.
     """
 
     learning_rate: NotNegative = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
@@ -245,20 +245,26 @@ class GSLoraTrainingArguments(TrainingArguments):
     def _check_together(self) -> None:
         views = self.prototype_augmentations
         if views and not self.prototype_forget_weight and not self.prototype_retain_weight:
-            raise ValueError(
-                f"`prototype_augmentations`={views} has nothing to act on: no prototypes are computed. Set "
-                "`prototype_forget_weight` or `prototype_retain_weight`, or leave it at 0."
+            raise InvalidInputError(
+                "prototype_augmentations",
+                views,
+                "0 without prototypes: it would have nothing to act on",
+                "Set `prototype_forget_weight` or `prototype_retain_weight`, or leave it out.",
             )
         if self.ema_start_epoch and not self.ema_decay:
-            raise ValueError(
-                f"`ema_start_epoch`={self.ema_start_epoch} has no average to start. Set `ema_decay`, e.g. to 0.9."
+            raise InvalidInputError(
+                "ema_start_epoch",
+                self.ema_start_epoch,
+                "0 without an average to start",
+                "Set `ema_decay`, e.g. to 0.9, or leave it out.",
             )
         until = self.sparsity_until_epoch
         if self.sparsity != "none" and until is not None and not until > self.sparsity_warmup_epochs:
-            raise ValueError(
-                f"`sparsity_until_epoch`={until!r} must be greater than `sparsity_warmup_epochs`="
-                f"{self.sparsity_warmup_epochs!r}, or sparsity never acts. Raise it (None: to the end), or use "
-                "sparsity='none' for dense LoRA."
+            raise InvalidInputError(
+                "sparsity_until_epoch",
+                until,
+                f"more than `sparsity_warmup_epochs`, {self.sparsity_warmup_epochs!r}, or sparsity never acts",
+                "Raise it (None: to the end), or use sparsity='none' for dense LoRA.",
             )
         if self.max_steps <= 0:
             self.check_sparsity_acts(self.num_train_epochs)
@@ -266,7 +272,7 @@ class GSLoraTrainingArguments(TrainingArguments):
 
     @property
     def drawing_seed(self) -> int:
-        """What splits and batches are drawn by: `data_seed`, or `seed` where that is `None`."""
+        """Seed for splits and batch order: `data_seed`, or `seed` where that is `None`."""
         return self.data_seed if self.data_seed is not None else self.seed
 
     def check_sparsity_acts(self, epochs: float) -> None:
@@ -276,13 +282,15 @@ class GSLoraTrainingArguments(TrainingArguments):
             epochs (`float`): for how many epochs is trained.
 
         Raises:
-            ValueError: if it is.
+            InvalidInputError: if it is.
         """
         warmup = self.sparsity_warmup_epochs
         if self.sparsity != "none" and 0 < warmup >= epochs:
-            raise ValueError(
-                f"`sparsity_warmup_epochs`={warmup!r} must be less than the {epochs:.6g} epochs of this training, or "
-                "sparsity never acts. Lower it, train longer, or use sparsity='none' for dense LoRA."
+            raise InvalidInputError(
+                "sparsity_warmup_epochs",
+                warmup,
+                f"less than the {epochs:.6g} epochs of this training, or sparsity never acts",
+                "Lower it, train longer, or use sparsity='none' for dense LoRA.",
             )
 
     def check_average_starts(self, epochs: float) -> None:
@@ -292,11 +300,13 @@ class GSLoraTrainingArguments(TrainingArguments):
             epochs (`float`): for how many epochs is trained.
 
         Raises:
-            ValueError: if it would.
+            InvalidInputError: if it would.
         """
         start = self.ema_start_epoch
         if self.ema_decay and 0 < start >= epochs:
-            raise ValueError(
-                f"`ema_start_epoch`={start!r} must be less than the {epochs:.6g} epochs of this training, or nothing "
-                "is averaged. Lower it, train longer, or set it and `ema_decay` to 0."
+            raise InvalidInputError(
+                "ema_start_epoch",
+                start,
+                f"less than the {epochs:.6g} epochs of this training, or nothing is averaged",
+                "Lower it, train longer, or set it and `ema_decay` to 0.",
             )

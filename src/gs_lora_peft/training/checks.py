@@ -110,21 +110,28 @@ def classes_of_task(
     kept = classes_of(retain_dataset, label_column, "retain", model)
     if not is_object_column(forget_dataset, label_column):
         if forget_classes is not None and (asked := class_ids("forget_classes", forget_classes)) != found:
-            raise ValueError(
-                f"`forget_classes` is {asked}, and the forget set has the classes {found}. Leave it "
-                "out, or give the forget set of these classes."
+            raise InvalidInputError(
+                "forget_classes",
+                asked,
+                f"the classes of the forget set, {found}",
+                "Leave it out, or give the forget set of these classes.",
             )
         return found, kept
     if forget_classes is None:
-        raise ValueError(
-            f"{label_column!r} holds annotated boxes: images of either set may show objects of both kinds. Say which "
-            "categories are to be forgotten: forget_classes=split.forget_classes."
+        raise InvalidInputError(
+            "forget_classes",
+            None,
+            f"the categories to forget: {label_column!r} holds annotated boxes, and images of either set may show "
+            "objects of both kinds",
+            "Give forget_classes=split.forget_classes.",
         )
     forget = class_ids("forget_classes", forget_classes)
     if absent := sorted(set(forget) - set(found)):
-        raise ValueError(
-            f"`forget_classes` names {absent}, of which the forget set has no object. Use split_dataset, and give its "
-            "`forget` and `forget_classes`."
+        raise InvalidInputError(
+            "forget_classes",
+            forget,
+            f"categories of objects in the forget set; it has no object of {absent}",
+            "Use split_dataset, and give its `forget` and `forget_classes`.",
         )
     return forget, sorted({*found, *kept} - set(forget))
 
@@ -164,20 +171,26 @@ def check_labels(
     """
     for name, other in (("retain", retain), ("old", old)):
         if shared := sorted(set(forget) & set(other)):
-            raise ValueError(
-                f"classes {shared} are in the forget set and in the {name} set; a class is either forgotten or it is "
-                "not. Use split_dataset, which keeps the sets apart."
+            raise InvalidInputError(
+                "forget_classes",
+                shared,
+                f"classes that are not in the {name} set, too: a class is either forgotten or it is not",
+                "Use split_dataset, which keeps the sets apart.",
             )
     if shared := sorted(set(retain) & set(old)):
-        raise ValueError(
-            f"classes {shared} were forgotten by earlier tasks and are in the retain set; training on them would "
-            "bring them back. Pass them as `old` to split_dataset."
+        raise InvalidInputError(
+            "old_classes",
+            shared,
+            "classes that are not in the retain set: training on them would bring back what earlier tasks forgot",
+            "Pass them as `old` to split_dataset.",
         )
     for name, other in (("forget", forget), ("retain", retain), ("old", old)):
         if shared := sorted(set(missing) & set(other)):
-            raise ValueError(
-                f"classes {shared} are in `missing_classes` and in the {name} set; missing classes are kept and have "
-                "no training data. Take them out of one, or pass them as `missing` to split_dataset."
+            raise InvalidInputError(
+                "missing_classes",
+                shared,
+                f"classes that are not in the {name} set: missing classes are kept and have no training data",
+                "Take them out of one, or pass them as `missing` to split_dataset.",
             )
     _check_head(model, [*forget, *retain, *old, *missing])
 
@@ -186,9 +199,11 @@ def _check_head(model: nn.Module, classes: Sequence[int], where: str = "") -> No
     num_labels = head_size(model)
     largest = max(classes)
     if num_labels is not None and largest >= num_labels:
-        raise ValueError(
-            f"label {largest}{where} lies outside the model's head of {num_labels} classes. Use the label ids the "
-            "model was trained with, or a model with a head of the right size."
+        raise InvalidInputError(
+            f"label{where}",
+            largest,
+            f"a class of the model's head, from 0 to {num_labels - 1}",
+            "Use the label ids the model was trained with, or a model with a head of the right size.",
         )
 
 
@@ -212,12 +227,15 @@ def check_evaluation(trainer: TaskTrainer, model: nn.Module, eval_dataset: Any, 
     if metric is None or args.eval_strategy == "no":
         return
     metric = metric if metric.startswith("eval_") else f"eval_{metric}"
-    asked = f"`metric_for_best_model`={args.metric_for_best_model!r}"
     # The longest prefix that fits: a set may be called as another one's name begins.
     fitting = [name for name, prefix in prefixes.items() if metric.startswith(f"{prefix}_")]
     if not fitting:
         offered = ", ".join(repr(f"{prefix}_h_mean") for prefix in prefixes.values())
-        raise ValueError(f"{asked} does not say which of the evaluation sets chooses the best model. Use {offered}.")
+        raise InvalidInputError(
+            "metric_for_best_model",
+            args.metric_for_best_model,
+            f"a name that says which of the evaluation sets chooses the best model, such as {offered}",
+        )
     chosen = max(fitting, key=lambda name: len(prefixes[name]))
     score = metric.removeprefix(f"{prefixes[chosen]}_")
     if score == "loss" or own_metrics:
@@ -242,24 +260,28 @@ def check_evaluation(trainer: TaskTrainer, model: nn.Module, eval_dataset: Any, 
         needed = {"h_mean": ("forget", "retain"), "drop": ("forget",)}.get(score, (score.rpartition("_")[2],))
         absent = [role for role in needed if role in roles and not found & set(roles[role])]
         if name == chosen and absent and not score.startswith("n_"):
-            raise ValueError(
-                f"{asked} cannot be computed: the evaluation set has no samples of the classes to {absent[0]}. Add "
-                "some, or choose another metric, e.g. 'eval_acc_retain'."
+            raise InvalidInputError(
+                "metric_for_best_model",
+                args.metric_for_best_model,
+                f"a score that can be computed; the evaluation set has no samples of the classes to {absent[0]}",
+                "Add some, or choose another metric, e.g. 'eval_acc_retain'.",
             )
 
 
-def check_hold_out(dataset: Any, label_column: str) -> None:
+def check_hold_out(dataset: Any, label_column: str, fraction: float) -> None:
     """Refuses to hold out samples of annotated boxes: an image of one set may be trained on in the other.
 
     Raises:
         ValueError: if the data set holds some.
     """
     if is_object_column(dataset, label_column):
-        raise ValueError(
-            "`validation_fraction` cannot hold images out of sets that share some. Take them out before they are "
-            f"split, with train_validation_split(dataset, {label_column!r}), and give them to GSLoraTrainer as "
-            "`eval_dataset`. A ContinualForgetter scores after each task alone: leave `validation_fraction` at 0 and "
-            "`eval_strategy` at 'no' there."
+        raise InvalidInputError(
+            "validation_fraction",
+            fraction,
+            "0 with annotated boxes: images cannot be held out of sets that share some",
+            f"Take them out before they are split, with train_validation_split(dataset, {label_column!r}), and give "
+            "them to GSLoraTrainer as `eval_dataset`. A ContinualForgetter scores after each task alone: leave "
+            "`eval_strategy` at 'no' there, too.",
         )
 
 

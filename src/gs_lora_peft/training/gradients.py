@@ -31,6 +31,13 @@ def no_gradient(step: int) -> NoGradientError:
     )
 
 
+def no_edit(method: str) -> NoStepError:
+    """The error of a method that edits weights and left them as they were."""
+    return NoStepError(
+        f"the method {method!r} changed no weight, so that nothing is forgotten. Give it other hyper-parameters."
+    )
+
+
 def no_step(steps: int) -> NoStepError:
     """The error of a training of so many steps that left the weights as they were."""
     return NoStepError(

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from ..data.agreement import AgreeingLabels
 from ..data.augmentation import Augmentation, AugmentedViews, rand_augment
 from ..data.rows import NamedRows
+from ..errors import InvalidInputError
 from .arguments import GSLoraTrainingArguments
 from .base import TaskTrainer
 
@@ -22,21 +23,24 @@ def chosen_augmentation(
     """What makes views of images, where `args` asks for any.
 
     Raises:
-        ValueError: if `augment` is given for nothing, if boxes would have to move with the images, or if torchvision
-            is needed and not installed.
+        InvalidInputError: if `augment` is given for nothing, or if boxes would have to move with the images.
+        ValueError: if torchvision is needed and not installed.
     """
     if not args.augmentation and not args.prototype_augmentations:
         if augment is not None:
-            raise ValueError(
-                "`augment` is given, but nothing is to be augmented. Set `augmentation` or `prototype_augmentations` "
-                "in the arguments, or leave it out."
+            raise InvalidInputError(
+                "augment",
+                augment,
+                "None where nothing is to be augmented",
+                "Set `augmentation` or `prototype_augmentations` in the arguments, or leave it out.",
             )
         return None
     if hasattr(data_collator, "objects_column"):
-        raise ValueError(
-            f"`augmentation` makes views of images alone; the boxes in {data_collator.objects_column!r} would stay "
-            "where they were. Leave it at False, and give the data set a transform that moves both: "
-            "dataset.with_transform(...)."
+        raise InvalidInputError(
+            "augmentation",
+            args.augmentation,
+            f"False with annotated boxes: those in {data_collator.objects_column!r} would stay where they were",
+            "Leave it out, and give the data set a transform that moves both: dataset.with_transform(...).",
         )
     column = getattr(data_collator, "image_column", "pixel_values")
     return Augmentation(augment if augment is not None else rand_augment(), column, args.seed)

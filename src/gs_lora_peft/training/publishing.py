@@ -123,7 +123,7 @@ class AdapterPublishing(TaskTrainer):
             raise InvalidInputError(
                 "hub_model_id",
                 head.repo_id,
-                f"a new repository, or one with a single adapter; it holds {', '.join(strange[:3])}",
+                f"one with a single adapter or none; it holds files of something else ({', '.join(strange[:3])})",
                 "Choose another one.",
             )
         self.hub_model_id = head.repo_id  # type: ignore[assignment]

@@ -23,6 +23,14 @@ class Trained(ABC):
     """
 
     adapter: str | None = None
+    _start: list[Tensor]
+
+    @property
+    def start(self) -> list[Tensor]:
+        """Copies of the tensors as they were when the trainer was made: before the task, also in a resumed training."""
+        pairs = zip(self._start, self.parameters, strict=True)
+        self._start = [old.to(now.device) for old, now in pairs]
+        return self._start
 
     @property
     @abstractmethod
@@ -66,6 +74,7 @@ class TrainedAdapter(Trained):
         self.model = model
         self.adapter = training_adapter(model)
         self.groups = LoraGroups(model, self.adapter)
+        self._start = [matrix.detach().clone() for matrix in self.parameters]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -119,7 +128,7 @@ class TrainedWeights(Trained):
             raise InvalidInputError(
                 "model", type(model).__name__, "a model with weights that train", "Set requires_grad_(True) on them."
             )
-        self._before = [weight.detach().clone() for _, weight in self._named]
+        self._start = [weight.detach().clone() for weight in self.parameters]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -133,8 +142,7 @@ class TrainedWeights(Trained):
     def before(self) -> Iterator[None]:
         # The data of the weights is exchanged, not overwritten: a backward pass that is still to come finds its own.
         now = [weight.data for weight in self.parameters]
-        self._before = [old.to(weight.device) for old, weight in zip(self._before, now, strict=True)]
-        for weight, old in zip(self.parameters, self._before, strict=True):
+        for weight, old in zip(self.parameters, self.start, strict=True):
             weight.data = old.to(weight.dtype)
         try:
             with before_the_task(self.model, None):

@@ -44,6 +44,7 @@ from .evaluation import ForgettingEvaluation
 from .gradients import (
     GradientCallback,
     check_checkpointing,
+    no_edit,
     no_gradient,
     no_step,
     reentrant_checkpoints,
@@ -156,7 +157,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self._take(model)
         check_publishing(args, self.method, self.trained)
         if args.validation_fraction > 0 and eval_dataset is None:
-            check_hold_out(retain_dataset, label_column)
+            check_hold_out(retain_dataset, label_column, args.validation_fraction)
             pairs, eval_dataset = self._hold_out(pairs, args)
 
         data_collator = data_collator or default_collator(processing_class, label_column, retain_dataset)
@@ -275,7 +276,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
             self.is_in_train = False
         untouched = self.method.takes_steps and output.global_step == 0
         if untouched or (checkpoint is None and self._gradients.changed_nothing):
-            raise no_step(output.global_step)
+            raise no_step(output.global_step) if self.method.takes_steps else no_edit(self.method.name)
         return output
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any):
