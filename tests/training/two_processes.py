@@ -32,7 +32,7 @@ from gs_lora_peft.training import ForgettingTrainer
 
 GLOBAL_BATCH = 8
 DYING = {
-    "sparsity_weight": 0.9,
+    "sparsity_weight": 1.35,
     "sparsity_until_epoch": 2.75,
     "learning_rate": 2e-2,
     "num_train_epochs": 4,

@@ -34,9 +34,10 @@ class Method(TrainerCallback):
     them in `loss` with torch's global generator, which checkpoints hold. *Bad teacher*, *LoTUS*, *DER++* compare in
     `loss` with [`~Method.earlier_logits`]. *SCRUB* does too, and `on_step_begin` says whether the step is one that
     maximises. *EWC*, *L2*, *L1-sparse* add a penalty on `self.trainer.trained.parameters` (and its `start`) in `loss`;
-    the Fisher information is summed up in `on_train_begin`. *SalUn* computes its mask in `on_train_begin` and puts weights
-    outside of it back in `on_optimizer_step`, where momentum and decay have moved them, too. *SSD* edits the weights
-    in `on_train_begin` and sets `takes_steps = False`. *Task arithmetic* scales what was learned in `on_train_end`.
+    the Fisher information is summed up in `on_train_begin`, over [`own_batches`]. *SalUn* computes its mask there and
+    puts weights outside of it back in `on_optimizer_step`, where momentum and decay have moved them, too. *SSD* edits
+    the weights in `on_train_begin` and sets `takes_steps = False`. *Task arithmetic* scales what was
+    learned in `on_train_end`.
 
     Attributes:
         name (`str`): Its name in the registry and in ledgers.

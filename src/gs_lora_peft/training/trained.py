@@ -27,7 +27,7 @@ class Trained(ABC):
 
     @property
     def start(self) -> list[Tensor]:
-        """Copies of the tensors as they were when the trainer was made: before the task, also in a resumed training."""
+        """Copies of the tensors as they were before the task, also in a training that was resumed."""
         pairs = zip(self._start, self.parameters, strict=True)
         self._start = [old.to(now.device) for old, now in pairs]
         return self._start
