@@ -43,7 +43,7 @@ def without_counts(entries: Sequence[TaskEntry]) -> list[TaskEntry]:
 def _coarse(entry: TaskEntry, entries: Sequence[TaskEntry], order: int) -> TaskEntry:
     settings = {
         part: {name: value for name, value in entry.settings[part].items() if name not in _COUNTED}
-        for part in ("config", "training", "data")
+        for part in ("config", "training", "data", "method")
         if isinstance(entry.settings.get(part), dict)
     }
     proof = {name: entry.request[name] for name in ("withheld", "digest") if name in entry.request}

@@ -107,7 +107,8 @@ class Method(TrainerCallback):
     # While it trains
 
     def callbacks(self) -> Sequence[TrainerCallback]:
-        """What happens between the steps; by default the events of the method itself."""
+        """What happens between the steps; by default the events of the method itself. What is [`Watching`] learns of
+        flags on the device at every step, in the one host synchronisation that there is anyway."""
         return [self]
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
