@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
-from gs_lora_peft.storage import staged_folder
+from gs_lora_peft.io import staged_folder
 
 
 def load_digits() -> DatasetDict:

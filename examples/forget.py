@@ -28,7 +28,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gs_lora_peft.cli.ending import run_script
 from gs_lora_peft.cli.settings import (
     SCORED_ON,
     AdapterArguments,
@@ -37,6 +36,7 @@ from gs_lora_peft.cli.settings import (
     parse_settings,
     settings_parser,
 )
+from gs_lora_peft.cli.terminal import run_script
 
 DIGITS = "three;seven;zero,one"
 OF_OTHER_DATA = ("model_revision", "dataset_config_name", "train_split", "test_split", "image_column", "label_column")
@@ -86,10 +86,16 @@ from digits import load_digits, pretrained_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from gs_lora_peft import GSLoraTrainingArguments, parse_requests
-from gs_lora_peft.cli.running import carry_out, make_forgetter, publish_if_asked
-from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
+from gs_lora_peft.cli.running import (
+    carry_out,
+    load_data,
+    make_forgetter,
+    model_source,
+    publish_if_asked,
+    refuse_ignored,
+)
 from gs_lora_peft.data import align_known_labels
-from gs_lora_peft.sequence import exit_status, format_table
+from gs_lora_peft.ledger import exit_status, format_table
 
 
 def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments, GSLoraTrainingArguments]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gs_lora_peft.cli.ending import run_script
 from gs_lora_peft.cli.settings import (
     SCORED_ON,
     AdapterArguments,
@@ -30,6 +29,7 @@ from gs_lora_peft.cli.settings import (
     parse_settings,
     settings_parser,
 )
+from gs_lora_peft.cli.terminal import run_script
 
 
 @dataclass
@@ -70,20 +70,22 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from gs_lora_peft import (
-    ContinualForgetter,
-    ForgetRequest,
-    GSLoraTrainingArguments,
-    parse_requests,
-)
+from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, parse_requests
 from gs_lora_peft.audit import draw_detections
-from gs_lora_peft.cli.running import carry_out, make_forgetter, publish_if_asked, task_to_redo
-from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
+from gs_lora_peft.cli.running import (
+    carry_out,
+    load_data,
+    make_forgetter,
+    model_source,
+    publish_if_asked,
+    refuse_ignored,
+    task_to_redo,
+)
 from gs_lora_peft.data import prepare_boxes, read_coco
-from gs_lora_peft.data.boxes import read_annotations
+from gs_lora_peft.data.boxes.annotations import read_annotations
 from gs_lora_peft.data.classes import resolve_classes
-from gs_lora_peft.sequence import exit_status, format_table
-from gs_lora_peft.sequence.redoing import task_to_redo as last_task
+from gs_lora_peft.ledger import exit_status, format_table
+from gs_lora_peft.runs.revocation import task_to_redo as last_task
 
 MOST_DROPPED = 0.05  # COCO has a few boxes without area; many are a sign of another format
 OF_OTHER_DATA = ("dataset_config_name", "train_split", "test_split", "image_column", "objects_column", "box_format")

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gs_lora_peft.cli.ending import run_script
 from gs_lora_peft.cli.settings import (
     SCORED_ON,
     AdapterArguments,
@@ -32,6 +31,7 @@ from gs_lora_peft.cli.settings import (
     parse_settings,
     settings_parser,
 )
+from gs_lora_peft.cli.terminal import run_script
 
 
 @dataclass
@@ -114,15 +114,21 @@ from gs_lora_peft import (
     parse_requests,
 )
 from gs_lora_peft.audit import audit_faces, draw_face_pictures, format_face_audit
-from gs_lora_peft.cli.running import carry_out, make_forgetter, publish_if_asked
-from gs_lora_peft.cli.sources import load_data, model_source, refuse_ignored
+from gs_lora_peft.cli.convert_face import read_names
+from gs_lora_peft.cli.running import (
+    carry_out,
+    load_data,
+    make_forgetter,
+    model_source,
+    publish_if_asked,
+    refuse_ignored,
+)
 from gs_lora_peft.data import align_known_labels, default_collator
 from gs_lora_peft.data.classes import label_names, resolve_classes
+from gs_lora_peft.io import as_path, parse_json, refuse_links, sha256_of, staged_folder, write_json_atomic
+from gs_lora_peft.ledger import exit_status, format_table
 from gs_lora_peft.models import FaceImageProcessor
-from gs_lora_peft.name_lists import read_names
-from gs_lora_peft.sequence import exit_status, format_table
-from gs_lora_peft.sequence.work import newest_checkpoint
-from gs_lora_peft.storage import as_path, parse_json, refuse_links, sha256_of, staged_folder, write_json_atomic
+from gs_lora_peft.runs.workspace import newest_checkpoint
 
 SETTINGS_FILE = "base_model.json"  # what the base model beside it was made from
 CONVERSION = ("image_size", "num_attention_heads", "head_type", "scale", "margin", "pixels")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.hub.figures import draw_figures
+from gs_lora_peft.hub.run_figures import draw_figures
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:

@@ -11,7 +11,7 @@ import pytest
 
 from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.cli import main
-from gs_lora_peft.sequence import TaskEntry
+from gs_lora_peft.ledger import TaskEntry
 
 COMMANDS = ["show", "verify", "export", "merge", "push", "pull", "revoke", "convert-face"]
 NAMES = ["tench", "[red]cassette[/red]", "évil\x1b[2Jname", "dragonfly"]

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments, OtherSettingsError
-from gs_lora_peft.cli import ending
+from gs_lora_peft.cli import terminal as ending
 from gs_lora_peft.cli.settings import missing_classes, training_options
 from gs_lora_peft.errors import InvalidInputError
 
@@ -403,7 +403,7 @@ if subprocess.run([sys.executable, "-c", sys.argv[1]]).returncode:
     raise RuntimeError("what a launcher says")
 """
 SCRIPT = """
-from gs_lora_peft.cli.ending import run_script
+from gs_lora_peft.cli.terminal import run_script
 def main(): {}
 run_script(main)
 """

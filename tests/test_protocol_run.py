@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PillowImage
 
 from gs_lora_peft import FaceTransformerConfig, FaceTransformerForRecognition
-from gs_lora_peft.models.face import FaceImageProcessor
+from gs_lora_peft.models.face.processing import FaceImageProcessor
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"
 PEOPLE = 6

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from peft import PeftModel
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from gs_lora_peft.hub.repository import stage_repository
+from gs_lora_peft.hub.publish import stage_repository
 
 NAMES = [f"person_{n:02d}" for n in range(1, 12)]
 README = Path(__file__).resolve().parents[1] / "README.md"

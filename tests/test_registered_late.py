@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from gs_lora_peft import FaceTransformerConfig
-from gs_lora_peft.auto_classes import _enter
+from gs_lora_peft.compat.auto_classes import _enter
 from gs_lora_peft.models import FaceImageProcessor
 
 

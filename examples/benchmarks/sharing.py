@@ -32,13 +32,14 @@ from gs_lora_peft import (
     load_forgotten,
     weights_fingerprint,
 )
+from gs_lora_peft.adapters import model_identity
 from gs_lora_peft.hub.composite import write_composite
 from gs_lora_peft.hub.verify import verify_repository
-from gs_lora_peft.sequence import TaskEntry, model_identity
-from gs_lora_peft.sequence.curves import CURVE_NAMES, MAX_CURVE_POINTS
-from gs_lora_peft.sequence.recipe import Recipe, adapter_settings
-from gs_lora_peft.sequence.versions import library_versions
-from gs_lora_peft.storage import sha256_of, write_json_atomic
+from gs_lora_peft.io import sha256_of, write_json_atomic
+from gs_lora_peft.ledger import TaskEntry
+from gs_lora_peft.ledger.entry import CURVE_NAMES
+from gs_lora_peft.runs.recipe import Recipe, adapter_settings
+from gs_lora_peft.runs.task import MAX_CURVE_POINTS, library_versions
 
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 CONFIG = GSLoraConfig(r=8)

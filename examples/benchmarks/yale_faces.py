@@ -31,7 +31,7 @@ from gs_lora_peft import (
     split_dataset,
 )
 from gs_lora_peft.data import train_validation_split
-from gs_lora_peft.sequence import format_table
+from gs_lora_peft.ledger import format_table
 
 # The order of the reference run (seed 1337): the last eight people are forgotten first.
 ORDER = [

@@ -11,13 +11,7 @@ from datasets import Dataset
 from errors import refused
 from PIL import Image
 
-from gs_lora_peft.data.augmentation import (
-    Augmentation,
-    AugmentedPairs,
-    AugmentedViews,
-    NumberedSampler,
-    rand_augment,
-)
+from gs_lora_peft.data.augmentation import Augmentation, AugmentedPairs, AugmentedViews, NumberedSampler, rand_augment
 
 OTHER_MODES = ("RGBA", "LA", "P", "1", "CMYK")
 

@@ -8,9 +8,9 @@ from box_cases import found, make
 from errors import refused
 from torch.utils.data import DataLoader
 
-from gs_lora_peft.data.box_collation import DetectionCollator
-from gs_lora_peft.data.box_splits import split_boxes
-from gs_lora_peft.data.boxes import InvalidBoxError
+from gs_lora_peft.data.boxes.annotations import InvalidBoxError
+from gs_lora_peft.data.boxes.box_splits import split_boxes
+from gs_lora_peft.data.boxes.collation import DetectionCollator
 from gs_lora_peft.data.collation import default_collator
 from gs_lora_peft.data.pairing import PairedCollator, PairedDataset, PairedSampler
 from gs_lora_peft.errors import InvalidInputError

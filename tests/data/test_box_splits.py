@@ -9,8 +9,8 @@ from errors import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gs_lora_peft.data.box_splits import split_boxes, train_validation_boxes
-from gs_lora_peft.data.boxes import InvalidBoxError
+from gs_lora_peft.data.boxes.annotations import InvalidBoxError
+from gs_lora_peft.data.boxes.box_splits import split_boxes, train_validation_boxes
 
 ROLES = ("forget", "retain", "old", "missing")
 FIELD = [[0], [1], [0, 1], [2], [0, 2, 2], [1, 3], [], [3], [0, 1, 2, 3]]

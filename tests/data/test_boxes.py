@@ -9,8 +9,8 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from errors import refused
 from PIL import Image as Pillow
 
-from gs_lora_peft.data.boxes import InvalidBoxError, prepare_boxes
-from gs_lora_peft.data.coco import read_coco
+from gs_lora_peft.data.boxes.annotations import InvalidBoxError, prepare_boxes
+from gs_lora_peft.data.boxes.coco import read_coco
 
 FIELD = [[0, 1], [2], [], [1, 1, 0]]
 LABEL2ID = {"N/A": 5, "cat, tomcat": 1, "Dog": 2, "ANT": 7, "bee": 3}

@@ -19,7 +19,7 @@ from transformers import DetrImageProcessor, ViTImageProcessor
 from gs_lora_peft.audit.pictures import _image
 from gs_lora_peft.data import ImageCollator, PairedDataset
 from gs_lora_peft.data.augmentation import Augmentation, rand_augment
-from gs_lora_peft.data.box_collation import DetectionCollator
+from gs_lora_peft.data.boxes.collation import DetectionCollator
 from gs_lora_peft.data.rows import NamedRows
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.images import to_image

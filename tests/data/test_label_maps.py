@@ -9,7 +9,7 @@ from transformers import ViTConfig
 
 from gs_lora_peft.data import align_known_labels, align_labels, prepare_boxes
 from gs_lora_peft.data.alignment import check_names
-from gs_lora_peft.data.label_maps import ids_by_name, names_by_id, names_of_model
+from gs_lora_peft.data.classes import ids_by_name, names_by_id, names_of_model
 from gs_lora_peft.errors import InvalidInputError
 
 WORDS = st.text(st.characters(whitelist_categories=["L"]), min_size=1, max_size=5)

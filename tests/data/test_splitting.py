@@ -6,9 +6,9 @@ from box_cases import found, make
 from errors import refused
 
 from gs_lora_peft.data import DetectionCollator, split_dataset, train_validation_split
-from gs_lora_peft.data.box_splits import split_boxes, train_validation_boxes
+from gs_lora_peft.data.boxes.box_splits import split_boxes, train_validation_boxes
 from gs_lora_peft.data.collation import default_collator
-from gs_lora_peft.data.splitting import read_classes
+from gs_lora_peft.data.splits import read_classes
 
 CATEGORIES = [[0, 1], [1], [0, 2], [2, 2], [3], [1, 3], [0], [1, 2]]
 

@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from gs_lora_peft import ContinualForgetter, ForgettingLedger, LedgerError, parse_requests
 from gs_lora_peft.audit.detections import draw_detections, rows_to_show
-from gs_lora_peft.data.boxes import read_annotations
+from gs_lora_peft.data.boxes.annotations import read_annotations
 from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.reports import FORGOTTEN
 
@@ -114,7 +114,7 @@ def test_published_without_a_picture(example, command, tmp_path, capsys, monkeyp
     data.save_to_disk(str(tmp_path / "others"))
     pushed = []
     monkeypatch.setattr(
-        "gs_lora_peft.cli.running.push_to_hub", lambda *args, **options: pushed.append((args, options)) or "address"
+        "gs_lora_peft.hub.publish.push_to_hub", lambda *args, **options: pushed.append((args, options)) or "address"
     )
     options = ["--dataset_name", str(tmp_path / "others"), "--max_steps", "1", "--missing", "ant,3"]
     example.main([*command, *options, "--push_to_hub", "true", "--hub_model_id", "me/it", "--hub_token", "hf_x"])

@@ -13,7 +13,7 @@ from gs_lora_peft import GSLoraTrainingArguments
 from gs_lora_peft.data import DetectionCollator
 from gs_lora_peft.metrics.boxes import references_from_labels
 from gs_lora_peft.metrics.detection import detection_scores
-from gs_lora_peft.metrics.measures import ACCURACY, AVERAGE_PRECISION, measure_of
+from gs_lora_peft.metrics.scores import ACCURACY, AVERAGE_PRECISION, measure_of
 from gs_lora_peft.objectives import ClassificationObjective, DetectionObjective, PrototypeObjective, objective_for
 from gs_lora_peft.objectives.detection.scoring import DetectionScoring
 

@@ -10,9 +10,9 @@ from peft import PeftModel
 
 from gs_lora_peft import ForgetRequest, ForgettingLedger, export_forgotten, load_forgotten, merge_forgotten
 from gs_lora_peft.cli import main
-from gs_lora_peft.hub.repository import stage_repository
+from gs_lora_peft.hub.publish import stage_repository
 from gs_lora_peft.hub.verify import verify_repository
-from gs_lora_peft.sequence import format_table
+from gs_lora_peft.ledger import format_table
 
 MODELS = {"yolos": knowing_yolos, "rt_detr_v2": lambda: named(detector("rt_detr_v2"))}
 SETTINGS = {"yolos": {}, "rt_detr_v2": {"num_train_epochs": 1}}

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from gs_lora_peft import ForgetRequest, ForgettingLedger, load_forgotten, merge_forgotten, verify_repository
 from gs_lora_peft.cli import main
-from gs_lora_peft.sequence import OtherSettingsError
+from gs_lora_peft.runs import OtherSettingsError
 
 DATA = Path(__file__).parent / "data"
 IN_EFFECT = ["task_001", "task_003"]

@@ -3,7 +3,7 @@
 import math
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.sequence import TaskEntry
+from gs_lora_peft.ledger import TaskEntry
 
 BASE = {
     "name_or_path": "org/base",

@@ -134,11 +134,11 @@ def load(base, repo_id, **options):
 
 
 def fetch(repo_id, **options):
-    """SHA-256 of the files that `fetch_sequence` brought."""
+    """SHA-256 of the files that `fetch_run` brought."""
     _package()
-    from gs_lora_peft.sequence.remote import fetch_sequence
+    from gs_lora_peft.hub.fetch import fetch_run
 
-    return _hashes(fetch_sequence(repo_id, **options))
+    return _hashes(fetch_run(repo_id, **options))
 
 
 def go_on(repo_id, base, folder, classes):
@@ -207,9 +207,9 @@ def call_trainer(base, output_dir, call, arguments, **options):
 def _package():
     """This package, which does not wait either."""
     import gs_lora_peft
-    import gs_lora_peft.storage.hub_calls
+    import gs_lora_peft.hub.client.calls
 
-    gs_lora_peft.storage.hub_calls.time = _Clock()
+    gs_lora_peft.hub.client.calls.time = _Clock()
     return gs_lora_peft
 
 

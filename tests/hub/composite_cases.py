@@ -7,8 +7,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from gs_lora_peft import ForgettingLedger, export_lora
-from gs_lora_peft.sequence import TaskEntry, model_identity
-from gs_lora_peft.storage import sha256_of
+from gs_lora_peft.adapters import model_identity
+from gs_lora_peft.io import sha256_of
+from gs_lora_peft.ledger import TaskEntry
 
 # Names of which one is the end, the beginning or the regular expression of another.
 SHAPES = {

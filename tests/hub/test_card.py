@@ -17,13 +17,12 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from gs_lora_peft.hub import stage_repository
-from gs_lora_peft.hub.card import build_card
+from gs_lora_peft.hub.card import build_card, task_ranges
 from gs_lora_peft.hub.composite import CompositeReport
-from gs_lora_peft.hub.merging import _card
-from gs_lora_peft.hub.sections import task_ranges
+from gs_lora_peft.hub.export import _card
+from gs_lora_peft.io import code_span
+from gs_lora_peft.ledger.summary import doubts, not_forgotten
 from gs_lora_peft.reports import Table, escape_markdown, render_card
-from gs_lora_peft.sequence.remarks import doubts, not_forgotten
-from gs_lora_peft.storage import code_span
 
 REPO = "me/forgotten"
 EXACT = CompositeReport(rank=8, recompressed=[], relative_error=0.0)

@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.hub import figures
-from gs_lora_peft.hub.figures import draw_figures
+from gs_lora_peft.hub import run_figures as figures
+from gs_lora_peft.hub.run_figures import draw_figures
 from gs_lora_peft.reports import own_style, shortened_names
 
 ALL = ["figures/accuracies.png", "figures/group_norms.png", "figures/training_curves.png"]

@@ -19,11 +19,10 @@ from loopback import OWNER
 from gs_lora_peft import ForgetRequest, ForgettingLedger
 from gs_lora_peft.hub import is_proof, request_proof, stage_repository
 from gs_lora_peft.hub.card import build_card
-from gs_lora_peft.hub.coarse import without_counts
-from gs_lora_peft.hub.results import revoked_since, scored_last
-from gs_lora_peft.hub.withholding import withheld_ledger, withholding_key
-from gs_lora_peft.sequence import TaskEntry
-from gs_lora_peft.sequence.plain import InvalidLedgerError
+from gs_lora_peft.hub.card_metadata import revoked_since, scored_last
+from gs_lora_peft.hub.withhold import withheld_ledger, withholding_key, without_counts
+from gs_lora_peft.ledger import TaskEntry
+from gs_lora_peft.ledger.schema import InvalidLedgerError
 
 KEY = bytes(range(32))
 SECRETS = ("because of Ann", "case 4711", "wrong person")

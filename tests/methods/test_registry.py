@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 from errors import refused
 
-from gs_lora_peft.methods import METHODS, GSLora, Method, get_method
+from gs_lora_peft.methods import METHODS, GSLora, get_method
+from gs_lora_peft.training import Method
 
 
 @pytest.mark.parametrize("name", METHODS)

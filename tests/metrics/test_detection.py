@@ -248,7 +248,7 @@ def test_what_a_model_and_its_processor_give_is_scored(shared_data, tmp_path):
     from datasets import load_dataset
     from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
-    from gs_lora_peft.data.box_collation import DetectionCollator
+    from gs_lora_peft.data.boxes.collation import DetectionCollator
 
     files = {"test": str(shared_data / "bccd" / "test.parquet")}
     data = load_dataset("parquet", data_files=files, split="test", cache_dir=tmp_path)

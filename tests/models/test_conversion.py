@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from gs_lora_peft import convert_face_checkpoint
-from gs_lora_peft.audit import face_answers
+from gs_lora_peft.audit import face_predictions
 from gs_lora_peft.data.collation import default_collator
 from gs_lora_peft.errors import InvalidInputError
 
@@ -59,7 +59,7 @@ def test_accuracy_with_and_without_the_margin(reference):
     folder, model = reference
     rows = load_dataset("parquet", data_files={"test": str(folder / "test.parquet")})["test"]
     processor = AutoImageProcessor.from_pretrained(model.name_or_path)
-    found = face_answers(model, rows, data_collator=default_collator(processor))
+    found = face_predictions(model, rows, data_collator=default_collator(processor))
     assert 100 * (found.predictions == found.labels).mean() == pytest.approx(85.5, abs=0.1)
     assert 100 * (found.margin_predictions == found.labels).mean() == pytest.approx(75.2, abs=0.1)
     batch = default_collator(processor)(rows.select(range(50)))

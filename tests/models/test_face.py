@@ -23,7 +23,7 @@ from gs_lora_peft import (
     find_ffn_blocks,
     merge_forgotten,
 )
-from gs_lora_peft.models.face.heads import ArcFaceHead, CosFaceHead, SFaceHead
+from gs_lora_peft.models.face.modeling import ArcFaceHead, CosFaceHead, SFaceHead
 
 LABELS = torch.tensor([0, 1, 2, 3])
 COSINES = torch.tensor([[0.9, 0.1, -0.3, 0.2], [0.5, -0.99, 0.4, 0.0], [1.0, 0.2, 1.0, -1.0], [0.3, 0.1, 0.2, -1.0]])

@@ -16,14 +16,14 @@ from PIL import Image
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainingArguments, LedgerError
 from gs_lora_peft.audit import (
     PICTURES_FOLDER,
-    FaceAnswers,
+    FacePredictions,
     audit_faces,
     draw_face_pictures,
-    face_answers,
+    face_predictions,
     format_face_audit,
 )
 from gs_lora_peft.data.collation import default_collator
-from gs_lora_peft.hub.repository import stage_repository
+from gs_lora_peft.hub.publish import stage_repository
 
 
 def faces(per_person, seed):
@@ -83,7 +83,7 @@ def audit(run):
 def test_answers(run):
     """Embeddings, similarities and predictions are the model's own, one image at a time."""
     base, *_, test = run
-    found = face_answers(base, test, data_collator=collator, batch_size=3)
+    found = face_predictions(base, test, data_collator=collator, batch_size=3)
     for number, row in enumerate(test):
         with torch.no_grad():
             output = base(pixel_values=torch.tensor(row["pixel_values"])[None])
@@ -106,9 +106,9 @@ def test_it_says_what_the_ledger_says(run, audit):
                 assert found["cosine"][when][name] == entry.scores[when][name]
             assert found["margin"][when]["acc_retain"] <= found["cosine"][when]["acc_retain"]
         assert found["cosine"]["after"]["h_mean"] == entry.scores["after"]["h_mean"]
-    last = face_answers(forgetter.model, test, data_collator=collator, batch_size=7)
+    last = face_predictions(forgetter.model, test, data_collator=collator, batch_size=7)
     np.testing.assert_array_equal(audit.answers[-1].embeddings, last.embeddings)
-    first = face_answers(base, test, data_collator=collator, batch_size=7)
+    first = face_predictions(base, test, data_collator=collator, batch_size=7)
     np.testing.assert_array_equal(audit.answers[0].embeddings, first.embeddings)
 
 
@@ -152,7 +152,7 @@ def test_the_tables(audit):
 
 def first_request_only(audit, keep):
     """The audit of the first request, which forgets one person, on some of the images."""
-    answers = [FaceAnswers(*(values[keep] for values in astuple(found))) for found in audit.answers[:2]]
+    answers = [FacePredictions(*(values[keep] for values in astuple(found))) for found in audit.answers[:2]]
     return replace(audit, tasks=audit.tasks[:1], forgotten=audit.forgotten[:1], missing=[[]], answers=answers)
 
 
@@ -208,6 +208,6 @@ def test_what_does_not_fit_is_refused(run, audit, tmp_path):
     with refused("'label': class 0", "person_1"):
         audit_faces(base, folder, renamed, data_collator=collator)
     with pytest.raises(ValueError, match="expected a FaceTransformerForRecognition"):
-        face_answers(base.vit, test, data_collator=collator)
+        face_predictions(base.vit, test, data_collator=collator)
     with pytest.raises(ValueError, match="no rows"):
-        face_answers(base, test.select([]), data_collator=collator)
+        face_predictions(base, test.select([]), data_collator=collator)

@@ -10,11 +10,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from gs_lora_peft import GSLoraConfig, LoraGroups, export_lora
-from gs_lora_peft.objectives.detection import DetectionObjective
-from gs_lora_peft.sequence.adapters import read_adapter
-from gs_lora_peft.sequence.merging import attach_adapters, merge_adapters
-from gs_lora_peft.tuner.batch_norm import batch_norm_frozen
-from gs_lora_peft.tuner.tying import head_tying_hidden
+from gs_lora_peft.adapters.attaching import attach_adapters, merge_adapters
+from gs_lora_peft.adapters.task_adapter import read_adapter
+from gs_lora_peft.compat.models import batch_norm_frozen, head_tying_hidden
+from gs_lora_peft.objectives.detection.objective import DetectionObjective
 
 LAYERS = {
     "yolos": ["vit.encoder.layer.0", "vit.encoder.layer.1"],

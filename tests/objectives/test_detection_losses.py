@@ -9,7 +9,8 @@ from detectors import DETECTORS, MIXED, NUM_LABELS, NUM_QUERIES, detector, joint
 from errors import refused
 from torch import Tensor, nn
 
-from gs_lora_peft.objectives.detection import DetectionObjective, is_detector
+from gs_lora_peft.objectives.detection.objective import DetectionObjective
+from gs_lora_peft.objectives.heads import is_detector
 
 # One for each kind of class loss: softmax, focal, varifocal with and without clamped boxes.
 KINDS = ["detr", "deformable_detr", "rt_detr", "d_fine"]

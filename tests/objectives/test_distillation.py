@@ -8,22 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gs_lora_peft.objectives import (
-    DistillationObjective,
-    Objective,
-    ObjectiveOutput,
-    before_the_task,
-    distillation_loss,
-)
+from gs_lora_peft.compat import reference_model
+from gs_lora_peft.objectives import DistillationObjective, Objective, ObjectiveOutput, distillation_loss
 
 torch.set_num_threads(1)
 
 
-def slow_loss(logits, earlier, left_out):
+def slow_loss(logits, earlier, excluded_classes):
     """Sample after sample, class after class."""
     total = 0.0
     for now, before in zip(logits.double().tolist(), earlier.double().tolist(), strict=True):
-        classes = [c for c in range(len(now)) if c not in left_out]
+        classes = [c for c in range(len(now)) if c not in excluded_classes]
         p, q = ([math.exp(x[c]) / sum(math.exp(x[i]) for i in classes) for c in classes] for x in (before, now))
         total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     return total / len(logits)
@@ -103,7 +98,7 @@ def test_every_module_is_in_its_own_mode_again():
     model[1].eval()
     modes = [module.training for module in model.modules()]
     try:
-        with before_the_task(model, "default"):
+        with reference_model(model, "default"):
             within = {module.training for module in model.modules()} | {torch.is_grad_enabled()}
             raise KeyError
     except KeyError:

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from gs_lora_peft import FaceTransformerConfig, FaceTransformerForRecognition, GSLoraConfig
-from gs_lora_peft.objectives import NoEmbeddingFoundError, caught_embeddings, find_head
+from gs_lora_peft.objectives import NoEmbeddingFoundError, captured_embeddings, find_head
 
 torch.set_num_threads(1)
 
@@ -109,7 +109,7 @@ def test_the_head_turns_what_was_caught_into_the_logits(name):
     torch.manual_seed(0)
     model = build(5).eval()
     assert find_head(model) == path
-    with caught_embeddings(model) as caught:
+    with captured_embeddings(model) as caught:
         logits = model(**inputs_of(name)).logits
     assert caught.embeddings.ndim == 2
     head = model.get_submodule(path)
@@ -133,7 +133,7 @@ def test_an_adapted_head_is_still_the_head():
 def test_the_embedding_carries_a_gradient():
     """Prototype terms train the adapter through it."""
     model = get_peft_model(MODELS["vit"][0](5), GSLoraConfig(r=2))
-    with caught_embeddings(model) as caught:
+    with captured_embeddings(model) as caught:
         model(**inputs_of("vit"))
     caught.embeddings.square().sum().backward()
     assert any(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "lora_B" in n)
@@ -161,7 +161,7 @@ def test_a_head_on_every_token_is_refused():
     """A decoder picks the logits of the last token; there is no one vector behind the head's input."""
     config = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, num_labels=5, pad_token_id=0)
     model = GPT2ForSequenceClassification(config).eval()
-    with caught_embeddings(model) as caught:
+    with captured_embeddings(model) as caught:
         model(input_ids=torch.randint(1, 30, (3, 7)))
     with refused("the input shape of the head 'score'", (3, 7, 16), NoEmbeddingFoundError):
         _ = caught.embeddings
@@ -170,7 +170,7 @@ def test_a_head_on_every_token_is_refused():
 def test_two_forwards_are_told_apart_from_one():
     """Where several forwards went through the head, nobody knows whose embedding is meant."""
     model = MODELS["vit"][0](5).eval()
-    with caught_embeddings(model) as caught:
+    with captured_embeddings(model) as caught:
         model(**inputs_of("vit"))
         model(**inputs_of("vit"))
     with refused("calls of the head 'classifier'", 2, NoEmbeddingFoundError):

@@ -11,8 +11,8 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from gs_lora_peft import ForgetRequest, weights_fingerprint
-from gs_lora_peft.sequence import ForgettingLedger
-from gs_lora_peft.storage import writing
+from gs_lora_peft.io import writing
+from gs_lora_peft.ledger import ForgettingLedger
 
 
 class Stopped(BaseException):

@@ -15,11 +15,14 @@ from test_forgetter import never_trains
 from torch import nn
 
 from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError, export_lora, load_forgotten
-from gs_lora_peft.sequence import TaskEntry, model_identity, task
-from gs_lora_peft.sequence.adapters import MAX_CONFIG_BYTES, check_adapters, read_adapters
-from gs_lora_peft.sequence.merging import attach_adapters, merge_adapters
-from gs_lora_peft.sequence.plain import FilesDifferError, UnusableAdapterError
-from gs_lora_peft.storage import sha256_of
+from gs_lora_peft.adapters import model_identity
+from gs_lora_peft.adapters.attaching import attach_adapters, merge_adapters
+from gs_lora_peft.adapters.task_adapter import check_adapters, read_adapters
+from gs_lora_peft.io import sha256_of
+from gs_lora_peft.ledger import TaskEntry
+from gs_lora_peft.ledger.files import MAX_CONFIG_BYTES
+from gs_lora_peft.ledger.schema import FilesDifferError, UnusableAdapterError
+from gs_lora_peft.runs import task
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FC1, FC2, DEEP = "vit.layers.0.mlp.fc1", "vit.layers.0.mlp.fc2", "vit.layers.1.mlp.fc1"

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.sequence import TaskEntry
-from gs_lora_peft.sequence.curves import CURVE_NAMES, MAX_CURVE_POINTS, training_curves
-from gs_lora_peft.sequence.plain import InvalidLedgerError
+from gs_lora_peft.ledger import TaskEntry
+from gs_lora_peft.ledger.entry import CURVE_NAMES
+from gs_lora_peft.ledger.schema import InvalidLedgerError
+from gs_lora_peft.runs.task import MAX_CURVE_POINTS, training_curves
 
 
 def logged(epoch, **more):

@@ -11,10 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer, TrainerCallback
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, NonFiniteLossError, load_forgotten
-from gs_lora_peft.sequence import scoring
-from gs_lora_peft.sequence.plain import UnfinishedRequestError
-from gs_lora_peft.sequence.work import WorkFolder
-from gs_lora_peft.storage import writing
+from gs_lora_peft.io import writing
+from gs_lora_peft.ledger.schema import UnfinishedRequestError
+from gs_lora_peft.runs import scores as scoring
+from gs_lora_peft.runs.workspace import Workspace
 
 try:
     import resource
@@ -337,7 +337,7 @@ def test_only_whole_checkpoints_are_gone_on_from(stopped):
     """Whatever is missing or cut off, the last whole checkpoint is taken, and none if there is none."""
     plan = json.loads((stopped / "request.json").read_text())
     last = stopped / "checkpoint-8"
-    assert WorkFolder(stopped).find_start(plan).checkpoint == str(last)
+    assert Workspace(stopped).find_start(plan).checkpoint == str(last)
     names = [
         "trainer_state.json",
         "optimizer.pt",
@@ -351,12 +351,12 @@ def test_only_whole_checkpoints_are_gone_on_from(stopped):
             path.unlink() if damaged is None else path.write_bytes(damaged)
             if path.suffix == ".json" and damaged == content[:-1]:
                 continue  # all but a line break
-            assert WorkFolder(stopped).find_start(plan).checkpoint == str(stopped / "checkpoint-4"), (path, damaged)
+            assert Workspace(stopped).find_start(plan).checkpoint == str(stopped / "checkpoint-4"), (path, damaged)
         path.write_bytes(content)
-    assert WorkFolder(stopped).find_start(plan).checkpoint == str(last)
+    assert Workspace(stopped).find_start(plan).checkpoint == str(last)
     for checkpoint in ("checkpoint-8", "checkpoint-4"):
         (stopped / checkpoint / "trainer_state.json").rename(stopped / checkpoint / "gone")
-    assert WorkFolder(stopped).find_start(plan).checkpoint is None
+    assert Workspace(stopped).find_start(plan).checkpoint is None
     for checkpoint in ("checkpoint-8", "checkpoint-4"):
         (stopped / checkpoint / "gone").rename(stopped / checkpoint / "trainer_state.json")
 
@@ -368,7 +368,7 @@ def test_a_damaged_request_file(stopped):
     for damaged in (b"", content[:50], b"[]", b"{}", b'{"classes": 1, "request": 2, "started_at": 3}'):
         path.write_bytes(damaged)
         with pytest.raises(UnfinishedRequestError) as error:
-            WorkFolder(stopped).find_start(json.loads(content))
+            Workspace(stopped).find_start(json.loads(content))
         assert (error.value.path, error.value.differences) == (path, {})
     path.write_bytes(content)
 
@@ -378,7 +378,7 @@ def test_a_number_of_processes_that_changed(stopped):
     plan = json.loads((stopped / "request.json").read_text())
     plan["settings"]["training"]["num_processes"] = 2
     with pytest.raises(UnfinishedRequestError) as error:
-        WorkFolder(stopped).find_start(plan)
+        Workspace(stopped).find_start(plan)
     assert error.value.differences == {"num_processes": (1, 2)}
 
 

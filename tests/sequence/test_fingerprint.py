@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
-from gs_lora_peft.sequence.fingerprint import model_identity, weights_fingerprint
+from gs_lora_peft.adapters.fingerprint import model_identity, weights_fingerprint
 
 
 @pytest.fixture

@@ -17,17 +17,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, ViTForImageClassification
 
-from gs_lora_peft import (
-    ContinualForgetter,
-    ForgetRequest,
-    GSLoraConfig,
-    load_forgotten,
-    weights_fingerprint,
-)
+from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, load_forgotten, weights_fingerprint
 from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.errors import InvalidInputError
-from gs_lora_peft.sequence import ForgettingLedger
-from gs_lora_peft.sequence.plain import (
+from gs_lora_peft.io import sha256_of
+from gs_lora_peft.ledger import ForgettingLedger
+from gs_lora_peft.ledger.schema import (
     AlreadyForgottenError,
     FilesDifferError,
     LedgerFileError,
@@ -36,8 +31,7 @@ from gs_lora_peft.sequence.plain import (
     RunLockedError,
     WithheldClassesError,
 )
-from gs_lora_peft.sequence.recipe import adapter_settings
-from gs_lora_peft.storage import sha256_of
+from gs_lora_peft.runs.recipe import adapter_settings
 from gs_lora_peft.training import ForgettingTrainer
 
 

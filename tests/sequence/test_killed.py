@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from transformers import Trainer, TrainerCallback
 
 from gs_lora_peft import load_forgotten
-from gs_lora_peft.sequence import forgetter as forgetter_module
-from gs_lora_peft.sequence import task as task_module
-from gs_lora_peft.sequence.plain import RunLockedError
-from gs_lora_peft.sequence.work import WorkFolder
-from gs_lora_peft.storage import writing
+from gs_lora_peft.io import writing
+from gs_lora_peft.ledger.schema import RunLockedError
+from gs_lora_peft.runs import forgetter as forgetter_module
+from gs_lora_peft.runs import task as task_module
+from gs_lora_peft.runs.workspace import Workspace
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
 
@@ -102,7 +102,7 @@ def is_ledger(source, target):
 
 # The first task takes 12 steps, with checkpoints at 4, 8 and 12; the second one, which is hit, 9, with 4, 8 and 9.
 MOMENTS = {
-    "before the request is written down": lambda: deadly(WorkFolder, "begin", before=True),
+    "before the request is written down": lambda: deadly(Workspace, "begin", before=True),
     "before the first checkpoint": None,
     "between two checkpoints": None,
     "within a checkpoint": lambda: deadly(Trainer, "_save_optimizer_and_scheduler", before=True, call=5),
@@ -113,7 +113,7 @@ MOMENTS = {
     "between folder and ledger": lambda: deadly(forgetter_module, "finished_entry"),
     "before the ledger is moved": lambda: deadly(os, "replace", before=True, of=is_ledger),
     "after the ledger is moved": lambda: deadly(os, "replace", of=is_ledger),
-    "before the working folder is removed": lambda: deadly(WorkFolder, "finish", before=True),
+    "before the working folder is removed": lambda: deadly(Workspace, "finish", before=True),
 }
 STEPS = {"before the first checkpoint": 2, "between two checkpoints": 7}
 

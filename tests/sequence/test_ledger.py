@@ -19,9 +19,12 @@ from errors import ANY, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gs_lora_peft.sequence import ForgetRequest, ForgettingLedger, LedgerError, TaskEntry, ledger_file
-from gs_lora_peft.sequence.ledger import LEDGER_NAME
-from gs_lora_peft.sequence.plain import (
+from gs_lora_peft.io import sha256_of
+from gs_lora_peft.ledger import ForgetRequest, ForgettingLedger, LedgerError, TaskEntry
+from gs_lora_peft.ledger import files as ledger_file
+from gs_lora_peft.ledger.files import LEDGER_NAME
+from gs_lora_peft.ledger.request import parse_utc
+from gs_lora_peft.ledger.schema import (
     FilesDifferError,
     InvalidLedgerError,
     LedgerFileError,
@@ -29,9 +32,7 @@ from gs_lora_peft.sequence.plain import (
     OtherBaseModelError,
     RunLockedError,
 )
-from gs_lora_peft.sequence.request import parse_utc
-from gs_lora_peft.sequence.versions import library_versions
-from gs_lora_peft.storage import sha256_of
+from gs_lora_peft.runs.task import library_versions
 
 BASE = {
     "name_or_path": "org/base",
@@ -728,14 +729,15 @@ ROOT = Path(ledger_file.__file__).parent.parent
 # What the package imports on its own takes seconds and plays no part here, so other processes go round it.
 LIGHT_IMPORTS = f"""
 import sys, types
-for name, path in {[("gs_lora_peft", str(ROOT)), ("gs_lora_peft.sequence", str(ROOT / "sequence"))]!r}:
+for name, path in {[("gs_lora_peft", str(ROOT)), ("gs_lora_peft.runs", str(ROOT / "sequence"))]!r}:
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [path]
 """
 
 HELPER = """
     import sys
-    from gs_lora_peft.sequence.ledger import ForgettingLedger, TaskEntry
+    from gs_lora_peft.ledger.ledger import ForgettingLedger
+    from gs_lora_peft.ledger.entry import TaskEntry
     ledger = ForgettingLedger.load(sys.argv[1])
     now = "2025-01-31T12:00:00Z"
     def more(classes):

@@ -5,12 +5,12 @@ import sequence_cases as cases
 from test_forgetter import never_trains
 
 from gs_lora_peft import ForgetRequest, load_forgotten
-from gs_lora_peft.cli.writing import revoke
+from gs_lora_peft.cli.share import revoke
 from gs_lora_peft.hub import stage_repository
-from gs_lora_peft.sequence import ForgettingLedger
-from gs_lora_peft.sequence.plain import LinkedRunError
-from gs_lora_peft.sequence.request import utc_now
-from gs_lora_peft.sequence.work import Start, WorkFolder, remove_others
+from gs_lora_peft.ledger import ForgettingLedger
+from gs_lora_peft.ledger.request import utc_now
+from gs_lora_peft.ledger.schema import LinkedRunError
+from gs_lora_peft.runs.workspace import Start, Workspace, remove_others
 
 PARTS = [
     "work",
@@ -88,7 +88,7 @@ def test_the_working_folder_by_itself(tmp_path, part):
     linked(tmp_path / "run", part, tmp_path / "precious")
     (tmp_path / "precious" / "task_002" / "checkpoint-4" / "file").unlink()
     before = sorted((tmp_path / "precious").rglob("*"))  # empty folders are precious, too
-    work = WorkFolder(tmp_path / "run" / "work" / "task_002")
+    work = Workspace(tmp_path / "run" / "work" / "task_002")
     with pytest.raises(LinkedRunError):
         work.begin({}, Start({}, utc_now()))
     logs = tmp_path / "run" / "logs" / "task_002"

@@ -10,9 +10,9 @@ from errors import refused
 from gs_lora_peft import ForgetRequest, ForgettingLedger
 from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.errors import InvalidInputError
-from gs_lora_peft.hub.withholding import withheld_ledger
-from gs_lora_peft.sequence import TaskEntry, format_table
-from gs_lora_peft.sequence.plain import InvalidLedgerError
+from gs_lora_peft.hub.withhold import withheld_ledger
+from gs_lora_peft.ledger import TaskEntry, format_table
+from gs_lora_peft.ledger.schema import InvalidLedgerError
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from test_forgetter import never_trains
 from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments
 from gs_lora_peft.data import evaluation_split
 from gs_lora_peft.errors import InvalidInputError
-from gs_lora_peft.sequence import TaskEntry, exit_status, format_table, task_states
-from gs_lora_peft.sequence.judging import judged_anew
-from gs_lora_peft.sequence.outcome import all_forgotten, outcome_of_task, target_score
-from gs_lora_peft.sequence.plain import AlreadyForgottenError, InvalidLedgerError
-from gs_lora_peft.sequence.remarks import doubts, not_forgotten, warn_where_it_goes
-from gs_lora_peft.sequence.sources import train_and_test
+from gs_lora_peft.ledger import TaskEntry, exit_status, format_table, task_states
+from gs_lora_peft.ledger.outcome import all_forgotten, outcome_of_task, target_score
+from gs_lora_peft.ledger.schema import AlreadyForgottenError, InvalidLedgerError
+from gs_lora_peft.ledger.summary import doubts, not_forgotten, warn_where_it_goes
+from gs_lora_peft.runs.folder import judged_anew
+from gs_lora_peft.runs.validation import train_and_test
 
 BASE = {"fingerprint": "sha256:" + "0" * 64, "num_labels": 10, "model_class": "ViTForImageClassification"}
 SCORES = {"data": "test", "before": {"acc_forget": 0.9}, "after": {"acc_forget": 0.0, "acc_retain": 0.9}}

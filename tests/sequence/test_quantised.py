@@ -14,8 +14,8 @@ from gs_lora_peft import (
     split_dataset,
     weights_fingerprint,
 )
+from gs_lora_peft.compat.models import quantised_part
 from gs_lora_peft.errors import InvalidInputError
-from gs_lora_peft.tuner.quantisation import quantised_part
 
 LAYER = "vit.layers.0.mlp.fc1"
 

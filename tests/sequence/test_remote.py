@@ -10,17 +10,11 @@ import sequence_cases as cases
 from errors import refused
 from huggingface_hub import constants
 
-from gs_lora_peft import (
-    ContinualForgetter,
-    ForgetRequest,
-    ForgettingLedger,
-    GSLoraConfig,
-    load_forgotten,
-)
+from gs_lora_peft import ContinualForgetter, ForgetRequest, ForgettingLedger, GSLoraConfig, load_forgotten
 from gs_lora_peft.errors import InvalidInputError
-from gs_lora_peft.sequence.adapters import MAX_CONFIG_BYTES
-from gs_lora_peft.sequence.ledger_file import MAX_LEDGER_BYTES, with_digest
-from gs_lora_peft.sequence.plain import (
+from gs_lora_peft.hub.fetch import fetch_ledger, fetch_run, fetch_to_continue
+from gs_lora_peft.ledger.files import MAX_CONFIG_BYTES, MAX_LEDGER_BYTES, with_digest
+from gs_lora_peft.ledger.schema import (
     DivergedRunError,
     FilesDifferError,
     InvalidLedgerError,
@@ -28,7 +22,6 @@ from gs_lora_peft.sequence.plain import (
     LinkedRunError,
     WithheldClassesError,
 )
-from gs_lora_peft.sequence.remote import fetch_ledger, fetch_sequence, fetch_to_continue
 
 REPO = "clinic/forgotten"
 
@@ -83,7 +76,7 @@ def test_a_new_folder(publish, finished, tmp_path):
     shutil.copytree(folder, tmp_path / "source")
     (tmp_path / "source" / "optimizer.pt").write_bytes(b"pickle")
     publish(tmp_path / "source")
-    target = fetch_sequence(REPO, local_dir=tmp_path / "deep" / "copy")
+    target = fetch_run(REPO, local_dir=tmp_path / "deep" / "copy")
     ledger = ForgettingLedger.load(folder)
     listed = {"forgetting.json", *(name for entry in ledger.tasks for name in entry.files)}
     assert run_files(target) == {name: (folder / name).read_bytes() for name in listed}
@@ -95,7 +88,7 @@ def test_without_a_folder(publish, finished, base):
     """The cache itself serves, links and all; of the tasks only those asked for need be there."""
     folder, forgetter = finished
     publish(folder)
-    cached = fetch_sequence(REPO, tasks=["task_002"])
+    cached = fetch_run(REPO, tasks=["task_002"])
     assert cached == fetch_ledger(REPO).folder
     rebuilt = load_forgotten(cases.load_base(base), REPO, merge=True)
     assert cases.same(cases.weights(rebuilt), cases.weights(forgetter.model))
@@ -118,7 +111,7 @@ def test_an_earlier_state_is_completed(publish, finished, tmp_path):
     (mine / "notes.txt").write_text("mine")
     (mine / "tasks" / "task_002" / "adapter_config.json").write_text("damaged")
     publish(folder)
-    fetch_sequence(REPO, local_dir=mine)
+    fetch_run(REPO, local_dir=mine)
     assert run_files(mine) == {**run_files(folder), "notes.txt": b"mine"}
 
 
@@ -128,13 +121,13 @@ def test_a_later_state_is_kept(publish, finished, tmp_path):
     older = shutil.copytree(finished[0], tmp_path / "older")
     rewritten(older, lambda data: data["tasks"].pop())
     publish(older)
-    fetch_sequence(REPO, local_dir=mine)
+    fetch_run(REPO, local_dir=mine)
     assert run_files(mine) == run_files(finished[0])
     ledger = ForgettingLedger.load(mine)
     with ledger.changes():
         ledger.revoke("task_001")
     before = run_files(mine)
-    fetch_sequence(REPO, local_dir=mine)
+    fetch_run(REPO, local_dir=mine)
     assert run_files(mine) == before
 
 
@@ -159,7 +152,7 @@ def test_another_run_in_the_folder(publish, finished, tmp_path, change):
     before = run_files(mine)
     publish(finished[0])
     with pytest.raises(DivergedRunError) as error:
-        fetch_sequence(REPO, local_dir=mine)
+        fetch_run(REPO, local_dir=mine)
     assert error.value.folder == mine
     assert run_files(mine) == before
 
@@ -191,7 +184,7 @@ def test_folders_that_are_refused(publish, finished, tmp_path, kind, error):
         (target / "tasks").symlink_to(elsewhere)
     before = target.read_bytes() if kind == "file" else run_files(target)
     with pytest.raises(error):
-        fetch_sequence(REPO, local_dir=target)
+        fetch_run(REPO, local_dir=target)
     assert before == (target.read_bytes() if kind == "file" else run_files(target))
     assert not list(elsewhere.iterdir())
 
@@ -203,14 +196,14 @@ def test_a_tampered_file_reaches_no_folder(publish, finished, base, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     publish(source)
     for fetch in (
-        lambda: fetch_sequence(REPO, local_dir=tmp_path / "target"),
+        lambda: fetch_run(REPO, local_dir=tmp_path / "target"),
         lambda: load_forgotten(cases.load_base(base), REPO),
     ):
         with pytest.raises(FilesDifferError) as error:
             fetch()
         assert list(error.value.problems) == ["tasks/task_002/adapter_model.safetensors"]
     assert not (tmp_path / "target").exists()
-    fetch_sequence(REPO, local_dir=tmp_path / "target", tasks=1)
+    fetch_run(REPO, local_dir=tmp_path / "target", tasks=1)
 
 
 def listing(name):
@@ -238,7 +231,7 @@ def test_ledgers_that_list_what_they_should_not(publish, finished, base, tmp_pat
     rewritten(source, listing(name))
     publish(source)
     for act in (
-        lambda: fetch_sequence(REPO, local_dir=tmp_path / "target"),
+        lambda: fetch_run(REPO, local_dir=tmp_path / "target"),
         lambda: load_forgotten(cases.load_base(base), REPO),
     ):
         with refused("task_001.files", kind=InvalidLedgerError) as error:
@@ -254,7 +247,7 @@ def test_a_newer_schema(publish, finished, tmp_path):
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
     publish(source)
     with pytest.raises(InvalidLedgerError) as error:
-        fetch_sequence(REPO)
+        fetch_run(REPO)
     assert (error.value.name.split()[0], error.value.value) == ("schema_version", 2)
 
 
@@ -277,13 +270,13 @@ def test_nothing_there(publish, finished, base, tmp_path, monkeypatch):
         load_forgotten(cases.load_base(base), "clinic/other")
     assert "'clinic/other'" in str(error.value)
     with refused("repo_id", "a/b/c"):
-        fetch_sequence("a/b/c")
+        fetch_run("a/b/c")
     for path in ("a/b/c", "./x", "/nowhere/x", "~/nowhere/x", "..\\x", "x/", tmp_path / "x", ""):
         with pytest.raises(InvalidLedgerError) as caught:
             load_forgotten(cases.load_base(base), path)
         assert (caught.value.name, caught.value.value) == ("repo_or_folder", path)
     with refused("tasks", 4, InvalidLedgerError):
-        fetch_sequence(REPO, tasks=4)
+        fetch_run(REPO, tasks=4)
 
 
 # Going on
@@ -346,10 +339,10 @@ def test_what_is_withheld_cannot_be_continued(publish, finished, tmp_path):
     rewritten(mine, lambda data: data["tasks"].pop())
     with pytest.raises(WithheldClassesError):
         fetch_to_continue(REPO, mine)
-    withheld = fetch_sequence(REPO, local_dir=tmp_path / "withheld")
+    withheld = fetch_run(REPO, local_dir=tmp_path / "withheld")
     publish(finished[0])
-    fetch_sequence(REPO, local_dir=withheld)
+    fetch_run(REPO, local_dir=withheld)
     assert ForgettingLedger.load(withheld).label_names == cases.NAMES
-    new = fetch_sequence(REPO, local_dir=tmp_path / "new")
+    new = fetch_run(REPO, local_dir=tmp_path / "new")
     if os.name != "nt":  # a ledger that names people is for its owner alone
         assert {folder.joinpath("forgetting.json").stat().st_mode & 0o777 for folder in (withheld, new)} == {0o600}

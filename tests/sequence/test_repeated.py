@@ -19,15 +19,10 @@ from transformers import ViTImageProcessor
 
 from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, OtherSettingsError, load_forgotten
 from gs_lora_peft.errors import InvalidInputError
-from gs_lora_peft.sequence import ForgettingLedger, TaskEntry
-from gs_lora_peft.sequence.comparing import changed_settings
-from gs_lora_peft.sequence.plain import (
-    InvalidLedgerError,
-    LaterTasksError,
-    RequestOrderError,
-    UnfinishedRequestError,
-)
-from gs_lora_peft.sequence.planning import match_requests
+from gs_lora_peft.ledger import ForgettingLedger, TaskEntry
+from gs_lora_peft.ledger.schema import InvalidLedgerError, LaterTasksError, RequestOrderError, UnfinishedRequestError
+from gs_lora_peft.runs.settings import changed_settings
+from gs_lora_peft.runs.validation import match_requests
 from gs_lora_peft.training import ForgettingTrainer
 
 TASKS = ["task_001", "task_002", "task_003"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gs_lora_peft import parse_classes, parse_requests
 from gs_lora_peft.errors import InvalidInputError
-from gs_lora_peft.sequence.request import ForgetRequest, parse_utc
+from gs_lora_peft.ledger.request import ForgetRequest, parse_utc
 
 
 def nested():

@@ -8,8 +8,9 @@ import torch
 from errors import refused
 
 from gs_lora_peft import ForgetRequest, GSLoraConfig, load_forgotten, weights_fingerprint
-from gs_lora_peft.sequence import ForgettingLedger, scoring
-from gs_lora_peft.sequence.plain import InvalidLedgerError
+from gs_lora_peft.ledger import ForgettingLedger
+from gs_lora_peft.ledger.schema import InvalidLedgerError
+from gs_lora_peft.runs import scores as scoring
 
 
 @pytest.fixture

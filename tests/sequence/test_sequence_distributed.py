@@ -10,8 +10,9 @@ import pytest
 import sequence_cases as cases
 
 from gs_lora_peft import load_forgotten, weights_fingerprint
-from gs_lora_peft.sequence import ForgettingLedger, processes
-from gs_lora_peft.sequence.processes import on_main
+from gs_lora_peft.ledger import ForgettingLedger
+from gs_lora_peft.runs import folder as processes
+from gs_lora_peft.runs.folder import on_main
 
 HERE = Path(__file__).parent
 

@@ -5,7 +5,8 @@ import torch
 from errors import refused
 
 from gs_lora_peft import ForgettingLedger, parse_requests
-from gs_lora_peft.sequence import TaskEntry, format_table, model_identity
+from gs_lora_peft.adapters import model_identity
+from gs_lora_peft.ledger import TaskEntry, format_table
 
 
 def test_tasks_and_classes_are_split():

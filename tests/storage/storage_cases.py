@@ -6,7 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from gs_lora_peft import storage
+from gs_lora_peft import io as storage
 
 
 def names(folder):

@@ -7,16 +7,18 @@ import pytest
 from errors import refused
 from huggingface_hub import errors
 
-from gs_lora_peft.storage import hub_calls, hub_sources
-from gs_lora_peft.storage.hub_calls import (
+from gs_lora_peft.hub.client import calls as hub_calls
+from gs_lora_peft.hub.client import calls as hub_sources
+from gs_lora_peft.hub.client.calls import (
     HubRefusalError,
     HubUnreachableError,
+    Source,
     call_hub,
     checked_repo_id,
+    find_source,
     status_of,
     writing_api,
 )
-from gs_lora_peft.storage.hub_sources import Source, find_source
 
 
 @pytest.fixture

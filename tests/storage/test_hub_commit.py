@@ -5,8 +5,8 @@ from errors import refused
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from gs_lora_peft.storage import sha256_of
-from gs_lora_peft.storage.hub_commit import RemoteHead, publishable_files
+from gs_lora_peft.hub.client.commit import RemoteHead, publishable_files
+from gs_lora_peft.io import sha256_of
 
 
 def fill(folder, *names):

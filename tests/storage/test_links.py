@@ -3,7 +3,7 @@
 import pytest
 from errors import refused
 
-from gs_lora_peft.storage import refuse_links, remove_inside
+from gs_lora_peft.io import refuse_links, remove_inside
 
 
 @pytest.fixture

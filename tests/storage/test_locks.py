@@ -10,10 +10,7 @@ import filelock
 import pytest
 from storage_cases import names, python
 
-from gs_lora_peft.storage import (
-    exclusive_lock,
-    write_bytes_atomic,
-)
+from gs_lora_peft.io import exclusive_lock, write_bytes_atomic
 
 # Locks
 
@@ -67,7 +64,7 @@ def test_forked_processes_do_not_hold_the_lock(tmp_path):
     """A worker that outlives a killed holder does not keep others out; nor does its end free what the holder holds."""
     code = """
         import os, sys, time
-        from gs_lora_peft.storage import exclusive_lock
+        from gs_lora_peft.io import exclusive_lock
         with exclusive_lock(sys.argv[1]):
             worker = os.fork()
             if worker == 0:

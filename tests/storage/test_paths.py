@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ViTConfig, ViTModel
 
-from gs_lora_peft.cli.sources import load_data, model_source
+from gs_lora_peft.cli.running import load_data, model_source
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.hub import export_forgotten, merge_forgotten, push_to_hub, verify_repository
-from gs_lora_peft.hub.base import load_base_model
-from gs_lora_peft.sequence import ForgettingLedger
-from gs_lora_peft.sequence.remote import fetch_sequence, sequence_folder
-from gs_lora_peft.storage import as_path, hub_calls
-from gs_lora_peft.storage.hub_calls import HubUnreachableError, as_folder_or_repo, is_away
+from gs_lora_peft.hub.client import calls as hub_calls
+from gs_lora_peft.hub.client.calls import HubUnreachableError, as_folder_or_repo, is_away
+from gs_lora_peft.hub.fetch import fetch_run, resolve_run_folder
+from gs_lora_peft.hub.load import load_base_model
+from gs_lora_peft.io import as_path
+from gs_lora_peft.ledger import ForgettingLedger
 
 LOCAL = ["./x", "../x", ".", "/nowhere/x", "~/x", "a/b/c", "a\\b", "x/", "C:/x", "..", "runs/no where"]
 
@@ -73,7 +74,7 @@ def test_every_entrance_refuses_what_is_no_path(bad, tmp_path):
             lambda path: verify_repository(path),
             lambda path: push_to_hub(path, "me/x"),
         ],
-        "repo_or_folder": [sequence_folder, lambda path: export_forgotten(path, tmp_path / "out")],
+        "repo_or_folder": [resolve_run_folder, lambda path: export_forgotten(path, tmp_path / "out")],
         "out": [lambda path: export_forgotten(tmp_path, path), lambda path: merge_forgotten("me/x", tmp_path, path)],
         "base_model": [lambda path: merge_forgotten(path, tmp_path, tmp_path / "out")],
     }
@@ -140,7 +141,7 @@ def test_a_hub_that_is_away_is_asked_once(name, away):
     """One request, no waiting, and an error that says both."""
     assert is_away(name, "config.json")
     with pytest.raises(ConnectionError) as caught:
-        sequence_folder(name)
+        resolve_run_folder(name)
     assert repr(name) in str(caught.value)
     ledger = SimpleNamespace(base_model={"model_class": "ViTModel"}, folder="run")
     script = SimpleNamespace(model_name_or_path=name, model_revision=None, dataset_name=name, dataset_config_name=None)
@@ -179,4 +180,4 @@ def test_what_is_cached_is_used_while_the_hub_is_away(away, tmp_path):
 def test_a_bad_target_is_found_before_the_download(monkeypatch):
     """`local_dir` is looked at first."""
     with refused("local_dir", ""):
-        fetch_sequence("me/x", local_dir="")
+        fetch_run("me/x", local_dir="")

@@ -10,14 +10,7 @@ from errors import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gs_lora_peft.storage import (
-    content_problem,
-    parse_json,
-    read_limited,
-    reading,
-    safe_join,
-    sha256_of,
-)
+from gs_lora_peft.io import file_mismatch, parse_json, read_limited, reading, safe_join, sha256_of
 
 # Reading
 
@@ -152,16 +145,16 @@ def test_content_problems(tmp_path):
     path, whole = tmp_path / "adapter.safetensors", b"adapter" * 100
     path.write_bytes(whole)
     expected = sha256_of(path)
-    assert content_problem(path, expected) is None
+    assert file_mismatch(path, expected) is None
     for other in (b"", whole[:5], whole[:-1], whole[:-1] + b"x", whole + b"x"):
         path.write_bytes(other)
-        said = content_problem(path, expected)
+        said = file_mismatch(path, expected)
         assert sha256_of(path)[:12] in said
         assert expected[:12] in said
     path.unlink()
-    assert content_problem(path, expected) == "it is missing"
+    assert file_mismatch(path, expected) == "it is missing"
     path.mkdir()
-    assert content_problem(path, expected) == "it is not a regular file"
+    assert file_mismatch(path, expected) == "it is not a regular file"
 
 
 def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
@@ -170,4 +163,4 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
 
     (tmp_path / "file").write_bytes(b"x")
     monkeypatch.setattr(reading, "sha256_of", denied)
-    assert content_problem(tmp_path / "file", "0" * 64) == "it cannot be read (Permission denied)"
+    assert file_mismatch(tmp_path / "file", "0" * 64) == "it cannot be read (Permission denied)"

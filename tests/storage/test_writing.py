@@ -11,13 +11,7 @@ import pytest
 from errors import refused
 from storage_cases import names, out_of_space, python
 
-from gs_lora_peft.storage import (
-    remove_abandoned,
-    staged_folder,
-    write_bytes_atomic,
-    write_json_atomic,
-    writing,
-)
+from gs_lora_peft.io import remove_abandoned, staged_folder, write_bytes_atomic, write_json_atomic, writing
 
 # Atomic writes
 
@@ -97,7 +91,7 @@ def test_a_missing_folder(tmp_path):
 
 LIMITED = """
     import resource, sys
-    from gs_lora_peft.storage import staged_folder, write_bytes_atomic
+    from gs_lora_peft.io import staged_folder, write_bytes_atomic
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
     try:
         if sys.argv[2] == "file":
@@ -131,7 +125,7 @@ def test_a_really_full_disk(tmp_path):
     code = """
         import sys
         from pathlib import Path
-        from gs_lora_peft.storage import write_bytes_atomic
+        from gs_lora_peft.io import write_bytes_atomic
         path = Path(sys.argv[1]) / "file"
         write_bytes_atomic(path, b"o" * 40_000)
         try:
@@ -256,7 +250,7 @@ def test_long_names(tmp_path):
 
 HELD = """
     import os, sys, time
-    from gs_lora_peft.storage import staged_folder
+    from gs_lora_peft.io import staged_folder
     with staged_folder(sys.argv[1]) as folder:
         (folder / "half").write_bytes(b"x")
         print("ready", flush=True)
@@ -295,7 +289,7 @@ def test_files_of_others_are_not_removed(tmp_path):
 
 KILLED = """
     import os, signal, sys
-    from gs_lora_peft.storage import staged_folder
+    from gs_lora_peft.io import staged_folder
     calls, call = [], getattr(os, sys.argv[2])
     def killed(*arguments, **options):
         call(*arguments, **options)
@@ -350,7 +344,7 @@ def test_two_writers_do_not_disturb_each_other(tmp_path):
     path = tmp_path / "file"
     code = """
         import sys
-        from gs_lora_peft.storage import write_bytes_atomic
+        from gs_lora_peft.io import write_bytes_atomic
         for _ in range(100):
             write_bytes_atomic(sys.argv[1], sys.argv[2].encode() * 10_000)
     """

@@ -42,7 +42,7 @@ from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.methods import get_method
 from gs_lora_peft.objectives import ClassificationObjective
 from gs_lora_peft.training.checks import check_distribution
-from gs_lora_peft.training.guard import FiniteCallback
+from gs_lora_peft.training.gradients import NonFiniteCallback
 
 
 @pytest.fixture
@@ -550,7 +550,7 @@ def test_a_loss_scaler_may_see_infinite_gradients(tmp_path):
     model = peft_vit()
     model.get_base_model().classifier.register_forward_hook(lambda module, args, output: Exploding.apply(output))
     trainer = trainer_for(model, tmp_path, max_steps=1)
-    guard = next(c for c in trainer.callback_handler.callbacks if isinstance(c, FiniteCallback))
+    guard = next(c for c in trainer.callback_handler.callbacks if isinstance(c, NonFiniteCallback))
     guard.trainer = SimpleNamespace(
         meter=trainer.meter,
         global_mean=trainer.global_mean,

@@ -63,7 +63,7 @@ def test_acts_by_itself_where_classes_have_no_data(tmp_path, weight, kwargs, exp
         assert isinstance(objective, ClassificationObjective)
     else:
         assert isinstance(objective, DistillationObjective)
-        assert (objective.weight, objective.left_out, objective.adapter) == (expected, list(FORGET), "default")
+        assert (objective.weight, objective.excluded_classes, objective.adapter) == (expected, list(FORGET), "default")
         # Classes without data are seen on the half to forget, too; the forgetting term has it to itself otherwise.
         assert objective.retain_only == (not kwargs)
 
@@ -133,7 +133,7 @@ def test_what_was_forgotten_before_is_held_as_forgotten(tmp_path):
     """Only the classes of this request are free: an old class's logits could otherwise rise without a price."""
     kwargs = {"retain_dataset": samples((0, 1, 2), seed=1), "old_classes": [MISSING]}
     objective = trainer_for(peft_vit(), tmp_path, kwargs=kwargs, distillation_weight=1.0).objective
-    assert objective.left_out == list(FORGET)
+    assert objective.excluded_classes == list(FORGET)
 
 
 def test_nothing_is_held_where_one_class_is_left(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gs_lora_peft.tuner.name_patterns import is_quick, names_modules
+from gs_lora_peft.tuner.targets import is_quick, names_modules
 
 NAMES = st.lists(
     st.text(min_size=1).filter(lambda name: not re.search(r"[\s\x00-\x1f]", name)), min_size=1, max_size=4

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..checking import Count, Number, checked
-from ..data.boxes import Annotations, read_annotations
-from ..data.rows import NamedRows, picture_cell, where
+from ..data import Annotations, NamedRows, picture_cell, read_annotations, where
 from ..errors import InvalidInputError
+from ..hub import load_forgotten
 from ..images import to_image
+from ..io import StrPath, as_path, write_bytes_atomic
+from ..ledger import ForgettingLedger
 from ..reports import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
-from ..sequence import ForgettingLedger, load_forgotten
-from ..storage import StrPath, as_path, write_bytes_atomic
 from .pictures import private_folder
 
 Found = list[dict[str, Tensor]]
+
+
 _Confidence = Annotated[Number, Field(ge=0, le=1, description="a number in [0, 1]")]
 
 
@@ -36,7 +38,7 @@ def draw_detections(
     image_column: str = "image",
     objects_column: str = "objects",
     threshold: float = 0.5,
-    most_images: int = 4,
+    max_images: int = 4,
 ) -> Path:
     """
     Draws what a detector finds before and after all tasks in effect, as `private_pictures/detections.png` in a folder.
@@ -63,7 +65,7 @@ def draw_detections(
             Column of the annotated boxes.
         threshold (`float`, *optional*, defaults to 0.5):
             Confidence from which a detection is drawn, in [0, 1].
-        most_images (`int`, *optional*, defaults to 4):
+        max_images (`int`, *optional*, defaults to 4):
             The largest number of images.
 
     Returns:
@@ -78,13 +80,13 @@ def draw_detections(
     """
     folder = as_path(folder, "folder")
     checked("threshold", threshold, _Confidence)
-    checked("most_images", most_images, Count)
+    checked("max_images", max_images, Count)
     if image_column not in dataset.column_names:
         expected = f"one of the columns {dataset.column_names}"
         fix = f"There is no {image_column!r}: name the column of the images."
         raise InvalidInputError("image_column", image_column, expected, fix)
     forgotten = ForgettingLedger.load(folder).forgotten_classes
-    rows = rows_to_show(read_annotations(dataset, objects_column), forgotten, most_images)
+    rows = rows_to_show(read_annotations(dataset, objects_column), forgotten, max_images)
     images = [
         to_image(picture_cell(row, image_column), name=where(row, image_column))
         for row in NamedRows(dataset).__getitems__(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,18 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ..data.alignment import check_names
-from ..data.classes import label_names
-from ..data.rows import NamedRows
+from ..adapters import check_adapters, merge_adapters, model_identity, read_adapters
+from ..data import NamedRows, check_names, label_names
 from ..errors import InvalidInputError
+from ..hub import check_bare, resolve_run_folder
+from ..ledger import ForgettingLedger, InvalidLedgerError
 from ..metrics import continual_forgetting_scores, verification_by_role
 from ..models import FaceTransformerForRecognition
-from ..sequence import ForgettingLedger
-from ..sequence.adapters import check_adapters, read_adapters
-from ..sequence.fingerprint import model_identity
-from ..sequence.loading import check_bare
-from ..sequence.merging import merge_adapters
-from ..sequence.plain import InvalidLedgerError
-from ..sequence.remote import sequence_folder
+from ..reports import Cell, Table
 
 
 @dataclass(frozen=True)
-class FaceAnswers:
+class FacePredictions:
     """
     What a face model says about labelled images.
 
@@ -54,9 +49,9 @@ class FaceAnswers:
 
 
 @torch.no_grad()
-def face_answers(
+def face_predictions(
     model: FaceTransformerForRecognition, dataset: Any, *, data_collator: Callable, batch_size: int = 64
-) -> FaceAnswers:
+) -> FacePredictions:
     """Asks a face model about every image of a data set, in eval mode and on the model's device.
 
     Args:
@@ -70,7 +65,7 @@ def face_answers(
             Number of images in a batch.
 
     Returns:
-        [`FaceAnswers`]
+        [`FacePredictions`]
 
     Raises:
         ValueError: If the model is not a face model, or there are no rows.
@@ -90,7 +85,7 @@ def face_answers(
         with_margin = model.classifier.margin_logits(outputs.logits, labels, model.config.evaluation_margin)
         predictions = outputs.logits.argmax(-1), with_margin.argmax(-1)
         parts.append((labels, outputs.embeddings.float(), similarities, *predictions))
-    return FaceAnswers(*(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)))
+    return FacePredictions(*(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ class FaceAudit:
             Ids of the people that each of them forgot.
         missing (`list[list[int]]`):
             Ids of the people that each of them kept without any of their training data.
-        answers (`list[FaceAnswers]`):
+        answers (`list[FacePredictions]`):
             Those of the base model, then of the model after each task.
         has_margin (`bool`):
             Whether the head has a margin, so that accuracy can be measured with it.
@@ -114,7 +109,7 @@ class FaceAudit:
     tasks: list[str]
     forgotten: list[list[int]]
     missing: list[list[int]]
-    answers: list[FaceAnswers]
+    answers: list[FacePredictions]
     has_margin: bool
 
     @property
@@ -159,7 +154,7 @@ class FaceAudit:
         )
         return {"before": first, "after": second}
 
-    def _verification(self, answers: FaceAnswers) -> dict[str, Any]:
+    def _verification(self, answers: FacePredictions) -> dict[str, Any]:
         found = verification_by_role(answers.embeddings, answers.labels, forget_classes=self.everybody_forgotten)
         return {role: found[role] for role in ("retain", "forget", "forget_against_all")}
 
@@ -188,9 +183,9 @@ def audit_faces(
         dataset (map-style dataset):
             Labelled images that were not trained on, of everybody.
         data_collator (`Callable`):
-            As in [`face_answers`].
+            As in [`face_predictions`].
         batch_size (`int`, *optional*, defaults to 64):
-            As in [`face_answers`].
+            As in [`face_predictions`].
         label_column (`str`, *optional*, defaults to `"label"`):
             Where the data have names of people, which must be those that the model has for the same ids.
         revision (`str`, *optional*):
@@ -216,7 +211,7 @@ def audit_faces(
     check_bare(base_model)
     if label_column in (getattr(dataset, "features", None) or {}):
         check_names(label_names(dataset, label_column), base_model, repr(label_column))
-    folder = sequence_folder(run, tasks=None, revision=revision, token=token)
+    folder = resolve_run_folder(run, tasks=None, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     entries = ledger.active_tasks
     if not entries or any(entry.classes is None for entry in entries):
@@ -227,10 +222,10 @@ def audit_faces(
     ledger.check_base(model_identity(base_model))
     check_adapters(base_model, adapters)
     model = copy.deepcopy(base_model)
-    answers = [face_answers(model, dataset, data_collator=data_collator, batch_size=batch_size)]
+    answers = [face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size)]
     for adapter in adapters:
         merge_adapters(model, [adapter])
-        answers.append(face_answers(model, dataset, data_collator=data_collator, batch_size=batch_size))
+        answers.append(face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size))
     return FaceAudit(
         tasks=[entry.name for entry in entries],
         forgotten=[list(entry.classes or []) for entry in entries],
@@ -238,3 +233,87 @@ def audit_faces(
         answers=answers,
         has_margin=base_model.config.evaluation_margin > 0,
     )
+
+
+_ACCURACIES = {
+    "Acc_f before": ("before", "acc_forget"),
+    "Acc_f": ("after", "acc_forget"),
+    "Acc_r before": ("before", "acc_retain"),
+    "Acc_r": ("after", "acc_retain"),
+    "Acc_m": ("after", "acc_missing"),
+    "Acc_o": ("after", "acc_old"),
+    "H": ("after", "h_mean"),
+}
+
+
+_VERIFICATION = {
+    "1:1 accuracy": "accuracy",
+    "TAR@FAR=1e-2": "tar_at_far_0.01",
+    "TAR@FAR=1e-3": "tar_at_far_0.001",
+    "EER": "eer",
+}
+
+
+_COMPARED = {
+    "forget": "forgotten among themselves",
+    "forget_against_all": "forgotten against all",
+    "retain": "kept among themselves",
+}
+
+
+def format_face_audit(audit: FaceAudit) -> str:
+    """Return two tables as plain text. Rates are in percent; people appear only by number.
+
+    The first table has a row for each task, by the cosine and, where there is one, with the margin. Its columns are
+    the accuracy on the people whom the task forgot (Acc_f), on those kept (Acc_r), on those kept without training data
+    (Acc_m), on those whom earlier tasks forgot (Acc_o), and H.
+
+    The second table compares images in pairs: can the model tell whether two images show one person? Its columns are
+    the 1:1 accuracy at the best threshold (10-fold); the share of pairs of one person that are accepted (TAR), at the
+    threshold that accepts a hundredth or a thousandth of the other pairs (FAR); and the equal error rate (EER). Its
+    rows compare all people forgotten by any task among themselves; the same people against all others, forgotten or
+    kept, so that one forgotten person is enough; and all people kept among themselves. A dash stands for what cannot
+    be measured, and a line below the table gives the reason.
+
+    Args:
+        audit ([`FaceAudit`]):
+            From [`audit_faces`].
+    """
+    scores = audit.scores()
+    return f"{_accuracies(audit, scores).to_text()}\n\n{_verification(scores['verification']).to_text()}"
+
+
+def _accuracies(audit: FaceAudit, scores: Mapping[str, Any]) -> Table:
+    rows: list[list[Cell]] = []
+    for task, people in zip(scores["tasks"], audit.forgotten, strict=True):
+        for kind, title in (("cosine", "by the cosine"), ("margin", "with the margin")):
+            if (found := task[kind]) is not None:
+                values = (found[when][name] for when, name in _ACCURACIES.values())
+                rows.append([task["task"], len(people), title, *values])
+    return Table(["task", "people", "measured", *_ACCURACIES], rows)
+
+
+def _verification(scores: Mapping[str, Any]) -> Table:
+    rows: list[list[Cell]] = []
+    reasons = []
+    for role, who in _COMPARED.items():
+        for state, title in (("base", "before"), ("after", "after all tasks")):
+            found = scores[state][role]
+            rates = (found[name] for name in _VERIFICATION.values())
+            rows.append([who, title, *rates, found["n_same"], found["n_different"]])
+        # Both models saw the same images, so the last row speaks for the one before.
+        if reason := _why_not_measured(found):
+            reasons.append(f"{who}: {reason}")
+    return Table(["people compared", "model", *_VERIFICATION, "pairs of one", "of two"], rows, notes=reasons)
+
+
+def _why_not_measured(scores: Mapping[str, Any]) -> str | None:
+    if not scores["n_same"] and not scores["n_different"]:
+        return "not measured, no two images to compare"
+    if not scores["n_same"]:
+        return "not measured, no two images of one person"
+    if not scores["n_different"]:
+        return "not measured, images of one person only, no pairs of two"
+    if scores["accuracy"] is None:
+        return "no 1:1 accuracy, which takes ten pairs of either kind"
+    return None

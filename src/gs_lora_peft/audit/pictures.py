@@ -8,16 +8,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data.rows import NamedRows, picture_cell, where
+from ..data import NamedRows, picture_cell, where
 from ..errors import InvalidInputError
 from ..images import to_image
+from ..io import StrPath, as_path, refuse_links, write_bytes_atomic
 from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
-from ..storage import StrPath, as_path, refuse_links, write_bytes_atomic
-from .faces import FaceAnswers, FaceAudit
+from .faces import FaceAudit, FacePredictions
 
 PICTURES_FOLDER = "private_pictures"
+
+
 _COLUMNS = 8  # of faces at most
+
+
 _LARGEST, _NARROWEST = 2.3, 4.2  # inches: side of a face, and width of the picture, in which its legend has room
+
+
 # A person of their own shape in the map; more people than shapes share one.
 _SHAPES = "o^sDvP*X"
 
@@ -39,7 +45,7 @@ def draw_face_pictures(
     *,
     image_column: str = "image",
     method: Literal["tsne", "pca"] = "tsne",
-    most_images: int = 1000,
+    max_images: int = 1000,
     seed: int = 0,
 ) -> list[Path]:
     """
@@ -65,7 +71,7 @@ def draw_face_pictures(
             Column of the images, in any form that [`to_image`] knows.
         method (`str`, *optional*, defaults to `"tsne"`):
             `"tsne"` keeps neighbours together, `"pca"` distances.
-        most_images (`int`, *optional*, defaults to 1000):
+        max_images (`int`, *optional*, defaults to 1000):
             The largest number of images in the map, chosen at random.
         seed (`int`, *optional*, defaults to 0):
             Seed for that choice and for t-SNE.
@@ -90,7 +96,7 @@ def draw_face_pictures(
     files = [place / "faces.png", place / "embedding_map.png"]
     with own_style():
         write_bytes_atomic(files[0], png_bytes(_faces(audit, rows, images)), private=True)
-        write_bytes_atomic(files[1], png_bytes(_map(audit, method, most_images, seed)), private=True)
+        write_bytes_atomic(files[1], png_bytes(_map(audit, method, max_images, seed)), private=True)
     return files
 
 
@@ -105,7 +111,7 @@ def _people_to_show(audit: FaceAudit) -> tuple[list[int], list[int]]:
     return _typical_rows(before, gone), _typical_rows(before, kept)
 
 
-def _typical_rows(answers: FaceAnswers, people: Sequence[int]) -> list[int]:
+def _typical_rows(answers: FacePredictions, people: Sequence[int]) -> list[int]:
     present = [person for person in people if (answers.labels == person).any()]
     count = min(len(present), _COLUMNS)
     rows = []
@@ -177,10 +183,10 @@ def _legend(figure: Any) -> None:
 # Map of embeddings
 
 
-def _map(audit: FaceAudit, method: str, most_images: int, seed: int) -> Any:
+def _map(audit: FaceAudit, method: str, max_images: int, seed: int) -> Any:
     first, last = audit.answers[0], audit.answers[-1]
     count = len(first.labels)
-    rows = np.sort(np.random.default_rng(seed).permutation(count)[:most_images])
+    rows = np.sort(np.random.default_rng(seed).permutation(count)[:max_images])
     plane = _plane(np.concatenate([first.embeddings[rows], last.embeddings[rows]]), method, seed)
     figure = new_figure(10, 5.4)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)

@@ -12,11 +12,10 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 from typer.main import get_command
 
-from .faces import convert_face
-from .output import TRACEBACK_VARIABLE, print_error, traceback_wanted
-from .reading import show, verify
-from .sharing import pull, push
-from .writing import export, merge, revoke
+from .convert_face import convert_face
+from .inspect import show, verify
+from .share import export, merge, pull, push, revoke
+from .terminal import TRACEBACK_VARIABLE, print_error, traceback_wanted
 
 _EXIT_CODES = (
     "Exit codes: 0 if all went well; 1 if a check failed, or something was refused or broke off; 2 if the command "
@@ -25,7 +24,9 @@ _EXIT_CODES = (
     "Everything else (progress, warnings) goes to stderr."
 )
 
+
 app = typer.Typer(no_args_is_help=True, epilog=_EXIT_CODES, context_settings={"help_option_names": ["--help", "-h"]})
+
 
 for command, example in (
     (show, "gs-lora show org/clinic-forgotten"),

@@ -1,19 +1,142 @@
-"""What every script that forgets does between its settings and its output."""
+"""What scripts that forget share: model and data sources, a forgetter, requests, publishing."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+import datasets
+from datasets import DatasetDict, load_dataset, load_from_disk
+from datasets.naming import camelcase_to_snakecase
+from transformers.utils import CONFIG_NAME
 
-from ..hub import push_to_hub
-from ..sequence import ContinualForgetter, ForgetRequest
-from ..training import GSLoraTrainingArguments
-from ..training.publishing import repo_to_publish_in
+from ..data import EVALUATION_SPLITS, evaluation_split
+from ..errors import InvalidInputError
+from ..hub import find_source, push_to_hub
+from ..ledger import ForgetRequest
+from ..runs import ContinualForgetter
+from ..training import GSLoraTrainingArguments, repo_to_publish_in
 from ..tuner import GSLoraConfig
 from .settings import AdapterArguments, RepeatArguments, missing_classes
+
+_CARD = "README.md"
+
+
+def model_source(script: Any) -> dict[str, Any]:
+    """Where the model of `--model_name_or_path` is, as `from_pretrained` takes it.
+
+    Raises:
+        InvalidInputError: If there is neither a folder nor a repository of that name, or `--model_revision` is given
+            with a folder.
+        ConnectionError: If the Hub cannot be reached, and the cache does not hold the model.
+    """
+    name, revision = script.model_name_or_path, script.model_revision
+    found = find_source(name, "--model_name_or_path", "the folder of a model", filename=CONFIG_NAME, revision=revision)
+    if found.is_local:
+        refuse_ignored(script, ["model_revision"], f"the model is the folder '{found.place}', which has no revisions")
+    return {
+        "pretrained_model_name_or_path": found.place,
+        "revision": revision,
+        "local_files_only": found.is_away,
+    }
+
+
+def load_data(script: Any) -> DatasetDict:
+    """Train and test split of `--dataset_name`; the column of the images is called "image".
+
+    Raises:
+        InvalidInputError: If there is neither such a folder or file nor such a repository, a split or the column of
+            the images is missing, or an option is given that has no effect on these data.
+        ConnectionError: If the Hub cannot be reached, and the cache does not hold the data.
+    """
+    dataset = _read(script)
+    test = script.test_split or evaluation_split(dataset)
+    if script.train_split not in dataset or test not in dataset:
+        raise InvalidInputError(
+            f"splits of {script.dataset_name}",
+            list(dataset),
+            f"{script.train_split!r} to train on and "
+            f"{script.test_split or ' or '.join(map(repr, EVALUATION_SPLITS))} to score on",
+            f"Set --train_split and --test_split. Without other data, --test_split {script.train_split} scores on the "
+            "training data, and says so.",
+        )
+    chosen = DatasetDict(train=dataset[script.train_split], test=dataset[test])
+    return DatasetDict({split: _with_image(part, script.image_column) for split, part in chosen.items()})
+
+
+def refuse_ignored(settings: Any, names: Iterable[str], why: str) -> None:
+    """Refuses options that would have no effect.
+
+    Args:
+        settings (a dataclass):
+            The options.
+        names (`Iterable[str]`):
+            Those that have no effect.
+        why (`str`):
+            Why not, for the error.
+
+    Raises:
+        InvalidInputError: If one of them differs from its default.
+    """
+    defaults = {item.name: item.default for item in dataclasses.fields(settings)}
+    if ignored := [name for name in names if getattr(settings, name) != defaults[name]]:
+        first = ignored[0]
+        expected = f"its default, {defaults[first]!r}, because {why}"
+        fix = f"Leave out {', '.join(f'--{name}' for name in ignored)}."
+        raise InvalidInputError(f"--{first}", getattr(settings, first), expected, fix)
+
+
+def _read(script: Any) -> DatasetDict:
+    found = find_source(
+        script.dataset_name,
+        "--dataset_name",
+        "a folder or a file of data",
+        filename=_CARD,
+        repo_type="dataset",
+        in_cache=_is_cached,
+    )
+    name = found.place
+    if Path(name, "dataset_dict.json").is_file():
+        refuse_ignored(script, ["dataset_config_name"], f"'{name}' is a saved data set, which has no configurations")
+        return load_from_disk(name)
+    if found.is_local and Path(name).is_file():
+        refuse_ignored(script, ["dataset_config_name"], f"'{name}' is a file, which has no configurations")
+        return load_dataset(Path(name).suffix.lstrip("."), data_files=name)
+    with _offline() if found.is_away else nullcontext():
+        return load_dataset(name, script.dataset_config_name)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Lets `load_dataset` look in its cache at once. By itself it tries to reach the Hub for half a minute first."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _is_cached(repo_id: str) -> bool:
+    """Whether `load_dataset` finds a data set without the Hub: it looks for what it prepared before."""
+    *organisation, name = repo_id.split("/")
+    folder = "___".join([*organisation, camelcase_to_snakecase(name)])
+    prepared = Path(datasets.config.HF_DATASETS_CACHE, folder).expanduser().glob("*/*/*")
+    return any(path.is_dir() for path in prepared)
+
+
+def _with_image(dataset: Any, column: str) -> Any:
+    if column not in dataset.column_names:
+        fix = "Name the column of the images."
+        raise InvalidInputError("--image_column", column, f"one of the columns {dataset.column_names}", fix)
+    if column == "image":
+        return dataset
+    unused = [name for name in dataset.column_names if name == "image"]  # it would be in the way
+    return dataset.remove_columns(unused).rename_column(column, "image")
 
 
 def make_forgetter(

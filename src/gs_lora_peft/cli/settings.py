@@ -14,10 +14,12 @@ from typing import Any, NoReturn
 
 from ..checking import check_fields
 from ..errors import InvalidInputError, located
-from ..storage import as_path
-from .ending import say_last
+from ..io import as_path
+from .terminal import say_last
 
 RESUMABLE = {"save_strategy": "epoch", "save_total_limit": 1}  # defaults of scripts, which the library has not
+
+
 _MORE = (
     "Every option of transformers.TrainingArguments works as well, such as --output_dir, --seed, --use_cpu, "
     "--gradient_accumulation_steps, --report_to, --push_to_hub and --hub_model_id; --help_all lists them. Options are "
@@ -189,7 +191,7 @@ def parse_settings(parser: Any, argv: Sequence[str]) -> tuple[Any, ...]:
     Returns:
         The dataclasses of [`settings_parser`], in its order.
     """
-    from ..training.publishing import repo_to_publish_in
+    from ..training import repo_to_publish_in
 
     _set_defaults_from_file(parser, argv)
     try:
@@ -228,7 +230,7 @@ def _as_option(error: Exception) -> str:
 
 def missing_classes(script: Any) -> list[str]:
     """`--missing`: what to keep although none of its data may be used."""
-    from ..sequence import parse_classes
+    from ..ledger import parse_classes
 
     if script.missing is None:
         return []

@@ -11,11 +11,13 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from ..errors import InvalidInputError
-from .classes import describe_label_space, label_names, read_labels
-from .label_maps import ids_by_name, names_of_model
+from .classes import describe_label_space, ids_by_name, label_names, names_of_model, read_labels
 
 ALIGN = "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`"
+
+
 _NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where a class has no name
+
 
 Data = TypeVar("Data", Dataset, DatasetDict)
 

@@ -14,13 +14,16 @@ from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrained
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from ..errors import InvalidInputError
-from .box_collation import DetectionCollator, is_prepared
-from .box_columns import is_object_column
-from .rows import NamedRows, no_column, picture_for, where
-from .sounds import is_sound, sound_features
+from .boxes.collation import DetectionCollator, is_prepared
+from .boxes.columns import is_object_column
+from .rows import NamedRows, is_sound, no_column, picture_for, sound_features, where
 
 _LABELS = ("labels", "label", "label_ids")
+
+
 _RENAME = "Rename the column of the images, or give a `data_collator` that reads what is there."
+
+
 # What transformers' models take: a row that has one of these needs nothing else made of it.
 _MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds", "input_values", "input_features")
 

@@ -1,7 +1,8 @@
-"""Rows that know where they come from: an error can name the row's number."""
+"""Rows that know where they come from, and what their cells hold."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from ..images import is_scaled, to_image
 
 # Modes whose pixels, as an array, say all there is. Indices into a palette and CMYK would pass for grey and RGBA.
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "F")
+
+
 # Formats of `datasets` that give tables, of which no row is a dict.
 _TABLES = ("arrow", "pandas", "polars")
 
@@ -227,3 +230,57 @@ def _shown(stored: Any) -> Any:
     content = stored.get("bytes")
     path = stored.get("path")
     return path if content is None else f"{len(content)} bytes" + (f" of {path}" if path else "")
+
+
+def is_sound(cell: Any) -> bool:
+    """Whether a cell holds decoded sound: samples under `array` (of `datasets`' decoder, too)."""
+    return (isinstance(cell, Mapping) and "array" in cell) or hasattr(cell, "get_all_samples")
+
+
+def sound_features(extractor: Any, rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
+    """What a feature extractor makes of the sounds of a column; those of several channels are mixed to one.
+
+    Args:
+        extractor (`transformers.SequenceFeatureExtractor`): the model's.
+        rows (sequence of `Mapping`): rows with samples, or with samples under `array` and their rate under
+            `sampling_rate`. Samples without a rate are taken for those of the extractor.
+        column (`str`): the column of the sounds.
+
+    Returns:
+        `dict`: e.g. `input_values`, padded where the lengths differ.
+
+    Raises:
+        InvalidInputError: naming row and column, if there are no samples, or their rate is not the extractor's.
+    """
+    rate = getattr(extractor, "sampling_rate", None)
+    sounds = [_samples(row[column], rate, where(row, column, number)) for number, row in enumerate(rows)]
+    options: dict[str, Any] = {"sampling_rate": rate, "return_tensors": "pt"}
+    padding = inspect.signature(type(extractor).__call__).parameters.get("padding")
+    if padding is not None and padding.default is False:  # else the extractor pads to the length its model wants
+        options["padding"] = True
+    return dict(extractor(sounds, **options))
+
+
+def _samples(cell: Any, rate: int | None, name: str) -> np.ndarray:
+    """Float samples of one channel, shape `(samples,)`."""
+    if is_sound(cell):
+        cell, own = cell["array"], cell["sampling_rate"]
+        if rate is not None and own != rate:
+            raise InvalidInputError(
+                name,
+                f"sound of {own} samples a second",
+                f"{rate} samples a second",
+                f"Resample it: dataset.cast_column(..., datasets.Audio(sampling_rate={rate})).",
+            )
+    samples: np.ndarray
+    try:
+        samples = np.asarray(cell, dtype=np.float32)
+    except (TypeError, ValueError):
+        samples = np.zeros(0)
+    if samples.ndim == 2:  # channels and samples, in whichever order
+        samples = samples.mean(axis=int(np.argmin(samples.shape)))
+    if samples.ndim != 1 or not samples.size:
+        raise InvalidInputError(
+            name, cell, "sound, as `datasets.Audio` decodes it or as an array", "Leave the row out."
+        )
+    return samples

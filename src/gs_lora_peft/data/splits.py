@@ -1,53 +1,93 @@
-"""Which rows are to be forgotten, which are replayed, and which are only scored, where every row is of one class.
-
-Everything here works on the label column alone: no image is decoded and no transform is run.
-"""
+"""Splits of a dataset: for a request, for validation, for a protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Annotated, Any
+import random
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from pydantic import Field
 
-from ..checking import Count, NotNegativeWhole, Number, Share, checked
 from ..errors import InvalidInputError
-from .classes import read_labels, resolve_classes
+from .boxes.annotations import read_annotations
+from .boxes.box_splits import split_boxes, train_validation_boxes
+from .boxes.columns import is_object_column
+from .classes import read_labels
+from .row_splits import ForgettingSplit, split_rows, train_validation_rows
 
-_PART = Annotated[Number, Field(gt=0, lt=1, description="a number between 0 and 1")]
-_SHOWN = 20  # at most so many classes are listed in a message
+# In this order: what is called a test is rather kept for the end than what is called a validation.
+EVALUATION_SPLITS = ("test", "validation", "valid", "val", "evaluation", "eval", "dev")
 
 
-@dataclass(frozen=True)
-class ForgettingSplit:
-    """A dataset taken apart for one forgetting task. Each part keeps the order, features and format of the whole.
+def evaluation_split(splits: Iterable[str]) -> str | None:
+    """
+    The split to score on: the first there is of `test`, `validation`, `valid`, `val`, `evaluation`, `eval` and `dev`.
 
     Args:
-        forget (`datasets.Dataset`): Rows of the classes to forget, the paper's D_f.
-        retain (`datasets.Dataset`): Rows of the classes to keep that are replayed, the paper's D_r.
-        old (`datasets.Dataset`): Rows of classes that earlier tasks forgot; for scoring Acc_o only.
-        missing (`datasets.Dataset`): Rows of classes to keep that are not replayed; for scoring Acc_m only.
-        forget_classes (`list[int]`): Ids behind `forget`, in the order of the request.
-        retain_classes (`list[int]`): Ids behind `retain`.
-        old_classes (`list[int]`): Ids behind `old`, with or without rows.
-        missing_classes (`list[int]`): Ids behind `missing`, with or without rows.
+        splits (`Iterable[str]`): names of the splits, in upper or lower case.
+
+    Returns:
+        `str` or `None`: its name as it was given; `None` where there is none of these.
     """
-
-    forget: Dataset
-    retain: Dataset
-    old: Dataset
-    missing: Dataset
-    forget_classes: list[int]
-    retain_classes: list[int]
-    old_classes: list[int]
-    missing_classes: list[int]
+    by_name = {name.lower(): name for name in splits}
+    return next((by_name[name] for name in EVALUATION_SPLITS if name in by_name), None)
 
 
-def split_rows(
+def class_order(num_classes: int, seed: int = 1337) -> list[int]:
+    """
+    The classes in the order of the GS-LoRA papers' code: shuffled by Python's `random` with a seed.
+
+    The first classes of the order stay to the end, the last ones are forgotten first.
+
+    Args:
+        num_classes (`int`): C.
+        seed (`int`, *optional*, defaults to 1337): theirs.
+
+    Returns:
+        `list[int]`: every id from 0 to C − 1, once.
+    """
+    order = list(range(num_classes))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def continual_protocol(num_classes: int, kept: Sequence[int], seed: int = 1337) -> list[list[int]]:
+    """
+    The classes that each task forgets, where so many are to be left after each (GS-LoRA, arXiv 2403.11530, §4).
+
+    Args:
+        num_classes (`int`): C, the classes that are known before the first task.
+        kept (`Sequence[int]`): numbers of classes left after each task, falling. 100-20, 80-20, 60-20 and 40-20 of the
+            papers' tables are `[80, 60, 40, 20]`; their single step 100-5 is `[95]`.
+        seed (`int`, *optional*, defaults to 1337): as in [`class_order`].
+
+    Returns:
+        `list[list[int]]`: the ids to forget, one list for each task.
+
+    Raises:
+        InvalidInputError: if the numbers do not fall from below C to at least 1.
+
+    Example:
+
+        ```py
+        >>> continual_protocol(6, kept=[4, 2])
+        [[5, 4], [3, 2]]
+        ```
+    """
+    bounds = [num_classes, *kept]
+    whole = all(isinstance(number, Integral) for number in bounds)
+    if len(bounds) < 2 or not whole or any(later >= earlier for earlier, later in zip(bounds, kept, strict=False)):
+        expected = f"numbers of classes that fall from below the {num_classes} that are known"
+        raise InvalidInputError("kept", list(kept), expected, "Take for instance [80, 60, 40, 20] of 100.")
+    if bounds[-1] < 1:
+        raise InvalidInputError("kept", list(kept), "one class at least to be left", "Raise the last number.")
+    order = class_order(num_classes, seed)
+    return [order[left:known] for known, left in zip(bounds, kept, strict=False)]
+
+
+def split_dataset(
     dataset: Dataset,
     forget: Sequence[str | int],
     *,
@@ -59,173 +99,97 @@ def split_rows(
     shots: int | None = None,
     seed: int = 1337,
 ) -> ForgettingSplit:
-    """[`split_dataset`] where every row is of one class."""
-    check_sampling(replay_ratio, shots, seed)
-    labels, names = read_labels(dataset, label_column)
-    classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
-    requested: dict[str, Any] = {"forget": forget, "old": old, "missing": missing, "retain": retain}
-    roles = assign_roles(requested, names=names, present=list(count_of))
-    require_rows(roles, count_of, shots, names)
+    """Takes a dataset apart for one forgetting task.
 
-    role_of_code = np.full(len(classes), -1)
-    quota = counts.copy()
-    for number, (role, ids) in enumerate(roles.items()):
-        members = np.isin(classes, ids)
-        role_of_code[members] = number
-        if shots is not None and role in ("forget", "retain"):
-            quota[members] = shots
-        elif role == "retain":
-            quota[members] = np.maximum(1, rounded_share(counts[members], replay_ratio))
-    drawn = draw(codes, quota, row_keys(len(codes), seed))
-    parts = {
-        role: dataset.select(np.flatnonzero(drawn & (role_of_code[codes] == number)))
-        for number, role in enumerate(roles)
-    }
-    return ForgettingSplit(**parts, **{f"{role}_classes": ids for role, ids in roles.items()})
+    Classes are given by `ClassLabel` name or by id; a column of plain integers knows ids alone. Which rows of a class
+    are drawn depends on `seed` and the rows' places only, not on the request: a class keeps its replayed rows from
+    task to task, and a smaller draw is part of a larger one.
 
+    Stored labels decide, no transform is run: `GSLoraTrainer` refuses rows to which a transform gives another label.
 
-def train_validation_rows(
-    dataset: Dataset, label_column: str = "label", fraction: float = 0.1, seed: int = 1337
-) -> tuple[Dataset, Dataset]:
-    """[`train_validation_split`] where every row is of one class."""
-    check_fraction(fraction)
-    check_seed(seed)
-    labels, _ = read_labels(dataset, label_column)
-    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    quota = np.minimum(counts - 1, rounded_share(counts, fraction))
-    if not quota.any():
-        raise small_fraction(fraction, counts.max(initial=0), "row")
-    taken = draw(codes, quota, row_keys(len(codes), seed))
-    return dataset.select(np.flatnonzero(~taken)), dataset.select(np.flatnonzero(taken))
-
-
-def check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
-    """Raises InvalidInputError for values that cannot say which rows are drawn."""
-    checked("replay_ratio", replay_ratio, Share, fix="Take for instance 0.1.")
-    if shots is not None:
-        checked("shots", shots, Count, fix="Leave it out to take every row.")
-        if replay_ratio != 1:
-            expected = f"None where replay_ratio is {replay_ratio}, because both say how much is replayed"
-            raise InvalidInputError("shots", shots, expected, "Leave one out.")
-    check_seed(seed)
-
-
-def check_seed(seed: Any) -> None:
-    checked("seed", seed, NotNegativeWhole, fix="Take for instance 1337.")
-
-
-def check_fraction(fraction: Any) -> None:
-    checked("fraction", fraction, _PART, fix="Take for instance 0.1.")
-
-
-def small_fraction(fraction: float, most: int, unit: str) -> InvalidInputError:
-    """The error for a share that takes nothing, although `most` rows or images of a class are there."""
-    return InvalidInputError(
-        "fraction",
-        fraction,
-        f"a share that takes one {unit} of a class at least and leaves one; the largest class has {most} {unit}s",
-        f"Raise it, or pass more {unit}s.",
-    )
-
-
-def assign_roles(requested: dict[str, Any], *, names: list[str] | None, present: list[int]) -> dict[str, list[int]]:
-    """Class ids of each role; a class has one role at most."""
-    roles: dict[str, list[int]] = {}
-    for role, classes in requested.items():
-        if role == "retain" and classes is None:
-            continue
-        # No class to forget is a mistake, no old or missing class is the usual case.
-        if role in ("old", "missing") and isinstance(classes, Sized) and len(classes) == 0:
-            roles[role] = []
-        else:
-            roles[role] = resolve_classes(classes, names=names, name=role)
-    for first, second in combinations(roles, 2):
-        if both := sorted(set(roles[first]) & set(roles[second])):
-            raise _two_roles(first, second, both, names)
-    if "retain" not in roles:
-        named = {class_id for ids in roles.values() for class_id in ids}
-        roles["retain"] = [class_id for class_id in present if class_id not in named]
-    return roles
-
-
-def _two_roles(first: str, second: str, both: list[int], names: list[str] | None) -> InvalidInputError:
-    shown = _show(both, names)
-    if {first, second} == {"forget", "old"}:
-        fix = f"Leave {shown} out of the request."
-        return InvalidInputError("forget", both, "classes that are not already forgotten, as those in `old`", fix)
-    if {first, second} == {"forget", "missing"}:
-        fix = f"Take {shown} out of `missing`, or out of the request."
-        return InvalidInputError("forget", both, "classes whose data may be used, unlike those in `missing`", fix)
-    expected = f"one role for each class, and `{first}` names these too"
-    return InvalidInputError(second, both, expected, f"Take {shown} out of one.")
-
-
-def require_rows(
-    roles: dict[str, list[int]], count_of: dict[int, int], shots: int | None, names: list[str] | None
-) -> None:
-    """Refuses classes to forget or retain with fewer rows than one, or than `shots`, and a task that retains none."""
-    needed = shots or 1
-    short = {
-        role: [class_id for class_id in roles[role] if count_of.get(class_id, 0) < needed]
-        for role in ("forget", "retain")
-    }
-    if shots is not None and any(short.values()):
-        counted = [f"{_show([i], names)} has {count_of.get(i, 0)}" for ids in short.values() for i in ids]
-        raise InvalidInputError(
-            "shots",
-            shots,
-            f"that many rows of every class to forget or to retain, but {', '.join(counted)}",
-            "Lower shots, or name those to keep in `missing` (`missing_classes`), which leaves them out.",
-        )
-    for role, fix in (
-        ("forget", "Pass data they are in."),
-        ("retain", "Name them in `missing`, or pass their data."),
-    ):
-        if short[role]:
-            expected = f"classes with one row at least; there is none of {_show(short[role], names)}"
-            raise InvalidInputError(role, short[role], expected, fix)
-    if not roles["retain"]:
-        raise InvalidInputError(
-            "retain",
-            [],
-            f"one class at least, but nothing is left to retain of the {len(count_of)} classes of the dataset",
-            "Forget fewer classes, or pass a dataset with classes to keep.",
-        )
-
-
-def _show(ids: list[int], names: list[str] | None) -> str:
-    shown = [str(i) if names is None else f"{names[i]!r} (id {i})" for i in ids[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
-
-
-def rounded_share(counts: np.ndarray, share: float) -> np.ndarray:
-    """Half up, for NumPy's half-to-even would take 2 of 5 rows and 2 of 3 at one share of a half."""
-    return np.floor(counts * share + 0.5).astype(counts.dtype)
-
-
-def row_keys(num_rows: int, seed: int) -> np.ndarray:
-    """A random key in [0, 1) for each row, which decides when the row is drawn."""
-    return np.random.default_rng(seed).random(num_rows)
-
-
-def draw(codes: np.ndarray, quota: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Marks the `quota[c]` rows of each class c with the lowest keys, so that a smaller draw is part of a larger one.
+    A column of annotated boxes, several categories in one row, is split as [`split_boxes`] says: an image with objects
+    of both kinds is in both parts, with the annotations of both.
 
     Args:
-        codes (`np.ndarray` of shape `(n,)`, int):
-            Class of each row.
-        quota (`np.ndarray` of shape `(num_classes,)`, int):
-            Number of rows to draw of each class.
-        keys (`np.ndarray` of shape `(n,)`):
-            Key of each row, from [`row_keys`].
+        dataset (`datasets.Dataset`): One row for each sample.
+        forget (`Sequence[str | int]`): The classes to forget.
+        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row, or with
+            annotated boxes (see [`prepare_boxes`]).
+        old (`Sequence[str | int]`, *optional*, defaults to none):
+            Classes that earlier tasks forgot. They are in neither D_f nor D_r and need not have rows.
+        missing (`Sequence[str | int]`, *optional*, defaults to none):
+            Classes to keep although none of their data is replayed. They need not have rows.
+        retain (`Sequence[str | int]`, *optional*, defaults to every other class that has rows):
+            The classes to replay. Classes named nowhere are then left out.
+        replay_ratio (`float`, *optional*, defaults to 1.0):
+            The share in (0, 1] of each retained class's rows that goes into D_r, rounded half up, one row at least.
+        shots (`int`, *optional*): Take exactly so many rows of every class to forget and of every class to retain.
+        seed (`int`, *optional*, defaults to 1337): Decides which rows `replay_ratio` and `shots` draw.
 
     Returns:
-        `np.ndarray` of shape `(n,)`, bool: Whether the row is drawn.
+        [`ForgettingSplit`]: The four parts and their classes. `retain_classes` is sorted unless `retain` is given.
+
+    Raises:
+        InvalidBoxError: A box has no area, is not finite or lies outside its image.
+        UnknownClassError: A name or id that the labels do not have.
+        ValueError: No class to forget, or none left to retain; a class with two roles; a class to forget or to retain
+            without rows, or with fewer than `shots`; a dataset, column or label that cannot be split; settings out of
+            range, or `replay_ratio` together with `shots`.
+
+    Example:
+
+    ```python
+    >>> split = split_dataset(dataset, forget=["tench", "cassette player"], replay_ratio=0.1)
+    >>> split.forget_classes
+    [0, 482]
+    ```
     """
-    order = np.lexsort((keys, codes))
-    sorted_codes = codes[order]
-    rank = np.arange(len(codes)) - np.searchsorted(sorted_codes, sorted_codes)
-    drawn = np.zeros(len(codes), dtype=bool)
-    drawn[order] = rank < quota[sorted_codes]
-    return drawn
+    settings: dict[str, Any] = {
+        "old": old,
+        "missing": missing,
+        "retain": retain,
+        "replay_ratio": replay_ratio,
+        "shots": shots,
+        "seed": seed,
+    }
+    if is_object_column(dataset, label_column):
+        return split_boxes(dataset, forget, objects_column=label_column, **settings)
+    return split_rows(dataset, forget, label_column=label_column, **settings)
+
+
+def train_validation_split(
+    dataset: Dataset, label_column: str = "label", fraction: float = 0.1, seed: int = 1337
+) -> tuple[Dataset, Dataset]:
+    """Takes a validation part out of training data, the same share of every class.
+
+    Args:
+        dataset (`datasets.Dataset`): One row for each sample.
+        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row, or with
+            annotated boxes (see [`prepare_boxes`]).
+        fraction (`float`, *optional*, defaults to 0.1):
+            The share in (0, 1) of each class that goes into the validation part, rounded half up. One row of each
+            class stays in the training part whatever the share.
+        seed (`int`, *optional*, defaults to 1337): Decides which rows are taken.
+
+    Returns:
+        `tuple[datasets.Dataset, datasets.Dataset]`: The training part and the validation part, both in the order of
+        the dataset.
+
+    Raises:
+        ValueError: The fraction or the seed is out of range, the column or a label cannot be used, or every class is
+            too small to give a row.
+    """
+    split = train_validation_boxes if is_object_column(dataset, label_column) else train_validation_rows
+    return split(dataset, label_column, fraction, seed)
+
+
+def read_classes(dataset: Any, column: str) -> tuple[np.ndarray, list[str] | None]:
+    """The class of every row, or of every annotated box, int64, and the names of the classes where they have any.
+
+    Raises:
+        ValueError: There is no such column, or a row or a box in it has no class.
+    """
+    if is_object_column(dataset, column):
+        annotations = read_annotations(dataset, column)
+        return annotations.categories, annotations.names
+    return read_labels(dataset, column)

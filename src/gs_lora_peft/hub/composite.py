@@ -16,11 +16,10 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import save
 from torch import Tensor
 
+from ..adapters import TaskAdapter, read_adapters, vouched_adapter
 from ..checking import Count, checked
-from ..sequence import ForgettingLedger
-from ..sequence.adapters import TaskAdapter, read_adapters, vouched_adapter
-from ..sequence.plain import InvalidLedgerError
-from ..storage import StrPath, as_path, write_bytes_atomic
+from ..io import StrPath, as_path, write_bytes_atomic
+from ..ledger import ForgettingLedger, InvalidLedgerError
 
 Pair = tuple[Tensor, Tensor]
 

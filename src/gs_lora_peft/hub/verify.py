@@ -14,21 +14,37 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..sequence import ForgettingLedger, LedgerError, TaskEntry, model_identity
-from ..sequence.adapters import TaskAdapter, base_problem, check_adapters, read_adapter, vouched_adapter
-from ..sequence.layout import LEDGER_NAME, LOCK_NAME, TASKS_FOLDER
-from ..sequence.loading import check_bare
-from ..sequence.outcome import all_forgotten
-from ..sequence.remarks import doubts, not_forgotten
-from ..storage import StrPath, as_path, content_problem, safe_join
-from .base import load_base_model, model_source
+from ..adapters import TaskAdapter, base_problem, check_adapters, model_identity, read_adapter, vouched_adapter
+from ..io import StrPath, as_path, file_mismatch, safe_join
+from ..ledger import (
+    LEDGER_NAME,
+    LOCK_NAME,
+    TASKS_FOLDER,
+    ForgettingLedger,
+    LedgerError,
+    TaskEntry,
+    all_forgotten,
+    doubts,
+    not_forgotten,
+)
 from .composite import Pair, recompressed_pair, relative_difference, summed_pair
+from .load import check_bare, load_base_model, model_source
 
 TOLERANCE = 1e-6
+
+
 _PICTURES = "figures"
+
+
 _CARD_NAME = "README.md"
+
+
 _ROOT_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
+
+
 _OTHER_FILES = {*_ROOT_FILES, _CARD_NAME, LEDGER_NAME, LOCK_NAME, ".gitattributes"}
+
+
 # git and the Hub's client keep their books beside the files.
 _BOOKS = (".git", ".cache")
 
@@ -158,7 +174,7 @@ def _noted(report: VerifyReport) -> Iterator[None]:
 def _check_files(ledger: ForgettingLedger, report: VerifyReport) -> None:
     for name, digest in ((name, digest) for entry in ledger.active_tasks for name, digest in entry.files.items()):
         report.files.append(name)
-        if problem := content_problem(safe_join(ledger.folder, name), digest):
+        if problem := file_mismatch(safe_join(ledger.folder, name), digest):
             report.problems.append(f"{name}: {problem}")
 
 

@@ -1,16 +1,5 @@
-"""Ways to forget: what trains, by which losses, and what happens between the steps."""
+"""Ways to forget: what trains, by which objective and callbacks."""
 
-from ..training.method import Method
-from .gs_lora import GSLora, GSLoraTrainer
-from .registry import METHODS, get_method
-from .sparsity import EMACallback, SparsityCallback
+import lazy_loader
 
-__all__ = [
-    "METHODS",
-    "EMACallback",
-    "GSLora",
-    "GSLoraTrainer",
-    "Method",
-    "SparsityCallback",
-    "get_method",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..training.method import Method
-from ..training.trained import Trained, TrainedWeights
+from ..training import Method, Trained, TrainedWeights
 from ..tuner import find_ffn_blocks
 
 

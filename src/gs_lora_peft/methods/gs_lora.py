@@ -13,10 +13,7 @@ from transformers import TrainerCallback
 
 from ..errors import InvalidInputError
 from ..objectives import Objective, ObjectiveOutput
-from ..training.arguments import GSLoraTrainingArguments
-from ..training.method import Method
-from ..training.trained import TrainedAdapter
-from ..training.trainer import ForgettingTrainer
+from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method, TrainedAdapter
 from ..tuner import LoraGroups
 from .sparsity import EMACallback, SparsityCallback
 
@@ -77,8 +74,8 @@ class GSLora(Method):
 
     def save(self, folder: str) -> None:
         # A run resumed from here freezes what is zero; so must the one that goes on.
-        if not self.sparsity.settled:
-            self.sparsity.settle(self.trainer.control)
+        if not self.sparsity.up_to_date:
+            self.sparsity.freeze_zero_groups(self.trainer.control)
         if self.ema and self.trainer.args.should_save:
             self.ema.save(folder)
 

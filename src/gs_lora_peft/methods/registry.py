@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..training.method import Method
+from ..training import Method
 
 # "module:class", imported when it is asked for.
 METHODS: dict[str, str] = {

@@ -14,10 +14,11 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..errors import InvalidInputError
-from ..training.callbacks import steps_per_epoch
+from ..training import steps_per_epoch
 from ..tuner import LoraGroups
 
 EMA_FILE = "ema.safetensors"
+
 
 logger = logging.get_logger(__name__)
 
@@ -27,7 +28,7 @@ class SparsityCallback(TrainerCallback):
     Group sparsity by proximal steps: right after the optimizer's step, with the learning rate just used.
 
     Groups that have reached zero are frozen. Finding out which have costs a host synchronisation, so on accelerators
-    [`FiniteCallback`] does it in the one that it makes anyway, before the next optimizer step; on CPU, where it is
+    [`NonFiniteCallback`] does it in the one that it makes anyway, before the next optimizer step; on CPU, where it is
     free, it is done after every step. Results do not depend on it: a dropped group stays exactly zero, and passes on a
     gradient of exactly zero, from the step that dropped it.
     The last group is neither dropped nor shrunk: an adapter without any forgets nothing. Where every group is zero to
@@ -40,7 +41,7 @@ class SparsityCallback(TrainerCallback):
     def __init__(self, groups: LoraGroups):
         self.groups = groups
         # Whether every group that is zero is known to be frozen.
-        self.settled = True
+        self.up_to_date = True
 
     @staticmethod
     def weight_now(args: Any, state: Any) -> float:
@@ -63,7 +64,7 @@ class SparsityCallback(TrainerCallback):
         args.check_sparsity_acts(_epochs(args, state, train_dataloader))
         # What is zero when training begins, again or from a checkpoint, stays out.
         if args.sparsity == "proximal":
-            self.settle(control)
+            self.freeze_zero_groups(control)
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         if args.sparsity != "proximal" or getattr(optimizer, "step_was_skipped", False):
@@ -71,29 +72,29 @@ class SparsityCallback(TrainerCallback):
         weight = self.weight_now(args, state)
         if weight > 0.0:
             self.groups.proximal_step(self._learning_rates(optimizer) * weight, keep_last=True)
-            self.settled = False
+            self.up_to_date = False
             if self._synchronises_for_free():
-                self.settle(control)
+                self.freeze_zero_groups(control)
 
     def flags(self) -> torch.Tensor | None:
         """Which groups are zero, where that is not known; see [`Watching`]."""
-        return None if self.settled else self.groups.norms() == 0
+        return None if self.up_to_date else self.groups.norms() == 0
 
     def fetched(self, flags: list[bool], control: Any) -> None:
         # Now: without a proximal step after it, the optimizer's momentum would move dropped groups from zero.
-        self.settle(control, flags)
+        self.freeze_zero_groups(control, flags)
 
     def on_log(self, args, state, control, **kwargs):
-        if not self.settled:
-            self.settle(control)
+        if not self.up_to_date:
+            self.freeze_zero_groups(control)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.groups.thaw()
-        self.settled = True
+        self.up_to_date = True
 
-    def settle(self, control: Any = None, is_zero: Sequence[bool] | None = None) -> None:
+    def freeze_zero_groups(self, control: Any = None, is_zero: Sequence[bool] | None = None) -> None:
         """Freeze the groups that are zero (`is_zero`, where it is known); stop the training if none is left."""
-        self.settled = True
+        self.up_to_date = True
         if self.groups.freeze_zero_groups(is_zero) and not any(p.requires_grad for p in self.groups.parameters):
             logger.warning(
                 "Every group of the adapter is zero, so that it does nothing. Training stops; start with a fresh one."

@@ -10,7 +10,6 @@ import numpy as np
 from ..errors import InvalidInputError
 from .detection import as_array
 
-# Imported in the functions that pack: scores of NumPy arrays need no torch.
 if TYPE_CHECKING:
     import torch
 

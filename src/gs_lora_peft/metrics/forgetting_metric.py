@@ -20,6 +20,8 @@ _CITATION = """
   year={2026}
 }
 """
+
+
 _PAPERS = ["https://arxiv.org/abs/2403.11530", "https://arxiv.org/abs/2501.09705"]
 
 

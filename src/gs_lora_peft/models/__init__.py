@@ -1,17 +1,5 @@
-"""Models for what transformers has no classes for. `auto_classes.py` makes them known to its Auto classes."""
+"""Models that transformers does not have."""
 
-from .face import (
-    FaceImageProcessor,
-    FaceTransformerConfig,
-    FaceTransformerForRecognition,
-    FaceTransformerModel,
-    convert_face_checkpoint,
-)
+import lazy_loader
 
-__all__ = [
-    "FaceImageProcessor",
-    "FaceTransformerConfig",
-    "FaceTransformerForRecognition",
-    "FaceTransformerModel",
-    "convert_face_checkpoint",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..compat import bare, unwrapped
 from ..errors import InvalidInputError
-from .base import GlobalMean, Objective, ObjectiveOutput, bare, identity, unwrapped
+from .base import GlobalMean, Objective, ObjectiveOutput, identity
 
 ForgetLoss = Literal["log_odds", "cross_entropy"]
 

@@ -1,24 +1,5 @@
-"""What people read: tables that are rendered in several formats, cards from templates, and the style of pictures."""
+"""Tables, figures and cards: one model of each, with several renderers."""
 
-from .cards import render_card
-from .figures import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
-from .labels import shortened_names
-from .tables import Cell, Table, escape_latex, escape_markdown, percent, short_percent
+import lazy_loader
 
-__all__ = [
-    "FAINT",
-    "FORGOTTEN",
-    "KEPT",
-    "TEXT",
-    "Cell",
-    "Table",
-    "escape_latex",
-    "escape_markdown",
-    "new_figure",
-    "own_style",
-    "percent",
-    "png_bytes",
-    "render_card",
-    "short_percent",
-    "shortened_names",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from ..storage import code_span, visible
+from ..io import code_span, visible
 from .tables import Table, escape_markdown, percent, short_percent
 
 if TYPE_CHECKING:

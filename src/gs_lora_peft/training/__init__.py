@@ -1,21 +1,5 @@
-"""A Trainer that forgets by whatever method: arguments, batches, evaluation, checkpoints."""
+"""A Trainer that forgets, whatever the method."""
 
-from .arguments import GSLoraTrainingArguments
-from .checks import NoGradientError, NonFiniteLossError, NoStepError
-from .method import Method
-from .preparing import own_batches
-from .trained import Trained, TrainedAdapter, TrainedWeights
-from .trainer import ForgettingTrainer
+import lazy_loader
 
-__all__ = [
-    "ForgettingTrainer",
-    "GSLoraTrainingArguments",
-    "Method",
-    "NoGradientError",
-    "NoStepError",
-    "NonFiniteLossError",
-    "Trained",
-    "TrainedAdapter",
-    "TrainedWeights",
-    "own_batches",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

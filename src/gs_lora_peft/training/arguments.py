@@ -10,24 +10,34 @@ from pydantic import Field
 from transformers import TrainingArguments
 
 from ..checking import BelowOne, NotNegative, NotNegativeWhole, Number, auto_or, check_fields
-from ..data.pairing import EpochCovers
+from ..data import EpochCovers
 from ..errors import InvalidInputError
+from ..io import as_path
 from ..objectives import Background, ForgetLoss, PrototypeDistance
-from ..storage import as_path
 from .inherited import check_by_arguments, smaller_is_better
 from .option_types import KINDS
 
 _POSITIVE = Annotated[Number, Field(gt=0)]
+
+
 _ForgetBound = Annotated[str, auto_or(_POSITIVE), Field(description="a positive, finite number in nats or 'auto'")]
+
+
 _PrototypeBound = Annotated[
     str,
     auto_or(_POSITIVE),
     Field(description="a positive, finite number in the unit of `prototype_distance` or 'auto'"),
 ]
+
+
 _ShareOrAuto = Annotated[
     str, auto_or(Annotated[Number, Field(ge=0, le=1)]), Field(description="a fraction from 0 to 1 or 'auto'")
 ]
+
+
 _WeightOrAuto = Annotated[str, auto_or(NotNegative), Field(description="a finite number of at least 0 or 'auto'")]
+
+
 _STRATEGIES = ("eval_strategy", "logging_strategy", "save_strategy")  # each may be "no"
 
 
@@ -271,7 +281,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             self.check_average_starts(self.num_train_epochs)
 
     @property
-    def drawing_seed(self) -> int:
+    def sampling_seed(self) -> int:
         """Seed for splits and batch order: `data_seed`, or `seed` where that is `None`."""
         return self.data_seed if self.data_seed is not None else self.seed
 

@@ -1,9 +1,16 @@
-"""Reading weights back into a model: adapters, without changing which of them are active or train, or all of it."""
+"""Checkpoints: written whole, read back without changing which adapters train."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -13,6 +20,60 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import InvalidInputError
+from ..io import explained
+
+_NUMBER = re.compile(r"\(os error (\d+)\)")  # what Rust writes behind the text of a system's error
+
+
+_TORCH = ("inline_container", "PytorchStreamWriter", "iostream error", "file write failed", "Parent directory")
+
+
+_PROBE = 2**20
+
+
+@contextmanager
+def whole_checkpoint(folder: str | os.PathLike, removes: bool = True) -> Iterator[None]:
+    """Writes a checkpoint in the block, or leaves nothing of it.
+
+    Args:
+        folder (`str` or `os.PathLike`): The checkpoint.
+        removes (`bool`, *optional*, defaults to `True`): Whether this process removes what was written so far.
+
+    Raises:
+        OSError: The write failed (disk full, no permission, ...), with the folder as its `filename`.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = _number_of(error, folder)
+        if number is None:
+            raise
+        if removes:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise explained(OSError(number, os.strerror(number)), Path(folder)) from error
+
+
+def _number_of(error: Exception, folder: str | os.PathLike) -> int | None:
+    """The number of the system's error that a library has met; `None` if it is about something else."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, SafetensorError):
+        found = _NUMBER.search(str(error))
+        return int(found[1]) if found else None
+    if not any(text in str(error) for text in _TORCH):
+        return None
+    return _asked(folder) or errno.EIO
+
+
+def _asked(folder: str | os.PathLike) -> int | None:
+    """The system's error number for a small write. Torch says that a write failed, but not why."""
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(folder))) as file:
+            file.write(bytes(_PROBE))
+    except OSError as error:
+        return error.errno
+    return None
+
 
 STATE_FILE = "forgetting_state.json"
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import Trainer
 
+from ..compat import bare
 from ..errors import InvalidInputError
-from ..objectives.base import bare
 
 # What smaller values of mean a better model, besides losses, which transformers knows.
 _SMALLER_IS_BETTER = ("_forget", "_old")
@@ -72,11 +72,16 @@ def _of(values: tuple[str, ...], field: str) -> Callable[[Any], bool]:
 
 
 _AT_LEAST_ONE = "a whole number of at least 1"
+
+
 _STEPS_IN_BACKWARD = (
     "lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise",
     "apollo_adamw_layerwise",
 )  # fmt: skip
+
+
 _SCHEDULE_FREE = ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd")
+
 
 # Looked at when the arguments are made, before transformers reads them.
 BY_ARGUMENTS: dict[str, list[Refusal]] = {
@@ -174,6 +179,7 @@ BY_ARGUMENTS: dict[str, list[Refusal]] = {
     ],
 }
 
+
 # Looked at when the trainer is made: what depends on the model, the data or the number of processes.
 BY_TRAINER: dict[str, list[Refusal]] = {
     "accelerator_config": [
@@ -206,12 +212,14 @@ BY_TRAINER: dict[str, list[Refusal]] = {
     ],
 }
 
+
 # Refused elsewhere: by `check_distribution`, `check_evaluation`, `check_checkpointing`, the trainer or its method.
 ELSEWHERE = {
     "fsdp_config", "ddp_find_unused_parameters", "ddp_static_graph", "metric_for_best_model", "eval_strategy",
     "eval_on_start", "prediction_loss_only", "activation_checkpointing", "activation_checkpointing_kwargs",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "dataloader_drop_last",
 }  # fmt: skip
+
 
 OBEYED = {
     "output_dir", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim_args",

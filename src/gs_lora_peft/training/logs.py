@@ -1,14 +1,112 @@
-"""What the training logs of losses, and of what the method and its weights have to tell."""
+"""What the training logs, also when it is resumed."""
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
-from .base import TaskTrainer
-from .method import Method
+from .method import Method, TaskTrainer
+
+
+class LogContinuation(TrainerCallback):
+    """
+    Carries running means through a checkpoint, and makes up for an epoch's end that a checkpoint lies before.
+
+    The Trainer's checkpoint holds the rows that were logged. What has been summed up since the last one lives in
+    memory, and a checkpoint at the last step of an epoch is written before the epoch's end, which a resumed training
+    does not pass again: its row, its evaluation and whatever callbacks do there would be missing.
+
+    Args:
+        trainer ([`TaskTrainer`]): the trainer that runs.
+    """
+
+    def __init__(self, trainer: TaskTrainer):
+        self.trainer = trainer
+        self.stopped = False  # by what happened at the epoch's end that was made up for
+        self._restored: dict[str, Any] = {}
+        self._at_step: tuple[Any, torch.Tensor] | None = None  # the sums as they were before the step that is on
+        self._ended_at = -1
+        self._learning_rate: float | None = None
+        self.grad_norm: Any = None
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Takes what [`~LogContinuation.state`] gave; `None` where nothing is known."""
+        self._restored = state or {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold, as plain JSON types. Every process has to ask for it."""
+        trainer = self.trainer
+        meter, loss = self._at_step or (trainer.meter.sums(), trainer._tr_loss)
+        names, sums, count = meter
+        own = torch.cat([loss.detach().reshape(1).float(), *([sums.to(loss.device)] if sums is not None else [])])
+        every = trainer.accelerator.gather(own) if trainer.args.world_size > 1 else own
+        return {
+            "names": list(names),
+            "count": count,
+            "sums": every.reshape(trainer.args.world_size, -1).tolist(),
+            "logged_at": trainer._globalstep_last_logged,
+            "epoch_has_ended": self._ended_at == trainer.state.global_step,
+            "learning_rate": self._learning_rate,
+            "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
+        }
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        restored, self._restored = self._restored, {}
+        self._at_step, self._ended_at, self.stopped = None, -1, False
+        if not restored or state.global_step == 0:
+            return
+        self._put_back(restored, args)
+        batches = -(-len(train_dataloader) // args.gradient_accumulation_steps)
+        at_the_end = state.global_step % max(batches, 1) == 0 or state.global_step >= state.max_steps
+        if at_the_end and not restored["epoch_has_ended"]:
+            self.end_epoch()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        # A checkpoint may be asked for in the middle of a step (enable_jit_checkpoint), which is then taken again.
+        self._at_step = (self.trainer.meter.sums(), self.trainer._tr_loss.clone())
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self._learning_rate = self.trainer._get_learning_rate()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._at_step = None
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._ended_at = state.global_step
+
+    def _put_back(self, restored: dict[str, Any], args: Any) -> None:
+        trainer, every = self.trainer, torch.tensor(restored["sums"], dtype=torch.float32)
+        # With another number of processes the means over all of them are what each goes on from.
+        own = every[args.process_index] if len(every) == args.world_size else every.mean(dim=0)
+        own = own.to(trainer._tr_loss.device)
+        trainer._tr_loss += own[0]
+        # The loss that `train` returns is that of the steps it took itself.
+        trainer._total_loss_scalar -= float(every[:, 0].mean())
+        trainer._globalstep_last_logged = restored["logged_at"]
+        trainer.meter.put_back(restored["names"], own[1:] if restored["count"] else None, restored["count"])
+        self._learning_rate, self.grad_norm = restored["learning_rate"], restored["grad_norm"]
+
+    def end_epoch(self) -> None:
+        """What happens at the end of an epoch, out of the Trainer's loop: events, logs, evaluation, checkpoint."""
+        trainer = self.trainer
+        state = trainer.state
+        trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, state, trainer.control)
+        trainer._maybe_log_save_evaluate(
+            trainer._tr_loss,
+            self.grad_norm,
+            trainer.model_wrapped,
+            trainer._trial,
+            math.ceil(state.epoch) - 1,
+            trainer.ignore_keys_for_eval,
+            time.time(),
+            learning_rate=self._learning_rate,
+        )
+        self.stopped = bool(trainer.control.should_training_stop)
 
 
 class TrainingLogs(TaskTrainer):

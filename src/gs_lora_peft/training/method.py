@@ -7,17 +7,57 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
+from ..compat import unwrapped
+from ..data import Augmentation, PairedDataset
 from ..errors import InvalidInputError
-from ..objectives import Objective, ObjectiveOutput, objective_for
-from ..objectives.base import unwrapped
-from ..objectives.classification import logits_of
+from ..objectives import Objective, ObjectiveOutput, logits_of, objective_for
 from .arguments import GSLoraTrainingArguments
-from .base import TaskTrainer
 from .trained import Trained, TrainedAdapter, TrainedWeights
+
+
+class LossMeter:
+    """Sums the parts of the loss on the device, without a host synchronisation."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self._sum: Tensor | None = None
+        self._count = 0
+        self._finite: Tensor | None = None
+
+    def add(self, output: ObjectiveOutput) -> None:
+        """Add one micro-batch."""
+        parts = {"retain_loss": output.retain_loss, "forget_loss": output.forget_loss, **output.metrics}
+        self.names = tuple(parts)
+        values = torch.stack([part.float() for part in parts.values()])
+        finite = torch.isfinite(torch.cat([values[:2], output.loss.detach().float().reshape(1)]))
+        self._sum = values if self._sum is None else self._sum + values
+        self._finite = finite if self._finite is None else self._finite & finite
+        self._count += 1
+
+    def finite(self) -> Tensor:
+        """Whether L_retain, L_forget and the loss of this process were finite since the last call: bool, `(3,)`."""
+        finite, self._finite = self._finite, None
+        return finite if finite is not None else torch.ones(3, dtype=torch.bool)
+
+    def sums(self) -> tuple[tuple[str, ...], Tensor | None, int]:
+        """The names, the sums since the last means and how many micro-batches they are of; nothing is fetched."""
+        return self.names, self._sum, self._count
+
+    def put_back(self, names: Sequence[str], sums: Tensor | None, count: int) -> None:
+        """Go on from what [`~LossMeter.sums`] gave."""
+        self.names, self._sum, self._count = tuple(names), sums, count
+
+    def means(self) -> Tensor | None:
+        """Means since the last call, in the order of `names`, on the device."""
+        if self._sum is None:
+            return None
+        means, self._sum, self._count = self._sum / self._count, None, 0
+        return means
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -175,3 +215,44 @@ class Method(TrainerCallback):
                 "method", self.name, "a method that works without the logits of a classifier", "Use 'gs_lora'."
             )
         return output.logits.float()
+
+
+class TaskTrainer(Trainer):
+    """A Trainer with the data, the classes and the weights of one task; [`ForgettingTrainer`] is made of its parts.
+
+    Attributes:
+        trained ([`Trained`]): What trains.
+        task_objective ([`Objective`]): What "forget" and "retain" mean.
+        forget_classes, retain_classes, old_classes, missing_classes (`list[int]`): The role of every class.
+        accuracy_forget_before (`dict[str, float]`): Acc_f (of a detector AP_f) before the task by evaluation set
+            (`"eval"`, or `"eval_<name>"` for a dict of sets), in [0, 1]; Drop and H follow from it.
+        meter ([`LossMeter`]): Running means for the logs.
+    """
+
+    args: GSLoraTrainingArguments
+    model: nn.Module
+    train_dataset: PairedDataset
+    trained: Trained
+    task_objective: Objective
+    forget_classes: list[int]
+    retain_classes: list[int]
+    old_classes: list[int]
+    missing_classes: list[int]
+    accuracy_forget_before: dict[str, float]
+    meter: LossMeter
+    label_column: str
+    has_boxes: bool
+    augmentation: Augmentation | None
+    ignore_keys_for_eval: list[str] | None
+
+    def measure_before(self) -> None:
+        """Acc_f before the task on each evaluation set."""
+        raise NotImplementedError
+
+    def global_mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over all processes."""
+        return self.accelerator.reduce(tensor, reduction="mean") if self.args.world_size > 1 else tensor
+
+    def global_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes."""
+        return self.accelerator.reduce(tensor, reduction="sum") if self.args.world_size > 1 else tensor

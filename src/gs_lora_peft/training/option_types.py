@@ -132,24 +132,39 @@ def _backend(value: str) -> str:
 
 
 _Seed = Annotated[Whole, Field(ge=0, le=_LARGEST_SEED, description=f"a whole number from 0 to {_LARGEST_SEED}")]
+
+
 _Json = Annotated[
     Annotated[dict[Text, Any], BeforeValidator(_object_of_json)] | None,
     Field(description="a dictionary, also as JSON text, or None"),
 ]
+
+
 _JsonOrFile = Annotated[
     Annotated[dict[Text, Any], BeforeValidator(_object_of_file)] | None,
     Field(description="a dictionary, also as JSON text or in a JSON file, or None"),
 ]
+
+
 _OptionalCount = _optional(Count, "a whole number from 1 up")
+
+
 _OptionalNumber = _optional(NotNegative, "a finite number of at least 0")
+
+
 _Names = Annotated[
     list[ClassName] | None, BeforeValidator(lambda v: v if v is None else ordered_list(v)),
     Field(description="a list of names or None"),
 ]  # fmt: skip
+
+
 _Parallelism = Annotated[InstanceOf[ParallelismConfig] | None, Field(description="a ParallelismConfig or None")]
+
+
 _Path = Annotated[
     bool | Text | InstanceOf[os.PathLike] | None, Field(description="the path of a checkpoint, True, False or None")
 ]
+
 
 # By the name of the option. What is left out is checked by its annotation.
 KINDS: dict[str, Any] = {

@@ -12,13 +12,11 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from ..errors import InvalidInputError
+from ..hub import checked_repo_id, commit_folder, open_repository, writing_api
+from ..io import public_name
 from ..reports import Table, render_card
-from ..storage import public_name
-from ..storage.hub_calls import checked_repo_id, writing_api
-from ..storage.hub_commit import commit_folder, open_repository
 from ..tuner import export_lora
-from .base import TaskTrainer
-from .method import Method
+from .method import Method, TaskTrainer
 from .trained import Trained, TrainedAdapter
 
 _OWN_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, "README.md", ".gitattributes"}

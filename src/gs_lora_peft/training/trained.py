@@ -10,8 +10,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..compat import reference_model
 from ..errors import InvalidInputError
-from ..objectives import before_the_task
 from ..tuner import LoraGroups, trainable_adapters
 
 
@@ -85,7 +85,7 @@ class TrainedAdapter(Trained):
         return [self.groups.names[index] for index in self.groups.group_of]
 
     def before(self) -> AbstractContextManager[None]:
-        return before_the_task(self.model, self.adapter)
+        return reference_model(self.model, self.adapter)
 
     def must_learn(self) -> list[nn.Parameter]:
         # The two factors of a pair are neighbours. The gradient of `lora_A` is zero while `lora_B` is.
@@ -145,7 +145,7 @@ class TrainedWeights(Trained):
         for weight, old in zip(self.parameters, self.start, strict=True):
             weight.data = old.to(weight.dtype)
         try:
-            with before_the_task(self.model, None):
+            with reference_model(self.model, None):
                 yield
         finally:
             for weight, data in zip(self.parameters, now, strict=True):

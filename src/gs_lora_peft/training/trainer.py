@@ -14,49 +14,48 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ..data.agreement import check_given_labels
-from ..data.augmentation import AugmentedPairs
-from ..data.box_columns import is_object_column
-from ..data.collation import default_collator
-from ..data.pairing import PairedDataset
-from ..data.splitting import train_validation_split
+from ..compat import batch_norm_frozen
+from ..data import (
+    AugmentedPairs,
+    PairedDataset,
+    check_given_labels,
+    default_collator,
+    is_object_column,
+    train_validation_split,
+)
 from ..errors import InvalidInputError
+from ..io import as_path
 from ..objectives import Objective, kind_of
-from ..storage import as_path
-from ..tuner.batch_norm import batch_norm_frozen
-from .argument_checks import check_arguments, check_model, check_types
 from .arguments import GSLoraTrainingArguments
-from .batches import PairedBatches
-from .callbacks import SamplerEpochCallback
-from .checkpoints import load_adapters, load_weights, read_state, write_state
+from .batches import PairedBatches, PreparationCallback, SamplerEpochCallback, chosen_augmentation
+from .checkpoints import load_adapters, load_weights, read_state, whole_checkpoint, write_state
 from .checks import (
+    check_arguments,
     check_distribution,
     check_evaluation,
     check_hold_out,
     check_labels,
+    check_model,
+    check_types,
     class_ids,
     classes_of_task,
     without_data,
 )
-from .continuation import LogContinuation
-from .disk import whole_checkpoint
-from .evaluation import ForgettingEvaluation
+from .evaluation import AdapterSearch, ForgettingEvaluation
 from .gradients import (
     GradientCallback,
+    NonFiniteCallback,
+    Watching,
     check_checkpointing,
     no_edit,
     no_gradient,
     no_step,
     reentrant_checkpoints,
 )
-from .guard import FiniteCallback, Watching
 from .inherited import check_by_trainer
-from .logs import TrainingLogs
-from .meter import LossMeter
-from .method import Method
-from .preparing import PreparationCallback, chosen_augmentation
+from .logs import LogContinuation, TrainingLogs
+from .method import LossMeter, Method
 from .publishing import AdapterPublishing, check_publishing
-from .searching import AdapterSearch
 
 logger = logging.get_logger(__name__)
 
@@ -210,7 +209,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self._epochs = SamplerEpochCallback()
         self._gradients = GradientCallback(self, self.method.takes_steps)
         self._continuation = LogContinuation(self)
-        guard = FiniteCallback(self, [callback for callback in of_method if isinstance(callback, Watching)])
+        guard = NonFiniteCallback(self, [callback for callback in of_method if isinstance(callback, Watching)])
         # A method may edit weights as soon as it begins; what is measured or remembered of them comes before.
         self._own_callbacks = [
             PreparationCallback(self), self._epochs, self._gradients, *of_method, guard, self._continuation
@@ -285,14 +284,14 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         # Last, because it may end an epoch, and every other callback has to begin before that.
         self.remove_callback(self._continuation)
         self.add_callback(self._continuation)
-        self._forget_preparation()
+        self._reset_prepared_state()
         pairs = self._train_batch_size // max(self.args.n_gpu, 1)
         logger.info(f"Joint batches: {pairs} samples to keep and as many to forget on each device")
         # Running statistics belong to no adapter: they would be lost wherever it is loaded.
         with batch_norm_frozen(self.model), reentrant_checkpoints(self.model):
             return super()._inner_training_loop(*args, **kwargs)
 
-    def _forget_preparation(self) -> None:
+    def _reset_prepared_state(self) -> None:
         """Undo what evaluation before training did to the model.
 
         It marks the model as prepared, so that training would not wrap it in DDP: every process would train alone.

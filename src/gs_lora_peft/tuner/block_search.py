@@ -1,5 +1,7 @@
 """The search for blocks in a flattened model, and the check by shape that what they hold is a feed-forward."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise

@@ -9,6 +9,8 @@ layouts need more than that:
 - no list anywhere (`self.block1 = Block(...)`): the innermost module that holds both is the block.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterable
 
@@ -16,8 +18,8 @@ from torch import nn
 
 from ..errors import InvalidInputError
 from .block_search import Block, search_blocks
-from .name_patterns import compiled_pattern
 from .structure import Node, nearest_element, read_structure
+from .targets import compiled_pattern
 
 
 class NoFFNFoundError(InvalidInputError):

@@ -12,12 +12,14 @@ from pydantic import AfterValidator, Field, Strict
 
 from ..checking import BelowOne, Count, Number, Whole, check_fields, checked
 from ..errors import InvalidInputError
-from .name_patterns import compiled_pattern
-from .targets import STRUCTURAL_TARGETS, keyword_of, resolved
+from .targets import STRUCTURAL_TARGETS, compiled_pattern, keyword_of, resolved
 
 GroupBy = Literal["block", "module", "matrix"]
 
+
 _Rank = Annotated[Count, Field(description="a whole number from 1 up; the papers use 8")]
+
+
 _Dropout = Annotated[BelowOne, Field(description="a number in [0, 1); the papers use no dropout, 0")]
 
 
@@ -31,11 +33,15 @@ _Alpha = Annotated[
     Whole | Number, AfterValidator(_not_zero), Field(description="a finite number other than 0; the papers use 1")
 ]
 
+
 _Name = Annotated[str, Strict()]
+
+
 _Modules = Annotated[
     _Name | list[_Name] | set[_Name] | None,
     Field(description="text (a keyword or a regular expression) or a list of names"),
 ]
+
 
 # Options of `LoraConfig` that cannot work with exact group sparsity or with a plain-LoRA export, and why.
 _REFUSED = {
@@ -68,8 +74,12 @@ _REFUSED = {
 # "orthogonal" only draw the matrices differently; "mica" keeps B fixed at minor singular vectors and trains A; "eva"
 # is the default until the user has PEFT fill A from data (`initialize_lora_eva_weights`).
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "mica", "eva")
+
+
 # From where the class of a base model may be imported that a configuration names.
 _KNOWN_LIBRARIES = ("transformers", "peft", "gs_lora_peft")
+
+
 # The largest |scaling| of an adapter, α / r or α / √r. The papers have 1/8; thousands are a slip or an attack.
 MAX_SCALING = 1e4
 

@@ -16,14 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ..compat import uncompiled
 from ..errors import InvalidInputError
-from ..storage import as_path, write_bytes_atomic
-from .compiled import uncompiled
+from ..io import as_path, write_bytes_atomic
 from .config import check_plain_lora, mapping_problem
-from .name_patterns import names_modules
-from .targets import exact_targets
+from .targets import exact_targets, names_modules
 
 _PREFIX = "base_model.model."
+
+
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
 
 

@@ -24,6 +24,7 @@ from .targets import exact_targets, resolved
 
 _BLOCK_FINDERS = {"ffn": find_ffn_blocks, "attention": find_attention_blocks}
 
+
 Flags = dict[tuple[str, str, str], bool]
 
 

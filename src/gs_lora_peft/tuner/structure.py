@@ -5,6 +5,8 @@ feed-forwards; `tuner/block_search.py` finds the blocks in that list. Nothing he
 small vocabulary of names, and the rest is structure.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -19,21 +21,30 @@ from transformers.pytorch_utils import Conv1D
 
 Role = Literal["attention", "mixer", "ffn", "skip", ""]
 
+
 # All of these are matched against snake_case: `Blip2QFormerSelfAttention` is `blip2_q_former_self_attention`.
 _ATTENTION = re.compile(r"attn|attention|(?:^|_)(?:mha|msa|mhsa|mhca)\d*(?:_|$)")
+
+
 _FFN = re.compile(
     r"mlp|ffn|ffwd|feed_?forward|(?:^|_)ff\d*(?:_|$)|intermediate|expert|(?:^|_)moe(?:_layer|_block)?$|dense_relu|glu$"
 )
+
+
 # Feed-forward only where they name a Linear that stands in the block itself (OPT, nn.TransformerEncoderLayer).
 _FFN_LINEAR = re.compile(
     r"(?:fc|lin|linear|w|dense|layer)_?\d(?:_|$)|c_fc|wi(?:_\d)?$|wo$|(?:gate|up|down|gate_up)_?proj(?:_|$)"
     r"|dense_\d?h_to_\d?h"
 )
+
+
 # Mixers other than attention. Weaker than the words above: Nemotron-H calls its feed-forward `mixer`, too.
 _MIXER = re.compile(
     r"mixer|mamba|(?:^|_)ssm|retention|delta_net|(?:^|_)lru|recurrent|time_mix|token_mix|temporal_block|short_conv"
     r"|modulation|hyena|wkv"
 )
+
+
 # Small networks of the shape d → h → d that are not feed-forward: routers, adapters, position biases. A name with
 # `attn` or `attention` in it is spared: `RelPosAttention` is attention.
 _SKIP = re.compile(
@@ -41,18 +52,32 @@ _SKIP = re.compile(
     r"|^(?!.*att(?:n|ention)).*(?:rel(?:ative)?_pos|cpb|(?:^|_)rpe(?:_|$)|bias|(?:time|timestep|rotary|patch)_emb"
     r"|pos(?:ition)?s?_(?:emb|enc|mlp|head|proj))"
 )
+
+
 # Norms with matrices of their own (adaptive ones). By what the instance is called only: the class `PreNorm` wraps the
 # real thing, and `NormMlp` is it.
 _SKIP_INSTANCE = re.compile(r"(?:^|_)norm\d*$|^norm\d*_|layer_?norm|batch_?norm|ada_?ln")
 
+
 # Attention under another name, or without one, is found by its projections.
 _PREFIX = r"(?:to_|w_?|c_|in_proj_|linear_|proj_|fc_)?"
+
+
 _FUSED_QKV = re.compile(_PREFIX + r"qkv(?:_proj|_linear)?|query_key_value|queries_keys_values")
+
+
 _QUERY = re.compile(_PREFIX + r"(?:q|query|queries)(?:_proj|_linear|_lin)?")
+
+
 _KEY = re.compile(_PREFIX + r"(?:k|kv|key|keys)(?:_proj|_linear|_lin)?")
+
+
 _VALUE_OR_OUT = re.compile(_PREFIX + r"(?:v|value|values|o|out)(?:_proj|_linear|_lin)?|(?:c_)?proj|projection|dense")
 
+
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...checking import NotNegative, checked
-from ..base import GlobalMean, Objective, ObjectiveOutput, bare, identity
+from ...compat import bare
+from ..base import GlobalMean, Objective, ObjectiveOutput, identity
 from ..classification import ForgetLoss
-from ..prototypes import ClassPrototypes, PrototypeDistance, embedding_distances
-from .criterion import DetectionCriterion, Matched, Pairs
-from .head import HeadRecorder
+from ..terms import ClassPrototypes, PrototypeDistance, embedding_distances
+from .matching import DetectionCriterion, HeadRecorder, Matched, Pairs, Targets, read_targets, select
 from .scoring import DetectionScoring
-from .targets import Targets, read_targets, select
 
 Background = Literal["matched", "others"]
 
@@ -282,8 +281,3 @@ def _confidence(half: _Half) -> Tensor:
 def _poison(logits: Tensor, boxes: Tensor) -> Tensor:
     """0, or NaN where an output is not finite: matching would fail on it, while the trainer stops at such a loss."""
     return 0.0 * (logits.detach().float().sum() + boxes.detach().float().sum())
-
-
-def is_detector(model: nn.Module) -> bool:
-    """Whether a model, bare or in a `PeftModel`, is one of transformers' object detectors."""
-    return any(kind.__name__.endswith("ForObjectDetection") for kind in type(bare(model)).__mro__)

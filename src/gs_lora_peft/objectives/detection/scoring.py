@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...metrics.boxes import pack_boxes, unpack_boxes
-from ...metrics.detection import detection_scores
-from ...metrics.measures import AVERAGE_PRECISION
-from ..scoring import ClassRoles, Scoring
+from ...metrics import AVERAGE_PRECISION, detection_scores, pack_boxes, unpack_boxes
+from ..base import ClassRoles, Scoring
 
 
 class DetectionScoring(Scoring):

@@ -1,0 +1,129 @@
+"""Lists of names as one gives them on a command line."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .share import Out
+from .terminal import Json, print_result, working
+
+
+def read_names(text: str) -> list[str]:
+    """Read the names in a file, one a line, or the names themselves, split by `,`.
+
+    Args:
+        text (`str`): e.g. `"people.txt"` or `"ada,bob"`. What is the path of a file is taken for it.
+
+    Returns:
+        `list[str]`: the names in order, without empty ones.
+
+    Raises:
+        ValueError: if there is neither a file nor a `,`, or the file is not UTF-8 text.
+        OSError: if the file cannot be read.
+    """
+    path = Path(os.path.expanduser(text))
+    if path.is_file():
+        try:
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"'{text}' holds no text ({error}); expected UTF-8 with one name a line.") from None
+    elif "," in text:
+        names = text.split(",")
+    else:
+        raise ValueError(f"there is no file '{text}'; expected a file with one name a line, or names split by ','.")
+    return [name.strip() for name in names if name.strip()]
+
+
+_SHOWN = (
+    "image_size", "patch_size", "patch_stride", "num_hidden_layers", "hidden_size", "num_attention_heads",
+    "intermediate_size", "head_type", "scale", "margin",
+)  # fmt: skip
+
+
+# The choices of `convert_face_checkpoint`, whose module takes seconds to import.
+class Head(StrEnum):
+    """Heads that have the same tensors; a head with a bias is known by it."""
+
+    cosface = "cosface"
+    arcface = "arcface"
+    sface = "sface"
+
+
+class Pixels(StrEnum):
+    """Kinds of pixels that a model was trained on."""
+
+    unit = "unit"
+    symmetric = "symmetric"
+    bytes = "bytes"
+    standardized = "standardized"
+
+
+def convert_face(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="File with the state dict of a ViT_face or ViTs_face (.pth).")
+    ],
+    out: Out,
+    scale: Annotated[float, typer.Option(metavar="S", help="Scale of the head.")] = 64.0,
+    margin: Annotated[
+        float | None,
+        typer.Option(metavar="M", help="Margin of the head; by default 0.35 for cosface, 0.5 for arcface."),
+    ] = None,
+    head_type: Annotated[
+        Head | None, typer.Option("--head", help="Kind of head; by default cosface.", show_default=False)
+    ] = None,
+    heads: Annotated[int, typer.Option(metavar="N", help="Number of attention heads.")] = 8,
+    image_size: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Side of the images; only for overlapping patches other than P12S8."),
+    ] = None,
+    pixels: Annotated[
+        Pixels,
+        typer.Option(
+            metavar="KIND",
+            help="What it was trained on: RGB in [0, 1] (unit), in [-1, 1] (symmetric) or in [0, 255] (bytes), or "
+            "grey images of mean 0 and deviation 1 (standardized).",
+        ),
+    ] = Pixels.unit,
+    label_names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Names of the people in the order of their ids: a file, one a line, or a,b,c."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert a face model of the papers' code to a folder that transformers loads, and print the folder.
+
+    The file is read as plain tensors; nothing in it is executed. A file that is something else is refused.
+    """
+    with working(f"Converting {checkpoint}"):
+        names = None if label_names is None else read_names(label_names)
+        from transformers.utils.logging import disable_progress_bar
+
+        from ..models import FaceTransformerConfig, convert_face_checkpoint
+
+        disable_progress_bar()
+        folder = convert_face_checkpoint(
+            checkpoint,
+            out,
+            image_size=image_size,
+            num_attention_heads=heads,
+            head_type=head_type and head_type.value,
+            scale=scale,
+            margin=margin,
+            label_names=names,
+            pixels=pixels.value,
+        )
+        config = FaceTransformerConfig.from_pretrained(folder)
+    document = {
+        "folder": os.fspath(folder),
+        "people": config.num_labels,
+        "pixels": pixels.value,
+        **{name: getattr(config, name) for name in _SHOWN},
+    }
+    print_result(as_json, document, os.fspath(folder))

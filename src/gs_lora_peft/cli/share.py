@@ -1,0 +1,208 @@
+"""Commands that exchange runs with the Hub, or write to folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Annotated
+
+import typer
+
+from ..ledger import ForgettingLedger
+from .terminal import (
+    Dataset,
+    Json,
+    License,
+    MaxRank,
+    Private,
+    Revision,
+    Run,
+    RunFolder,
+    Task,
+    Tasks,
+    Token,
+    print_result,
+    working,
+)
+
+RepoId = Annotated[str, typer.Argument(metavar="REPO_ID", help="Repository on the Hub, as 'organisation/name'.")]
+
+
+def push(
+    run: RunFolder,
+    repo_id: RepoId,
+    private: Private = True,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", metavar="TEXT", help="First line of the commit.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="A branch, made if it does not exist; by default main.")
+    ] = None,
+    withhold_classes: Annotated[
+        bool | None,
+        typer.Option(
+            "--withhold-classes/--name-classes",
+            help="Whether no file names a class. By default as it was published before, else classes are named.",
+            show_default=False,
+        ),
+    ] = None,
+    max_rank: MaxRank = None,
+    dataset: Dataset = None,
+    license: License = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Publish a run in one commit, or what is new in it, and print the commit's address.
+
+    The repository is private unless asked otherwise. 'gs-lora export --repository' shows what would be published.
+    """
+    with working(f"Publishing {run} in {repo_id}"):
+        from ..hub import push_to_hub
+
+        url = push_to_hub(
+            run,
+            repo_id,
+            private=private,
+            commit_message=message,
+            revision=revision,
+            withhold_classes=withhold_classes,
+            max_rank=max_rank,
+            dataset=dataset,
+            license=license,
+            token=token,
+        )
+    print_result(as_json, {"url": url}, url)
+
+
+def pull(
+    repo_id: RepoId,
+    folder: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="A new folder, or one with another state of the run. By default the last part of REPO_ID.",
+            show_default=False,
+        ),
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a published run into a folder in which one can go on with it, and print the folder.
+
+    ContinualForgetter carries out the next request there, and 'gs-lora push' publishes it.
+    """
+    with working(f"Fetching {repo_id}"):
+        from ..hub import fetch_to_continue
+
+        place = fetch_to_continue(repo_id, folder, revision=revision, token=token)
+    tasks = [entry.name for entry in ForgettingLedger.load(place).active_tasks]
+    print_result(as_json, {"folder": os.fspath(place), "tasks": tasks}, os.fspath(place))
+
+
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder to make; one that holds files is refused.")]
+
+
+def export(
+    run: Run,
+    out: Out,
+    tasks: Tasks = None,
+    max_rank: MaxRank = None,
+    repository: Annotated[
+        bool, typer.Option("--repository", help="Write all that 'gs-lora push' would publish of the run in a folder.")
+    ] = False,
+    repo_id: Annotated[
+        str | None, typer.Option(metavar="REPO_ID", help="Name of the repository, for its card (with --repository).")
+    ] = None,
+    withhold_classes: Annotated[
+        bool | None,
+        typer.Option(
+            "--withhold-classes/--name-classes",
+            help="Whether no file names a class (with --repository). By default as it was published before.",
+            show_default=False,
+        ),
+    ] = None,
+    dataset: Dataset = None,
+    license: License = None,
+    revision: Revision = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run, or some of its tasks, as one plain LoRA adapter, and print its folder.
+
+    Stock PEFT loads it. With --repository it comes with ledger, card, pictures and the adapters of single tasks.
+    """
+    of_adapter, of_repository = (tasks, revision, token), (repo_id, withhold_classes, dataset, license)
+    if repository and any(value is not None for value in of_adapter):
+        raise typer.BadParameter("--repository goes without --tasks, --revision and --token.")
+    if not repository and any(value is not None for value in of_repository):
+        raise typer.BadParameter(
+            "--repo-id, --withhold-classes, --name-classes, --dataset and --license need --repository."
+        )
+    with working(f"Exporting {run}"):
+        from ..hub import export_forgotten, stage_repository
+
+        if repository:
+            report = stage_repository(
+                run,
+                out,
+                repo_id,
+                withhold_classes=withhold_classes,
+                max_rank=max_rank,
+                dataset=dataset,
+                license=license,
+            ).composite
+        else:
+            report = export_forgotten(run, out, tasks=tasks, max_rank=max_rank, revision=revision, token=token)
+    print_result(as_json, {"folder": out, **dataclasses.asdict(report)}, out)
+
+
+def merge(
+    run: Run,
+    out: Out,
+    base_model: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Folder or Hub id of the base model; 'gs-lora show' says which it is."),
+    ],
+    tasks: Tasks = None,
+    push_to: Annotated[
+        str | None, typer.Option(metavar="REPO_ID", help="New repository in which the model is published as well.")
+    ] = None,
+    private: Private = True,
+    revision: Revision = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Write a full model that has forgotten, without the weights that still knew, and print its folder.
+
+    The base model with an adapter still holds what was forgotten. This model, shared alone, does not.
+    """
+    with working(f"Merging {run} into {base_model}"):
+        from ..hub import merge_forgotten
+
+        merge_forgotten(
+            base_model, run, out, tasks=tasks, revision=revision, token=token, push_to=push_to, private=private
+        )
+    print_result(as_json, {"folder": out, "repo_id": push_to}, out)
+
+
+def revoke(
+    run: RunFolder,
+    task: Task,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why; it is written to the ledger.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take a request back: its task is no longer loaded, merged or published. Its files stay.
+
+    Its effect on the model is not measured here, because that needs data; ContinualForgetter.revoke measures it.
+    """
+    ledger = ForgettingLedger.load(run)
+    with ledger.changes():
+        entry = ledger.revoke(task, reason=reason)
+    remain = [entry.name for entry in ledger.active_tasks]
+    print_result(
+        as_json,
+        {"task": entry.name, "revocation": entry.revocation, "measured": False, "tasks": remain},
+        f"{entry.name} is revoked; in effect remain: {', '.join(remain) or 'none'}.\nWhat that does to the accuracy "
+        "was not measured. What was published changes with the next 'gs-lora push'.",
+    )

@@ -1,0 +1,248 @@
+"""Options that commands share, what is printed, and how a program ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path, PurePath
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ..errors import InvalidInputError
+from ..io import visible
+from ..ledger import ForgettingLedger
+
+
+def _parsed_tasks(text: str) -> int | Sequence[str]:
+    return int(text) if text.isascii() and text.isdigit() else [name.strip() for name in text.split(",")]
+
+
+def _tasks_in_effect(ctx: typer.Context, incomplete: str) -> list[str]:
+    """For the completion of a shell: the tasks of the run that was typed before."""
+    try:
+        names = [entry.name for entry in ForgettingLedger.load(ctx.params["run"]).active_tasks]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+Run = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="Folder of a run, or a repository on the Hub. A folder that exists wins."),
+]
+
+
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")]
+
+
+Task = Annotated[str, typer.Argument(metavar="TASK", help="The task, as task_002.", autocompletion=_tasks_in_effect)]
+
+
+Tasks = Annotated[
+    Any,  # int | Sequence[str] | None, which typer does not know
+    typer.Option(
+        metavar="TASKS",
+        help="The first so many tasks in effect, or some by name, as task_001,task_003. By default all.",
+        parser=_parsed_tasks,
+    ),
+]
+
+
+Revision = Annotated[
+    str | None, typer.Option(metavar="REVISION", help="Branch, tag or commit of the repository; by default main.")
+]
+
+
+Token = Annotated[
+    str | None, typer.Option(metavar="TOKEN", help="For the Hub; by default HF_TOKEN or that of 'hf auth login'.")
+]
+
+
+MaxRank = Annotated[
+    int | None,
+    typer.Option(metavar="RANK", help="Largest rank in a layer; more is recompressed. By default it is exact."),
+]
+
+
+Private = Annotated[bool, typer.Option("--private/--public", help="Visibility of a repository that is made.")]
+
+
+Dataset = Annotated[str | None, typer.Option(metavar="ID", help="Hub id of the data set, for the card.")]
+
+
+License = Annotated[str | None, typer.Option(metavar="NAME", help="License of the base model, for the card.")]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+
+
+# In the environment, it works wherever the command line is out of reach.
+TRACEBACK_VARIABLE = "GS_LORA_TRACEBACK"
+
+
+def traceback_wanted() -> bool:
+    """Whether the environment asks for tracebacks."""
+    return os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
+
+
+def printable(text: str) -> str:
+    """The text with every character escaped that could move a terminal's cursor or turn its text around."""
+    return visible(text, keep="\n")
+
+
+def print_result(as_json: bool, document: Mapping[str, Any], text: str) -> None:
+    """Prints what came of a command, for machines or for people."""
+    if as_json:
+        print_json(document)
+    else:
+        print(printable(text))
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Prints a document in ASCII, which every program reads alike."""
+    print(json.dumps(document, indent=2))
+
+
+def print_error(error: Exception, as_json: bool) -> int:
+    """Prints an error in one message; returns the exit code that goes with it."""
+    usage: Any = error if hasattr(error, "format_message") else None  # typer's word for a wrong command line
+    message = usage.format_message() if usage else str(error)
+    if not usage and not isinstance(error, (ValueError, OSError)):
+        message = f"{type(error).__name__}: {message} (GS_LORA_TRACEBACK=1 shows where it came from)"
+    if as_json:
+        print_json({"error": {"type": type(error).__name__, "message": message}})
+    elif usage:
+        usage.show()
+    else:
+        print(f"Error: {printable(message)}", file=sys.stderr)
+    return 2 if usage else 1
+
+
+@contextmanager
+def working(message: str) -> Iterator[None]:
+    """Says on a terminal what takes its time, and keeps everything that libraries print out of the result."""
+    if sys.stderr.isatty():
+        print(f"{printable(message)} ...", file=sys.stderr)
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+_LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun"}
+
+
+_LAUNCHING_MODULES = {"accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run"}
+
+
+# Waits for the end of a process, a minute at most, and prints a line.
+_REPEAT = """
+import os, select, sys
+try:
+    select.select([os.pidfd_open(int(sys.argv[1]))], [], [], 60)
+except ProcessLookupError:
+    pass
+print(sys.argv[2], file=sys.stderr, flush=True)
+"""
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Runs the main function of a script and ends the process.
+
+    Errors that a user can correct (`ValueError`, and `OSError`, e.g. if the Hub cannot be reached) end in one line on
+    stderr and exit code 1, without a traceback unless `GS_LORA_TRACEBACK=1`. Any other error keeps its traceback,
+    because it is a fault of the program. Launchers print a traceback of their own if a script fails. On Linux the line
+    is printed once more after it, so that it is the last one. `accelerate launch` and `torchrun` themselves end with 1
+    for every exit code but 0.
+
+    Several processes without an accelerator train together on the CPU, also without `--use_cpu true`.
+
+    Args:
+        main (`Callable`):
+            What to run. It may return an exit code; `None` is 0.
+    """
+    from ..ledger import NOT_FORGOTTEN_STATUS
+
+    try:
+        _join_cpu_processes()
+        code = main() or 0
+        _leave_the_others()
+        if code == NOT_FORGOTTEN_STATUS:
+            say_last("Not everything is forgotten: the lines below the table say what is still recognised.")
+    except KeyboardInterrupt:
+        if traceback_wanted():
+            raise
+        print("Stopped.", file=sys.stderr)
+        code = 130
+    except (ValueError, OSError) as error:
+        if traceback_wanted():
+            raise
+        say_last(f"Error: {printable(' '.join(str(error).split()) or type(error).__name__)}")
+        code = 1
+    sys.exit(code)
+
+
+def _join_cpu_processes() -> None:
+    """Lets several CPU processes train together: accelerate would let each train alone, without a word."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        if not torch.accelerator.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+        return
+    # accelerate (1.15) sets an address for several CPU processes, but without MPI it starts a single one.
+    prepared = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
+    if prepared and not any(name in os.environ for name in _MPI_SIZES):
+        raise InvalidInputError(
+            "--num_processes",
+            "more than 1",
+            "1 with `accelerate launch --cpu`, which starts a single process",
+            f"Start several with `torchrun --nproc_per_node N -- {PurePath(sys.argv[0]).name} …`.",
+        )
+
+
+def _leave_the_others() -> None:
+    """Ends the process group. Threads of it that still run when the interpreter ends abort the process (SIGABRT)."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def say_last(line: str) -> None:
+    """Prints a line on stderr, and again after the output of the launcher of this process."""
+    rank = int(os.environ.get("RANK", "0"))
+    sys.stdout.flush()
+    print(line if rank == 0 else f"[process {rank}] {line}", file=sys.stderr, flush=True)
+    if rank == 0 and (launcher := _launcher()) is not None:
+        # A process of its own, which outlives this one. It writes to where this one does.
+        subprocess.Popen(
+            [sys.executable, "-c", _REPEAT, str(launcher), line],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def _launcher() -> int | None:
+    """The process id of the launcher that started this process. Linux alone tells, and tells when it ends."""
+    parent = os.getppid()
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        command_line = Path(f"/proc/{parent}/cmdline").read_bytes()
+    except OSError:
+        return None
+    return parent if _is_launcher(os.fsdecode(command_line).split("\0")) else None
+
+
+def _is_launcher(command_line: list[str]) -> bool:
+    # The name of a program is its first word, or the second of one that Python runs; `-m` comes before a module's.
+    words = command_line[:4]
+    return any(PurePath(word).name in _LAUNCHERS or word in _LAUNCHING_MODULES for word in words)

@@ -1,0 +1,1 @@
+"""Annotated boxes: reading, checking, splitting and collating them."""

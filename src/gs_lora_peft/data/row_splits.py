@@ -1,0 +1,230 @@
+"""Which rows are to be forgotten, replayed or only scored, where every row is of one class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Annotated, Any
+
+import numpy as np
+from datasets import Dataset
+from pydantic import Field
+
+from ..checking import Count, NotNegativeWhole, Number, Share, checked
+from ..errors import InvalidInputError
+from .classes import read_labels, resolve_classes
+
+_PART = Annotated[Number, Field(gt=0, lt=1, description="a number between 0 and 1")]
+
+
+_SHOWN = 20  # at most so many classes are listed in a message
+
+
+@dataclass(frozen=True)
+class ForgettingSplit:
+    """A dataset taken apart for one forgetting task. Each part keeps the order, features and format of the whole.
+
+    Args:
+        forget (`datasets.Dataset`): Rows of the classes to forget, the paper's D_f.
+        retain (`datasets.Dataset`): Rows of the classes to keep that are replayed, the paper's D_r.
+        old (`datasets.Dataset`): Rows of classes that earlier tasks forgot; for scoring Acc_o only.
+        missing (`datasets.Dataset`): Rows of classes to keep that are not replayed; for scoring Acc_m only.
+        forget_classes (`list[int]`): Ids behind `forget`, in the order of the request.
+        retain_classes (`list[int]`): Ids behind `retain`.
+        old_classes (`list[int]`): Ids behind `old`, with or without rows.
+        missing_classes (`list[int]`): Ids behind `missing`, with or without rows.
+    """
+
+    forget: Dataset
+    retain: Dataset
+    old: Dataset
+    missing: Dataset
+    forget_classes: list[int]
+    retain_classes: list[int]
+    old_classes: list[int]
+    missing_classes: list[int]
+
+
+def split_rows(
+    dataset: Dataset,
+    forget: Sequence[str | int],
+    *,
+    label_column: str = "label",
+    old: Sequence[str | int] = (),
+    missing: Sequence[str | int] = (),
+    retain: Sequence[str | int] | None = None,
+    replay_ratio: float = 1.0,
+    shots: int | None = None,
+    seed: int = 1337,
+) -> ForgettingSplit:
+    """[`split_dataset`] where every row is of one class."""
+    check_sampling(replay_ratio, shots, seed)
+    labels, names = read_labels(dataset, label_column)
+    classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
+    requested: dict[str, Any] = {"forget": forget, "old": old, "missing": missing, "retain": retain}
+    roles = assign_roles(requested, names=names, present=list(count_of))
+    require_rows(roles, count_of, shots, names)
+
+    role_of_code = np.full(len(classes), -1)
+    quota = counts.copy()
+    for number, (role, ids) in enumerate(roles.items()):
+        members = np.isin(classes, ids)
+        role_of_code[members] = number
+        if shots is not None and role in ("forget", "retain"):
+            quota[members] = shots
+        elif role == "retain":
+            quota[members] = np.maximum(1, rounded_share(counts[members], replay_ratio))
+    drawn = draw(codes, quota, row_keys(len(codes), seed))
+    parts = {
+        role: dataset.select(np.flatnonzero(drawn & (role_of_code[codes] == number)))
+        for number, role in enumerate(roles)
+    }
+    return ForgettingSplit(**parts, **{f"{role}_classes": ids for role, ids in roles.items()})
+
+
+def train_validation_rows(
+    dataset: Dataset, label_column: str = "label", fraction: float = 0.1, seed: int = 1337
+) -> tuple[Dataset, Dataset]:
+    """[`train_validation_split`] where every row is of one class."""
+    check_fraction(fraction)
+    check_seed(seed)
+    labels, _ = read_labels(dataset, label_column)
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    quota = np.minimum(counts - 1, rounded_share(counts, fraction))
+    if not quota.any():
+        raise small_fraction(fraction, counts.max(initial=0), "row")
+    taken = draw(codes, quota, row_keys(len(codes), seed))
+    return dataset.select(np.flatnonzero(~taken)), dataset.select(np.flatnonzero(taken))
+
+
+def check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
+    """Raises InvalidInputError for values that cannot say which rows are drawn."""
+    checked("replay_ratio", replay_ratio, Share, fix="Take for instance 0.1.")
+    if shots is not None:
+        checked("shots", shots, Count, fix="Leave it out to take every row.")
+        if replay_ratio != 1:
+            expected = f"None where replay_ratio is {replay_ratio}, because both say how much is replayed"
+            raise InvalidInputError("shots", shots, expected, "Leave one out.")
+    check_seed(seed)
+
+
+def check_seed(seed: Any) -> None:
+    checked("seed", seed, NotNegativeWhole, fix="Take for instance 1337.")
+
+
+def check_fraction(fraction: Any) -> None:
+    checked("fraction", fraction, _PART, fix="Take for instance 0.1.")
+
+
+def small_fraction(fraction: float, most: int, unit: str) -> InvalidInputError:
+    """The error for a share that takes nothing, although `most` rows or images of a class are there."""
+    return InvalidInputError(
+        "fraction",
+        fraction,
+        f"a share that takes one {unit} of a class at least and leaves one; the largest class has {most} {unit}s",
+        f"Raise it, or pass more {unit}s.",
+    )
+
+
+def assign_roles(requested: dict[str, Any], *, names: list[str] | None, present: list[int]) -> dict[str, list[int]]:
+    """Class ids of each role; a class has one role at most."""
+    roles: dict[str, list[int]] = {}
+    for role, classes in requested.items():
+        if role == "retain" and classes is None:
+            continue
+        # No class to forget is a mistake, no old or missing class is the usual case.
+        if role in ("old", "missing") and isinstance(classes, Sized) and len(classes) == 0:
+            roles[role] = []
+        else:
+            roles[role] = resolve_classes(classes, names=names, name=role)
+    for first, second in combinations(roles, 2):
+        if both := sorted(set(roles[first]) & set(roles[second])):
+            raise _two_roles(first, second, both, names)
+    if "retain" not in roles:
+        named = {class_id for ids in roles.values() for class_id in ids}
+        roles["retain"] = [class_id for class_id in present if class_id not in named]
+    return roles
+
+
+def _two_roles(first: str, second: str, both: list[int], names: list[str] | None) -> InvalidInputError:
+    shown = _show(both, names)
+    if {first, second} == {"forget", "old"}:
+        fix = f"Leave {shown} out of the request."
+        return InvalidInputError("forget", both, "classes that are not already forgotten, as those in `old`", fix)
+    if {first, second} == {"forget", "missing"}:
+        fix = f"Take {shown} out of `missing`, or out of the request."
+        return InvalidInputError("forget", both, "classes whose data may be used, unlike those in `missing`", fix)
+    expected = f"one role for each class, and `{first}` names these too"
+    return InvalidInputError(second, both, expected, f"Take {shown} out of one.")
+
+
+def require_rows(
+    roles: dict[str, list[int]], count_of: dict[int, int], shots: int | None, names: list[str] | None
+) -> None:
+    """Refuses classes to forget or retain with fewer rows than one, or than `shots`, and a task that retains none."""
+    needed = shots or 1
+    short = {
+        role: [class_id for class_id in roles[role] if count_of.get(class_id, 0) < needed]
+        for role in ("forget", "retain")
+    }
+    if shots is not None and any(short.values()):
+        counted = [f"{_show([i], names)} has {count_of.get(i, 0)}" for ids in short.values() for i in ids]
+        raise InvalidInputError(
+            "shots",
+            shots,
+            f"that many rows of every class to forget or to retain, but {', '.join(counted)}",
+            "Lower shots, or name those to keep in `missing` (`missing_classes`), which leaves them out.",
+        )
+    for role, fix in (
+        ("forget", "Pass data they are in."),
+        ("retain", "Name them in `missing`, or pass their data."),
+    ):
+        if short[role]:
+            expected = f"classes with one row at least; there is none of {_show(short[role], names)}"
+            raise InvalidInputError(role, short[role], expected, fix)
+    if not roles["retain"]:
+        raise InvalidInputError(
+            "retain",
+            [],
+            f"one class at least, but nothing is left to retain of the {len(count_of)} classes of the dataset",
+            "Forget fewer classes, or pass a dataset with classes to keep.",
+        )
+
+
+def _show(ids: list[int], names: list[str] | None) -> str:
+    shown = [str(i) if names is None else f"{names[i]!r} (id {i})" for i in ids[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+
+
+def rounded_share(counts: np.ndarray, share: float) -> np.ndarray:
+    """Half up, for NumPy's half-to-even would take 2 of 5 rows and 2 of 3 at one share of a half."""
+    return np.floor(counts * share + 0.5).astype(counts.dtype)
+
+
+def row_keys(num_rows: int, seed: int) -> np.ndarray:
+    """A random key in [0, 1) for each row, which decides when the row is drawn."""
+    return np.random.default_rng(seed).random(num_rows)
+
+
+def draw(codes: np.ndarray, quota: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Marks the `quota[c]` rows of each class c with the lowest keys, so that a smaller draw is part of a larger one.
+
+    Args:
+        codes (`np.ndarray` of shape `(n,)`, int):
+            Class of each row.
+        quota (`np.ndarray` of shape `(num_classes,)`, int):
+            Number of rows to draw of each class.
+        keys (`np.ndarray` of shape `(n,)`):
+            Key of each row, from [`row_keys`].
+
+    Returns:
+        `np.ndarray` of shape `(n,)`, bool: Whether the row is drawn.
+    """
+    order = np.lexsort((keys, codes))
+    sorted_codes = codes[order]
+    rank = np.arange(len(codes)) - np.searchsorted(sorted_codes, sorted_codes)
+    drawn = np.zeros(len(codes), dtype=bool)
+    drawn[order] = rank < quota[sorted_codes]
+    return drawn

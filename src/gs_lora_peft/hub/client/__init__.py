@@ -1,0 +1,1 @@
+"""Calls to the Hub: retried, checked, and all of a commit or nothing."""

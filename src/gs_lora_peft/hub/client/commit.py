@@ -1,0 +1,250 @@
+"""A folder becomes one commit on the Hub: all of it or nothing, and only kinds of files that may leave the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HTTPError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
+
+from ...errors import InvalidInputError
+from ...io import StrPath, sha256_of
+from .calls import HubRefusalError, call_hub, checked_repo_id, status_of
+
+PUBLISHED_SUFFIXES = (".safetensors", ".json", ".md", ".png")
+
+
+# What the Hub itself puts into a repository that is made on its pages.
+_OF_THE_HUB = (".gitattributes", "README.md")
+
+
+@dataclass(frozen=True)
+class RemoteHead:
+    """The newest commit of a branch.
+
+    Attributes:
+        repo_id (`str`):
+            The repository, with its owner.
+        revision (`str` or `None`):
+            The branch; `None` is the main one.
+        sha (`str` or `None`):
+            The commit; `None` in a repository without any.
+        files (`dict[str, RepoFile]`):
+            Its files by path.
+        makes_branch (`bool`):
+            Whether the branch does not exist yet; commit and files are those of the main one then, on which the first
+            commit makes it.
+    """
+
+    repo_id: str
+    revision: str | None
+    sha: str | None
+    files: dict[str, RepoFile]
+    makes_branch: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it holds no model yet."""
+        return all(path in _OF_THE_HUB for path in self.files)
+
+    def holds(self, folder: StrPath, removed: Iterable[str] = ()) -> bool:
+        """Whether all files of `folder` are there, byte for byte, and those of `removed` are not."""
+        return not any(path in self.files for path in removed) and all(
+            _is_same(Path(folder, name), self.files.get(name)) for name in publishable_files(folder)
+        )
+
+
+def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, private: bool = True) -> RemoteHead:
+    """Makes sure that the repository exists, and looks at what is there.
+
+    Args:
+        api (`HfApi`):
+            The client, with a token.
+        repo_id (`str`):
+            `"name"` or `"organisation/name"`.
+        revision (`str`, *optional*):
+            A branch; [`commit_folder`] makes a missing one from the main branch.
+        private (`bool`, *optional*, defaults to `True`):
+            Whether a new repository is private, and an existing one must be.
+
+    Raises:
+        InvalidInputError: If the name is malformed, or the repository is public and should not be. Nothing is changed
+            then.
+        HubRefusalError: If the token does not allow it. Nothing is changed then.
+    """
+    checked_repo_id(repo_id)
+    if revision == "":  # would be taken for the list of all revisions
+        raise InvalidInputError("revision", "", "the name of a branch, or None for the main one", "Name it.")
+    full_id = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id).repo_id
+    info = call_hub(lambda: api.repo_info(full_id), full_id)
+    if private and not info.private:
+        raise InvalidInputError(
+            "repo_id",
+            full_id,
+            "a private repository; this one is public",
+            "Make it private, choose another one, or pass private=False if everybody may read what is published.",
+        )
+
+    def branch() -> str | None:
+        with suppress(RevisionNotFoundError):
+            return api.repo_info(full_id, revision=revision).sha
+        return None
+
+    sha = None if revision is None else call_hub(branch, full_id)
+    head = _look_at(api, full_id, revision, sha or info.sha)
+    return replace(head, makes_branch=revision is not None and sha is None)
+
+
+def was_always_new(api: HfApi, head: RemoteHead) -> bool:
+    """Whether no commit of a branch or tag has ever held a model: what was deleted can be fetched from the history."""
+    return head.is_new and all(_look_at(api, head.repo_id, None, sha).is_new for sha in _all_commits(api, head))
+
+
+def versions_of(api: HfApi, head: RemoteHead, path: str) -> list[str]:
+    """The commits of all branches and tags in which a file has a content that no other one of them has, newest first.
+
+    Args:
+        api (`HfApi`):
+            The client.
+        head ([`RemoteHead`]):
+            The repository.
+        path (`str`):
+            The file.
+    """
+    found: dict[str, str] = {}
+    for sha in _all_commits(api, head):
+        for item in call_hub(lambda sha=sha: api.get_paths_info(head.repo_id, [path], revision=sha), head.repo_id):  # type: ignore[misc]
+            if isinstance(item, RepoFile):
+                found.setdefault(item.blob_id, sha)
+    return list(found.values())
+
+
+def _all_commits(api: HfApi, head: RemoteHead) -> list[str]:
+    """Every commit that a branch or a tag leads to, those of the branch of `head` first."""
+    if head.sha is None:
+        return []
+    refs = call_hub(lambda: api.list_repo_refs(head.repo_id), head.repo_id)
+    found: dict[str, None] = {}
+    for sha in (head.sha, *(ref.target_commit for ref in (*refs.branches, *refs.tags))):
+        if sha not in found:
+            commits = call_hub(lambda sha=sha: api.list_repo_commits(head.repo_id, revision=sha), head.repo_id)  # type: ignore[misc]
+            found |= dict.fromkeys(commit.commit_id for commit in commits)
+    return list(found)
+
+
+def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *, removed: Iterable[str] = ()) -> str:
+    """Sends all files of a folder in one commit on top of `head`; files that are there already are not sent again.
+
+    Args:
+        api (`HfApi`):
+            The client, with a token.
+        head ([`RemoteHead`]):
+            What the commit is made on.
+        folder (`str` or `os.PathLike`):
+            The folder; its files get the same names in the repository.
+        message (`str`):
+            The first line of the commit.
+        removed (`Iterable[str]`, *optional*):
+            Files of `head` that the commit takes away.
+
+    Returns:
+        `str`: Address of the commit.
+
+    Raises:
+        InvalidInputError: If the folder holds something that must not leave the machine, or the repository has a
+            `.gitignore`. The repository is as it was then.
+        HubRefusalError: If the token does not allow it, or another commit came in the meantime. The repository is as
+            it was then.
+        HubUnreachableError: If the Hub is away, or busy for too long.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses for another reason.
+    """
+    names = publishable_files(folder)
+    if ".gitignore" in head.files:
+        raise InvalidInputError(
+            "repo_id",
+            head.repo_id,
+            "a repository without a '.gitignore', which makes the Hub leave out files silently",
+            "Delete that file there, or choose another repository.",
+        )
+    removed = [path for path in removed if path in head.files]
+
+    def commit():
+        # Made anew for each attempt: the client notes in them what the Hub said the time before.
+        add = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=Path(folder, name)) for name in names]
+        delete = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in removed]
+        return api.create_commit(
+            head.repo_id,
+            [*add, *delete],
+            commit_message=message,
+            revision=head.revision,
+            parent_commit=head.sha,
+        )
+
+    if head.makes_branch:
+        branch = str(head.revision)
+        call_hub(
+            lambda: api.create_branch(head.repo_id, branch=branch, revision=head.sha, exist_ok=True), head.repo_id
+        )
+    try:
+        return str(call_hub(commit, head.repo_id).commit_url)
+    except HTTPError as error:
+        if status_of(error) not in (404, 412):
+            raise
+        # Perhaps the commit was made, and only the answer was lost on its way: then `head` is no longer the newest
+        # one, and what was to be removed is gone.
+        sha = call_hub(lambda: api.repo_info(head.repo_id, revision=head.revision), head.repo_id).sha
+        if _look_at(api, head.repo_id, head.revision, sha).holds(folder, removed):
+            return f"{api.endpoint}/{head.repo_id}/commit/{sha}"
+        if sha == head.sha:
+            raise
+        raise HubRefusalError(
+            "repo_id",
+            head.repo_id,
+            f"a repository that is still at commit {str(head.sha)[:8]}; another commit came in the meantime",
+            "Nothing was sent. Look at what is there now, and push again.",
+            status_of(error),
+        ) from error
+
+
+def publishable_files(folder: StrPath) -> list[str]:
+    """All files below a folder by their relative path, sorted.
+
+    Raises:
+        InvalidInputError: If one of them is a link, or of a kind that must not leave the machine.
+    """
+    names = []
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink() or name.startswith(".") or (name in files and path.suffix not in PUBLISHED_SUFFIXES):
+                raise InvalidInputError(
+                    "file to publish",
+                    relative,
+                    f"a regular file that ends with {', '.join(PUBLISHED_SUFFIXES)}",
+                    f"Take it out of '{folder}'.",
+                )
+            if name in files:
+                names.append(relative)
+    return sorted(names)
+
+
+def _look_at(api: HfApi, repo_id: str, revision: str | None, sha: str | None) -> RemoteHead:
+    if sha is None:
+        return RemoteHead(repo_id, revision, None, {})
+    tree = call_hub(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=sha)), repo_id)
+    return RemoteHead(repo_id, revision, sha, {item.path: item for item in tree if isinstance(item, RepoFile)})
+
+
+def _is_same(path: Path, remote: RepoFile | None) -> bool:
+    if remote is None:
+        return False
+    if remote.lfs is not None:
+        return bool(remote.lfs.sha256 == sha256_of(path))
+    return bool(remote.blob_id == git_hash(path.read_bytes()))

@@ -1,0 +1,201 @@
+"""A run as one adapter, or as a full model, in a folder of its own."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoProcessor, PreTrainedModel
+
+from ..compat import refuse_quantised, uncompiled
+from ..errors import InvalidInputError
+from ..io import StrPath, as_path, staged_folder
+from ..ledger import ForgettingLedger, measure_of_tasks, not_forgotten, warn_where_it_goes, why_none
+from ..reports import render_card
+from .card_metadata import is_on_hub, model_module
+from .client.calls import checked_repo_id, writing_api
+from .client.commit import commit_folder, open_repository, was_always_new
+from .composite import CompositeReport, check_max_rank, write_composite
+from .fetch import resolve_run_folder
+from .install import check_free
+from .load import base_source, load_base_model, load_forgotten, model_source
+
+
+def export_forgotten(
+    repo_or_folder: StrPath,
+    out: StrPath,
+    *,
+    tasks: int | Sequence[str] | None = None,
+    max_rank: int | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> CompositeReport:
+    """
+    Write what some tasks of a run do together as one plain LoRA adapter, which stock PEFT and transformers load.
+
+    One task is written byte for byte as it is in the run; of several the adapter is their sum, as in the root of a
+    published repository. A warning says which of the tasks did not forget.
+
+    Args:
+        repo_or_folder (`str` or `os.PathLike`):
+            As in [`load_forgotten`].
+        out (`str` or `os.PathLike`):
+            The folder to make. One that holds files is refused.
+        tasks (`int` or list of `str`, *optional*):
+            As in [`load_forgotten`]; by default all tasks in effect.
+        max_rank (`int`, *optional*):
+            The largest rank that the adapter may have in a layer; more is recompressed. By default it is exact.
+        revision (`str`, *optional*):
+            As in [`load_forgotten`].
+        token (`str`, *optional*):
+            As in [`load_forgotten`].
+
+    Returns:
+        [`CompositeReport`]: The rank of the adapter, and what recompressing it lost.
+
+    Raises:
+        LedgerError: If files or tasks are not what the ledger says.
+        ValueError: If `out` holds files, there is nothing to export, `max_rank` is not a whole number from 1 up, or
+            the repository is out of reach.
+        OSError: If a file could not be written.
+
+        After an error `out` is as it was.
+    """
+    out = as_path(out, "out")
+    check_free(out)
+    check_max_rank(max_rank)
+    folder = resolve_run_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
+    ledger = ForgettingLedger.load(folder)
+    if not ledger.select(tasks):
+        fix = f"Nothing is exported: {why_none(ledger.tasks, tasks)}"
+        raise InvalidInputError("tasks", tasks, f"at least one task in effect of the run in '{folder}'", fix)
+    warn_where_it_goes(ledger, tasks)
+    with staged_folder(out) as staged:
+        return write_composite(ledger, staged, tasks=tasks, max_rank=max_rank)
+
+
+def merge_forgotten(
+    base_model: PreTrainedModel | StrPath,
+    repo_or_folder: StrPath,
+    out: StrPath,
+    *,
+    tasks: int | Sequence[str] | None = None,
+    processing_class: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    push_to: str | None = None,
+    private: bool = True,
+) -> Path:
+    """
+    Write a full model that has forgotten: the base model with the tasks merged, its processor and a card.
+
+    Base model + adapter still holds what was forgotten. This model, shared alone, does not: of the layers that the
+    tasks change, no weights of the base model are in it. It is in safetensors, sharded as transformers does, loads
+    with `AutoModelFor...`, and is bit-equal to the model that the live run has. A warning and the card say which tasks
+    did not forget.
+
+    Args:
+        base_model (`PreTrainedModel`, `str` or `os.PathLike`):
+            the base model, which is not changed; or where to load it from, a folder or a Hub id (at the revision that
+            the ledger names).
+        repo_or_folder (`str` or `os.PathLike`): as in [`load_forgotten`].
+        out (`str` or `os.PathLike`): the folder to make. One that holds files is refused.
+        tasks (`int` or list of `str`, *optional*): as in [`load_forgotten`]; by default all tasks in effect.
+        processing_class (*optional*): the image processor (or tokenizer, ...) to save with the model. By default the
+            one found with the base model; a warning says if there is none.
+        revision (`str`, *optional*): branch, tag or commit of the repository with the run.
+        token (`str`, *optional*): by default the one of `hf auth login`.
+        push_to (`str`, *optional*):
+            a new repository in which the model is published as well. Never that of the run: next to the adapters, and
+            in a history with models that had forgotten less, nothing is erased.
+        private (`bool`, *optional*, defaults to `True`): as in [`push_to_hub`], for `push_to`.
+
+    Returns:
+        `pathlib.Path`: `out`.
+
+    Raises:
+        LedgerError: as [`load_forgotten`]: files, base weights or tasks are not what the ledger says.
+        ValueError: if the base model is quantised, `out` holds files, there is nothing to merge, the class of the base
+            model is unknown, or `push_to` is malformed, out of reach or not new.
+        OSError: if the base model cannot be loaded or a file not be written.
+
+        After an error `out` is as it was, and nothing is published.
+    """
+    out = as_path(out, "out")
+    check_free(out)
+    base_model = uncompiled(base_model)
+    refuse_quantised(base_model)
+    source = base_model.config._name_or_path if isinstance(base_model, PreTrainedModel) else model_source(base_model)
+    api = None if push_to is None else writing_api(token)
+    repo = None if push_to is None else checked_repo_id(push_to)
+    folder = resolve_run_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
+    ledger = ForgettingLedger.load(folder)
+    entries = ledger.select(tasks)
+    if not entries:
+        raise ValueError(f"no task of the run in '{folder}' is merged: {why_none(ledger.tasks, tasks)}")
+    if not any(entry.groups.get("active", True) for entry in entries):
+        raise ValueError(
+            f"no task of the run in '{folder}' is merged that changes anything, so that the result would be the base "
+            "model. Choose some."
+        )
+    names = [entry.name for entry in entries]
+    warn_where_it_goes(ledger, tasks)
+    if isinstance(base_model, PreTrainedModel):
+        model = copy.deepcopy(base_model)
+    else:
+        model = load_base_model(ledger, source, token=token)
+    merged: Any = load_forgotten(model, folder, tasks=names, merge=True)
+    with staged_folder(out) as staged:
+        merged.save_pretrained(staged)
+        processor = processing_class or _processor(ledger, source, token)
+        if processor is not None:
+            processor.save_pretrained(staged)
+        _card(ledger, type(merged).__name__, names, repo, out).save(staged / "README.md")
+        if api is not None and repo is not None:
+            head = open_repository(api, repo, private=private)
+            if not was_always_new(api, head) and not head.holds(staged):
+                raise ValueError(
+                    f"the repository {head.repo_id!r} is not new ({len(head.files)} files now); what it holds, or "
+                    "held once, could give the base model back. Choose another name."
+                )
+            commit_folder(api, head, staged, f"Model after {len(names)} forgetting request(s)")
+    return out
+
+
+def _processor(ledger: ForgettingLedger, source: str, token: str | bool | None) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(**base_source(ledger, source, token=token))
+    except (OSError, ValueError, KeyError, ImportError) as error:  # what it raises where there is none
+        warnings.warn(
+            f"no processor was found with the base model {source!r}, so that none is saved with the merged one "
+            f"({error}). Pass processing_class.",
+            stacklevel=3,
+        )
+        return None
+
+
+def _card(ledger: ForgettingLedger, model_class: str, names: Sequence[str], repo: str | None, out: Path) -> ModelCard:
+    base = ledger.base_model.get("name_or_path")
+    on_hub = bool(ledger.base_model.get("revision")) and is_on_hub(ledger.base_model)
+    data = ModelCardData(
+        base_model=base if on_hub else None,
+        base_model_relation="finetune" if on_hub else None,
+        library_name="transformers",
+        tags=["gs-lora", "unlearning", "continual-forgetting"],
+    )
+    return render_card(
+        "merged_model",
+        data,
+        title=(repo or out.name).rpartition("/")[2],
+        base=base,
+        count=len(names),
+        measure=measure_of_tasks(ledger.tasks),
+        not_forgotten=not_forgotten(ledger, tasks=names, withheld=True),
+        model_class=model_class,
+        model_module=model_module(model_class),
+        repo=repo or out.name,
+    )

@@ -1,0 +1,5 @@
+"""Files that are whole or absent: atomic writes, staged folders, locks, hashes and safe paths."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,282 @@
+"""Files and folders that are whole or absent, whatever happens while they are written, and locks on them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import InvalidInputError
+from .reading import StrPath
+
+# What file systems without locks answer.
+_NO_LOCKS = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def exclusive_lock(path: StrPath) -> Iterator[None]:
+    """Holds an advisory lock on the file `path`, which is created and left there; it means nothing by itself.
+
+    The system lets go of the lock when its holder ends, however it ends; processes that the holder forks, as workers
+    of a data loader, do not hold it. Where the file system knows no locks, this does nothing.
+
+    Raises:
+        BlockingIOError: If another holder has the lock.
+        OSError: If `path` cannot be opened, or is a symbolic link.
+    """
+    # Without `fallback_to_soft`: the lock of file systems without locks would be the file, which outlives its holder.
+    lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
+    owner = os.getpid()
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"'{os.fspath(path)}' is locked") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        if os.getpid() == owner:
+            lock.release()
+
+
+try:
+    import fcntl
+except ImportError:  # no flock on this platform: what killed runs left behind is not removed
+    fcntl = None  # type: ignore[assignment]
+
+
+STAGING_PREFIX = ".staging-"
+
+
+_STAGED_NAME = re.compile(r"\.staging-.+-[0-9a-f]{16}\Z", re.DOTALL)
+
+
+def json_bytes(obj: Any) -> bytes:
+    """Readable JSON in UTF-8, keys in the order given; ValueError for NaN, infinities and lone surrogates."""
+    return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def write_json_atomic(path: StrPath, obj: Any, *, private: bool = False) -> None:
+    """Writes `obj` as JSON so that `path` holds the old content or the new one, see [`write_bytes_atomic`]."""
+    write_bytes_atomic(path, json_bytes(obj), private=private)
+
+
+def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> None:
+    """Writes `data` so that `path` holds the old content or the new one, whatever happens in between.
+
+    The bytes go to a temporary file beside `path`, reach the disk and are then moved into place. What a killed run
+    left behind of such files is removed first. A file that is replaced keeps its permissions.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+        data (`bytes`):
+            Its content.
+        private (`bool`, *optional*, defaults to `False`):
+            Whether a new file is for its owner alone (mode 0600, on systems that have it). An existing file keeps its
+            permissions.
+
+    Raises:
+        OSError: If the write failed (disk full, no permission, ...). `path` is as it was, the temporary file is gone.
+    """
+    path = Path(path)
+    remove_abandoned(path.parent)
+    try:
+        staged, fd = _new_staged(path, folder=False)
+    except OSError as error:
+        raise explained(error, path) from error
+    # Where there are locks the file is moved while still open, so that no process takes it for abandoned.
+    with open(fd, "wb", buffering=0, closefd=True) as file:
+        try:
+            _set_mode(fd, path, private)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+            if fcntl is None:
+                file.close()
+            os.replace(staged, path)
+        except BaseException as error:
+            with suppress(OSError):
+                file.close()
+            with suppress(OSError):
+                os.unlink(staged)
+            if isinstance(error, OSError):
+                raise explained(error, path) from error
+            raise
+    _fsync_folder(path.parent)
+
+
+@contextmanager
+def staged_folder(target: StrPath) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place, whole and on disk, when the block ends well.
+
+    On an error the temporary folder is removed and `target` is as it was. A `target` that exists is replaced: it is
+    moved aside first, because no system swaps two folders in one step. A process killed between the two moves leaves
+    no `target`. What killed processes left in the same parent (names with the prefix `.staging-`) is removed; folders
+    that a living process still fills stay.
+
+    Args:
+        target (`str` or `os.PathLike`):
+            The folder to make. Missing parents are created.
+
+    Yields:
+        `Path`: The folder to fill.
+
+    Raises:
+        InvalidInputError: If `target` is a file or a link.
+        OSError: If something cannot be written.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent)
+    except OSError as error:
+        raise explained(error, target) from error
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise InvalidInputError(
+            os.fspath(target), "a file or a link", "a folder, or nothing", "Move it away, or choose another path."
+        )
+    try:
+        staged, fd = _new_staged(target, folder=True)
+    except OSError as error:
+        raise explained(error, target) from error
+    try:
+        yield staged
+        try:
+            _fsync_tree(staged)
+            _replace_folder(target, staged)
+        except OSError as error:
+            raise explained(error, target) from error
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def remove_abandoned(folder: StrPath) -> None:
+    """Removes the staged files and folders in `folder` whose writers are no longer alive.
+
+    A writer keeps its staged file or folder locked for as long as it lives, so what can be locked is abandoned.
+    """
+    if fcntl is None or not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        staged = [entry for entry in entries if _STAGED_NAME.match(entry.name)]
+    for entry in staged:
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if not is_folder and not entry.is_file(follow_symlinks=False):
+            continue
+        with suppress(OSError):
+            fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry.path, ignore_errors=True) if is_folder else os.unlink(entry.path)
+            finally:
+                os.close(fd)
+
+
+def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
+    """A new file or folder beside `target` and the descriptor through which it is locked (-1 if it is not)."""
+    while True:
+        staged = _staged_name(target)
+        flags = os.O_RDONLY if folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        if folder:  # mkdir and open, unlike `tempfile`, leave the permissions to the umask
+            staged.mkdir()
+            if fcntl is None:
+                return staged, -1
+        try:
+            fd = os.open(staged, flags, 0o666)
+        except FileNotFoundError:
+            if folder:
+                continue  # another process tidied it up before it could be locked
+            raise
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if not staged.exists():
+                os.close(fd)
+                continue
+        return staged, fd
+
+
+def _staged_name(target: Path) -> Path:
+    return target.with_name(f"{STAGING_PREFIX}{target.name[:40]}-{secrets.token_hex(8)}")
+
+
+def _set_mode(fd: int, path: Path, private: bool) -> None:
+    """Gives the still empty file that will be `path` its permissions, if it is not the umask that decides."""
+    mode = 0o600 if private else None
+    with suppress(FileNotFoundError):
+        mode = stat.S_IMODE(os.stat(path).st_mode) & 0o777
+    if mode is not None and hasattr(os, "fchmod"):
+        os.fchmod(fd, mode)
+
+
+def _replace_folder(target: Path, staged: Path) -> None:
+    """Moves `staged` to `target`, and removes the folder that was there."""
+    old = _staged_name(target) if target.exists() else None  # under this name it is removed even after a kill
+    if old is not None:
+        os.rename(target, old)
+    try:
+        os.rename(staged, target)
+    except BaseException:
+        if old is not None:
+            os.rename(old, target)
+        raise
+    try:
+        _fsync_folder(target.parent)
+    finally:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            if os.path.islink(path):
+                continue
+            fd = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        _fsync_folder(parent)
+
+
+def _fsync_folder(folder: StrPath) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(fd)
+
+
+def explained(error: OSError, path: Path) -> OSError:
+    """The same error with what it means for `path` and what to do; for writes that leave nothing half-written."""
+    fix = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Fix the cause"
+    message = (
+        f"could not write {path.name} ({error.strerror or error}); what was there before is unchanged and nothing "
+        f"half-written is left. {fix} and run again"
+    )
+    return OSError(error.errno, message, str(path))

@@ -1,0 +1,195 @@
+"""The files of a run and of its ledger: where they are, how large they may be, and a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, Strict
+
+from ..checking import checked
+from ..errors import short
+from ..io import StrPath, as_path, exclusive_lock, json_bytes, parse_json, read_limited, refuse_links, sha256_of
+from .schema import InvalidLedgerError, LedgerFileError, LinkedRunError, RunLockedError
+
+LEDGER_NAME = "forgetting.json"
+
+
+LOCK_NAME = "forgetting.lock"
+
+
+TASKS_FOLDER = "tasks"
+
+
+WORK_FOLDER = "work"
+
+
+LOGS_FOLDER = "logs"
+
+
+KEY_NAME = "withheld.key"  # opens what a published ledger withholds
+
+
+TRAINING_CONFIG = "gs_lora_config.json"  # beside the plain adapter: what training on needs beyond it
+
+
+MAX_CONFIG_BYTES = 2**24
+
+
+def task_folder(folder: StrPath, name: str) -> Path:
+    """Where the files of one task are."""
+    return Path(folder) / TASKS_FOLDER / name
+
+
+def refuse_linked_parts(folder: StrPath) -> None:
+    """Checks that nothing that a run keeps in its folder is a symbolic link, see [`refuse_links`].
+
+    Raises:
+        LinkedRunError: Something is.
+    """
+    try:
+        refuse_links(folder, (LEDGER_NAME, LOCK_NAME, KEY_NAME, TASKS_FOLDER, WORK_FOLDER, LOGS_FOLDER))
+    except ValueError as error:
+        raise LinkedRunError(str(error), folder=Path(folder)) from None
+
+
+SCHEMA_VERSION = 1
+
+
+MAX_LEDGER_BYTES = 64 * 2**20
+
+
+_Version = Annotated[int, Strict(), Field(ge=1, description=str(SCHEMA_VERSION))]
+
+
+FIX = "Fetch or restore a clean copy of the folder (the ledger is not meant to be edited)."
+
+
+class LedgerFolder:
+    """The half of [`ForgettingLedger`] that keeps other processes from its file."""
+
+    def __init__(self, folder: StrPath):
+        self.folder = as_path(folder, "folder")
+        self._seen: str | None = None  # hash of the file as last read or written
+        self._locked = False
+
+    @property
+    def path(self) -> Path:
+        """Where the ledger's file is, or will be."""
+        return self.folder / LEDGER_NAME
+
+    def check_unchanged(self, *accepted: str) -> None:
+        """Checks that no other process has changed the file since it was read.
+
+        Args:
+            accepted (`str`): Hashes that the file may have as well.
+
+        Raises:
+            LedgerFileError: One has.
+        """
+        if self.path.exists() and sha256_of(self.path) not in (self._seen, *accepted):
+            message = f"'{self.path}' was changed since it was read. Load it again and repeat the change."
+            raise LedgerFileError(message, path=self.path, reason="changed")
+
+    def check_there(self) -> None:
+        """Checks that the file was not deleted since it was read or written.
+
+        Saving does not check this: what is in memory is whole, and written anew.
+
+        Raises:
+            LedgerFileError: It was.
+        """
+        if self._seen is not None and not self.path.exists():
+            fix = "Restore it; or, to begin anew, make a new forgetter from the base model."
+            message = f"'{self.path}' was deleted since it was read. {fix}"
+            raise LedgerFileError(message, path=self.path, reason="deleted")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from changing the ledger; may be nested. `save` takes it where it is not held.
+
+        The file `forgetting.lock` stays behind and means nothing by itself: the lock ends with the process.
+
+        Raises:
+            RunLockedError: Another process holds it.
+            LinkedRunError: A part of the folder is a symbolic link.
+        """
+        if self._locked:
+            yield
+            return
+        refuse_linked_parts(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            try:
+                held.enter_context(exclusive_lock(self.folder / LOCK_NAME))
+            except BlockingIOError:
+                message = f"another process is working in '{self.folder}'. Wait for its end, or choose another folder."
+                raise RunLockedError(message, folder=self.folder) from None
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+
+def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
+    """The content of a ledger's file, without schema version and digest, and the SHA-256 of the file.
+
+    Raises:
+        LedgerError: The file does not exist, is not a ledger, has a newer schema, or is damaged or edited.
+    """
+    try:
+        raw = read_limited(path, MAX_LEDGER_BYTES)
+        data = parse_json(raw)
+    except FileNotFoundError:
+        fix = "does not exist; expected a folder with a ledger. Check the path"
+        raise _refused(path, "missing", fix) from None
+    except OSError as error:
+        fix = f"cannot be read ({error.strerror or error}). Fix the cause first"
+        raise _refused(path, "unreadable", fix) from error
+    except ValueError as error:
+        raise _refused(path, "damaged", f"is not a ledger: {str(error).rstrip('.')}. {FIX}") from None
+    if not isinstance(data, dict):
+        raise _refused(path, "damaged", f"holds {short(data)}; expected a JSON object. {FIX}")
+    name, version = f"schema_version in '{path}'", data.get("schema_version")
+    if checked(name, version, _Version, fix=FIX, error=InvalidLedgerError) > SCHEMA_VERSION:
+        fix = "Upgrade the package: pip install --upgrade gs-lora-peft"
+        raise InvalidLedgerError(name, version, f"at most {SCHEMA_VERSION}, which this package reads", fix)
+    written = data.pop("digest", None)
+    try:
+        genuine = written == _digest(data)
+    except (ValueError, RecursionError):  # numbers too large for a float, nesting too deep
+        genuine = False
+    if not genuine:
+        problem = f"is not accepted: its content does not match its digest {short(written)}: it was edited or damaged"
+        raise _refused(path, "edited", f"{problem}. {FIX}")
+    del data["schema_version"]
+    return data, hashlib.sha256(raw).hexdigest()
+
+
+def with_digest(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a ledger as its file has it: the schema version first, the digest last."""
+    content = {"schema_version": SCHEMA_VERSION, **data}
+    return {**content, "digest": _digest(content)}
+
+
+def ledger_bytes(content: Mapping[str, Any]) -> bytes:
+    """The file of a ledger; InvalidLedgerError if it would be too large to be read back."""
+    raw = json_bytes(content)
+    if len(raw) > MAX_LEDGER_BYTES:
+        expected = f"at most {MAX_LEDGER_BYTES}, so that it can be read back"
+        raise InvalidLedgerError("the number of bytes of the ledger", len(raw), expected, "Record less.")
+    return raw
+
+
+def _refused(path: Path, reason: str, problem: str) -> LedgerFileError:
+    return LedgerFileError(f"'{path}' {problem.rstrip('.')}.", path=path, reason=reason)
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return "sha256:" + hashlib.sha256(canonical.encode("ascii")).hexdigest()

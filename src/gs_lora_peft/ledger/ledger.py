@@ -1,0 +1,315 @@
+"""The file of record: which requests to forget were carried out, on which base model, with what result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..checking import checked
+from ..errors import InvalidInputError
+from ..io import StrPath, as_path, file_mismatch, safe_join, write_bytes_atomic
+from .entry import TaskEntry, select_tasks
+from .files import FIX, LEDGER_NAME, LedgerFolder, ledger_bytes, read_ledger_file, refuse_linked_parts, with_digest
+from .request import utc_now
+from .schema import (
+    FilesDifferError,
+    InvalidLedgerError,
+    LedgerFileError,
+    Names,
+    OtherBaseModelError,
+    base_model_problem,
+    checked_base_model,
+    plain_json,
+)
+
+
+class ForgettingLedger(LedgerFolder):
+    """What a model was asked to forget, request after request, in `forgetting.json` of a folder.
+
+    The file says on which base weights the tasks rest and vouches for every file by its SHA-256. It carries a digest
+    of itself, so that an edited ledger is noticed. The digest guards against accidents and careless edits, not against
+    an attacker who computes a new one.
+
+    Changes are made in memory ([`~ForgettingLedger.append`], [`~ForgettingLedger.revoke`]) inside of
+    [`~ForgettingLedger.changes`], at whose end they reach the disk, whole or not at all. Make a ledger with
+    [`~ForgettingLedger.create`] or [`~ForgettingLedger.load`].
+
+    Attributes:
+        folder (`Path`): Where the ledger is.
+        base_model (`dict`): See [`model_identity`].
+        label_names (`list[str]` or `None`): Names of all classes, by id.
+        tasks (`tuple[TaskEntry, ...]`): All tasks in order, the revoked ones too.
+
+    Example:
+
+    ```python
+    >>> ledger = ForgettingLedger.create("runs/clinic", base_model=model_identity(model), label_names=names)
+    >>> with ledger.changes():
+    ...     ledger.append(TaskEntry(name=ledger.next_task_name(), ...))
+    >>> ForgettingLedger.load("runs/clinic").forgotten_classes
+    [7]
+    ```
+    """
+
+    def __init__(
+        self,
+        folder: StrPath,
+        base_model: Mapping[str, Any],
+        label_names: Sequence[str] | None = None,
+        tasks: Sequence[TaskEntry] = (),
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(folder)
+        self.base_model: dict[str, Any] = checked_base_model(base_model)
+        self.label_names: list[str] | None = checked(
+            "label_names",
+            plain_json(label_names, "label_names"),
+            Names | None,
+            fix="Correct it.",
+            error=InvalidLedgerError,
+        )
+        self.tasks: tuple[TaskEntry, ...] = ()
+        self._extra: dict[str, Any] = plain_json(extra or {}, "extra")
+        count = self.base_model.get("num_labels")
+        if self.label_names is not None and count not in (None, len(self.label_names)):
+            expected = f"{count} names, one for each label of the base model's head"
+            fix = f"These are {len(self.label_names)}: pass all names in the order of their ids."
+            raise InvalidLedgerError("label_names", self.label_names, expected, fix)
+        for entry in tasks:
+            self._add(entry)
+
+    @classmethod
+    def create(
+        cls, folder: StrPath, *, base_model: Mapping[str, Any], label_names: Sequence[str] | None = None
+    ) -> ForgettingLedger:
+        """An empty ledger for `folder`. Nothing is written before [`~ForgettingLedger.save`].
+
+        Raises:
+            LedgerError: There is a ledger in `folder` already, or a part of it is a symbolic link.
+        """
+        refuse_linked_parts(folder)
+        ledger = cls(folder, base_model, label_names)
+        if ledger.path.exists():
+            message = f"'{ledger.path}' exists already. Load it to continue with it, or choose another folder."
+            raise LedgerFileError(message, path=ledger.path, reason="exists")
+        return ledger
+
+    @classmethod
+    def load(cls, folder: StrPath) -> ForgettingLedger:
+        """Reads and checks the ledger of `folder`. The files it lists are checked by `check_files`, not here.
+
+        Raises:
+            LedgerError: There is none, it is damaged, was edited, is of a newer schema, or lists a file outside; or a
+                part of the folder is a symbolic link (the folder itself may be one).
+        """
+        folder = as_path(folder, "folder")
+        refuse_linked_parts(folder)
+        path = folder / LEDGER_NAME
+        data, seen = read_ledger_file(path)
+        try:
+            tasks = data.pop("tasks", None)
+            if not isinstance(tasks, list):
+                raise InvalidLedgerError("tasks", tasks, "a list")
+            entries = [TaskEntry.from_dict(task) for task in tasks]
+            ledger = cls(folder, data.pop("base_model", None), data.pop("label_names", None), entries, data)
+            for name in (name for entry in entries for name in entry.files):
+                if problem := ledger._place_problem(name):
+                    raise InvalidLedgerError("files", name, "paths inside the folder", problem)
+        except InvalidInputError as error:
+            fix = f"'{path}' is not accepted. {FIX}"
+            raise InvalidLedgerError(error.name, error.value, error.expected, fix) from None
+        ledger._seen = seen
+        return ledger
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the file, its digest included."""
+        data = {
+            "base_model": self.base_model,
+            "label_names": self.label_names,
+            "tasks": [entry.to_dict() for entry in self.tasks],
+        }
+        extra = {key: value for key, value in self._extra.items() if key not in data}
+        return with_digest(plain_json({**data, **extra}, "ledger"))
+
+    def save(self) -> None:
+        """Writes the ledger: afterwards the file is the new one, or on any failure still the old one.
+
+        Raises:
+            LedgerError: Another process holds the lock or has changed the file since it was read; a value cannot be
+                written as JSON (NaN, infinities).
+            OSError: The write failed (disk full, no permission, ...).
+        """
+        raw = ledger_bytes(self.to_dict())
+        new = hashlib.sha256(raw).hexdigest()
+        with self.lock():
+            self.check_unchanged(new)
+            write_bytes_atomic(self.path, raw, private=self.names_classes)
+        self._seen = new
+
+    @contextmanager
+    def changes(self) -> Iterator[None]:
+        """Saves the changes that the block makes. On any failure the file and the ledger in memory are as before.
+
+        Raises:
+            LedgerError, OSError: As [`~ForgettingLedger.save`].
+        """
+        with self.lock():
+            before = self.tasks
+            try:
+                self.check_unchanged()
+                yield
+                self.save()
+            except BaseException:
+                self.tasks = before
+                raise
+
+    def append(self, entry: TaskEntry) -> None:
+        """Adds the next task, in memory.
+
+        Raises:
+            LedgerError: It is not named [`~ForgettingLedger.next_task_name`], or one of its classes is beyond the head
+                or forgotten already.
+        """
+        if entry.name != self.next_task_name():
+            raise InvalidLedgerError("a task's name", entry.name, repr(self.next_task_name()), "Rename it.")
+        self._add(entry)
+
+    def revoke(
+        self,
+        name: str,
+        *,
+        reason: str | None = None,
+        scores_before: Mapping[str, Any] | None = None,
+        scores_after: Mapping[str, Any] | None = None,
+        redone_as: str | None = None,
+    ) -> TaskEntry:
+        """Marks a task as taken back, in memory; its files are left alone.
+
+        Args:
+            name (`str`): The task.
+            reason (`str`, *optional*): Why.
+            scores_before (`Mapping`, *optional*): Scores with the task still in effect.
+            scores_after (`Mapping`, *optional*): Scores without it.
+            redone_as (`str`, *optional*): The task that carries the same request out again.
+
+        Returns:
+            [`TaskEntry`]: The entry as it is now.
+        """
+        (old,) = self.select([name])
+        record = {
+            "revoked_at": utc_now(),
+            "reason": f"carried out again as {redone_as}" if reason is None and redone_as else reason,
+            "scores_before": scores_before,
+            "scores_after": scores_after,
+            **({"redone_as": redone_as} if redone_as else {}),
+        }
+        new = dataclasses.replace(old, status="revoked", revocation=record)
+        self.tasks = tuple(new if entry is old else entry for entry in self.tasks)
+        return new
+
+    def record_outcomes(self, outcomes: Mapping[str, dict[str, Any]]) -> None:
+        """Gives tasks another outcome, in memory.
+
+        Args:
+            outcomes (`Mapping[str, dict]`): The outcome by the name of the task, see [`outcome_of_task`].
+        """
+        self.tasks = tuple(
+            dataclasses.replace(entry, outcome=outcomes[entry.name]) if entry.name in outcomes else entry
+            for entry in self.tasks
+        )
+
+    @property
+    def active_tasks(self) -> list[TaskEntry]:
+        """The tasks in effect (not revoked), in order."""
+        return [entry for entry in self.tasks if entry.status != "revoked"]
+
+    @property
+    def forgotten_classes(self) -> list[int]:
+        """Ids of the classes forgotten by the tasks in effect, in the order of forgetting."""
+        return [class_id for entry in self.active_tasks for class_id in entry.classes or ()]
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether it tells which classes there are or were forgotten, so that its file is for its owner alone."""
+        return self.label_names is not None or any(entry.classes is not None for entry in self.tasks)
+
+    def task_of_class(self, class_id: int) -> TaskEntry | None:
+        """The task in effect that forgot a class, or `None`."""
+        return next((entry for entry in self.active_tasks if class_id in (entry.classes or ())), None)
+
+    def next_task_name(self) -> str:
+        """The name of the task to come: one more than the last, revoked or not."""
+        return f"task_{(self.tasks[-1].number if self.tasks else 0) + 1:03d}"
+
+    def select(self, tasks: int | Sequence[str] | None = None) -> list[TaskEntry]:
+        """Picks tasks in effect, always in the order in which they were carried out.
+
+        Args:
+            tasks (`int` or `Sequence[str]`, *optional*): The first so many of the tasks in effect, or their names;
+                `None` for all.
+
+        Raises:
+            LedgerError: Fewer tasks, an unknown name, a revoked task, or something else altogether.
+        """
+        return select_tasks(self.tasks, tasks)
+
+    def check_files(self, tasks: int | Sequence[str] | None = None) -> None:
+        """Checks the files of some tasks (see [`~ForgettingLedger.select`]) against their recorded SHA-256.
+
+        Raises:
+            FilesDifferError: Files are missing or differ; it lists each with what is wrong with it.
+        """
+        files = {name: digest for entry in self.select(tasks) for name, digest in entry.files.items()}
+        found = {
+            name: self._place_problem(name) or file_mismatch(self.folder / name, digest)
+            for name, digest in files.items()
+        }
+        if problems := {name: problem for name, problem in found.items() if problem}:
+            raise FilesDifferError.of(self.folder, problems)
+
+    def _place_problem(self, name: str) -> str | None:
+        """Says that a file lies outside the folder, perhaps behind a link."""
+        try:
+            safe_join(self.folder, name)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def check_base(self, identity: Mapping[str, Any] | str) -> None:
+        """Checks that a model is the one on which the tasks rest.
+
+        Args:
+            identity (`Mapping` or `str`): What [`model_identity`] says of the model, or just its fingerprint.
+
+        Raises:
+            OtherBaseModelError: It is another model, or the same with other weights.
+        """
+        given = {"fingerprint": identity} if isinstance(identity, str) else identity
+        if problem := base_model_problem(self.base_model, given):
+            message = (
+                f"the ledger in '{self.folder}' belongs to another base model: {problem}, or choose another folder."
+            )
+            raise OtherBaseModelError(message, expected=self.base_model, given=dict(given))
+
+    def _add(self, entry: TaskEntry) -> None:
+        if self.tasks and entry.number <= self.tasks[-1].number:
+            raise InvalidLedgerError("a task's name", entry.name, f"one that comes after {self.tasks[-1].name}")
+        if entry.status != "revoked":
+            self._check_classes(entry)
+        self.tasks = (*self.tasks, entry)
+
+    def _check_classes(self, entry: TaskEntry) -> None:
+        """Checks that the classes of a task in effect are in the head, and that no other one has forgotten them."""
+        count = self.base_model.get("num_labels")
+        for name in ("classes", "missing_classes"):
+            for class_id in getattr(entry, name) or ():
+                if count is not None and class_id >= count:
+                    expected = f"ids from 0 to {count - 1}, the classes of the base model's head"
+                    raise InvalidLedgerError(f"{entry.name}.{name}", class_id, expected, "Correct it.")
+        for class_id in entry.classes or ():
+            if earlier := self.task_of_class(class_id):
+                fix = f"{earlier.name} has forgotten it already: leave it out, or revoke {earlier.name} first."
+                raise InvalidLedgerError(f"{entry.name}.classes", class_id, "classes that are still known", fix)

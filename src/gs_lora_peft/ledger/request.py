@@ -1,0 +1,174 @@
+"""A request to forget: which classes, asked when, and why; and how requests are written on a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ..checking import OptionalText, SomeClassRefs, Text, checked
+from ..errors import InvalidInputError
+
+
+def utc_now() -> str:
+    """The present moment as ISO 8601 in UTC, to the second: `"2025-01-31T12:00:00Z"`."""
+    return datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z")
+
+
+def parse_utc(text: Any, name: str = "requested_at") -> str:
+    """Checks an ISO 8601 time and returns it in UTC.
+
+    Args:
+        text (`str`): A time with an offset from UTC, as `"2025-01-31T12:00:00Z"` or `"2025-01-31T13:00:00+01:00"`.
+        name (`str`, *optional*, defaults to `"requested_at"`): What the error calls it.
+
+    Raises:
+        InvalidInputError: It is not such a time, or it has no offset (local time and UTC look the same).
+    """
+    expected = "an ISO 8601 time with its offset from UTC, as '2025-01-31T12:00:00Z'"
+    if not isinstance(text, str):
+        raise InvalidInputError(name, text, expected, "Pass a string, as from `moment.isoformat()`.")
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    except (ValueError, OverflowError):
+        raise InvalidInputError(name, text, expected, "Correct it, or leave it out for the present moment.") from None
+    raise InvalidInputError(name, text, expected, "Add 'Z' for UTC, or the offset of the place.")
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """A request to a model to forget.
+
+    Args:
+        classes (`Sequence[str | int]`):
+            Names or ids of the classes to forget, at least one, none twice. Stored as a tuple.
+        note (`str`, *optional*):
+            Free text, for instance the reason. It is written to the ledger.
+        requested_at (`str`, *optional*, defaults to the present moment):
+            When it was asked: ISO 8601 with an offset from UTC; stored in UTC.
+        request_id (`str`, *optional*):
+            The number of the request in the books of the one who asked.
+
+    Raises:
+        InvalidInputError: A class is blank, given twice, negative or neither a name nor an id; a time without an
+            offset; or text that UTF-8 cannot encode.
+
+    Example:
+
+    ```python
+    >>> request = ForgetRequest(["tench", "cassette player"], note="licence withdrawn")
+    >>> request.classes
+    ('tench', 'cassette player')
+    ```
+    """
+
+    classes: tuple[str | int, ...]
+    note: str | None = field(default=None, kw_only=True)
+    requested_at: str | None = field(default=None, kw_only=True)
+    request_id: str | None = field(default=None, kw_only=True)
+
+    def __init__(
+        self,
+        classes: Iterable[str | int],
+        *,
+        note: str | None = None,
+        requested_at: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        # Written out, because what is accepted (any ordered collection, no time) is wider than what is stored.
+        set_field = object.__setattr__
+        set_field(self, "classes", tuple(checked("classes", classes, SomeClassRefs)))
+        set_field(self, "requested_at", utc_now() if requested_at is None else parse_utc(requested_at))
+        for name, value in (("note", note), ("request_id", request_id)):
+            set_field(self, name, checked(name, value, OptionalText, fix="Pass a string or leave it out."))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as plain JSON types; what was not given is left out."""
+        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in pairs if v is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ForgetRequest:
+        """The request that [`~ForgetRequest.to_dict`] gave.
+
+        Raises:
+            InvalidInputError: `data` is not a mapping, lacks `classes`, or has keys that a request does not have.
+        """
+        if not isinstance(data, Mapping) or "classes" not in data:
+            raise InvalidInputError("request", data, "a mapping with the key 'classes'", "Add the classes.")
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = [key for key in data if key not in known]
+        if unknown:
+            raise InvalidInputError("keys of the request", unknown, f"only {known}", "Remove or rename them.")
+        return cls(**data)
+
+
+def parse_requests(text: str) -> list[ForgetRequest]:
+    """Read a sequence of requests: tasks are separated by `;`, the classes of a task by `,`.
+
+    Names that hold a comma or a semicolon can be given by their id.
+
+    Args:
+        text (`str`): e.g. `"tench,cassette player;school bus"` or `"3;7;0,1"`.
+
+    Returns:
+        `list[ForgetRequest]`: one request per task, in order.
+
+    Raises:
+        ValueError: if the text, a task or a class is empty; the message shows which.
+
+    Example:
+
+        ```py
+        >>> [list(request.classes) for request in parse_requests("tench,cassette player;school bus")]
+        [['tench', 'cassette player'], ['school bus']]
+        ```
+    """
+    requests = []
+    checked("text", text, Text, fix="Write the classes as 'tench,cassette player;school bus'.")
+    for number, task in enumerate(text.split(";"), start=1):
+        classes = _split(task)
+        if not all(classes):
+            fix = "Separate tasks with ';' and classes with ',', e.g. 'tench,cassette player;school bus'."
+            raise InvalidInputError(f"task {number} of {text!r}", task, "class names that are not empty", fix)
+        requests.append(ForgetRequest(classes))
+    return requests
+
+
+def parse_classes(text: str) -> list[str]:
+    """Read a plain list of classes, separated by `,`, such as the classes to keep whose data must not be used.
+
+    Names that hold a comma or a semicolon can be given by their id.
+
+    Args:
+        text (`str`): e.g. `"tench,cassette player"` or `"3,7"`.
+
+    Returns:
+        `list[str]`: names, or ids as they are written, in order.
+
+    Raises:
+        ValueError: if the text or a class is empty, or if there is a `;`, which separates tasks and not classes.
+
+    Example:
+
+        ```py
+        >>> parse_classes("tench,cassette player")
+        ['tench', 'cassette player']
+        ```
+    """
+    checked("text", text, Text, fix="Write the classes as 'tench,cassette player'.")
+    if ";" in text:
+        raise InvalidInputError("text", text, "a list of classes without ';'", "Separate them with ','.")
+    classes = _split(text)
+    if not all(classes):
+        fix = "Separate classes with ',', e.g. 'tench,cassette player'."
+        raise InvalidInputError("text", text, "class names that are not empty", fix)
+    return classes
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
