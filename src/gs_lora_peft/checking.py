@@ -150,11 +150,16 @@ def checked(
     """A value as a type has it.
 
     Args:
-        name (`str`): What holds the value, for the error.
-        value (`Any`): The value.
-        kind (a type): What pydantic takes for one; `Field(description=...)` in it says what is expected.
-        fix (`str`, *optional*): What the error tells to do.
-        error (`Callable`, *optional*, defaults to [`InvalidInputError`]): Makes the error, of the same parts.
+        name (`str`):
+            What holds the value, for the error.
+        value (`Any`):
+            The value.
+        kind (a type):
+            What pydantic takes for one; `Field(description=...)` in it says what is expected.
+        fix (`str`, *optional*):
+            What the error tells to do.
+        error (`Callable`, *optional*, defaults to [`InvalidInputError`]):
+            Makes the error, of the same parts.
 
     Raises:
         InvalidInputError: The value is none of that type.
@@ -180,11 +185,16 @@ def check_fields(
     A number of NumPy or torch, and one that was given as text where "auto" may stand, is replaced by Python's own.
 
     Args:
-        instance (a dataclass): What is checked.
-        only (`Callable[[str], bool]`, *optional*): Whether a field of this name is checked; by default all are.
-        kinds (`Mapping[str, Any]`, *optional*): Types of fields whose annotations say too little, by name.
-        prefix (`str`, *optional*): What stands before the names in errors, such as `--`.
-        fix (`str`, *optional*): What errors tell to do.
+        instance (a dataclass):
+            What is checked.
+        only (`Callable[[str], bool]`, *optional*):
+            Whether a field of this name is checked; by default all are.
+        kinds (`Mapping[str, Any]`, *optional*):
+            Types of fields whose annotations say too little, by name.
+        prefix (`str`, *optional*):
+            What stands before the names in errors, such as `--`.
+        fix (`str`, *optional*):
+            What errors tell to do.
 
     Raises:
         InvalidInputError: A field holds something else.

@@ -11,13 +11,24 @@ class InvalidInputError(ValueError):
     The message is made of the parts below, which tests and callers read instead of the prose.
 
     Args:
-        name (`str`): What holds the value: an argument such as `num_train_epochs`, a path, a row and its column.
-        value (`Any`): The value as it was given.
-        expected (`str`): What was expected in its place.
-        fix (`str`, *optional*): One sentence on what to do.
+        name (`str`):
+            What holds the value: an argument such as `num_train_epochs`, a path, a row and its column.
+        value (`Any`):
+            The value as it was given.
+        expected (`str`):
+            What was expected in its place.
+        fix (`str`, *optional*):
+            One sentence on what to do.
 
     Attributes:
-        name, value, expected, fix: As given.
+        name:
+            As given.
+        value:
+            As given.
+        expected:
+            As given.
+        fix:
+            As given.
     """
 
     def __init__(self, name: str, value: Any, expected: str, fix: str = ""):

@@ -31,20 +31,23 @@ def to_image(cell: Any, mode: str | None = "RGB", *, name: str = "image") -> Ima
     as its EXIF data say, as `datasets` does; a picture that is open already is taken as it lies.
 
     Args:
-        cell (*any*): a PIL image of any mode but `I` and `F`; the `dict` of an undecoded `datasets.Image`; the bytes
-            or the local path of an image file; or an array, a tensor or nested lists of shape `(height, width)`,
-            `(height, width, channels)` or `(channels, height, width)` with 1 to 4 channels (grey, grey and alpha, RGB,
-            RGB and alpha). Where a shape has both meanings, a tensor has its channels first, an array last. Values are
+        cell (*any*):
+            A PIL image of any mode but `I` and `F`; the `dict` of an undecoded `datasets.Image`; the bytes or the
+            local path of an image file; or an array, a tensor or nested lists of shape `(height, width)`, `(height,
+            width, channels)` or `(channels, height, width)` with 1 to 4 channels (grey, grey and alpha, RGB, RGB and
+            alpha). Where a shape has both meanings, a tensor has its channels first, an array last. Values are
             booleans, 8 or 16 bits without sign, floats in [0, 1], or other numbers that are whole and in [0, 255].
-        mode (`str`, *optional*, defaults to `"RGB"`): the mode of the picture, e.g. `"L"`. With `None` a grey picture
-            stays grey, and every other one becomes RGB.
-        name (`str`, *optional*, defaults to `"image"`): where the cell is, for the message of an error.
+        mode (`str`, *optional*, defaults to `"RGB"`):
+            The mode of the picture, e.g. `"L"`. With `None` a grey picture stays grey, and every other one becomes
+            RGB.
+        name (`str`, *optional*, defaults to `"image"`):
+            Where the cell is, for the message of an error.
 
     Returns:
-        `PIL.Image.Image`: the cell itself where it has the mode already.
+        `PIL.Image.Image`: The cell itself where it has the mode already.
 
     Raises:
-        InvalidInputError: if there is no picture, it cannot be decoded, its range is not known, or it lies behind a
+        InvalidInputError: If there is no picture, it cannot be decoded, its range is not known, or it lies behind a
             URL. Nothing is fetched.
 
     Example:

@@ -58,8 +58,10 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
     here only the layers that an adapter changes are visited.
 
     Args:
-        model (`torch.nn.Module`): The model, changed in place.
-        adapters (`Sequence[TaskAdapter]`): At least one; they fit the model (see [`check_adapters`]).
+        model (`torch.nn.Module`):
+            The model, changed in place.
+        adapters (`Sequence[TaskAdapter]`):
+            At least one; they fit the model (see [`check_adapters`]).
     """
     first = adapters[0]
     empty = LoraConfig(target_modules=DUMMY_TARGET_MODULES, task_type=first.config.task_type, inference_mode=True)
@@ -101,10 +103,12 @@ def merge_adapters(
     rebuilt, so that the result is bit-equal to the model that later tasks were trained on.
 
     Args:
-        model (`torch.nn.Module`): The model; it is bare before and after, and its `requires_grad` flags stay.
-        adapters (`Iterable[TaskAdapter]`): The adapters, in order; they fit the model (see [`check_adapters`]).
-        originals (`MutableMapping[str, torch.Tensor]`, *optional*): Gets a copy, on the CPU, of every weight that is
-            about to change and is not in it yet, by module path.
+        model (`torch.nn.Module`):
+            The model; it is bare before and after, and its `requires_grad` flags stay.
+        adapters (`Iterable[TaskAdapter]`):
+            The adapters, in order; they fit the model (see [`check_adapters`]).
+        originals (`MutableMapping[str, torch.Tensor]`, *optional*):
+            Gets a copy, on the CPU, of every weight that is about to change and is not in it yet, by module path.
 
     Returns:
         `torch.nn.Module`: `model`.
@@ -138,8 +142,10 @@ class MergedModel:
     Adapters come from [`read_adapters`] and fit the model before any weight changes.
 
     Args:
-        model (`torch.nn.Module`): The base model, changed in place; put into eval mode.
-        ledger ([`ForgettingLedger`]): The run. Its tasks in effect are merged.
+        model (`torch.nn.Module`):
+            The base model, changed in place; put into eval mode.
+        ledger ([`ForgettingLedger`]):
+            The run. Its tasks in effect are merged.
     """
 
     def __init__(self, model: nn.Module, ledger: ForgettingLedger):

@@ -67,10 +67,11 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     """Who a base model is, as the ledger records it.
 
     Args:
-        model (`nn.Module`): The model, bare or wrapped by PEFT.
+        model (`nn.Module`):
+            The model, bare or wrapped by PEFT.
 
     Returns:
-        `dict`: `name_or_path` (a Hub id; of a local folder only its last part, so that nothing of the machine's paths
+        `dict`: `name_or_path` (a Hub id; of a local folder only its last part, so that nothing of the machine's paths.
         gets out; `None` if unknown), `revision` (the Hub commit it was loaded from or `None`), `model_class`,
         `num_labels` (or `None`), `tied_heads` (only where it is so: detectors whose heads are tied to each other, see
         [`has_tied_heads`]) and `fingerprint` (see [`weights_fingerprint`]).

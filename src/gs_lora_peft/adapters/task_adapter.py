@@ -69,7 +69,8 @@ def checked_config(content: bytes) -> dict[str, Any]:
     """The settings in the configuration of an adapter, which come from elsewhere.
 
     Args:
-        content (`bytes`): The content of `adapter_config.json`.
+        content (`bytes`):
+            The content of `adapter_config.json`.
 
     Raises:
         ValueError: It is not plain LoRA on modules that it names, or PEFT would run code or train a head by it.
@@ -115,11 +116,13 @@ class TaskAdapter:
     """The adapter of one task, as plain LoRA on Linear layers.
 
     Args:
-        name (`str`): The task.
-        config (`peft.LoraConfig`): Its configuration.
-        pairs (`dict[str, tuple[Tensor, Tensor]]`): `lora_A` (rank × inputs) and `lora_B` (outputs × rank) by module
-            path; empty for an adapter that changes nothing. Half precision is widened to float32, as PEFT does when it
-            loads an adapter.
+        name (`str`):
+            The task.
+        config (`peft.LoraConfig`):
+            Its configuration.
+        pairs (`dict[str, tuple[Tensor, Tensor]]`):
+            `lora_A` (rank × inputs) and `lora_B` (outputs × rank) by module path; empty for an adapter that changes
+            nothing. Half precision is widened to float32, as PEFT does when it loads an adapter.
     """
 
     name: str

@@ -121,7 +121,7 @@ class FaceAudit:
         """Everything in numbers, as JSON can hold it; rates as fractions from 0 to 1.
 
         Returns:
-            `dict`: `tasks`, one entry each with `task`, and `cosine` and `margin` (`None` without a margin) with the
+            `dict`: `tasks`, one entry each with `task`, and `cosine` and `margin` (`None` without a margin) with the.
             scores `before` and `after` as [`continual_forgetting_scores`] gives them; and `verification` of the `base`
             model and of the model `after` all tasks, each as [`verification_by_role`] gives it for `retain`, `forget`
             and `forget_against_all`, where `forget` is everybody forgotten by any task.

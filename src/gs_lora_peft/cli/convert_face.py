@@ -17,14 +17,15 @@ def read_names(text: str) -> list[str]:
     """Read the names in a file, one a line, or the names themselves, split by `,`.
 
     Args:
-        text (`str`): e.g. `"people.txt"` or `"ada,bob"`. What is the path of a file is taken for it.
+        text (`str`):
+            E.g. `"people.txt"` or `"ada,bob"`. What is the path of a file is taken for it.
 
     Returns:
-        `list[str]`: the names in order, without empty ones.
+        `list[str]`: The names in order, without empty ones.
 
     Raises:
-        ValueError: if there is neither a file nor a `,`, or the file is not UTF-8 text.
-        OSError: if the file cannot be read.
+        ValueError: If there is neither a file nor a `,`, or the file is not UTF-8 text.
+        OSError: If the file cannot be read.
     """
     path = Path(os.path.expanduser(text))
     if path.is_file():

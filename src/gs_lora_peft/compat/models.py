@@ -43,8 +43,10 @@ def reference_model(model: nn.Module, adapter: str | None) -> Iterator[None]:
     gradient. On leaving, every module is in the mode it was in.
 
     Args:
-        model (`torch.nn.Module`): a `PeftModel`, or a model without adapters.
-        adapter (`str`, *optional*): the adapter that trains; `None` where there is none.
+        model (`torch.nn.Module`):
+            A `PeftModel`, or a model without adapters.
+        adapter (`str`, *optional*):
+            The adapter that trains; `None` where there is none.
     """
     modes = [(module, module.training) for module in model.modules()]
     layers = [module for module, _ in modes if isinstance(module, LoraLayer) and adapter in module.active_adapters]
@@ -77,7 +79,8 @@ def batch_norm_frozen(model: nn.Module) -> Iterator[None]:
     `model.eval()` would have given it.
 
     Args:
-        model (`torch.nn.Module`): the model to train, wrapped or bare.
+        model (`torch.nn.Module`):
+            The model to train, wrapped or bare.
 
     Example:
 
@@ -115,7 +118,8 @@ def head_tying_hidden(model: nn.Module) -> Iterator[None]:
     says that nothing is tied; the heads stay as they are. Models with input embeddings are left alone.
 
     Args:
-        model (`torch.nn.Module`): the bare model.
+        model (`torch.nn.Module`):
+            The bare model.
 
     Example:
 
@@ -161,9 +165,10 @@ def quantised_part(model: nn.Module) -> str | None:
     """Says what in a model is quantised, or `None` if nothing is.
 
     Args:
-        model (`torch.nn.Module`): Any model. Looked at are what transformers notes (`is_quantized`,
-            `config.quantization_config`), torch's own quantised layers, weights that are tensors of another make
-            (torchao), and matrices that are not stored as floating-point numbers of 16 bits or more (bitsandbytes).
+        model (`torch.nn.Module`):
+            Any model. Looked at are what transformers notes (`is_quantized`, `config.quantization_config`), torch's
+            own quantised layers, weights that are tensors of another make (torchao), and matrices that are not stored
+            as floating-point numbers of 16 bits or more (bitsandbytes).
     """
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False) is True:
         return f"the whole {type(model).__name__}"

@@ -41,10 +41,14 @@ def check_names(names: Sequence[str] | None, model: Any, where: str, fix: str = 
     """Refuses labels whose classes the model calls something else.
 
     Args:
-        names (`Sequence[str]` or `None`): `names[i]` is what the data call class `i`; `None` where they have no names.
-        model (`torch.nn.Module`): A model with or without a `config` that names its classes in `id2label`.
-        where (`str`): What the names belong to, for the message.
-        fix (`str`, *optional*): What numbers such data as the model does.
+        names (`Sequence[str]` or `None`):
+            `names[i]` is what the data call class `i`; `None` where they have no names.
+        model (`torch.nn.Module`):
+            A model with or without a `config` that names its classes in `id2label`.
+        where (`str`):
+            What the names belong to, for the message.
+        fix (`str`, *optional*):
+            What numbers such data as the model does.
 
     Raises:
         InvalidInputError: A class of the data is another one of the model.
@@ -68,12 +72,13 @@ def model_label_ids(names: Sequence[str], label2id: Mapping[Any, Any]) -> list[i
     """The model's id of each of a dataset's classes.
 
     Args:
-        names (`Sequence[str]`): The dataset's names.
-        label2id (`Mapping[str, int]`): The model's names, `model.config.label2id`; a name may list synonyms, separated
-            by commas.
+        names (`Sequence[str]`):
+            The dataset's names.
+        label2id (`Mapping[str, int]`):
+            The model's names, `model.config.label2id`; a name may list synonyms, separated by commas.
 
     Returns:
-        `list[int]` or `None`: One id for each name; `None` if the model does not know one of them, if a synonym
+        `list[int]` or `None`: One id for each name; `None` if the model does not know one of them, if a synonym.
         belongs to several of its classes, or if two names mean the same class.
 
     Example:
@@ -103,10 +108,12 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) 
     for "tench" and not for "tench, Tinca tinca".
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.DatasetDict`): Its label column is a `ClassLabel`.
-        label_column (`str`): The column with one class for each row.
-        label2id (`Mapping[str, int]`): `model.config.label2id`; ids may be text ("0"), and an `id2label` is turned
-            around.
+        dataset (`datasets.Dataset` or `datasets.DatasetDict`):
+            Its label column is a `ClassLabel`.
+        label_column (`str`):
+            The column with one class for each row.
+        label2id (`Mapping[str, int]`):
+            `model.config.label2id`; ids may be text ("0"), and an `id2label` is turned around.
 
     Returns:
         `datasets.Dataset` or `datasets.DatasetDict`: The dataset with other labels; itself where nothing differs.
@@ -145,10 +152,12 @@ def align_known_labels(dataset: Data, label_column: str, label2id: Mapping[Any, 
     have no names, or those of other classes, and are taken for the model's numbers.
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.DatasetDict`): Of a `DatasetDict` the first split tells the names.
-        label_column (`str`): The column with one class for each row.
-        label2id (`Mapping[str, int]`): `model.config.label2id`; ids may be text ("0"), and an `id2label` is turned
-            around.
+        dataset (`datasets.Dataset` or `datasets.DatasetDict`):
+            Of a `DatasetDict` the first split tells the names.
+        label_column (`str`):
+            The column with one class for each row.
+        label2id (`Mapping[str, int]`):
+            `model.config.label2id`; ids may be text ("0"), and an `id2label` is turned around.
 
     Returns:
         `datasets.Dataset` or `datasets.DatasetDict`: The dataset with other labels, or itself.

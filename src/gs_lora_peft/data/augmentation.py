@@ -24,16 +24,18 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Augment:
     RandAugment (https://arxiv.org/abs/1909.13719) of torchvision; by default two operations an image, as in the paper.
 
     Args:
-        num_ops (`int`, *optional*, defaults to 2): operations applied to an image, one after another.
-        magnitude (`int`, *optional*, defaults to 9): their strength, from 0 to 30.
+        num_ops (`int`, *optional*, defaults to 2):
+            Operations applied to an image, one after another.
+        magnitude (`int`, *optional*, defaults to 9):
+            Their strength, from 0 to 30.
 
     Returns:
-        `Callable`: takes a uint8 tensor of shape `(channels, height, width)` and gives one, or anything else that
-        [`to_image`] knows and gives a PIL image: grey stays grey, everything else (with transparency or a palette, in
+        `Callable`: Takes a uint8 tensor of shape `(channels, height, width)` and gives one, or anything else that.
+        [`to_image`] knows and gives a PIL image: Grey stays grey, everything else (with transparency or a palette, in.
         CMYK, of one bit) becomes RGB.
 
     Raises:
-        InvalidInputError: if torchvision is not installed; when called, for a tensor of floats, whose range is not
+        InvalidInputError: If torchvision is not installed; when called, for a tensor of floats, whose range is not
             known.
     """
     try:
@@ -73,10 +75,13 @@ class Augmentation:
     So a run that is resumed, or loads its data in other processes, sees the same views.
 
     Args:
-        augment (`Callable`): from an image, as the column holds it, to an image. It may draw from the generators of
-            torch, NumPy and Python.
-        column (`str`): column of the images.
-        seed (`int`): decides the views.
+        augment (`Callable`):
+            From an image, as the column holds it, to an image. It may draw from the generators of torch, NumPy and
+            Python.
+        column (`str`):
+            Column of the images.
+        seed (`int`):
+            Decides the views.
     """
 
     def __init__(self, augment: Augment, column: str, seed: int):
@@ -88,7 +93,7 @@ class Augmentation:
         """The row with view `number` of its image.
 
         Raises:
-            InvalidInputError: if the row has no such column, or the cell cannot be augmented.
+            InvalidInputError: If the row has no such column, or the cell cannot be augmented.
         """
         if self.column not in row:
             fix = "Rename the column of the images, or give a `data_collator` whose `image_column` names it."
@@ -108,9 +113,12 @@ class AugmentedViews(Dataset):
     Every row of a data set as it is, followed by augmented views of it.
 
     Args:
-        dataset (map-style dataset): the rows.
-        views (`int`): augmented views of each row.
-        augmentation ([`Augmentation`]): what makes them.
+        dataset (map-style dataset):
+            The rows.
+        views (`int`):
+            Augmented views of each row.
+        augmentation ([`Augmentation`]):
+            What makes them.
     """
 
     def __init__(self, dataset: Any, views: int, augmentation: Augmentation):
@@ -145,8 +153,12 @@ class AugmentedPairs(PairedDataset):
     A [`PairedDataset`] that gives a new view of both samples each time; addressed by what [`NumberedSampler`] gives.
 
     Args:
-        retain (map-style dataset), forget (map-style dataset): as for [`PairedDataset`].
-        augmentation ([`Augmentation`]): what makes the views.
+        retain (map-style dataset):
+            As for [`PairedDataset`].
+        forget (map-style dataset):
+            As for [`PairedDataset`].
+        augmentation ([`Augmentation`]):
+            What makes the views.
     """
 
     def __init__(self, retain: Any, forget: Any, augmentation: Augmentation):

@@ -20,12 +20,13 @@ def ids_by_name(mapping: Mapping[Any, Any], argument: str = "label2id") -> dict[
     """`label2id` with whole numbers for ids.
 
     Args:
-        mapping (`Mapping`): names with their ids, as whole numbers or as text ("0"); or an `id2label`, which is
-            turned around.
-        argument (`str`, *optional*, defaults to `"label2id"`): what it is called in messages.
+        mapping (`Mapping`):
+            Names with their ids, as whole numbers or as text ("0"); or an `id2label`, which is turned around.
+        argument (`str`, *optional*, defaults to `"label2id"`):
+            What it is called in messages.
 
     Raises:
-        InvalidInputError: if it is not a mapping, or an id is not a whole number from 0 up.
+        InvalidInputError: If it is not a mapping, or an id is not a whole number from 0 up.
 
     Example:
 
@@ -46,12 +47,13 @@ def names_by_id(mapping: Mapping[Any, Any], argument: str = "id2label") -> dict[
     """`id2label` with whole numbers for ids; several ids may share a name.
 
     Args:
-        mapping (`Mapping`): ids, as whole numbers or as text ("0"), with their names; or a `label2id`, which is
-            turned around.
-        argument (`str`, *optional*, defaults to `"id2label"`): what it is called in messages.
+        mapping (`Mapping`):
+            Ids, as whole numbers or as text ("0"), with their names; or a `label2id`, which is turned around.
+        argument (`str`, *optional*, defaults to `"id2label"`):
+            What it is called in messages.
 
     Raises:
-        InvalidInputError: if it is not a mapping, or an id is not a whole number from 0 up.
+        InvalidInputError: If it is not a mapping, or an id is not a whole number from 0 up.
     """
     pairs = _pairs(mapping, argument)
     if all(_id(class_id) is not None for class_id, _ in pairs):
@@ -125,12 +127,15 @@ def resolve_classes(
     often are, it never is: the class with that name may be absent.
 
     Args:
-        requested (`Sequence[str | int]`): Names or ids of one or more classes, each class once.
-        names (`Sequence[str]` or `Mapping`, *optional*): `names[i]` is the name of class `i`; or a
-            model's `id2label` or `label2id`, whose ids may be text ("0"). `None` where classes have ids alone.
+        requested (`Sequence[str | int]`):
+            Names or ids of one or more classes, each class once.
+        names (`Sequence[str]` or `Mapping`, *optional*):
+            `names[i]` is the name of class `i`; or a model's `id2label` or `label2id`, whose ids may be text ("0").
+            `None` where classes have ids alone.
         num_classes (`int`, *optional*, defaults to the number of `names`):
             Ids go from 0 to `num_classes - 1`. Without names and without this number every id from 0 up is accepted.
-        name (`str`, *optional*, defaults to `"classes"`): What the argument is called, for errors.
+        name (`str`, *optional*, defaults to `"classes"`):
+            What the argument is called, for errors.
 
     Returns:
         `list[int]`: The ids, in the order asked for.
@@ -179,8 +184,10 @@ def label_names(dataset: Any, label_column: str = "label") -> list[str] | None:
     """The names of the classes in a label column.
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`): Only its features are looked at, no row is read.
-        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row.
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            Only its features are looked at, no row is read.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            The column with one class for each row.
 
     Returns:
         `list[str]` or `None`: `names[i]` is the name of class `i`; `None` where the column has no `ClassLabel`.

@@ -35,16 +35,18 @@ class ImageCollator:
     Images become RGB, or grey for a processor of one channel (seen from the length of its `image_mean`).
 
     Args:
-        processor (`transformers.BaseImageProcessor`): the model's image processor.
-        image_column (`str`, *optional*, defaults to `"image"`): column of the images, in any form that [`to_image`]
-            knows.
-        label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
+        processor (`transformers.BaseImageProcessor`):
+            The model's image processor.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            Column of the images, in any form that [`to_image`] knows.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column that holds integer labels.
 
     Returns:
         `dict`: `pixel_values`, float, shape `(batch, channels, height, width)`, and `labels`, int64, shape `(batch,)`.
 
     Raises:
-        InvalidInputError: when called, naming row and column, if a cell holds no picture or no label.
+        InvalidInputError: When called, naming row and column, if a cell holds no picture or no label.
     """
 
     def __init__(self, processor: Any, image_column: str = "image", label_column: str = "label"):
@@ -77,10 +79,11 @@ class TensorCollator:
     of transformers' models, such as `pixel_values`, pictures and single numbers are left out, too.
 
     Args:
-        label_column (`str`, *optional*, defaults to `"label"`): column that holds integer labels.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column that holds integer labels.
 
     Raises:
-        ValueError: when called, if a column holds pictures, sounds or other cells that are not numbers, or values that
+        ValueError: When called, if a column holds pictures, sounds or other cells that are not numbers, or values that
             are not all of one shape.
     """
 
@@ -109,7 +112,7 @@ class TensorCollator:
         """Refuses a row of which a column that would be collated cannot be made a tensor.
 
         Raises:
-            ValueError: if there is one.
+            ValueError: If there is one.
         """
         self.refuse_pictures(row)
         self._stacked([row], self.inputs(row))
@@ -118,7 +121,7 @@ class TensorCollator:
         """Refuses a row of which a column that would be collated holds a picture or a sound.
 
         Raises:
-            ValueError: if one does.
+            ValueError: If one does.
         """
         for name in self.inputs(row):
             if is_sound(row[name]):
@@ -167,17 +170,19 @@ class RowCollator:
     them, and tensors are stacked.
 
     Args:
-        processing_class (*optional*): an image processor, a tokenizer, a feature extractor, or a processor of several
-            of these.
-        label_column (`str`, *optional*, defaults to `"label"`): column of integer labels. Where a row has no such
-            column, `labels` or `label` of a transform are taken.
-        features (`datasets.Features`, *optional*): what the columns of the data set are, to find its pictures by.
+        processing_class (*optional*):
+            An image processor, a tokenizer, a feature extractor, or a processor of several of these.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column of integer labels. Where a row has no such column, `labels` or `label` of a transform are taken.
+        features (`datasets.Features`, *optional*):
+            What the columns of the data set are, to find its pictures by.
 
     Attributes:
-        image_column (`str`): the column that holds what a model sees, as far as it is known.
+        image_column (`str`):
+            The column that holds what a model sees, as far as it is known.
 
     Raises:
-        ValueError: when called, if the rows hold nothing that a model takes, or a cell cannot be used.
+        ValueError: When called, if the rows hold nothing that a model takes, or a cell cannot be used.
     """
 
     def __init__(self, processing_class: Any = None, label_column: str = "label", features: Any = None):
@@ -195,7 +200,7 @@ class RowCollator:
         """Checks that rows like this one can be collated, before any work.
 
         Raises:
-            ValueError: if not.
+            ValueError: If not.
         """
         plan = self.plan(row)
         # A column that the data set itself does not have is refused by what reads the classes of all rows.
@@ -225,7 +230,7 @@ class RowCollator:
         """What is done with rows like this one; nothing but stacking with an empty plan.
 
         Raises:
-            ValueError: if a row has nothing that a model takes, or several columns of pictures.
+            ValueError: If a row has nothing that a model takes, or several columns of pictures.
         """
         image_column, sound_column, padder = self._image_column(row), self._sound_column(row), self._padder(row)
         padded: list[str] = []
@@ -291,7 +296,7 @@ def default_collator(
     cannot be collated is refused before any work.
 
     Raises:
-        ValueError: if there are boxes or pictures and no image processor to prepare them, or the first row has nothing
+        ValueError: If there are boxes or pictures and no image processor to prepare them, or the first row has nothing
             that a model takes, no label, or cannot be read.
     """
     if is_object_column(dataset, label_column):
@@ -333,7 +338,7 @@ def labels_of(rows: Sequence[Mapping[str, Any]], label_column: str) -> torch.Ten
     """The labels of rows, int64, shape `(rows,)`.
 
     Raises:
-        InvalidInputError: naming row and column, if one is missing or no whole number.
+        InvalidInputError: Naming row and column, if one is missing or no whole number.
     """
     return torch.tensor([_label(row, label_column, number) for number, row in enumerate(rows)], dtype=torch.int64)
 

@@ -30,11 +30,13 @@ class PairedDataset(TorchDataset):
     Samples addressed by a pair of indices: one into the retain set, one into the forget set.
 
     Args:
-        retain (map-style dataset): D_r, what stays.
-        forget (map-style dataset): D_f, what goes.
+        retain (map-style dataset):
+            D_r, what stays.
+        forget (map-style dataset):
+            D_f, what goes.
 
     Raises:
-        InvalidInputError: if one of them is empty or has no length.
+        InvalidInputError: If one of them is empty or has no length.
     """
 
     def __init__(self, retain: Any, forget: Any):
@@ -98,19 +100,22 @@ class PairedSampler(Sampler[Pair]):
     for every pass over it, and passes run on across epochs, so that each of its samples is seen equally often.
 
     Args:
-        num_retain (`int`): size of the retain set.
-        num_forget (`int`): size of the forget set.
+        num_retain (`int`):
+            Size of the retain set.
+        num_forget (`int`):
+            Size of the forget set.
         global_batch_size (`int`, *optional*, defaults to 1):
-            Pairs of one batch over all processes. An epoch is filled up to a whole number of batches from the start
-            of its own order, so that every process gets as many samples in every step.
-        seed (`int`, *optional*, defaults to 0): seed of both orders.
+            Pairs of one batch over all processes. An epoch is filled up to a whole number of batches from the start of
+            its own order, so that every process gets as many samples in every step.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of both orders.
         drop_last (`bool`, *optional*, defaults to `False`):
             Cut the last incomplete batch off instead of filling it up.
         covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
             `"retain"`: an epoch runs over the retain set, also where it is the smaller one.
 
     Raises:
-        InvalidInputError: if a size is < 1, or if `drop_last` leaves no batch.
+        InvalidInputError: If a size is < 1, or if `drop_last` leaves no batch.
     """
 
     def __init__(
@@ -182,10 +187,12 @@ class PairedCollator:
     Turns pairs into one joint batch: the samples to keep first, then as many samples to forget.
 
     Args:
-        collate (`Callable`): the collator for a plain list of samples; it sees the retain half, then the forget half.
-        forget_classes (`Iterable[int]`, *optional*): ids of the classes that the task forgets. With it, labels that
-            hold several objects each get a mask `forget` over their `class_labels`, because an image may hold both
-            kinds. A mask that `collate` has made is left as it is.
+        collate (`Callable`):
+            The collator for a plain list of samples; it sees the retain half, then the forget half.
+        forget_classes (`Iterable[int]`, *optional*):
+            Ids of the classes that the task forgets. With it, labels that hold several objects each get a mask
+            `forget` over their `class_labels`, because an image may hold both kinds. A mask that `collate` has made is
+            left as it is.
     """
 
     def __init__(self, collate: Callable[[list[Any]], dict[str, Any]], forget_classes: Iterable[int] | None = None):
@@ -223,11 +230,13 @@ class AgreeingLabels:
     forgotten than was asked for.
 
     Args:
-        collate (`Callable`): makes the batch; gets the rows as they come from [`NamedRows`].
-        label_column (`str`): column of the labels, or of annotated boxes.
+        collate (`Callable`):
+            Makes the batch; gets the rows as they come from [`NamedRows`].
+        label_column (`str`):
+            Column of the labels, or of annotated boxes.
 
     Raises:
-        InvalidInputError: when called, naming row and column. Labels that are not class ids pass, and so do those of a
+        InvalidInputError: When called, naming row and column. Labels that are not class ids pass, and so do those of a
             collator that gives more or fewer labels than rows.
     """
 
@@ -260,12 +269,15 @@ def check_given_labels(datasets: Mapping[str, Any], label_column: str, collate: 
     At most 32 rows of each are read, and none where there is no transform. [`AgreeingLabels`] looks at all the others.
 
     Args:
-        datasets (`Mapping`): map-style data sets by what they are called in messages.
-        label_column (`str`): column of the labels, or of annotated boxes.
-        collate (`Callable`): the collator; annotated boxes are looked at if it is a [`DetectionCollator`].
+        datasets (`Mapping`):
+            map-style data sets by what they are called in messages.
+        label_column (`str`):
+            Column of the labels, or of annotated boxes.
+        collate (`Callable`):
+            The collator; annotated boxes are looked at if it is a [`DetectionCollator`].
 
     Raises:
-        InvalidInputError: naming row and column, if they differ.
+        InvalidInputError: Naming row and column, if they differ.
     """
     for name, dataset in datasets.items():
         _check_given(dataset, label_column, name, collate)

@@ -26,14 +26,22 @@ class ForgettingSplit:
     """A dataset taken apart for one forgetting task. Each part keeps the order, features and format of the whole.
 
     Args:
-        forget (`datasets.Dataset`): Rows of the classes to forget, the paper's D_f.
-        retain (`datasets.Dataset`): Rows of the classes to keep that are replayed, the paper's D_r.
-        old (`datasets.Dataset`): Rows of classes that earlier tasks forgot; for scoring Acc_o only.
-        missing (`datasets.Dataset`): Rows of classes to keep that are not replayed; for scoring Acc_m only.
-        forget_classes (`list[int]`): Ids behind `forget`, in the order of the request.
-        retain_classes (`list[int]`): Ids behind `retain`.
-        old_classes (`list[int]`): Ids behind `old`, with or without rows.
-        missing_classes (`list[int]`): Ids behind `missing`, with or without rows.
+        forget (`datasets.Dataset`):
+            Rows of the classes to forget, the paper's D_f.
+        retain (`datasets.Dataset`):
+            Rows of the classes to keep that are replayed, the paper's D_r.
+        old (`datasets.Dataset`):
+            Rows of classes that earlier tasks forgot; for scoring Acc_o only.
+        missing (`datasets.Dataset`):
+            Rows of classes to keep that are not replayed; for scoring Acc_m only.
+        forget_classes (`list[int]`):
+            Ids behind `forget`, in the order of the request.
+        retain_classes (`list[int]`):
+            Ids behind `retain`.
+        old_classes (`list[int]`):
+            Ids behind `old`, with or without rows.
+        missing_classes (`list[int]`):
+            Ids behind `missing`, with or without rows.
     """
 
     forget: Dataset

@@ -28,8 +28,10 @@ class Row(dict):
     A row of a data set.
 
     Attributes:
-        origin (`tuple[NamedRows, int]` or `None`): where it was read.
-        changed (`bool`): whether a cell is another one than the data set gave.
+        origin (`tuple[NamedRows, int]` or `None`):
+            Where it was read.
+        changed (`bool`):
+            Whether a cell is another one than the data set gave.
     """
 
     origin: tuple[NamedRows, int] | None = None
@@ -49,8 +51,10 @@ class NamedRows(Dataset):
     Formats of `datasets` that give tables, such as `"pandas"`, are set aside: rows hold what no format gives.
 
     Args:
-        dataset (map-style dataset): the rows.
-        name (`str`, *optional*, defaults to `"the data set"`): what the data set is called in messages.
+        dataset (map-style dataset):
+            The rows.
+        name (`str`, *optional*, defaults to `"the data set"`):
+            What the data set is called in messages.
     """
 
     def __init__(self, dataset: Any, name: str = "the data set"):
@@ -70,7 +74,7 @@ class NamedRows(Dataset):
         """Rows, in one go where the data set can: `datasets` is several times faster so.
 
         Raises:
-            InvalidInputError: if a picture or a sound cannot be decoded, or there is none and a transform wants it.
+            InvalidInputError: If a picture or a sound cannot be decoded, or there is none and a transform wants it.
         """
         try:
             rows = self._read(indices)
@@ -129,7 +133,7 @@ class NamedRows(Dataset):
         """Finds the row that cannot be read, and raises what says so; else leaves a note on the error.
 
         Raises:
-            InvalidInputError: if a cell of it cannot be decoded, or is empty where a transform wants it.
+            InvalidInputError: If a cell of it cannot be decoded, or is empty where a transform wants it.
         """
         for index in indices:
             try:
@@ -207,13 +211,19 @@ def picture_for(processor: Any, row: Mapping[str, Any], column: str, number: int
     model, as one of infrared.
 
     Args:
-        processor (`transformers.BaseImageProcessor` or `None`): says whether it rescales.
-        row (`Mapping`), column (`str`): the cell.
-        number (`int`, *optional*, defaults to 0): place of the row in the batch, for rows of unknown origin.
-        mode (`str` or `None`, *optional*, defaults to `"RGB"`): the mode of the picture.
+        processor (`transformers.BaseImageProcessor` or `None`):
+            Says whether it rescales.
+        row (`Mapping`):
+            The cell.
+        column (`str`):
+            The cell.
+        number (`int`, *optional*, defaults to 0):
+            Place of the row in the batch, for rows of unknown origin.
+        mode (`str` or `None`, *optional*, defaults to `"RGB"`):
+            The mode of the picture.
 
     Raises:
-        InvalidInputError: naming row and column, as [`to_image`].
+        InvalidInputError: Naming row and column, as [`to_image`].
     """
     cell = picture_cell(row, column)
     if isinstance(cell, (np.ndarray, torch.Tensor, Picture)) and mode is None:
@@ -241,16 +251,19 @@ def sound_features(extractor: Any, rows: Sequence[Mapping[str, Any]], column: st
     """What a feature extractor makes of the sounds of a column; those of several channels are mixed to one.
 
     Args:
-        extractor (`transformers.SequenceFeatureExtractor`): the model's.
-        rows (sequence of `Mapping`): rows with samples, or with samples under `array` and their rate under
-            `sampling_rate`. Samples without a rate are taken for those of the extractor.
-        column (`str`): the column of the sounds.
+        extractor (`transformers.SequenceFeatureExtractor`):
+            The model's.
+        rows (sequence of `Mapping`):
+            Rows with samples, or with samples under `array` and their rate under `sampling_rate`. Samples without a
+            rate are taken for those of the extractor.
+        column (`str`):
+            The column of the sounds.
 
     Returns:
-        `dict`: e.g. `input_values`, padded where the lengths differ.
+        `dict`: E.g. `input_values`, padded where the lengths differ.
 
     Raises:
-        InvalidInputError: naming row and column, if there are no samples, or their rate is not the extractor's.
+        InvalidInputError: Naming row and column, if there are no samples, or their rate is not the extractor's.
     """
     rate = getattr(extractor, "sampling_rate", None)
     sounds = [_samples(row[column], rate, where(row, column, number)) for number, row in enumerate(rows)]

@@ -26,10 +26,11 @@ def evaluation_split(splits: Iterable[str]) -> str | None:
     The split to score on: the first there is of `test`, `validation`, `valid`, `val`, `evaluation`, `eval` and `dev`.
 
     Args:
-        splits (`Iterable[str]`): names of the splits, in upper or lower case.
+        splits (`Iterable[str]`):
+            Names of the splits, in upper or lower case.
 
     Returns:
-        `str` or `None`: its name as it was given; `None` where there is none of these.
+        `str` or `None`: Its name as it was given; `None` where there is none of these.
     """
     by_name = {name.lower(): name for name in splits}
     return next((by_name[name] for name in EVALUATION_SPLITS if name in by_name), None)
@@ -42,11 +43,13 @@ def class_order(num_classes: int, seed: int = 1337) -> list[int]:
     The first classes of the order stay to the end, the last ones are forgotten first.
 
     Args:
-        num_classes (`int`): C.
-        seed (`int`, *optional*, defaults to 1337): theirs.
+        num_classes (`int`):
+            C.
+        seed (`int`, *optional*, defaults to 1337):
+            Theirs.
 
     Returns:
-        `list[int]`: every id from 0 to C − 1, once.
+        `list[int]`: Every id from 0 to C − 1, once.
     """
     order = list(range(num_classes))
     random.Random(seed).shuffle(order)
@@ -58,16 +61,19 @@ def continual_protocol(num_classes: int, kept: Sequence[int], seed: int = 1337) 
     The classes that each task forgets, where so many are to be left after each (GS-LoRA, arXiv 2403.11530, §4).
 
     Args:
-        num_classes (`int`): C, the classes that are known before the first task.
-        kept (`Sequence[int]`): numbers of classes left after each task, falling. 100-20, 80-20, 60-20 and 40-20 of the
-            papers' tables are `[80, 60, 40, 20]`; their single step 100-5 is `[95]`.
-        seed (`int`, *optional*, defaults to 1337): as in [`class_order`].
+        num_classes (`int`):
+            C, the classes that are known before the first task.
+        kept (`Sequence[int]`):
+            Numbers of classes left after each task, falling. 100-20, 80-20, 60-20 and 40-20 of the papers' tables are
+            `[80, 60, 40, 20]`; their single step 100-5 is `[95]`.
+        seed (`int`, *optional*, defaults to 1337):
+            As in [`class_order`].
 
     Returns:
-        `list[list[int]]`: the ids to forget, one list for each task.
+        `list[list[int]]`: The ids to forget, one list for each task.
 
     Raises:
-        InvalidInputError: if the numbers do not fall from below C to at least 1.
+        InvalidInputError: If the numbers do not fall from below C to at least 1.
 
     Example:
 
@@ -111,10 +117,12 @@ def split_dataset(
     of both kinds is in both parts, with the annotations of both.
 
     Args:
-        dataset (`datasets.Dataset`): One row for each sample.
-        forget (`Sequence[str | int]`): The classes to forget.
-        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row, or with
-            annotated boxes (see [`prepare_boxes`]).
+        dataset (`datasets.Dataset`):
+            One row for each sample.
+        forget (`Sequence[str | int]`):
+            The classes to forget.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            The column with one class for each row, or with annotated boxes (see [`prepare_boxes`]).
         old (`Sequence[str | int]`, *optional*, defaults to none):
             Classes that earlier tasks forgot. They are in neither D_f nor D_r and need not have rows.
         missing (`Sequence[str | int]`, *optional*, defaults to none):
@@ -123,8 +131,10 @@ def split_dataset(
             The classes to replay. Classes named nowhere are then left out.
         replay_ratio (`float`, *optional*, defaults to 1.0):
             The share in (0, 1] of each retained class's rows that goes into D_r, rounded half up, one row at least.
-        shots (`int`, *optional*): Take exactly so many rows of every class to forget and of every class to retain.
-        seed (`int`, *optional*, defaults to 1337): Decides which rows `replay_ratio` and `shots` draw.
+        shots (`int`, *optional*):
+            Take exactly so many rows of every class to forget and of every class to retain.
+        seed (`int`, *optional*, defaults to 1337):
+            Decides which rows `replay_ratio` and `shots` draw.
 
     Returns:
         [`ForgettingSplit`]: The four parts and their classes. `retain_classes` is sorted unless `retain` is given.
@@ -163,16 +173,18 @@ def train_validation_split(
     """Takes a validation part out of training data, the same share of every class.
 
     Args:
-        dataset (`datasets.Dataset`): One row for each sample.
-        label_column (`str`, *optional*, defaults to `"label"`): The column with one class for each row, or with
-            annotated boxes (see [`prepare_boxes`]).
+        dataset (`datasets.Dataset`):
+            One row for each sample.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            The column with one class for each row, or with annotated boxes (see [`prepare_boxes`]).
         fraction (`float`, *optional*, defaults to 0.1):
             The share in (0, 1) of each class that goes into the validation part, rounded half up. One row of each
             class stays in the training part whatever the share.
-        seed (`int`, *optional*, defaults to 1337): Decides which rows are taken.
+        seed (`int`, *optional*, defaults to 1337):
+            Decides which rows are taken.
 
     Returns:
-        `tuple[datasets.Dataset, datasets.Dataset]`: The training part and the validation part, both in the order of
+        `tuple[datasets.Dataset, datasets.Dataset]`: The training part and the validation part, both in the order of.
         the dataset.
 
     Raises:

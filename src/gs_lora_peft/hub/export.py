@@ -100,28 +100,35 @@ def merge_forgotten(
 
     Args:
         base_model (`PreTrainedModel`, `str` or `os.PathLike`):
-            the base model, which is not changed; or where to load it from, a folder or a Hub id (at the revision that
+            The base model, which is not changed; or where to load it from, a folder or a Hub id (at the revision that
             the ledger names).
-        repo_or_folder (`str` or `os.PathLike`): as in [`load_forgotten`].
-        out (`str` or `os.PathLike`): the folder to make. One that holds files is refused.
-        tasks (`int` or list of `str`, *optional*): as in [`load_forgotten`]; by default all tasks in effect.
-        processing_class (*optional*): the image processor (or tokenizer, ...) to save with the model. By default the
-            one found with the base model; a warning says if there is none.
-        revision (`str`, *optional*): branch, tag or commit of the repository with the run.
-        token (`str`, *optional*): by default the one of `hf auth login`.
+        repo_or_folder (`str` or `os.PathLike`):
+            As in [`load_forgotten`].
+        out (`str` or `os.PathLike`):
+            The folder to make. One that holds files is refused.
+        tasks (`int` or list of `str`, *optional*):
+            As in [`load_forgotten`]; by default all tasks in effect.
+        processing_class (*optional*):
+            The image processor (or tokenizer, ...) to save with the model. By default the one found with the base
+            model; a warning says if there is none.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the repository with the run.
+        token (`str`, *optional*):
+            By default the one of `hf auth login`.
         push_to (`str`, *optional*):
-            a new repository in which the model is published as well. Never that of the run: next to the adapters, and
+            A new repository in which the model is published as well. Never that of the run: next to the adapters, and
             in a history with models that had forgotten less, nothing is erased.
-        private (`bool`, *optional*, defaults to `True`): as in [`push_to_hub`], for `push_to`.
+        private (`bool`, *optional*, defaults to `True`):
+            As in [`push_to_hub`], for `push_to`.
 
     Returns:
         `pathlib.Path`: `out`.
 
     Raises:
-        LedgerError: as [`load_forgotten`]: files, base weights or tasks are not what the ledger says.
-        ValueError: if the base model is quantised, `out` holds files, there is nothing to merge, the class of the base
+        LedgerError: As [`load_forgotten`]: files, base weights or tasks are not what the ledger says.
+        ValueError: If the base model is quantised, `out` holds files, there is nothing to merge, the class of the base
             model is unknown, or `push_to` is malformed, out of reach or not new.
-        OSError: if the base model cannot be loaded or a file not be written.
+        OSError: If the base model cannot be loaded or a file not be written.
 
         After an error `out` is as it was, and nothing is published.
     """

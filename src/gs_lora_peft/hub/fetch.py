@@ -50,27 +50,31 @@ def fetch_run(
     What is in the Hugging Face cache is not downloaded again, and is enough when offline (`HF_HUB_OFFLINE=1`).
 
     Args:
-        repo_id (`str`): `"organisation/name"`, as given to [`push_to_hub`].
-        revision (`str`, *optional*): branch, tag or commit; by default the main branch.
-        token (`str`, *optional*): by default the one of `hf auth login`; needed for private repositories.
+        repo_id (`str`):
+            `"organisation/name"`, as given to [`push_to_hub`].
+        revision (`str`, *optional*):
+            Branch, tag or commit; by default the main branch.
+        token (`str`, *optional*):
+            By default the one of `hf auth login`; needed for private repositories.
         local_dir (`str` or `os.PathLike`, *optional*):
             Folder that is to hold the run, so that it can be continued. Made if missing. One that holds the same run
             gets what it lacks; a run that is ahead of the published one is left as it is. Hashes are checked first,
             and a failure leaves the folder as it was. By default the files stay in the Hugging Face cache.
-        tasks (`int` or list of `str`, *optional*): as in [`load_forgotten`]; by default all tasks in effect.
+        tasks (`int` or list of `str`, *optional*):
+            As in [`load_forgotten`]; by default all tasks in effect.
 
     Returns:
-        `pathlib.Path`: a folder that [`ForgettingLedger.load`] and [`load_forgotten`] take.
+        `pathlib.Path`: A folder that [`ForgettingLedger.load`] and [`load_forgotten`] take.
 
     Raises:
-        LedgerError: if the repository has no ledger, one that is damaged, edited or of a newer schema, or one that
+        LedgerError: If the repository has no ledger, one that is damaged, edited or of a newer schema, or one that
             lists files that do not belong to a task; if a task does not exist; if `local_dir` holds another run; or if
             files for `local_dir` are missing or differ from their recorded hashes.
-        ValueError: if the repository or revision does not exist or is out of reach, or `local_dir` holds something
+        ValueError: If the repository or revision does not exist or is out of reach, or `local_dir` holds something
             other than a run.
-        ConnectionError: if the Hub is away or busy for too long and the cache does not hold everything. Nothing was
+        ConnectionError: If the Hub is away or busy for too long and the cache does not hold everything. Nothing was
             put into `local_dir` then, and the call can be repeated.
-        OSError: if a file cannot be written.
+        OSError: If a file cannot be written.
     """
     target = None if local_dir is None else as_path(local_dir, "local_dir")
     ledger = fetch_ledger(repo_id, revision=revision, token=token)
@@ -88,10 +92,10 @@ def fetch_ledger(repo_id: str, *, revision: str | None = None, token: str | bool
     """The ledger of a published run, read from the Hugging Face cache after it was brought up to date.
 
     Returns:
-        [`ForgettingLedger`]: its `folder` is the cached snapshot, whose name is the commit.
+        [`ForgettingLedger`]: Its `folder` is the cached snapshot, whose name is the commit.
 
     Raises:
-        LedgerError, ValueError, ConnectionError: as [`fetch_run`].
+        LedgerError, ValueError, ConnectionError: As [`fetch_run`].
     """
     checked_repo_id(repo_id)
 
@@ -117,13 +121,15 @@ def fetch_to_continue(
     """Brings a published run into a folder in which requests can be added to it.
 
     Args:
-        repo_id (`str`): the repository.
-        folder (`str` or `os.PathLike`, *optional*): as `local_dir` of [`fetch_run`]; by default the last part of
-            the repository's name, in the working directory.
+        repo_id (`str`):
+            The repository.
+        folder (`str` or `os.PathLike`, *optional*):
+            As `local_dir` of [`fetch_run`]; by default the last part of the repository's name, in the working
+            directory.
 
     Raises:
-        LedgerError: also if the published ledger withholds classes, unless `folder` has all of them.
-        ValueError, ConnectionError, OSError: as [`fetch_run`].
+        LedgerError: Also if the published ledger withholds classes, unless `folder` has all of them.
+        ValueError, ConnectionError, OSError: As [`fetch_run`].
     """
     target = as_path(checked_repo_id(repo_id).rpartition("/")[2] if folder is None else folder, "folder")
     published = fetch_ledger(repo_id, revision=revision, token=token)
@@ -148,7 +154,7 @@ def resolve_run_folder(
     """The folder of a run: the given one, or the cached files of a repository. A folder that exists wins.
 
     Raises:
-        LedgerError, ValueError, ConnectionError: as [`fetch_run`].
+        LedgerError, ValueError, ConnectionError: As [`fetch_run`].
     """
     return folder_or_fetched(
         repo_or_folder, lambda repo_id: fetch_run(repo_id, revision=revision, token=token, tasks=tasks), revision
@@ -159,9 +165,9 @@ def folder_or_fetched(repo_or_folder: StrPath, fetch: Callable[[str], Path], rev
     """The folder that is given, or what `fetch` brings of a repository. A folder that exists wins.
 
     Raises:
-        InvalidLedgerError: it can only be a path, and there is nothing.
-        InvalidInputError: there is neither a folder nor a repository of that name.
-        ValueError: there is a folder, and `revision` asks for a commit that it need not be.
+        InvalidLedgerError: It can only be a path, and there is nothing.
+        InvalidInputError: There is neither a folder nor a repository of that name.
+        ValueError: There is a folder, and `revision` asks for a commit that it need not be.
     """
     try:
         source = as_folder_or_repo(repo_or_folder, "repo_or_folder", "the folder of a run")

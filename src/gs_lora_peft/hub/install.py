@@ -56,7 +56,7 @@ def check_free(folder: StrPath) -> None:
     """Checks that a folder can be made, or is there and empty, before what is to go there is made.
 
     Raises:
-        ValueError: it holds files, is none, or is the working directory: a folder is put into its place as a whole, so
+        ValueError: It holds files, is none, or is the working directory: a folder is put into its place as a whole, so
             that a process that works in it would be left in one that is gone.
     """
     target = Path(folder)
@@ -75,16 +75,20 @@ def install_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: 
     """Puts some tasks of a run, and its ledger, into a folder that is missing, empty, or holds another state of it.
 
     Args:
-        ledger ([`ForgettingLedger`]): the published run; its files were checked.
-        entries (`Sequence[TaskEntry]`): the tasks.
-        target (`Path`): the folder. A run in it that is ahead stays as it is, and files that it lacks are added.
-        repo_id (`str`): the repository, for messages.
+        ledger ([`ForgettingLedger`]):
+            The published run; its files were checked.
+        entries (`Sequence[TaskEntry]`):
+            The tasks.
+        target (`Path`):
+            The folder. A run in it that is ahead stays as it is, and files that it lacks are added.
+        repo_id (`str`):
+            The repository, for messages.
 
     Raises:
         DivergedRunError: `target` holds a run that went another way.
         WithheldClassesError: The published run withholds classes that the one in `target` names.
         ValueError: If it holds something else.
-        OSError: a file cannot be written.
+        OSError: A file cannot be written.
     """
     if not Path(target, LEDGER_NAME).exists():
         if target.is_dir() and any(target.iterdir()):

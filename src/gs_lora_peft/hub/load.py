@@ -34,29 +34,32 @@ def load_forgotten(
     Rebuild the model as it was after some of its forgetting tasks. Ledger, files and base weights are checked first.
 
     Args:
-        base_model (`transformers.PreTrainedModel`): the model the tasks were trained on, changed in place.
+        base_model (`transformers.PreTrainedModel`):
+            The model the tasks were trained on, changed in place.
         repo_or_folder (`str` or `os.PathLike`):
             A folder with `forgetting.json`, or a repository that [`push_to_hub`] made (`"organisation/name"`). A
             folder that exists wins. Of a repository only the ledger and files of the chosen tasks are downloaded.
-        tasks (`int` or list of `str`, *optional*): the first so many tasks in effect, or their names (`"task_001"`).
-            By default all; 0 gives the base model back. Tasks that were revoked are left out.
+        tasks (`int` or list of `str`, *optional*):
+            The first so many tasks in effect, or their names (`"task_001"`). By default all; 0 gives the base model
+            back. Tasks that were revoked are left out.
         merge (`bool`, *optional*, defaults to `False`):
             `True`: the tasks are merged into the weights in order and the bare model is returned, bit-equal to the
             model that was trained on. `False`: a `PeftModel` with one frozen adapter per task, all active.
         revision (`str`, *optional*):
             Branch, tag or commit of the repository; by default its main branch. A folder has none.
-        token (`str`, *optional*): for private repositories; by default the one of `hf auth login`.
+        token (`str`, *optional*):
+            For private repositories; by default the one of `hf auth login`.
 
     Returns:
         `PeftModel`, or the base model itself with `merge=True` or without tasks; in eval mode.
 
     Raises:
-        LedgerError: if the ledger is missing, edited or of a newer schema, if a file is missing or differs from its
+        LedgerError: If the ledger is missing, edited or of a newer schema, if a file is missing or differs from its
             recorded hash, if the base weights are not those the ledger names, if a task does not exist, or if an
             adapter does not fit the model. Nothing is changed then.
-        ValueError: if the model holds adapters already or is quantised, the repository does not exist or may not be
+        ValueError: If the model holds adapters already or is quantised, the repository does not exist or may not be
             read, or there is a folder although a revision was asked for.
-        ConnectionError: if the Hub is out of reach and the cache does not hold everything; the call can be repeated.
+        ConnectionError: If the Hub is out of reach and the cache does not hold everything; the call can be repeated.
     """
     base_model = uncompiled(base_model)
     check_bare(base_model)

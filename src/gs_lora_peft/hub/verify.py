@@ -119,7 +119,7 @@ def verify_repository(
             For a base model on the Hub; by default the one of `hf auth login`.
 
     Returns:
-        [`VerifyReport`]: `problems` is empty if all is well. Whatever is wrong in the folder is reported there, not
+        [`VerifyReport`]: `problems` is empty if all is well. Whatever is wrong in the folder is reported there, not.
         raised.
 
     Raises:

@@ -130,32 +130,46 @@ class TaskEntry:
     """One request to forget and what came of it. Everything is reduced to plain JSON types and checked.
 
     Args:
-        name (`str`): `"task_001"` and so on, in order.
-        request (`dict`): The request as it was made, see [`ForgetRequest.to_dict`].
-        classes (`list[int]` or `None`): Ids of the classes forgotten; `None` where they are withheld.
-        started_at (`str`): ISO 8601 with an offset from UTC; stored in UTC.
-        finished_at (`str`): The same for the end.
-        class_names (`list[str]`, *optional*): One name for each of `classes`.
-        missing_classes (`list[int]`, *optional*): Ids of classes that were kept without any of their training data;
-            absent where there were none.
-        sizes (`dict`): Number of samples that were trained on: `forget` and `retain`, without those held out by
+        name (`str`):
+            `"task_001"` and so on, in order.
+        request (`dict`):
+            The request as it was made, see [`ForgetRequest.to_dict`].
+        classes (`list[int]` or `None`):
+            Ids of the classes forgotten; `None` where they are withheld.
+        started_at (`str`):
+            ISO 8601 with an offset from UTC; stored in UTC.
+        finished_at (`str`):
+            The same for the end.
+        class_names (`list[str]`, *optional*):
+            One name for each of `classes`.
+        missing_classes (`list[int]`, *optional*):
+            Ids of classes that were kept without any of their training data; absent where there were none.
+        sizes (`dict`):
+            Number of samples that were trained on: `forget` and `retain`, without those held out by
             `validation_fraction`; and of optimizer `steps`.
-        settings (`dict`): What the run was told: training arguments and adapter configuration.
-        versions (`dict`): Library versions, see [`library_versions`].
-        files (`dict[str, str]`): SHA-256 (hexadecimal) by path relative to the ledger's folder, with `/`.
-        groups (`dict`): `total`, `active` and `zero` (names), `zero_group_ratio`, and `norms`: ‖g‖ by name of the
-            group, exactly 0.0 where it is zero. A group that changes nothing is zero, see [`LoraGroups.changed`].
-        scores (`dict`): `before`, `after` and `base` (the model before any task), each a dict of numbers.
-            NaN and infinities are refused.
-        status (`str`, defaults to `"done"`): Or `"revoked"`.
-        revocation (`dict`, *optional*): `revoked_at`, `reason`, `scores_before`, `scores_after`, ...; present if and
-            only if the task is revoked.
-        curves (`dict[str, list[float]]`, *optional*): How the training went, see [`training_curves`]; absent where
-            nothing was logged.
-        outcome (`dict`, *optional*): Whether the classes are forgotten, see [`outcome_of_task`]: `forgotten` (`None`
-            where there was nothing to measure it on), `target`, `known_before`, and `earlier`; absent in ledgers made
-            before it was recorded.
-        extra (`dict`): Keys that this version does not know; they are kept as they are.
+        settings (`dict`):
+            What the run was told: training arguments and adapter configuration.
+        versions (`dict`):
+            Library versions, see [`library_versions`].
+        files (`dict[str, str]`):
+            SHA-256 (hexadecimal) by path relative to the ledger's folder, with `/`.
+        groups (`dict`):
+            `total`, `active` and `zero` (names), `zero_group_ratio`, and `norms`: ‖g‖ by name of the group, exactly
+            0.0 where it is zero. A group that changes nothing is zero, see [`LoraGroups.changed`].
+        scores (`dict`):
+            `before`, `after` and `base` (the model before any task), each a dict of numbers. NaN and infinities are
+            refused.
+        status (`str`, defaults to `"done"`):
+            Or `"revoked"`.
+        revocation (`dict`, *optional*):
+            `revoked_at`, `reason`, `scores_before`, `scores_after`, ...; present if and only if the task is revoked.
+        curves (`dict[str, list[float]]`, *optional*):
+            How the training went, see [`training_curves`]; absent where nothing was logged.
+        outcome (`dict`, *optional*):
+            Whether the classes are forgotten, see [`outcome_of_task`]: `forgotten` (`None` where there was nothing to
+            measure it on), `target`, `known_before`, and `earlier`; absent in ledgers made before it was recorded.
+        extra (`dict`):
+            Keys that this version does not know; they are kept as they are.
 
     Raises:
         LedgerError: A field has a wrong type or value; the message names it.
@@ -251,8 +265,10 @@ def listed_files(entry: TaskEntry, of: str) -> list[str]:
     """The files that the ledger lists for a task, before any of them is downloaded or published.
 
     Args:
-        entry ([`TaskEntry`]): The task.
-        of (`str`): Whose ledger it is, for the error.
+        entry ([`TaskEntry`]):
+            The task.
+        of (`str`):
+            Whose ledger it is, for the error.
 
     Raises:
         InvalidLedgerError: It lists a file that a task does not have.
@@ -277,8 +293,10 @@ def select_tasks(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | Non
     """Picks tasks in effect, always in the order in which they were carried out.
 
     Args:
-        entries (`Sequence[TaskEntry]`): All tasks, the revoked ones too.
-        wanted (`int`, `Sequence[str]` or `None`): The first so many of the tasks in effect, or their names; or all.
+        entries (`Sequence[TaskEntry]`):
+            All tasks, the revoked ones too.
+        wanted (`int`, `Sequence[str]` or `None`):
+            The first so many of the tasks in effect, or their names; or all.
 
     Raises:
         LedgerError: Fewer tasks, an unknown name, a revoked task, or something else altogether.

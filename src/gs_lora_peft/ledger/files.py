@@ -86,7 +86,8 @@ class LedgerFolder:
         """Checks that no other process has changed the file since it was read.
 
         Args:
-            accepted (`str`): Hashes that the file may have as well.
+            accepted (`str`):
+                Hashes that the file may have as well.
 
         Raises:
             LedgerFileError: One has.

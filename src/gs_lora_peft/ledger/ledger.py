@@ -38,10 +38,14 @@ class ForgettingLedger(LedgerFolder):
     [`~ForgettingLedger.create`] or [`~ForgettingLedger.load`].
 
     Attributes:
-        folder (`Path`): Where the ledger is.
-        base_model (`dict`): See [`model_identity`].
-        label_names (`list[str]` or `None`): Names of all classes, by id.
-        tasks (`tuple[TaskEntry, ...]`): All tasks in order, the revoked ones too.
+        folder (`Path`):
+            Where the ledger is.
+        base_model (`dict`):
+            See [`model_identity`].
+        label_names (`list[str]` or `None`):
+            Names of all classes, by id.
+        tasks (`tuple[TaskEntry, ...]`):
+            All tasks in order, the revoked ones too.
 
     Example:
 
@@ -189,11 +193,16 @@ class ForgettingLedger(LedgerFolder):
         """Marks a task as taken back, in memory; its files are left alone.
 
         Args:
-            name (`str`): The task.
-            reason (`str`, *optional*): Why.
-            scores_before (`Mapping`, *optional*): Scores with the task still in effect.
-            scores_after (`Mapping`, *optional*): Scores without it.
-            redone_as (`str`, *optional*): The task that carries the same request out again.
+            name (`str`):
+                The task.
+            reason (`str`, *optional*):
+                Why.
+            scores_before (`Mapping`, *optional*):
+                Scores with the task still in effect.
+            scores_after (`Mapping`, *optional*):
+                Scores without it.
+            redone_as (`str`, *optional*):
+                The task that carries the same request out again.
 
         Returns:
             [`TaskEntry`]: The entry as it is now.
@@ -214,7 +223,8 @@ class ForgettingLedger(LedgerFolder):
         """Gives tasks another outcome, in memory.
 
         Args:
-            outcomes (`Mapping[str, dict]`): The outcome by the name of the task, see [`outcome_of_task`].
+            outcomes (`Mapping[str, dict]`):
+                The outcome by the name of the task, see [`outcome_of_task`].
         """
         self.tasks = tuple(
             dataclasses.replace(entry, outcome=outcomes[entry.name]) if entry.name in outcomes else entry
@@ -248,8 +258,8 @@ class ForgettingLedger(LedgerFolder):
         """Picks tasks in effect, always in the order in which they were carried out.
 
         Args:
-            tasks (`int` or `Sequence[str]`, *optional*): The first so many of the tasks in effect, or their names;
-                `None` for all.
+            tasks (`int` or `Sequence[str]`, *optional*):
+                The first so many of the tasks in effect, or their names; `None` for all.
 
         Raises:
             LedgerError: Fewer tasks, an unknown name, a revoked task, or something else altogether.
@@ -282,7 +292,8 @@ class ForgettingLedger(LedgerFolder):
         """Checks that a model is the one on which the tasks rest.
 
         Args:
-            identity (`Mapping` or `str`): What [`model_identity`] says of the model, or just its fingerprint.
+            identity (`Mapping` or `str`):
+                What [`model_identity`] says of the model, or just its fingerprint.
 
         Raises:
             OtherBaseModelError: It is another model, or the same with other weights.

@@ -20,10 +20,13 @@ def target_score(allowed: float | str, before: Mapping[str, Any], num_labels: in
     """The largest score of the classes to forget that counts as forgotten.
 
     Args:
-        allowed (`float` or `"auto"`): `max_forget_accuracy` of [`GSLoraTrainingArguments`].
-        before (`Mapping[str, Any]`): Scores before the task. Of a detector's average precision `allowed` is the
-            share that may be left: what a good AP is differs from data set to data set.
-        num_labels (`int`, *optional*): Number of classes of the head, whose inverse is the accuracy of guessing.
+        allowed (`float` or `"auto"`):
+            `max_forget_accuracy` of [`GSLoraTrainingArguments`].
+        before (`Mapping[str, Any]`):
+            Scores before the task. Of a detector's average precision `allowed` is the share that may be left: what a
+            good AP is differs from data set to data set.
+        num_labels (`int`, *optional*):
+            Number of classes of the head, whose inverse is the accuracy of guessing.
 
     Returns:
         `float` or `None`: From 0 to 1, in the unit of the scores; `None` for a share of what was not measured.
@@ -48,14 +51,19 @@ def outcome_of_task(
     """What the ledger records of whether a task, and with it each earlier one, is forgotten.
 
     Args:
-        allowed (`float` or `"auto"`): As in [`target_score`].
-        before, after (`Mapping[str, Any]`): Scores before and after the task.
-        earlier (`Mapping[str, float]`): After it, the score on the classes of each earlier task in effect that the
-            evaluation data have samples of.
-        ledger ([`ForgettingLedger`]): The earlier tasks.
+        allowed (`float` or `"auto"`):
+            As in [`target_score`].
+        before:
+            Scores before and after the task.
+        after (`Mapping[str, Any]`):
+            Scores before and after the task.
+        earlier (`Mapping[str, float]`):
+            After it, the score on the classes of each earlier task in effect that the evaluation data have samples of.
+        ledger ([`ForgettingLedger`]):
+            The earlier tasks.
 
     Returns:
-        `dict`: `forgotten` (`None` where there was nothing to measure it on), the `target`, `known_before` (whether
+        `dict`: `forgotten` (`None` where there was nothing to measure it on), the `target`, `known_before` (whether.
         the score before was above it), and `earlier`: `score` and `forgotten` by name of the task.
     """
     num_labels = ledger.base_model.get("num_labels")
@@ -90,10 +98,14 @@ class TaskState:
     Whether a task in effect is forgotten, as measured last.
 
     Attributes:
-        entry ([`TaskEntry`]): the task.
-        forgotten (`bool` or `None`): `None` where that is not known.
-        score (`float` or `None`): accuracy or average precision on its classes, from 0 to 1.
-        measured_after (`str`): the task after which that was measured: itself, or a later one.
+        entry ([`TaskEntry`]):
+            The task.
+        forgotten (`bool` or `None`):
+            `None` where that is not known.
+        score (`float` or `None`):
+            Accuracy or average precision on its classes, from 0 to 1.
+        measured_after (`str`):
+            The task after which that was measured: itself, or a later one.
     """
 
     entry: TaskEntry

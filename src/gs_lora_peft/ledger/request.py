@@ -21,8 +21,10 @@ def parse_utc(text: Any, name: str = "requested_at") -> str:
     """Checks an ISO 8601 time and returns it in UTC.
 
     Args:
-        text (`str`): A time with an offset from UTC, as `"2025-01-31T12:00:00Z"` or `"2025-01-31T13:00:00+01:00"`.
-        name (`str`, *optional*, defaults to `"requested_at"`): What the error calls it.
+        text (`str`):
+            A time with an offset from UTC, as `"2025-01-31T12:00:00Z"` or `"2025-01-31T13:00:00+01:00"`.
+        name (`str`, *optional*, defaults to `"requested_at"`):
+            What the error calls it.
 
     Raises:
         InvalidInputError: It is not such a time, or it has no offset (local time and UTC look the same).
@@ -113,13 +115,14 @@ def parse_requests(text: str) -> list[ForgetRequest]:
     Names that hold a comma or a semicolon can be given by their id.
 
     Args:
-        text (`str`): e.g. `"tench,cassette player;school bus"` or `"3;7;0,1"`.
+        text (`str`):
+            E.g. `"tench,cassette player;school bus"` or `"3;7;0,1"`.
 
     Returns:
-        `list[ForgetRequest]`: one request per task, in order.
+        `list[ForgetRequest]`: One request per task, in order.
 
     Raises:
-        ValueError: if the text, a task or a class is empty; the message shows which.
+        ValueError: If the text, a task or a class is empty; the message shows which.
 
     Example:
 
@@ -145,13 +148,14 @@ def parse_classes(text: str) -> list[str]:
     Names that hold a comma or a semicolon can be given by their id.
 
     Args:
-        text (`str`): e.g. `"tench,cassette player"` or `"3,7"`.
+        text (`str`):
+            E.g. `"tench,cassette player"` or `"3,7"`.
 
     Returns:
-        `list[str]`: names, or ids as they are written, in order.
+        `list[str]`: Names, or ids as they are written, in order.
 
     Raises:
-        ValueError: if the text or a class is empty, or if there is a `;`, which separates tasks and not classes.
+        ValueError: If the text or a class is empty, or if there is a `;`, which separates tasks and not classes.
 
     Example:
 

@@ -18,8 +18,10 @@ class LedgerError(ValueError):
     """The ledger, or something it vouches for, is not what it should be. Subclasses say what.
 
     Args:
-        message (`str`): What is wrong, and the fix.
-        parts (`Any`): What callers read instead of the message: each becomes an attribute.
+        message (`str`):
+            What is wrong, and the fix.
+        parts (`Any`):
+            What callers read instead of the message: each becomes an attribute.
     """
 
     def __init__(self, message: str = "", **parts: Any):
@@ -35,9 +37,11 @@ class LedgerFileError(LedgerError):
     """The file of a ledger cannot be read, or must not be written.
 
     Attributes:
-        path (`Path`): The file.
-        reason (`str`): `"missing"`, `"unreadable"`, `"damaged"` or `"edited"`; or `"exists"`, `"changed"` or
-            `"deleted"`, since it was read.
+        path (`Path`):
+            The file.
+        reason (`str`):
+            `"missing"`, `"unreadable"`, `"damaged"` or `"edited"`; or `"exists"`, `"changed"` or `"deleted"`, since it
+            was read.
     """
 
     path: Path
@@ -48,7 +52,8 @@ class RunLockedError(LedgerError):
     """Another process works in the folder of a run.
 
     Attributes:
-        folder (`Path`): The folder.
+        folder (`Path`):
+            The folder.
     """
 
     folder: Path
@@ -58,7 +63,8 @@ class LinkedRunError(LedgerError):
     """A part of the folder of a run is a symbolic link.
 
     Attributes:
-        folder (`Path`): The folder.
+        folder (`Path`):
+            The folder.
     """
 
     folder: Path
@@ -68,11 +74,16 @@ class FilesDifferError(LedgerError):
     """Files of a run are missing, or are not those that its ledger vouches for.
 
     Args:
-        folder (`Path`): The folder of the run.
-        problems (`dict[str, str]`): What is wrong, by path relative to the folder.
+        folder (`Path`):
+            The folder of the run.
+        problems (`dict[str, str]`):
+            What is wrong, by path relative to the folder.
 
     Attributes:
-        folder, problems: As given.
+        folder:
+            As given.
+        problems:
+            As given.
     """
 
     folder: Path
@@ -91,9 +102,12 @@ class UnusableAdapterError(LedgerError):
     """The adapter of a task is not plain LoRA on Linear layers, or does not fit the model.
 
     Attributes:
-        task (`str`): The task.
-        file (`str` or `None`): The name of the file that is wrong; `None` if it is the model that does not fit.
-        name (`str` or `None`): What is wrong in it, where that is known: a setting, a module, a tensor.
+        task (`str`):
+            The task.
+        file (`str` or `None`):
+            The name of the file that is wrong; `None` if it is the model that does not fit.
+        name (`str` or `None`):
+            What is wrong in it, where that is known: a setting, a module, a tensor.
     """
 
     task: str
@@ -105,7 +119,10 @@ class OtherBaseModelError(LedgerError):
     """The tasks of a ledger rest on other base weights.
 
     Attributes:
-        expected, given (`dict`): What [`model_identity`] says of both; of the given one perhaps the fingerprint alone.
+        expected:
+            What [`model_identity`] says of both; of the given one perhaps the fingerprint alone.
+        given (`dict`):
+            See `expected`.
     """
 
     expected: dict[str, Any]
@@ -116,7 +133,8 @@ class WithheldClassesError(LedgerError):
     """What was asked for needs to know the classes of a task, which its ledger withholds.
 
     Attributes:
-        tasks (`list[str]`): The tasks whose classes are withheld.
+        tasks (`list[str]`):
+            The tasks whose classes are withheld.
     """
 
     tasks: list[str]
@@ -126,8 +144,10 @@ class AlreadyForgottenError(LedgerError):
     """A class was forgotten already, by a task in effect or by an earlier request of the same sequence.
 
     Attributes:
-        classes (`list[int]`): The classes.
-        task (`str` or `None`): The task in effect that forgot them.
+        classes (`list[int]`):
+            The classes.
+        task (`str` or `None`):
+            The task in effect that forgot them.
     """
 
     classes: list[int]
@@ -138,7 +158,8 @@ class RequestOrderError(LedgerError):
     """Requests do not begin with those that were carried out, in their order.
 
     Attributes:
-        task (`str`): The first task that is asked for out of its place, or not at all.
+        task (`str`):
+            The first task that is asked for out of its place, or not at all.
     """
 
     task: str
@@ -148,8 +169,10 @@ class LaterTasksError(LedgerError):
     """A task cannot be redone alone, because later ones rest on it.
 
     Attributes:
-        task (`str`): The task.
-        later (`list[str]`): The later tasks in effect.
+        task (`str`):
+            The task.
+        later (`list[str]`):
+            The later tasks in effect.
     """
 
     task: str
@@ -160,9 +183,11 @@ class UnfinishedRequestError(LedgerError):
     """An unfinished request lies in the folder, and another one, or other settings, are asked for.
 
     Attributes:
-        path (`Path`): Its working folder, or the file in it that cannot be read.
-        differences (`dict[str, tuple]`): By setting, what it was begun with and what is given; empty if the request
-            is another one or cannot be read.
+        path (`Path`):
+            Its working folder, or the file in it that cannot be read.
+        differences (`dict[str, tuple]`):
+            By setting, what it was begun with and what is given; empty if the request is another one or cannot be
+            read.
     """
 
     path: Path
@@ -173,7 +198,8 @@ class DivergedRunError(LedgerError):
     """Two states of a run went separate ways, or one withholds what the other names.
 
     Attributes:
-        folder (`Path`): The folder that holds one of them.
+        folder (`Path`):
+            The folder that holds one of them.
     """
 
     folder: Path

@@ -21,7 +21,7 @@ class FFNFinetuning(Method):
     want a smaller learning rate than LoRA factors do.
 
     Raises:
-        NoFFNFoundError: if the model has no feed-forward that can be found.
+        NoFFNFoundError: If the model has no feed-forward that can be found.
     """
 
     name = "ffn"

@@ -101,47 +101,58 @@ class GSLoraTrainer(ForgettingTrainer):
 
     Args:
         model (`PeftModel`, *optional*, needed unless `model_init` is given):
-            A classifier or a detector with exactly one adapter that trains, from
-            `get_peft_model(model, GSLoraConfig())`. BatchNorm layers of its base stay in eval mode.
-        args ([`GSLoraTrainingArguments`], *optional*): by default those with `output_dir="forgetting"`.
-        forget_dataset (map-style dataset): D_f, samples of the classes to forget.
-        retain_dataset (map-style dataset): D_r, samples of the classes to keep.
+            A classifier or a detector with exactly one adapter that trains, from `get_peft_model(model,
+            GSLoraConfig())`. BatchNorm layers of its base stay in eval mode.
+        args ([`GSLoraTrainingArguments`], *optional*):
+            By default those with `output_dir="forgetting"`.
+        forget_dataset (map-style dataset):
+            D_f, samples of the classes to forget.
+        retain_dataset (map-style dataset):
+            D_r, samples of the classes to keep.
         eval_dataset (map-style dataset or dict of them, *optional*):
             Labelled samples of all classes. Evaluation reports `eval_acc_forget`, `eval_acc_retain`, `eval_acc_old`,
             `eval_acc_missing` and `eval_h_mean`, each in [0, 1] (of a dict `eval_<name>_h_mean` and so on), and leaves
             out what has no samples; of a detector `eval_ap_forget` and so on, see [`detection_scores`]. Which class
-            belongs to which set follows from the training sets, `forget_classes`, `old_classes` and
-            `missing_classes`.
-        forget_classes (`Sequence[int]`, *optional*): the classes to forget; by default those of `forget_dataset`.
-            Needed with annotated boxes, because an image may show objects of both kinds.
-        old_classes (`Sequence[int]`, *optional*): classes that earlier tasks forgot, for `eval_acc_old`.
-        missing_classes (`Sequence[int]`, *optional*): classes to keep that have no training data, for
-            `eval_acc_missing`. Every class of the head that is in no training set and not in `old_classes` is one,
-            named or not: a classifier's losses leave them out, and `distillation_weight` holds them.
-        label_column (`str`, *optional*, defaults to `"label"`): column of the integer labels, or of the annotated
-            boxes, see [`prepare_boxes`].
-        processing_class (*optional*): the model's image processor, tokenizer or feature extractor, or a processor of
-            several of these. Unless a `data_collator` is given, what a row holds decides how it is collated, see
-            [`RowCollator`]; with boxes by [`DetectionCollator`].
-        data_collator (`Callable`, *optional*): collates a list of samples into a batch with a `labels` key.
-        augment (`Callable`, *optional*): from an image, as the data holds it, to a random view of it, for
-            `augmentation` and `prototype_augmentations`; by default RandAugment, see [`rand_augment`].
-        objective ([`Objective`], *optional*): what "forget" and "retain" mean, instead of what `args` says of losses;
-            by default what suits the model, see [`objective_for`].
-        model_init (`Callable`, *optional*): makes a fresh model with its adapter, at the start of every training; in
-            place of `model`, for [`~GSLoraTrainer.hyperparameter_search`].
-        kwargs: as for [`transformers.Trainer`].
+            belongs to which set follows from the training sets, `forget_classes`, `old_classes` and `missing_classes`.
+        forget_classes (`Sequence[int]`, *optional*):
+            The classes to forget; by default those of `forget_dataset`. Needed with annotated boxes, because an image
+            may show objects of both kinds.
+        old_classes (`Sequence[int]`, *optional*):
+            Classes that earlier tasks forgot, for `eval_acc_old`.
+        missing_classes (`Sequence[int]`, *optional*):
+            Classes to keep that have no training data, for `eval_acc_missing`. Every class of the head that is in no
+            training set and not in `old_classes` is one, named or not: a classifier's losses leave them out, and
+            `distillation_weight` holds them.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column of the integer labels, or of the annotated boxes, see [`prepare_boxes`].
+        processing_class (*optional*):
+            The model's image processor, tokenizer or feature extractor, or a processor of several of these. Unless a
+            `data_collator` is given, what a row holds decides how it is collated, see [`RowCollator`]; with boxes by
+            [`DetectionCollator`].
+        data_collator (`Callable`, *optional*):
+            Collates a list of samples into a batch with a `labels` key.
+        augment (`Callable`, *optional*):
+            From an image, as the data holds it, to a random view of it, for `augmentation` and
+            `prototype_augmentations`; by default RandAugment, see [`rand_augment`].
+        objective ([`Objective`], *optional*):
+            What "forget" and "retain" mean, instead of what `args` says of losses; by default what suits the model,
+            see [`objective_for`].
+        model_init (`Callable`, *optional*):
+            Makes a fresh model with its adapter, at the start of every training; in place of `model`, for
+            [`~GSLoraTrainer.hyperparameter_search`].
+        kwargs:
+            As for [`transformers.Trainer`].
 
     Raises:
-        ValueError: before any training, if the model has no class head ([`check_class_head`], unless an `objective` is
+        ValueError: Before any training, if the model has no class head ([`check_class_head`], unless an `objective` is
             given), if a data set is missing or empty, if the two sets share classes, if of annotated boxes it is not
             said what is to be forgotten, if a label lies outside the head, if not exactly one adapter and nothing else
             trains, if a checkpoint belongs to another model, if the metric of the best model cannot be computed on
             `eval_dataset`, or with FSDP or DeepSpeed.
-        InvalidInputError: a ValueError, if an inherited option cannot be obeyed (docs/training.md).
-        NoGradientError: at the first step, if no gradient reaches the adapter, so that nothing would be forgotten.
-        NoStepError: at the end of a training in which the optimizer changed no weight.
-        NonFiniteLossError: during training, at a NaN or infinite loss; the weights are those of the last step at which
+        InvalidInputError: A ValueError, if an inherited option cannot be obeyed (docs/training.md).
+        NoGradientError: At the first step, if no gradient reaches the adapter, so that nothing would be forgotten.
+        NoStepError: At the end of a training in which the optimizer changed no weight.
+        NonFiniteLossError: During training, at a NaN or infinite loss; the weights are those of the last step at which
             loss and gradient were finite.
 
     Example:

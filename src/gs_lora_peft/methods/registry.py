@@ -20,8 +20,10 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
     """A way to forget, by its name.
 
     Args:
-        name (`str` or [`Method`]): A name in `METHODS`; a method is given back as it is.
-        hyper_parameters (*optional*): Those of the method that are not to have their defaults.
+        name (`str` or [`Method`]):
+            A name in `METHODS`; a method is given back as it is.
+        hyper_parameters (*optional*):
+            Those of the method that are not to have their defaults.
 
     Raises:
         InvalidInputError: If no method is called so, or it has no such hyper-parameter.

@@ -35,7 +35,8 @@ class SparsityCallback(TrainerCallback):
     begin with, nothing is left to train and training stops.
 
     Args:
-        groups ([`LoraGroups`]): the groups of the adapter that trains.
+        groups ([`LoraGroups`]):
+            The groups of the adapter that trains.
     """
 
     def __init__(self, groups: LoraGroups):
@@ -109,7 +110,7 @@ class SparsityCallback(TrainerCallback):
         """The learning rate of each group; one number where all are the same (the usual case).
 
         Raises:
-            InvalidInputError: if the optimizer does not have a matrix that trains.
+            InvalidInputError: If the optimizer does not have a matrix that trains.
         """
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         per_group = [0.0] * len(self.groups)
@@ -138,7 +139,8 @@ class EMACallback(TrainerCallback):
     average too. Checkpoints hold the average next to the weights that train.
 
     Args:
-        groups ([`LoraGroups`]): the groups of the adapter that trains.
+        groups ([`LoraGroups`]):
+            The groups of the adapter that trains.
     """
 
     def __init__(self, groups: LoraGroups):

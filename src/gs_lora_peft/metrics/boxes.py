@@ -76,7 +76,7 @@ def pack_boxes(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
             predictions, or `iscrowd` of shape `(n,)` of references.
 
     Returns:
-        `torch.Tensor` of shape `(images, max(1, most boxes), 6)`, float64 (float32 on devices without it): label,
+        `torch.Tensor` of shape `(images, max(1, most boxes), 6)`, float64 (float32 on devices without it): Label,.
         score or `iscrowd` (0 where there is neither), and box; filled up with -100. A batch without boxes keeps one
         row of -100, because an empty dimension cannot be gathered.
 
@@ -114,7 +114,7 @@ def unpack_boxes(packed: Any) -> list[dict[str, Any]]:
             As [`pack_boxes`] gives it.
 
     Returns:
-        `list[dict[str, torch.Tensor]]`: `boxes` (float64), `labels` (int64), `scores` (float64) and `iscrowd` (bool)
+        `list[dict[str, torch.Tensor]]`: `boxes` (float64), `labels` (int64), `scores` (float64) and `iscrowd` (bool).
         for each image. [`detection_scores`] reads `scores` of predictions and `iscrowd` of references.
     """
     import torch

@@ -54,7 +54,7 @@ class ContinualDetection(ForgettingMetric):
         ap_forget_before (`float`, *optional*):
             AP_f of the model before the task, in [0, 1]. Without it `drop` and `h_mean` are `None`.
         kwargs (*optional*):
-            Passed on to `evaluate.Metric`: `keep_in_memory`, `cache_dir`, `num_process`, `process_id`, …
+            Passed on to `evaluate.Metric`: `keep_in_memory`, `cache_dir`, `num_process`, `process_id`, ….
 
     Raises:
         ValueError: If a category has two roles or is not an id, or if the AP is not a fraction.

@@ -49,7 +49,7 @@ class ContinualForgetting(ForgettingMetric):
         accuracy_forget_before (`float`, *optional*):
             Acc_f of the model before the task, in [0, 1]. Without it `drop` and `h_mean` are `None`.
         kwargs (*optional*):
-            Passed on to `evaluate.Metric`: `keep_in_memory`, `cache_dir`, `num_process`, `process_id`, …
+            Passed on to `evaluate.Metric`: `keep_in_memory`, `cache_dir`, `num_process`, `process_id`, ….
 
     Raises:
         ValueError: If a class has two roles or is not an id, or if the accuracy is not a fraction.

@@ -20,7 +20,7 @@ class MetricName:
 
     Args:
         prefix (`str`):
-            Start of the keys of the scores: `"acc"` in `acc_forget`, `acc_retain`, …
+            Start of the keys of the scores: `"acc"` in `acc_forget`, `acc_retain`, ….
         symbol (`str`):
             The papers' symbol: `"Acc"` in Acc_f, Acc_r, Acc_o and Acc_m.
         title (`str`):
@@ -133,7 +133,7 @@ def h_mean(acc_retain: float | None, drop: float | None) -> float | None:
             Drop = Acc_f before − Acc_f after, from -1 to 1.
 
     Returns:
-        `float` or `None`: H, from 0 to 1. It is 0 if the drop is negative, where the formula has no meaning, or if
+        `float` or `None`: H, from 0 to 1. It is 0 if the drop is negative, where the formula has no meaning, or if.
         both are 0. It is `None` if either is `None`.
 
     Raises:

@@ -27,7 +27,8 @@ class Scoring(Protocol):
     The scores of a kind of model, from its answers on a data set. Subclass it, and give it to an [`Objective`].
 
     Attributes:
-        measure ([`MetricName`]): what the scores are, and how they are called.
+        measure ([`MetricName`]):
+            What the scores are, and how they are called.
     """
 
     measure: MetricName
@@ -38,8 +39,10 @@ class Scoring(Protocol):
         The Trainer does so along the first dimension, one row for each sample, and fills the second one up with -100.
 
         Args:
-            outputs (tensor, or tuple of tensors): what `evaluation_step` gave, without the names.
-            labels (*any*): the labels of the batch.
+            outputs (tensor, or tuple of tensors):
+                What `evaluation_step` gave, without the names.
+            labels (*any*):
+                The labels of the batch.
         """
         return outputs, labels
 
@@ -50,10 +53,14 @@ class Scoring(Protocol):
         `h_mean`, each a fraction or `None`, and what else there is to report.
 
         Args:
-            answers (`np.ndarray`): what [`~Scoring.gathered`] gave, of a whole data set.
-            labels (`np.ndarray`): the same of the right answers.
-            roles ([`ClassRoles`]): which classes are to be forgotten, kept, ...
-            forget_before (`float`, *optional*): `<prefix>_forget` of the model before the task, for Drop and H.
+            answers (`np.ndarray`):
+                What [`~Scoring.gathered`] gave, of a whole data set.
+            labels (`np.ndarray`):
+                The same of the right answers.
+            roles ([`ClassRoles`]):
+                Which classes are to be forgotten, kept, ...
+            forget_before (`float`, *optional*):
+                `<prefix>_forget` of the model before the task, for Drop and H.
         """
         ...
 
@@ -66,7 +73,10 @@ class Scoring(Protocol):
         sums over the sum of their weights.
 
         Args:
-            answers (`np.ndarray`), labels (`np.ndarray`): as in [`~Scoring.by_role`].
+            answers (`np.ndarray`):
+                As in [`~Scoring.by_role`].
+            labels (`np.ndarray`):
+                As in [`~Scoring.by_role`].
         """
         ...
 
@@ -114,13 +124,19 @@ class ObjectiveOutput:
     The loss of one joint batch and what is worth logging of it.
 
     Attributes:
-        loss (`torch.Tensor`): scalar to differentiate: L_retain + β · the forgetting term, and whatever else counts.
-        retain_loss (`torch.Tensor`): L_retain, detached, mean over all processes.
-        forget_loss (`torch.Tensor`): L_forget, detached and unbounded, mean over all processes.
-        metrics (`dict[str, torch.Tensor]`): further scalars of this process, detached; the same names at every step.
-        logits (`torch.Tensor`, *optional*): of a classifier: shape `(2·B, C)`, as the model gave them, with gradient.
-        outputs (`dict[str, torch.Tensor]`): what the model answered, by name as in `evaluation_step`, with gradient;
-            the trainer's `compute_loss(..., return_outputs=True)` returns it.
+        loss (`torch.Tensor`):
+            Scalar to differentiate: L_retain + β · the forgetting term, and whatever else counts.
+        retain_loss (`torch.Tensor`):
+            L_retain, detached, mean over all processes.
+        forget_loss (`torch.Tensor`):
+            L_forget, detached and unbounded, mean over all processes.
+        metrics (`dict[str, torch.Tensor]`):
+            Further scalars of this process, detached; the same names at every step.
+        logits (`torch.Tensor`, *optional*):
+            Of a classifier: shape `(2·B, C)`, as the model gave them, with gradient.
+        outputs (`dict[str, torch.Tensor]`):
+            What the model answered, by name as in `evaluation_step`, with gradient; the trainer's `compute_loss(...,
+            return_outputs=True)` returns it.
     """
 
     loss: Tensor
@@ -139,8 +155,9 @@ class Objective(Protocol):
     model's configuration and heads, while the forward must go through `model` itself.
 
     Attributes:
-        scoring ([`Scoring`]): how evaluation compares the outputs of `evaluation_step` with the labels; by default as
-            logits of a classifier.
+        scoring ([`Scoring`]):
+            How evaluation compares the outputs of `evaluation_step` with the labels; by default as logits of a
+            classifier.
     """
 
     scoring: Scoring = ClassificationScoring()
@@ -151,9 +168,12 @@ class Objective(Protocol):
         """One joint forward and its losses.
 
         Args:
-            model (`torch.nn.Module`): the model, in training mode.
-            inputs (`dict`): a joint batch: B samples to keep, then B samples to forget.
-            global_mean (`Callable`, *optional*): averages a tensor over processes; identity by default.
+            model (`torch.nn.Module`):
+                The model, in training mode.
+            inputs (`dict`):
+                A joint batch: B samples to keep, then B samples to forget.
+            global_mean (`Callable`, *optional*):
+                Averages a tensor over processes; identity by default.
 
         Returns:
             [`ObjectiveOutput`]
@@ -164,11 +184,13 @@ class Objective(Protocol):
         """The loss of an ordinary batch and the outputs that metrics are computed from, without gradient.
 
         Args:
-            model (`torch.nn.Module`): the model, in eval mode.
-            inputs (`dict`): a batch of samples of any classes.
+            model (`torch.nn.Module`):
+                The model, in eval mode.
+            inputs (`dict`):
+                A batch of samples of any classes.
 
         Returns:
-            `tuple[torch.Tensor, dict]`: a scalar, and the tensors to gather by name.
+            `tuple[torch.Tensor, dict]`: A scalar, and the tensors to gather by name.
         """
         ...
 
@@ -180,9 +202,12 @@ class Objective(Protocol):
         Called at the start of every training, also of one that is resumed.
 
         Args:
-            model (`torch.nn.Module`): the model as it was before the task: without the adapter that trains, in eval
-                mode and without gradient.
-            batches (`Callable`): gives this process's share of both training sets, in batches on the device.
-            global_sum (`Callable`, *optional*): sums a tensor over processes; identity by default.
+            model (`torch.nn.Module`):
+                The model as it was before the task: without the adapter that trains, in eval mode and without
+                gradient.
+            batches (`Callable`):
+                Gives this process's share of both training sets, in batches on the device.
+            global_sum (`Callable`, *optional*):
+                Sums a tensor over processes; identity by default.
         """
         return None

@@ -29,8 +29,10 @@ def auto_forget_bound(num_classes: int, kind: ForgetLoss = "log_odds") -> float:
     CosFace with s = 64.
 
     Args:
-        num_classes (`int`): C, size of the head, at least 2.
-        kind (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`): what is bounded.
+        num_classes (`int`):
+            C, size of the head, at least 2.
+        kind (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`):
+            What is bounded.
 
     Returns:
         `float`: BND in nats.
@@ -53,11 +55,13 @@ def log_odds_against(logits: Tensor, labels: Tensor) -> Tensor:
     vanishes with 1 − p, so that it cannot start to forget; here the slope is 1 everywhere.
 
     Args:
-        logits (`torch.Tensor`): shape `(B, C)`, C ≥ 2.
-        labels (`torch.Tensor`): int64, shape `(B,)`.
+        logits (`torch.Tensor`):
+            Shape `(B, C)`, C ≥ 2.
+        labels (`torch.Tensor`):
+            int64, shape `(B,)`.
 
     Returns:
-        `torch.Tensor`: shape `(B,)`, in nats; negative where the class is more probable than all others together.
+        `torch.Tensor`: Shape `(B,)`, in nats; negative where the class is more probable than all others together.
     """
     index = labels[:, None]
     others = logits.scatter(1, index, -math.inf).logsumexp(1)
@@ -72,12 +76,15 @@ def bounded_cross_entropy(losses: Tensor, bound: float, global_mean: GlobalMean 
     loss of the joint batch.
 
     Args:
-        losses (`torch.Tensor`): shape `(B,)`, cross-entropies of this process's forget half, with gradient.
-        bound (`float`): BND.
-        global_mean (`Callable`, *optional*): averages a tensor over processes; identity by default.
+        losses (`torch.Tensor`):
+            Shape `(B,)`, cross-entropies of this process's forget half, with gradient.
+        bound (`float`):
+            BND.
+        global_mean (`Callable`, *optional*):
+            Averages a tensor over processes; identity by default.
 
     Returns:
-        `torch.Tensor`: scalar; its mean over processes is ReLU(BND − global mean).
+        `torch.Tensor`: Scalar; its mean over processes is ReLU(BND − global mean).
     """
     mean = losses.mean()
     return torch.where(global_mean(mean.detach()) < bound, bound - mean, torch.zeros_like(mean))
@@ -100,10 +107,14 @@ class ClassificationObjective(Objective):
     that speaks for them, they would be forgotten on the way. What holds them is [`DistillationObjective`].
 
     Args:
-        forget_weight (`float`): β.
-        forget_bound (`float` or `"auto"`): BND in nats; `"auto"` is [`auto_forget_bound`] of the head's size.
-        kind (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`): the forgetting term.
-        missing_classes (`Sequence[int]`, *optional*, defaults to none): classes to keep without training data.
+        forget_weight (`float`):
+            β.
+        forget_bound (`float` or `"auto"`):
+            BND in nats; `"auto"` is [`auto_forget_bound`] of the head's size.
+        kind (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`):
+            The forgetting term.
+        missing_classes (`Sequence[int]`, *optional*, defaults to none):
+            Classes to keep without training data.
 
     Example:
 
@@ -142,16 +153,19 @@ class ClassificationObjective(Objective):
     def __call__(self, logits: Tensor, labels: Tensor, global_mean: GlobalMean = identity) -> ObjectiveOutput:
         """
         Args:
-            logits (`torch.Tensor`): shape `(2·B, C)`: B samples to keep, then B samples to forget.
-            labels (`torch.Tensor`): int64, shape `(2·B,)`.
-            global_mean (`Callable`, *optional*): averages a tensor over processes; identity by default.
+            logits (`torch.Tensor`):
+                Shape `(2·B, C)`: B samples to keep, then B samples to forget.
+            labels (`torch.Tensor`):
+                int64, shape `(2·B,)`.
+            global_mean (`Callable`, *optional*):
+                Averages a tensor over processes; identity by default.
 
         Returns:
-            [`ObjectiveOutput`] with the metrics `retain_accuracy` and `forget_accuracy`: fractions of this process's
+            [`ObjectiveOutput`] with the metrics `retain_accuracy` and `forget_accuracy`: Fractions of this process's.
             halves that are classified right.
 
         Raises:
-            InvalidInputError: if the batch has no two equal halves.
+            InvalidInputError: If the batch has no two equal halves.
         """
         if labels.shape[0] % 2:
             expected = "an even number, as many samples to keep as to forget"
@@ -185,7 +199,7 @@ def logits_of(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """What a classifier says of a batch with `labels`, shape `(B, C)`, from a forward that does not see them.
 
     Raises:
-        InvalidInputError: if the forward gives no logits, or others than one row for each sample and one column for
+        InvalidInputError: If the forward gives no logits, or others than one row for each sample and one column for
             each class.
     """
     if "labels" not in inputs:

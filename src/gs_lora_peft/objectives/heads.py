@@ -35,13 +35,14 @@ def find_head(model: nn.Module) -> str:
     classifier of transformers. LoRA matrices are not considered.
 
     Args:
-        model (`torch.nn.Module`): a classifier with a `config`, a bare one or a `PeftModel`.
+        model (`torch.nn.Module`):
+            A classifier with a `config`, a bare one or a `PeftModel`.
 
     Returns:
-        `str`: a path in `model.named_modules()`.
+        `str`: A path in `model.named_modules()`.
 
     Raises:
-        NoEmbeddingFoundError: if the configuration does not say how many classes there are, nothing maps to so many,
+        NoEmbeddingFoundError: If the configuration does not say how many classes there are, nothing maps to so many,
             or several heads lie side by side (as in distilled models, which average two).
     """
     num_labels = getattr(getattr(bare(model), "config", None), "num_labels", None)
@@ -97,7 +98,8 @@ class CapturedInputs:
     """What went into the head in one forward.
 
     Attributes:
-        inputs (`list[torch.Tensor]`): one for each time that the head was called.
+        inputs (`list[torch.Tensor]`):
+            One for each time that the head was called.
     """
 
     def __init__(self, path: str):
@@ -110,7 +112,7 @@ class CapturedInputs:
         The embeddings of the batch, float32, shape `(B, width)`, with gradient where the forward had one.
 
         Raises:
-            NoEmbeddingFoundError: if the head was not called exactly once, or not on one vector for each sample.
+            NoEmbeddingFoundError: If the head was not called exactly once, or not on one vector for each sample.
         """
         if len(self.inputs) != 1:
             raise NoEmbeddingFoundError(f"calls of the head {self.path!r}", len(self.inputs), "one a forward", _FIX)
@@ -129,8 +131,10 @@ def captured_embeddings(model: nn.Module, path: str | None = None) -> Iterator[C
     Catches what goes into the head while a forward runs in the block.
 
     Args:
-        model (`torch.nn.Module`): a classifier; may be a `PeftModel` or wrapped for several processes.
-        path (`str`, *optional*): path of the head in the unwrapped model; by default [`find_head`].
+        model (`torch.nn.Module`):
+            A classifier; may be a `PeftModel` or wrapped for several processes.
+        path (`str`, *optional*):
+            Path of the head in the unwrapped model; by default [`find_head`].
 
     Example:
 
@@ -181,10 +185,12 @@ def head_size(model: nn.Module) -> int | None:
     How many classes a model tells apart, C.
 
     Args:
-        model (`torch.nn.Module`): bare, a `PeftModel`, or wrapped for several processes.
+        model (`torch.nn.Module`):
+            Bare, a `PeftModel`, or wrapped for several processes.
 
     Returns:
-        `int` or `None`: `config.num_labels`; `None` where there is none, or where it is the 2 that every configuration
+        `int` or `None`: `config.num_labels`; `None` where there is none, or where it is the 2 that every
+            configuration.
         of transformers starts with and no layer of the model maps to two.
     """
     own = bare(model)
@@ -202,11 +208,13 @@ def check_class_head(model: nn.Module, name: str = "model") -> None:
     logits are checked as soon as there are any.
 
     Args:
-        model (`torch.nn.Module`): bare, a `PeftModel`, or wrapped for several processes.
-        name (`str`, *optional*, defaults to `"model"`): what the model is called in the message.
+        model (`torch.nn.Module`):
+            Bare, a `PeftModel`, or wrapped for several processes.
+        name (`str`, *optional*, defaults to `"model"`):
+            What the model is called in the message.
 
     Raises:
-        InvalidInputError: if the model is a class of transformers that is neither a classifier nor a detector, or has
+        InvalidInputError: If the model is a class of transformers that is neither a classifier nor a detector, or has
             a head for several labels at once or for a number.
     """
     own = bare(model)

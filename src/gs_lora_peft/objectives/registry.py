@@ -22,9 +22,12 @@ class Task:
     """What an objective is told of the task besides the arguments.
 
     Args:
-        forget_classes (`tuple[int, ...]`, *optional*): Classes to forget.
-        missing_classes (`tuple[int, ...]`, *optional*): Classes to keep that have no training data.
-        adapter (`str`, *optional*): The adapter that trains; `None` where the model's own weights do.
+        forget_classes (`tuple[int, ...]`, *optional*):
+            Classes to forget.
+        missing_classes (`tuple[int, ...]`, *optional*):
+            Classes to keep that have no training data.
+        adapter (`str`, *optional*):
+            The adapter that trains; `None` where the model's own weights do.
     """
 
     forget_classes: tuple[int, ...] = ()
@@ -37,10 +40,12 @@ class Kind:
     """A kind of model.
 
     Args:
-        fits (`Callable`): From a model, a `PeftModel` or a bare one, to whether it is of this kind.
-        make (`Callable`): From the model, the [`GSLoraTrainingArguments`] and the [`Task`] to the [`Objective`].
-        check (`Callable`, *optional*, defaults to [`check_class_head`]): Refuses a model of this kind that cannot be
-            trained, before any data is read.
+        fits (`Callable`):
+            From a model, a `PeftModel` or a bare one, to whether it is of this kind.
+        make (`Callable`):
+            From the model, the [`GSLoraTrainingArguments`] and the [`Task`] to the [`Objective`].
+        check (`Callable`, *optional*, defaults to [`check_class_head`]):
+            Refuses a model of this kind that cannot be trained, before any data is read.
     """
 
     fits: Callable[[nn.Module], bool]
@@ -137,8 +142,10 @@ def kind_of(model: nn.Module, name: str | None = None) -> Kind:
     """The kind of a model: the first one in `OBJECTIVES` that it fits, or the one that is named.
 
     Args:
-        model (`torch.nn.Module`): A `PeftModel` or a bare model.
-        name (`str`, *optional*): A name in `OBJECTIVES`, for a model whose class does not tell.
+        model (`torch.nn.Module`):
+            A `PeftModel` or a bare model.
+        name (`str`, *optional*):
+            A name in `OBJECTIVES`, for a model whose class does not tell.
 
     Raises:
         InvalidInputError: If no kind is called so.
@@ -168,25 +175,29 @@ def objective_for(
     [`DistillationObjective`].
 
     Args:
-        model (`torch.nn.Module`): the model to train, a `PeftModel` or a bare one.
-        args ([`GSLoraTrainingArguments`]): weights, bounds and kinds of the losses.
-        forget_classes (`Sequence[int]`, *optional*, defaults to none): classes to forget, which distillation leaves
-            out.
-        missing_classes (`Sequence[int]`, *optional*, defaults to none): classes to keep without training data, which a
-            classifier leaves out of its losses, and holds by distillation.
-        adapter (`str`, *optional*, defaults to `"default"`): the adapter that trains; `None` where the model's own
-            weights do.
-        kind (`str`, *optional*): the name of a kind in `OBJECTIVES`, instead of the first one that fits.
+        model (`torch.nn.Module`):
+            The model to train, a `PeftModel` or a bare one.
+        args ([`GSLoraTrainingArguments`]):
+            Weights, bounds and kinds of the losses.
+        forget_classes (`Sequence[int]`, *optional*, defaults to none):
+            Classes to forget, which distillation leaves out.
+        missing_classes (`Sequence[int]`, *optional*, defaults to none):
+            Classes to keep without training data, which a classifier leaves out of its losses, and holds by
+            distillation.
+        adapter (`str`, *optional*, defaults to `"default"`):
+            The adapter that trains; `None` where the model's own weights do.
+        kind (`str`, *optional*):
+            The name of a kind in `OBJECTIVES`, instead of the first one that fits.
 
     Returns:
         [`Objective`]
 
     Raises:
-        InvalidInputError: if the model has no class head, see [`check_class_head`], or views of samples are asked for
+        InvalidInputError: If the model has no class head, see [`check_class_head`], or views of samples are asked for
             where no sample is looked at (a detector's prototypes are rows of its head), or distillation is asked for
             of a detector or without an adapter.
-        NoEmbeddingFoundError: if prototypes are asked for and the model's embedding cannot be found.
-        ValueError: if a detector's loss cannot be split.
+        NoEmbeddingFoundError: If prototypes are asked for and the model's embedding cannot be found.
+        ValueError: If a detector's loss cannot be split.
     """
     chosen = kind_of(model, kind)
     chosen.check(model)

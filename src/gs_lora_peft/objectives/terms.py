@@ -25,14 +25,17 @@ def embedding_distances(embeddings: Tensor, prototypes: Tensor, kind: PrototypeD
     How far each embedding lies from a prototype.
 
     Args:
-        embeddings (`torch.Tensor`): shape `(B, width)`.
-        prototypes (`torch.Tensor`): the same shape.
-        kind (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`): `"kl"` is
-            KL(softmax(prototype) ‖ softmax(embedding)) in nats, as published (its mean is `F.kl_div` of log-softmaxes
-            with `batchmean` and `log_target`); `"cosine"` 1 − cos, in [0, 2]; `"l2"` the Euclidean distance.
+        embeddings (`torch.Tensor`):
+            Shape `(B, width)`.
+        prototypes (`torch.Tensor`):
+            The same shape.
+        kind (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`):
+            `"kl"` is KL(softmax(prototype) ‖ softmax(embedding)) in nats, as published (its mean is `F.kl_div` of
+            log-softmaxes with `batchmean` and `log_target`); `"cosine"` 1 − cos, in [0, 2]; `"l2"` the Euclidean
+            distance.
 
     Returns:
-        `torch.Tensor`: shape `(B,)`, not negative.
+        `torch.Tensor`: Shape `(B,)`, not negative.
     """
     if kind == "cosine":
         return 1 - F.cosine_similarity(embeddings, prototypes)
@@ -48,8 +51,10 @@ class ClassPrototypes:
     The mean embedding of every class, on the device of the model.
 
     Attributes:
-        means (`torch.Tensor`): float32, shape `(num_labels, width)`; zero where a class had no sample.
-        counts (`torch.Tensor`): int64, shape `(num_labels,)`: samples of each class (views, where they are augmented).
+        means (`torch.Tensor`):
+            float32, shape `(num_labels, width)`; zero where a class had no sample.
+        counts (`torch.Tensor`):
+            int64, shape `(num_labels,)`: samples of each class (views, where they are augmented).
     """
 
     means: Tensor
@@ -64,16 +69,19 @@ class ClassPrototypes:
         One pass over labelled data.
 
         Args:
-            model (`torch.nn.Module`): a classifier, as it was before the task and in eval mode.
-            batches (`Iterable[dict]`): batches with `labels`, on the model's device; this process's share of them.
-            global_sum (`Callable`, *optional*): sums a tensor over processes; identity by default.
+            model (`torch.nn.Module`):
+                A classifier, as it was before the task and in eval mode.
+            batches (`Iterable[dict]`):
+                Batches with `labels`, on the model's device; this process's share of them.
+            global_sum (`Callable`, *optional*):
+                Sums a tensor over processes; identity by default.
 
         Returns:
             [`ClassPrototypes`], the same in every process.
 
         Raises:
-            NoEmbeddingFoundError: if the embedding cannot be found.
-            InvalidInputError: if a process has no data.
+            NoEmbeddingFoundError: If the embedding cannot be found.
+            InvalidInputError: If a process has no data.
         """
         own = unwrapped(model)
         path, num_labels = find_head(own), own.config.num_labels
@@ -119,16 +127,22 @@ class PrototypeObjective(Objective):
     when a training is resumed; nothing of them is stored.
 
     Args:
-        objective ([`Objective`]): what the terms are added to; its forward must go through the model's one head.
-        forget_weight (`float`): w_f.
-        retain_weight (`float`): w_r.
-        bound (`float` or `"auto"`, *optional*, defaults to `"auto"`): BND_pro, in the unit of the distance. `"auto"`
-            is the mean distance between the prototypes of two different classes, so that a forgotten sample ends as
-            far from its class as other classes lie. (The papers' 18 belongs to CosFace embeddings of width 512.)
-        distance (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`): see [`embedding_distances`].
+        objective ([`Objective`]):
+            What the terms are added to; its forward must go through the model's one head.
+        forget_weight (`float`):
+            w_f.
+        retain_weight (`float`):
+            w_r.
+        bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            BND_pro, in the unit of the distance. `"auto"` is the mean distance between the prototypes of two different
+            classes, so that a forgotten sample ends as far from its class as other classes lie. (The papers' 18
+            belongs to CosFace embeddings of width 512.).
+        distance (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`):
+            See [`embedding_distances`].
 
     Attributes:
-        prototypes ([`ClassPrototypes`] or `None`): `None` before [`~PrototypeObjective.prepare`].
+        prototypes ([`ClassPrototypes`] or `None`):
+            `None` before [`~PrototypeObjective.prepare`].
     """
 
     def __init__(
@@ -184,13 +198,15 @@ def distillation_loss(logits: Tensor, earlier: Tensor, excluded_classes: Sequenc
     Mean KL(p_before ‖ p_now) over the classes that are not left out; one that the model rules out (logit −∞) adds 0.
 
     Args:
-        logits (`torch.Tensor`): shape `(B, C)`, with gradient.
-        earlier (`torch.Tensor`): the same shape, of the model before the task.
-        excluded_classes (`Sequence[int]`, *optional*, defaults to none): classes that both probabilities are conditioned on
-            not being; fewer than C.
+        logits (`torch.Tensor`):
+            Shape `(B, C)`, with gradient.
+        earlier (`torch.Tensor`):
+            The same shape, of the model before the task.
+        excluded_classes (`Sequence[int]`, *optional*, defaults to none):
+            Classes that both probabilities are conditioned on not being; fewer than C.
 
     Returns:
-        `torch.Tensor`: scalar in nats, not negative.
+        `torch.Tensor`: Scalar in nats, not negative.
     """
     stays = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
     stays[list(excluded_classes)] = False
@@ -213,11 +229,16 @@ class DistillationObjective(Objective):
     that trains with its adapter off, so that nothing is stored; it costs a second forward without gradient.
 
     Args:
-        objective ([`Objective`]): what the term is added to; its outputs must hold the logits.
-        weight (`float`): w_d.
-        adapter (`str`, *optional*, defaults to `"default"`): the adapter that trains.
-        excluded_classes (`Sequence[int]`, *optional*, defaults to none): the classes to forget, not those forgotten before.
-        retain_only (`bool`, *optional*, defaults to `False`): leave out the half to forget.
+        objective ([`Objective`]):
+            What the term is added to; its outputs must hold the logits.
+        weight (`float`):
+            w_d.
+        adapter (`str`, *optional*, defaults to `"default"`):
+            The adapter that trains.
+        excluded_classes (`Sequence[int]`, *optional*, defaults to none):
+            The classes to forget, not those forgotten before.
+        retain_only (`bool`, *optional*, defaults to `False`):
+            Leave out the half to forget.
     """
 
     def __init__(

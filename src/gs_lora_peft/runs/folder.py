@@ -96,8 +96,10 @@ def judged_anew(ledger: ForgettingLedger, allowed: Mapping[str, float | str]) ->
     ledger that was made before outcomes were recorded stay as they are.
 
     Args:
-        ledger ([`ForgettingLedger`]): The tasks; it is not changed.
-        allowed (`Mapping[str, float | "auto"]`): `max_forget_accuracy` by the name of a task, as in [`target_score`].
+        ledger ([`ForgettingLedger`]):
+            The tasks; it is not changed.
+        allowed (`Mapping[str, float | "auto"]`):
+            `max_forget_accuracy` by the name of a task, as in [`target_score`].
 
     Returns:
         `dict[str, dict]`: The new outcome by the name of the task, of those alone that differ.
@@ -129,8 +131,10 @@ def described_anew(earlier: Mapping[str, float | None], ledger: ForgettingLedger
     """One sentence on tasks whose target changed.
 
     Args:
-        earlier (`Mapping[str, float | None]`): Their targets before, by name.
-        ledger ([`ForgettingLedger`]): With the new outcomes.
+        earlier (`Mapping[str, float | None]`):
+            Their targets before, by name.
+        ledger ([`ForgettingLedger`]):
+            With the new outcomes.
     """
     alike: dict[str, list[str]] = {}
     for state in task_states(ledger.tasks):

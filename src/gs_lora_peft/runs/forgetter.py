@@ -61,44 +61,59 @@ class ContinualForgetter(RevocableRun):
     them must see the folder. One run at a time: the folder is locked while a request is carried out.
 
     Args:
-        base_model (`transformers.PreTrainedModel`): classifier or detector, without adapters. It is changed in place:
-            `self.model` is the same object (of one that `torch.compile` made, the model inside) with all tasks merged,
-            in eval mode, its `requires_grad` flags untouched.
-        dataset (`datasets.Dataset`, or a `dict` of them as `DatasetDict`): labelled samples. Of several, `train` is
-            trained on and `test` (else `validation` or another name of [`evaluation_split`]) is scored on; nothing of
-            the latter influences the training.
-        folder (`str` or `os.PathLike`): where the ledger and the tasks go.
-        config ([`GSLoraConfig`], *optional*): by default `GSLoraConfig()`.
-        args ([`GSLoraTrainingArguments`], *optional*): by default its defaults. They are not changed. `output_dir` is
-            replaced by a working folder below `folder`, which is removed once the task is done (logs stay, in
-            `logs/`), and `push_to_hub` publishes nothing, which a warning says: call [`push_to_hub`].
-        eval_dataset (`datasets.Dataset`, *optional*): scored on instead of the test split. Without either, the
-            training data is scored on; the ledger says which, and a warning that such scores say little.
-        label_column (`str`, *optional*, defaults to `"label"`): column of the labels, or of annotated boxes, see
-            [`prepare_boxes`].
-        processing_class (*optional*), data_collator (`Callable`, *optional*): as in [`GSLoraTrainer`].
-        replay_ratio (`float`, *optional*, defaults to 1.0), shots (`int`, *optional*): as in [`split_dataset`], drawn
-            by `args.data_seed`, or `args.seed` where that is `None`.
-        missing_classes (`Sequence[str | int]`, *optional*, defaults to none): classes to keep whose training data must
-            not be used, by name or id. They need not have any; what is scored and has no training data is one of them
-            without being named. How they fare is scored as `acc_missing`, and a classifier holds them by distillation
-            (`distillation_weight`). To forget one of them later, take it out of
-            `recipe.missing_classes` first: its data is needed for that.
-        augment (`Callable`, *optional*): as in [`GSLoraTrainer`].
-        callbacks (`Sequence[TrainerCallback]`, *optional*): handed to every trainer; those that keep a state, as
-            `EarlyStoppingCallback`, start anew with each request.
-        method ([`Method`] or `str`, *optional*): how to forget, or its name, see [`get_method`]; by default GS-LoRA.
-            It must train the adapter, which is what a run keeps.
+        base_model (`transformers.PreTrainedModel`):
+            Classifier or detector, without adapters. It is changed in place: `self.model` is the same object (of one
+            that `torch.compile` made, the model inside) with all tasks merged, in eval mode, its `requires_grad` flags
+            untouched.
+        dataset (`datasets.Dataset`, or a `dict` of them as `DatasetDict`):
+            Labelled samples. Of several, `train` is trained on and `test` (else `validation` or another name of
+            [`evaluation_split`]) is scored on; nothing of the latter influences the training.
+        folder (`str` or `os.PathLike`):
+            Where the ledger and the tasks go.
+        config ([`GSLoraConfig`], *optional*):
+            By default `GSLoraConfig()`.
+        args ([`GSLoraTrainingArguments`], *optional*):
+            By default its defaults. They are not changed. `output_dir` is replaced by a working folder below `folder`,
+            which is removed once the task is done (logs stay, in `logs/`), and `push_to_hub` publishes nothing, which
+            a warning says: call [`push_to_hub`].
+        eval_dataset (`datasets.Dataset`, *optional*):
+            Scored on instead of the test split. Without either, the training data is scored on; the ledger says which,
+            and a warning that such scores say little.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column of the labels, or of annotated boxes, see [`prepare_boxes`].
+        processing_class (*optional*):
+            As in [`GSLoraTrainer`].
+        data_collator (`Callable`, *optional*):
+            As in [`GSLoraTrainer`].
+        replay_ratio (`float`, *optional*, defaults to 1.0):
+            As in [`split_dataset`], drawn by `args.data_seed`, or `args.seed` where that is `None`.
+        shots (`int`, *optional*):
+            See `replay_ratio`.
+        missing_classes (`Sequence[str | int]`, *optional*, defaults to none):
+            Classes to keep whose training data must not be used, by name or id. They need not have any; what is scored
+            and has no training data is one of them without being named. How they fare is scored as `acc_missing`, and
+            a classifier holds them by distillation (`distillation_weight`). To forget one of them later, take it out
+            of `recipe.missing_classes` first: its data is needed for that.
+        augment (`Callable`, *optional*):
+            As in [`GSLoraTrainer`].
+        callbacks (`Sequence[TrainerCallback]`, *optional*):
+            Handed to every trainer; those that keep a state, as `EarlyStoppingCallback`, start anew with each request.
+        method ([`Method`] or `str`, *optional*):
+            How to forget, or its name, see [`get_method`]; by default GS-LoRA. It must train the adapter, which is
+            what a run keeps.
 
     Attributes:
-        model: the model with every task in effect merged.
-        ledger ([`ForgettingLedger`]): what was carried out.
-        recipe: `config`, `args` and the rest of what tasks are trained with; may be changed between two requests.
+        model:
+            The model with every task in effect merged.
+        ledger ([`ForgettingLedger`]):
+            What was carried out.
+        recipe:
+            `config`, `args` and the rest of what tasks are trained with; may be changed between two requests.
 
     Raises:
-        LedgerError: if the folder's ledger belongs to another base model or to other labels, was edited, or its files
+        LedgerError: If the folder's ledger belongs to another base model or to other labels, was edited, or its files
             differ.
-        ValueError: if the model holds adapters already, is quantised or has no class head ([`check_class_head`]), the
+        ValueError: If the model holds adapters already, is quantised or has no class head ([`check_class_head`]), the
             data has no label column or labels outside the head, or a missing class does not exist or was forgotten.
 
     Example:
@@ -197,17 +212,27 @@ class ContinualForgetter(RevocableRun):
         trained with is in `ledger.tasks[-1].settings`.
 
         Args:
-            repo_id (`str`): `"organisation/name"`, as given to [`push_to_hub`].
-            base_model, dataset, kwargs: as in [`ContinualForgetter`].
-            folder (`str` or `os.PathLike`, *optional*): where the run goes: a new folder, or one that holds an earlier
-                or a later state of it. By default the last part of `repo_id`, in the working directory.
-            revision (`str`, *optional*), token (`str`, *optional*): as in [`load_forgotten`].
+            repo_id (`str`):
+                `"organisation/name"`, as given to [`push_to_hub`].
+            base_model:
+                As in [`ContinualForgetter`].
+            dataset:
+                As in [`ContinualForgetter`].
+            kwargs:
+                As in [`ContinualForgetter`].
+            folder (`str` or `os.PathLike`, *optional*):
+                Where the run goes: a new folder, or one that holds an earlier or a later state of it. By default the
+                last part of `repo_id`, in the working directory.
+            revision (`str`, *optional*):
+                As in [`load_forgotten`].
+            token (`str`, *optional*):
+                As in [`load_forgotten`].
 
         Raises:
-            LedgerError: if there is no ledger, files differ from it, it withholds the forgotten classes (the run would
+            LedgerError: If there is no ledger, files differ from it, it withholds the forgotten classes (the run would
                 learn them again) or differs from the one in `folder`; or if its adapter settings cannot be used.
-            ValueError: if the repository does not exist or may not be read, or `folder` holds something else.
-            ConnectionError: if the Hub is out of reach; the call can be repeated.
+            ValueError: If the repository does not exist or may not be read, or `folder` holds something else.
+            ConnectionError: If the Hub is out of reach; the call can be repeated.
         """
         place = on_main(lambda: fetch_to_continue(repo_id, folder, revision=revision, token=token))
         if kwargs.get("config") is None:
@@ -218,18 +243,19 @@ class ContinualForgetter(RevocableRun):
         """Carry out one request.
 
         Args:
-            request ([`ForgetRequest`]): the classes to forget, by name or id.
+            request ([`ForgetRequest`]):
+                The classes to forget, by name or id.
 
         Returns:
-            [`TaskEntry`]: the new entry of the ledger.
+            [`TaskEntry`]: The new entry of the ledger.
 
         Raises:
-            UnknownClassError, LedgerError, ValueError: before any training and without touching a file, if a class
+            UnknownClassError, LedgerError, ValueError: Before any training and without touching a file, if a class
                 does not exist, was forgotten already, is one of the missing classes, has no samples or fewer than
                 `shots`, or nothing would be left to keep; if an unfinished other request lies in the folder; or if
                 another process works there or has changed the ledger.
-            NonFiniteLossError: if training broke down.
-            OSError: if a file could not be written.
+            NonFiniteLossError: If training broke down.
+            OSError: If a file could not be written.
 
         Whether the classes are forgotten afterwards (`args.max_forget_accuracy`) is in the entry's `outcome`; a
         warning says so if they are not, or if classes of an earlier request are recognised again.
@@ -263,20 +289,22 @@ class ContinualForgetter(RevocableRun):
         over processes. By another `max_forget_accuracy` they are judged anew, which the ledger records.
 
         Args:
-            requests (`Sequence[ForgetRequest]`): the requests, in the order in which they are carried out.
-            keep (`bool`, *optional*, defaults to `False`): accept tasks that were carried out with other settings as
-                they are, and go on with the present ones. A request that was killed on its way and begun with other
-                settings is begun anew.
-            args (`Sequence[GSLoraTrainingArguments]`, *optional*): one for each request, instead of `recipe.args`.
+            requests (`Sequence[ForgetRequest]`):
+                The requests, in the order in which they are carried out.
+            keep (`bool`, *optional*, defaults to `False`):
+                Accept tasks that were carried out with other settings as they are, and go on with the present ones. A
+                request that was killed on its way and begun with other settings is begun anew.
+            args (`Sequence[GSLoraTrainingArguments]`, *optional*):
+                One for each request, instead of `recipe.args`.
 
         Returns:
-            `list[TaskEntry]`: one entry per request, those done before included.
+            `list[TaskEntry]`: One entry per request, those done before included.
 
         Raises:
-            OtherSettingsError: if requests were carried out with other settings. [`~ContinualForgetter.redo`] carries
+            OtherSettingsError: If requests were carried out with other settings. [`~ContinualForgetter.redo`] carries
                 the last one out again.
-            LedgerError: if the ledger has tasks that do not begin this sequence.
-            UnknownClassError, ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
+            LedgerError: If the ledger has tasks that do not begin this sequence.
+            UnknownClassError, ValueError, NonFiniteLossError, OSError: As [`~ContinualForgetter.forget`].
         """
         found, rest, gone = find_done(requests, self.ledger, self.label_names, self._split)
         recipes = self.recipe.of_each(len(requests), args)
@@ -298,10 +326,10 @@ class ContinualForgetter(RevocableRun):
         Settings are not compared.
 
         Returns:
-            `list[TaskEntry]`: entries of the requests that the ledger already has.
+            `list[TaskEntry]`: Entries of the requests that the ledger already has.
 
         Raises:
-            LedgerError, UnknownClassError, ValueError: as [`~ContinualForgetter.run`].
+            LedgerError, UnknownClassError, ValueError: As [`~ContinualForgetter.run`].
         """
         found, _, _ = find_done(requests, self.ledger, self.label_names, self._split)
         return [entry for entry in found if entry is not None]

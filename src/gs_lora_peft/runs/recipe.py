@@ -65,19 +65,30 @@ class Recipe:
     """What every task of a run is trained with. It may be changed between two requests.
 
     Args:
-        config ([`GSLoraConfig`]): The adapter; each task gets a copy.
-        args ([`GSLoraTrainingArguments`]): The training; each task gets a copy.
-        label_column (`str`): Column of the labels.
-        processing_class (*optional*): The model's image processor, tokenizer or feature extractor.
-        data_collator (`Callable`): Collates rows into a batch with `labels`.
-        replay_ratio (`float`), shots (`int`, *optional*): As in [`split_dataset`].
-        missing_classes (`Sequence[str | int]`): Classes to keep whose training data must not be used, as `missing` in
-            [`split_dataset`].
-        augment (`Callable`, *optional*): As in [`GSLoraTrainer`].
-        callbacks (`Sequence[TrainerCallback]`): Handed to every trainer; those that keep a state start anew.
-        data (`Mapping[str, str]`): What identifies the data, recorded with the settings.
-        method ([`Method`] or `str`, *optional*): How to forget, or its name; by default GS-LoRA. A method that trains
-            the adapter.
+        config ([`GSLoraConfig`]):
+            The adapter; each task gets a copy.
+        args ([`GSLoraTrainingArguments`]):
+            The training; each task gets a copy.
+        label_column (`str`):
+            Column of the labels.
+        processing_class (*optional*):
+            The model's image processor, tokenizer or feature extractor.
+        data_collator (`Callable`):
+            Collates rows into a batch with `labels`.
+        replay_ratio (`float`):
+            As in [`split_dataset`].
+        shots (`int`, *optional*):
+            As in [`split_dataset`].
+        missing_classes (`Sequence[str | int]`):
+            Classes to keep whose training data must not be used, as `missing` in [`split_dataset`].
+        augment (`Callable`, *optional*):
+            As in [`GSLoraTrainer`].
+        callbacks (`Sequence[TrainerCallback]`):
+            Handed to every trainer; those that keep a state start anew.
+        data (`Mapping[str, str]`):
+            What identifies the data, recorded with the settings.
+        method ([`Method`] or `str`, *optional*):
+            How to forget, or its name; by default GS-LoRA. A method that trains the adapter.
 
     Raises:
         InvalidInputError: If the method leaves no adapter behind, or the adapter cannot be made without data.

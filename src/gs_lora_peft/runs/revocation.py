@@ -24,9 +24,11 @@ def task_to_redo(ledger: ForgettingLedger, task: str | None) -> TaskEntry:
     """The task that is to be carried out again: the last one in effect.
 
     Args:
-        ledger ([`ForgettingLedger`]): The ledger.
-        task (`str`, *optional*): Its name; `None` for the last one in effect. One that was carried out again already
-            is given as the task that took its place.
+        ledger ([`ForgettingLedger`]):
+            The ledger.
+        task (`str`, *optional*):
+            Its name; `None` for the last one in effect. One that was carried out again already is given as the task
+            that took its place.
 
     Raises:
         InvalidLedgerError: There is no such task in effect.
@@ -112,15 +114,17 @@ class RevocableRun(RunFolder):
         `acc_retain`) are taken before and after, on the evaluation data. The files of the task are left alone.
 
         Args:
-            task (`str`): the task, e.g. `"task_002"`.
-            reason (`str`, *optional*): recorded in the ledger.
+            task (`str`):
+                The task, e.g. `"task_002"`.
+            reason (`str`, *optional*):
+                Recorded in the ledger.
 
         Returns:
-            [`TaskEntry`]: the entry with its `revocation`.
+            [`TaskEntry`]: The entry with its `revocation`.
 
         Raises:
-            LedgerError: if there is no such task in effect, or another process works in the folder. As after any
-                other error, ledger and model are unchanged.
+            LedgerError: If there is no such task in effect, or another process works in the folder. As after any other
+                error, ledger and model are unchanged.
         """
         (entry,) = self.ledger.select([task])
         with self._exclusively(), self._live.restored_on_error():
@@ -136,16 +140,16 @@ class RevocableRun(RunFolder):
         entry, and the files of its task stay.
 
         Args:
-            task (`str`, *optional*): the task, e.g. `"task_003"`; by default the last one in effect. A task that was
-                redone before stands for the one that took its place, and is not trained again if that one has the
-                present settings.
+            task (`str`, *optional*):
+                The task, e.g. `"task_003"`; by default the last one in effect. A task that was redone before stands
+                for the one that took its place, and is not trained again if that one has the present settings.
 
         Returns:
-            [`TaskEntry`]: the new entry.
+            [`TaskEntry`]: The new entry.
 
         Raises:
-            LedgerError: if there is no such task in effect, or later ones were trained on top of it.
-            ValueError, NonFiniteLossError, OSError: as [`~ContinualForgetter.forget`].
+            LedgerError: If there is no such task in effect, or later ones were trained on top of it.
+            ValueError, NonFiniteLossError, OSError: As [`~ContinualForgetter.forget`].
         """
         entry = task_to_redo(self.ledger, task)
         if task not in (None, entry.name) and not self._changed(entry, self.recipe):

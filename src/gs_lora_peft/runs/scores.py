@@ -41,8 +41,10 @@ class Scores:
     """Scores of a bare model on one data set. They are called `acc_forget` and so on, of a detector `ap_forget`.
 
     Args:
-        dataset (`datasets.Dataset`): Labelled rows.
-        recipe ([`Recipe`]): Batch size, device, precision and collator.
+        dataset (`datasets.Dataset`):
+            Labelled rows.
+        recipe ([`Recipe`]):
+            Batch size, device, precision and collator.
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe):
@@ -74,9 +76,12 @@ class Scores:
         """Scores by role of the class, see [`Scoring.by_role`].
 
         Args:
-            model (`torch.nn.Module`): The model.
-            split ([`ForgettingSplit`]): Says which class has which role.
-            before (`Mapping[str, Any]`, *optional*): The same scores before the task, for `drop` and `h_mean`.
+            model (`torch.nn.Module`):
+                The model.
+            split ([`ForgettingSplit`]):
+                Says which class has which role.
+            before (`Mapping[str, Any]`, *optional*):
+                The same scores before the task, for `drop` and `h_mean`.
         """
         return self._by_role(self._predict(model), split, before)
 
@@ -90,8 +95,14 @@ class Scores:
         """Scores as [`~Scores.of_task`], and from the same answers one score for each of some earlier tasks.
 
         Args:
-            model, split, before: As in [`~Scores.of_task`].
-            earlier (`Mapping[str, Collection[int]]`): The classes of each earlier task, by its name.
+            model:
+                As in [`~Scores.of_task`].
+            split:
+                As in [`~Scores.of_task`].
+            before:
+                As in [`~Scores.of_task`].
+            earlier (`Mapping[str, Collection[int]]`):
+                The classes of each earlier task, by its name.
 
         Returns:
             `tuple[dict[str, Any], dict[str, float]]`: Tasks that the data have nothing of are left out of the latter.
@@ -130,9 +141,12 @@ def scores_of_sets(
     """The score of each set of classes.
 
     Args:
-        scoring ([`Scoring`]): What the scores are called after.
-        by_class (`Mapping[int, tuple[float, int]]`): As [`Scoring.by_class`] gives it.
-        class_sets (`Mapping[str, Collection[int]]`): Name of a set → class ids; sets may share classes.
+        scoring ([`Scoring`]):
+            What the scores are called after.
+        by_class (`Mapping[int, tuple[float, int]]`):
+            As [`Scoring.by_class`] gives it.
+        class_sets (`Mapping[str, Collection[int]]`):
+            Name of a set → class ids; sets may share classes.
 
     Returns:
         `dict[str, float]`: Fractions from 0 to 1; sets that the data have nothing of are left out.
@@ -150,11 +164,16 @@ def predict(
     """What a model answers on every row, as the objective of its kind has it.
 
     Args:
-        model (`torch.nn.Module`): A model of a kind that [`objective_for`] knows; it is left in eval mode.
-        dataset (`datasets.Dataset`): Labelled rows.
-        args (`TrainingArguments`): Batch size, device, precision and workers of the evaluation; not changed.
-        data_collator (`Callable`): As in `transformers.Trainer`.
-        label_column (`str`, *optional*, defaults to `"label"`): Column of the labels, or of annotated boxes.
+        model (`torch.nn.Module`):
+            A model of a kind that [`objective_for`] knows; it is left in eval mode.
+        dataset (`datasets.Dataset`):
+            Labelled rows.
+        args (`TrainingArguments`):
+            Batch size, device, precision and workers of the evaluation; not changed.
+        data_collator (`Callable`):
+            As in `transformers.Trainer`.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column of the labels, or of annotated boxes.
 
     Returns:
         [`Predictions`], in every process.

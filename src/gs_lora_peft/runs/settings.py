@@ -40,10 +40,12 @@ def data_identity(rows: int, labels: np.ndarray, *, ordered: bool = True) -> str
     The fingerprint that `datasets` keeps is not used, because the same data have another one on another machine.
 
     Args:
-        rows (`int`): How many rows there are.
-        labels (`numpy.ndarray`): The class of every row, or of every annotated box.
-        ordered (`bool`, *optional*, defaults to `True`): Whether the order of the labels matters, as it does where
-            samples are drawn from them.
+        rows (`int`):
+            How many rows there are.
+        labels (`numpy.ndarray`):
+            The class of every row, or of every annotated box.
+        ordered (`bool`, *optional*, defaults to `True`):
+            Whether the order of the labels matters, as it does where samples are drawn from them.
     """
     content = (labels if ordered else np.sort(labels)).astype("<i8").tobytes()
     return f"{rows} rows, labels sha256:{hashlib.sha256(content).hexdigest()[:16]}"
@@ -111,8 +113,10 @@ def advice_to_redo(ledger: ForgettingLedger, name: str) -> str:
     """The calls that carry a task in effect out again: those that revoke what came later, then the one that redoes it.
 
     Args:
-        ledger ([`ForgettingLedger`]): The run.
-        name (`str`): A task in effect.
+        ledger ([`ForgettingLedger`]):
+            The run.
+        name (`str`):
+            A task in effect.
     """
     redo = f"redo({name!r}), in the examples --redo {name}"
     names = [entry.name for entry in ledger.active_tasks]
@@ -144,7 +148,8 @@ class OtherSettingsError(LedgerError):
     """Requests are done already, but with other settings than those that are given now.
 
     Attributes:
-        differences (`dict[str, dict[str, tuple]]`): By task and by setting the recorded value and the given one.
+        differences (`dict[str, dict[str, tuple]]`):
+            By task and by setting the recorded value and the given one.
     """
 
     differences: dict[str, Differences]
@@ -159,11 +164,15 @@ def changed_settings(
     `seed` anyway: the result is the same up to rounding.
 
     Args:
-        entry ([`TaskEntry`]): The task.
-        settings (`Mapping`): The present settings, as [`Recipe.settings`] gives them.
-        missing (`Collection[int]`, *optional*): The classes that are kept now without training data.
-        gone (`Collection[int]`, *optional*): Classes that are forgotten, perhaps later than by this task: whether they
-            were missing then does not count, because they cannot be named as missing any more.
+        entry ([`TaskEntry`]):
+            The task.
+        settings (`Mapping`):
+            The present settings, as [`Recipe.settings`] gives them.
+        missing (`Collection[int]`, *optional*):
+            The classes that are kept now without training data.
+        gone (`Collection[int]`, *optional*):
+            Classes that are forgotten, perhaps later than by this task: whether they were missing then does not count,
+            because they cannot be named as missing any more.
     """
     found: Differences = {}
     # Only a method other than GS-LoRA is recorded.
@@ -187,8 +196,10 @@ def refuse_other_settings(differences: Mapping[str, Differences], ledger: Forget
     """Refuses to pass over tasks that were carried out with other settings.
 
     Args:
-        differences (`Mapping`): By task, what [`changed_settings`] found.
-        ledger ([`ForgettingLedger`]): Says which task can be redone.
+        differences (`Mapping`):
+            By task, what [`changed_settings`] found.
+        ledger ([`ForgettingLedger`]):
+            Says which task can be redone.
 
     Raises:
         OtherSettingsError: There is a difference.

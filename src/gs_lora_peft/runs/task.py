@@ -58,10 +58,13 @@ class TrainingRecord:
     """What is left of the training of one task, besides its adapter.
 
     Args:
-        groups (`dict`): As in [`TaskEntry`].
-        sizes (`dict[str, int]`): Samples that were trained on, without those held out for evaluation, to `forget` and
-            to `retain`; and optimizer `steps`.
-        curves (`dict[str, list[float]]`, *optional*): See [`training_curves`].
+        groups (`dict`):
+            As in [`TaskEntry`].
+        sizes (`dict[str, int]`):
+            Samples that were trained on, without those held out for evaluation, to `forget` and to `retain`; and
+            optimizer `steps`.
+        curves (`dict[str, list[float]]`, *optional*):
+            See [`training_curves`].
     """
 
     groups: dict[str, Any]
@@ -83,7 +86,8 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[
     """The logged losses, accuracies and active groups of a training.
 
     Args:
-        log_history (`Sequence[Mapping]`): What the trainer logged (`trainer.state.log_history`).
+        log_history (`Sequence[Mapping]`):
+            What the trainer logged (`trainer.state.log_history`).
 
     Returns:
         `dict[str, list[float]]` or `None`: `epoch` and, at each of these moments, the means since the one before:
@@ -107,10 +111,14 @@ class PlannedTask:
     A task that has not been trained yet.
 
     Attributes:
-        split ([`ForgettingSplit`]): its data.
-        plan (`dict`): what was asked for, and everything else that a checkpoint depends on.
-        work ([`Workspace`]): where it is worked at.
-        start ([`Start`]): where its training starts.
+        split ([`ForgettingSplit`]):
+            Its data.
+        plan (`dict`):
+            What was asked for, and everything else that a checkpoint depends on.
+        work ([`Workspace`]):
+            Where it is worked at.
+        start ([`Start`]):
+            Where its training starts.
     """
 
     split: ForgettingSplit
@@ -137,12 +145,14 @@ def plan_task(
     """The task that is worked at in a folder, on top of a ledger's tasks; only reads.
 
     Args:
-        keep (`bool`, *optional*, defaults to `False`): As in [`~Workspace.find_start`].
-        redoes (`str`, *optional*): The task whose place this one takes.
+        keep (`bool`, *optional*, defaults to `False`):
+            As in [`~Workspace.find_start`].
+        redoes (`str`, *optional*):
+            The task whose place this one takes.
 
     Raises:
-        LedgerError: as [`~Workspace.find_start`].
-        ValueError: if `shots` are asked for, and some of them would be held out.
+        LedgerError: As [`~Workspace.find_start`].
+        ValueError: If `shots` are asked for, and some of them would be held out.
     """
     if recipe.shots is not None and recipe.args.validation_fraction > 0:
         expected = f"0 where `shots` asks to train on {recipe.shots} samples of each class"

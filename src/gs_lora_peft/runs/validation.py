@@ -140,8 +140,9 @@ def check_requests(
     """Checks that requests can be carried out one after another; returns the classes that are forgotten then.
 
     Args:
-        split (`Callable`): Takes the classes to forget and the classes forgotten before, and raises ValueError if the
-            data has none of the former or nothing else.
+        split (`Callable`):
+            Takes the classes to forget and the classes forgotten before, and raises ValueError if the data has none of
+            the former or nothing else.
 
     Raises:
         UnknownClassError, LedgerError, ValueError: One of them cannot.
@@ -201,9 +202,10 @@ def train_and_test(dataset: Any, eval_dataset: Dataset | None) -> tuple[Dataset,
     Scores that are taken on the training data are warned of, once, by the main process.
 
     Args:
-        dataset (`datasets.Dataset`, `datasets.DatasetDict` or `dict`): one data set, or several by the names of their
-            splits.
-        eval_dataset (`datasets.Dataset`, *optional*): scored on instead of a split.
+        dataset (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
+            One data set, or several by the names of their splits.
+        eval_dataset (`datasets.Dataset`, *optional*):
+            Scored on instead of a split.
 
     Raises:
         ValueError: There is no split `train`, or the data to train or score on are not a `datasets.Dataset`.
@@ -244,8 +246,8 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
     """The names of the classes, by id, or `None` where labels have ids alone.
 
     Raises:
-        ValueError: There is no such column, labels lie outside the model's head, or the data sets or the model
-            (by the names in its configuration) number the classes differently.
+        ValueError: There is no such column, labels lie outside the model's head, or the data sets or the model (by the
+            names in its configuration) number the classes differently.
     """
     count = head_size(model)
     all_names = []

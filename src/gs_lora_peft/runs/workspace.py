@@ -42,9 +42,12 @@ class Start:
     """Where a request starts.
 
     Args:
-        request (`dict`): The request; one that was begun before keeps the time at which it was asked first.
-        started_at (`str`): When the training began: ISO 8601 in UTC.
-        checkpoint (`str`, *optional*): The checkpoint to go on from; `None`: from the beginning.
+        request (`dict`):
+            The request; one that was begun before keeps the time at which it was asked first.
+        started_at (`str`):
+            When the training began: ISO 8601 in UTC.
+        checkpoint (`str`, *optional*):
+            The checkpoint to go on from; `None`: from the beginning.
     """
 
     request: dict[str, Any]
@@ -62,7 +65,8 @@ class Workspace:
     no number could not spoil.
 
     Args:
-        path (`Path`): The folder; its name is the task's.
+        path (`Path`):
+            The folder; its name is the task's.
     """
 
     def __init__(self, path: Path):
@@ -73,13 +77,15 @@ class Workspace:
         """Decides where a request starts; only reads.
 
         Args:
-            plan (`dict`): The request (`request`, `classes`), and everything else that a checkpoint depends on.
-            keep (`bool`, *optional*, defaults to `False`): Whether a request that was begun with other settings is
-                begun anew with the present ones, though it has checkpoints.
+            plan (`dict`):
+                The request (`request`, `classes`), and everything else that a checkpoint depends on.
+            keep (`bool`, *optional*, defaults to `False`):
+                Whether a request that was begun with other settings is begun anew with the present ones, though it has
+                checkpoints.
 
         Raises:
-            UnfinishedRequestError: Another request is unfinished; or this one was begun with other settings, on top
-                of the same tasks, and has checkpoints.
+            UnfinishedRequestError: Another request is unfinished; or this one was begun with other settings, on top of
+                the same tasks, and has checkpoints.
         """
         unfinished, failed = self._read(REQUEST_FILE), self._read(FAILED_FILE)
         found = unfinished or failed

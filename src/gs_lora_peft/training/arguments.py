@@ -59,14 +59,14 @@ class GSLoraTrainingArguments(TrainingArguments):
         forget_weight (`float`, *optional*, defaults to 0.1):
             β, weight of the forgetting term. Not negative.
         forget_loss (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`):
-            What is bounded, see [`ClassificationObjective`] and [`DetectionObjective`]. `"log_odds"`: mean of
-            ReLU(BND − log((1 − p) / p)); each sample is pushed until it is forgotten, and no further.
-            `"cross_entropy"`: ReLU(BND − mean CE), as published; it leaves classes known of which the head is sure,
-            and costs the kept ones more (docs/benchmarks.md).
+            What is bounded, see [`ClassificationObjective`] and [`DetectionObjective`]. `"log_odds"`: mean of ReLU(BND
+            − log((1 − p) / p)); each sample is pushed until it is forgotten, and no further. `"cross_entropy"`:
+            ReLU(BND − mean CE), as published; it leaves classes known of which the head is sure, and costs the kept
+            ones more (docs/benchmarks.md).
         forget_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             BND in nats. `"auto"` is 1.5 · ln C for a head of C classes (5 · ln C with `"cross_entropy"`), derived in
-            [`auto_forget_bound`]. For a detector `"auto"` is 15 with both, as published: far below the background,
-            for a category is found as long as its objects are ranked above it, however small their probability.
+            [`auto_forget_bound`]. For a detector `"auto"` is 15 with both, as published: far below the background, for
+            a category is found as long as its objects are ranked above it, however small their probability.
         background (`"matched"` or `"others"`, *optional*, defaults to `"matched"`):
             Detectors only: whether in images with objects of both kinds those of the other half are left out of its
             loss, or count as background, as published. See [`DetectionObjective`].
@@ -76,8 +76,8 @@ class GSLoraTrainingArguments(TrainingArguments):
             is added to the loss as in the paper (no group ever becomes exactly zero). `"none"`: dense LoRA.
         sparsity_weight (`float`, *optional*, defaults to 0.6):
             α. With `"proximal"` it is compared with how far one entry moves in an optimizer step (Adam: about 1), so
-            that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the paper's α, where
-            1e-4 to 1e-2 is usual: set it. Not negative.
+            that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the paper's α, where 1e-4
+            to 1e-2 is usual: set it. Not negative.
         sparsity_warmup_epochs (`float`, *optional*, defaults to 0):
             K: α is 0 for the first K epochs, of which there must be more than K.
         sparsity_ramp_epochs (`float`, *optional*, defaults to 2):
@@ -123,23 +123,23 @@ class GSLoraTrainingArguments(TrainingArguments):
             epochs.
         validation_fraction (`float`, *optional*, defaults to 0):
             Fraction of every class of both training sets that is held out for evaluation during training, in [0, 1).
-            Used for `eval_strategy`, `load_best_model_at_end` and early stopping where no `eval_dataset` is given.
-            Not with annotated boxes, because an image may be in both sets: hold images out before the split. Not with
+            Used for `eval_strategy`, `load_best_model_at_end` and early stopping where no `eval_dataset` is given. Not
+            with annotated boxes, because an image may be in both sets: hold images out before the split. Not with
             `shots` of a [`ContinualForgetter`] either: they say how many samples train.
         epoch_covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
             `"both"`: an epoch runs once over the larger of the two training sets, and the other one cycles.
-            `"retain"`: once over the retain set, as published, however few classes stay; then set the number of
-            epochs by the number of steps (docs/benchmarks.md).
+            `"retain"`: once over the retain set, as published, however few classes stay; then set the number of epochs
+            by the number of steps (docs/benchmarks.md).
         max_forget_accuracy (`float` or `"auto"`, *optional*, defaults to `"auto"`):
-            The target, in [0, 1]: a [`ContinualForgetter`] calls a request forgotten if the accuracy on its classes
-            is this at most afterwards, on the evaluation data. `"auto"`: 0.05, or the accuracy of guessing (1 / C for
-            a head of C classes) where that is more. Of a detector it is the share of the average precision before the
+            The target, in [0, 1]: a [`ContinualForgetter`] calls a request forgotten if the accuracy on its classes is
+            this at most afterwards, on the evaluation data. `"auto"`: 0.05, or the accuracy of guessing (1 / C for a
+            head of C classes) where that is more. Of a detector it is the share of the average precision before the
             request that may be left; `"auto"` is 0.05. It does not influence the training.
 
     What of `TrainingArguments` cannot be obeyed is refused, with the reason (docs/training.md).
 
     Raises:
-        InvalidInputError: a ValueError, if a value is of another type or outside its range, an inherited option cannot
+        InvalidInputError: A ValueError, if a value is of another type or outside its range, an inherited option cannot
             be obeyed, or two of them do not go together; the error names one and tells of the other. Where `max_steps`
             is given, whether sparsity acts and the average starts is known and checked when training begins.
     """
@@ -246,7 +246,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         """Looks at every value; called when the arguments are made, and by a hyperparameter search that has set some.
 
         Raises:
-            ValueError: as above.
+            ValueError: As above.
         """
         check_fields(self, kinds=KINDS)
         check_by_arguments(self)
@@ -289,10 +289,11 @@ class GSLoraTrainingArguments(TrainingArguments):
         """Refuses a warm-up of the sparsity that is as long as the training.
 
         Args:
-            epochs (`float`): for how many epochs is trained.
+            epochs (`float`):
+                For how many epochs is trained.
 
         Raises:
-            InvalidInputError: if it is.
+            InvalidInputError: If it is.
         """
         warmup = self.sparsity_warmup_epochs
         if self.sparsity != "none" and 0 < warmup >= epochs:
@@ -307,10 +308,11 @@ class GSLoraTrainingArguments(TrainingArguments):
         """Refuses an average that would start at the end of the training or behind it.
 
         Args:
-            epochs (`float`): for how many epochs is trained.
+            epochs (`float`):
+                For how many epochs is trained.
 
         Raises:
-            InvalidInputError: if it would.
+            InvalidInputError: If it would.
         """
         start = self.ema_start_epoch
         if self.ema_decay and 0 < start >= epochs:

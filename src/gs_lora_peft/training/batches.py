@@ -55,9 +55,11 @@ class ColumnFilter:
     for pairs, evaluation and prototypes.
 
     Args:
-        collate (`Callable`): the collator; its attributes can be read through this one.
-        columns (`Collection[str]`): the columns to leave in, besides those that the collator says it reads (its
-            attributes `image_column`, `label_column`, …).
+        collate (`Callable`):
+            The collator; its attributes can be read through this one.
+        columns (`Collection[str]`):
+            The columns to leave in, besides those that the collator says it reads (its attributes `image_column`,
+            `label_column`, …).
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any], columns: Collection[str]):
@@ -100,8 +102,8 @@ def chosen_augmentation(
     """What makes views of images, where `args` asks for any.
 
     Raises:
-        InvalidInputError: if `augment` is given for nothing, or if boxes would have to move with the images.
-        ValueError: if torchvision is needed and not installed.
+        InvalidInputError: If `augment` is given for nothing, or if boxes would have to move with the images.
+        ValueError: If torchvision is needed and not installed.
     """
     if not args.augmentation and not args.prototype_augmentations:
         if augment is not None:
@@ -129,7 +131,8 @@ class PreparationCallback(TrainerCallback):
     what the objective looks at.
 
     Args:
-        trainer ([`TaskTrainer`]): the trainer that runs.
+        trainer ([`TaskTrainer`]):
+            The trainer that runs.
     """
 
     def __init__(self, trainer: TaskTrainer):
@@ -147,7 +150,8 @@ def prepare_objective(trainer: TaskTrainer) -> None:
     """Shows the objective the model as it was before the task, and both training sets.
 
     Args:
-        trainer ([`TaskTrainer`]): the trainer that is about to train.
+        trainer ([`TaskTrainer`]):
+            The trainer that is about to train.
     """
     args = trainer.args
     sets: list[Any] = [trainer.train_dataset.retain, trainer.train_dataset.forget]
@@ -163,8 +167,10 @@ def own_batches(trainer: TaskTrainer, datasets: Sequence[Any]) -> Iterator[dict[
     This process's share of data sets, each row once, in batches on the device.
 
     Args:
-        trainer ([`TaskTrainer`]): gives the collator, the device and the number of processes.
-        datasets (sequence of map-style datasets): what to go through.
+        trainer ([`TaskTrainer`]):
+            Gives the collator, the device and the number of processes.
+        datasets (sequence of map-style datasets):
+            What to go through.
     """
     args = trainer.args
     for dataset in datasets:

@@ -36,8 +36,10 @@ def whole_checkpoint(folder: str | os.PathLike, removes: bool = True) -> Iterato
     """Writes a checkpoint in the block, or leaves nothing of it.
 
     Args:
-        folder (`str` or `os.PathLike`): The checkpoint.
-        removes (`bool`, *optional*, defaults to `True`): Whether this process removes what was written so far.
+        folder (`str` or `os.PathLike`):
+            The checkpoint.
+        removes (`bool`, *optional*, defaults to `True`):
+            Whether this process removes what was written so far.
 
     Raises:
         OSError: The write failed (disk full, no permission, ...), with the folder as its `filename`.
@@ -101,11 +103,13 @@ def load_adapters(model: PeftModel, folder: str) -> None:
     adapter is not named "default" or two are active.
 
     Args:
-        model (`PeftModel`): a model with the adapters that the saved one had.
-        folder (`str`): the checkpoint.
+        model (`PeftModel`):
+            A model with the adapters that the saved one had.
+        folder (`str`):
+            The checkpoint.
 
     Raises:
-        InvalidInputError: if the checkpoint is absent or damaged, or its adapters are not those of the model. The
+        InvalidInputError: If the checkpoint is absent or damaged, or its adapters are not those of the model. The
             model is then unchanged.
     """
     files = _adapter_files(folder)
@@ -131,11 +135,13 @@ def load_weights(model: nn.Module, folder: str) -> None:
     of transformers, and leaves out what it does not find.
 
     Args:
-        model (`torch.nn.Module`): a model without adapters, of a class that has `from_pretrained`.
-        folder (`str`): the checkpoint.
+        model (`torch.nn.Module`):
+            A model without adapters, of a class that has `from_pretrained`.
+        folder (`str`):
+            The checkpoint.
 
     Raises:
-        InvalidInputError: if the checkpoint is absent or damaged, or of another architecture. The model is then
+        InvalidInputError: If the checkpoint is absent or damaged, or of another architecture. The model is then
             unchanged.
     """
     if not os.path.isdir(folder):

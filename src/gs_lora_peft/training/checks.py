@@ -59,7 +59,8 @@ def check_types(**given: Any) -> None:
     """Checks the types of arguments that several classes take; what is `None` was not given.
 
     Args:
-        given (`Any`): The arguments by name. The models, `args`, `config` and `label_column` have to be given.
+        given (`Any`):
+            The arguments by name. The models, `args`, `config` and `label_column` have to be given.
 
     Raises:
         InvalidInputError: One is of another type.
@@ -74,7 +75,7 @@ def check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> Non
     """Looks at what the trainer was given, before anything is read.
 
     Raises:
-        InvalidInputError: if something is given that has no place here, or evaluation during training has nothing to
+        InvalidInputError: If something is given that has no place here, or evaluation during training has nothing to
             evaluate on.
     """
     for name in ("train_dataset", "compute_loss_func"):
@@ -104,7 +105,7 @@ def check_model(model: Any, model_init: Any, objective: Any, kwargs: dict[str, A
     """There must be one model, or what makes models, and then nothing that belongs to a single one.
 
     Raises:
-        InvalidInputError: if not.
+        InvalidInputError: If not.
     """
     if (model is None) == (model_init is None):
         given = "both" if model is not None else None
@@ -131,7 +132,7 @@ def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> 
     """Distinct labels of a data set, sorted, read from the label column alone where there is one.
 
     Raises:
-        ValueError: if there is no such column, it is empty in every row, a label or the category of a box is not an
+        ValueError: If there is no such column, it is empty in every row, a label or the category of a box is not an
             integer of at least 0, or the model calls one of the classes something else.
     """
     if isinstance(dataset, Dataset):
@@ -184,15 +185,20 @@ def classes_of_task(
     """The classes to forget and those to keep, sorted.
 
     Args:
-        forget_dataset (map-style dataset): D_f.
-        retain_dataset (map-style dataset): D_r.
-        label_column (`str`): column of the labels, or of annotated boxes.
-        model (`torch.nn.Module`): the model, which must not call the classes something else.
-        forget_classes (`Iterable[int]`, *optional*): the classes to forget; by default those of D_f. Of annotated
-            boxes, where both sets may hold both kinds, they must be known.
+        forget_dataset (map-style dataset):
+            D_f.
+        retain_dataset (map-style dataset):
+            D_r.
+        label_column (`str`):
+            Column of the labels, or of annotated boxes.
+        model (`torch.nn.Module`):
+            The model, which must not call the classes something else.
+        forget_classes (`Iterable[int]`, *optional*):
+            The classes to forget; by default those of D_f. Of annotated boxes, where both sets may hold both kinds,
+            they must be known.
 
     Raises:
-        ValueError: if they are not known or not in D_f; or if labels cannot be read, as [`classes_of`].
+        ValueError: If they are not known or not in D_f; or if labels cannot be read, as [`classes_of`].
     """
     found = classes_of(forget_dataset, label_column, "forget", model)
     kept = classes_of(retain_dataset, label_column, "retain", model)
@@ -228,7 +234,7 @@ def class_ids(name: str, classes: Any) -> list[int]:
     """The ids that an argument gives, sorted.
 
     Raises:
-        ValueError: naming the argument and the value that is not an id.
+        ValueError: Naming the argument and the value that is not an id.
     """
     return sorted(
         checked(
@@ -255,7 +261,7 @@ def check_labels(
     """Forget, retain, old and missing classes must be disjoint and inside the model's head.
 
     Raises:
-        ValueError: naming the classes that are not.
+        ValueError: Naming the classes that are not.
     """
     for name, other in (("retain", retain), ("old", old)):
         if shared := sorted(set(forget) & set(other)):
@@ -301,7 +307,7 @@ def check_evaluation(trainer: TaskTrainer, model: nn.Module, eval_dataset: Any, 
     Reads label columns and lists; what would have to decode samples to know its labels is let through.
 
     Raises:
-        ValueError: if not.
+        ValueError: If not.
     """
     sets = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
     prefixes = {name: "eval" if name is None else f"eval_{name}" for name in sets}
@@ -360,7 +366,7 @@ def check_hold_out(dataset: Any, label_column: str, fraction: float) -> None:
     """Refuses to hold out samples of annotated boxes: an image of one set may be trained on in the other.
 
     Raises:
-        ValueError: if the data set holds some.
+        ValueError: If the data set holds some.
     """
     if is_object_column(dataset, label_column):
         raise InvalidInputError(

@@ -60,14 +60,19 @@ class AdapterSearch(TaskTrainer):
         Needs `model_init` in place of a model: each trial trains an adapter of its own.
 
         Args:
-            hp_space (`Callable`, *optional*), n_trials (`int`, *optional*, defaults to 20), kwargs: as there. A search
-                may set every option of [`GSLoraTrainingArguments`].
-            compute_objective (`Callable`, *optional*): from the metrics of an evaluation to the number that is looked
-                for; by default `eval_h_mean`.
-            direction (`str` or `list[str]`, *optional*): by default `"maximize"` for H, else `"minimize"`.
+            hp_space (`Callable`, *optional*):
+                As there. A search may set every option of [`GSLoraTrainingArguments`].
+            n_trials (`int`, *optional*, defaults to 20):
+                See `hp_space`.
+            kwargs:
+                See `hp_space`.
+            compute_objective (`Callable`, *optional*):
+                From the metrics of an evaluation to the number that is looked for; by default `eval_h_mean`.
+            direction (`str` or `list[str]`, *optional*):
+                By default `"maximize"` for H, else `"minimize"`.
 
         Raises:
-            InvalidInputError: without `model_init` or evaluation data, or where H is to be minimised.
+            InvalidInputError: Without `model_init` or evaluation data, or where H is to be minimised.
         """
         if self.model_init is None:
             raise InvalidInputError(
@@ -203,11 +208,13 @@ class ForgettingEvaluation(ObjectiveEvaluation, TaskTrainer):
         """Acc_r, Acc_f, Acc_o, Acc_m, Drop and H of the model as it is now, on any labelled data; nothing is logged.
 
         Args:
-            dataset (map-style dataset): labelled samples.
-            accuracy_forget_before (`float`, *optional*): Acc_f (of a detector AP_f) before the task, for Drop and H.
+            dataset (map-style dataset):
+                Labelled samples.
+            accuracy_forget_before (`float`, *optional*):
+                Acc_f (of a detector AP_f) before the task, for Drop and H.
 
         Returns:
-            `dict`: as [`continual_forgetting_scores`] gives it, of a detector as [`detection_scores`].
+            `dict`: As [`continual_forgetting_scores`] gives it, of a detector as [`detection_scores`].
         """
         return self._forgetting_scores(self.predict(dataset, metric_key_prefix="score"), accuracy_forget_before)
 

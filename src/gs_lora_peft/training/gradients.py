@@ -40,10 +40,11 @@ def one_low_precision(args: Any) -> Iterator[None]:
     tells: many run well on a base in float16 with `bf16`.
 
     Args:
-        args (`transformers.TrainingArguments`): the arguments.
+        args (`transformers.TrainingArguments`):
+            The arguments.
 
     Raises:
-        InvalidInputError: in place of PyTorch's error.
+        InvalidInputError: In place of PyTorch's error.
     """
     try:
         yield
@@ -83,8 +84,10 @@ class NonFiniteCallback(TrainerCallback):
     told to all, so that they stop at the same step.
 
     Args:
-        trainer ([`TaskTrainer`]): the trainer that runs.
-        watching (`Sequence[Watching]`, *optional*): who else wants flags.
+        trainer ([`TaskTrainer`]):
+            The trainer that runs.
+        watching (`Sequence[Watching]`, *optional*):
+            Who else wants flags.
     """
 
     def __init__(self, trainer: TaskTrainer, watching: Sequence[Watching] = ()):
@@ -201,7 +204,8 @@ def reentrant_checkpoints(model: nn.Module) -> Iterator[None]:
     the backward pass then need not go below the first block that trains.
 
     Args:
-        model (`torch.nn.Module`): the model to train.
+        model (`torch.nn.Module`):
+            The model to train.
     """
     changed = [(module, vars(module)[_FUNCTION]) for module in _reentrant_modules(model)]
     for module, function in changed:
@@ -217,11 +221,13 @@ def check_checkpointing(args: Any, model: nn.Module) -> None:
     """Refuses reentrant checkpoints where DDP looks for unused parameters: it cannot see those inside of them.
 
     Args:
-        args ([`GSLoraTrainingArguments`]): the arguments.
-        model (`torch.nn.Module`): the model to train.
+        args ([`GSLoraTrainingArguments`]):
+            The arguments.
+        model (`torch.nn.Module`):
+            The model to train.
 
     Raises:
-        InvalidInputError: with several processes, unless `ddp_find_unused_parameters` is `False`.
+        InvalidInputError: With several processes, unless `ddp_find_unused_parameters` is `False`.
     """
     if args.world_size <= 1 or args.ddp_find_unused_parameters is False:
         return
@@ -265,8 +271,10 @@ class GradientCallback(TrainerCallback):
     is judged where everything is frozen.
 
     Args:
-        trainer ([`TaskTrainer`]): the trainer that runs.
-        takes_steps (`bool`, *optional*, defaults to `True`): whether the method changes weights by optimizer steps.
+        trainer ([`TaskTrainer`]):
+            The trainer that runs.
+        takes_steps (`bool`, *optional*, defaults to `True`):
+            Whether the method changes weights by optimizer steps.
     """
 
     def __init__(self, trainer: TaskTrainer, takes_steps: bool = True):

@@ -26,8 +26,12 @@ class Refusal:
     """When an option is refused, and why.
 
     Args:
-        when (`Callable`): takes the arguments, or the trainer; `True` where the value cannot be obeyed.
-        expected (`str`), fix (`str`): as in [`InvalidInputError`].
+        when (`Callable`):
+            Takes the arguments, or the trainer; `True` where the value cannot be obeyed.
+        expected (`str`):
+            As in [`InvalidInputError`].
+        fix (`str`):
+            As in [`InvalidInputError`].
     """
 
     when: Callable[[Any], bool]
@@ -248,10 +252,11 @@ def check_by_arguments(args: Any) -> None:
     """Refuses values of inherited options that cannot be obeyed, whatever the model.
 
     Args:
-        args ([`GSLoraTrainingArguments`]): the arguments.
+        args ([`GSLoraTrainingArguments`]):
+            The arguments.
 
     Raises:
-        InvalidInputError: naming the option and the reason.
+        InvalidInputError: Naming the option and the reason.
     """
     for name, refusals in BY_ARGUMENTS.items():
         _check(name, refusals, args, args)
@@ -261,10 +266,11 @@ def check_by_trainer(trainer: Trainer) -> None:
     """Refuses values of inherited options that cannot be obeyed with this model or in so many processes.
 
     Args:
-        trainer (`transformers.Trainer`): the trainer that is being made.
+        trainer (`transformers.Trainer`):
+            The trainer that is being made.
 
     Raises:
-        InvalidInputError: naming the option and the reason.
+        InvalidInputError: Naming the option and the reason.
     """
     for name, refusals in BY_TRAINER.items():
         _check(name, refusals, trainer, trainer.args)

@@ -22,7 +22,8 @@ class LogContinuation(TrainerCallback):
     does not pass again: its row, its evaluation and whatever callbacks do there would be missing.
 
     Args:
-        trainer ([`TaskTrainer`]): the trainer that runs.
+        trainer ([`TaskTrainer`]):
+            The trainer that runs.
     """
 
     def __init__(self, trainer: TaskTrainer):

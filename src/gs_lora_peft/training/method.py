@@ -80,12 +80,17 @@ class Method(TrainerCallback):
     learned in `on_train_end`.
 
     Attributes:
-        name (`str`): Its name in the registry and in ledgers.
-        trains (`"any"`, `"adapter"` or `"weights"`): Whether it works on the adapter of a model, on the weights of a
-            model without one, or on both. Only what trains an adapter can be published or carry out a run.
-        takes_steps (`bool`): `False` for a method that edits the weights in `on_train_begin` and trains nothing.
-        title (`str`): What a model card calls it.
-        trainer ([`TaskTrainer`]): The trainer that runs; set by it.
+        name (`str`):
+            Its name in the registry and in ledgers.
+        trains (`"any"`, `"adapter"` or `"weights"`):
+            Whether it works on the adapter of a model, on the weights of a model without one, or on both. Only what
+            trains an adapter can be published or carry out a run.
+        takes_steps (`bool`):
+            `False` for a method that edits the weights in `on_train_begin` and trains nothing.
+        title (`str`):
+            What a model card calls it.
+        trainer ([`TaskTrainer`]):
+            The trainer that runs; set by it.
 
     Example:
 
@@ -136,9 +141,12 @@ class Method(TrainerCallback):
         model. A method that needs more than another `loss` (views of samples, a prepared teacher) wraps it.
 
         Args:
-            model (`torch.nn.Module`): The model.
-            args ([`GSLoraTrainingArguments`]): Weights, bounds and kinds of the losses.
-            kind (`str`, *optional*): The kind of model, where the caller has named it (see `OBJECTIVES`).
+            model (`torch.nn.Module`):
+                The model.
+            args ([`GSLoraTrainingArguments`]):
+                Weights, bounds and kinds of the losses.
+            kind (`str`, *optional*):
+                The kind of model, where the caller has named it (see `OBJECTIVES`).
         """
         trainer = self.trainer
         classes = {"forget_classes": trainer.forget_classes, "missing_classes": trainer.missing_classes}
@@ -155,9 +163,12 @@ class Method(TrainerCallback):
         """The loss of one joint batch; by default that of the objective. Most rivals are this hook alone.
 
         Args:
-            model (`torch.nn.Module`): The model as the trainer calls it, for a further forward.
-            inputs (`dict`): The joint batch: B samples to keep, then B samples to forget.
-            output ([`ObjectiveOutput`]): What the objective made of it, with the logits of a classifier.
+            model (`torch.nn.Module`):
+                The model as the trainer calls it, for a further forward.
+            inputs (`dict`):
+                The joint batch: B samples to keep, then B samples to forget.
+            output ([`ObjectiveOutput`]):
+                What the objective made of it, with the logits of a classifier.
         """
         return output.loss
 
@@ -221,12 +232,23 @@ class TaskTrainer(Trainer):
     """A Trainer with the data, the classes and the weights of one task; [`ForgettingTrainer`] is made of its parts.
 
     Attributes:
-        trained ([`Trained`]): What trains.
-        task_objective ([`Objective`]): What "forget" and "retain" mean.
-        forget_classes, retain_classes, old_classes, missing_classes (`list[int]`): The role of every class.
-        accuracy_forget_before (`dict[str, float]`): Acc_f (of a detector AP_f) before the task by evaluation set
-            (`"eval"`, or `"eval_<name>"` for a dict of sets), in [0, 1]; Drop and H follow from it.
-        meter ([`LossMeter`]): Running means for the logs.
+        trained ([`Trained`]):
+            What trains.
+        task_objective ([`Objective`]):
+            What "forget" and "retain" mean.
+        forget_classes:
+            The role of every class.
+        retain_classes:
+            The role of every class.
+        old_classes:
+            The role of every class.
+        missing_classes (`list[int]`):
+            The role of every class.
+        accuracy_forget_before (`dict[str, float]`):
+            Acc_f (of a detector AP_f) before the task by evaluation set (`"eval"`, or `"eval_<name>"` for a dict of
+            sets), in [0, 1]; Drop and H follow from it.
+        meter ([`LossMeter`]):
+            Running means for the logs.
     """
 
     args: GSLoraTrainingArguments

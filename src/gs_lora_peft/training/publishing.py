@@ -26,7 +26,7 @@ def repo_to_publish_in(args: Any) -> str:
     """The repository that `--push_to_hub` publishes in: `hub_model_id`, else the name of `output_dir`.
 
     Raises:
-        InvalidInputError: it cannot be a repository on the Hub; the error names the option.
+        InvalidInputError: It cannot be a repository on the Hub; the error names the option.
     """
     name, value = "hub_model_id", args.hub_model_id
     if not value:
@@ -88,22 +88,31 @@ class AdapterPublishing(TaskTrainer):
         several requests with its ledger is published by [`gs_lora_peft.push_to_hub`] instead.
 
         Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`): first line of the commit.
-            blocking (`bool`, *optional*, defaults to `True`): the only choice, an adapter being small.
-            token (`str`, *optional*): by default `args.hub_token`, else the one of `hf auth login`.
-            revision (`str`, *optional*): a branch; by default `args.hub_revision`, else the main one.
-            private (`bool`, *optional*): visibility of a repository that is made; an existing public one is refused
-                unless this is `False`. By default `args.hub_private_repo`, else private.
-            license (`str`, *optional*), dataset (`str`, *optional*), tags (`str` or list of `str`, *optional*): for
-                the card.
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                First line of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                The only choice, an adapter being small.
+            token (`str`, *optional*):
+                By default `args.hub_token`, else the one of `hf auth login`.
+            revision (`str`, *optional*):
+                A branch; by default `args.hub_revision`, else the main one.
+            private (`bool`, *optional*):
+                Visibility of a repository that is made; an existing public one is refused unless this is `False`. By
+                default `args.hub_private_repo`, else private.
+            license (`str`, *optional*):
+                For the card.
+            dataset (`str`, *optional*):
+                For the card.
+            tags (`str` or list of `str`, *optional*):
+                For the card.
 
         Returns:
-            `str` or `None`: address of the commit, in the main process.
+            `str` or `None`: Address of the commit, in the main process.
 
         Raises:
-            ValueError: if the repository's name (`args.hub_model_id`, else the name of `output_dir`) is malformed, it
+            ValueError: If the repository's name (`args.hub_model_id`, else the name of `output_dir`) is malformed, it
                 is public and should not be, belongs to another user or holds something else, or there is no token.
-            huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, or is busy for too long.
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, or is busy for too long.
         """
         if not blocking:
             raise InvalidInputError("blocking", blocking, "True: the adapter is small", "Leave it out.")

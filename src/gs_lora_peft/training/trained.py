@@ -19,7 +19,8 @@ class Trained(ABC):
     """What trains in a model.
 
     Attributes:
-        adapter (`str`, *optional*): Name of the adapter; `None` where the model's own weights train.
+        adapter (`str`, *optional*):
+            Name of the adapter; `None` where the model's own weights train.
     """
 
     adapter: str | None = None
@@ -59,10 +60,12 @@ class TrainedAdapter(Trained):
     """The one LoRA adapter of a model that trains.
 
     Args:
-        model (`torch.nn.Module`): The model, with exactly one adapter that trains and nothing besides it.
+        model (`torch.nn.Module`):
+            The model, with exactly one adapter that trains and nothing besides it.
 
     Attributes:
-        groups ([`LoraGroups`]): The matrices of the adapter.
+        groups ([`LoraGroups`]):
+            The matrices of the adapter.
 
     Raises:
         InvalidInputError: If not exactly one adapter trains, or something else does.
@@ -102,9 +105,11 @@ class TrainedWeights(Trained):
     """Weights of the model itself. They change in place; a copy of them is kept, to know the model before the task.
 
     Args:
-        model (`torch.nn.Module`): A model without adapters.
-        paths (`Iterable[str]`, *optional*): The modules whose weights train, all others are frozen. By default every
-            weight with `requires_grad` trains.
+        model (`torch.nn.Module`):
+            A model without adapters.
+        paths (`Iterable[str]`, *optional*):
+            The modules whose weights train, all others are frozen. By default every weight with `requires_grad`
+            trains.
 
     Raises:
         InvalidInputError: If the model has adapters, or nothing would train.

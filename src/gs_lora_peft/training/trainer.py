@@ -71,18 +71,30 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
     mode.
 
     Args:
-        model (`torch.nn.Module`, *optional*, needed unless `model_init` is given): what the method trains: a
-            `PeftModel` with one LoRA adapter that trains, or a model without adapters.
-        args ([`GSLoraTrainingArguments`], *optional*): by default those with `output_dir="forgetting"`.
-        method ([`Method`]): how to forget, see [`~methods.get_method`].
+        model (`torch.nn.Module`, *optional*, needed unless `model_init` is given):
+            What the method trains: a `PeftModel` with one LoRA adapter that trains, or a model without adapters.
+        args ([`GSLoraTrainingArguments`], *optional*):
+            By default those with `output_dir="forgetting"`.
+        method ([`Method`]):
+            How to forget, see [`~methods.get_method`].
         forget_dataset, retain_dataset, eval_dataset, forget_classes, old_classes, missing_classes, label_column,
-        processing_class, data_collator, augment, model_init, kwargs: as in [`GSLoraTrainer`].
-        objective ([`Objective`] or `str`, *optional*): what "forget" and "retain" mean, or the kind of model by its
-            name in `OBJECTIVES`; by default what suits the model.
+        processing_class:
+            As in [`GSLoraTrainer`].
+        data_collator:
+            As in [`GSLoraTrainer`].
+        augment:
+            As in [`GSLoraTrainer`].
+        model_init:
+            As in [`GSLoraTrainer`].
+        kwargs:
+            As in [`GSLoraTrainer`].
+        objective ([`Objective`] or `str`, *optional*):
+            What "forget" and "retain" mean, or the kind of model by its name in `OBJECTIVES`; by default what suits
+            the model.
 
     Raises:
-        ValueError: as [`GSLoraTrainer`].
-        InvalidInputError: a ValueError, if the method cannot obey `args` or train `model`, or `push_to_hub` is asked
+        ValueError: As [`GSLoraTrainer`].
+        InvalidInputError: A ValueError, if the method cannot obey `args` or train `model`, or `push_to_hub` is asked
             for of a method that leaves no adapter.
 
     Example:

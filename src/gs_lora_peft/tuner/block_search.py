@@ -16,10 +16,13 @@ class Block:
     """A block as indices into the node list.
 
     Args:
-        index (`int`): The block.
-        linears (`list[int]`): Its feed-forward Linears.
-        joint (`int`): The innermost module that holds this feed-forward and a mixer; the block itself, part of it, or,
-            where feed-forward and mixer are elements of one list, what holds that list.
+        index (`int`):
+            The block.
+        linears (`list[int]`):
+            Its feed-forward Linears.
+        joint (`int`):
+            The innermost module that holds this feed-forward and a mixer; the block itself, part of it, or, where
+            feed-forward and mixer are elements of one list, what holds that list.
     """
 
     index: int
@@ -34,7 +37,8 @@ def search_blocks(nodes: list[Node]) -> list[Block]:
     beside a mixer. So a block with a well-named MLP is never given something else of the same shape.
 
     Args:
-        nodes (`list[Node]`): What [`read_structure`] returned.
+        nodes (`list[Node]`):
+            What [`read_structure`] returned.
 
     Returns:
         `list[Block]`: The blocks; empty if there are none.

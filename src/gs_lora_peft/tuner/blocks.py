@@ -79,9 +79,12 @@ def find_attention_blocks(
     its block, and where a model has no feed-forward Linears (fused experts) the element around the attention is.
 
     Args:
-        model (`nn.Module`): As for [`find_ffn_blocks`].
-        block_pattern (`str`, *optional*): As for [`find_ffn_blocks`].
-        exclude_blocks (`str`, *optional*): As for [`find_ffn_blocks`].
+        model (`nn.Module`):
+            As for [`find_ffn_blocks`].
+        block_pattern (`str`, *optional*):
+            As for [`find_ffn_blocks`].
+        exclude_blocks (`str`, *optional*):
+            As for [`find_ffn_blocks`].
 
     Returns:
         `dict[str, list[str]]`: Block path → paths of its attention projections, both in module order.
@@ -128,11 +131,13 @@ def find_blocks_of(model: nn.Module, module_paths: Iterable[str]) -> dict[str, s
     """Finds the block that each of the given modules belongs to; used where the user chose the target modules.
 
     Args:
-        model (`nn.Module`): As for [`find_ffn_blocks`].
-        module_paths (`Iterable[str]`): Paths of modules of `model`, as in `named_modules()` without PEFT's wrappers.
+        model (`nn.Module`):
+            As for [`find_ffn_blocks`].
+        module_paths (`Iterable[str]`):
+            Paths of modules of `model`, as in `named_modules()` without PEFT's wrappers.
 
     Returns:
-        `dict[str, str]`: Module path → block path, in the order given: the block found around it, else the innermost
+        `dict[str, str]`: Module path → block path, in the order given: the block found around it, else the innermost.
         element of a `ModuleList`, `Sequential` or `ModuleDict` around it, else the module's own path.
 
     Raises:
@@ -158,7 +163,8 @@ def warn_of_fused_experts(model: nn.Module) -> None:
     """Warns where a model has experts that no target reaches; [`find_ffn_blocks`] does so by itself.
 
     Args:
-        model (`nn.Module`): As for [`find_ffn_blocks`].
+        model (`nn.Module`):
+            As for [`find_ffn_blocks`].
 
     Warns:
         UserWarning: If experts are fused into 3-D parameters.

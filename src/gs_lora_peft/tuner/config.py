@@ -92,11 +92,13 @@ def check_plain_lora(values: Mapping[str, Any], what: str = "GS-LoRA") -> None:
     """Refuse options of `LoraConfig` that go beyond plain LoRA on whole matrices.
 
     Args:
-        values (`Mapping[str, Any]`): fields of a `LoraConfig`; those that are absent are at their defaults.
-        what (`str`, *optional*, defaults to `"GS-LoRA"`): what they do not work with, for the message.
+        values (`Mapping[str, Any]`):
+            Fields of a `LoraConfig`; those that are absent are at their defaults.
+        what (`str`, *optional*, defaults to `"GS-LoRA"`):
+            What they do not work with, for the message.
 
     Raises:
-        InvalidInputError: naming the first option that cannot work, its value, the reason and the fix.
+        InvalidInputError: Naming the first option that cannot work, its value, the reason and the fix.
     """
     for name, reason in _REFUSED.items():
         value = values.get(name)
@@ -171,7 +173,7 @@ class GSLoraConfig(LoraConfig):
     is still the keyword, and it decides.
 
     Raises:
-        ValueError: if an option of `LoraConfig` is set that cannot work with groups that are exactly zero or with the
+        ValueError: If an option of `LoraConfig` is set that cannot work with groups that are exactly zero or with the
             plain LoRA export (DoRA, bias training, `modules_to_save` and the task types that imply it, initialisations
             that change base weights, layer replication, …), if a rank is below 1, if `lora_alpha` is 0 or not finite,
             if `lora_dropout` is outside [0, 1), if a pattern is an invalid regex, or if `layers_to_transform` is

@@ -54,17 +54,21 @@ def export_lora(
     while it loads.
 
     Args:
-        model_or_folder (`PeftModel`, `str` or `os.PathLike`): a live model, or a folder that `save_pretrained` wrote.
-        out (`str` or `os.PathLike`): folder to write to; made if missing. Both files are replaced atomically.
-        adapter_name (`str`, *optional*): which adapter of a live model. By default the active one, if only one is.
-        base_model_name_or_path (`str`, *optional*): what the configuration calls the base model. By default the name
-            it was loaded by, which for a local folder is a path on this machine.
+        model_or_folder (`PeftModel`, `str` or `os.PathLike`):
+            A live model, or a folder that `save_pretrained` wrote.
+        out (`str` or `os.PathLike`):
+            Folder to write to; made if missing. Both files are replaced atomically.
+        adapter_name (`str`, *optional*):
+            Which adapter of a live model. By default the active one, if only one is.
+        base_model_name_or_path (`str`, *optional*):
+            What the configuration calls the base model. By default the name it was loaded by, which for a local folder
+            is a path on this machine.
 
     Returns:
         `pathlib.Path`: `out`.
 
     Raises:
-        InvalidInputError: if the adapter does not exist, if several are active and none is named, if the folder holds
+        InvalidInputError: If the adapter does not exist, if several are active and none is named, if the folder holds
             no readable adapter, or if the adapter is of a type, or has options, that have no plain LoRA form. Nothing
             has been written then.
     """
@@ -91,10 +95,11 @@ def drop_zero_pairs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Leave out every LoRA pair whose product is zero because one of its factors is.
 
     Args:
-        tensors (`dict[str, torch.Tensor]`): an adapter's state dict as PEFT saves it.
+        tensors (`dict[str, torch.Tensor]`):
+            An adapter's state dict as PEFT saves it.
 
     Returns:
-        `dict[str, torch.Tensor]`: contiguous CPU tensors, sorted by name.
+        `dict[str, torch.Tensor]`: Contiguous CPU tensors, sorted by name.
     """
     zero = {_pair_of(name) for name, tensor in tensors.items() if _pair_of(name) and not tensor.any()}
     return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors) if _pair_of(name) not in zero}

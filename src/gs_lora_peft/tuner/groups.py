@@ -33,19 +33,25 @@ class LoraGroups:
     that `inject_adapter_in_model` or transformers' `add_adapter` has changed.
 
     Args:
-        model (`torch.nn.Module`): a model that holds the adapter.
-        adapter_name (`str`, *optional*, defaults to `"default"`): the adapter.
-        group_by (`"block"`, `"module"` or `"matrix"`, *optional*): what is kept or dropped together. By default what
-            the adapter's [`GSLoraConfig`] says, or `"block"` where it has none.
+        model (`torch.nn.Module`):
+            A model that holds the adapter.
+        adapter_name (`str`, *optional*, defaults to `"default"`):
+            The adapter.
+        group_by (`"block"`, `"module"` or `"matrix"`, *optional*):
+            What is kept or dropped together. By default what the adapter's [`GSLoraConfig`] says, or `"block"` where
+            it has none.
 
     Attributes:
-        names (`list[str]`): block paths, module paths, or `"<module path>.lora_A"` / `".lora_B"`, in module order. By
-            matrix, a matrix whose partner is dropped can no longer contribute and is dropped with it.
-        sizes (`list[int]`): number of entries of each group.
-        parameters (`list[torch.nn.Parameter]`): the matrices; `group_of[i]` is the group of `parameters[i]`.
+        names (`list[str]`):
+            Block paths, module paths, or `"<module path>.lora_A"` / `".lora_B"`, in module order. By matrix, a matrix
+            whose partner is dropped can no longer contribute and is dropped with it.
+        sizes (`list[int]`):
+            Number of entries of each group.
+        parameters (`list[torch.nn.Parameter]`):
+            The matrices; `group_of[i]` is the group of `parameters[i]`.
 
     Raises:
-        ValueError: if the model holds no LoRA matrices of that adapter, or `group_by` is unknown.
+        ValueError: If the model holds no LoRA matrices of that adapter, or `group_by` is unknown.
     """
 
     def __init__(self, model: nn.Module, adapter_name: str = "default", group_by: str | None = None):
@@ -126,7 +132,7 @@ class LoraGroups:
         A group of a positive norm need not change anything yet, see [`~LoraGroups.changed`].
 
         Returns:
-            `torch.Tensor`: float32, shape `(number of groups,)`, on the device of the first matrix. This is the norm
+            `torch.Tensor`: float32, shape `(number of groups,)`, on the device of the first matrix. This is the norm.
             that is penalised, not the sum of per-matrix norms.
         """
         squares = nn.functional.pad(self._matrix_norms().square_(), (0, 1))
@@ -140,7 +146,7 @@ class LoraGroups:
         means wherever groups are counted, and what [`export_lora`] writes.
 
         Returns:
-            `torch.Tensor`: bool, shape `(number of groups,)`, on the device of the first matrix.
+            `torch.Tensor`: Bool, shape `(number of groups,)`, on the device of the first matrix.
         """
         # By the largest entry: the square of a small one may be zero. The two factors of a pair are neighbours.
         both = (self._matrix_norms(math.inf) != 0).view(-1, 2).all(dim=1)
@@ -177,17 +183,20 @@ class LoraGroups:
         group that has reached zero stays exactly zero from then on, also where momentum would move it away again.
 
         Args:
-            step (`float` or `torch.Tensor`): learning rate of the optimizer's step just taken, times the sparsity
-                weight α. A tensor may hold one value per group.
-            scale (`"sqrt_size"` or `"none"`, *optional*, defaults to `"sqrt_size"`): with √n_g, n_g the number of
-                entries of the group, α is compared with how far one *entry* moves. An Adam step moves a group of n
-                entries by up to lr · √n, so only then does one α suit models of every size.
-            keep_last (`bool`, *optional*, defaults to `False`): where the step would drop every group that is left,
-                the one with the largest ‖g‖ / t_g stays as it is (by matrix, its partner too). A group that is alone
-                is not shrunk either: there is nothing left to choose from.
+            step (`float` or `torch.Tensor`):
+                Learning rate of the optimizer's step just taken, times the sparsity weight α. A tensor may hold one
+                value per group.
+            scale (`"sqrt_size"` or `"none"`, *optional*, defaults to `"sqrt_size"`):
+                With √n_g, n_g the number of entries of the group, α is compared with how far one *entry* moves. An
+                Adam step moves a group of n entries by up to lr · √n, so only then does one α suit models of every
+                size.
+            keep_last (`bool`, *optional*, defaults to `False`):
+                Where the step would drop every group that is left, the one with the largest ‖g‖ / t_g stays as it is
+                (by matrix, its partner too). A group that is alone is not shrunk either: there is nothing left to
+                choose from.
 
         Raises:
-            ValueError: if `step` is a negative or non-finite number (a tensor is not looked at, which would take a
+            ValueError: If `step` is a negative or non-finite number (a tensor is not looked at, which would take a
                 host synchronisation), or `scale` is unknown.
         """
         checked("scale", scale, GroupScale)
@@ -243,11 +252,12 @@ class LoraGroups:
         `lora_B` that is zero only because its `lora_A` has not been trained yet is left alone.
 
         Args:
-            is_zero (`Sequence[bool]`, *optional*): whether each group is zero, where the caller has fetched
-                `norms() == 0` already; there is no host synchronisation then.
+            is_zero (`Sequence[bool]`, *optional*):
+                Whether each group is zero, where the caller has fetched `norms() == 0` already; there is no host
+                synchronisation then.
 
         Returns:
-            `list[str]`: the groups frozen by this call.
+            `list[str]`: The groups frozen by this call.
         """
         self._prepare()
         if is_zero is None:
@@ -295,7 +305,7 @@ class LoraGroups:
         """What a log or a ledger records (one host synchronisation).
 
         Returns:
-            `dict`: `{"total": int, "active": [names], "zero": [names], "zero_group_ratio": float}`; a group is active
+            `dict`: `{"total": int, "active": [names], "zero": [names], "zero_group_ratio": float}`; a group is active.
             if it changes the model, see [`~LoraGroups.changed`], and zero otherwise.
         """
         zero = self.zero_groups()

@@ -50,14 +50,18 @@ class GSLoraModel(LoraModel):
     `inject_adapter_in_model`, keep no tuner, so that transformers' own functions decide which adapter trains.
 
     Args:
-        model (`torch.nn.Module`): the model to adapt, in place.
-        config ([`GSLoraConfig`]): the configuration.
-        adapter_name (`str`): name of the adapter; no dots. Defaults to `"default"`.
-        low_cpu_mem_usage (`bool`): create the LoRA matrices on the meta device. Defaults to `False`.
+        model (`torch.nn.Module`):
+            The model to adapt, in place.
+        config ([`GSLoraConfig`]):
+            The configuration.
+        adapter_name (`str`):
+            Name of the adapter; no dots. Defaults to `"default"`.
+        low_cpu_mem_usage (`bool`):
+            Create the LoRA matrices on the meta device. Defaults to `False`.
 
     Raises:
-        NoFFNFoundError: if the model has no feed-forward Linear to put LoRA on.
-        InvalidInputError: if the adapter's name has a dot, a block pattern leaves no block, or a target is not Linear.
+        NoFFNFoundError: If the model has no feed-forward Linear to put LoRA on.
+        InvalidInputError: If the adapter's name has a dot, a block pattern leaves no block, or a target is not Linear.
     """
 
     # requires_grad as it was before the adapters were disabled; `None` while they are enabled.

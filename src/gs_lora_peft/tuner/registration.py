@@ -20,7 +20,7 @@ def add_peft_type(name: str) -> PeftType:
     """Add `name` to [`peft.PeftType`], or return the member that is already there.
 
     Raises:
-        RuntimeError: if this Python's enums do not take the new member, so that nothing fails later and silently.
+        RuntimeError: If this Python's enums do not take the new member, so that nothing fails later and silently.
     """
     if name in PeftType.__members__:
         return PeftType[name]

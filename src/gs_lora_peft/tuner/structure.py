@@ -86,15 +86,24 @@ class Node:
     """One module of the flattened model.
 
     Args:
-        path (`str`): Dotted path from the model that was given, without anything PEFT put in between.
-        module (`nn.Module`): The module itself; for one wrapped by PEFT, the layer underneath.
-        parent (`int`): Index of the parent in the list, -1 for the root.
-        is_element (`bool`): Whether the parent is a `ModuleList`, `Sequential` or `ModuleDict`.
-        shape (`tuple[int, int]`, *optional*): (in, out) features if this is a Linear.
-        end (`int`): Index one past the last descendant; descendants of node i are `nodes[i + 1 : nodes[i].end]`.
-        role (`str`): What the module is by its own name and class.
-        region (`str`): What it is part of: its own role or that of the module around it.
-        region_root (`int`): Index of the module that the region begins with, e.g. the whole attention; -1 if in none.
+        path (`str`):
+            Dotted path from the model that was given, without anything PEFT put in between.
+        module (`nn.Module`):
+            The module itself; for one wrapped by PEFT, the layer underneath.
+        parent (`int`):
+            Index of the parent in the list, -1 for the root.
+        is_element (`bool`):
+            Whether the parent is a `ModuleList`, `Sequential` or `ModuleDict`.
+        shape (`tuple[int, int]`, *optional*):
+            (in, out) features if this is a Linear.
+        end (`int`):
+            Index one past the last descendant; descendants of node i are `nodes[i + 1 : nodes[i].end]`.
+        role (`str`):
+            What the module is by its own name and class.
+        region (`str`):
+            What it is part of: its own role or that of the module around it.
+        region_root (`int`):
+            Index of the module that the region begins with, e.g. the whole attention; -1 if in none.
     """
 
     path: str
@@ -130,8 +139,9 @@ def read_structure(model: nn.Module) -> list[Node]:
     """Flattens a model into nodes in the order of `named_modules`, each with its role and region.
 
     Args:
-        model (`nn.Module`): Any model. PEFT wrappers are looked through, so that the paths are those of the unwrapped
-            model; those of a `PeftModel` are relative to its base model (`get_submodule` understands them on both).
+        model (`nn.Module`):
+            Any model. PEFT wrappers are looked through, so that the paths are those of the unwrapped model; those of a
+            `PeftModel` are relative to its base model (`get_submodule` understands them on both).
 
     Returns:
         `list[Node]`: The nodes; a module shared by several parents appears once, under its first path.

@@ -67,8 +67,10 @@ class ResolvedNames(set):
     """Full names of modules that answer a keyword.
 
     Args:
-        names (`Iterable[str]`): The names.
-        keyword (`str`): The keyword.
+        names (`Iterable[str]`):
+            The names.
+        keyword (`str`):
+            The keyword.
     """
 
     def __init__(self, names: Iterable[str] = (), keyword: str | None = None):
@@ -86,8 +88,10 @@ class ResolvedPattern(str):
     """The same as a regular expression, where a list of names would match other modules, too.
 
     Args:
-        pattern (`str`): The regular expression.
-        keyword (`str`): The keyword.
+        pattern (`str`):
+            The regular expression.
+        keyword (`str`):
+            The keyword.
     """
 
     keyword: str | None = None
@@ -117,8 +121,10 @@ def exact_targets(paths: list[str], known_paths: Iterable[str]) -> list[str] | s
     module's name, a regular expression.
 
     Args:
-        paths (`list[str]`): Full names of the modules.
-        known_paths (`Iterable[str]`): Full names of all modules of the model, as far as they are known.
+        paths (`list[str]`):
+            Full names of the modules.
+        known_paths (`Iterable[str]`):
+            Full names of all modules of the model, as far as they are known.
 
     Returns:
         `list[str]` or `str`: "layers.0.fc1" in a list would also hit "decoder.layers.0.fc1".

@@ -50,15 +50,23 @@ class Annotations:
     The annotations of a dataset's images, one behind the other in the order of its rows.
 
     Attributes:
-        rows (`np.ndarray` of shape `(n,)`, int64): row of the dataset.
-        boxes (`np.ndarray` of shape `(n, 4)`, float64): (x, y, w, h) in pixels.
-        categories (`np.ndarray` of shape `(n,)`, int64): category id.
-        crowd (`np.ndarray` of shape `(n,)`, bool): regions of many objects, which are not training samples.
-        names (`list[str]` or `None`): names of the categories by id.
-        stored (`pyarrow.Array`): every box of `column` as it was stored, not always of four numbers.
-        places (`np.ndarray` of shape `(n,)`, int64): where the annotation stands in `column`.
-        column ([`ObjectColumn`]): the same annotations as they are stored, as `bbox`, `category` and what else there
-            is; with those of rows that the dataset has left out.
+        rows (`np.ndarray` of shape `(n,)`, int64):
+            Row of the dataset.
+        boxes (`np.ndarray` of shape `(n, 4)`, float64):
+            (x, y, w, h) in pixels.
+        categories (`np.ndarray` of shape `(n,)`, int64):
+            Category id.
+        crowd (`np.ndarray` of shape `(n,)`, bool):
+            Regions of many objects, which are not training samples.
+        names (`list[str]` or `None`):
+            Names of the categories by id.
+        stored (`pyarrow.Array`):
+            Every box of `column` as it was stored, not always of four numbers.
+        places (`np.ndarray` of shape `(n,)`, int64):
+            Where the annotation stands in `column`.
+        column ([`ObjectColumn`]):
+            The same annotations as they are stored, as `bbox`, `category` and what else there is; with those of rows
+            that the dataset has left out.
     """
 
     rows: np.ndarray
@@ -82,24 +90,28 @@ def prepare_boxes(
     """Brings annotated boxes into the one layout that splitting, collating and scoring read, and checks them.
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.DatasetDict`): One row for each image. Its column of annotations is a
-            struct of lists or a list of structs. Boxes are called `bbox`, `bboxes` or `boxes`, categories `category`,
-            `categories`, `category_id`, `label` or `labels`: a `ClassLabel`, names, or ids. Boxes are
-            compared with the columns `width` and `height`; without these with the headers of the images in `image`
-            (or the only column of them), as far as they are in the dataset or in local files. Other images are not
-            compared.
-        objects_column (`str`, *optional*, defaults to `"objects"`): The column of annotations.
-        label2id (`Mapping[str, int]`, *optional*): `model.config.label2id`, to number the categories as the model
-            does; ids may be text ("0"). A name may list synonyms, separated by commas. Without it names are numbered
-            in their own order, and categories that have ids keep them.
-        box_format (`str`, *optional*, defaults to `"xywh"`): What the boxes are now: `"xywh"` (left, top, width,
-            height, as COCO has them) or `"xyxy"` (left, top, right, bottom), in pixels.
-        invalid (`str`, *optional*, defaults to `"raise"`): What happens to boxes without area, with values that are
-            not finite, or wholly outside their image: `"raise"`, or `"drop"` these annotations. COCO has a few. Boxes
-            that reach beyond the image stay; image processors cut them off.
+        dataset (`datasets.Dataset` or `datasets.DatasetDict`):
+            One row for each image. Its column of annotations is a struct of lists or a list of structs. Boxes are
+            called `bbox`, `bboxes` or `boxes`, categories `category`, `categories`, `category_id`, `label` or
+            `labels`: a `ClassLabel`, names, or ids. Boxes are compared with the columns `width` and `height`; without
+            these with the headers of the images in `image` (or the only column of them), as far as they are in the
+            dataset or in local files. Other images are not compared.
+        objects_column (`str`, *optional*, defaults to `"objects"`):
+            The column of annotations.
+        label2id (`Mapping[str, int]`, *optional*):
+            `model.config.label2id`, to number the categories as the model does; ids may be text ("0"). A name may list
+            synonyms, separated by commas. Without it names are numbered in their own order, and categories that have
+            ids keep them.
+        box_format (`str`, *optional*, defaults to `"xywh"`):
+            What the boxes are now: `"xywh"` (left, top, width, height, as COCO has them) or `"xyxy"` (left, top,
+            right, bottom), in pixels.
+        invalid (`str`, *optional*, defaults to `"raise"`):
+            What happens to boxes without area, with values that are not finite, or wholly outside their image:
+            `"raise"`, or `"drop"` these annotations. COCO has a few. Boxes that reach beyond the image stay; image
+            processors cut them off.
 
     Returns:
-        `datasets.Dataset` or `datasets.DatasetDict`: The dataset with `objects_column` as a struct of lists: `bbox`
+        `datasets.Dataset` or `datasets.DatasetDict`: The dataset with `objects_column` as a struct of lists: `bbox`.
         (x, y, w, h), `category` (a `ClassLabel` where there are names) and every other field there was.
 
     Raises:
@@ -144,7 +156,7 @@ def checked_annotations(dataset: Dataset, objects_column: str) -> Annotations:
     Raises:
         InvalidBoxError: A box has no area, is not finite or lies outside its image, by the columns `width` and
             `height` alone: the headers of the images are read once, by [`prepare_boxes`].
-        ValueError: see [`prepare_boxes`].
+        ValueError: See [`prepare_boxes`].
     """
     annotations = read_annotations(dataset, objects_column)
     _refuse_invalid(annotations, _invalid(annotations, stored_sizes(dataset)))

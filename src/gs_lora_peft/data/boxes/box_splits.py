@@ -50,9 +50,12 @@ def split_boxes(
     it. Crowds (`iscrowd`) put no image into a part.
 
     Args:
-        dataset (`datasets.Dataset`): One row for each image, in any layout that [`prepare_boxes`] reads.
-        forget (`Sequence[str | int]`): The categories to forget, by name or id.
-        objects_column (`str`, *optional*, defaults to `"objects"`): The column of annotations.
+        dataset (`datasets.Dataset`):
+            One row for each image, in any layout that [`prepare_boxes`] reads.
+        forget (`Sequence[str | int]`):
+            The categories to forget, by name or id.
+        objects_column (`str`, *optional*, defaults to `"objects"`):
+            The column of annotations.
         old (`Sequence[str | int]`, *optional*, defaults to none):
             Categories that earlier tasks forgot. They need not have images.
         missing (`Sequence[str | int]`, *optional*, defaults to none):
@@ -61,11 +64,13 @@ def split_boxes(
             The categories to keep and to show.
         replay_ratio (`float`, *optional*, defaults to 1.0):
             The share in (0, 1] of each retained category's images that goes into D_r, rounded half up, one at least.
-        shots (`int`, *optional*): Draw so many images for every category to forget and for every one to retain.
-        seed (`int`, *optional*, defaults to 1337): Decides which images `replay_ratio` and `shots` draw.
+        shots (`int`, *optional*):
+            Draw so many images for every category to forget and for every one to retain.
+        seed (`int`, *optional*, defaults to 1337):
+            Decides which images `replay_ratio` and `shots` draw.
 
     Returns:
-        [`ForgettingSplit`]: The four parts and their classes; `objects_column` of each is a struct of lists with
+        [`ForgettingSplit`]: The four parts and their classes; `objects_column` of each is a struct of lists with.
         `bbox`, `category` and every other field there was. `old` and `missing` hold the images with objects of these
         categories, and only their annotations. Images without annotations are in no part.
 
@@ -118,15 +123,18 @@ def train_validation_boxes(
     """Takes a validation part out of training images, about the same share of every category.
 
     Args:
-        dataset (`datasets.Dataset`): One row for each image, in any layout that [`prepare_boxes`] reads.
-        objects_column (`str`, *optional*, defaults to `"objects"`): The column of annotations.
+        dataset (`datasets.Dataset`):
+            One row for each image, in any layout that [`prepare_boxes`] reads.
+        objects_column (`str`, *optional*, defaults to `"objects"`):
+            The column of annotations.
         fraction (`float`, *optional*, defaults to 0.1):
             The share in (0, 1) of each category's images that is drawn, rounded half up. Categories share images where
             they can. One image of each category stays in the training part whatever the share.
-        seed (`int`, *optional*, defaults to 1337): Decides which images are taken.
+        seed (`int`, *optional*, defaults to 1337):
+            Decides which images are taken.
 
     Returns:
-        `tuple[datasets.Dataset, datasets.Dataset]`: The training part and the validation part, both in the order of
+        `tuple[datasets.Dataset, datasets.Dataset]`: The training part and the validation part, both in the order of.
         the dataset. Images without annotations are in the training part.
 
     Raises:

@@ -19,11 +19,13 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
     """A dataset of a COCO annotation file (`instances_*.json`) and its folder of images.
 
     Args:
-        annotation_file (`str` or `os.PathLike`): JSON with `images`, `annotations` and `categories`.
-        image_folder (`str` or `os.PathLike`): Where the files named in `images` are. They are read when a row is.
+        annotation_file (`str` or `os.PathLike`):
+            JSON with `images`, `annotations` and `categories`.
+        image_folder (`str` or `os.PathLike`):
+            Where the files named in `images` are. They are read when a row is.
 
     Returns:
-        `datasets.Dataset`: A row for each image, in the order of the file: `image_id`, `image`, `width`, `height` and
+        `datasets.Dataset`: A row for each image, in the order of the file: `image_id`, `image`, `width`, `height` and.
         `objects` with `id`, `bbox` (x, y, w, h in pixels), `category`, `area` and `iscrowd`. Category ids count the
         categories in the order of COCO's ids, which may have gaps; `prepare_boxes(..., label2id=...)` numbers them as
         a model does.

@@ -42,25 +42,27 @@ class DetectionCollator:
     `pixel_mask`, are padded to one size and otherwise taken as they are.
 
     Args:
-        processor (`transformers.BaseImageProcessor` or `None`): the model's image processor. Rows of a transform that
-            has called it, with images of one size, need none.
-        forget_classes (`Iterable[int]`, *optional*): ids of the categories that the task forgets. Each label then says
-            in `forget` which of its boxes are of these; training wants it, evaluation does not.
-        num_labels (`int`, *optional*): how many categories the model's head knows, to refuse others.
-        image_column (`str`, *optional*, defaults to `"image"`): column of the images, in any form that
-            [`to_image`] knows.
-        objects_column (`str`, *optional*, defaults to `"objects"`): column of annotations, see [`prepare_boxes`];
-            categories are ids.
+        processor (`transformers.BaseImageProcessor` or `None`):
+            The model's image processor. Rows of a transform that has called it, with images of one size, need none.
+        forget_classes (`Iterable[int]`, *optional*):
+            Ids of the categories that the task forgets. Each label then says in `forget` which of its boxes are of
+            these; training wants it, evaluation does not.
+        num_labels (`int`, *optional*):
+            How many categories the model's head knows, to refuse others.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            Column of the images, in any form that [`to_image`] knows.
+        objects_column (`str`, *optional*, defaults to `"objects"`):
+            Column of annotations, see [`prepare_boxes`]; categories are ids.
 
     Returns:
-        `dict`: `pixel_values` of shape `(images, channels, height, width)`, where the processor pads `pixel_mask` of
+        `dict`: `pixel_values` of shape `(images, channels, height, width)`, where the processor pads `pixel_mask` of.
         shape `(images, height, width)`, and `labels`, for each image a `dict` with `class_labels` (int64, `(n,)`),
         `boxes` ((cx, cy, w, h) as shares of the image, float32, `(n, 4)`), with `forget_classes` `forget` (bool,
         `(n,)`), where there are crowds `crowd_labels` and `crowd_boxes` of the same form, and what else the processor
         adds.
 
     Raises:
-        ValueError: a row has no image or no annotations; a box has no area, is not finite or lies outside the image;
+        ValueError: A row has no image or no annotations; a box has no area, is not finite or lies outside the image;
             or the head does not know a category.
 
     Example:

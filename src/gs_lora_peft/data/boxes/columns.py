@@ -23,11 +23,16 @@ class ObjectColumn:
     All annotations of the table under a dataset, flattened, whichever of the usual layouts they are stored in.
 
     Attributes:
-        lengths (`np.ndarray` of shape `(rows,)`, int64): number of annotations of each row of the table.
-        fields (`dict[str, pyarrow.Array]`): one value for each annotation, the rows' one behind the other.
-        features (`dict[str, Any]`): the `datasets` feature of one value of each field.
-        boxes (`str`): which field holds the boxes.
-        categories (`str`): which field holds the categories.
+        lengths (`np.ndarray` of shape `(rows,)`, int64):
+            Number of annotations of each row of the table.
+        fields (`dict[str, pyarrow.Array]`):
+            One value for each annotation, the rows' one behind the other.
+        features (`dict[str, Any]`):
+            The `datasets` feature of one value of each field.
+        boxes (`str`):
+            Which field holds the boxes.
+        categories (`str`):
+            Which field holds the categories.
     """
 
     lengths: np.ndarray
@@ -40,7 +45,8 @@ class ObjectColumn:
         """The same rows with some annotations only.
 
         Args:
-            kept (`np.ndarray` of shape `(annotations,)`, bool): which ones.
+            kept (`np.ndarray` of shape `(annotations,)`, bool):
+                Which ones.
         """
         rows = np.repeat(np.arange(len(self.lengths)), self.lengths)
         lengths = np.bincount(rows[kept], minlength=len(self.lengths))
@@ -70,7 +76,7 @@ def read_object_column(dataset: Dataset, column: str) -> ObjectColumn:
     """The annotations of the table under a dataset, with those of rows that the dataset has left out.
 
     Raises:
-        InvalidInputError: there is no such column, or it holds no boxes and categories.
+        InvalidInputError: There is no such column, or it holds no boxes and categories.
     """
     if column not in dataset.features:
         found = [name for name in dataset.features if is_object_column(dataset, name)]
@@ -96,9 +102,12 @@ def replaced(dataset: Dataset, column: str, objects: ObjectColumn, rows: np.ndar
     """The dataset with other annotations; nothing else of it is copied.
 
     Args:
-        dataset (`datasets.Dataset`): what the annotations were read from.
-        column (`str`): the column of annotations.
-        objects ([`ObjectColumn`]): the new ones, of all rows of the table.
+        dataset (`datasets.Dataset`):
+            What the annotations were read from.
+        column (`str`):
+            The column of annotations.
+        objects ([`ObjectColumn`]):
+            The new ones, of all rows of the table.
         rows (`np.ndarray` of shape `(n,)`, *optional*, defaults to all):
             Rows of the dataset to take, in this order.
     """
@@ -220,11 +229,13 @@ def header_sizes(dataset: Dataset, rows: np.ndarray) -> np.ndarray | None:
     """Width and height of some images as training sees them. Their pixels are not decoded.
 
     Args:
-        dataset (`datasets.Dataset`): Images are read from `image`, else from the only column that holds any.
-        rows (`np.ndarray` of shape `(n,)`, int64): Which rows to read.
+        dataset (`datasets.Dataset`):
+            Images are read from `image`, else from the only column that holds any.
+        rows (`np.ndarray` of shape `(n,)`, int64):
+            Which rows to read.
 
     Returns:
-        `np.ndarray` of shape `(rows of the dataset, 2)`, float64: Infinite for other rows and for images that cannot
+        `np.ndarray` of shape `(rows of the dataset, 2)`, float64: Infinite for other rows and for images that cannot.
         be opened here, as those at remote addresses. `None` where no column of images was found.
     """
     columns = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]

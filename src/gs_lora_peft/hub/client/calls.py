@@ -46,8 +46,16 @@ class HubRefusalError(InvalidInputError):
     """The Hub refuses a call for good.
 
     Attributes:
-        name, value, expected, fix: As in [`InvalidInputError`]; the value is the id of the repository.
-        status (`int` or `None`): The HTTP status of the answer.
+        name:
+            As in [`InvalidInputError`]; the value is the id of the repository.
+        value:
+            As in [`InvalidInputError`]; the value is the id of the repository.
+        expected:
+            As in [`InvalidInputError`]; the value is the id of the repository.
+        fix:
+            As in [`InvalidInputError`]; the value is the id of the repository.
+        status (`int` or `None`):
+            The HTTP status of the answer.
     """
 
     def __init__(self, name: str, value: Any, expected: str, fix: str = "", status: int | None = None):
@@ -334,7 +342,8 @@ def find_source(
             Whether the cache holds this repository; by default whether it holds `filename`.
 
     Returns:
-        [`Source`]: A path that exists, a repository that exists, or one that is in the cache while the Hub is away. If
+        [`Source`]: A path that exists, a repository that exists, or one that is in the cache while the Hub is away.
+            If.
         the Hub is busy, this decides nothing: the library that loads repeats its calls.
 
     Raises:

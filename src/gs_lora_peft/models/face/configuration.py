@@ -37,18 +37,25 @@ class FaceTransformerConfig(ViTConfig):
     depth 6 on aligned faces of 112×112 pixels in patches of 8×8, with a CosFace head.
 
     Args:
-        image_size (`int`, *optional*, defaults to 112): height and width of the input, in pixels.
-        patch_size (`int`, *optional*, defaults to 8): height and width of a patch, in pixels.
+        image_size (`int`, *optional*, defaults to 112):
+            Height and width of the input, in pixels.
+        patch_size (`int`, *optional*, defaults to 8):
+            Height and width of a patch, in pixels.
         patch_stride (`int`, *optional*, defaults to `patch_size`):
             Pixels from one patch to the next. Patches overlap where it is smaller than `patch_size`; the papers' P12S8
             is `patch_size=12, patch_stride=8`.
         patch_padding (`int`, *optional*, defaults to `patch_size - patch_stride`):
             Pixels of zeros around the image. There must be as many patches a side as strides fit into the image.
-        hidden_size (`int`, *optional*, defaults to 512): width of the Transformer and of the embedding.
-        num_hidden_layers (`int`, *optional*, defaults to 6): number of blocks.
-        num_attention_heads (`int`, *optional*, defaults to 8): number of attention heads.
-        head_dim (`int`, *optional*, defaults to `hidden_size // num_attention_heads`): width of an attention head.
-        intermediate_size (`int`, *optional*, defaults to 2048): width of the feed-forward.
+        hidden_size (`int`, *optional*, defaults to 512):
+            Width of the Transformer and of the embedding.
+        num_hidden_layers (`int`, *optional*, defaults to 6):
+            Number of blocks.
+        num_attention_heads (`int`, *optional*, defaults to 8):
+            Number of attention heads.
+        head_dim (`int`, *optional*, defaults to `hidden_size // num_attention_heads`):
+            Width of an attention head.
+        intermediate_size (`int`, *optional*, defaults to 2048):
+            Width of the feed-forward.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
             Dropout after the embeddings, after attention and after the feed-forward. Attention itself has none.
         intermediate_dropout_prob (`float`, *optional*, defaults to `hidden_dropout_prob`):
@@ -57,20 +64,25 @@ class FaceTransformerConfig(ViTConfig):
         head_type (`str`, *optional*, defaults to `"cosface"`):
             `"cosface"` (https://arxiv.org/abs/1801.09414), `"arcface"` (https://arxiv.org/abs/1801.07698), `"sface"`
             (https://arxiv.org/abs/2205.12010) or `"softmax"`, a linear layer with bias.
-        scale (`float`, *optional*, defaults to 64.0): s, by which cosines are multiplied; `"softmax"` has none.
+        scale (`float`, *optional*, defaults to 64.0):
+            S, by which cosines are multiplied; `"softmax"` has none.
         margin (`float`, *optional*, defaults to 0.35 for `"cosface"`, 0.5 for `"arcface"`, else 0.0):
-            m, which CosFace takes from the cosine of a sample's own class and ArcFace adds to its angle, in radians.
+            M, which CosFace takes from the cosine of a sample's own class and ArcFace adds to its angle, in radians.
             Applies in training only. The other heads have none.
         margin_at_eval (`bool` or `float`, *optional*, defaults to `False`):
             Whether the margin applies in evaluation too; a number is a margin of evaluation's own. The papers'
             accuracies are measured with a margin, which counts a sample as right only if its class wins by it.
-        sface_slope (`float`, *optional*, defaults to 80.0): k of SFace, in 1/radian.
-        sface_intra_angle (`float`, *optional*, defaults to 0.8): a of SFace, in radians: own classes farther off pull.
-        sface_inter_angle (`float`, *optional*, defaults to 1.22): b of SFace, in radians: other classes nearer push.
-        kwargs: as for [`transformers.ViTConfig`], with `qkv_bias=False` and `layer_norm_eps=1e-5` as defaults.
+        sface_slope (`float`, *optional*, defaults to 80.0):
+            K of SFace, in 1/radian.
+        sface_intra_angle (`float`, *optional*, defaults to 0.8):
+            A of SFace, in radians: own classes farther off pull.
+        sface_inter_angle (`float`, *optional*, defaults to 1.22):
+            B of SFace, in radians: other classes nearer push.
+        kwargs:
+            As for [`transformers.ViTConfig`], with `qkv_bias=False` and `layer_norm_eps=1e-5` as defaults.
 
     Raises:
-        InvalidInputError: if a value is not one of those expected, or patches do not fit the image.
+        InvalidInputError: If a value is not one of those expected, or patches do not fit the image.
 
     Example:
 

@@ -90,19 +90,26 @@ def convert_face_checkpoint(
     evaluation mode, *and* the factors. The weights alone are the model; the factors are left out.
 
     Args:
-        path (`str` or `os.PathLike`): the `.pth` file: a state dict of `ViT_face` or `ViTs_face`.
-        out (`str` or `os.PathLike`): the folder to make. One that holds files is refused.
+        path (`str` or `os.PathLike`):
+            The `.pth` file: a state dict of `ViT_face` or `ViTs_face`.
+        out (`str` or `os.PathLike`):
+            The folder to make. One that holds files is refused.
         image_size (`int`, *optional*):
             Height and width of the images in pixels; only needed for overlapping patches other than P12S8, and for
             patches of 12 pixels that do not overlap. By default patches of 12 are 8 apart and others do not overlap.
-        patch_padding (`int`, *optional*): as in [`FaceTransformerConfig`], for overlapping patches.
-        num_attention_heads (`int`, *optional*, defaults to 8): number of attention heads.
+        patch_padding (`int`, *optional*):
+            As in [`FaceTransformerConfig`], for overlapping patches.
+        num_attention_heads (`int`, *optional*, defaults to 8):
+            Number of attention heads.
         head_type (`str`, *optional*):
             `"cosface"`, `"arcface"` or `"sface"`, which have the same tensors; by default `"cosface"`. A head with a
             bias is `"softmax"`.
-        scale (`float`, *optional*, defaults to 64.0): s of the head.
-        margin (`float`, *optional*): m of the head; by default that of [`FaceTransformerConfig`].
-        label_names (`Sequence[str]`, *optional*): names of the people, in the order of their ids.
+        scale (`float`, *optional*, defaults to 64.0):
+            S of the head.
+        margin (`float`, *optional*):
+            M of the head; by default that of [`FaceTransformerConfig`].
+        label_names (`Sequence[str]`, *optional*):
+            Names of the people, in the order of their ids.
         pixels (`str`, *optional*, defaults to `"unit"`):
             The kind of pixels it was trained on, as in [`FaceImageProcessor.for_pixels`]. By default RGB in [0, 1], as
             that code has them.
@@ -111,9 +118,9 @@ def convert_face_checkpoint(
         `pathlib.Path`: `out`.
 
     Raises:
-        InvalidInputError: if the file is something else (the error names the first key that is wrong), if a setting
+        InvalidInputError: If the file is something else (the error names the first key that is wrong), if a setting
             does not fit it, or if `out` holds files. Nothing is written then.
-        OSError: if the file cannot be read or the folder not be written.
+        OSError: If the file cannot be read or the folder not be written.
 
     Example:
 

@@ -24,12 +24,15 @@ class RecognitionHead:
         """Logits of which that of each sample's own class is made harder by the margin; here there is none.
 
         Args:
-            logits (`torch.Tensor`): shape `(B, C)`, from `forward`.
-            labels (`torch.Tensor`): int64, shape `(B,)`.
-            margin (`float`, *optional*, defaults to the head's own): m.
+            logits (`torch.Tensor`):
+                Shape `(B, C)`, from `forward`.
+            labels (`torch.Tensor`):
+                int64, shape `(B,)`.
+            margin (`float`, *optional*, defaults to the head's own):
+                M.
 
         Returns:
-            `torch.Tensor`: shape `(B, C)`.
+            `torch.Tensor`: Shape `(B, C)`.
         """
         return logits
 
@@ -49,10 +52,14 @@ class CosineHead(RecognitionHead, nn.Module):
     Computed in float32 whatever the dtype of the model: in bfloat16 cosines near 1 are 0.004 apart.
 
     Args:
-        width (`int`): width of the embedding.
-        num_classes (`int`): C.
-        scale (`float`): s.
-        margin (`float`, *optional*, defaults to 0.0): m.
+        width (`int`):
+            Width of the embedding.
+        num_classes (`int`):
+            C.
+        scale (`float`):
+            S.
+        margin (`float`, *optional*, defaults to 0.0):
+            M.
     """
 
     def __init__(self, width: int, num_classes: int, scale: float, margin: float = 0.0):
@@ -107,9 +114,12 @@ class SFaceHead(CosineHead):
     v(θ) = σ(−k(θ − b)), which carry no gradient. There is no margin.
 
     Args:
-        slope (`float`): k, in 1/radian.
-        intra_angle (`float`): a, in radians.
-        inter_angle (`float`): b, in radians.
+        slope (`float`):
+            K, in 1/radian.
+        intra_angle (`float`):
+            A, in radians.
+        inter_angle (`float`):
+            B, in radians.
     """
 
     def __init__(
@@ -150,7 +160,8 @@ class FaceRecognitionOutput(ImageClassifierOutput):
     What [`FaceTransformerForRecognition`] returns: an `ImageClassifierOutput` and the embeddings.
 
     Args:
-        embeddings (`torch.Tensor`): shape `(B, hidden_size)`: what two images are compared by, not normalised.
+        embeddings (`torch.Tensor`):
+            Shape `(B, hidden_size)`: what two images are compared by, not normalised.
     """
 
     embeddings: torch.FloatTensor | None = None
@@ -198,7 +209,8 @@ class FaceTransformerModel(ViTModel):
     class token behind the final LayerNorm: the embedding.
 
     Args:
-        config ([`FaceTransformerConfig`]): the configuration.
+        config ([`FaceTransformerConfig`]):
+            The configuration.
     """
 
     config: FaceTransformerConfig
@@ -232,7 +244,8 @@ class FaceTransformerForRecognition(ViTPreTrainedModel):
     [`~FaceTransformerForRecognition.margin_logits`].
 
     Args:
-        config ([`FaceTransformerConfig`]): the configuration; `num_labels` or `id2label` say who is known.
+        config ([`FaceTransformerConfig`]):
+            The configuration; `num_labels` or `id2label` say who is known.
 
     Example:
 
@@ -272,13 +285,17 @@ class FaceTransformerForRecognition(ViTPreTrainedModel):
     ) -> FaceRecognitionOutput:
         """
         Args:
-            pixel_values (`torch.Tensor`): shape `(B, 3, image_size, image_size)`.
-            labels (`torch.Tensor`, *optional*): ids of people, int64, shape `(B,)`, for `loss` and the margin.
-            interpolate_pos_encoding (`bool`, *optional*): as for `ViTModel`, for images of other sizes.
+            pixel_values (`torch.Tensor`):
+                Shape `(B, 3, image_size, image_size)`.
+            labels (`torch.Tensor`, *optional*):
+                Ids of people, int64, shape `(B,)`, for `loss` and the margin.
+            interpolate_pos_encoding (`bool`, *optional*):
+                As for `ViTModel`, for images of other sizes.
             num_items_in_batch (`int`, *optional*):
-                what the sum of the losses is divided by, where a batch is accumulated over several calls; by default
+                What the sum of the losses is divided by, where a batch is accumulated over several calls; by default
                 the number of images.
-            kwargs (*optional*): as for `ViTModel`, e.g. `output_hidden_states`.
+            kwargs (*optional*):
+                As for `ViTModel`, e.g. `output_hidden_states`.
 
         Returns:
             [`FaceRecognitionOutput`]
@@ -303,11 +320,13 @@ class FaceTransformerForRecognition(ViTPreTrainedModel):
         Applies the margin where it belongs: in training, and with `config.margin_at_eval` in evaluation.
 
         Args:
-            logits (`torch.Tensor`): shape `(B, C)`, what the model returned without labels.
-            labels (`torch.Tensor`): ids of people, int64, shape `(B,)`.
+            logits (`torch.Tensor`):
+                Shape `(B, C)`, what the model returned without labels.
+            labels (`torch.Tensor`):
+                Ids of people, int64, shape `(B,)`.
 
         Returns:
-            `torch.Tensor`: shape `(B, C)`: the logits, that of each sample's own class made harder by the margin.
+            `torch.Tensor`: Shape `(B, C)`: the logits, that of each sample's own class made harder by the margin.
         """
         if self.training:
             return self.classifier.margin_logits(logits, labels)

@@ -28,9 +28,12 @@ PIXEL_KINDS: dict[str, dict[str, Any]] = {
 class FaceImageProcessorKwargs(ImagesKwargs, total=False):
     """
     Args:
-        do_grayscale (`bool`, *optional*): whether colours are taken out; the three channels become equal.
-        do_standardize (`bool`, *optional*): whether each image gets mean 0 and standard deviation 1 by its own.
-        standardize_epsilon (`float`, *optional*): added to the standard deviation that is divided by.
+        do_grayscale (`bool`, *optional*):
+            Whether colours are taken out; the three channels become equal.
+        do_standardize (`bool`, *optional*):
+            Whether each image gets mean 0 and standard deviation 1 by its own.
+        standardize_epsilon (`float`, *optional*):
+            Added to the standard deviation that is divided by.
     """
 
     do_grayscale: bool | None
@@ -47,19 +50,27 @@ class FaceImageProcessor(PilBackend):
     and deviation, normalised.
 
     Args:
-        size (`dict`, *optional*, defaults to `{"height": 112, "width": 112}`): what images are resized to, in pixels.
-        do_resize (`bool`, *optional*, defaults to `True`): whether they are.
-        resample (`int`, *optional*, defaults to bilinear): filter of `PIL.Image` to resize with.
-        do_rescale (`bool`, *optional*, defaults to `True`): whether pixels are multiplied by `rescale_factor`.
+        size (`dict`, *optional*, defaults to `{"height": 112, "width": 112}`):
+            What images are resized to, in pixels.
+        do_resize (`bool`, *optional*, defaults to `True`):
+            Whether they are.
+        resample (`int`, *optional*, defaults to bilinear):
+            Filter of `PIL.Image` to resize with.
+        do_rescale (`bool`, *optional*, defaults to `True`):
+            Whether pixels are multiplied by `rescale_factor`.
         rescale_factor (`float`, *optional*, defaults to 1/255).
         do_grayscale (`bool`, *optional*, defaults to `False`):
             Whether colours are taken out; the three channels become equal.
         do_standardize (`bool`, *optional*, defaults to `False`):
             Whether each image, minus its own mean, is divided by its own standard deviation.
-        standardize_epsilon (`float`, *optional*, defaults to 1e-3): added to the standard deviation.
+        standardize_epsilon (`float`, *optional*, defaults to 1e-3):
+            Added to the standard deviation.
         do_normalize (`bool`, *optional*, defaults to `False`):
             Whether `image_mean` is subtracted and divided by `image_std`.
-        image_mean, image_std (`list[float]`, *optional*, defaults to 0.5 each): for each channel.
+        image_mean:
+            For each channel.
+        image_std (`list[float]`, *optional*, defaults to 0.5 each):
+            For each channel.
 
     Example:
 
@@ -93,10 +104,11 @@ class FaceImageProcessor(PilBackend):
                 `"unit"`: RGB in [0, 1], as the GS-LoRA papers' code has them; `"symmetric"`: RGB in [-1, 1];
                 `"bytes"`: RGB in [0, 255], as the Face Transformer's code has them; `"standardized"`: grey in [0, 1],
                 minus the image's own mean, divided by its own standard deviation + 1e-3, in three equal channels.
-            image_size (`int`, *optional*, defaults to 112): height and width, in pixels.
+            image_size (`int`, *optional*, defaults to 112):
+                Height and width, in pixels.
 
         Raises:
-            InvalidInputError: if the kind is another one.
+            InvalidInputError: If the kind is another one.
         """
         if pixels not in PIXEL_KINDS:
             raise InvalidInputError("pixels", pixels, f"one of {', '.join(PIXEL_KINDS)}")

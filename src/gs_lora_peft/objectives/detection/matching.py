@@ -30,13 +30,20 @@ class Matched:
     The queries of some images that a loss is taken over, as one flat list, and the annotations they are matched to.
 
     Attributes:
-        logits (`torch.Tensor`): float32, shape `(Q, C)`.
-        boxes (`torch.Tensor`): float32, shape `(Q, 4)`: (cx, cy, w, h), relative to the image.
-        queries (`torch.Tensor`): int64, shape `(M,)`: which of the Q queries are matched; all others are background.
-        sources (`torch.Tensor`): int64, shape `(M,)`: the same queries among all queries of these images.
-        class_labels (`torch.Tensor`): int64, shape `(M,)`: the categories of the matched annotations.
-        target_boxes (`torch.Tensor`): float32, shape `(M, 4)`.
-        num_boxes (`int`): annotations of these images; more than M where an image has more objects than queries.
+        logits (`torch.Tensor`):
+            float32, shape `(Q, C)`.
+        boxes (`torch.Tensor`):
+            float32, shape `(Q, 4)`: (cx, cy, w, h), relative to the image.
+        queries (`torch.Tensor`):
+            int64, shape `(M,)`: which of the Q queries are matched; all others are background.
+        sources (`torch.Tensor`):
+            int64, shape `(M,)`: the same queries among all queries of these images.
+        class_labels (`torch.Tensor`):
+            int64, shape `(M,)`: the categories of the matched annotations.
+        target_boxes (`torch.Tensor`):
+            float32, shape `(M, 4)`.
+        num_boxes (`int`):
+            Annotations of these images; more than M where an image has more objects than queries.
     """
 
     logits: Tensor
@@ -58,10 +65,11 @@ class DetectionCriterion:
     result equals that of `loss_function` with `config.auxiliary_loss=False`.
 
     Args:
-        model (`transformers.PreTrainedModel`): the bare detector.
+        model (`transformers.PreTrainedModel`):
+            The bare detector.
 
     Raises:
-        InvalidInputError: if its loss function is not that of DETR, Conditional, Deformable or DAB-DETR, RT-DETR,
+        InvalidInputError: If its loss function is not that of DETR, Conditional, Deformable or DAB-DETR, RT-DETR,
             RT-DETRv2, D-FINE or YOLOS.
     """
 
@@ -98,9 +106,12 @@ class DetectionCriterion:
         """The detector's own bipartite matching.
 
         Args:
-            logits (`torch.Tensor`): shape `(B, Q, C)`.
-            boxes (`torch.Tensor`): shape `(B, Q, 4)`.
-            targets (list of B `dict`): `class_labels` and `boxes` of each image.
+            logits (`torch.Tensor`):
+                Shape `(B, Q, C)`.
+            boxes (`torch.Tensor`):
+                Shape `(B, Q, 4)`.
+            targets (list of B `dict`):
+                `class_labels` and `boxes` of each image.
 
         Returns:
             list of B pairs of int64 tensors on the CPU: matched queries, and the annotations they are matched to.
@@ -180,10 +191,11 @@ class HeadRecorder:
     Reads what the last Linear of a detector's classification head is given in a forward.
 
     Args:
-        model (`torch.nn.Module`): the bare detector.
+        model (`torch.nn.Module`):
+            The bare detector.
 
     Raises:
-        InvalidInputError: if there is no classification head of a known name.
+        InvalidInputError: If there is no classification head of a known name.
     """
 
     def __init__(self, model: nn.Module):
@@ -228,8 +240,10 @@ class Targets:
     The annotations of a batch of images.
 
     Attributes:
-        annotations (list of `dict`): `class_labels` and `boxes` of each image, all of its annotations.
-        forget (list of `torch.Tensor`): bool, on the CPU, where pairs are split: which of them are to be forgotten.
+        annotations (list of `dict`):
+            `class_labels` and `boxes` of each image, all of its annotations.
+        forget (list of `torch.Tensor`):
+            Bool, on the CPU, where pairs are split: which of them are to be forgotten.
     """
 
     annotations: list[Target]
@@ -255,14 +269,17 @@ def read_targets(inputs: dict[str, Any], num_labels: int, training: bool) -> Tar
     The annotations of a batch, checked for what would otherwise fail far from its cause.
 
     Args:
-        inputs (`dict`): a batch with `pixel_values` of N images and `labels`, a list of N `dict` as the image
-            processors of detectors return them: `class_labels`, int64, shape `(n,)`, and `boxes`, shape `(n, 4)`. In
-            training also `forget`, bool, shape `(n,)`. Other keys are not read.
-        num_labels (`int`): categories of the head.
-        training (`bool`): whether the batch is a joint one of two halves; else everything counts as to keep.
+        inputs (`dict`):
+            A batch with `pixel_values` of N images and `labels`, a list of N `dict` as the image processors of
+            detectors return them: `class_labels`, int64, shape `(n,)`, and `boxes`, shape `(n, 4)`. In training also
+            `forget`, bool, shape `(n,)`. Other keys are not read.
+        num_labels (`int`):
+            Categories of the head.
+        training (`bool`):
+            Whether the batch is a joint one of two halves; else everything counts as to keep.
 
     Raises:
-        InvalidInputError: if the labels are missing, of another form, or name a category that the head does not have.
+        InvalidInputError: If the labels are missing, of another form, or name a category that the head does not have.
     """
     labels, images = inputs.get("labels"), len(inputs.get("pixel_values", ()))
     if not isinstance(labels, Sequence) or not all(isinstance(label, Mapping) for label in labels):
@@ -325,11 +342,16 @@ def select(logits: Tensor, boxes: Tensor, pairs: Pairs, targets: Targets, forget
     which a bounded loss would ask for false positives.
 
     Args:
-        logits (`torch.Tensor`): shape `(B, Q, C)`, of the half.
-        boxes (`torch.Tensor`): shape `(B, Q, 4)`.
-        pairs (list of B pairs of tensors): queries, and numbers of the annotations they are matched to.
-        targets ([`Targets`]): of the same images.
-        forget (`bool`): whether this is the half to forget.
+        logits (`torch.Tensor`):
+            Shape `(B, Q, C)`, of the half.
+        boxes (`torch.Tensor`):
+            Shape `(B, Q, 4)`.
+        pairs (list of B pairs of tensors):
+            Queries, and numbers of the annotations they are matched to.
+        targets ([`Targets`]):
+            Of the same images.
+        forget (`bool`):
+            Whether this is the half to forget.
     """
     used = torch.ones(logits.shape[:2], dtype=torch.bool)
     queries, annotations = [], []

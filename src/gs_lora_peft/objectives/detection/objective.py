@@ -60,25 +60,30 @@ class DetectionObjective(Objective):
     queries), so that two processes give the gradient of their joint batch.
 
     Args:
-        model (`torch.nn.Module`): the detector, bare or in a `PeftModel`: DETR, Conditional, Deformable or DAB-DETR,
-            RT-DETR, RT-DETRv2, D-FINE or YOLOS of transformers.
-        forget_weight (`float`): β.
-        forget_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`): BND in nats; `"auto"` is 15, as
-            published.
-        kind (`"cross_entropy"` or `"log_odds"`, *optional*, defaults to `"cross_entropy"`): the forgetting term.
-        background (`"matched"` or `"others"`, *optional*, defaults to `"matched"`): whether queries on objects of the
-            other kind are left out, or count as background.
-        forget_class_weight (`float`, *optional*, defaults to 2.0): factor of the class loss under the bound, as
-            published.
-        prototype_forget_weight (`float`, *optional*, defaults to 0.0): w_f.
-        prototype_retain_weight (`float`, *optional*, defaults to 0.0): w_r.
-        prototype_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`): BND_pro; published is 18. `"auto"` is
-            the mean distance between the rows of two different categories.
-        prototype_distance (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`): see
-            [`embedding_distances`]; published is `"kl"`.
+        model (`torch.nn.Module`):
+            The detector, bare or in a `PeftModel`: DETR, Conditional, Deformable or DAB-DETR, RT-DETR, RT-DETRv2,
+            D-FINE or YOLOS of transformers.
+        forget_weight (`float`):
+            β.
+        forget_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            BND in nats; `"auto"` is 15, as published.
+        kind (`"cross_entropy"` or `"log_odds"`, *optional*, defaults to `"cross_entropy"`):
+            The forgetting term.
+        background (`"matched"` or `"others"`, *optional*, defaults to `"matched"`):
+            Whether queries on objects of the other kind are left out, or count as background.
+        forget_class_weight (`float`, *optional*, defaults to 2.0):
+            Factor of the class loss under the bound, as published.
+        prototype_forget_weight (`float`, *optional*, defaults to 0.0):
+            w_f.
+        prototype_retain_weight (`float`, *optional*, defaults to 0.0):
+            w_r.
+        prototype_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            BND_pro; published is 18. `"auto"` is the mean distance between the rows of two different categories.
+        prototype_distance (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`):
+            See [`embedding_distances`]; published is `"kl"`.
 
     Raises:
-        ValueError: if the detector's loss function is none of the known ones, if an argument is outside its range, or
+        ValueError: If the detector's loss function is none of the known ones, if an argument is outside its range, or
             if there are prototypes and the model has no classification head of a known name.
 
     Example:
@@ -143,20 +148,24 @@ class DetectionObjective(Objective):
     ) -> ObjectiveOutput:
         """
         Args:
-            model (`torch.nn.Module`): the model that the trainer calls.
-            inputs (`dict`): `pixel_values` of 2·B images, B to keep, then B to forget; further arguments of the
-                model's forward (`pixel_mask`); and `labels`, for each image a dict of all its annotations of either
-                kind: `class_labels`, int64, `(n,)`; `boxes`, (cx, cy, w, h) relative to the image, `(n, 4)`;
-                `forget`, bool, `(n,)`, whether the category is to be forgotten.
-            global_mean (`Callable`, *optional*): averages a tensor over processes; identity by default.
+            model (`torch.nn.Module`):
+                The model that the trainer calls.
+            inputs (`dict`):
+                `pixel_values` of 2·B images, B to keep, then B to forget; further arguments of the model's forward
+                (`pixel_mask`); and `labels`, for each image a dict of all its annotations of either kind:
+                `class_labels`, int64, `(n,)`; `boxes`, (cx, cy, w, h) relative to the image, `(n, 4)`; `forget`, bool,
+                `(n,)`, whether the category is to be forgotten.
+            global_mean (`Callable`, *optional*):
+                Averages a tensor over processes; identity by default.
 
         Returns:
-            [`ObjectiveOutput`]. `forget_loss` is L_class of the half to forget. Metrics: the two class and box losses,
+            [`ObjectiveOutput`]. `forget_loss` is L_class of the half to forget. Metrics: The two class and box
+                losses,.
             and `retain_confidence` and `forget_confidence`, the mean probability of the right category at the matched
             queries; with prototypes also `retain_distance` and `forget_distance`.
 
         Raises:
-            ValueError: before the forward, if the labels are missing or malformed, name a category that the head does
+            ValueError: Before the forward, if the labels are missing or malformed, name a category that the head does
                 not have, or if the batch has no two equal halves.
         """
         targets = read_targets(inputs, self.num_labels, training=True)

@@ -17,10 +17,12 @@ class DetectionScoring(Scoring):
     COCO's AP@[.5:.95] of the categories by role, see [`detection_scores`].
 
     Args:
-        is_softmax (`bool`): whether the head has a background class of its own, so that a query answers with one
-            category; else with every category it may be.
-        most (`int`, *optional*): with a sigmoid head, so many detections of an image count, the best first; by default
-            as many as there are queries.
+        is_softmax (`bool`):
+            Whether the head has a background class of its own, so that a query answers with one category; else with
+            every category it may be.
+        most (`int`, *optional*):
+            With a sigmoid head, so many detections of an image count, the best first; by default as many as there are
+            queries.
     """
 
     measure = AVERAGE_PRECISION
@@ -38,11 +40,13 @@ class DetectionScoring(Scoring):
         """What the image processors' `post_process_object_detection` gives with `threshold=0`, without sizes.
 
         Args:
-            logits (`torch.Tensor`): shape `(B, Q, C)`, with a softmax head `(B, Q, C + 1)`.
-            boxes (`torch.Tensor`): (cx, cy, w, h), relative to the image, shape `(B, Q, 4)`.
+            logits (`torch.Tensor`):
+                Shape `(B, Q, C)`, with a softmax head `(B, Q, C + 1)`.
+            boxes (`torch.Tensor`):
+                (cx, cy, w, h), relative to the image, shape `(B, Q, 4)`.
 
         Returns:
-            `list[dict[str, torch.Tensor]]`: for each image `scores`, `labels` and `boxes`, corners relative to it.
+            `list[dict[str, torch.Tensor]]`: For each image `scores`, `labels` and `boxes`, corners relative to it.
         """
         logits, corners = logits.float(), _corners(boxes.float())
         if self.is_softmax:
