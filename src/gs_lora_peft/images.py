@@ -51,7 +51,6 @@ def to_image(cell: Any, mode: str | None = "RGB", *, name: str = "image") -> Ima
             URL. Nothing is fetched.
 
     Example:
-
         ```py
         >>> to_image(np.full((2, 3), 65535, dtype=np.uint16)).getpixel((0, 0))
         (255, 255, 255)
@@ -70,7 +69,8 @@ def to_image(cell: Any, mode: str | None = "RGB", *, name: str = "image") -> Ima
 
 def is_scaled(cell: Any, do_rescale: bool | None) -> bool:
     """Whether a cell holds floats for an image processor that is told to leave values as they are, `do_rescale=False`,
-    as transformers advises where they are in [0, 1] already."""
+    as transformers advises where they are in [0, 1] already.
+    """
     if do_rescale is not False:
         return False
     if isinstance(cell, torch.Tensor):

@@ -6,8 +6,7 @@ import pytest
 from box_cases import NAMES, found, make, picture
 from datasets import DatasetDict, load_dataset
 from errors import refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gs_lora_peft.data.boxes.annotations import InvalidBoxError
 from gs_lora_peft.data.boxes.box_splits import split_boxes, train_validation_boxes

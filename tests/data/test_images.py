@@ -8,10 +8,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features
-from datasets import Image as Images
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from datasets import ClassLabel, Dataset, Features, Image as Images
+from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import DetrImageProcessor, ViTImageProcessor

@@ -3,8 +3,7 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features
 from errors import refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from transformers import ViTConfig
 
 from gs_lora_peft.data import align_known_labels, align_labels, prepare_boxes

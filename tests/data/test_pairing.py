@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from datasets import ClassLabel, Dataset, Features
-from datasets import Image as Images
+from datasets import ClassLabel, Dataset, Features, Image as Images
 from errors import refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from errors import refused
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gs_lora_peft.data import class_order, continual_protocol
 

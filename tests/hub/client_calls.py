@@ -145,10 +145,10 @@ def go_on(repo_id, base, folder, classes):
     """One more request on a published run; gives what the model says then."""
     package = _package()
     import hub_cases as cases
-    import sequence_cases
+    import run_cases
 
     forgetter = package.ContinualForgetter.from_hub(
-        repo_id, cases.load_base(base), cases.make_data(), folder, args=sequence_cases.make_args()
+        repo_id, cases.load_base(base), cases.make_data(), folder, args=run_cases.make_args()
     )
     forgetter.forget(package.ForgetRequest(classes))
     return cases.logits(forgetter.model)
@@ -189,13 +189,13 @@ def call_trainer(base, output_dir, call, arguments, **options):
     """Trains a single adapter and calls a method of the trainer; gives what that returned, and logits."""
     package = _package()
     import hub_cases as cases
-    import sequence_cases
+    import run_cases
     from peft import get_peft_model
 
     data = cases.make_data()
     split = package.split_dataset(data["train"], forget=cases.REQUESTS[0], label_column="label")
     model = get_peft_model(cases.load_base(base), package.GSLoraConfig(r=4))
-    args = sequence_cases.make_args(output_dir=output_dir, num_train_epochs=1, **arguments)
+    args = run_cases.make_args(output_dir=output_dir, num_train_epochs=1, **arguments)
     trainer = package.GSLoraTrainer(
         model, args, forget_dataset=split.forget, retain_dataset=split.retain, eval_dataset=data["test"]
     )

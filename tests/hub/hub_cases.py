@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-import sequence_cases as cases
+import run_cases as cases
 import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor

@@ -11,8 +11,7 @@ import pytest
 import torch
 from errors import refused
 from hub_refusals import ledger_refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from peft import AutoPeftModel, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file

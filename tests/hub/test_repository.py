@@ -16,8 +16,7 @@ from hub_refusals import ledger_refused
 from loopback import OWNER
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.hub import export_forgotten, stage_repository, verify_repository
-from gs_lora_peft.hub import publish as repository
+from gs_lora_peft.hub import export_forgotten, publish as repository, stage_repository, verify_repository
 from gs_lora_peft.hub.composite import write_composite
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger.files import with_digest

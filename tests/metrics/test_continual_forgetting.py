@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from errors import refused
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gs_lora_peft.metrics import continual_forgetting_scores, h_mean
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from errors import ANY, refused
 from faster_coco_eval import COCO, COCOeval_faster
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gs_lora_peft.metrics.boxes import pack_boxes, references_from_labels, references_from_objects, unpack_boxes
 from gs_lora_peft.metrics.detection import detection_scores

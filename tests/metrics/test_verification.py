@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from errors import refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gs_lora_peft.metrics import verification_by_role, verification_scores
 from gs_lora_peft.metrics.verification import _pairs_of

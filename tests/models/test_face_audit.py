@@ -8,8 +8,7 @@ import face_cases as cases
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
-from datasets import Image as ImageFeature
+from datasets import ClassLabel, Dataset, Features, Image as ImageFeature, List, Value
 from errors import refused
 from PIL import Image
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 from errors import refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from gs_lora_peft.objectives import ClassificationObjective

@@ -6,8 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from errors import refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig

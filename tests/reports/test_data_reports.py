@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import report_cases as cases
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from datasets import Image as Images
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image as Images, Value
 from PIL import Image
 
 from gs_lora_peft import ForgetRequest, GSLoraTrainer, split_dataset

@@ -9,8 +9,7 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 from errors import refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from transformers import HfArgumentParser, IntervalStrategy, TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.trainer_pt_utils import AcceleratorConfig

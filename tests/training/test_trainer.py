@@ -231,8 +231,7 @@ def test_bf16_autocast_trains_float32_matrices(tmp_path):
 
 def test_pictures_are_read_through_the_processor(tmp_path):
     """Rows with PIL images need nothing but the model's processor; labels may have another column name."""
-    from datasets import Dataset, Features, Value
-    from datasets import Image as ImageFeature
+    from datasets import Dataset, Features, Image as ImageFeature, Value
 
     def pictures(classes):
         rng = np.random.default_rng(0)

@@ -25,8 +25,7 @@ from handwritten import (
     stack,
     timm_vit,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from errors import refused
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from models import in_new_process, vit
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_config, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora.config import (

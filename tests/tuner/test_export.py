@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from errors import refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from models import CASES, Case, in_new_process, vit
 from peft import (
     IA3Config,

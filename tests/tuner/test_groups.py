@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 from errors import refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from models import CASES, vit
 from peft import (
     PeftModel,

@@ -1,16 +1,19 @@
-from .attaching import MergedModel as MergedModel
-from .attaching import attach_adapters as attach_adapters
-from .attaching import fresh_adapter as fresh_adapter
-from .attaching import merge_adapters as merge_adapters
-from .fingerprint import model_identity as model_identity
-from .fingerprint import weights_fingerprint as weights_fingerprint
-from .task_adapter import TaskAdapter as TaskAdapter
-from .task_adapter import base_problem as base_problem
-from .task_adapter import check_adapters as check_adapters
-from .task_adapter import check_tasks as check_tasks
-from .task_adapter import read_adapter as read_adapter
-from .task_adapter import read_adapters as read_adapters
-from .task_adapter import vouched_adapter as vouched_adapter
+from .attaching import (
+    MergedModel as MergedModel,
+    attach_adapters as attach_adapters,
+    fresh_adapter as fresh_adapter,
+    merge_adapters as merge_adapters,
+)
+from .fingerprint import model_identity as model_identity, weights_fingerprint as weights_fingerprint
+from .task_adapter import (
+    TaskAdapter as TaskAdapter,
+    base_problem as base_problem,
+    check_adapters as check_adapters,
+    check_tasks as check_tasks,
+    read_adapter as read_adapter,
+    read_adapters as read_adapters,
+    vouched_adapter as vouched_adapter,
+)
 
 __all__ = [
     "MergedModel",

@@ -202,7 +202,6 @@ def audit_faces(
             model.
 
     Example:
-
         ```py
         >>> audit = audit_faces(base_model, "runs/faces", dataset["test"], data_collator=default_collator(processor))
         >>> print(format_face_audit(audit))

@@ -1,13 +1,15 @@
 from .auto_classes import register_face_model as register_face_model
-from .models import bare as bare
-from .models import batch_norm_frozen as batch_norm_frozen
-from .models import has_tied_heads as has_tied_heads
-from .models import head_tying_hidden as head_tying_hidden
-from .models import is_foreign as is_foreign
-from .models import reference_model as reference_model
-from .models import refuse_quantised as refuse_quantised
-from .models import uncompiled as uncompiled
-from .models import unwrapped as unwrapped
+from .models import (
+    bare as bare,
+    batch_norm_frozen as batch_norm_frozen,
+    has_tied_heads as has_tied_heads,
+    head_tying_hidden as head_tying_hidden,
+    is_foreign as is_foreign,
+    reference_model as reference_model,
+    refuse_quantised as refuse_quantised,
+    uncompiled as uncompiled,
+    unwrapped as unwrapped,
+)
 
 __all__ = [
     "bare",

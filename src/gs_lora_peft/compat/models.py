@@ -83,7 +83,6 @@ def batch_norm_frozen(model: nn.Module) -> Iterator[None]:
             The model to train, wrapped or bare.
 
     Example:
-
         ```py
         >>> with batch_norm_frozen(model):
         ...     trainer.train()
@@ -122,7 +121,6 @@ def head_tying_hidden(model: nn.Module) -> Iterator[None]:
             The bare model.
 
     Example:
-
         ```py
         >>> with head_tying_hidden(detector):
         ...     model = PeftModel.from_pretrained(detector, "org/detector-forgotten")

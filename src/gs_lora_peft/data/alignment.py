@@ -30,7 +30,8 @@ def is_placeholder(name: str) -> bool:
 def same_class(name: str, model_name: str) -> bool:
     """Whether a dataset's and a model's name mean one class: equal but for letter case, or one of the synonyms that
     the model lists with commas ("tench, Tinca tinca"). Placeholders such as `LABEL_3`, and numbers where the other
-    side has words, may mean any class."""
+    side has words, may mean any class.
+    """
     unnamed = is_placeholder(name) or is_placeholder(model_name)
     if unnamed or name.isdecimal() != model_name.isdecimal():
         return True
@@ -82,7 +83,6 @@ def model_label_ids(names: Sequence[str], label2id: Mapping[Any, Any]) -> list[i
         belongs to several of its classes, or if two names mean the same class.
 
     Example:
-
     ```python
     >>> model_label_ids(["church", "tench"], {"tench, Tinca tinca": 0, "church, church building": 497})
     [497, 0]

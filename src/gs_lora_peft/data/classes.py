@@ -29,7 +29,6 @@ def ids_by_name(mapping: Mapping[Any, Any], argument: str = "label2id") -> dict[
         InvalidInputError: If it is not a mapping, or an id is not a whole number from 0 up.
 
     Example:
-
         ```py
         >>> ids_by_name({"cat": "0", "dog": "1"})
         {'cat': 0, 'dog': 1}
@@ -146,7 +145,6 @@ def resolve_classes(
             two classes share the name asked for; or `names` and `num_classes` disagree.
 
     Example:
-
     ```python
     >>> resolve_classes(["tench", 2], names=["tench", "golf ball", "church"])
     [0, 2]

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset as TorchDataset, Sampler
 
 from ..checking import Count, checked
 from ..errors import InvalidInputError

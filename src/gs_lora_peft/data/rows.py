@@ -193,7 +193,8 @@ def no_column(row: Mapping[str, Any], argument: str, column: str, fix: str) -> I
 
 def picture_cell(row: Mapping[str, Any], column: str) -> Any:
     """A cell that holds a picture; the picture itself where a format of `datasets` has made an array of it that does
-    not say all, such as the indices into a palette."""
+    not say all, such as the indices into a palette.
+    """
     cell, origin = row[column], getattr(row, "origin", None)
     if origin is None or getattr(row, "changed", True) or not isinstance(cell, (np.ndarray, torch.Tensor)):
         return cell

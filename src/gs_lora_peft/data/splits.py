@@ -76,7 +76,6 @@ def continual_protocol(num_classes: int, kept: Sequence[int], seed: int = 1337) 
         InvalidInputError: If the numbers do not fall from below C to at least 1.
 
     Example:
-
         ```py
         >>> continual_protocol(6, kept=[4, 2])
         [[5, 4], [3, 2]]
@@ -147,7 +146,6 @@ def split_dataset(
             range, or `replay_ratio` together with `shots`.
 
     Example:
-
     ```python
     >>> split = split_dataset(dataset, forget=["tench", "cassette player"], replay_ratio=0.1)
     >>> split.forget_classes

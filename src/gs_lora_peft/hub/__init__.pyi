@@ -1,25 +1,22 @@
-from .client.calls import checked_repo_id as checked_repo_id
-from .client.calls import find_source as find_source
-from .client.calls import writing_api as writing_api
-from .client.commit import commit_folder as commit_folder
-from .client.commit import open_repository as open_repository
-from .export import export_forgotten as export_forgotten
-from .export import merge_forgotten as merge_forgotten
-from .fetch import fetch_ledger as fetch_ledger
-from .fetch import fetch_run as fetch_run
-from .fetch import fetch_to_continue as fetch_to_continue
-from .fetch import folder_or_fetched as folder_or_fetched
-from .fetch import resolve_run_folder as resolve_run_folder
-from .load import check_bare as check_bare
-from .load import load_forgotten as load_forgotten
-from .publish import StagedRepository as StagedRepository
-from .publish import fetch_repository as fetch_repository
-from .publish import push_to_hub as push_to_hub
-from .publish import stage_repository as stage_repository
-from .verify import VerifyReport as VerifyReport
-from .verify import verify_repository as verify_repository
-from .withhold import is_proof as is_proof
-from .withhold import request_proof as request_proof
+from .client.calls import checked_repo_id as checked_repo_id, find_source as find_source, writing_api as writing_api
+from .client.commit import commit_folder as commit_folder, open_repository as open_repository
+from .export import export_forgotten as export_forgotten, merge_forgotten as merge_forgotten
+from .fetch import (
+    fetch_ledger as fetch_ledger,
+    fetch_run as fetch_run,
+    fetch_to_continue as fetch_to_continue,
+    folder_or_fetched as folder_or_fetched,
+    resolve_run_folder as resolve_run_folder,
+)
+from .load import check_bare as check_bare, load_forgotten as load_forgotten
+from .publish import (
+    StagedRepository as StagedRepository,
+    fetch_repository as fetch_repository,
+    push_to_hub as push_to_hub,
+    stage_repository as stage_repository,
+)
+from .verify import VerifyReport as VerifyReport, verify_repository as verify_repository
+from .withhold import is_proof as is_proof, request_proof as request_proof
 
 __all__ = [
     "StagedRepository",

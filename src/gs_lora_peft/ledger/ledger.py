@@ -48,7 +48,6 @@ class ForgettingLedger(LedgerFolder):
             All tasks in order, the revoked ones too.
 
     Example:
-
     ```python
     >>> ledger = ForgettingLedger.create("runs/clinic", base_model=model_identity(model), label_names=names)
     >>> with ledger.changes():

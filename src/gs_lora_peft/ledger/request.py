@@ -60,7 +60,6 @@ class ForgetRequest:
             offset; or text that UTF-8 cannot encode.
 
     Example:
-
     ```python
     >>> request = ForgetRequest(["tench", "cassette player"], note="licence withdrawn")
     >>> request.classes
@@ -125,7 +124,6 @@ def parse_requests(text: str) -> list[ForgetRequest]:
         ValueError: If the text, a task or a class is empty; the message shows which.
 
     Example:
-
         ```py
         >>> [list(request.classes) for request in parse_requests("tench,cassette player;school bus")]
         [['tench', 'cassette player'], ['school bus']]
@@ -158,7 +156,6 @@ def parse_classes(text: str) -> list[str]:
         ValueError: If the text or a class is empty, or if there is a `;`, which separates tasks and not classes.
 
     Example:
-
         ```py
         >>> parse_classes("tench,cassette player")
         ['tench', 'cassette player']

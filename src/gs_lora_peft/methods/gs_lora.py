@@ -156,7 +156,6 @@ class GSLoraTrainer(ForgettingTrainer):
             loss and gradient were finite.
 
     Example:
-
         ```py
         >>> split = split_dataset(dataset, forget=["tench"], label_column="label")
         >>> trainer = GSLoraTrainer(model, args, forget_dataset=split.forget, retain_dataset=split.retain)

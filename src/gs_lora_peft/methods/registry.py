@@ -29,7 +29,6 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
         InvalidInputError: If no method is called so, or it has no such hyper-parameter.
 
     Example:
-
         ```py
         >>> trainer = ForgettingTrainer(model, args, method=get_method("ffn"), **datasets)
         ```

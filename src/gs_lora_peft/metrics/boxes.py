@@ -84,7 +84,6 @@ def pack_boxes(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         ValueError: If there are no images.
 
     Example:
-
     ```python
     >>> found = processor.post_process_object_detection(outputs, threshold=0.0)
     >>> everywhere = unpack_boxes(accelerator.gather_for_metrics(accelerator.pad_across_processes(

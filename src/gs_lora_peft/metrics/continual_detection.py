@@ -60,7 +60,6 @@ class ContinualDetection(ForgettingMetric):
         ValueError: If a category has two roles or is not an id, or if the AP is not a fraction.
 
     Example:
-
     ```python
     >>> metric = ContinualDetection(forget_classes=[0])
     >>> for batch in loader:

@@ -55,7 +55,6 @@ class ContinualForgetting(ForgettingMetric):
         ValueError: If a class has two roles or is not an id, or if the accuracy is not a fraction.
 
     Example:
-
     ```python
     >>> metric = ContinualForgetting(forget_classes=[0, 4])
     >>> before = metric.compute(predictions=[0, 4, 1, 2], references=[0, 4, 1, 2])

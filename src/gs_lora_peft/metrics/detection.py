@@ -106,7 +106,6 @@ def detection_scores(
             category has two roles; or if the AP is not a fraction.
 
     Example:
-
     ```python
     >>> found = {"boxes": [[0, 0, 8, 8], [9, 0, 14, 5]], "scores": [0.9, 0.8], "labels": [0, 1]}
     >>> truth = {"boxes": [[0, 0, 8, 8], [20, 0, 25, 5]], "labels": [0, 1]}

@@ -95,7 +95,6 @@ def continual_forgetting_scores(
             reference is negative, if a class has two roles, or if the accuracy is not a fraction.
 
     Example:
-
     ```python
     >>> scores = continual_forgetting_scores([1, 1, 2], [0, 1, 2], forget_classes=[0], accuracy_forget_before=1.0)
     >>> scores["acc_forget"], scores["acc_retain"], scores["h_mean"]

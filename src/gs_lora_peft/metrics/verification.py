@@ -59,7 +59,6 @@ def verification_scores(
             holds other values than booleans (or 1 and 0), if a rate is not in [0, 1], or if `folds` is less than 2.
 
     Example:
-
     ```python
     >>> scores = verification_scores([0.9, 0.8, 0.3, 0.1], [True, True, False, False], folds=2)
     >>> scores["accuracy"], scores["eer"], scores["tar_at_far_0.01"]
@@ -183,7 +182,8 @@ def _cross_validated_accuracy(similarity: np.ndarray, is_same: np.ndarray, folds
 
 def _pairs_of(people: np.ndarray, of: np.ndarray, others: np.ndarray, max_pairs: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows of all pairs of one person among `of`, then of all pairs of two with at least one of them in `of`; of
-    either kind `max_pairs` at most. `others` shows nobody who is in `of`."""
+    either kind `max_pairs` at most. `others` shows nobody who is in `of`.
+    """
     of = of[np.argsort(people[of], kind="stable")]
     order, rows = np.concatenate([of, others]), np.arange(len(of))
     # Sorted by person: the partners of a row are those up to the end of its person, then all behind.

@@ -1,7 +1,9 @@
 from .face.configuration import FaceTransformerConfig as FaceTransformerConfig
 from .face.conversion import convert_face_checkpoint as convert_face_checkpoint
-from .face.modeling import FaceTransformerForRecognition as FaceTransformerForRecognition
-from .face.modeling import FaceTransformerModel as FaceTransformerModel
+from .face.modeling import (
+    FaceTransformerForRecognition as FaceTransformerForRecognition,
+    FaceTransformerModel as FaceTransformerModel,
+)
 from .face.processing import FaceImageProcessor as FaceImageProcessor
 
 __all__ = [

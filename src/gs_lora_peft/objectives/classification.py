@@ -117,7 +117,6 @@ class ClassificationObjective(Objective):
             Classes to keep without training data.
 
     Example:
-
         ```py
         >>> objective = ClassificationObjective(forget_weight=0.5, forget_bound="auto")
         >>> output = objective(logits, labels)   # the first half is to keep, the second half to forget

@@ -137,7 +137,6 @@ def captured_embeddings(model: nn.Module, path: str | None = None) -> Iterator[C
             Path of the head in the unwrapped model; by default [`find_head`].
 
     Example:
-
         ```py
         >>> with captured_embeddings(model) as captured:
         ...     logits = model(pixel_values=pixels).logits

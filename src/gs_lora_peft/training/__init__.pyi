@@ -1,16 +1,15 @@
 from .arguments import GSLoraTrainingArguments as GSLoraTrainingArguments
-from .batches import own_batches as own_batches
-from .batches import steps_per_epoch as steps_per_epoch
+from .batches import own_batches as own_batches, steps_per_epoch as steps_per_epoch
 from .checks import check_types as check_types
 from .evaluation import ObjectiveEvaluation as ObjectiveEvaluation
-from .gradients import NoGradientError as NoGradientError
-from .gradients import NonFiniteLossError as NonFiniteLossError
-from .gradients import NoStepError as NoStepError
+from .gradients import (
+    NoGradientError as NoGradientError,
+    NonFiniteLossError as NonFiniteLossError,
+    NoStepError as NoStepError,
+)
 from .method import Method as Method
 from .publishing import repo_to_publish_in as repo_to_publish_in
-from .trained import Trained as Trained
-from .trained import TrainedAdapter as TrainedAdapter
-from .trained import TrainedWeights as TrainedWeights
+from .trained import Trained as Trained, TrainedAdapter as TrainedAdapter, TrainedWeights as TrainedWeights
 from .trainer import ForgettingTrainer as ForgettingTrainer
 
 __all__ = [

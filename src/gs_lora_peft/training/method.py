@@ -93,7 +93,6 @@ class Method(TrainerCallback):
             The trainer that runs; set by it.
 
     Example:
-
         ```py
         >>> @dataclass(kw_only=True)
         ... class GradientAscent(Method):
@@ -156,7 +155,8 @@ class Method(TrainerCallback):
 
     def callbacks(self) -> Sequence[TrainerCallback]:
         """What happens between the steps; by default the events of the method itself. What is [`Watching`] learns of
-        flags on the device at every step, in the one host synchronisation that there is anyway."""
+        flags on the device at every step, in the one host synchronisation that there is anyway.
+        """
         return [self]
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
@@ -178,19 +178,22 @@ class Method(TrainerCallback):
 
     def evaluated(self) -> AbstractContextManager[Any]:
         """Puts the weights that evaluation scores into the model for the time of a block: a moving average. By default
-        those that train."""
+        those that train.
+        """
         return nullcontext()
 
     def save(self, folder: str) -> None:
         """Adds the method's own state to a checkpoint; called in every process, `args.should_save` says who writes.
-        The weights, the optimizer and the random generators are there already. By default nothing."""
+        The weights, the optimizer and the random generators are there already. By default nothing.
+        """
 
     def load(self, folder: str) -> None:
         """Reads what [`~Method.save`] wrote; by default nothing."""
 
     def release(self) -> None:
         """Leaves an ordinary model behind: takes back what the method did to it for speed, also after an error, and
-        before other weights are loaded. By default nothing is to be done."""
+        before other weights are loaded. By default nothing is to be done.
+        """
 
     # For hooks to use
 

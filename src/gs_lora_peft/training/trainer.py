@@ -98,7 +98,6 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
             for of a method that leaves no adapter.
 
     Example:
-
         ```py
         >>> trainer = ForgettingTrainer(
         ...     model, args, method=get_method("ffn"), forget_dataset=split.forget, retain_dataset=split.retain

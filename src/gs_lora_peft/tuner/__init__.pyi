@@ -1,18 +1,20 @@
-from .blocks import NoFFNFoundError as NoFFNFoundError
-from .blocks import find_attention_blocks as find_attention_blocks
-from .blocks import find_blocks_of as find_blocks_of
-from .blocks import find_ffn_blocks as find_ffn_blocks
-from .config import HEAD_TRAINING_TASKS as HEAD_TRAINING_TASKS
-from .config import MAX_SCALING as MAX_SCALING
-from .config import GSLoraConfig as GSLoraConfig
-from .config import check_plain_lora as check_plain_lora
-from .config import mapping_problem as mapping_problem
+from .blocks import (
+    NoFFNFoundError as NoFFNFoundError,
+    find_attention_blocks as find_attention_blocks,
+    find_blocks_of as find_blocks_of,
+    find_ffn_blocks as find_ffn_blocks,
+)
+from .config import (
+    HEAD_TRAINING_TASKS as HEAD_TRAINING_TASKS,
+    MAX_SCALING as MAX_SCALING,
+    GSLoraConfig as GSLoraConfig,
+    check_plain_lora as check_plain_lora,
+    mapping_problem as mapping_problem,
+)
 from .export import export_lora as export_lora
-from .groups import LoraGroups as LoraGroups
-from .groups import trainable_adapters as trainable_adapters
+from .groups import LoraGroups as LoraGroups, trainable_adapters as trainable_adapters
 from .model import GSLoraModel as GSLoraModel
-from .targets import is_quick as is_quick
-from .targets import names_modules as names_modules
+from .targets import is_quick as is_quick, names_modules as names_modules
 
 __all__ = [
     "HEAD_TRAINING_TASKS",

@@ -55,7 +55,6 @@ def find_ffn_blocks(
         UserWarning: If part of the experts are fused into 3-D parameters, which are not among the Linears.
 
     Example:
-
         ```py
         >>> find_ffn_blocks(ViTModel(ViTConfig(num_hidden_layers=1)))
         {'layers.0': ['layers.0.mlp.fc1', 'layers.0.mlp.fc2']}

@@ -184,7 +184,6 @@ class GSLoraConfig(LoraConfig):
     [`export_lora`]'s form, or `import gs_lora_peft` first.
 
     Example:
-
         ```py
         >>> from peft import get_peft_model
         >>> from transformers import ViTConfig, ViTForImageClassification
@@ -248,7 +247,8 @@ class GSLoraConfig(LoraConfig):
     @property
     def structural_target(self) -> str | None:
         """The keyword (`"ffn"`, `"attention"`) that `target_modules` is, or that it answers; `None` where PEFT's own
-        list or regular expression was given."""
+        list or regular expression was given.
+        """
         return keyword_of(self.target_modules)
 
     @property

@@ -109,7 +109,8 @@ class GSLoraModel(LoraModel):
 
     def _take_leftovers_off(self, model: nn.Module, adapter_name: str, config: Any) -> None:
         """Where the base held an adapter of this name already, from a cell of a notebook that ran before with other
-        settings, its matrices elsewhere would train and act beside the new ones, and be saved with them."""
+        settings, its matrices elsewhere would train and act beside the new ones, and be saved with them.
+        """
         for path, layer in list(model.named_modules()):
             if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
                 continue

@@ -121,7 +121,6 @@ def prepare_boxes(
             not know one.
 
     Example:
-
     ```python
     >>> dataset = prepare_boxes(load_dataset("cppe-5"), label2id=model.config.label2id, invalid="drop")
     ```

@@ -82,7 +82,6 @@ def split_boxes(
             out of range, or `replay_ratio` together with `shots`.
 
     Example:
-
     ```python
     >>> split = split_boxes(dataset, forget=["WBC"], replay_ratio=0.5)
     >>> len(split.forget), len(split.retain)

@@ -35,7 +35,6 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
             that is not listed, categories share a name, or an image file is absent.
 
     Example:
-
     ```python
     >>> dataset = read_coco("annotations/instances_val2017.json", "val2017")
     >>> dataset = prepare_boxes(dataset, label2id=model.config.label2id, invalid="drop")

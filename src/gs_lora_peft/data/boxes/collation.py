@@ -66,7 +66,6 @@ class DetectionCollator:
             or the head does not know a category.
 
     Example:
-
     ```python
     >>> collate = PairedCollator(DetectionCollator(processor, forget_classes=split.forget_classes))
     ```

@@ -85,7 +85,6 @@ class FaceTransformerConfig(ViTConfig):
         InvalidInputError: If a value is not one of those expected, or patches do not fit the image.
 
     Example:
-
         ```py
         >>> config = FaceTransformerConfig(patch_size=12, patch_stride=8, num_labels=100)   # P12S8
         >>> model = FaceTransformerForRecognition(config)

@@ -123,7 +123,6 @@ def convert_face_checkpoint(
         OSError: If the file cannot be read or the folder not be written.
 
     Example:
-
         ```py
         >>> folder = convert_face_checkpoint("face.pth", "face", scale=64, margin=0.35)
         >>> model = AutoModelForImageClassification.from_pretrained(folder)

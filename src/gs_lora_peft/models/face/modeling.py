@@ -248,7 +248,6 @@ class FaceTransformerForRecognition(ViTPreTrainedModel):
             The configuration; `num_labels` or `id2label` say who is known.
 
     Example:
-
         ```py
         >>> model = AutoModelForImageClassification.from_pretrained(convert_face_checkpoint("face.pth", "face"))
         >>> outputs = model(pixel_values=pixels)   # (B, 3, 112, 112)

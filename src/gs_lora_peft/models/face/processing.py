@@ -73,7 +73,6 @@ class FaceImageProcessor(PilBackend):
             For each channel.
 
     Example:
-
         ```py
         >>> processor = FaceImageProcessor.for_pixels("standardized", image_size=32)
         >>> processor(images=[image], return_tensors="pt")["pixel_values"].shape

@@ -87,7 +87,6 @@ class DetectionObjective(Objective):
             if there are prototypes and the model has no classification head of a known name.
 
     Example:
-
         ```py
         >>> objective = DetectionObjective(model, forget_weight=0.03)
         >>> labels = processor(images=images, annotations=annotations)["labels"]

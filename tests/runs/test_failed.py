@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer, TrainerCallback
 

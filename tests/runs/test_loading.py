@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 import torch
 from errors import refused
 from peft import PeftModel

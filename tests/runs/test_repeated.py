@@ -8,7 +8,7 @@ import shutil
 import signal
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 from errors import refused
 from hypothesis import given
 from hypothesis import strategies as st

@@ -8,7 +8,7 @@ import shutil
 import warnings
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 import torch
 from datasets import Array3D, DatasetDict, Value
 from errors import ANY, refused

@@ -7,8 +7,7 @@ import os
 
 import pytest
 from errors import refused
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gs_lora_peft.io import file_mismatch, parse_json, read_limited, reading, safe_join, sha256_of
 

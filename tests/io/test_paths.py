@@ -11,8 +11,7 @@ import datasets
 import pytest
 from errors import refused
 from huggingface_hub import constants, file_download
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from transformers import ViTConfig, ViTModel
 
 from gs_lora_peft.cli.running import load_data, model_source

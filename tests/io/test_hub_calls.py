@@ -7,8 +7,7 @@ import pytest
 from errors import refused
 from huggingface_hub import errors
 
-from gs_lora_peft.hub.client import calls as hub_calls
-from gs_lora_peft.hub.client import calls as hub_sources
+from gs_lora_peft.hub.client import calls as hub_calls, calls as hub_sources
 from gs_lora_peft.hub.client.calls import (
     HubRefusalError,
     HubUnreachableError,

@@ -1,4 +1,4 @@
-"""What two processes of one launch see; started by test_sequence_distributed.py."""
+"""What two processes of one launch see; started by test_run_distributed.py."""
 
 import errno
 import json
@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-import sequence_cases as cases
+import run_cases as cases
 from accelerate import PartialState
 from transformers import TrainerCallback
 

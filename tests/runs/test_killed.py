@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 import torch
 import tqdm.auto
 from datasets.utils import tqdm as tqdm_of_datasets
@@ -206,7 +206,7 @@ def test_killed_again_and_again(base, data, tmp_path, finished):
 
 SCRIPT = """
 import sys
-import sequence_cases as cases
+import run_cases as cases
 base, folder = sys.argv[1:]
 forgetter = cases.make_forgetter(base, folder, args=cases.make_args(dataloader_num_workers=1))
 print("ready", flush=True)

@@ -1,7 +1,7 @@
 """A run folder of which a part is a symbolic link: refused wherever it is used, and what it leads to is left alone."""
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 from test_forgetter import never_trains
 
 from gs_lora_peft import ForgetRequest, load_forgotten

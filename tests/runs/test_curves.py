@@ -5,7 +5,7 @@ import itertools
 import json
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from errors import refused
-from storage_cases import names, out_of_space, python
+from io_cases import names, out_of_space, python
 
 from gs_lora_peft.io import remove_abandoned, staged_folder, write_bytes_atomic, write_json_atomic, writing
 

@@ -6,7 +6,7 @@ import os
 import shutil
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 from errors import refused
 from huggingface_hub import constants
 

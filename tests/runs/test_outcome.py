@@ -6,7 +6,7 @@ import shutil
 import warnings
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 from datasets import DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st

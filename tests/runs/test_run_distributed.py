@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 
 from gs_lora_peft import load_forgotten, weights_fingerprint
 from gs_lora_peft.ledger import ForgettingLedger
@@ -23,7 +23,7 @@ def test_two_processes(base, tmp_path):
     # Not `accelerate launch --cpu --num_processes 2`, which starts a single process unless MPI is there.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--nnodes", "1"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [str(HERE / "sequence_processes.py"), str(base), str(tmp_path)]
+    command += [str(HERE / "run_processes.py"), str(base), str(tmp_path)]
     paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -8,7 +8,7 @@ import subprocess
 
 import filelock
 import pytest
-from storage_cases import names, python
+from io_cases import names, python
 
 from gs_lora_peft.io import exclusive_lock, write_bytes_atomic
 

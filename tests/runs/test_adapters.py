@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 import torch
 from errors import ANY
 from peft import LoraConfig, PeftModel, get_peft_model

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 from datasets import DatasetDict
 from errors import refused
 

@@ -1,7 +1,7 @@
 """Quantised models: refused at once where weights must be exact, told by structure; an adapter trains on them."""
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 import torch
 from peft import get_peft_model
 from torch import nn

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-import sequence_cases as cases
+import run_cases as cases
 
 
 @pytest.fixture(scope="session")
