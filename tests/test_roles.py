@@ -98,11 +98,9 @@ def test_ids_of_every_kind_become_integers(given_ids):
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("bad", [-1, np.int64(-1), 1.5, np.float32(2), True, np.bool_(True), "cat", None, [1]])
+@pytest.mark.parametrize("bad", [-1, np.int64(-1), 1.5, np.float32(2), True, np.bool_(True), "cat", None, (1,)])
 @pytest.mark.parametrize("kind", [list, set, iter])
 def test_what_is_not_an_id_is_refused(role, bad, kind):
-    if kind is set and isinstance(bad, list):
-        pytest.skip("a set holds no list")
     classes = kind([bad]) if kind is set else kind([3, bad])
     with refused(f"{role}_classes[{0 if kind is set else 1}]", bad):
         ClassRoles(**{role: classes})
