@@ -34,6 +34,7 @@ from gs_lora_peft.data import (
 from gs_lora_peft.data.classes import label_names
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.methods import get_method
+from gs_lora_peft.roles import ClassRoles
 from gs_lora_peft.runs.scores import predict
 from gs_lora_peft.training import ForgettingTrainer
 
@@ -158,12 +159,9 @@ class Scorer:
 
     def _by_role(self, task: int, acc_forget_before: float | None) -> dict[str, float]:
         protocol = self.protocol
-        roles = {
-            "forget_classes": protocol.tasks[task],
-            "old_classes": protocol.old_classes(task),
-            "missing_classes": protocol.missing,
-        }
         found = predict(protocol.model, protocol.dataset["test"], self.args, self.collate)
+        present = found.by_class()
+        roles = ClassRoles.of(protocol.tasks[task], protocol.old_classes(task), protocol.missing, present=present)
         scores = found.by_role(roles, acc_forget_before)
         return {name: scores[name] for name in ("h_mean", *SCORES) if scores[name] is not None}
 

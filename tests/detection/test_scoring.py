@@ -16,6 +16,7 @@ from gs_lora_peft.metrics.detection import detection_scores
 from gs_lora_peft.metrics.scores import ACCURACY, AVERAGE_PRECISION, measure_of
 from gs_lora_peft.objectives import ClassificationObjective, DetectionObjective, PrototypeObjective, objective_for
 from gs_lora_peft.objectives.detection.scoring import DetectionScoring
+from gs_lora_peft.roles import ClassRoles
 
 PROCESSORS = {
     "detr": "Detr",
@@ -65,8 +66,10 @@ def test_scores_of_gathered_batches(name):
         found += scoring.detections(logits, boxes)
         references += references_from_labels(labels)
     packed = [torch.cat(list(_filled(side))).numpy() for side in zip(*parts, strict=True)]
-    roles = {"forget_classes": [0], "retain_classes": [1, 2], "old_classes": [3], "missing_classes": []}
-    expected = detection_scores(found, references, **roles, ap_forget_before=0.5)
+    roles = ClassRoles(forget=[0], retain=[1, 2], old=[3])
+    expected = detection_scores(
+        found, references, forget_classes=[0], retain_classes=[1, 2], old_classes=[3], ap_forget_before=0.5
+    )
     mine = scoring.by_role(*packed, roles, 0.5)
     per_class = expected.pop("per_class")
     assert mine == expected

@@ -197,10 +197,10 @@ def test_predictions_and_references_are_class_ids(predictions, references, name,
 @pytest.mark.parametrize(
     ("settings", "name", "value"),
     [
-        ({"forget_classes": ["tench"]}, "forget_classes", "tench"),
+        ({"forget_classes": ["tench"]}, "forget_classes[0]", "tench"),
         ({"forget_classes": "tench"}, "forget_classes", "tench"),
-        ({"forget_classes": [True]}, "forget_classes", True),
-        ({"forget_classes": [-1]}, "forget_classes", -1),
+        ({"forget_classes": [True]}, "forget_classes[0]", True),
+        ({"forget_classes": [-1]}, "forget_classes[0]", -1),
         ({"forget_classes": 3}, "forget_classes", 3),
         ({"forget_classes": [1, 2], "old_classes": [2]}, "old_classes", [2]),
         ({"forget_classes": [1], "retain_classes": [1]}, "retain_classes", [1]),

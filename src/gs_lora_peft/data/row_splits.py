@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from ..checking import Count, NotNegativeWhole, Number, Share, checked
 from ..errors import InvalidInputError
+from ..roles import ClassRoles, SharedClassesError
 from .classes import read_labels, resolve_classes
 
 _PART = Annotated[Number, Field(gt=0, lt=1, description="a number between 0 and 1")]
@@ -34,24 +34,38 @@ class ForgettingSplit:
             Rows of classes that earlier tasks forgot; for scoring Acc_o only.
         missing (`datasets.Dataset`):
             Rows of classes to keep that are not replayed; for scoring Acc_m only.
+        roles ([`ClassRoles`]):
+            Ids behind each part. Classes of `old` and `missing` may have no rows.
         forget_classes (`list[int]`):
             Ids behind `forget`, in the order of the request.
+
+    Attributes:
         retain_classes (`list[int]`):
-            Ids behind `retain`.
+            Ids behind `retain`, sorted.
         old_classes (`list[int]`):
-            Ids behind `old`, with or without rows.
+            Ids behind `old`, sorted.
         missing_classes (`list[int]`):
-            Ids behind `missing`, with or without rows.
+            Ids behind `missing`, sorted.
     """
 
     forget: Dataset
     retain: Dataset
     old: Dataset
     missing: Dataset
+    roles: ClassRoles
     forget_classes: list[int]
-    retain_classes: list[int]
-    old_classes: list[int]
-    missing_classes: list[int]
+
+    @property
+    def retain_classes(self) -> list[int]:
+        return list(self.roles.retain)
+
+    @property
+    def old_classes(self) -> list[int]:
+        return list(self.roles.old)
+
+    @property
+    def missing_classes(self) -> list[int]:
+        return list(self.roles.missing)
 
 
 def split_rows(
@@ -72,12 +86,12 @@ def split_rows(
     classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     requested: dict[str, Any] = {"forget": forget, "old": old, "missing": missing, "retain": retain}
-    roles = assign_roles(requested, names=names, present=list(count_of))
+    roles, request = assign_roles(requested, names=names, present=list(count_of))
     require_rows(roles, count_of, shots, names)
 
     role_of_code = np.full(len(classes), -1)
     quota = counts.copy()
-    for number, (role, ids) in enumerate(roles.items()):
+    for number, (role, ids) in enumerate(roles.as_dict().items()):
         members = np.isin(classes, ids)
         role_of_code[members] = number
         if shots is not None and role in ("forget", "retain"):
@@ -87,9 +101,9 @@ def split_rows(
     drawn = draw(codes, quota, row_keys(len(codes), seed))
     parts = {
         role: dataset.select(np.flatnonzero(drawn & (role_of_code[codes] == number)))
-        for number, role in enumerate(roles)
+        for number, role in enumerate(roles.as_dict())
     }
-    return ForgettingSplit(**parts, **{f"{role}_classes": ids for role, ids in roles.items()})
+    return ForgettingSplit(**parts, roles=roles, forget_classes=request)
 
 
 def train_validation_rows(
@@ -136,46 +150,43 @@ def small_fraction(fraction: float, most: int, unit: str) -> InvalidInputError:
     )
 
 
-def assign_roles(requested: dict[str, Any], *, names: list[str] | None, present: list[int]) -> dict[str, list[int]]:
-    """Class ids of each role; a class has one role at most."""
-    roles: dict[str, list[int]] = {}
+def assign_roles(
+    requested: dict[str, Any], *, names: list[str] | None, present: list[int]
+) -> tuple[ClassRoles, list[int]]:
+    """The roles of the classes, and the classes to forget in the order of the request."""
+    ids: dict[str, list[int]] = {}
     for role, classes in requested.items():
         if role == "retain" and classes is None:
             continue
         # No class to forget is a mistake, no old or missing class is the usual case.
         if role in ("old", "missing") and isinstance(classes, Sized) and len(classes) == 0:
-            roles[role] = []
+            ids[role] = []
         else:
-            roles[role] = resolve_classes(classes, names=names, name=role)
-    for first, second in combinations(roles, 2):
-        if both := sorted(set(roles[first]) & set(roles[second])):
-            raise _two_roles(first, second, both, names)
-    if "retain" not in roles:
-        named = {class_id for ids in roles.values() for class_id in ids}
-        roles["retain"] = [class_id for class_id in present if class_id not in named]
-    return roles
+            ids[role] = resolve_classes(classes, names=names, name=role)
+    try:
+        return ClassRoles.of(**ids, present=present), ids["forget"]
+    except SharedClassesError as error:
+        raise _two_roles(*error.roles, error.value, names) from None
 
 
 def _two_roles(first: str, second: str, both: list[int], names: list[str] | None) -> InvalidInputError:
     shown = _show(both, names)
-    if {first, second} == {"forget", "old"}:
+    if (first, second) == ("forget", "old"):
         fix = f"Leave {shown} out of the request."
         return InvalidInputError("forget", both, "classes that are not already forgotten, as those in `old`", fix)
-    if {first, second} == {"forget", "missing"}:
+    if (first, second) == ("forget", "missing"):
         fix = f"Take {shown} out of `missing`, or out of the request."
         return InvalidInputError("forget", both, "classes whose data may be used, unlike those in `missing`", fix)
     expected = f"one role for each class, and `{first}` names these too"
     return InvalidInputError(second, both, expected, f"Take {shown} out of one.")
 
 
-def require_rows(
-    roles: dict[str, list[int]], count_of: dict[int, int], shots: int | None, names: list[str] | None
-) -> None:
+def require_rows(roles: ClassRoles, count_of: dict[int, int], shots: int | None, names: list[str] | None) -> None:
     """Refuses classes to forget or retain with fewer rows than one, or than `shots`, and a task that retains none."""
     needed = shots or 1
     short = {
-        role: [class_id for class_id in roles[role] if count_of.get(class_id, 0) < needed]
-        for role in ("forget", "retain")
+        role: [class_id for class_id in ids if count_of.get(class_id, 0) < needed]
+        for role, ids in (("forget", roles.forget), ("retain", roles.retain))
     }
     if shots is not None and any(short.values()):
         counted = [f"{_show([i], names)} has {count_of.get(i, 0)}" for ids in short.values() for i in ids]
@@ -192,7 +203,7 @@ def require_rows(
         if short[role]:
             expected = f"classes with one row at least; there is none of {_show(short[role], names)}"
             raise InvalidInputError(role, short[role], expected, fix)
-    if not roles["retain"]:
+    if not roles.retain:
         raise InvalidInputError(
             "retain",
             [],

@@ -136,7 +136,7 @@ def split_dataset(
             Decides which rows `replay_ratio` and `shots` draw.
 
     Returns:
-        [`ForgettingSplit`]: The four parts and their classes. `retain_classes` is sorted unless `retain` is given.
+        [`ForgettingSplit`]: The four parts and the roles of the classes.
 
     Raises:
         InvalidBoxError: A box has no area, is not finite or lies outside its image.

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidInputError
-from .scores import class_roles, fraction, h_mean
+from ..roles import ClassRoles
+from .scores import fraction, h_mean
 
 MAX_DETECTIONS = 100  # of one category in one image, the best first: COCO's own limit
 
@@ -117,14 +118,13 @@ def detection_scores(
     found, truth = predicted_boxes(predictions), reference_boxes(references)
     check_same_images(found, truth)
     before = fraction(ap_forget_before, "ap_forget_before")
-    roles = class_roles(forget=forget_classes, old=old_classes, missing=missing_classes, retain=retain_classes)
     objects: Counter[int] = Counter(truth.labels[~truth.values].tolist())
-    if "retain" not in roles:
-        roles["retain"] = frozenset(objects).difference(*roles.values())
+    given = ClassRoles.of(forget_classes, old_classes, missing_classes, retain_classes, present=objects)
+    roles = given.as_dict()
 
     per_class = _per_class(found, truth, sorted(frozenset(objects).union(*roles.values())), objects)
     scores: dict[str, Any] = {
-        f"{measure}_{role}": _mean(per_class[c][measure] for c in sorted(roles[role]))
+        f"{measure}_{role}": _mean(per_class[c][measure] for c in roles[role])
         for measure in _MEASURES
         for role in _ROLES
     }

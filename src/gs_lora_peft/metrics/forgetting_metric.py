@@ -10,7 +10,8 @@ import datasets
 import evaluate
 
 from ..errors import InvalidInputError
-from .scores import class_roles, fraction
+from ..roles import ClassRoles
+from .scores import fraction
 
 _CITATION = """
 @article{zhao2026practical,
@@ -135,12 +136,9 @@ class ForgettingMetric(evaluate.Metric, ABC):
 
     def _checked(self, before: Any, **classes: Iterable[int] | None) -> dict[str, Any]:
         # Classes become sorted lists: the first computation would use an iterator up.
-        roles = class_roles(**{name.removesuffix("_classes"): ids for name, ids in classes.items()})
-        return {
-            **dict.fromkeys(classes),
-            **{f"{role}_classes": sorted(ids) for role, ids in roles.items()},
-            "before": fraction(before, self.score_before),
-        }
+        given = {name.removesuffix("_classes"): ids for name, ids in classes.items() if ids is not None}
+        ids = {name: ids for name, ids in ClassRoles(**given).as_keywords().items() if classes[name] is not None}
+        return {**dict.fromkeys(classes), **ids, "before": fraction(before, self.score_before)}
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidInputError
+from ..roles import ClassRoles
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,11 @@ def continual_forgetting_scores(
     """
     predictions, references = answers(predictions, references)
     before = fraction(accuracy_forget_before, "accuracy_forget_before")
-    roles = class_roles(forget=forget_classes, old=old_classes, missing=missing_classes, retain=retain_classes)
+    present = np.unique(references).tolist()
+    roles = ClassRoles.of(forget_classes, old_classes, missing_classes, retain_classes, present=present)
 
     right = predictions == references
-    rows = {role: np.isin(references, sorted(ids)) for role, ids in roles.items()}
-    if "retain" not in rows:
-        rows["retain"] = ~np.logical_or.reduce(list(rows.values()))
+    rows = {role: np.isin(references, ids) for role, ids in roles.as_dict().items()}
     counts = {role: int(rows[role].sum()) for role in ("retain", "forget", "old", "missing")}
     accuracy = {role: int(right[rows[role]].sum()) / n if n else None for role, n in counts.items()}
     drop = None if before is None or accuracy["forget"] is None else before - accuracy["forget"]
@@ -167,25 +165,6 @@ def answers(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
     return predictions, references
 
 
-def class_roles(**roles: Iterable[int] | None) -> dict[str, frozenset[int]]:
-    """The classes of each role as sets of ids; roles that are `None` are left out.
-
-    Raises:
-        ValueError: If an item is not a class id, or if a class has two roles.
-    """
-    sets = {role: _id_set(classes, f"{role}_classes") for role, classes in roles.items() if classes is not None}
-    for first, second in combinations(sets, 2):
-        both = sorted(sets[first] & sets[second])
-        if both:
-            raise InvalidInputError(
-                f"{second}_classes",
-                both,
-                f"one role for each class: {first}_classes hold them too",
-                "Take them out of one.",
-            )
-    return sets
-
-
 def fraction(value: Any, name: str, *, lowest: float = 0) -> float | None:
     """A finite number from `lowest` to 1, or `None` for `None`.
 
@@ -214,18 +193,3 @@ def _id_array(values: Any, name: str) -> np.ndarray:
     if array.dtype.kind not in "iu":
         raise InvalidInputError(f"{name}.dtype", str(array.dtype), "class ids, which are whole numbers")
     return array.astype(np.int64)
-
-
-def _id_set(classes: Any, name: str) -> frozenset[int]:
-    if isinstance(classes, (str, bytes, Mapping)) or not isinstance(classes, Iterable):
-        raise InvalidInputError(name, classes, "a list of class ids", "Pass for instance [0, 1].")
-    ids = set()
-    for item in classes:
-        try:
-            class_id = -1 if isinstance(item, (bool, np.bool_)) else operator.index(item)
-        except TypeError:
-            class_id = -1
-        if class_id < 0:
-            raise InvalidInputError(name, item, "class ids, whole numbers from 0 up", "Give ids, not names.")
-        ids.add(class_id)
-    return frozenset(ids)

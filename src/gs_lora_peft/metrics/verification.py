@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidInputError
-from .scores import class_roles
+from ..roles import ClassRoles
 
 FALSE_ACCEPT_RATES = (1e-2, 1e-3)
 
@@ -143,9 +143,9 @@ def verification_by_role(
     if max_pairs < 1:
         raise InvalidInputError("max_pairs", max_pairs, "1 or more")
     directions, people = _directions(embeddings, labels)
-    roles = class_roles(forget=forget_classes, old=old_classes, missing=missing_classes, retain=retain_classes)
-    rows = {role: np.isin(people, sorted(ids)) for role, ids in roles.items()}
-    if "retain" not in rows:
+    roles = ClassRoles.of(forget_classes, old_classes, missing_classes, retain_classes)
+    rows = {role: np.isin(people, ids) for role, ids in roles.as_dict().items()}
+    if retain_classes is None:
         rows["retain"] = ~np.logical_or.reduce(list(rows.values()))
     scored = np.logical_or.reduce(list(rows.values()))
 

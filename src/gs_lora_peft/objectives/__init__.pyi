@@ -1,6 +1,5 @@
 from .base import (
     ClassificationScoring as ClassificationScoring,
-    ClassRoles as ClassRoles,
     Objective as Objective,
     ObjectiveOutput as ObjectiveOutput,
     Scoring as Scoring,
@@ -42,7 +41,6 @@ __all__ = [
     "OBJECTIVES",
     "Background",
     "ClassPrototypes",
-    "ClassRoles",
     "ClassificationObjective",
     "ClassificationScoring",
     "DetectionObjective",

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..metrics import ACCURACY, MetricName, continual_forgetting_scores
-
-
-class ClassRoles(TypedDict):
-    """The classes of a task by role, as lists of ids."""
-
-    forget_classes: Iterable[int]
-    retain_classes: Iterable[int]
-    old_classes: Iterable[int]
-    missing_classes: Iterable[int]
+from ..roles import ClassRoles
 
 
 class Scoring(Protocol):
@@ -89,8 +81,10 @@ class ClassificationScoring(Scoring):
     def by_role(
         self, answers: Any, labels: Any, roles: ClassRoles, forget_before: float | None = None
     ) -> dict[str, Any]:
-        predictions, references = _predicted(answers), np.asarray(labels)
-        return continual_forgetting_scores(predictions, references, **roles, accuracy_forget_before=forget_before)
+        classes, before = roles.as_keywords(), forget_before
+        return continual_forgetting_scores(
+            _predicted(answers), np.asarray(labels), **classes, accuracy_forget_before=before
+        )
 
     def names(self) -> list[str]:
         return list(continual_forgetting_scores([], [], forget_classes=[0]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ..errors import InvalidInputError
+from ..roles import ClassRoles
 from .base import Objective
 from .classification import ClassificationObjective
 from .detection.objective import DetectionObjective
@@ -22,16 +23,13 @@ class Task:
     """What an objective is told of the task besides the arguments.
 
     Args:
-        forget_classes (`tuple[int, ...]`, *optional*):
-            Classes to forget.
-        missing_classes (`tuple[int, ...]`, *optional*):
-            Classes to keep that have no training data.
+        roles ([`ClassRoles`], *optional*, defaults to none):
+            The classes by role.
         adapter (`str`, *optional*):
             The adapter that trains; `None` where the model's own weights do.
     """
 
-    forget_classes: tuple[int, ...] = ()
-    missing_classes: tuple[int, ...] = ()
+    roles: ClassRoles = ClassRoles()
     adapter: str | None = None
 
 
@@ -58,7 +56,7 @@ DISTILLATION_WEIGHT = 1.0  # w_d by default where classes have no training data;
 
 def _classification(model: nn.Module, args: Any, task: Task) -> Objective:
     objective: Objective = ClassificationObjective(
-        args.forget_weight, args.forget_bound, args.forget_loss, task.missing_classes
+        args.forget_weight, args.forget_bound, args.forget_loss, task.roles.missing
     )
     return with_distillation(with_prototypes(objective, model, args), model, args, task)
 
@@ -94,14 +92,15 @@ def with_distillation(objective: Objective, model: nn.Module, args: Any, task: T
             raise _nothing_to_distil(weight, "the model's own weights train, so that the earlier model is gone")
         return objective
     if weight == "auto":
-        weight = DISTILLATION_WEIGHT if task.missing_classes else 0.0
+        weight = DISTILLATION_WEIGHT if task.roles.missing else 0.0
     num_labels = head_size(model)
-    if num_labels is not None and num_labels - len(set(task.forget_classes)) < 2:
+    if num_labels is not None and num_labels - len(task.roles.forget) < 2:
         weight = 0.0  # where one class is left there is nothing to hold
     if not weight:
         return objective
-    missing_classes, forget_classes, adapter = task.missing_classes, task.forget_classes, task.adapter
-    return DistillationObjective(objective, weight, adapter, forget_classes, retain_only=not missing_classes)
+    return DistillationObjective(
+        objective, weight, task.adapter, task.roles.forget, retain_only=not task.roles.missing
+    )
 
 
 def _detection(model: nn.Module, args: Any, task: Task) -> Objective:
@@ -165,8 +164,7 @@ def objective_for(
     model: nn.Module,
     args: Any,
     *,
-    forget_classes: Sequence[int] = (),
-    missing_classes: Sequence[int] = (),
+    roles: ClassRoles = ClassRoles(),
     adapter: str | None = "default",
     kind: str | None = None,
 ) -> Objective:
@@ -179,11 +177,9 @@ def objective_for(
             The model to train, a `PeftModel` or a bare one.
         args ([`GSLoraTrainingArguments`]):
             Weights, bounds and kinds of the losses.
-        forget_classes (`Sequence[int]`, *optional*, defaults to none):
-            Classes to forget, which distillation leaves out.
-        missing_classes (`Sequence[int]`, *optional*, defaults to none):
-            Classes to keep without training data, which a classifier leaves out of its losses, and holds by
-            distillation.
+        roles ([`ClassRoles`], *optional*, defaults to none):
+            The classes by role. Distillation leaves out those to forget. A classifier leaves the missing ones out of
+            its losses, and holds them by distillation.
         adapter (`str`, *optional*, defaults to `"default"`):
             The adapter that trains; `None` where the model's own weights do.
         kind (`str`, *optional*):
@@ -201,4 +197,4 @@ def objective_for(
     """
     chosen = kind_of(model, kind)
     chosen.check(model)
-    return chosen.make(model, args, Task(tuple(forget_classes), tuple(missing_classes), adapter))
+    return chosen.make(model, args, Task(roles, adapter))

@@ -342,7 +342,7 @@ class ContinualForgetter(RevocableRun):
         work = self._work(self.ledger.next_task_name())
         task = plan_task(request, split, work, self.ledger, self.recipe, keep=keep, redoes=redoes)
         self._measure_base()
-        before = self._scores.of_task(self.model, split)
+        before = self._scores.of_task(self.model, split.roles)
         allowed, names = self.recipe.args.max_forget_accuracy, self.label_names
         classes = [names[c] if names else f"class {c}" for c in split.forget_classes]
         on_main(lambda: warn_before(self.ledger, classes, before, allowed))
@@ -350,8 +350,8 @@ class ContinualForgetter(RevocableRun):
         with self._live.restored_on_error():
             files = self._live.merge_new(task.name)
             earlier = {entry.name: entry.classes or () for entry in self.ledger.active_tasks}
-            after, of_earlier = self._scores.after_task(self.model, split, before, earlier)
-            base = self._scores.of_base(split)
+            after, of_earlier = self._scores.after_task(self.model, split.roles, before, earlier)
+            base = self._scores.of_base(split.roles)
             scores = {"base": base, "before": before, "after": after, "data": self.scored_on}
             outcome = outcome_of_task(allowed, before, after, of_earlier, self.ledger)
             self._record(lambda: self.ledger.append(finished_entry(task, training, scores, outcome, files, names)))

@@ -132,8 +132,7 @@ class Recipe:
             shots=self.shots,
             seed=self.args.sampling_seed,
         )
-        silent = scored.difference(split.forget_classes, split.retain_classes, split.old_classes)
-        return replace(split, missing_classes=sorted(silent.union(split.missing_classes)))
+        return replace(split, roles=split.roles.with_rest("missing", scored))
 
     def trainer(self, model: PeftModel, split: ForgettingSplit, output_dir: Path) -> ForgettingTrainer:
         """A trainer for one task. Nothing is pushed to the Hub: checkpoints of a request are private."""

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
-
-from ..data import AgreeingLabels, ForgettingSplit
-from ..objectives import ClassRoles, Scoring, objective_for
+from ..data import AgreeingLabels
+from ..objectives import Scoring, objective_for
+from ..roles import ClassRoles
 from ..training import ObjectiveEvaluation
 from .recipe import Recipe
 
@@ -61,33 +61,33 @@ class Scores:
         found = self._predict(model)
         self._base = found.scoring, found.by_class()
 
-    def of_base(self, split: ForgettingSplit) -> dict[str, float]:
+    def of_base(self, roles: ClassRoles) -> dict[str, float]:
         """`acc_all` of the base model, and its `acc_retain` and `acc_missing` on the classes that a task keeps."""
         if self._base is None:
             raise RuntimeError("the base model was not measured; call measure_base first")
         scoring, by_class = self._base
-        sets = {"all": list(by_class), "retain": split.retain_classes, "missing": split.missing_classes}
+        sets = {"all": list(by_class), "retain": roles.retain, "missing": roles.missing}
         return scores_of_sets(scoring, by_class, sets)
 
     def of_task(
-        self, model: nn.Module, split: ForgettingSplit, before: Mapping[str, Any] | None = None
+        self, model: nn.Module, roles: ClassRoles, before: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Scores by role of the class, see [`Scoring.by_role`].
 
         Args:
             model (`torch.nn.Module`):
                 The model.
-            split ([`ForgettingSplit`]):
-                Says which class has which role.
+            roles ([`ClassRoles`]):
+                The classes by role.
             before (`Mapping[str, Any]`, *optional*):
                 The same scores before the task, for `drop` and `h_mean`.
         """
-        return self._by_role(self._predict(model), split, before)
+        return self._by_role(self._predict(model), roles, before)
 
     def after_task(
         self,
         model: nn.Module,
-        split: ForgettingSplit,
+        roles: ClassRoles,
         before: Mapping[str, Any],
         earlier: Mapping[str, Collection[int]],
     ) -> tuple[dict[str, Any], dict[str, float]]:
@@ -96,7 +96,7 @@ class Scores:
         Args:
             model:
                 As in [`~Scores.of_task`].
-            split:
+            roles:
                 As in [`~Scores.of_task`].
             before:
                 As in [`~Scores.of_task`].
@@ -110,15 +110,9 @@ class Scores:
         key = found.scoring.measure.key
         scores = scores_of_sets(found.scoring, found.by_class(), earlier) if earlier else {}
         of_earlier = {name: scores[key(name)] for name in earlier if key(name) in scores}
-        return self._by_role(found, split, before), of_earlier
+        return self._by_role(found, roles, before), of_earlier
 
-    def _by_role(self, found: Predictions, split: ForgettingSplit, before: Mapping[str, Any] | None) -> dict[str, Any]:
-        roles: ClassRoles = {
-            "forget_classes": split.forget_classes,
-            "retain_classes": split.retain_classes,
-            "old_classes": split.old_classes,
-            "missing_classes": split.missing_classes,
-        }
+    def _by_role(self, found: Predictions, roles: ClassRoles, before: Mapping[str, Any] | None) -> dict[str, Any]:
         forget_before = (before or {}).get(found.scoring.measure.key("forget"))
         return found.by_role(roles, forget_before)
 

@@ -194,7 +194,7 @@ class PairedBatches(TaskTrainer):
 
     def get_train_dataloader(self):
         pairs_only = self.data_collator
-        self.data_collator = PairedCollator(AgreeingLabels(pairs_only, self.label_column), self.forget_classes)
+        self.data_collator = PairedCollator(AgreeingLabels(pairs_only, self.label_column), self.roles.forget)
         try:
             return self._get_dataloader(
                 dataset=self.train_dataset,

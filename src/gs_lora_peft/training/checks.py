@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from ..checking import ClassId, ClassName, checked, ordered_list
+from ..checking import ClassName, checked, ordered_list
 from ..data import NamedRows, check_names, is_object_column, label_name, read_classes
 from ..errors import InvalidInputError, located
 from ..objectives import head_size
+from ..roles import ClassRoles, SharedClassesError, class_ids
 from ..tuner import GSLoraConfig
 from .arguments import GSLoraTrainingArguments
 from .method import TaskTrainer
@@ -121,13 +122,6 @@ def check_model(model: Any, model_init: Any, objective: Any, kwargs: dict[str, A
         raise InvalidInputError("optimizers", kwargs["optimizers"], "none with `model_init`: they hold one model", fix)
 
 
-_IDS = Annotated[
-    list[ClassId],
-    BeforeValidator(lambda value: list(value) if isinstance(value, Set) else ordered_list(value)),  # they are sorted
-    Field(description="a list of class ids, whole numbers from 0"),
-]
-
-
 def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> list[int]:
     """Distinct labels of a data set, sorted, read from the label column alone where there is one.
 
@@ -230,63 +224,33 @@ def classes_of_task(
     return forget, sorted({*found, *kept} - set(forget))
 
 
-def class_ids(name: str, classes: Any) -> list[int]:
-    """The ids that an argument gives, sorted.
-
-    Raises:
-        ValueError: Naming the argument and the value that is not an id.
-    """
-    return sorted(
-        checked(
-            name,
-            classes,
-            _IDS,
-            fix="Names have ids in a ForgettingSplit (see split_dataset), and in `model.config.label2id`.",
-        )
-    )
+# What to do about classes of an argument that have another role, too
+_OTHER_ROLE = {
+    "missing": "Missing classes have no training data. Take them out of one, or pass them as `missing` to split_dataset.",
+    "forget": "Use split_dataset, which keeps the sets apart.",
+    "old": "Training on them would bring back what earlier tasks forgot. Pass them as `old` to split_dataset.",
+}
 
 
-def without_data(model: nn.Module, *known: Sequence[int]) -> list[int]:
-    """The classes of the head that are in none of these sets, sorted; none where the size of the head is not known."""
-    return sorted(set(range(head_size(model) or 0)).difference(*known))
-
-
-def check_labels(
+def roles_of_task(
     model: nn.Module,
-    forget: Sequence[int],
-    retain: Sequence[int],
-    old: Sequence[int],
-    missing: Sequence[int] = (),
-) -> None:
-    """Forget, retain, old and missing classes must be disjoint and inside the model's head.
+    forget: Iterable[int],
+    retain: Iterable[int],
+    old: Iterable[int] = (),
+    missing: Iterable[int] = (),
+) -> ClassRoles:
+    """The role of every class; a class of the model's head that has none is missing.
 
     Raises:
-        ValueError: Naming the classes that are not.
+        ValueError: If a class has two roles, or the head does not have it.
     """
-    for name, other in (("retain", retain), ("old", old)):
-        if shared := sorted(set(forget) & set(other)):
-            raise InvalidInputError(
-                "forget_classes",
-                shared,
-                f"classes that are not in the {name} set, too: a class is either forgotten or it is not",
-                "Use split_dataset, which keeps the sets apart.",
-            )
-    if shared := sorted(set(retain) & set(old)):
-        raise InvalidInputError(
-            "old_classes",
-            shared,
-            "classes that are not in the retain set: training on them would bring back what earlier tasks forgot",
-            "Pass them as `old` to split_dataset.",
-        )
-    for name, other in (("forget", forget), ("retain", retain), ("old", old)):
-        if shared := sorted(set(missing) & set(other)):
-            raise InvalidInputError(
-                "missing_classes",
-                shared,
-                f"classes that are not in the {name} set: missing classes are kept and have no training data",
-                "Take them out of one, or pass them as `missing` to split_dataset.",
-            )
-    _check_head(model, [*forget, *retain, *old, *missing])
+    try:
+        roles = ClassRoles(forget, retain, old, missing)
+    except SharedClassesError as error:
+        role = next(role for role in _OTHER_ROLE if role in error.roles)
+        raise InvalidInputError(f"{role}_classes", error.value, error.expected, _OTHER_ROLE[role]) from None
+    _check_head(model, [class_id for ids in roles.as_dict().values() for class_id in ids])
+    return roles.with_rest("missing", range(head_size(model) or 0))
 
 
 def _check_head(model: nn.Module, classes: Sequence[int], where: str = "") -> None:
@@ -344,12 +308,7 @@ def check_evaluation(trainer: TaskTrainer, model: nn.Module, eval_dataset: Any, 
             f"one of {names}{why}",
             f"The name may follow {prefixes[chosen] + '_'!r}. Scores of your own come from `compute_metrics`.",
         )
-    roles = {
-        "forget": trainer.forget_classes,
-        "retain": trainer.retain_classes,
-        "old": trainer.old_classes,
-        "missing": trainer.missing_classes,
-    }
+    roles = trainer.roles.as_dict()
     for name, found in classes.items():
         needed = {"h_mean": ("forget", "retain"), "drop": ("forget",)}.get(score, (score.rpartition("_")[2],))
         absent = [role for role in needed if role in roles and not found & set(roles[role])]

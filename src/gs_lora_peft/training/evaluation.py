@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from ..data import NamedRows
 from ..errors import InvalidInputError
-from ..objectives import ClassRoles, Objective
+from ..objectives import Objective
 from .arguments import GSLoraTrainingArguments
 from .batches import ColumnFilter
 from .gradients import one_low_precision
@@ -194,15 +194,9 @@ class ForgettingEvaluation(ObjectiveEvaluation, TaskTrainer):
         return {name: value for name, value in scores.items() if value is not None}
 
     def _forgetting_scores(self, prediction: Any, accuracy_forget_before: float | None) -> dict[str, Any]:
-        roles: ClassRoles = {
-            "forget_classes": self.forget_classes,
-            "retain_classes": self.retain_classes,
-            "old_classes": self.old_classes,
-            "missing_classes": self.missing_classes,
-        }
         scoring = self.task_objective.scoring
         answers, labels = _joined(prediction.predictions), _joined(prediction.label_ids)
-        return scoring.by_role(answers, labels, roles, accuracy_forget_before)
+        return scoring.by_role(answers, labels, self.roles, accuracy_forget_before)
 
     def score(self, dataset: Any, accuracy_forget_before: float | None = None) -> dict[str, Any]:
         """Acc_r, Acc_f, Acc_o, Acc_m, Drop and H of the model as it is now, on any labelled data; nothing is logged.

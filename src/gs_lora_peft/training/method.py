@@ -16,6 +16,7 @@ from ..compat import unwrapped
 from ..data import Augmentation, PairedDataset
 from ..errors import InvalidInputError
 from ..objectives import Objective, ObjectiveOutput, logits_of, objective_for
+from ..roles import ClassRoles
 from .arguments import GSLoraTrainingArguments
 from .trained import Trained, TrainedAdapter, TrainedWeights
 
@@ -148,8 +149,7 @@ class Method(TrainerCallback):
                 The kind of model, where the caller has named it (see `OBJECTIVES`).
         """
         trainer = self.trainer
-        classes = {"forget_classes": trainer.forget_classes, "missing_classes": trainer.missing_classes}
-        return objective_for(model, args, **classes, adapter=trainer.trained.adapter, kind=kind)
+        return objective_for(model, args, roles=trainer.roles, adapter=trainer.trained.adapter, kind=kind)
 
     # While it trains
 
@@ -239,13 +239,7 @@ class TaskTrainer(Trainer):
             What trains.
         task_objective ([`Objective`]):
             What "forget" and "retain" mean.
-        forget_classes:
-            The role of every class.
-        retain_classes:
-            The role of every class.
-        old_classes:
-            The role of every class.
-        missing_classes (`list[int]`):
+        roles ([`ClassRoles`]):
             The role of every class.
         accuracy_forget_before (`dict[str, float]`):
             Acc_f (of a detector AP_f) before the task by evaluation set (`"eval"`, or `"eval_<name>"` for a dict of
@@ -259,10 +253,7 @@ class TaskTrainer(Trainer):
     train_dataset: PairedDataset
     trained: Trained
     task_objective: Objective
-    forget_classes: list[int]
-    retain_classes: list[int]
-    old_classes: list[int]
-    missing_classes: list[int]
+    roles: ClassRoles
     accuracy_forget_before: dict[str, float]
     meter: LossMeter
     label_column: str

@@ -34,12 +34,10 @@ from .checks import (
     check_distribution,
     check_evaluation,
     check_hold_out,
-    check_labels,
     check_model,
     check_types,
-    class_ids,
     classes_of_task,
-    without_data,
+    roles_of_task,
 )
 from .evaluation import AdapterSearch, ForgettingEvaluation
 from .gradients import (
@@ -156,14 +154,8 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
             kind_of(model, objective).check(model)
         self.label_column = label_column
         self.has_boxes = is_object_column(retain_dataset, label_column)
-        self.forget_classes, self.retain_classes = classes_of_task(
-            forget_dataset, retain_dataset, label_column, model, forget_classes
-        )
-        self.old_classes = class_ids("old_classes", old_classes)
-        named = class_ids("missing_classes", missing_classes)
-        check_labels(model, self.forget_classes, self.retain_classes, self.old_classes, named)
-        silent = without_data(model, self.forget_classes, self.retain_classes, self.old_classes)
-        self.missing_classes = sorted({*named, *silent})
+        classes = classes_of_task(forget_dataset, retain_dataset, label_column, model, forget_classes)
+        self.roles = roles_of_task(model, *classes, old_classes, missing_classes)
         self._take(model)
         check_publishing(args, self.method, self.trained)
         if args.validation_fraction > 0 and eval_dataset is None:
@@ -203,6 +195,22 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self._own_callbacks: list[TrainerCallback] = []
         self._make_callbacks()
         self._get_train_sampler()  # refuses a batch size that leaves no batch
+
+    @property
+    def forget_classes(self) -> list[int]:
+        return list(self.roles.forget)
+
+    @property
+    def retain_classes(self) -> list[int]:
+        return list(self.roles.retain)
+
+    @property
+    def old_classes(self) -> list[int]:
+        return list(self.roles.old)
+
+    @property
+    def missing_classes(self) -> list[int]:
+        return list(self.roles.missing)
 
     def _take(self, model: nn.Module) -> None:
         self.method = self._given_method.of(self)

@@ -94,26 +94,26 @@ def split_boxes(
     counts = np.bincount(codes, minlength=len(classes))
     count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     requested: dict[str, Any] = {"forget": forget, "old": old, "missing": missing, "retain": retain}
-    roles = assign_roles(requested, names=annotations.names, present=list(count_of))
+    roles, request = assign_roles(requested, names=annotations.names, present=list(count_of))
     require_rows(roles, count_of, shots, annotations.names)
 
     quota = counts.copy()
-    for role in ("forget", "retain"):
-        members = np.isin(classes, roles[role])
+    for role, ids in (("forget", roles.forget), ("retain", roles.retain)):
+        members = np.isin(classes, ids)
         if shots is not None:
             quota[members] = shots
         elif role == "retain":
             quota[members] = np.maximum(1, rounded_share(counts[members], replay_ratio))
     drawn = draw(codes, quota, row_keys(len(dataset), seed)[rows])
 
-    shown = [*roles["forget"], *roles["retain"]]
+    shown = [*roles.forget, *roles.retain]
     stored = annotations.column.fields["category"].to_numpy()
     parts = {}
-    for role, ids in roles.items():
+    for role, ids in roles.as_dict().items():
         kept = np.isin(stored, ids if role in ("old", "missing") else shown)
         chosen = np.unique(rows[drawn & np.isin(classes, ids)[codes]])
         parts[role] = replaced(dataset, objects_column, annotations.column.filtered(kept), chosen)
-    return ForgettingSplit(**parts, **{f"{role}_classes": ids for role, ids in roles.items()})
+    return ForgettingSplit(**parts, roles=roles, forget_classes=request)
 
 
 def train_validation_boxes(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...metrics import AVERAGE_PRECISION, detection_scores, pack_boxes, unpack_boxes
-from ..base import ClassRoles, Scoring
+from ...roles import ClassRoles
+from ..base import Scoring
 
 
 class DetectionScoring(Scoring):
@@ -65,7 +66,8 @@ class DetectionScoring(Scoring):
         self, answers: Any, labels: Any, roles: ClassRoles, forget_before: float | None = None
     ) -> dict[str, Any]:
         """As [`detection_scores`], without `per_class`."""
-        scores = detection_scores(unpack_boxes(answers), unpack_boxes(labels), **roles, ap_forget_before=forget_before)
+        found, truth, classes = unpack_boxes(answers), unpack_boxes(labels), roles.as_keywords()
+        scores = detection_scores(found, truth, **classes, ap_forget_before=forget_before)
         return {name: value for name, value in scores.items() if name != "per_class"}
 
     def names(self) -> list[str]:
