@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, DatasetDict
+from errors import refused
 from PIL import Image
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -160,7 +161,7 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         ("forget: ['tench, Tinca tinca', church]", "`forget` is 'tench, Tinca tinca'; expected one class"),
         ("missing: [yes]", "`missing` is True; expected names or ids"),
         ("missing: {ada: 1}", "`missing` is {'ada': 1}"),
-        ("missing: [[ada], [bob]]", "--missing: 'ada;bob' has a ';'"),
+        ("missing: [[ada], [bob]]", "'ada;bob'"),
         ("[" * 5000, "cannot be read"),
         ("shots: 2.5", "`--shots` is 2.5"),
         ("replay_ratio: yes", "`--replay_ratio` is True"),
@@ -180,8 +181,8 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         (["--forget_wei", "3"], "--forget_wei"),  # no abbreviations: another version may have two such options
         (["--shots", "four"], "--shots: invalid int value: 'four'"),
         (["--forget_weight", "-1"], "`--forget_weight` is -1.0"),
-        (["--missing", "one;two"], "--missing: 'one;two' has a ';'"),
-        (["--missing", ""], "empty class name"),
+        (["--missing", "one;two"], "'one;two'"),
+        (["--missing", ""], "--missing"),
         (["--rank", "4"], "no option --rank; did you mean"),
         (["--r", "4", "tench"], "'tench' belongs to no option"),
         (["--model_name_or_path", "m", "--dataset_name", "d"], "--forget is missing"),
@@ -297,8 +298,9 @@ def test_the_split_that_is_scored_on(tmp_path, monkeypatch, splits, asked, score
     paths = ["--model_name_or_path", "m", "--dataset_name", str(tmp_path), "--forget", "0"]
     script = forget.parse_arguments([*paths, *asked])[0]
     if scored is None:
-        with pytest.raises(ValueError, match="--test_split"):
+        with refused(f"splits of {tmp_path}", splits) as error:
             forget.load_data(script)
+        assert "--test_split" in error.value.fix
     else:
         data = forget.load_data(script)
         assert (data["train"]["image"][0], data["test"]["image"][0]) == ("train", scored)
