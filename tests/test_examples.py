@@ -12,13 +12,16 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, DatasetDict
+from errors import refused
 from PIL import Image
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments, OtherSettingsError
 from gs_lora_peft.cli import terminal as ending
 from gs_lora_peft.cli.settings import missing_classes, training_options
+from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.errors import InvalidInputError
+from gs_lora_peft.ledger import RequestOrderError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 CLASSES = ["church", "school bus", "tench"]
@@ -65,7 +68,7 @@ def run(command: list[str], cwd: Path, ok: bool = True) -> str:
 
 
 @pytest.mark.slow
-def test_local_model_and_images(local, tmp_path):
+def test_local_model_and_images(local, tmp_path, monkeypatch):
     """Local folders, classes by name, a YAML file that the command line overrides; a second call changes nothing."""
     settings = {
         "learning_rate": 0.002,
@@ -77,12 +80,11 @@ def test_local_model_and_images(local, tmp_path):
     }
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     command = [
-        sys.executable, str(EXAMPLES / "forget.py"), "--model_name_or_path", local["model"],
-        "--dataset_name", local["images"],
+        "--model_name_or_path", local["model"], "--dataset_name", local["images"],
         "--use_cpu", "true", "--forget", "tench;school bus", "--config", "settings.yaml", "--learning_rate", "0.004",
         "--output_dir", "out",
     ]  # fmt: skip
-    printed = run(command, tmp_path)
+    printed = run([sys.executable, str(EXAMPLES / "forget.py"), *command], tmp_path)
     assert "task_002" in printed
     assert "forgetting.json" in printed
     ledger = json.loads((tmp_path / "out/forgetting.json").read_text())
@@ -91,11 +93,21 @@ def test_local_model_and_images(local, tmp_path):
     assert ledger["tasks"][0]["settings"]["training"]["learning_rate"] == 0.004
     assert ledger["tasks"][0]["settings"]["config"]["r"] == 2
     files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
-    run(command, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    forget = example(monkeypatch)
+    assert forget.main(command) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")} == files
-    more = [*command]
-    more[more.index("tench;school bus")] = "tench;church"
-    assert "school bus" in run(more, tmp_path, ok=False)
+    command[command.index("tench;school bus")] = "tench;church"
+    with pytest.raises(RequestOrderError):
+        forget.main(command)
+
+
+def example(monkeypatch):
+    """examples/forget.py as a module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import forget
+
+    return forget
 
 
 @pytest.mark.slow
@@ -120,15 +132,20 @@ def test_two_processes(local, tmp_path):
     assert scores[1] == scores[2]
 
 
-@pytest.mark.slow
-def test_mistakes_are_named_before_any_work(local, tmp_path):
+def test_mistakes_are_named_before_any_work(local, tmp_path, monkeypatch, capsys):
     """A class that does not exist, half a pair of options and an unknown setting end with their own message."""
-    base = [sys.executable, str(EXAMPLES / "forget.py"), "--output_dir", "out", "--use_cpu", "true"]
+    forget = example(monkeypatch)
+    base = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
     pair = ["--model_name_or_path", local["model"], "--dataset_name", local["images"]]
-    assert "tench" in run([*base, *pair, "--forget", "tensch"], tmp_path, ok=False)
-    assert "belong together" in run([*base, *pair[:2]], tmp_path, ok=False)
+    with pytest.raises(UnknownClassError) as error:
+        forget.main([*base, *pair, "--forget", "tensch"])
+    assert "tensch" in error.value.value
     (tmp_path / "bad.yaml").write_text("learning_rte: 1\n")
-    assert "learning_rte" in run([*base, *pair, "--config=bad.yaml"], tmp_path, ok=False)
+    bad = [*pair, f"--config={tmp_path / 'bad.yaml'}"]
+    for options, said in ((pair[:2], "--dataset_name"), (bad, "learning_rte")):
+        with pytest.raises(SystemExit):
+            forget.main([*base, *options])
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -160,7 +177,7 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         ("forget: ['tench, Tinca tinca', church]", "`forget` is 'tench, Tinca tinca'; expected one class"),
         ("missing: [yes]", "`missing` is True; expected names or ids"),
         ("missing: {ada: 1}", "`missing` is {'ada': 1}"),
-        ("missing: [[ada], [bob]]", "--missing: 'ada;bob' has a ';'"),
+        ("missing: [[ada], [bob]]", "'ada;bob'"),
         ("[" * 5000, "cannot be read"),
         ("shots: 2.5", "`--shots` is 2.5"),
         ("replay_ratio: yes", "`--replay_ratio` is True"),
@@ -180,8 +197,8 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         (["--forget_wei", "3"], "--forget_wei"),  # no abbreviations: another version may have two such options
         (["--shots", "four"], "--shots: invalid int value: 'four'"),
         (["--forget_weight", "-1"], "`--forget_weight` is -1.0"),
-        (["--missing", "one;two"], "--missing: 'one;two' has a ';'"),
-        (["--missing", ""], "empty class name"),
+        (["--missing", "one;two"], "'one;two'"),
+        (["--missing", ""], "--missing"),
         (["--rank", "4"], "no option --rank; did you mean"),
         (["--r", "4", "tench"], "'tench' belongs to no option"),
         (["--model_name_or_path", "m", "--dataset_name", "d"], "--forget is missing"),
@@ -297,8 +314,9 @@ def test_the_split_that_is_scored_on(tmp_path, monkeypatch, splits, asked, score
     paths = ["--model_name_or_path", "m", "--dataset_name", str(tmp_path), "--forget", "0"]
     script = forget.parse_arguments([*paths, *asked])[0]
     if scored is None:
-        with pytest.raises(ValueError, match="--test_split"):
+        with refused(f"splits of {tmp_path}", splits) as error:
             forget.load_data(script)
+        assert "--test_split" in error.value.fix
     else:
         data = forget.load_data(script)
         assert (data["train"]["image"][0], data["test"]["image"][0]) == ("train", scored)
@@ -439,11 +457,9 @@ print("world", state.num_processes)
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes take the accelerators, if there are any")
-def test_cpu_processes_train_together(tmp_path):
-    """Without an accelerator torchrun's processes join on the CPU, and accelerate's lone one is refused."""
+def test_a_lone_process_of_accelerate_is_refused(tmp_path):
+    """Without an accelerator accelerate's lone process is refused; `test_two_processes` has those of torchrun."""
     (tmp_path / "script.py").write_text(SCRIPT.format("exec(" + repr(WORLD) + ")"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
-    assert run(torchrun, tmp_path).count("world 2") == 2
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "script.py"]
     said = run(accelerate, tmp_path, ok=False)
     assert "torchrun --nproc_per_node N" in said
@@ -472,10 +488,12 @@ def test_a_process_is_not_left_alone(environment, allowed, monkeypatch, capsys):
     assert (bool(ran), end.value.code) == (allowed, 0 if allowed else 1)
 
 
-@pytest.mark.parametrize(("body", "code"), [("return 3", 3), ("return None", 0), ("raise SystemExit(2)", 2)])
-def test_exit_codes_of_scripts(body, code):
+@pytest.mark.parametrize(("main", "code"), [(lambda: 3, 3), (lambda: None, 0), (lambda: sys.exit(2), 2)])
+def test_exit_codes_of_scripts(main, code):
     """What the main function returns is the exit code."""
-    assert subprocess.run([sys.executable, "-c", SCRIPT.format(body)]).returncode == code
+    with pytest.raises(SystemExit) as end:
+        ending.run_script(main)
+    assert (end.value.code or 0) == code
 
 
 def test_faults_of_the_program_keep_their_traceback(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, DatasetDict, load_dataset
+from errors import refused
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer
 
@@ -115,7 +116,7 @@ def test_other_columns_from_a_file(example, tmp_path, capsys):
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     command = [*SETTINGS, *TINY, "--config", str(tmp_path / "settings.yaml"), "--output_dir", str(tmp_path / "run")]
     command += ["--pretrain_epochs", "1"]
-    with pytest.raises(ValueError, match="label_column='identity'"):
+    with refused("label_column", "label"):
         example(command)
     example([*command, "--label_column", "identity"])
     assert "with the margin" in capsys.readouterr().out
@@ -157,7 +158,7 @@ def test_from_a_checkpoint(example, faces, tmp_path, capsys, monkeypatch):
     torch.save(cases.author_state(), tmp_path / "face.pth")
     pushed = []
     monkeypatch.setattr(
-        "gs_lora_peft.hub.publish.push_to_hub",
+        "gs_lora_peft.cli.running.push_to_hub",
         lambda folder, name, **options: pushed.append((folder, name)) or "there",
     )
     command = [*SETTINGS, "--dataset_name", faces, "--forget", "dan", "--output_dir", str(tmp_path / "run")]
@@ -181,7 +182,7 @@ def test_names_of_the_head(example, tmp_path):
     faces = write_faces(tmp_path / "faces", [name for name in NAMES if name != "bob"])
     command = [*SETTINGS, "--dataset_name", faces, "--forget", "dan", "--output_dir", str(tmp_path / "run")]
     command += ["--checkpoint", str(tmp_path / "face.pth"), "--pictures", "false", "--missing", "ada,bob"]
-    with pytest.raises(ValueError, match="4 names'; expected one for each of 5 people") as raised:
+    with refused("label_names", "4 names") as raised:
         example(command)
     assert "--people" in raised.value.__notes__[0]
     example([*command, "--people", str(tmp_path / "names.txt")])
@@ -203,14 +204,15 @@ def test_refused_before_pretraining(example, faces, tmp_path, capsys):
         (["--model_name_or_path", "face", "--scale", "32", "--pretrain_epochs", "2"], "--scale, --pretrain_epochs."),
         (["--model_revision", "v1"], "--model_revision is of a --model_name_or_path"),
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
-        (["--missing", "ada;bob"], "'ada;bob' has a ';'"),
+        (["--missing", "ada;bob"], "'ada;bob'"),
     ):
         with pytest.raises(SystemExit):
             example([*command, *options])
         assert said in capsys.readouterr().err
     for options in (["--forget", "dna"], ["--missing", "dna"]):
-        with pytest.raises(UnknownClassError, match="dna"):
+        with pytest.raises(UnknownClassError) as error:
             example([*command, *options])
+        assert "dna" in error.value.value
     unnamed = Dataset.from_dict({"image": [Image.new("L", (32, 32))] * 2, "label": [0, 1]})
     DatasetDict(train=unnamed, test=unnamed).save_to_disk(tmp_path / "unnamed")
     with pytest.raises(ValueError, match="labels without names"):

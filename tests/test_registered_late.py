@@ -6,36 +6,41 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from processes import in_new_process
 
 from gs_lora_peft import FaceTransformerConfig
 from gs_lora_peft.compat.auto_classes import _enter
 from gs_lora_peft.models import FaceImageProcessor
 
+# Each step and what holds after it, in an interpreter that has imported nothing before.
+STEPS = """
+import importlib.util, sys
+import gs_lora_peft
+assert not {"torch", "peft", "transformers", "huggingface_hub"} & set(sys.modules), "the import is not light"
+from transformers import AutoConfig, BertModel
+assert not {"peft", "gs_lora_peft.models", "transformers.models.vit.modeling_vit"} & set(sys.modules)
+assert importlib.util.find_spec("peft")
+from peft import PeftType, get_peft_model
+assert PeftType("GS_LORA") is PeftType.GS_LORA
+assert "gs_lora_peft.tuner" in sys.modules
+heavy = {"datasets", "evaluate", "pandas", "pyarrow", "transformers.trainer", "sklearn.metrics", "gs_lora_peft.models"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert AutoConfig.for_model("face_transformer").model_type == "face_transformer"
+"""
+
 
 @pytest.mark.slow
-def test_peft(tmp_path):
-    """`import gs_lora_peft` imports no torch; `import peft`, also after somebody only asked for it, registers."""
-    code = (
-        "import sys, importlib.util, gs_lora_peft\n"
-        "assert not {'torch', 'peft', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
-        "assert importlib.util.find_spec('peft')\n"
-        "from peft import PeftType, get_peft_model\n"
-        "print(PeftType('GS_LORA'), 'gs_lora_peft.tuner' in sys.modules)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.split() == ["PeftType.GS_LORA", "True"], result.stderr
+def test_step_by_step():
+    """This package imports no torch; to PEFT it adds the tuner alone; the face model is there when it is asked for."""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", STEPS], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
-def test_import_in_a_process_of_its_own():
-    """`from transformers import BertModel` after this package, in an interpreter that has imported nothing else."""
-    code = (
-        "import sys, gs_lora_peft\nfrom transformers import BertModel, AutoConfig\n"
-        "assert not {'peft', 'gs_lora_peft.models', 'transformers.models.vit.modeling_vit'} & set(sys.modules)\n"
-        "print(AutoConfig.for_model('face_transformer').model_type)\n"
-    )
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert result.stdout.split() == ["face_transformer"], result.stderr
+def test_everything_at_once():
+    """`EAGER_IMPORT` is lazy_loader's switch: each face imports what it offers, so that a wrong name shows at once."""
+    code = "import os; os.environ['EAGER_IMPORT'] = '1'; import gs_lora_peft, sys; print('peft' in sys.modules)"
+    assert in_new_process(code).split() == ["True"]
 
 
 @pytest.mark.slow

@@ -85,26 +85,26 @@ def test_mixed_images_are_marked_in_both_halves(tmp_path):
 def test_what_cannot_be_trained_is_refused(tmp_path):
     """Boxes without a word on what to forget, without a processor, with views that leave boxes behind, held out of
     sets that share images."""
-    with pytest.raises(ValueError, match=r"forget_classes=split\.forget_classes"):
+    with refused("forget_classes", None):
         trainer(knowing_yolos(), tmp_path, forget_classes=None)
-    with pytest.raises(ValueError, match="no object"):
+    with refused("forget_classes", [2, 9]):
         trainer(knowing_yolos(), tmp_path, forget_classes=[2, 9])
     with refused("processing_class", "NoneType"):
         trainer(knowing_yolos(), tmp_path, processing_class=None)
-    with pytest.raises(ValueError, match="with_transform"):
+    with refused("augmentation", True):
         trainer(knowing_yolos(), tmp_path, settings={"augmentation": True})
-    with pytest.raises(ValueError, match="train_validation_split"):
+    with refused("validation_fraction", 0.3):
         trainer(knowing_yolos(), tmp_path, settings={"validation_fraction": 0.3})
     small = detector("yolos")
     small.config.num_labels = 3
-    with pytest.raises(ValueError, match="the model's head, from 0 to 2"):
+    with refused("label", 3):
         trainer(small, tmp_path)
     with pytest.raises(ValueError, match=r"read from a datasets\.Dataset"):
         classes_of_task(
             [{"objects": {"category": [2]}}], [{"objects": {"category": [1]}}], "objects", torch.nn.Identity(), [2]
         )
     labels = Dataset.from_dict({"label": [0, 1]})
-    with pytest.raises(ValueError, match="`forget_classes` is"):
+    with refused("forget_classes", [1]):
         classes_of_task(labels.select([0]), labels.select([1]), "label", torch.nn.Identity(), [1])
     assert classes_of_task(labels.select([0]), labels.select([1]), "label", torch.nn.Identity(), [0]) == ([0], [1])
 
@@ -119,17 +119,19 @@ def test_a_set_without_objects_is_named(tmp_path, name):
         "retain": {"split": replace(split, retain=bare)},
         "evaluation": {"eval_dataset": bare},
     }.get(name, {"eval_dataset": {"bare": bare}})
-    message = f"the {name} set holds no objects: 'objects' is empty in all of its 2 rows. Give images"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(f"the {name} set")):
         trainer(knowing_yolos(), tmp_path, **changes)
 
 
 def test_the_advice_on_held_out_boxes_can_be_followed(tmp_path):
     """Neither `eval_strategy` nor `validation_fraction` sends users of boxes to the other."""
-    with pytest.raises(ValueError, match="Hold annotated boxes out with train_validation_split instead"):
+    with refused("eval_strategy", "epoch") as error:
         trainer(knowing_yolos(), tmp_path, settings={"eval_strategy": "epoch"})
-    with pytest.raises(ValueError, match=r"give them to GSLoraTrainer.*`eval_strategy` at 'no'"):
+    assert "train_validation_split" in error.value.fix
+    with refused("validation_fraction", 0.3) as error:
         trainer(knowing_yolos(), tmp_path, settings={"eval_strategy": "epoch", "validation_fraction": 0.3})
+    assert "train_validation_split" in error.value.fix
+    assert "`eval_strategy`" in error.value.fix
     train, held_out = train_validation_split(own_findings()["train"], "objects", 0.25)
     split = split_dataset(train, ["cat"], label_column="objects")
     trainer(knowing_yolos(), tmp_path, split, eval_dataset=held_out, settings={"eval_strategy": "epoch"})
@@ -146,7 +148,7 @@ def test_boxes_that_are_numbered_otherwise_than_the_model(tmp_path):
     assert "prepare_boxes(dataset, 'objects', label2id=model.config.label2id)" in error.value.fix
     forgetter(model, tmp_path, data=prepare_boxes(own_findings(), "objects", label2id=model.config.label2id))
     bare = DatasetDict(train=own_findings()["train"], test=annotated([[], []]))
-    with pytest.raises(ValueError, match="evaluation data: no row has an object"):
+    with refused("evaluation data"):
         forgetter(knowing_yolos(), tmp_path / "bare", data=bare)
 
 

@@ -41,7 +41,7 @@ class Client:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "*",
             # The package under test is the one that this process has, wherever its path is from.
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "sequence"), *_given_paths()]),
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "runs"), *_given_paths()]),
             **environment,
         }
         self.environment = {key: value for key, value in values.items() if value is not None}

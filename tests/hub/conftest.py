@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.append(os.fspath(Path(__file__).resolve().parents[1] / "sequence"))
+sys.path.append(os.fspath(Path(__file__).resolve().parents[1] / "runs"))
 
 import pytest
 from client_process import Client

@@ -1,4 +1,4 @@
-"""Helpers of the storage tests."""
+"""Helpers of the tests of io."""
 
 import errno
 import os

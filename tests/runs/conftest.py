@@ -1,4 +1,4 @@
-"""Fixtures of the sequence tests."""
+"""Fixtures of the run tests."""
 
 import shutil
 

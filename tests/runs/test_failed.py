@@ -7,6 +7,7 @@ import os
 
 import pytest
 import run_cases as cases
+from errors import refused
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer, TrainerCallback
 
@@ -306,7 +307,7 @@ def test_a_trainer_that_cannot_be_made(base, data, one_task):
     args = cases.make_args(eval_strategy="epoch")
     forgetter = cases.make_forgetter(base, one_task, data, args=args)
     before = cases.snapshot(one_task)
-    with pytest.raises(ValueError, match="eval_strategy"):
+    with refused("eval_strategy"):
         forgetter.forget(ForgetRequest([2]))
     assert cases.snapshot(one_task) == before
     assert not (one_task / "work").exists()

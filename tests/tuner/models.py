@@ -1,8 +1,5 @@
 """Tiny models, each built anew from a fixed seed, and what a test needs to know about them."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -187,16 +184,3 @@ def _cases() -> list[Case]:
 
 
 CASES = {case.name: case for case in _cases()}
-
-
-def in_new_process(code: str, *args: str, **environment: str) -> str:
-    """Standard output of some code in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *args],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout

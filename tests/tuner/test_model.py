@@ -426,10 +426,11 @@ def test_refused_second_adapter_leaves_the_first_alone():
     """The check comes before any change, so that a failed `add_adapter` leaves no half-made adapter."""
     model = VIT.wrapped("GS_LORA")
     before, outputs = flags(model), VIT.logits(model)
-    for targets in (["projection"], ["nowhere"], r".*\.(fc1|projection)"):
-        # What is nowhere in the model is found out by PEFT from 0.21 on.
-        with pytest.raises(ValueError, match=r"projection|nowhere"):
+    for targets in ({"projection"}, r".*\.(fc1|projection)"):
+        with refused("target_modules", targets):
             model.add_adapter("second", GSLoraConfig(target_modules=targets))
+    with pytest.raises(ValueError, match="nowhere"):  # the error of PEFT from 0.21 on, and of this package before
+        model.add_adapter("second", GSLoraConfig(target_modules=["nowhere"]))
     assert set(model.peft_config) == {"default"}
     assert flags(model) == before
     assert torch.equal(VIT.logits(model), outputs)

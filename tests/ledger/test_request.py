@@ -7,9 +7,8 @@ import pytest
 from errors import refused
 from hypothesis import given, strategies as st
 
-from gs_lora_peft import parse_classes, parse_requests
 from gs_lora_peft.errors import InvalidInputError
-from gs_lora_peft.ledger.request import ForgetRequest, parse_utc
+from gs_lora_peft.ledger import ForgetRequest, parse_classes, parse_requests, parse_utc
 
 
 def nested():
