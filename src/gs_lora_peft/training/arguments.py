@@ -14,7 +14,7 @@ from ..data import EpochCovers
 from ..errors import InvalidInputError
 from ..io import as_path
 from ..objectives import Background, ForgetLoss, PrototypeDistance
-from .inherited import check_by_arguments, smaller_is_better
+from .inherited import check_by_arguments, check_processes, smaller_is_better
 from .option_types import KINDS
 
 _POSITIVE = Annotated[Number, Field(gt=0)]
@@ -225,7 +225,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         },
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.output_dir is not None:
             self.output_dir = str(as_path(self.output_dir, "output_dir"))
         for name in _STRATEGIES:
@@ -241,6 +241,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         # Pinned memory speeds up copies to an accelerator; without one, PyTorch warns at every data loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
+        check_processes(self)
 
     def check(self) -> None:
         """Looks at every value; called when the arguments are made, and by a hyperparameter search that has set some.
