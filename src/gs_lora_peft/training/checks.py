@@ -128,8 +128,7 @@ def check_model(
 
 _IDS = Annotated[
     list[ClassId],
-    # A set will do: the ids are sorted.
-    BeforeValidator(lambda value: list(value) if isinstance(value, Set) else ordered_list(value)),
+    BeforeValidator(lambda value: list(value) if isinstance(value, Set) else ordered_list(value)),  # they are sorted
     Field(description="a list of class ids, whole numbers from 0"),
 ]
 
@@ -191,16 +190,10 @@ def classes_of_task(
 
 
 def class_ids(name: str, classes: Any) -> list[int]:
-    """Returns the ids that an argument gives, sorted.
-
-    Args:
-        name (`str`):
-            The argument.
-        classes (`Iterable[int]`):
-            Its value.
+    """The ids that an argument gives, sorted.
 
     Raises:
-        InvalidInputError: If it holds anything but class ids.
+        ValueError: Naming the argument and the value that is not an id.
     """
     return sorted(
         checked(
@@ -213,7 +206,7 @@ def class_ids(name: str, classes: Any) -> list[int]:
 
 
 def without_data(model: nn.Module, *known: Sequence[int]) -> list[int]:
-    """Returns the classes of the head that are in none of the sets, sorted; none if the head's size is unknown."""
+    """The classes of the head that are in none of these sets, sorted; none where the size of the head is not known."""
     return sorted(set(range(head_size(model) or 0)).difference(*known))
 
 
@@ -224,10 +217,10 @@ def check_labels(
     old: Sequence[int],
     missing: Sequence[int] = (),
 ) -> None:
-    """Checks that forget, retain, old and missing classes are disjoint and inside the model's head.
+    """Forget, retain, old and missing classes must be disjoint and inside the model's head.
 
     Raises:
-        InvalidInputError: If they are not.
+        ValueError: Naming the classes that are not.
     """
     for name, other in (("retain", retain), ("old", old)):
         if shared := sorted(set(forget) & set(other)):
@@ -334,9 +327,10 @@ def check_evaluation(
         needed = {"h_mean": ("forget", "retain"), "drop": ("forget",)}.get(score, (score.rpartition("_")[2],))
         absent = [role for role in needed if role in roles and not found & set(roles[role])]
         if name == chosen and absent and not score.startswith("n_"):
+            lacking = f"classes to {absent[0]}" if absent[0] in ("forget", "retain") else f"{absent[0]} classes"
             raise InvalidInputError(
                 "metric_for_best_model",
                 args.metric_for_best_model,
-                f"a score that can be computed; the evaluation set has no samples of the {absent[0]} classes",
+                f"a score that can be computed; the evaluation set has no samples of the {lacking}",
                 "Add some, or choose another metric, e.g. 'eval_acc_retain'.",
             )

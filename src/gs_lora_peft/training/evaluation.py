@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_concat
-from transformers.trainer_utils import BestRun, EvalLoopOutput, EvalPrediction, PredictionOutput
+from transformers.trainer_utils import BestRun, EvalLoopOutput, EvalPrediction
 
 from ..data import NamedRows
 from ..errors import InvalidInputError
@@ -154,9 +154,7 @@ class ForgettingEvaluation(ObjectiveEvaluation, TaskTrainer):
         scores = self._forgetting_scores(prediction, self.accuracy_forget_before.get(self._evaluating))
         return {name: value for name, value in scores.items() if value is not None}
 
-    def _forgetting_scores(
-        self, prediction: EvalPrediction | PredictionOutput, accuracy_forget_before: float | None
-    ) -> dict[str, Any]:
+    def _forgetting_scores(self, prediction: Any, accuracy_forget_before: float | None) -> dict[str, Any]:
         roles: ClassRoles = {
             "forget_classes": self.forget_classes,
             "retain_classes": self.retain_classes,
@@ -164,8 +162,8 @@ class ForgettingEvaluation(ObjectiveEvaluation, TaskTrainer):
             "missing_classes": self.missing_classes,
         }
         scoring = self.task_objective.scoring
-        predictions, labels = _joined(prediction.predictions), _joined(prediction.label_ids)
-        return scoring.by_role(predictions, labels, roles, accuracy_forget_before)
+        answers, labels = _joined(prediction.predictions), _joined(prediction.label_ids)
+        return scoring.by_role(answers, labels, roles, accuracy_forget_before)
 
     def score(self, dataset: Any, accuracy_forget_before: float | None = None) -> dict[str, Any]:
         """Returns Acc_r, Acc_f, Acc_o, Acc_m, Drop and H of the present model on labelled data. Nothing is logged.
