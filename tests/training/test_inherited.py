@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset, Image
+from errors import refused
 from PIL import Image as Pictures
 from tasks import adapter_state, arguments, differences, forget_set, peft_vit, retain_set, scoring_set, trainer_for
 from transformers import TrainerCallback, TrainingArguments
@@ -214,7 +215,7 @@ def test_a_metric_that_evaluation_does_not_give(tmp_path, metric):
 def test_a_metric_of_a_role_that_has_no_samples(tmp_path):
     """`acc_old` without earlier tasks would be missing after the first epoch."""
     best = {"load_best_model_at_end": True, "save_strategy": "epoch", "metric_for_best_model": "acc_old"}
-    with pytest.raises(ValueError, match="old"):
+    with refused("metric_for_best_model", "acc_old"):
         trainer_for(peft_vit(), tmp_path, **EVALUATED, **best)
 
 
@@ -275,7 +276,7 @@ def test_a_collator_that_reads_a_removed_column_is_told_so(tmp_path):
 
 def test_a_batch_size_that_leaves_no_batch_is_refused_at_once(tmp_path):
     """With `dataloader_drop_last`."""
-    with pytest.raises(ValueError, match="leaves no batch"):
+    with refused("dataloader_drop_last", True):
         trainer_for(peft_vit(), tmp_path, per_device_train_batch_size=64, dataloader_drop_last=True)
 
 
@@ -357,7 +358,7 @@ def test_a_search_makes_a_fresh_adapter_for_each_trial(tmp_path):
         return made[-1]
 
     data = {"forget_dataset": forget_set(), "retain_dataset": retain_set(), "eval_dataset": scoring_set()}
-    trainer = GSLoraTrainer(None, arguments(tmp_path, max_steps=3), model_init=model_init, **data)
+    trainer = GSLoraTrainer(None, arguments(tmp_path, max_steps=9), model_init=model_init, **data)
 
     def space(trial):
         return {"learning_rate": trial.suggest_categorical("learning_rate", [1e-6, 0.1]), "ema_decay": 0.1}

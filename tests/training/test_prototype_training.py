@@ -157,7 +157,7 @@ def test_a_model_with_two_heads_is_refused_before_training(tmp_path):
         DeiTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=3)
     )
     args = arguments(tmp_path, **WEIGHTS)
-    with pytest.raises(NoEmbeddingFoundError, match="leave both prototype weights at 0"):
+    with refused("model", "DeiTForImageClassificationWithTeacher", NoEmbeddingFoundError):
         objective_for(model, args)
 
 
