@@ -143,8 +143,9 @@ def test_a_method_that_edits(tmp_path):
 
 def test_an_edit_that_changes_nothing_is_an_error(tmp_path):
     """As a training in which the optimizer changes nothing is."""
-    with pytest.raises(NoStepError):
+    with pytest.raises(NoStepError) as caught:
         trainer_of(get_method("noise", strength=0.0), knowing_vit(), tmp_path).train()
+    assert caught.value.method == "noise"
 
 
 def test_a_run_is_carried_out_by_it(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -118,8 +119,9 @@ def test_an_adapter_without_gradient_is_an_error_at_the_first_step(tmp_path, how
     before = adapter_state(model)
     changes = {"sparsity": sparsity, "sparsity_weight": 0.01, "gradient_accumulation_steps": accumulation}
     trainer = trainer_for(model, tmp_path, **changes)
-    with pytest.raises(NoGradientError):
+    with pytest.raises(NoGradientError) as caught:
         trainer.train()
+    assert caught.value.step == 1
     assert trainer.state.global_step == 0
     assert not differences(before, adapter_state(model))
 
@@ -155,8 +157,9 @@ def test_groups_that_no_gradient_reaches_are_named(tmp_path, caplog):
 def test_a_training_whose_steps_are_all_skipped_is_an_error(tmp_path, monkeypatch):
     """As a loss scaler skips them at infinite gradients (fp16): the Trainer counts them, the weights do not move."""
     monkeypatch.setattr(AcceleratedOptimizer, "step_was_skipped", property(lambda self: True))
-    with pytest.raises(NoStepError):
+    with pytest.raises(NoStepError) as caught:
         trainer_for(peft_vit(), tmp_path, **ONE).train()
+    assert (caught.value.steps, caught.value.method) == (4, None)
 
 
 @pytest.mark.parametrize("rate", [{"learning_rate": 0}, {"warmup_steps": 1}], ids=str)
@@ -182,8 +185,19 @@ def test_broken_weights_of_the_base_are_named(tmp_path):
     """A lower learning rate would not help."""
     model = peft_vit()
     model.base_model.model.classifier.bias.data[0] = torch.nan
-    with pytest.raises(NonFiniteLossError, match=r"classifier\.bias"):
+    with pytest.raises(NonFiniteLossError) as caught:
         trainer_for(model, tmp_path, **ONE).train()
+    assert [name.endswith("classifier.bias") for name in caught.value.weights] == [True]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NonFiniteLossError(3, ["loss"], "last-good", "Look.", ["bias"]), NoGradientError(1), NoStepError(0, "ssd")],
+)
+def test_errors_survive_a_process_boundary(error):
+    """Workers send them pickled."""
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_a_value_is_computed_without_gradient_where_that_is_asked_for(tmp_path):

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from gs_lora_peft import NonFiniteLossError
 from gs_lora_peft.data import PairedSampler
+from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.methods import get_method
 from gs_lora_peft.training import ForgettingTrainer
 
@@ -211,19 +212,22 @@ def broken_run(half: str, folder: Path, processes: int) -> dict[str, Any]:
         saved = (folder / "last-good" / "adapter_model.safetensors").is_file()
         return {
             "error": str(error),
+            "stopped": error.step,
+            "quantities": list(error.quantities),
             "step": step,
             "saved": saved,
             "moved": len(differences(before, adapter_state(model))),
         }
-    return {"error": ""}
+    return {}
 
 
-def refused(folder: Path) -> str:
+def refused(folder: Path) -> list[Any]:
+    """The option that is refused, and its value."""
     try:
         trainer_of(peft_vit(), folder, 2, ddp_find_unused_parameters=False)
-    except ValueError as error:
-        return str(error)
-    return ""
+    except InvalidInputError as error:
+        return [error.name, error.value]
+    return []
 
 
 def main(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ways to forget: what trains, by which objective and callbacks."""
+"""Methods, which are ways to forget: what trains, on which loss, with which callbacks."""
 
 import lazy_loader
 

@@ -12,16 +12,15 @@ from ..tuner import find_ffn_blocks
 
 @dataclass(kw_only=True)
 class FFNFinetuning(Method):
-    """
-    Trains the feed-forward Linears of every Transformer block themselves; all other weights are frozen.
+    """Trains the feed-forward Linears of every Transformer block directly, and freezes all other weights.
 
-    The same layers, batches and losses as with GS-LoRA, so that a comparison shows what low rank and sparsity are
-    worth. Classes without data take no part in the losses here either, but nothing holds them. The model changes in
-    place: there is no adapter to take off, store or share. The options of sparsity have no effect. Weights themselves
-    want a smaller learning rate than LoRA factors do.
+    Layers, batches and losses are those of GS-LoRA, so that a comparison shows the effect of low rank and sparsity.
+    The losses leave out classes without data, as with GS-LoRA, but no distillation holds these classes. The model
+    changes in place, without an adapter to remove, store or share. The options of sparsity have no effect. Weights
+    need a smaller learning rate than LoRA factors.
 
     Raises:
-        NoFFNFoundError: If the model has no feed-forward that can be found.
+        NoFFNFoundError: If no feed-forward is found in the model.
     """
 
     name = "ffn"

@@ -20,10 +20,10 @@ from .sparsity import EMACallback, SparsityCallback
 
 @dataclass(kw_only=True)
 class GSLora(Method):
-    """
-    GS-LoRA (https://arxiv.org/abs/2403.11530) and GS-LoRA++ (https://arxiv.org/abs/2501.09705): trains one LoRA
-    adapter with group sparsity, and a moving average of it on request. Its hyper-parameters are those of
-    [`GSLoraTrainingArguments`].
+    """Trains one LoRA adapter with group sparsity, and optionally keeps a moving average of it.
+
+    GS-LoRA (https://arxiv.org/abs/2403.11530) and GS-LoRA++ (https://arxiv.org/abs/2501.09705). Its hyper-parameters
+    are those of [`GSLoraTrainingArguments`].
     """
 
     name = "gs_lora"
@@ -38,7 +38,7 @@ class GSLora(Method):
                 raise InvalidInputError(
                     name,
                     asked,
-                    f"{not asked} with sparsity='proximal': dropped groups stop taking part in the forward",
+                    f"{not asked} with sparsity='proximal', because dropped groups take no part in the forward",
                     "Leave it unset.",
                 )
 
@@ -63,7 +63,7 @@ class GSLora(Method):
         return {**own, "sparsity_term": self._sparsity_term(norms)}
 
     def _sparsity_term(self, norms: Sequence[Tensor]) -> Tensor:
-        """α · Σ ‖g‖, with the factor √n_g that the proximal step gives each group."""
+        """α · Σ ‖g‖, with the factor √n_g of the proximal step for each group."""
         args = self.trainer.args
         weight = 0.0 if args.sparsity == "none" else self.sparsity.weight_now(args, self.trainer.state)
         scales = [size**0.5 if args.sparsity == "proximal" else 1.0 for size in self.groups.sizes]
@@ -73,7 +73,7 @@ class GSLora(Method):
         return self.ema.in_place() if self.ema else nullcontext()
 
     def save(self, folder: str) -> None:
-        # A run resumed from here freezes what is zero; so must the one that goes on.
+        # A training resumed from here freezes the zero groups, and so must this one.
         if not self.sparsity.up_to_date:
             self.sparsity.freeze_zero_groups(self.trainer.control)
         if self.ema and self.trainer.args.should_save:
@@ -88,31 +88,29 @@ class GSLora(Method):
 
 
 class GSLoraTrainer(ForgettingTrainer):
-    """
-    Makes a classifier or a detector forget some classes and keep the rest, by training one LoRA adapter with group
-    sparsity.
+    """Makes a classifier or a detector forget some classes and keep the rest, with GS-LoRA.
 
-    Minimises L_retain + β · ReLU(BND − L_forget) + sparsity (GS-LoRA, https://arxiv.org/abs/2403.11530). Every batch
-    holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over the larger
-    of the two sets (`epoch_covers`), and the other one cycles. Everything else is [`transformers.Trainer`]:
-    `accelerate launch`, mixed precision, gradient accumulation, trackers, checkpoints and bit-exact resume. With
-    `forget_loss="cross_entropy"` and gradient accumulation the bound acts on each joint micro-batch (averaged over
-    processes).
+    Trains one LoRA adapter with group sparsity. Minimises L_retain + β · ReLU(BND − L_forget) + sparsity (GS-LoRA,
+    https://arxiv.org/abs/2403.11530). Every batch holds as many samples to keep as samples to forget and goes through
+    the model once. An epoch runs over the larger of the two sets (`epoch_covers`), and the other one cycles.
+    Everything else is [`transformers.Trainer`]: `accelerate launch`, mixed precision, gradient accumulation, trackers,
+    checkpoints and bit-exact resume. With `forget_loss="cross_entropy"` and gradient accumulation the bound acts on
+    each joint micro-batch (averaged over processes).
 
     Args:
         model (`PeftModel`, *optional*, needed unless `model_init` is given):
             A classifier or a detector with exactly one adapter that trains, from `get_peft_model(model,
             GSLoraConfig())`. BatchNorm layers of its base stay in eval mode.
         args ([`GSLoraTrainingArguments`], *optional*):
-            By default those with `output_dir="forgetting"`.
+            By default `GSLoraTrainingArguments("forgetting")`.
         forget_dataset (map-style dataset):
             D_f, samples of the classes to forget.
         retain_dataset (map-style dataset):
             D_r, samples of the classes to keep.
         eval_dataset (map-style dataset or dict of them, *optional*):
             Labelled samples of all classes. Evaluation reports `eval_acc_forget`, `eval_acc_retain`, `eval_acc_old`,
-            `eval_acc_missing` and `eval_h_mean`, each in [0, 1] (of a dict `eval_<name>_h_mean` and so on), and leaves
-            out what has no samples; of a detector `eval_ap_forget` and so on, see [`detection_scores`]. Which class
+            `eval_acc_missing` and `eval_h_mean`, each in [0, 1] (for a dict `eval_<name>_h_mean` ...; for a detector
+            `eval_ap_forget` ..., see [`detection_scores`]), and leaves out scores without samples. Which class
             belongs to which set follows from the training sets, `forget_classes`, `old_classes` and `missing_classes`.
         forget_classes (`Sequence[int]`, *optional*):
             The classes to forget; by default those of `forget_dataset`. Needed with annotated boxes, because an image
@@ -126,17 +124,16 @@ class GSLoraTrainer(ForgettingTrainer):
         label_column (`str`, *optional*, defaults to `"label"`):
             Column of the integer labels, or of the annotated boxes, see [`prepare_boxes`].
         processing_class (*optional*):
-            The model's image processor, tokenizer or feature extractor, or a processor of several of these. Unless a
-            `data_collator` is given, what a row holds decides how it is collated, see [`RowCollator`]; with boxes by
-            [`DetectionCollator`].
+            The model's image processor, tokenizer or feature extractor, or a processor of several of these. Without
+            `data_collator`, [`RowCollator`] uses it to collate rows, or with boxes [`DetectionCollator`].
         data_collator (`Callable`, *optional*):
             Collates a list of samples into a batch with a `labels` key.
         augment (`Callable`, *optional*):
-            From an image, as the data holds it, to a random view of it, for `augmentation` and
-            `prototype_augmentations`; by default RandAugment, see [`rand_augment`].
+            From an image, as in the data, to a random view of it, for `augmentation` and `prototype_augmentations`;
+            by default RandAugment, see [`rand_augment`].
         objective ([`Objective`], *optional*):
-            What "forget" and "retain" mean, instead of what `args` says of losses; by default what suits the model,
-            see [`objective_for`].
+            What "forget" and "retain" mean, in place of the options for losses in `args`; by default what suits the
+            model, see [`objective_for`].
         model_init (`Callable`, *optional*):
             Makes a fresh model with its adapter, at the start of every training; in place of `model`, for
             [`~GSLoraTrainer.hyperparameter_search`].
@@ -145,15 +142,15 @@ class GSLoraTrainer(ForgettingTrainer):
 
     Raises:
         ValueError: Before any training, if the model has no class head ([`check_class_head`], unless an `objective` is
-            given), if a data set is missing or empty, if the two sets share classes, if of annotated boxes it is not
-            said what is to be forgotten, if a label lies outside the head, if not exactly one adapter and nothing else
-            trains, if a checkpoint belongs to another model, if the metric of the best model cannot be computed on
-            `eval_dataset`, or with FSDP or DeepSpeed.
-        InvalidInputError: A ValueError, if an inherited option cannot be obeyed (docs/training.md).
-        NoGradientError: At the first step, if no gradient reaches the adapter, so that nothing would be forgotten.
-        NoStepError: At the end of a training in which the optimizer changed no weight.
-        NonFiniteLossError: During training, at a NaN or infinite loss; the weights are those of the last step at which
-            loss and gradient were finite.
+            given), a data set is missing or empty, the two sets share classes, `forget_classes` is missing with
+            annotated boxes, a label lies outside the head, not exactly one adapter and nothing else trains, a
+            checkpoint belongs to another model, the metric of the best model cannot be computed on `eval_dataset`, or
+            with FSDP or DeepSpeed.
+        InvalidInputError: If an inherited option cannot be obeyed (docs/training.md).
+        NoGradientError: At the first step, if no gradient reaches the adapter.
+        NoStepError: At the end of a training, if the optimizer changed no weight.
+        NonFiniteLossError: During training, if a loss or a gradient is NaN or infinite. The model then holds the
+            weights of the last step at which both were finite.
 
     Example:
         ```py
@@ -206,12 +203,12 @@ class GSLoraTrainer(ForgettingTrainer):
 
     @property
     def groups(self) -> LoraGroups:
-        """The groups of the adapter that trains."""
+        """Groups of the adapter that trains."""
         return self.method.groups
 
     @property
     def adapter_name(self) -> str:
-        """The adapter that trains."""
+        """Name of the adapter that trains."""
         return cast(TrainedAdapter, self.trained).adapter
 
     @property

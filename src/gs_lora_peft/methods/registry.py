@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..training import Method
 
-# "module:class", imported when it is asked for.
+# "module:class", imported on first use.
 METHODS: dict[str, str] = {
     "ffn": "gs_lora_peft.methods.ffn_finetuning:FFNFinetuning",
     "gs_lora": "gs_lora_peft.methods.gs_lora:GSLora",
@@ -17,19 +17,25 @@ METHODS: dict[str, str] = {
 
 
 def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
-    """A way to forget, by its name.
+    """Returns a method by its name.
 
     Args:
         name (`str` or [`Method`]):
-            A name in `METHODS`; a method is given back as it is.
+            A name in `METHODS`. A method is returned as it is.
         hyper_parameters (*optional*):
-            Those of the method that are not to have their defaults.
+            Hyper-parameters of the method, in place of their defaults.
+
+    Returns:
+        [`Method`]: The method, for `method` of [`ForgettingTrainer`] or [`ContinualForgetter`].
 
     Raises:
-        InvalidInputError: If no method is called so, or it has no such hyper-parameter.
+        InvalidInputError: If there is no method of this name, or it has no such hyper-parameter.
 
     Example:
         ```py
+        >>> from gs_lora_peft.methods import get_method
+        >>> from gs_lora_peft.training import ForgettingTrainer
+
         >>> trainer = ForgettingTrainer(model, args, method=get_method("ffn"), **datasets)
         ```
     """
@@ -40,6 +46,6 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
     method: type[Method] = pkgutil.resolve_name(METHODS[name])
     known = [item.name for item in fields(method) if item.init]
     if unknown := next((given for given in hyper_parameters if given not in known), None):
-        expected = f"one of {known}" if known else "none: all that it has are arguments of the trainer"
+        expected = f"one of {known}" if known else "none, because its hyper-parameters are GSLoraTrainingArguments"
         raise InvalidInputError(f"hyper-parameter of {name!r}", unknown, expected)
     return method(**hyper_parameters)

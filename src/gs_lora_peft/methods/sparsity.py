@@ -1,4 +1,4 @@
-"""What GS-LoRA does between two steps: the proximal step and the moving average."""
+"""The callbacks of GS-LoRA: the proximal step and the moving average."""
 
 from __future__ import annotations
 
@@ -10,46 +10,48 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import TrainerCallback
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
 from ..errors import InvalidInputError
-from ..training import steps_per_epoch
+from ..training import GSLoraTrainingArguments, steps_per_epoch
 from ..tuner import LoraGroups
 
 EMA_FILE = "ema.safetensors"
-
 
 logger = logging.get_logger(__name__)
 
 
 class SparsityCallback(TrainerCallback):
-    """
-    Group sparsity by proximal steps: right after the optimizer's step, with the learning rate just used.
+    """Makes groups sparse by a proximal step after every optimizer step, with the same learning rate.
 
-    Groups that have reached zero are frozen. Finding out which have costs a host synchronisation, so on accelerators
-    [`NonFiniteCallback`] does it in the one that it makes anyway, before the next optimizer step; on CPU, where it is
-    free, it is done after every step. Results do not depend on it: a dropped group stays exactly zero, and passes on a
-    gradient of exactly zero, from the step that dropped it.
-    The last group is neither dropped nor shrunk: an adapter without any forgets nothing. Where every group is zero to
-    begin with, nothing is left to train and training stops.
+    Groups that reach zero are frozen. To find them costs a host synchronisation. On accelerators
+    [`NonFiniteCallback`] therefore finds them in its own synchronisation, before the next optimizer step. On CPU,
+    where it is free, they are found after every step. The result is the same: a dropped group stays exactly zero, and
+    its gradient is exactly zero, from the step that dropped it. The last group is neither dropped nor shrunk, because
+    an adapter without groups forgets nothing. If every group is zero at the start, training stops.
 
     Args:
         groups ([`LoraGroups`]):
-            The groups of the adapter that trains.
+            Groups of the adapter that trains.
+
+    Attributes:
+        up_to_date (`bool`):
+            Whether every zero group is frozen.
     """
 
     def __init__(self, groups: LoraGroups):
         self.groups = groups
-        # Whether every group that is zero is known to be frozen.
         self.up_to_date = True
 
     @staticmethod
-    def weight_now(args: Any, state: Any) -> float:
-        """α at the step that is being taken: 0 in the warm-up and once the surviving groups are refitted.
+    def weight_now(args: GSLoraTrainingArguments, state: TrainerState) -> float:
+        """Returns α at the present step: 0 in the warm-up, and from `sparsity_until_epoch` on.
 
-        The proximal step's α rises: from the first step on, it would shrink groups faster than a fresh adapter, whose
-        lora_B is zero, can grow, and where batches agree little it drops all before they have learnt anything.
+        With proximal steps α rises first. At full strength, it would shrink groups faster than a fresh adapter, whose
+        `lora_B` is zero, can grow, and might drop all of them before they learn anything.
         """
         epoch = state.epoch or 0.0
         if args.sparsity_until_epoch is not None and epoch >= args.sparsity_until_epoch:
@@ -61,13 +63,17 @@ class SparsityCallback(TrainerCallback):
             return args.sparsity_weight
         return args.sparsity_weight * risen / args.sparsity_ramp_epochs
 
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         args.check_sparsity_acts(_epochs(args, state, train_dataloader))
-        # What is zero when training begins, again or from a checkpoint, stays out.
+        # Groups that are zero when a training begins or is resumed stay dropped.
         if args.sparsity == "proximal":
             self.freeze_zero_groups(control)
 
-    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+    def on_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+    ) -> None:
         if args.sparsity != "proximal" or getattr(optimizer, "step_was_skipped", False):
             return
         weight = self.weight_now(args, state)
@@ -78,27 +84,35 @@ class SparsityCallback(TrainerCallback):
                 self.freeze_zero_groups(control)
 
     def flags(self) -> torch.Tensor | None:
-        """Which groups are zero, where that is not known; see [`Watching`]."""
+        """Returns which groups are zero; `None` if that is known. See [`Watching`]."""
         return None if self.up_to_date else self.groups.norms() == 0
 
-    def fetched(self, flags: list[bool], control: Any) -> None:
-        # Now: without a proximal step after it, the optimizer's momentum would move dropped groups from zero.
+    def fetched(self, flags: list[bool], control: TrainerControl) -> None:
+        """Freezes the zero groups. See [`Watching`]."""
+        # Before the step: without a proximal step after it, the optimizer's momentum would move them away from zero.
         self.freeze_zero_groups(control, flags)
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self.up_to_date:
             self.freeze_zero_groups(control)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.groups.thaw()
         self.up_to_date = True
 
-    def freeze_zero_groups(self, control: Any = None, is_zero: Sequence[bool] | None = None) -> None:
-        """Freeze the groups that are zero (`is_zero`, where it is known); stop the training if none is left."""
+    def freeze_zero_groups(self, control: TrainerControl | None = None, is_zero: Sequence[bool] | None = None) -> None:
+        """Freezes the groups that are zero, and stops the training if no other is left.
+
+        Args:
+            control (`transformers.TrainerControl`, *optional*):
+                Control of the training, to stop it.
+            is_zero (`Sequence[bool]`, *optional*):
+                Whether each group is zero; by default this is found out, with a host synchronisation.
+        """
         self.up_to_date = True
         if self.groups.freeze_zero_groups(is_zero) and not any(p.requires_grad for p in self.groups.parameters):
             logger.warning(
-                "Every group of the adapter is zero, so that it does nothing. Training stops; start with a fresh one."
+                "Every group of the adapter is zero, so that it has no effect. Training stops; start with a fresh one."
             )
             if control is not None:
                 control.should_training_stop = True
@@ -106,11 +120,11 @@ class SparsityCallback(TrainerCallback):
     def _synchronises_for_free(self) -> bool:
         return self.groups.parameters[0].device.type == "cpu"
 
-    def _learning_rates(self, optimizer: Any) -> float | torch.Tensor:
-        """The learning rate of each group; one number where all are the same (the usual case).
+    def _learning_rates(self, optimizer: Optimizer) -> float | torch.Tensor:
+        """The learning rate of each group; one number if all are equal, as usual.
 
         Raises:
-            InvalidInputError: If the optimizer does not have a matrix that trains.
+            InvalidInputError: If the optimizer lacks a matrix that trains.
         """
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         per_group = [0.0] * len(self.groups)
@@ -121,8 +135,8 @@ class SparsityCallback(TrainerCallback):
                 raise InvalidInputError(
                     "optimizer",
                     optimizer,
-                    f"one with every parameter that trains; a matrix of the group {self.groups.names[index]!r} has "
-                    "no learning rate to be shrunk with",
+                    f"an optimizer of every parameter that trains; it has no learning rate for a matrix of the group "
+                    f"{self.groups.names[index]!r}",
                     "Give it every parameter with `requires_grad`.",
                 )
         if len(set(per_group)) == 1:
@@ -131,16 +145,19 @@ class SparsityCallback(TrainerCallback):
 
 
 class EMACallback(TrainerCallback):
-    """
-    Exponential moving average of the adapter (GS-LoRA++, https://arxiv.org/abs/2501.09705, §3.5).
+    """Keeps an exponential moving average of the adapter (GS-LoRA++, https://arxiv.org/abs/2501.09705, §3.5).
 
-    ē ← d · ē + (1 − d) · w in float32, from `ema_start_epoch` on: at the end of every epoch, also of a last one that
-    is cut short, or with `ema_update="step"` after every optimizer step. A group that has been dropped is zero in the
-    average too. Checkpoints hold the average next to the weights that train.
+    ē ← d · ē + (1 − d) · w in float32, from `ema_start_epoch` on: at the end of every epoch, also of a shorter last
+    one, or with `ema_update="step"` after every optimizer step. A dropped group is zero in the average, too.
+    Checkpoints hold the average beside the weights that train.
 
     Args:
         groups ([`LoraGroups`]):
-            The groups of the adapter that trains.
+            Groups of the adapter that trains.
+
+    Attributes:
+        average (`list[torch.Tensor]`, *optional*):
+            The average of each matrix, float32; `None` before the first update.
     """
 
     def __init__(self, groups: LoraGroups):
@@ -149,30 +166,32 @@ class EMACallback(TrainerCallback):
         self._step = 0  # the step of the last update
         self._raw: list[torch.Tensor] | None = None
 
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         args.check_average_starts(_epochs(args, state, train_dataloader))
         if state.global_step == 0:
             self.average, self._step = None, 0
         elif args.ema_update == "epoch" and self._step != state.global_step and _is_whole(state.epoch or 0.0):
-            # A checkpoint written at the last step of an epoch, before the epoch's end.
+            # The checkpoint was written at the last step of an epoch, before the update at its end.
             self._update(args, state)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.ema_update == "step":
             self._update(args, state)
 
-    def on_epoch_end(self, args, state, control, **kwargs):
-        # Taken in already: a training that was resumed here has been brought to its epoch's end.
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # A training resumed at the end of an epoch has updated the average already.
         if args.ema_update != "epoch" or self._step == state.global_step:
             return
         if _is_whole(state.epoch or 0.0) or state.global_step >= state.max_steps:
             self._update(args, state)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.swap_in()
         self._raw = None
 
-    def _update(self, args: Any, state: Any) -> None:
+    def _update(self, args: GSLoraTrainingArguments, state: TrainerState) -> None:
         if (state.epoch or 0.0) < args.ema_start_epoch:
             return
         self._step = state.global_step
@@ -184,7 +203,7 @@ class EMACallback(TrainerCallback):
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The average in the model for the time of a block."""
+        """Puts the average into the model for the time of a block."""
         self.swap_in()
         try:
             yield
@@ -193,7 +212,7 @@ class EMACallback(TrainerCallback):
 
     @torch.no_grad()
     def swap_in(self) -> None:
-        """Put the average into the model; `swap_out` takes it back."""
+        """Puts the average into the model, until [`~EMACallback.swap_out`]."""
         if self.average is None:
             return
         self._raw = [p.detach().clone() for p in self.groups.parameters]
@@ -203,20 +222,20 @@ class EMACallback(TrainerCallback):
 
     @torch.no_grad()
     def swap_out(self) -> None:
-        """Put the weights that train back."""
+        """Puts the weights that train back into the model."""
         if self._raw is not None:
             for parameter, raw in zip(self.groups.parameters, self._raw, strict=True):
                 parameter.copy_(raw)
             self._raw = None
 
     def save(self, folder: str) -> None:
-        """Write the average into a checkpoint."""
+        """Writes the average into a checkpoint."""
         if self.average is not None:
             tensors = {str(i): t.cpu().contiguous() for i, t in enumerate(self.average)}
             save_file(tensors, os.path.join(folder, EMA_FILE), metadata={"step": str(self._step)})
 
     def load(self, folder: str) -> None:
-        """Read the average from a checkpoint; none if it has none."""
+        """Reads the average from a checkpoint; without one in it, the average starts anew."""
         self.average, self._step = None, 0
         path = os.path.join(folder, EMA_FILE)
         if os.path.isfile(path):
@@ -225,8 +244,8 @@ class EMACallback(TrainerCallback):
                 self._step = int(file.metadata()["step"])
 
 
-def _epochs(args: Any, state: Any, train_dataloader: Any) -> float:
-    """For how many epochs is trained, counted as `state.epoch` is: by batches, also where it is given in steps."""
+def _epochs(args: GSLoraTrainingArguments, state: TrainerState, train_dataloader: DataLoader) -> float:
+    """The length of the training in epochs, counted by batches like `state.epoch`, also with `max_steps`."""
     whole, rest = divmod(state.max_steps, steps_per_epoch(args, train_dataloader))
     return whole + rest * args.gradient_accumulation_steps / len(train_dataloader)
 

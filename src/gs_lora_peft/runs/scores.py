@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
+
 from ..data import AgreeingLabels
 from ..objectives import Scoring, objective_for
 from ..roles import ClassRoles

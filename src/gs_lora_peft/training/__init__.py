@@ -1,4 +1,4 @@
-"""A Trainer that forgets, whatever the method."""
+"""A Trainer that forgets, with any method."""
 
 import lazy_loader
 

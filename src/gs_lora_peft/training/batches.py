@@ -1,13 +1,16 @@
-"""Joint batches for the Trainer, how many samples are in them, and which columns they read."""
+"""Reads the data: its classes, views and columns, and the joint batches for the Trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
+from datasets import Dataset
+from torch import nn
 from torch.utils.data import DataLoader, Subset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..data import (
@@ -20,46 +23,109 @@ from ..data import (
     PairedCollator,
     PairedDataset,
     PairedSampler,
+    check_names,
+    is_object_column,
+    label_name,
     rand_augment,
+    read_classes,
 )
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, located
 from .arguments import GSLoraTrainingArguments
 from .method import TaskTrainer
 
 
-class SamplerEpochCallback(TrainerCallback):
+def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> list[int]:
+    """Returns the distinct labels of a data set, sorted.
+
+    Args:
+        dataset (map-style dataset):
+            The data set. Of a `datasets.Dataset` only the label column is read.
+        label_column (`str`):
+            Column of the labels, or of annotated boxes.
+        name (`str`):
+            What errors call the set, e.g. `"forget"`.
+        model (`torch.nn.Module`):
+            The model. Its names of the classes must be those of the data.
+
+    Raises:
+        ValueError: If there is no such column, it is empty in every row, a label or the category of a box is not an
+            integer of at least 0, or the model gives one of the classes another name.
     """
-    Tells the sampler its epoch.
+    if isinstance(dataset, Dataset):
+        try:
+            labels, names = read_classes(dataset, label_column)
+            check_names(names, model, f"{label_column!r}")
+        except ValueError as error:
+            raise located(error, f"the {name} set") from error
+    else:
+        labels = _labels_of_rows(dataset, label_column, name)
+    column = f"{label_column!r} of the {name} set"
+    if not labels.size:
+        raise InvalidInputError(
+            column,
+            [],
+            f"at least one object; the column is empty in all {len(dataset)} rows",
+            "Give images with annotated objects: others teach nothing and cannot be scored.",
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        bad = next((label for label in labels.flat if not isinstance(label, np.integer) or label < 0), None)
+        raise InvalidInputError(
+            column,
+            bad.item() if isinstance(bad, np.generic) else bad,
+            "an integer of at least 0 for each sample",
+            "Give the ids of the model's head. Annotated boxes are read from a datasets.Dataset only.",
+        )
+    return [int(value) for value in np.unique(labels)]
 
-    The dataloader does so too, except when several processes resume in the middle of an epoch: what skips the batches
-    that are done hides the sampler from it.
+
+def _labels_of_rows(dataset: Any, label_column: str, name: str) -> np.ndarray:
+    """The labels of a data set without columns, found as the collator finds them."""
+    rows = NamedRows(dataset, f"the {name} set")
+    labels = []
+    for index in range(len(rows)):
+        row = rows[index]
+        found = label_name(row, label_column) if isinstance(row, Mapping) else None
+        try:
+            labels.append(row[found or label_column])
+        except (KeyError, TypeError, IndexError) as error:
+            raise InvalidInputError(
+                rows.where(index),
+                list(row) if isinstance(row, Mapping) else type(row).__name__,
+                f"a dictionary with an integer under {label_column!r}",
+                "Give the key of the labels as `label_column`.",
+            ) from error
+    return np.asarray(labels)
+
+
+def check_hold_out(dataset: Any, label_column: str, fraction: float) -> None:
+    """Checks that samples can be held out: with annotated boxes, an image may be in both training sets.
+
+    Raises:
+        InvalidInputError: If the data set holds annotated boxes.
     """
-
-    sampler: PairedSampler
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.sampler.set_epoch(state.global_step // steps_per_epoch(args, train_dataloader))
-
-
-def steps_per_epoch(args: Any, train_dataloader: Any) -> int:
-    """Optimizer steps in one pass over a data loader."""
-    return max(-(-len(train_dataloader) // args.gradient_accumulation_steps), 1)
+    if is_object_column(dataset, label_column):
+        raise InvalidInputError(
+            "validation_fraction",
+            fraction,
+            "0 with annotated boxes: images cannot be held out of sets that share some",
+            f"Take them out before they are split, with train_validation_split(dataset, {label_column!r}), and give "
+            "them to GSLoraTrainer as `eval_dataset`. A ContinualForgetter scores after each task only: leave "
+            "`eval_strategy` at 'no' there.",
+        )
 
 
 class ColumnFilter:
-    """
-    A collator that sees of each row only some columns.
+    """A collator that passes on only some columns of each row.
 
-    The Trainer drops columns from a data set by what the model's forward takes, which an image column is not, and does
-    not look into pairs. Rows are filtered here instead, after whatever transform the data set has, and in the same way
-    for pairs, evaluation and prototypes.
+    The Trainer keeps the columns that the model's forward takes. That drops image columns, and it does not look into
+    pairs. This collator filters the rows instead, after the transform of the data set, in the same way for pairs,
+    evaluation and prototypes.
 
     Args:
         collate (`Callable`):
-            The collator; its attributes can be read through this one.
+            The collator to call. Its attributes can be read through this one.
         columns (`Collection[str]`):
-            The columns to leave in, besides those that the collator says it reads (its attributes `image_column`,
-            `label_column`, …).
+            The columns to keep, besides those that the collator's attributes name (`image_column`, `label_column`, …).
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any], columns: Collection[str]):
@@ -79,12 +145,12 @@ class ColumnFilter:
                     True,
                     f"False, because the collator reads the column {column!r}, which the model's forward does not "
                     "take",
-                    "Leave it out of the arguments.",
+                    "Leave it out.",
                 ) from error
             raise
 
     def __getattr__(self, name: str) -> Any:
-        if name == "collate":  # not there yet, while a worker process unpickles this
+        if name == "collate":  # absent while a worker process unpickles this
             raise AttributeError(name)
         return getattr(self.collate, name)
 
@@ -99,10 +165,18 @@ def _attributes(collate: Any) -> dict[str, Any]:
 def chosen_augmentation(
     args: GSLoraTrainingArguments, augment: Callable[[Any], Any] | None, data_collator: Any
 ) -> Augmentation | None:
-    """What makes views of images, where `args` asks for any.
+    """Returns what makes random views of images; `None` if `args` asks for none.
+
+    Args:
+        args ([`GSLoraTrainingArguments`]):
+            `augmentation` and `prototype_augmentations` ask for views; `seed` decides them.
+        augment (`Callable`, *optional*):
+            From an image to a random view of it; by default RandAugment.
+        data_collator (`Callable`):
+            The collator, whose `image_column` holds the images.
 
     Raises:
-        InvalidInputError: If `augment` is given for nothing, or if boxes would have to move with the images.
+        InvalidInputError: If `augment` is given and not needed, or the data has boxes, which would not move along.
         ValueError: If torchvision is needed and not installed.
     """
     if not args.augmentation and not args.prototype_augmentations:
@@ -110,8 +184,8 @@ def chosen_augmentation(
             raise InvalidInputError(
                 "augment",
                 augment,
-                "None where nothing is to be augmented",
-                "Set `augmentation` or `prototype_augmentations` in the arguments, or leave it out.",
+                "None without `augmentation` and `prototype_augmentations`",
+                "Set one of them in the arguments, or leave it out.",
             )
         return None
     if hasattr(data_collator, "objects_column"):
@@ -126,9 +200,7 @@ def chosen_augmentation(
 
 
 class PreparationCallback(TrainerCallback):
-    """
-    What has to be known of the model before the task: how well it knows what is to be forgotten, for Drop and H, and
-    what the objective looks at.
+    """Measures the model before the task, for Drop and H, and prepares the objective.
 
     Args:
         trainer ([`TaskTrainer`]):
@@ -138,7 +210,9 @@ class PreparationCallback(TrainerCallback):
     def __init__(self, trainer: TaskTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         trainer = self.trainer
         evaluates = args.eval_strategy != "no" or args.eval_on_start or trainer.hp_search_backend is not None
         if evaluates and trainer.eval_dataset is not None and not trainer.accuracy_forget_before:
@@ -147,7 +221,7 @@ class PreparationCallback(TrainerCallback):
 
 
 def prepare_objective(trainer: TaskTrainer) -> None:
-    """Shows the objective the model as it was before the task, and both training sets.
+    """Prepares the objective with the model before the task and both training sets.
 
     Args:
         trainer ([`TaskTrainer`]):
@@ -163,14 +237,13 @@ def prepare_objective(trainer: TaskTrainer) -> None:
 
 
 def own_batches(trainer: TaskTrainer, datasets: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """
-    This process's share of data sets, each row once, in batches on the device.
+    """Yields this process's share of data sets, each row once, in batches on the device.
 
     Args:
         trainer ([`TaskTrainer`]):
-            Gives the collator, the device and the number of processes.
+            The trainer, for its collator, device and processes.
         datasets (sequence of map-style datasets):
-            What to go through.
+            The data sets, one after another.
     """
     args = trainer.args
     for dataset in datasets:
@@ -180,19 +253,44 @@ def own_batches(trainer: TaskTrainer, datasets: Sequence[Any]) -> Iterator[dict[
             batch_size=args.per_device_eval_batch_size,
             collate_fn=AgreeingLabels(trainer.data_collator, trainer.label_column),
             num_workers=args.dataloader_num_workers,
-            # Of its own, so that it draws nothing from the one that training goes on with.
+            # Its own generator, so that the random numbers of the training stay the same.
             generator=torch.Generator().manual_seed(args.seed),
         )
         for batch in loader:
             yield trainer._prepare_inputs(batch)
 
 
+def steps_per_epoch(args: TrainingArguments, train_dataloader: DataLoader) -> int:
+    """Returns the optimizer steps in one pass over a data loader."""
+    return max(-(-len(train_dataloader) // args.gradient_accumulation_steps), 1)
+
+
+class SamplerEpochCallback(TrainerCallback):
+    """Tells the sampler which epoch begins.
+
+    The data loader does so too, except when several processes resume in the middle of an epoch: the loader that skips
+    the finished batches hides the sampler from it.
+    """
+
+    sampler: PairedSampler
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.sampler.set_epoch(state.global_step // steps_per_epoch(args, train_dataloader))
+
+
 class PairedBatches(TaskTrainer):
     """The part of [`ForgettingTrainer`] that reads the training data."""
 
-    _epochs: SamplerEpochCallback
+    _sampler_epoch: SamplerEpochCallback
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         pairs_only = self.data_collator
         self.data_collator = PairedCollator(AgreeingLabels(pairs_only, self.label_column), self.roles.forget)
         try:
@@ -217,25 +315,25 @@ class PairedBatches(TaskTrainer):
             drop_last=self.args.dataloader_drop_last,
             covers=self.args.epoch_covers,
         )
-        self._epochs.sampler = sampler
+        self._sampler_epoch.sampler = sampler
         return sampler
 
     def _global_batch_size(self) -> int:
-        """Pairs of one batch over all processes."""
+        """Returns the pairs of one batch, over all processes."""
         split = cast(AcceleratorConfig, self.args.accelerator_config).split_batches
         return self._train_batch_size * (1 if split else self.args.world_size)
 
-    def get_total_train_batch_size(self, args: Any) -> int:
-        """Samples of an optimizer step over all processes: as many to forget as to keep."""
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
+        """Returns the samples of an optimizer step over all processes, of both halves."""
         return 2 * self._global_batch_size() * args.gradient_accumulation_steps
 
-    def num_examples(self, dataloader: Any) -> int:
-        """Samples that a data loader gives; of the training's, those to keep and those to forget."""
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Returns the samples of a data loader; of the training's, those of both halves."""
         number = super().num_examples(dataloader)
         return 2 * number if isinstance(getattr(dataloader, "dataset", None), PairedDataset) else number
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
-        """Leaves data sets as they are: rows lose their columns in [`ColumnFilter`], behind every transform."""
+        """Returns the data set as it is: [`ColumnFilter`] drops columns of rows, after every transform."""
         return dataset
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
@@ -243,6 +341,6 @@ class PairedBatches(TaskTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        # Training batches are whole in every process, and scores leave out what fills up the last ones of evaluation;
-        # with uneven batches, processes would wait for each other for ever.
+        # With uneven batches, processes would wait for each other for ever. Training batches are whole in every
+        # process, and scores leave out the padding of evaluation.
         self.accelerator.dataloader_config.even_batches = True

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read back without changing which adapters train."""
+"""Checkpoints: written whole or not at all, and loaded without a change to which adapters train."""
 
 from __future__ import annotations
 
@@ -22,32 +22,39 @@ from torch import Tensor, nn
 from ..errors import InvalidInputError
 from ..io import explained
 
-_NUMBER = re.compile(r"\(os error (\d+)\)")  # what Rust writes behind the text of a system's error
+STATE_FILE = "forgetting_state.json"
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # at the end of Rust's messages
 
-_TORCH = ("inline_container", "PytorchStreamWriter", "iostream error", "file write failed", "Parent directory")
+# In torch's messages about a failed write.
+_TORCH_ERRORS = (
+    "inline_container",
+    "PytorchStreamWriter",
+    "iostream error",
+    "file write failed",
+    "Parent directory",
+)
 
-
-_PROBE = 2**20
+_PROBE_BYTES = 2**20
 
 
 @contextmanager
 def whole_checkpoint(folder: str | os.PathLike, removes: bool = True) -> Iterator[None]:
-    """Writes a checkpoint in the block, or leaves nothing of it.
+    """Removes the checkpoint that the block writes, if writing fails.
 
     Args:
         folder (`str` or `os.PathLike`):
             The checkpoint.
         removes (`bool`, *optional*, defaults to `True`):
-            Whether this process removes what was written so far.
+            Whether this process removes it.
 
     Raises:
-        OSError: The write failed (disk full, no permission, ...), with the folder as its `filename`.
+        OSError: If writing fails (disk full, no permission, ...), with the folder as its `filename`.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        number = _number_of(error, folder)
+        number = _error_number(error, folder)
         if number is None:
             raise
         if removes:
@@ -55,40 +62,37 @@ def whole_checkpoint(folder: str | os.PathLike, removes: bool = True) -> Iterato
         raise explained(OSError(number, os.strerror(number)), Path(folder)) from error
 
 
-def _number_of(error: Exception, folder: str | os.PathLike) -> int | None:
-    """The number of the system's error that a library has met; `None` if it is about something else."""
+def _error_number(error: Exception, folder: str | os.PathLike) -> int | None:
+    """The system's error number behind a library's error; `None` if there is none."""
     if isinstance(error, OSError):
         return error.errno
     if isinstance(error, SafetensorError):
-        found = _NUMBER.search(str(error))
+        found = _OS_ERROR.search(str(error))
         return int(found[1]) if found else None
-    if not any(text in str(error) for text in _TORCH):
+    if not any(text in str(error) for text in _TORCH_ERRORS):
         return None
-    return _asked(folder) or errno.EIO
+    return _probed_error_number(folder) or errno.EIO
 
 
-def _asked(folder: str | os.PathLike) -> int | None:
-    """The system's error number for a small write. Torch says that a write failed, but not why."""
+def _probed_error_number(folder: str | os.PathLike) -> int | None:
+    """The system's error number of a small write, because torch does not say why its write failed."""
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(folder))) as file:
-            file.write(bytes(_PROBE))
+            file.write(bytes(_PROBE_BYTES))
     except OSError as error:
         return error.errno
     return None
 
 
-STATE_FILE = "forgetting_state.json"
-
-
 def write_state(folder: str, state: dict[str, Any]) -> None:
-    """Write what the trainer adds to a checkpoint."""
+    """Writes what the trainer adds to a checkpoint."""
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, STATE_FILE), "w") as file:
         json.dump(state, file)
 
 
 def read_state(folder: str) -> dict[str, Any]:
-    """What `write_state` wrote; empty for a checkpoint of another trainer."""
+    """Returns what [`write_state`] wrote; an empty dictionary for a checkpoint of another trainer."""
     path = os.path.join(folder, STATE_FILE)
     if not os.path.isfile(path):
         return {}
@@ -97,20 +101,20 @@ def read_state(folder: str) -> dict[str, Any]:
 
 
 def load_adapters(model: PeftModel, folder: str) -> None:
-    """Load the weights of every adapter in place, from a checkpoint of this very model.
+    """Loads the weights of every adapter in place, from a checkpoint of the same model.
 
-    The Trainer's own way goes through `load_adapter`, which changes what is active and what trains as soon as an
-    adapter is not named "default" or two are active.
+    The Trainer calls `load_adapter`, which changes which adapters are active and train if an adapter is not named
+    "default" or two are active.
 
     Args:
         model (`PeftModel`):
-            A model with the adapters that the saved one had.
+            The model, with the adapters of the saved one.
         folder (`str`):
             The checkpoint.
 
     Raises:
-        InvalidInputError: If the checkpoint is absent or damaged, or its adapters are not those of the model. The
-            model is then unchanged.
+        InvalidInputError: If the checkpoint is missing or damaged, or its adapters are not those of the model. The
+            model then stays as it is.
     """
     files = _adapter_files(folder)
     if set(files) != set(model.peft_config):
@@ -118,7 +122,7 @@ def load_adapters(model: PeftModel, folder: str) -> None:
             "resume_from_checkpoint",
             folder,
             f"the adapters that the model holds, {sorted(model.peft_config)}; it has {sorted(files) or 'none'}",
-            "Resume with a model that holds the adapters of the one that was saved.",
+            "Resume with a model that holds the adapters of the saved one.",
         )
     states = {name: _read(path) for name, path in files.items()}
     for name, state in states.items():
@@ -129,10 +133,10 @@ def load_adapters(model: PeftModel, folder: str) -> None:
 
 
 def load_weights(model: nn.Module, folder: str) -> None:
-    """Load all weights in place, from a checkpoint of this very model.
+    """Loads all weights in place, from a checkpoint of the same model.
 
-    The Trainer's own way compares names as they are in the file with those in the model, which differ for many classes
-    of transformers, and leaves out what it does not find.
+    The Trainer compares the names in the file with those in the model, which differ for many classes of transformers,
+    and skips those that it does not find.
 
     Args:
         model (`torch.nn.Module`):
@@ -141,11 +145,11 @@ def load_weights(model: nn.Module, folder: str) -> None:
             The checkpoint.
 
     Raises:
-        InvalidInputError: If the checkpoint is absent or damaged, or of another architecture. The model is then
-            unchanged.
+        InvalidInputError: If the checkpoint is missing or damaged, or of another architecture. The model then stays
+            as it is.
     """
     if not os.path.isdir(folder):
-        raise _absent(folder)
+        raise _missing(folder)
     try:
         saved = cast(Any, type(model)).from_pretrained(folder).state_dict()
     except (SafetensorError, OSError) as error:
@@ -154,7 +158,7 @@ def load_weights(model: nn.Module, folder: str) -> None:
     model.load_state_dict(saved)
 
 
-def _absent(folder: str) -> InvalidInputError:
+def _missing(folder: str) -> InvalidInputError:
     return InvalidInputError(
         "resume_from_checkpoint", folder, "a checkpoint that exists", "Give the path of a 'checkpoint-<step>' folder."
     )
@@ -167,9 +171,9 @@ def _damaged(path: str, error: Exception) -> InvalidInputError:
 
 
 def _adapter_files(folder: str) -> dict[str, str]:
-    """Adapter name → file. PEFT writes "default" to the folder itself, every other adapter to a folder of its name."""
+    """The file of each adapter. PEFT writes "default" to the folder itself, and others to folders of their names."""
     if not os.path.isdir(folder):
-        raise _absent(folder)
+        raise _missing(folder)
     folders = {"default": folder, **{entry.name: entry.path for entry in os.scandir(folder) if entry.is_dir()}}
     paths = {name: os.path.join(path, SAFETENSORS_WEIGHTS_NAME) for name, path in folders.items()}
     return {name: path for name, path in paths.items() if os.path.isfile(path)}
@@ -194,5 +198,5 @@ def _check_same(found: dict[str, Tensor], expected: dict[str, Tensor], folder: s
         folder,
         f"the architecture and rank of the {name}; {len(differ)} tensors differ, e.g. {differ[0]!r}, saved: {saved}, "
         f"in the model: {own}",
-        "Resume with the model that was saved, or start anew in another `output_dir`.",
+        "Resume with the model that was saved, or start again in another `output_dir`.",
     )

@@ -1,11 +1,10 @@
-"""What must hold before a run starts."""
+"""Checks of the model, the data and the classes, before a training starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
-import numpy as np
 from datasets import Dataset
 from pydantic import BeforeValidator, Field, InstanceOf
 from torch import nn
@@ -13,24 +12,22 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..checking import ClassName, checked, ordered_list
-from ..data import NamedRows, check_names, is_object_column, label_name, read_classes
-from ..errors import InvalidInputError, located
-from ..objectives import head_size
+from ..data import is_object_column
+from ..errors import InvalidInputError
+from ..objectives import Objective, head_size
 from ..roles import ClassRoles, SharedClassesError, class_ids
 from ..tuner import GSLoraConfig
 from .arguments import GSLoraTrainingArguments
+from .batches import classes_of
 from .method import TaskTrainer
 
 _OPTIONS = "Give the same options to {}."
 
-
 _MODEL = Annotated[InstanceOf[nn.Module], Field(description="a model (torch.nn.Module)")]
-
 
 _FUNCTION = Annotated[Callable[..., Any], Field(description="a function, or another object that can be called")]
 
-
-# Of the arguments that several classes take: the type, and what to do.
+# The arguments that several classes take: their types, and the fix.
 _ARGUMENTS: dict[str, tuple[Any, str]] = {
     "args": (
         Annotated[InstanceOf[GSLoraTrainingArguments], Field(description="GSLoraTrainingArguments")],
@@ -42,7 +39,10 @@ _ARGUMENTS: dict[str, tuple[Any, str]] = {
     ),
     "model": (_MODEL, "Load it with from_pretrained."),
     "base_model": (_MODEL, "Load it with from_pretrained."),
-    "label_column": (Annotated[ClassName, Field(description="the name of a column")], "Name that of the labels."),
+    "label_column": (
+        Annotated[ClassName, Field(description="the name of a column")],
+        "Name the column of the labels.",
+    ),
     "data_collator": (_FUNCTION, "Leave it out, or pass a function from a list of samples to a batch."),
     "augment": (_FUNCTION, "Leave it out, or pass a function from an image to a view of it."),
     "callbacks": (
@@ -57,14 +57,15 @@ _ARGUMENTS: dict[str, tuple[Any, str]] = {
 
 
 def check_types(**given: Any) -> None:
-    """Checks the types of arguments that several classes take; what is `None` was not given.
+    """Checks the types of arguments that several classes take.
 
     Args:
         given (`Any`):
-            The arguments by name. The models, `args`, `config` and `label_column` have to be given.
+            The arguments by name. `None` stands for an argument that is left out; models, `args`, `config` and
+            `label_column` must not be.
 
     Raises:
-        InvalidInputError: One is of another type.
+        InvalidInputError: If one is of another type.
     """
     for name, value in given.items():
         if value is not None or name in ("model", "base_model", "args", "config", "label_column"):
@@ -72,12 +73,11 @@ def check_types(**given: Any) -> None:
             checked(name, value, kind, fix=fix)
 
 
-def check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> None:
-    """Looks at what the trainer was given, before anything is read.
+def check_arguments(args: GSLoraTrainingArguments, eval_dataset: Any, kwargs: dict[str, Any]) -> None:
+    """Checks the arguments of the trainer, before any data is read.
 
     Raises:
-        InvalidInputError: If something is given that has no place here, or evaluation during training has nothing to
-            evaluate on.
+        InvalidInputError: If an argument cannot be obeyed, or evaluation during training has no data.
     """
     for name in ("train_dataset", "compute_loss_func"):
         if kwargs.get(name) is not None:
@@ -102,8 +102,13 @@ def check_arguments(args: Any, eval_dataset: Any, kwargs: dict[str, Any]) -> Non
         )
 
 
-def check_model(model: Any, model_init: Any, objective: Any, kwargs: dict[str, Any]) -> None:
-    """There must be one model, or what makes models, and then nothing that belongs to a single one.
+def check_model(
+    model: nn.Module | None,
+    model_init: Callable[..., nn.Module] | None,
+    objective: Objective | str | None,
+    kwargs: dict[str, Any],
+) -> None:
+    """Checks that there is either a model or `model_init`, and with `model_init` nothing that belongs to one model.
 
     Raises:
         InvalidInputError: If not.
@@ -122,51 +127,6 @@ def check_model(model: Any, model_init: Any, objective: Any, kwargs: dict[str, A
         raise InvalidInputError("optimizers", kwargs["optimizers"], "none with `model_init`: they hold one model", fix)
 
 
-def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> list[int]:
-    """Distinct labels of a data set, sorted, read from the label column alone where there is one.
-
-    Raises:
-        ValueError: If there is no such column, it is empty in every row, a label or the category of a box is not an
-            integer of at least 0, or the model calls one of the classes something else.
-    """
-    if isinstance(dataset, Dataset):
-        try:
-            labels, names = read_classes(dataset, label_column)
-            check_names(names, model, f"{label_column!r}")
-        except ValueError as error:
-            raise located(error, f"the {name} set") from error
-    else:
-        try:
-            rows = NamedRows(dataset, f"the {name} set")
-            labels = np.asarray([_label(rows[index], label_column) for index in range(len(rows))])
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"a sample of the {name} set has no {label_column!r}; expected dictionaries with an integer under "
-                "that key. Give the key of the labels as `label_column`."
-            ) from error
-    if labels.dtype == object:
-        raise ValueError(
-            f"the {name} set: {label_column!r} holds a {type(labels.flat[0]).__name__} for each sample; expected an "
-            "integer. Annotated boxes are read from a datasets.Dataset, whose columns need not be decoded for it."
-        )
-    if not labels.size:
-        raise ValueError(
-            f"the {name} set holds no objects: {label_column!r} is empty in all of its {len(dataset)} rows. Give "
-            "images with annotated objects; others teach nothing and cannot be scored."
-        )
-    values = np.unique(labels)
-    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
-        raise ValueError(
-            f"labels of the {name} set must be integers of at least 0, got {values[:3].tolist()} … ({values.dtype}). "
-            "Give the ids of the model's head."
-        )
-    return [int(value) for value in values]
-
-
-def _label(row: Any, label_column: str) -> Any:
-    """The label of a row, found as the collator finds it."""
-    name = label_name(row, label_column) if isinstance(row, Mapping) else None
-    return row[name or label_column]
 
 
 def classes_of_task(
@@ -176,7 +136,7 @@ def classes_of_task(
     model: nn.Module,
     forget_classes: Iterable[int] | None = None,
 ) -> tuple[list[int], list[int]]:
-    """The classes to forget and those to keep, sorted.
+    """Returns the classes to forget and those to keep, sorted.
 
     Args:
         forget_dataset (map-style dataset):
@@ -186,13 +146,14 @@ def classes_of_task(
         label_column (`str`):
             Column of the labels, or of annotated boxes.
         model (`torch.nn.Module`):
-            The model, which must not call the classes something else.
+            The model. Its names of the classes must be those of the data.
         forget_classes (`Iterable[int]`, *optional*):
-            The classes to forget; by default those of D_f. Of annotated boxes, where both sets may hold both kinds,
-            they must be known.
+            The classes to forget; by default those of D_f. Needed with annotated boxes, because both sets may hold
+            both kinds.
 
     Raises:
-        ValueError: If they are not known or not in D_f; or if labels cannot be read, as [`classes_of`].
+        InvalidInputError: If they are needed and left out, or not those of D_f.
+        ValueError: If labels cannot be read, as [`classes_of`].
     """
     found = classes_of(forget_dataset, label_column, "forget", model)
     kept = classes_of(retain_dataset, label_column, "retain", model)
@@ -265,13 +226,27 @@ def _check_head(model: nn.Module, classes: Sequence[int], where: str = "") -> No
         )
 
 
-def check_evaluation(trainer: TaskTrainer, model: nn.Module, eval_dataset: Any, args: Any, own_metrics: bool) -> None:
-    """Labels of evaluation sets must be inside the head, and the metric of the best model must be one they give.
+def check_evaluation(
+    trainer: TaskTrainer, model: nn.Module, eval_dataset: Any, args: GSLoraTrainingArguments, own_metrics: bool
+) -> None:
+    """Checks the labels of evaluation sets, and that they give the metric of the best model.
 
-    Reads label columns and lists; what would have to decode samples to know its labels is let through.
+    Reads label columns and lists. Sets that would have to decode samples to know their labels are not checked.
+
+    Args:
+        trainer ([`TaskTrainer`]):
+            The trainer, with its objective and the roles of the classes.
+        model (`torch.nn.Module`):
+            The model to train.
+        eval_dataset (map-style dataset or dict of them):
+            As given to the trainer.
+        args ([`GSLoraTrainingArguments`]):
+            The arguments.
+        own_metrics (`bool`):
+            Whether the caller gives `compute_metrics`, whose names are not known.
 
     Raises:
-        ValueError: If not.
+        ValueError: If labels cannot be read or are outside the head, or the metric cannot be computed.
     """
     sets = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
     prefixes = {name: "eval" if name is None else f"eval_{name}" for name in sets}
@@ -285,7 +260,7 @@ def check_evaluation(trainer: TaskTrainer, model: nn.Module, eval_dataset: Any, 
     if metric is None or args.eval_strategy == "no":
         return
     metric = metric if metric.startswith("eval_") else f"eval_{metric}"
-    # The longest prefix that fits: a set may be called as another one's name begins.
+    # The longest prefix that fits: the name of a set may begin with that of another.
     fitting = [name for name, prefix in prefixes.items() if metric.startswith(f"{prefix}_")]
     if not fitting:
         offered = ", ".join(repr(f"{prefix}_h_mean") for prefix in prefixes.values())
@@ -313,45 +288,10 @@ def check_evaluation(trainer: TaskTrainer, model: nn.Module, eval_dataset: Any, 
         needed = {"h_mean": ("forget", "retain"), "drop": ("forget",)}.get(score, (score.rpartition("_")[2],))
         absent = [role for role in needed if role in roles and not found & set(roles[role])]
         if name == chosen and absent and not score.startswith("n_"):
+            lacking = f"classes to {absent[0]}" if absent[0] in ("forget", "retain") else f"{absent[0]} classes"
             raise InvalidInputError(
                 "metric_for_best_model",
                 args.metric_for_best_model,
-                f"a score that can be computed; the evaluation set has no samples of the classes to {absent[0]}",
+                f"a score that can be computed; the evaluation set has no samples of the {lacking}",
                 "Add some, or choose another metric, e.g. 'eval_acc_retain'.",
-            )
-
-
-def check_hold_out(dataset: Any, label_column: str, fraction: float) -> None:
-    """Refuses to hold out samples of annotated boxes: an image of one set may be trained on in the other.
-
-    Raises:
-        ValueError: If the data set holds some.
-    """
-    if is_object_column(dataset, label_column):
-        raise InvalidInputError(
-            "validation_fraction",
-            fraction,
-            "0 with annotated boxes: images cannot be held out of sets that share some",
-            f"Take them out before they are split, with train_validation_split(dataset, {label_column!r}), and give "
-            "them to GSLoraTrainer as `eval_dataset`. A ContinualForgetter scores after each task alone: leave "
-            "`eval_strategy` at 'no' there, too.",
-        )
-
-
-def check_distribution(trainer: TaskTrainer) -> None:
-    """Refuses set-ups that split weights, or write over what happens to them between two steps.
-
-    Raises:
-        InvalidInputError: With FSDP or DeepSpeed.
-    """
-    for name, why in (
-        ("fsdp", "methods look at whole matrices, such as group norms and proximal steps"),
-        ("deepspeed", "its optimizer keeps copies of the weights, which overwrite what a method does to them"),
-    ):
-        if getattr(trainer, f"is_{name}_enabled"):
-            raise InvalidInputError(
-                name,
-                getattr(trainer.args, name, None),
-                f"None: {why}",
-                "Use plain DDP (`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it.",
             )

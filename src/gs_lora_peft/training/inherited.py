@@ -1,23 +1,24 @@
-"""What becomes of every option of [`transformers.TrainingArguments`]: it is obeyed, or refused with the reason.
+"""Every option of [`transformers.TrainingArguments`]: obeyed, or refused with the reason.
 
-An option that is neither would be ignored in silence, or break a training half-way. Each has its place here, so that a
-new version of transformers shows (tests/training/test_inherited.py).
+An option that is neither would be ignored silently, or break a training half-way. Each one is listed here, so that a
+test notices the options of a new version of transformers (tests/training/test_inherited.py).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from ..compat import bare
 from ..errors import InvalidInputError
 
-# What smaller values of mean a better model, besides losses, which transformers knows.
+# Scores that are better if they are smaller, besides losses, which transformers knows.
 _SMALLER_IS_BETTER = ("_forget", "_old")
 
 
@@ -27,7 +28,7 @@ class Refusal:
 
     Args:
         when (`Callable`):
-            Takes the arguments, or the trainer; `True` where the value cannot be obeyed.
+            From the arguments, or from the trainer, to whether the value cannot be obeyed.
         expected (`str`):
             As in [`InvalidInputError`].
         fix (`str`):
@@ -56,7 +57,7 @@ def _gives_no_epoch(args: Any) -> bool:
 def _no_whole_steps(name: str, strategy: str) -> Callable[[Any], bool]:
     def refused(args: Any) -> bool:
         steps = getattr(args, name)
-        # Below 1 it is a part of the training.
+        # A number below 1 is a fraction of the training.
         return getattr(args, strategy) == "steps" and (steps == 0 or (steps > 1 and steps != int(steps)))
 
     return refused
@@ -70,35 +71,33 @@ def _finite(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
-def _of(values: tuple[str, ...], field: str) -> Callable[[Any], bool]:
+def _is_one_of(values: tuple[Any, ...], field: str) -> Callable[[Any], bool]:
     # Enums of transformers are strings that equal their values.
     return lambda args: any(getattr(args, field, None) == value for value in values)
 
 
 _AT_LEAST_ONE = "a whole number of at least 1"
 
-
 _STEPS_IN_BACKWARD = (
     "lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise",
     "apollo_adamw_layerwise",
 )  # fmt: skip
 
-
 _SCHEDULE_FREE = ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd")
 
 
-# Looked at when the arguments are made, before transformers reads them.
+# Checked when the arguments are made, before transformers reads them.
 BY_ARGUMENTS: dict[str, list[Refusal]] = {
     "num_train_epochs": [
         Refusal(
             _gives_no_epoch,
-            "a finite number above 0: with no epoch, no step is taken and nothing is forgotten",
-            "Give how often to go through the retain set, or a positive `max_steps`.",
+            "a finite number above 0: without an epoch, no step is taken and nothing is forgotten",
+            "Give a number of epochs, or a positive `max_steps`.",
         )
     ],
     "max_steps": [
         Refusal(
-            _of((0,), "max_steps"),  # type: ignore[arg-type]
+            _is_one_of((0,), "max_steps"),
             "at least 1, or -1 to train for `num_train_epochs`: with 0 steps nothing is forgotten",
             "Leave it out, or give a number of optimizer steps.",
         )
@@ -110,13 +109,13 @@ BY_ARGUMENTS: dict[str, list[Refusal]] = {
         Refusal(_not_whole_from("per_device_eval_batch_size", 1), _AT_LEAST_ONE, "Give the size of a batch.")
     ],
     "gradient_accumulation_steps": [
-        Refusal(_not_whole_from("gradient_accumulation_steps", 1), _AT_LEAST_ONE, "1 does not accumulate.")
+        Refusal(_not_whole_from("gradient_accumulation_steps", 1), _AT_LEAST_ONE, "Give 1 for no accumulation.")
     ],
     **{
         f"{kind}_steps": [
             Refusal(
                 _no_whole_steps(f"{kind}_steps", f"{kind}_strategy"),
-                f"a whole number from 1 up, or a part of all steps in (0, 1), for {kind}_strategy='steps'",
+                f"a whole number from 1 up, or a fraction of all steps in (0, 1), with {kind}_strategy='steps'",
                 f"Give one, or leave {kind}_strategy='steps' out.",
             )
         ]
@@ -126,7 +125,7 @@ BY_ARGUMENTS: dict[str, list[Refusal]] = {
         name: [
             Refusal(
                 lambda args, name=name: bool(getattr(args, name)),  # type: ignore[misc]
-                "None: group norms and proximal steps need whole matrices, and weights that nothing overwrites",
+                "None: group norms and proximal steps need whole matrices, which nothing else overwrites",
                 "Use DDP (`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it.",
             )
         ]
@@ -135,27 +134,27 @@ BY_ARGUMENTS: dict[str, list[Refusal]] = {
     "dataloader_prefetch_factor": [
         Refusal(
             lambda args: args.dataloader_prefetch_factor is not None and args.dataloader_num_workers == 0,
-            "None without workers: only they fetch batches ahead",
+            "None without workers, because only workers fetch batches ahead",
             "Give `dataloader_num_workers`, or leave it out.",
         )
     ],
     "label_smoothing_factor": [
         Refusal(
             lambda args: args.label_smoothing_factor != 0.0,
-            "0: `forget_bound` bounds how far each class is pushed away, which smoothed labels would pull back",
+            "0: smoothed labels would pull back the classes that `forget_bound` pushes away",
             "Leave it at 0.",
         )
     ],
     "optim": [
         Refusal(
-            _of(_STEPS_IN_BACKWARD, "optim"),
-            "an optimizer that takes its steps after the backward pass: this one updates weights during it, before a "
-            "NaN or a dropped group can be caught",
-            "Use 'adamw_torch_fused' (the default) or another one; an adapter is small enough for it.",
+            _is_one_of(_STEPS_IN_BACKWARD, "optim"),
+            "an optimizer that takes its steps after the backward pass; this one updates weights during it, before a "
+            "NaN or a dropped group can be found",
+            "Use 'adamw_torch_fused' (the default) or another one: an adapter is small enough for it.",
         ),
         Refusal(
-            lambda args: _of(_SCHEDULE_FREE, "optim")(args) and args.sparsity == "proximal",
-            "an optimizer without averages of its own: a schedule-free one evaluates and saves a mixture of earlier "
+            lambda args: _is_one_of(_SCHEDULE_FREE, "optim")(args) and args.sparsity == "proximal",
+            "an optimizer without an average of its own; a schedule-free one evaluates and saves a mean of earlier "
             "weights, in which dropped groups are not zero",
             "Use 'adamw_torch_fused' (the default), or `sparsity='none'`.",
         ),
@@ -163,28 +162,28 @@ BY_ARGUMENTS: dict[str, list[Refusal]] = {
     "train_sampling_strategy": [
         Refusal(
             lambda args: getattr(args, "train_sampling_strategy", "random") != "random",
-            "'random': each batch is drawn as pairs of a sample to keep and one to forget, see PairedSampler",
+            "'random': PairedSampler draws pairs of a sample to keep and a sample to forget",
             "Leave it at 'random'.",
         )
     ],
     "label_names": [
         Refusal(
             lambda args: args.label_names is not None and list(args.label_names) != ["labels"],
-            "None or ['labels']: that is what the collators call the labels of a batch",
-            "Leave it out; `label_column` of the trainer says which column of the data holds them.",
+            "None or ['labels'], the key that the collators give the labels of a batch",
+            "Leave it out; the trainer's `label_column` names the column of the data.",
         )
     ],
     "hub_strategy": [
         Refusal(
-            lambda args: args.push_to_hub and _of(("checkpoint", "all_checkpoints"), "hub_strategy")(args),
+            lambda args: args.push_to_hub and _is_one_of(("checkpoint", "all_checkpoints"), "hub_strategy")(args),
             "'every_save' or 'end': a checkpoint holds pickles and stays on this machine",
-            "Leave it at 'every_save', which publishes the adapter whenever `save_model` is called.",
+            "Leave it at 'every_save', which publishes the adapter with every `save_model`.",
         )
     ],
 }
 
 
-# Looked at when the trainer is made: what depends on the model, the data or the number of processes.
+# Checked when the trainer is made: they depend on the model, the data or the number of processes.
 BY_TRAINER: dict[str, list[Refusal]] = {
     "accelerator_config": [
         Refusal(
@@ -193,7 +192,7 @@ BY_TRAINER: dict[str, list[Refusal]] = {
                 and trainer.args.accelerator_config.dispatch_batches is True
                 and (trainer.args.accelerator_config.split_batches or trainer.has_boxes)
             ),
-            "`dispatch_batches` left out, because one process would cut joint batches apart for the others",
+            "no `dispatch_batches`, because one process would split joint batches for the others",
             "Leave `dispatch_batches` out: every process reads its own samples.",
         )
     ],
@@ -217,7 +216,7 @@ BY_TRAINER: dict[str, list[Refusal]] = {
 }
 
 
-# Refused elsewhere: by `check_distribution`, `check_evaluation`, `check_checkpointing`, the trainer or its method.
+# Refused by `check_distribution`, `check_evaluation`, `check_checkpointing`, the trainer or its method.
 ELSEWHERE = {
     "fsdp_config", "ddp_find_unused_parameters", "ddp_static_graph", "metric_for_best_model", "eval_strategy",
     "eval_on_start", "prediction_loss_only", "activation_checkpointing", "activation_checkpointing_kwargs",
@@ -241,49 +240,94 @@ OBEYED = {
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "ddp_bucket_cap_mb",
     "ddp_broadcast_buffers", "ddp_backend", "ddp_timeout", "debug", "skip_memory_metrics", "local_rank",
-    # Nothing for them to act on: no text is generated, no tokens are counted, and samples are not grouped by length.
+    # Without effect: no text is generated, no tokens are counted, and samples are not grouped by length.
     "use_cache", "average_tokens_across_devices", "length_column_name",
-    # For scripts; the Trainer itself does not read them.
+    # For scripts: the Trainer itself does not read them.
     "do_train", "do_eval", "do_predict", "resume_from_checkpoint",
 }  # fmt: skip
 
 
-def check_by_arguments(args: Any) -> None:
-    """Refuses values of inherited options that cannot be obeyed, whatever the model.
+def check_by_arguments(args: TrainingArguments) -> None:
+    """Checks that the inherited options can be obeyed, whatever the model.
 
     Args:
         args ([`GSLoraTrainingArguments`]):
             The arguments.
 
     Raises:
-        InvalidInputError: Naming the option and the reason.
+        InvalidInputError: If an option cannot be obeyed.
     """
     for name, refusals in BY_ARGUMENTS.items():
         _check(name, refusals, args, args)
 
 
 def check_by_trainer(trainer: Trainer) -> None:
-    """Refuses values of inherited options that cannot be obeyed with this model or in so many processes.
+    """Checks that the inherited options can be obeyed with this model, data and number of processes.
 
     Args:
-        trainer (`transformers.Trainer`):
-            The trainer that is being made.
+        trainer ([`ForgettingTrainer`]):
+            The trainer that is made.
 
     Raises:
-        InvalidInputError: Naming the option and the reason.
+        InvalidInputError: If an option cannot be obeyed.
     """
     for name, refusals in BY_TRAINER.items():
         _check(name, refusals, trainer, trainer.args)
 
 
-def _check(name: str, refusals: list[Refusal], subject: Any, args: Any) -> None:
+def check_distribution(trainer: Trainer) -> None:
+    """Checks that every process holds whole weights, which nothing but the optimizer and the method changes.
+
+    Args:
+        trainer ([`ForgettingTrainer`]):
+            The trainer that is made.
+
+    Raises:
+        InvalidInputError: If FSDP or DeepSpeed is switched on, e.g. by `accelerate config`.
+    """
+    for name, why in (
+        ("fsdp", "methods need whole matrices, such as for group norms and proximal steps"),
+        ("deepspeed", "its optimizer keeps copies of the weights, which overwrite what a method does to them"),
+    ):
+        if getattr(trainer, f"is_{name}_enabled"):
+            raise InvalidInputError(
+                name,
+                getattr(trainer.args, name, None),
+                f"None: {why}",
+                "Use plain DDP (`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it.",
+            )
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Checks that processes that were launched together also train together.
+
+    Without an accelerator, and unless `use_cpu` is set, accelerate lets each process of `torchrun` train on its own.
+
+    Args:
+        args ([`GSLoraTrainingArguments`]):
+            The arguments.
+
+    Raises:
+        InvalidInputError: If the environment asks for several processes, and this one is alone.
+    """
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched != "1" and args.world_size == 1:
+        raise InvalidInputError(
+            "use_cpu",
+            args.use_cpu,
+            f"True for {launched} processes (WORLD_SIZE) on the CPU: without it, each of them trains on its own",
+            "Set use_cpu=True, or launch a single process.",
+        )
+
+
+def _check(name: str, refusals: list[Refusal], subject: Any, args: TrainingArguments) -> None:
     for refusal in refusals:
         if refusal.when(subject):
             raise InvalidInputError(name, getattr(args, name, None), refusal.expected, refusal.fix)
 
 
 def smaller_is_better(metric: str) -> bool:
-    """Whether a score is the better the smaller it is: how well what is to be forgotten, or was, is still known."""
+    """Whether a smaller score is better: it measures what the model still knows of forgotten classes."""
     return metric.endswith(_SMALLER_IS_BETTER)
 
 

@@ -1,4 +1,4 @@
-"""What the training logs, also when it is resumed."""
+"""Adds losses and values of the method to the logs, and carries running means through a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,39 +8,42 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .method import Method, TaskTrainer
 
 
 class LogContinuation(TrainerCallback):
-    """
-    Carries running means through a checkpoint, and makes up for an epoch's end that a checkpoint lies before.
+    """Carries running means through a checkpoint, and ends the epoch that a checkpoint left open.
 
-    The Trainer's checkpoint holds the rows that were logged. What has been summed up since the last one lives in
-    memory, and a checkpoint at the last step of an epoch is written before the epoch's end, which a resumed training
-    does not pass again: its row, its evaluation and whatever callbacks do there would be missing.
+    The Trainer's checkpoint holds the rows logged so far, but not the sums since the last row. At the last step of an
+    epoch it is written before the end of the epoch, which a resumed training does not reach again: its row, its
+    evaluation and the events of callbacks would be missing.
 
     Args:
         trainer ([`TaskTrainer`]):
             The trainer that runs.
+
+    Attributes:
+        stopped (`bool`):
+            Whether the end of an epoch, as this callback carried it out, stops the training.
     """
 
     def __init__(self, trainer: TaskTrainer):
         self.trainer = trainer
-        self.stopped = False  # by what happened at the epoch's end that was made up for
+        self.stopped = False
         self._restored: dict[str, Any] = {}
-        self._at_step: tuple[Any, torch.Tensor] | None = None  # the sums as they were before the step that is on
+        self._at_step: tuple[Any, torch.Tensor] | None = None  # the sums before the present step
         self._ended_at = -1
         self._learning_rate: float | None = None
         self.grad_norm: Any = None
 
     def load(self, state: dict[str, Any] | None) -> None:
-        """Takes what [`~LogContinuation.state`] gave; `None` where nothing is known."""
+        """Takes what [`~LogContinuation.state`] returned; `None` starts anew."""
         self._restored = state or {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold, as plain JSON types. Every process has to ask for it."""
+        """Returns the state for a checkpoint, as plain JSON types. Every process has to call it."""
         trainer = self.trainer
         meter, loss = self._at_step or (trainer.meter.sums(), trainer._tr_loss)
         names, sums, count = meter
@@ -56,7 +59,14 @@ class LogContinuation(TrainerCallback):
             "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
         }
 
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
         restored, self._restored = self._restored, {}
         self._at_step, self._ended_at, self.stopped = None, -1, False
         if not restored or state.global_step == 0:
@@ -67,33 +77,41 @@ class LogContinuation(TrainerCallback):
         if at_the_end and not restored["epoch_has_ended"]:
             self.end_epoch()
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        # A checkpoint may be asked for in the middle of a step (enable_jit_checkpoint), which is then taken again.
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A checkpoint may be written in the middle of a step (enable_jit_checkpoint), which is then taken again.
         self._at_step = (self.trainer.meter.sums(), self.trainer._tr_loss.clone())
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._learning_rate = self.trainer._get_learning_rate()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._at_step = None
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._ended_at = state.global_step
 
-    def _put_back(self, restored: dict[str, Any], args: Any) -> None:
+    def _put_back(self, restored: dict[str, Any], args: TrainingArguments) -> None:
         trainer, every = self.trainer, torch.tensor(restored["sums"], dtype=torch.float32)
-        # With another number of processes the means over all of them are what each goes on from.
+        # With another number of processes, each goes on from the mean over all of them.
         own = every[args.process_index] if len(every) == args.world_size else every.mean(dim=0)
         own = own.to(trainer._tr_loss.device)
         trainer._tr_loss += own[0]
-        # The loss that `train` returns is that of the steps it took itself.
+        # `train` returns the loss of its own steps only.
         trainer._total_loss_scalar -= float(every[:, 0].mean())
         trainer._globalstep_last_logged = restored["logged_at"]
         trainer.meter.put_back(restored["names"], own[1:] if restored["count"] else None, restored["count"])
         self._learning_rate, self.grad_norm = restored["learning_rate"], restored["grad_norm"]
 
     def end_epoch(self) -> None:
-        """What happens at the end of an epoch, out of the Trainer's loop: events, logs, evaluation, checkpoint."""
+        """Ends an epoch outside of the Trainer's loop: events, logs, evaluation, checkpoint."""
         trainer = self.trainer
         state = trainer.state
         trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, state, trainer.control)
@@ -102,7 +120,7 @@ class LogContinuation(TrainerCallback):
             self.grad_norm,
             trainer.model_wrapped,
             trainer._trial,
-            math.ceil(state.epoch) - 1,
+            math.ceil(state.epoch or 0.0) - 1,
             trainer.ignore_keys_for_eval,
             time.time(),
             learning_rate=self._learning_rate,
@@ -111,7 +129,7 @@ class LogContinuation(TrainerCallback):
 
 
 class TrainingLogs(TaskTrainer):
-    """The part of [`ForgettingTrainer`] that adds losses, accuracies and the method's values to the Trainer's logs."""
+    """The part of [`ForgettingTrainer`] that adds losses, accuracies and values of the method to the logs."""
 
     method: Method
 
@@ -121,7 +139,7 @@ class TrainingLogs(TaskTrainer):
         super().log(logs, *args, **kwargs)
 
     def _training_logs(self, means: Tensor) -> dict[str, float]:
-        """Everything by name, in one host synchronisation."""
+        """The values by name, fetched in one host synchronisation."""
         own = self.method.logs()
         values = torch.cat([means, *(value.detach().float().reshape(1).to(means.device) for value in own.values())])
         return dict(zip([*self.meter.names, *own], values.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""The boundary between the trainer and a way to forget."""
+"""The boundary between the trainer and a method: what a method may choose, and what it may use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from .trained import Trained, TrainedAdapter, TrainedWeights
 
 
 class LossMeter:
-    """Sums the parts of the loss on the device, without a host synchronisation."""
+    """Sums the parts of the loss on the device, without a host synchronisation.
+
+    Attributes:
+        names (`tuple[str, ...]`):
+            The parts, as the logs name them.
+    """
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
@@ -31,7 +36,7 @@ class LossMeter:
         self._finite: Tensor | None = None
 
     def add(self, output: ObjectiveOutput) -> None:
-        """Add one micro-batch."""
+        """Adds one micro-batch."""
         parts = {"retain_loss": output.retain_loss, "forget_loss": output.forget_loss, **output.metrics}
         self.names = tuple(parts)
         values = torch.stack([part.float() for part in parts.values()])
@@ -46,15 +51,15 @@ class LossMeter:
         return finite if finite is not None else torch.ones(3, dtype=torch.bool)
 
     def sums(self) -> tuple[tuple[str, ...], Tensor | None, int]:
-        """The names, the sums since the last means and how many micro-batches they are of; nothing is fetched."""
+        """Returns the names, the sums since the last means and the number of micro-batches; fetches nothing."""
         return self.names, self._sum, self._count
 
     def put_back(self, names: Sequence[str], sums: Tensor | None, count: int) -> None:
-        """Go on from what [`~LossMeter.sums`] gave."""
+        """Restores what [`~LossMeter.sums`] returned."""
         self.names, self._sum, self._count = tuple(names), sums, count
 
     def means(self) -> Tensor | None:
-        """Means since the last call, in the order of `names`, on the device."""
+        """Returns the means since the last call, in the order of `names`, on the device; `None` without any batch."""
         if self._sum is None:
             return None
         means, self._sum, self._count = self._sum / self._count, None, 0
@@ -63,45 +68,88 @@ class LossMeter:
 
 @dataclasses.dataclass(kw_only=True)
 class Method(TrainerCallback):
-    """
-    A way to forget. A subclass has a `name`, its hyper-parameters as dataclass fields, and the hooks that it needs.
+    """A way to forget.
 
-    Every default is that of plain training: all that is there trains, on the loss of the kind of model
-    ([`objective_for`]). A method is a `TrainerCallback` itself, so that `on_train_begin`, `on_epoch_begin`,
-    `on_optimizer_step`, … are hooks as well. A trainer works with a copy of its own
-    ([`~Method.of`]), on which hooks may keep what they need from step to step; it finds its trainer in `self.trainer`.
+    A method is a dataclass with a `name`, its hyper-parameters as fields, and the hooks that it needs. By default
+    everything that can train does, on the loss of the kind of model ([`objective_for`]).
 
-    How rivals look: *gradient ascent*, *NegGrad+*, *fine-tuning*, *DELETE*, *NPO* are a `loss`. *Random labels* draws
-    them in `loss` with torch's global generator, which checkpoints hold. *Bad teacher*, *LoTUS*, *DER++* compare in
-    `loss` with [`~Method.earlier_logits`]. *SCRUB* does too, and `on_step_begin` says whether the step is one that
-    maximises. *EWC*, *L2*, *L1-sparse* add a penalty on `self.trainer.trained.parameters` (and its `start`) in `loss`;
-    the Fisher information is summed up in `on_train_begin`, over [`own_batches`]. *SalUn* computes its mask there and
-    puts weights outside of it back in `on_optimizer_step`, where momentum and decay have moved them, too. *SSD* edits
-    the weights in `on_train_begin` and sets `takes_steps = False`. *Task arithmetic* scales what was
-    learned in `on_train_end`.
+    To write one:
+
+    1. Subclass `Method`, decorate it with `@dataclass(kw_only=True)`, give it a `name` and a field with a default for
+       each hyper-parameter.
+    2. Override hooks. Most methods need [`~Method.loss`] alone. It gets a joint batch of B samples to keep and B
+       samples to forget, after one forward through the model; [`~Method.retain_half`] and [`~Method.forget_half`]
+       return logits and labels of each half, [`~Method.earlier_logits`] the logits of the model before the task.
+    3. Pass an instance to [`ForgettingTrainer`] or [`ContinualForgetter`] as `method`. To have it by name, add a line
+       to `METHODS` (`"name": "module:Class"`); then `get_method("name", **hyper_parameters)` makes it.
+
+    The trainer takes care of the rest: data, evaluation, logs, checkpoints and bit-exact resume, mixed precision,
+    several processes, non-finite losses.
+
+    Hooks can use:
+
+    - `self.trainer`: the trainer that runs, with `args`, `state`, `model`, `train_dataset.forget`,
+      `train_dataset.retain`, `global_mean` and `global_sum` (over processes).
+    - `self.trainer.trained`: what trains, with `parameters`, their values before the task in `start`, and the context
+      manager `before()`, in which the model is the one before the task.
+    - [`own_batches`]: the batches of a data set, for what has to be computed before training.
+    - All events of [`transformers.TrainerCallback`], because a method is one: `on_train_begin`, `on_epoch_begin`,
+      `on_step_begin`, `on_pre_optimizer_step` (gradients are ready), `on_optimizer_step` (weights have moved),
+      `on_train_end`, ...
+    - `self` for what they keep from step to step: each trainer works with its own copy ([`~Method.of`]). What a
+      resumed training needs goes through [`~Method.save`] and [`~Method.load`]. Draw random numbers from torch's
+      global generator, which checkpoints hold.
+
+    Where methods of the literature go:
+
+    - `loss` alone: fine-tuning, gradient ascent, NegGrad+, random labels, DELETE, NPO, SimNPO. DER++, LoTUS and the
+      competent teacher of Bad teacher compare with `earlier_logits`; MUNBa weights both halves by
+      `torch.autograd.grad` of each loss; Boundary shrink computes its adversarial labels under `before()` and
+      `torch.enable_grad()`.
+    - `loss` with a penalty on `trained.parameters`: L1-sparse, L2 to `start`, EWC with the Fisher information from
+      `on_train_begin`.
+    - `loss` and an event: SCRUB chooses between its two kinds of steps in `on_epoch_begin`; UNSIR learns its noise,
+      and Bad teacher makes its random network, in `on_train_begin`.
+    - Masks: SalUn and SFRon compute theirs in `on_train_begin`. SFRon masks gradients in `on_pre_optimizer_step`.
+      SalUn puts masked weights back in `on_optimizer_step`, because momentum and weight decay move them, too.
+    - Edits: SSD and LFSSD change the weights in `on_train_begin` and set `takes_steps = False`. Task arithmetic trains
+      weights on the forget half and negates the change in `on_train_end`.
 
     Attributes:
         name (`str`):
             Its name in the registry and in ledgers.
         trains (`"any"`, `"adapter"` or `"weights"`):
-            Whether it works on the adapter of a model, on the weights of a model without one, or on both. Only what
-            trains an adapter can be published or carry out a run.
+            Whether it trains the adapter of a model, the weights of a model without adapters, or either. Only a method
+            that trains an adapter can be published or carry out a run.
         takes_steps (`bool`):
-            `False` for a method that edits the weights in `on_train_begin` and trains nothing.
+            `False` for a method that edits the weights in `on_train_begin` and does not train.
         title (`str`):
-            What a model card calls it.
+            Its name on model cards; by default `name`.
         trainer ([`TaskTrainer`]):
-            The trainer that runs; set by it.
+            The trainer that runs, which sets it.
 
     Example:
         ```py
+        >>> from dataclasses import dataclass
+        >>> from torch.nn.functional import cross_entropy
+        >>> from gs_lora_peft.training import ForgettingTrainer, Method
+
+
         >>> @dataclass(kw_only=True)
-        ... class GradientAscent(Method):
-        ...     name = "gradient_ascent"
+        ... class NegGrad(Method):
+        ...     name = "neggrad"
+        ...     share: float = 0.9
         ...
         ...     def loss(self, model, inputs, output):
-        ...         logits, labels = self.forget_half(inputs, output)
-        ...         return -cross_entropy(logits, labels)
+        ...         retain_loss = cross_entropy(*self.retain_half(inputs, output))
+        ...         forget_loss = cross_entropy(*self.forget_half(inputs, output))
+        ...         return self.share * retain_loss - (1 - self.share) * forget_loss
+
+
+        >>> trainer = ForgettingTrainer(
+        ...     model, args, method=NegGrad(share=0.8), forget_dataset=split.forget, retain_dataset=split.retain
+        ... )
+        >>> trainer.train()
         ```
     """
 
@@ -112,13 +160,17 @@ class Method(TrainerCallback):
 
     trainer: TaskTrainer = dataclasses.field(init=False, repr=False, compare=False)
 
-    # What is trained, and by what
+    # What trains, and on which loss
 
     def check(self, args: GSLoraTrainingArguments) -> None:
-        """Refuses arguments that the method cannot obey, before any data is read; by default a moving average.
+        """Checks that the method can obey the arguments, before any data is read; by default refuses `ema_decay`.
+
+        Args:
+            args ([`GSLoraTrainingArguments`]):
+                The arguments of the trainer.
 
         Raises:
-            InvalidInputError: If it cannot.
+            InvalidInputError: If it cannot obey one of them.
         """
         if args.ema_decay:
             raise InvalidInputError(
@@ -126,19 +178,29 @@ class Method(TrainerCallback):
             )
 
     def take(self, model: nn.Module) -> Trained:
-        """Chooses what trains in a model and freezes the rest; by default its adapter, or every weight of a model
-        without one. SalUn or SSD choose nothing here; fine-tuning of some layers names them.
+        """Chooses what trains in a model and freezes the rest.
+
+        By default the adapter of a model trains, or every weight of a model without adapters. To train some layers
+        only, return [`TrainedWeights`] with their names.
+
+        Args:
+            model (`torch.nn.Module`):
+                The model.
+
+        Returns:
+            [`Trained`]: What trains.
 
         Raises:
-            InvalidInputError: If the model is not one that the method can train.
+            InvalidInputError: If the method cannot train the model.
         """
         if self.trains == "adapter" or (self.trains == "any" and isinstance(model, PeftModel)):
             return TrainedAdapter(model)
         return TrainedWeights(model)
 
     def objective(self, model: nn.Module, args: GSLoraTrainingArguments, kind: str | None = None) -> Objective:
-        """What "forget" and "retain" mean, where the trainer is not given an objective; by default what suits the
-        model. A method that needs more than another `loss` (views of samples, a prepared teacher) wraps it.
+        """Makes the objective, unless the trainer is given one; by default the one that suits the model.
+
+        Wrap it if the method needs more than another `loss`, such as views of samples.
 
         Args:
             model (`torch.nn.Module`):
@@ -146,7 +208,10 @@ class Method(TrainerCallback):
             args ([`GSLoraTrainingArguments`]):
                 Weights, bounds and kinds of the losses.
             kind (`str`, *optional*):
-                The kind of model, where the caller has named it (see `OBJECTIVES`).
+                The kind of model (a name in `OBJECTIVES`), if the caller names it.
+
+        Returns:
+            [`Objective`]: The losses and scores.
         """
         trainer = self.trainer
         return objective_for(model, args, roles=trainer.roles, adapter=trainer.trained.adapter, kind=kind)
@@ -154,72 +219,90 @@ class Method(TrainerCallback):
     # While it trains
 
     def callbacks(self) -> Sequence[TrainerCallback]:
-        """What happens between the steps; by default the events of the method itself. What is [`Watching`] learns of
-        flags on the device at every step, in the one host synchronisation that there is anyway.
+        """Returns the callbacks of the method; by default the method itself.
+
+        A callback that is [`Watching`] can read flags from the device at every step, without a host synchronisation
+        of its own.
         """
         return [self]
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
-        """The loss of one joint batch; by default that of the objective. Most rivals are this hook alone.
+        """Returns the loss of one joint batch; by default that of the objective.
 
         Args:
             model (`torch.nn.Module`):
-                The model as the trainer calls it, for a further forward.
+                The model as the trainer calls it (wrapped under DDP), for a further forward.
             inputs (`dict`):
-                The joint batch: B samples to keep, then B samples to forget.
+                The joint batch: B samples to keep, then B samples to forget, with their `labels` of shape `(2·B,)`.
             output ([`ObjectiveOutput`]):
-                What the objective made of it, with the logits of a classifier.
+                What the objective computed: `loss`, and of a classifier `logits` of shape `(2·B, C)` with gradient.
+
+        Returns:
+            `torch.Tensor`: A scalar with gradient: the mean over this process's samples. DDP averages gradients.
         """
         return output.loss
 
     def logs(self) -> dict[str, Tensor]:
-        """Scalars on the device for the logs, fetched with the losses; by default norms of an adapter's groups."""
+        """Returns scalars on the device for the logs, by name; by default the norms of an adapter's groups."""
         return self.trainer.trained.logs()
 
     def evaluated(self) -> AbstractContextManager[Any]:
-        """Puts the weights that evaluation scores into the model for the time of a block: a moving average. By default
-        those that train.
+        """Returns a context in which the model holds the weights to evaluate, such as a moving average.
+
+        By default the weights that train are evaluated.
         """
         return nullcontext()
 
     def save(self, folder: str) -> None:
-        """Adds the method's own state to a checkpoint; called in every process, `args.should_save` says who writes.
-        The weights, the optimizer and the random generators are there already. By default nothing.
+        """Adds the method's own state to a checkpoint; by default nothing.
+
+        Called in every process; only that with `args.should_save` may write. The Trainer saves the weights, the
+        optimizer and the random generators.
+
+        Args:
+            folder (`str`):
+                The checkpoint, which exists.
         """
 
     def load(self, folder: str) -> None:
-        """Reads what [`~Method.save`] wrote; by default nothing."""
+        """Reads what [`~Method.save`] wrote; by default nothing.
+
+        Args:
+            folder (`str`):
+                The checkpoint.
+        """
 
     def release(self) -> None:
-        """Leaves an ordinary model behind: takes back what the method did to it for speed, also after an error, and
-        before other weights are loaded. By default nothing is to be done.
+        """Takes back what the method did to the model for speed, such as freezing; by default nothing.
+
+        Called at the end of a training, also after an error, and before other weights are loaded.
         """
 
     # For hooks to use
 
     def of(self, trainer: TaskTrainer) -> Self:
-        """A fresh copy that works for one trainer."""
+        """Returns a copy with the same hyper-parameters that works for one trainer."""
         copy = dataclasses.replace(self)
         copy.trainer = trainer
         return copy
 
     def settings(self) -> dict[str, Any]:
-        """The name and the hyper-parameters, for records."""
+        """Returns the name and the hyper-parameters, as ledgers record them."""
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init}
         return {"name": self.name, **fields}
 
     def retain_half(self, inputs: dict[str, Any], output: ObjectiveOutput) -> tuple[Tensor, Tensor]:
-        """The logits `(B, C)` and labels `(B,)` of the samples to keep."""
+        """Returns the logits `(B, C)` in float32 and the labels `(B,)` of the samples to keep."""
         half = len(inputs["labels"]) // 2
         return self._logits(output)[:half], inputs["labels"][:half]
 
     def forget_half(self, inputs: dict[str, Any], output: ObjectiveOutput) -> tuple[Tensor, Tensor]:
-        """The logits `(B, C)` and labels `(B,)` of the samples to forget."""
+        """Returns the logits `(B, C)` in float32 and the labels `(B,)` of the samples to forget."""
         half = len(inputs["labels"]) // 2
         return self._logits(output)[half:], inputs["labels"][half:]
 
     def earlier_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """The logits `(2·B, C)` of the model before the task, without gradient; costs a forward."""
+        """Returns the logits `(2·B, C)` of the model before the task, without gradient, by one more forward."""
         with self.trainer.trained.before():
             return logits_of(unwrapped(model), inputs)
 
@@ -232,7 +315,9 @@ class Method(TrainerCallback):
 
 
 class TaskTrainer(Trainer):
-    """A Trainer with the data, the classes and the weights of one task; [`ForgettingTrainer`] is made of its parts.
+    """A Trainer with the data, the classes and the weights of one task.
+
+    The parts of [`ForgettingTrainer`] derive from it, and methods and callbacks use it.
 
     Attributes:
         trained ([`Trained`]):
@@ -242,8 +327,8 @@ class TaskTrainer(Trainer):
         roles ([`ClassRoles`]):
             The role of every class.
         accuracy_forget_before (`dict[str, float]`):
-            Acc_f (of a detector AP_f) before the task by evaluation set (`"eval"`, or `"eval_<name>"` for a dict of
-            sets), in [0, 1]; Drop and H follow from it.
+            Acc_f (of a detector AP_f) before the task, in [0, 1], for Drop and H. Keys are evaluation sets: `"eval"`,
+            or `"eval_<name>"` if `eval_dataset` is a dict.
         meter ([`LossMeter`]):
             Running means for the logs.
     """
@@ -262,13 +347,13 @@ class TaskTrainer(Trainer):
     ignore_keys_for_eval: list[str] | None
 
     def measure_before(self) -> None:
-        """Acc_f before the task on each evaluation set."""
+        """Measures Acc_f before the task on each evaluation set."""
         raise NotImplementedError
 
     def global_mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean of a tensor over all processes."""
+        """Returns the mean of a tensor over all processes."""
         return self.accelerator.reduce(tensor, reduction="mean") if self.args.world_size > 1 else tensor
 
     def global_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all processes."""
+        """Returns the sum of a tensor over all processes."""
         return self.accelerator.reduce(tensor, reduction="sum") if self.args.world_size > 1 else tensor

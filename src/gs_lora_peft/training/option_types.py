@@ -1,7 +1,8 @@
-"""What the inherited options of [`transformers.TrainingArguments`] may hold, where their annotations say too little.
+"""Types of the inherited options of [`transformers.TrainingArguments`] whose annotations say too little.
 
-transformers reads most of them late: a wrong value would break a training half-way, or have no effect. Each type takes
-what transformers takes, which includes what it turns the value into, since a copy of the arguments is checked again.
+transformers reads most options late: a wrong value would break a training half-way, or have no effect. Each type
+accepts what transformers accepts, and what transformers converts it to, because copies of the arguments are checked
+again.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ def _optional(kind: Any, said: str) -> Any:
 
 
 def _object_of_json(value: Any) -> Any:
-    """A dictionary, also where it is written as JSON."""
+    """A dictionary, or JSON text of one."""
     if isinstance(value, str):
         value = json.loads(value)  # the error is a ValueError
     return value
 
 
 def _object_of_file(value: Any) -> Any:
-    """A dictionary; text is JSON, or the path of a file with it."""
+    """A dictionary, JSON text of one, or the path of a JSON file."""
     if isinstance(value, (str, os.PathLike)) and not str(value).lstrip().startswith("{"):
         try:
             with open(value, encoding="utf-8") as file:
@@ -82,7 +83,7 @@ def _object_of_file(value: Any) -> Any:
 
 
 def _accelerator_config(value: Any) -> Any:
-    """As transformers makes an `AcceleratorConfig` of it."""
+    """Options of an `AcceleratorConfig`, in every form that transformers accepts."""
     if value is None or isinstance(value, AcceleratorConfig):
         return value
     settings = _object_of_file(value)
@@ -99,7 +100,7 @@ def _accelerator_config(value: Any) -> Any:
 
 
 def _pairs(value: str) -> str:
-    # As transformers takes them apart.
+    # Split as in transformers.
     for entry in filter(None, value.replace(" ", "").split(",")):
         if entry.count("=") != 1:
             raise ValueError(f"Write {entry!r} as 'name=value'.")
@@ -116,14 +117,14 @@ def _trackers(value: Any) -> Any:
     names = [value] if isinstance(value, str) else ordered_list(value)
     known = ["all", "none", *INTEGRATION_TO_CALLBACK]
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{unknown[0]!r} is not known.")
+        raise ValueError(f"{unknown[0]!r} is unknown.")
     if len(names) > 1 and (alone := [name for name in names if name in ("all", "none")]):
-        raise ValueError(f"{alone[0]!r} stands alone.")
+        raise ValueError(f"Give {alone[0]!r} alone.")
     return value
 
 
 def _backend(value: str) -> str:
-    # Plug-ins register others than the command line offers; accelerate has "ccl" besides.
+    # Plug-ins register further ones, and accelerate adds "ccl".
     offered = TrainingArguments.__dataclass_fields__["ddp_backend"].metadata["choices"]
     known = dict.fromkeys([*offered, "ccl", *torch.distributed.Backend.backend_list])
     if value not in known or value == torch.distributed.Backend.UNDEFINED:
@@ -133,40 +134,33 @@ def _backend(value: str) -> str:
 
 _Seed = Annotated[Whole, Field(ge=0, le=_LARGEST_SEED, description=f"a whole number from 0 to {_LARGEST_SEED}")]
 
-
 _Json = Annotated[
     Annotated[dict[Text, Any], BeforeValidator(_object_of_json)] | None,
     Field(description="a dictionary, also as JSON text, or None"),
 ]
-
 
 _JsonOrFile = Annotated[
     Annotated[dict[Text, Any], BeforeValidator(_object_of_file)] | None,
     Field(description="a dictionary, also as JSON text or in a JSON file, or None"),
 ]
 
-
 _OptionalCount = _optional(Count, "a whole number from 1 up")
 
-
 _OptionalNumber = _optional(NotNegative, "a finite number of at least 0")
-
 
 _Names = Annotated[
     list[ClassName] | None, BeforeValidator(lambda v: v if v is None else ordered_list(v)),
     Field(description="a list of names or None"),
 ]  # fmt: skip
 
-
 _Parallelism = Annotated[InstanceOf[ParallelismConfig] | None, Field(description="a ParallelismConfig or None")]
-
 
 _Path = Annotated[
     bool | Text | InstanceOf[os.PathLike] | None, Field(description="the path of a checkpoint, True, False or None")
 ]
 
 
-# By the name of the option. What is left out is checked by its annotation.
+# By the name of the option. Other options are checked by their annotations.
 KINDS: dict[str, Any] = {
     "max_steps": Annotated[Whole, Field(ge=-1, description="a whole number from 1 up, or -1")],
     "learning_rate": NotNegative,
@@ -244,7 +238,7 @@ KINDS: dict[str, Any] = {
     "ddp_bucket_cap_mb": _OptionalCount,
     "ddp_backend": _optional(Annotated[Text, AfterValidator(_backend)], "the name of a backend of torch.distributed"),
     "ddp_timeout": Count,
-    "fsdp": Any,  # refused, whatever it is; so is `deepspeed`
+    "fsdp": Any,  # any value is refused later, as is `deepspeed`
     "fsdp_config": _JsonOrFile,
     "deepspeed": Any,
     "debug": Annotated[

@@ -1,4 +1,4 @@
-"""Publishing the adapter of a single training: plain LoRA and a card, in one commit."""
+"""Publishes the adapter of a single training: plain LoRA and a card, in one commit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, cast
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from transformers import TrainingArguments
 
 from ..errors import InvalidInputError
 from ..hub import checked_repo_id, commit_folder, open_repository, writing_api
@@ -22,11 +23,15 @@ from .trained import Trained, TrainedAdapter
 _OWN_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, "README.md", ".gitattributes"}
 
 
-def repo_to_publish_in(args: Any) -> str:
-    """The repository that `--push_to_hub` publishes in: `hub_model_id`, else the name of `output_dir`.
+def repo_to_publish_in(args: TrainingArguments) -> str:
+    """Returns the repository that `push_to_hub` publishes to: `hub_model_id`, else the name of `output_dir`.
+
+    Args:
+        args (`transformers.TrainingArguments`):
+            The arguments.
 
     Raises:
-        InvalidInputError: It cannot be a repository on the Hub; the error names the option.
+        InvalidInputError: If it cannot be the name of a repository on the Hub.
     """
     name, value = "hub_model_id", args.hub_model_id
     if not value:
@@ -38,11 +43,19 @@ def repo_to_publish_in(args: Any) -> str:
         raise InvalidInputError(name, value, expected, "Name the repository with hub_model_id.") from None
 
 
-def check_publishing(args: Any, method: Method, trained: Trained) -> None:
-    """Refuses to publish what is not an adapter.
+def check_publishing(args: TrainingArguments, method: Method, trained: Trained) -> None:
+    """Checks that there is an adapter to publish, if `push_to_hub` is set.
+
+    Args:
+        args (`transformers.TrainingArguments`):
+            The arguments.
+        method ([`Method`]):
+            The method, for the error.
+        trained ([`Trained`]):
+            What trains.
 
     Raises:
-        InvalidInputError: With `push_to_hub`, if the model's own weights train.
+        InvalidInputError: If the model's own weights train.
     """
     if args.push_to_hub and trained.adapter is None:
         raise _no_adapter(method)
@@ -52,22 +65,22 @@ def _no_adapter(method: Method) -> InvalidInputError:
     return InvalidInputError(
         "push_to_hub",
         True,
-        f"False: the method {method.name!r} changes the model's own weights, and leaves no adapter to publish",
+        f"False: the method {method.name!r} trains the model's own weights, and leaves no adapter to publish",
         "Leave it out, and publish the model with model.push_to_hub(...).",
     )
 
 
 class AdapterPublishing(TaskTrainer):
-    """The publishing part of [`ForgettingTrainer`]."""
+    """The part of [`ForgettingTrainer`] that publishes the adapter."""
 
     method: Method
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Checks the name alone; [`~ForgettingTrainer.push_to_hub`] makes the repository when there is a result."""
+        """Checks the name only; [`~ForgettingTrainer.push_to_hub`] makes the repository when there is a result."""
         repo_to_publish_in(self.args)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Checkpoints hold pickles and stay on this machine, whatever `hub_strategy` says."""
+        """Does nothing: checkpoints hold pickles and stay on this machine, whatever `hub_strategy` says."""
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -81,38 +94,38 @@ class AdapterPublishing(TaskTrainer):
         dataset: str | None = None,
         tags: str | Sequence[str] = (),
     ) -> str | None:
-        """
-        Publish the adapter in one commit: its plain LoRA form and a card. Nothing of `output_dir` is sent.
+        """Publishes the adapter in one commit: its plain LoRA form and a card. Sends no file of `output_dir`.
 
-        No class is named. `--push_to_hub` publishes in the same way, when [`~Trainer.save_model`] is called. A run of
-        several requests with its ledger is published by [`gs_lora_peft.push_to_hub`] instead.
+        The card names no class. With `push_to_hub=True`, [`~Trainer.save_model`] publishes in the same way. To publish
+        a run of several requests with its ledger, use [`gs_lora_peft.push_to_hub`] instead.
 
         Args:
             commit_message (`str`, *optional*, defaults to `"End of training"`):
                 First line of the commit.
             blocking (`bool`, *optional*, defaults to `True`):
-                The only choice, an adapter being small.
+                Must be `True`: an adapter is small.
             token (`str`, *optional*):
-                By default `args.hub_token`, else the one of `hf auth login`.
+                Token for the Hub; by default `args.hub_token`, else that of `hf auth login`.
             revision (`str`, *optional*):
-                A branch; by default `args.hub_revision`, else the main one.
+                Branch; by default `args.hub_revision`, else the main one.
             private (`bool`, *optional*):
-                Visibility of a repository that is made; an existing public one is refused unless this is `False`. By
-                default `args.hub_private_repo`, else private.
+                Visibility of a new repository. An existing public one is refused unless this is `False`. By default
+                `args.hub_private_repo`, else private.
             license (`str`, *optional*):
-                For the card.
+                License of the base model, for the card.
             dataset (`str`, *optional*):
-                For the card.
+                Hub id of the data set, for the card.
             tags (`str` or list of `str`, *optional*):
-                For the card.
+                Further tags for the card.
 
         Returns:
-            `str` or `None`: Address of the commit, in the main process.
+            `str` or `None`: Address of the commit; `None` in all but the main process.
 
         Raises:
-            ValueError: If the repository's name (`args.hub_model_id`, else the name of `output_dir`) is malformed, it
-                is public and should not be, belongs to another user or holds something else, or there is no token.
-            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, or is busy for too long.
+            ValueError: If the name of the repository (`args.hub_model_id`, else the name of `output_dir`) is
+                malformed, the repository is public and should not be, belongs to another user or holds something else,
+                or there is no token.
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, or stays busy for too long.
         """
         if not blocking:
             raise InvalidInputError("blocking", blocking, "True: the adapter is small", "Leave it out.")
@@ -126,16 +139,16 @@ class AdapterPublishing(TaskTrainer):
         api = writing_api(token or self.args.hub_token)
         private = self.args.hub_private_repo if private is None else private
         head = open_repository(api, repo_id, revision=revision or self.args.hub_revision, private=private is not False)
-        if strange := sorted(set(head.files) - _OWN_FILES):
+        if foreign := sorted(set(head.files) - _OWN_FILES):
             raise InvalidInputError(
                 "hub_model_id",
                 head.repo_id,
-                f"one with a single adapter or none; it holds files of something else ({', '.join(strange[:3])})",
+                f"a repository with one adapter or empty; it holds other files ({', '.join(foreign[:3])})",
                 "Choose another one.",
             )
         self.hub_model_id = head.repo_id  # type: ignore[assignment]
-        name, of_cache = public_name(getattr(model.config, "_name_or_path", None) or "")
-        on_hub = name if of_cache or getattr(model.config, "_commit_hash", None) else None
+        name, from_cache = public_name(getattr(model.config, "_name_or_path", None) or "")
+        on_hub = name if from_cache or getattr(model.config, "_commit_hash", None) else None
         data = ModelCardData(
             base_model=on_hub,
             base_model_relation="adapter" if on_hub else None,

@@ -16,11 +16,11 @@ from ..tuner import LoraGroups, trainable_adapters
 
 
 class Trained(ABC):
-    """What trains in a model.
+    """What trains in a model, and how to get back to the model before the task.
 
     Attributes:
         adapter (`str`, *optional*):
-            Name of the adapter; `None` where the model's own weights train.
+            Name of the adapter; `None` if the model's own weights train.
     """
 
     adapter: str | None = None
@@ -28,7 +28,7 @@ class Trained(ABC):
 
     @property
     def start(self) -> list[Tensor]:
-        """Copies of the tensors as they were before the task, also in a training that was resumed."""
+        """Copies of the tensors before the task, also in a resumed training."""
         pairs = zip(self._start, self.parameters, strict=True)
         self._start = [old.to(now.device) for old, now in pairs]
         return self._start
@@ -41,18 +41,18 @@ class Trained(ABC):
     @property
     @abstractmethod
     def names(self) -> list[str]:
-        """For each of `parameters` the name of the group it belongs to."""
+        """The group of each of `parameters`, by name."""
 
     @abstractmethod
     def before(self) -> AbstractContextManager[None]:
-        """Makes the model what it was before the task, in eval mode and without gradient, for the time of a block."""
+        """Returns a context in which the model is the one before the task, in eval mode and without gradient."""
 
     def must_learn(self) -> list[nn.Parameter]:
-        """The tensors of which one at least must get a gradient at the first step."""
+        """Returns the tensors of which at least one must get a gradient at the first step."""
         return self.parameters
 
     def logs(self) -> dict[str, Tensor]:
-        """Scalars on the device that are worth logging; nothing is fetched."""
+        """Returns scalars for the logs, by name, which stay on the device."""
         return {}
 
 
@@ -61,7 +61,7 @@ class TrainedAdapter(Trained):
 
     Args:
         model (`torch.nn.Module`):
-            The model, with exactly one adapter that trains and nothing besides it.
+            The model. Exactly one adapter trains, and nothing else.
 
     Attributes:
         groups ([`LoraGroups`]):
@@ -102,17 +102,17 @@ class TrainedAdapter(Trained):
 
 
 class TrainedWeights(Trained):
-    """Weights of the model itself. They change in place; a copy of them is kept, to know the model before the task.
+    """Weights of the model itself. They change in place, and a copy holds those before the task.
 
     Args:
         model (`torch.nn.Module`):
             A model without adapters.
         paths (`Iterable[str]`, *optional*):
-            The modules whose weights train, all others are frozen. By default every weight with `requires_grad`
+            The modules whose weights train; all others are frozen. By default every weight with `requires_grad`
             trains.
 
     Raises:
-        InvalidInputError: If the model has adapters, or nothing would train.
+        InvalidInputError: If the model has adapters, or nothing trains.
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str] | None = None):
@@ -120,8 +120,8 @@ class TrainedWeights(Trained):
             raise InvalidInputError(
                 "model",
                 type(model).__name__,
-                "a model without adapters, whose own weights are to train",
-                "Give the base model, or merge its adapters first (merge_and_unload).",
+                "a model without adapters, whose own weights train",
+                "Pass the base model, or merge its adapters first (merge_and_unload).",
             )
         if paths is not None:
             model.requires_grad_(False)
@@ -145,7 +145,7 @@ class TrainedWeights(Trained):
 
     @contextmanager
     def before(self) -> Iterator[None]:
-        # The data of the weights is exchanged, not overwritten: a backward pass that is still to come finds its own.
+        # Exchanges the data of the weights instead of overwriting it, which a later backward pass needs.
         now = [weight.data for weight in self.parameters]
         for weight, old in zip(self.parameters, self.start, strict=True):
             weight.data = old.to(weight.dtype)
@@ -158,11 +158,14 @@ class TrainedWeights(Trained):
 
 
 def training_adapter(model: nn.Module) -> str:
-    """Name of the one adapter that trains.
+    """Returns the name of the one adapter that trains.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model.
 
     Raises:
-        InvalidInputError: If none or several train, or if anything besides trains, which no group covers and no
-            checkpoint holds.
+        InvalidInputError: If not exactly one adapter trains, or other parameters train, which no checkpoint holds.
     """
     adapters = trainable_adapters(model)
     if len(adapters) != 1:

@@ -1,4 +1,4 @@
-"""The Trainer that forgets, by whatever method."""
+"""The Trainer that forgets, with any method."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, enable_full_determinism, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
 from ..compat import batch_norm_frozen
@@ -27,13 +27,17 @@ from ..errors import InvalidInputError
 from ..io import as_path
 from ..objectives import Objective, kind_of
 from .arguments import GSLoraTrainingArguments
-from .batches import PairedBatches, PreparationCallback, SamplerEpochCallback, chosen_augmentation
+from .batches import (
+    PairedBatches,
+    PreparationCallback,
+    SamplerEpochCallback,
+    check_hold_out,
+    chosen_augmentation,
+)
 from .checkpoints import load_adapters, load_weights, read_state, whole_checkpoint, write_state
 from .checks import (
     check_arguments,
-    check_distribution,
     check_evaluation,
-    check_hold_out,
     check_model,
     check_types,
     classes_of_task,
@@ -42,15 +46,14 @@ from .checks import (
 from .evaluation import AdapterSearch, ForgettingEvaluation
 from .gradients import (
     GradientCallback,
+    NoGradientError,
     NonFiniteCallback,
+    NoStepError,
     Watching,
     check_checkpointing,
-    no_edit,
-    no_gradient,
-    no_step,
     reentrant_checkpoints,
 )
-from .inherited import check_by_trainer
+from .inherited import check_by_trainer, check_distribution
 from .logs import LogContinuation, TrainingLogs
 from .method import LossMeter, Method
 from .publishing import AdapterPublishing, check_publishing
@@ -59,22 +62,21 @@ logger = logging.get_logger(__name__)
 
 
 class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEvaluation, AdapterPublishing):
-    """
-    Makes a model forget some classes and keep the rest, by a [`Method`].
+    """Makes a model forget some classes and keep the rest, with a [`Method`].
 
     Every batch holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over
-    the larger of the two sets (`epoch_covers`), and the other one cycles. The objective makes losses of a joint batch,
-    the method says what trains and by which of them. Everything else is [`transformers.Trainer`]: `accelerate launch`,
-    mixed precision, gradient accumulation, trackers, checkpoints and bit-exact resume. BatchNorm layers stay in eval
-    mode.
+    the larger of the two sets (`epoch_covers`), and the other one cycles. The objective computes the losses of a joint
+    batch; the method chooses what trains and the loss to minimise. Everything else is [`transformers.Trainer`]:
+    `accelerate launch`, mixed precision, gradient accumulation, trackers, checkpoints and bit-exact resume. BatchNorm
+    layers stay in eval mode.
 
     Args:
         model (`torch.nn.Module`, *optional*, needed unless `model_init` is given):
-            What the method trains: a `PeftModel` with one LoRA adapter that trains, or a model without adapters.
+            A `PeftModel` with one LoRA adapter that trains, or a model without adapters, as the method needs it.
         args ([`GSLoraTrainingArguments`], *optional*):
-            By default those with `output_dir="forgetting"`.
+            By default `GSLoraTrainingArguments("forgetting")`.
         method ([`Method`]):
-            How to forget, see [`~methods.get_method`].
+            The way to forget, see [`~methods.get_method`].
         forget_dataset, retain_dataset, eval_dataset, forget_classes, old_classes, missing_classes, label_column,
         processing_class:
             As in [`GSLoraTrainer`].
@@ -87,16 +89,19 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         kwargs:
             As in [`GSLoraTrainer`].
         objective ([`Objective`] or `str`, *optional*):
-            What "forget" and "retain" mean, or the kind of model by its name in `OBJECTIVES`; by default what suits
-            the model.
+            What "forget" and "retain" mean, or the kind of model (a name in `OBJECTIVES`); by default what suits the
+            model.
 
     Raises:
-        ValueError: As [`GSLoraTrainer`].
-        InvalidInputError: A ValueError, if the method cannot obey `args` or train `model`, or `push_to_hub` is asked
-            for of a method that leaves no adapter.
+        ValueError: As for [`GSLoraTrainer`].
+        InvalidInputError: If the method cannot obey `args` or train `model`, or `push_to_hub` is set with a method
+            that leaves no adapter.
 
     Example:
         ```py
+        >>> from gs_lora_peft.methods import get_method
+        >>> from gs_lora_peft.training import ForgettingTrainer
+
         >>> trainer = ForgettingTrainer(
         ...     model, args, method=get_method("ffn"), forget_dataset=split.forget, retain_dataset=split.retain
         ... )
@@ -146,7 +151,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self._given_method, self._given_objective = method, objective
         pairs = PairedDataset(retain_dataset, forget_dataset)
         if model is None:
-            # As the Trainer does it; the seed decides the adapter that is made.
+            # As the Trainer does it: the seed decides the start of the adapter.
             enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
             self.model_init = cast(Any, model_init)
             model = super().call_model_init()
@@ -184,7 +189,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self.model_init = cast(Any, model_init)
         # The Trainer's own search looks for labels in a forward that PeftModel hides.
         self.label_names = ["labels"]
-        # The model never computes the loss, so nobody has to count its labels (a host synchronisation a step).
+        # The model does not compute the loss, so its labels need no counting (a host synchronisation a step).
         self.model_accepts_loss_kwargs = False
         check_distribution(self)
         check_by_trainer(self)
@@ -194,7 +199,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self.ignore_keys_for_eval: list[str] | None = None
         self._own_callbacks: list[TrainerCallback] = []
         self._make_callbacks()
-        self._get_train_sampler()  # refuses a batch size that leaves no batch
+        self._get_train_sampler()  # raises if the batch size leaves no batch
 
     @property
     def forget_classes(self) -> list[int]:
@@ -221,17 +226,17 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         return self.method.objective(model, args, given) if given is None or isinstance(given, str) else given
 
     def _make_callbacks(self) -> None:
-        """What happens between the steps, for the model and the arguments as they are now."""
+        """Makes the callbacks for the present model and arguments, in place of earlier ones."""
         for callback in self._own_callbacks:
             self.remove_callback(callback)
         of_method = self.method.callbacks()
-        self._epochs = SamplerEpochCallback()
+        self._sampler_epoch = SamplerEpochCallback()
         self._gradients = GradientCallback(self, self.method.takes_steps)
         self._continuation = LogContinuation(self)
-        guard = NonFiniteCallback(self, [callback for callback in of_method if isinstance(callback, Watching)])
-        # A method may edit weights as soon as it begins; what is measured or remembered of them comes before.
+        non_finite = NonFiniteCallback(self, [callback for callback in of_method if isinstance(callback, Watching)])
+        # A method may edit weights as soon as it begins: callbacks that measure or copy them come first.
         self._own_callbacks = [
-            PreparationCallback(self), self._epochs, self._gradients, *of_method, guard, self._continuation
+            PreparationCallback(self), self._sampler_epoch, self._gradients, *of_method, non_finite, self._continuation
         ]  # fmt: skip
         for callback in self._own_callbacks:
             self.add_callback(callback)
@@ -247,15 +252,21 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
 
     # Loss
 
-    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
         if not model.training:
             loss, outputs = self.task_objective.evaluation_step(model, inputs)
             return (loss, outputs) if return_outputs else loss
         result = self.task_objective.training_step(model, inputs, global_mean=self.global_mean)
         if not result.loss.requires_grad and torch.is_grad_enabled():
             if any(parameter.requires_grad for parameter in self.trained.parameters):
-                raise no_gradient(self.state.global_step + 1)
-            # All that trains is frozen. Training stops after this step, which must still be able to go backward.
+                raise NoGradientError(self.state.global_step + 1)
+            # All that trains is frozen. Training stops after this step, which still needs a backward pass.
             result.loss = result.loss.detach().requires_grad_()
         loss = result.loss = self.method.loss(model, inputs, result)
         self.meter.add(result)
@@ -268,7 +279,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         resume_from_checkpoint: str | bool | None = None,
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
-    ):
+    ) -> TrainOutput:
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
             checkpoint = get_last_checkpoint(str(self.args.output_dir))
@@ -289,32 +300,29 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         try:
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
-            # Also after an error: the model is an ordinary one again, and evaluation scores its weights.
+            # Also after an error, so that evaluation scores the weights of an ordinary model.
             self.method.release()
             self.is_in_train = False
         untouched = self.method.takes_steps and output.global_step == 0
         if untouched or (checkpoint is None and self._gradients.changed_nothing):
-            raise no_step(output.global_step) if self.method.takes_steps else no_edit(self.method.name)
+            raise NoStepError(output.global_step, None if self.method.takes_steps else self.method.name)
         return output
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any):
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self.meter = LossMeter()
         self._continuation.load(self._logs_of_checkpoint)
-        # Last, because it may end an epoch, and every other callback has to begin before that.
+        # Last, because it may end an epoch, before which every other callback has to begin.
         self.remove_callback(self._continuation)
         self.add_callback(self._continuation)
         self._reset_prepared_state()
         pairs = self._train_batch_size // max(self.args.n_gpu, 1)
         logger.info(f"Joint batches: {pairs} samples to keep and as many to forget on each device")
-        # Running statistics belong to no adapter: they would be lost wherever it is loaded.
+        # An adapter does not save running statistics: they would be lost when it is loaded.
         with batch_norm_frozen(self.model), reentrant_checkpoints(self.model):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _reset_prepared_state(self) -> None:
-        """Undo what evaluation before training did to the model.
-
-        It marks the model as prepared, so that training would not wrap it in DDP: every process would train alone.
-        """
+        """Removes the mark of evaluation before training, with which training would not wrap the model in DDP."""
         if self.model_wrapped is self.model:
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model.__dict__.pop("_is_accelerate_prepared", None)
@@ -332,7 +340,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        # A pickle: nothing reads it, and it must not be published by accident.
+        # Nothing reads this pickle, and it must not be published by accident.
         pickled = os.path.join(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME)
         if self.args.should_save and os.path.exists(pickled):
             os.remove(pickled)
@@ -356,6 +364,6 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self.method.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        # What a method has frozen by now may have been alive in the best checkpoint.
+        # The method may have frozen weights that still train in the best checkpoint.
         self.method.release()
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
