@@ -8,8 +8,7 @@ from errors import refused
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from gs_lora_peft.objectives import ClassificationObjective
-from gs_lora_peft.objectives.classification import auto_forget_bound, bounded_cross_entropy
+from gs_lora_peft.objectives import ClassificationObjective, auto_forget_bound, bounded_cross_entropy
 
 
 def batch(seed: int, half: int, classes: int, spread: float = 1.0):

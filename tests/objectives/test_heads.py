@@ -89,7 +89,7 @@ WITHOUT_A_HEAD = {
     "GPT2LMHeadModel": (GPT2, "GPT2ForSequenceClassification"),
     "SegformerForSemanticSegmentation": (SEGFORMER, "SegformerForImageClassification"),
     "Wav2Vec2ForAudioFrameClassification": (WAV2VEC2, "Wav2Vec2ForSequenceClassification"),
-    "DPTForDepthEstimation": ({}, "an `objective` of your own"),
+    "DPTForDepthEstimation": ({}, "your own `objective`"),
 }
 
 

@@ -1,18 +1,14 @@
 from .base import (
     ClassificationScoring as ClassificationScoring,
     ClassRoles as ClassRoles,
+    Kind as Kind,
+    LossArguments as LossArguments,
     Objective as Objective,
     ObjectiveOutput as ObjectiveOutput,
     Scoring as Scoring,
+    Task as Task,
 )
-from .classification import (
-    ClassificationObjective as ClassificationObjective,
-    ForgetLoss as ForgetLoss,
-    auto_forget_bound as auto_forget_bound,
-    bounded_cross_entropy as bounded_cross_entropy,
-    log_odds_against as log_odds_against,
-    logits_of as logits_of,
-)
+from .classification import ClassificationObjective as ClassificationObjective
 from .detection.objective import Background as Background, DetectionObjective as DetectionObjective
 from .heads import (
     NoEmbeddingFoundError as NoEmbeddingFoundError,
@@ -21,21 +17,22 @@ from .heads import (
     find_head as find_head,
     head_size as head_size,
     is_detector as is_detector,
+    logits_of as logits_of,
 )
-from .registry import (
-    OBJECTIVES as OBJECTIVES,
-    Kind as Kind,
-    Task as Task,
-    kind_of as kind_of,
-    objective_for as objective_for,
+from .losses import (
+    ForgetLoss as ForgetLoss,
+    PrototypeDistance as PrototypeDistance,
+    auto_forget_bound as auto_forget_bound,
+    bounded_cross_entropy as bounded_cross_entropy,
+    distillation_loss as distillation_loss,
+    embedding_distances as embedding_distances,
+    log_odds_against as log_odds_against,
 )
+from .registry import OBJECTIVES as OBJECTIVES, kind_of as kind_of, objective_for as objective_for
 from .terms import (
     ClassPrototypes as ClassPrototypes,
     DistillationObjective as DistillationObjective,
-    PrototypeDistance as PrototypeDistance,
     PrototypeObjective as PrototypeObjective,
-    distillation_loss as distillation_loss,
-    embedding_distances as embedding_distances,
 )
 
 __all__ = [
@@ -49,6 +46,7 @@ __all__ = [
     "DistillationObjective",
     "ForgetLoss",
     "Kind",
+    "LossArguments",
     "NoEmbeddingFoundError",
     "Objective",
     "ObjectiveOutput",
