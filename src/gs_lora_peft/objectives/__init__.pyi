@@ -21,11 +21,13 @@ from .heads import (
 )
 from .losses import (
     ForgetLoss as ForgetLoss,
+    GlobalMean as GlobalMean,
     PrototypeDistance as PrototypeDistance,
     auto_forget_bound as auto_forget_bound,
     bounded_cross_entropy as bounded_cross_entropy,
     distillation_loss as distillation_loss,
     embedding_distances as embedding_distances,
+    identity as identity,
     log_odds_against as log_odds_against,
 )
 from .registry import OBJECTIVES as OBJECTIVES, kind_of as kind_of, objective_for as objective_for
@@ -45,6 +47,7 @@ __all__ = [
     "DetectionObjective",
     "DistillationObjective",
     "ForgetLoss",
+    "GlobalMean",
     "Kind",
     "LossArguments",
     "NoEmbeddingFoundError",
@@ -62,6 +65,7 @@ __all__ = [
     "embedding_distances",
     "find_head",
     "head_size",
+    "identity",
     "is_detector",
     "kind_of",
     "log_odds_against",

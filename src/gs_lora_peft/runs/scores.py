@@ -8,11 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 from datasets import Dataset
 from torch import nn
-from transformers import TrainingArguments
 from ..data import ForgettingSplit
 from ..data import AgreeingLabels
 from ..objectives import ClassRoles, Scoring, objective_for
-from ..training import ObjectiveEvaluation
+from ..training import GSLoraTrainingArguments, ObjectiveEvaluation
 from .recipe import Recipe
 
 
@@ -159,7 +158,7 @@ def scores_of_sets(
 
 
 def predict(
-    model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any, label_column: str = "label"
+    model: nn.Module, dataset: Dataset, args: GSLoraTrainingArguments, data_collator: Any, label_column: str = "label"
 ) -> Predictions:
     """What a model answers on every row, as the objective of its kind has it.
 
@@ -168,7 +167,7 @@ def predict(
             A model of a kind that [`objective_for`] knows; it is left in eval mode.
         dataset (`datasets.Dataset`):
             Labelled rows.
-        args (`TrainingArguments`):
+        args ([`GSLoraTrainingArguments`]):
             Batch size, device, precision and workers of the evaluation; not changed.
         data_collator (`Callable`):
             As in `transformers.Trainer`.
@@ -208,7 +207,7 @@ def predict(
 class _Scorer(ObjectiveEvaluation):
     """Predictions as the objective of the model has them: the model's own loss, which not every one has, is not asked."""
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any):
+    def __init__(self, model: nn.Module, args: GSLoraTrainingArguments, **kwargs: Any):
         super().__init__(model, args, **kwargs)
         self.objective = objective_for(model, args)
 
