@@ -20,7 +20,7 @@ from .terms import with_distillation, with_prototypes
 
 class ClassificationObjective(Objective):
     r"""
-    L_retain + β · a bounded forgetting term, from the logits of one joint batch.
+    The loss of a classifier: L_retain + β · a bounded forgetting term, from the logits of one joint batch.
 
     L_retain is the mean cross-entropy of the half to keep. The forgetting term is one of
 
