@@ -155,7 +155,7 @@ def test_an_image_without_boxes_is_background():
     ],
 )
 def test_rows_that_cannot_be_trained_on(objects, part, value):
-    """What a transform may have done wrong is told before a step is taken."""
+    """An error names the mistakes of a transform before the first step."""
     row = {**make([[0]], images=True)[0], "objects": objects}
     kind = InvalidBoxError if part == ", box" else InvalidInputError
     with refused(f"row 0 of the batch, column 'objects'{part}", value, kind):

@@ -21,7 +21,7 @@ quick = settings(max_examples=20, deadline=None)
 def tasks(draw, spare=0):
     """Images with boxes of up to four categories; 0 is to forget, 1 to keep, the others have any role.
 
-    spare: so many further images of category 1 alone.
+    spare: number of further images with only category 1.
     """
     drawn = draw(st.lists(st.lists(st.integers(0, 3), max_size=5), max_size=12))
     categories = [*drawn, [0], [1], *[[1]] * spare]
@@ -98,7 +98,7 @@ def test_replay_gives_every_category_its_share(task, ratio, seed):
 @quick
 @given(tasks(), st.integers(1, 4), st.integers(0, 2**32))
 def test_shots_are_kept_or_refused(task, shots, seed):
-    """Few shots are so many images for each category, or an error that says which has fewer."""
+    """Few shots draw that number of images for each category; the error names categories with fewer."""
     _, categories, crowds, roles = task
     counts = {c: len(holders(categories, crowds, [c])) for c in roles["forget"] + roles["retain"]}
     if min(counts.values()) < shots:

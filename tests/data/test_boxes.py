@@ -38,7 +38,7 @@ def test_categories_are_numbered_as_the_model_does(layout, kind):
 
 
 def test_ids_without_names_are_the_models():
-    """Plain ids cannot be matched by name: they are taken for the model's, if it has so many."""
+    """Plain ids cannot be matched by name: they count as the model's ids if they are in its range."""
     prepared = prepare_boxes(make(FIELD, kind="id"), label2id={"x": 0, "y": 1, "z": 2})
     assert [[c for c, _ in row] for row in found(prepared).values()] == FIELD
     with refused("column 'objects', category", [2]):
@@ -118,9 +118,9 @@ def test_images_on_their_side_are_compared_as_training_sees_them(tmp_path):
     assert len(prepare_boxes(dataset)[0]["objects"]["bbox"]) == 1
 
 
-@pytest.mark.parametrize("image", [None, "hf://datasets/somebody/elsewhere/0.png"])
+@pytest.mark.parametrize("image", [None, "hf://datasets/user/elsewhere/0.png"])
 def test_images_that_are_elsewhere_are_not_compared(image):
-    """No size is known then, which is no fault of the box."""
+    """The size is unknown, and the box is not checked."""
     rows = {"objects": [{"bbox": [[70.0, 1.0, 5.0, 5.0]], "category": [0]}], "image": [image]}
     features = Features({"objects": {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))}})
     dataset = Dataset.from_dict(rows, features=Features({**features, "image": Image()}))
@@ -204,7 +204,7 @@ def test_images_without_annotations_stay_images():
 
 
 def test_lists_that_are_all_empty_need_no_type():
-    """What `Dataset.from_dict` makes of images that nobody has annotated: nothing is wrong with their boxes."""
+    """`Dataset.from_dict` of images without annotations is valid: there are no boxes to refuse."""
     prepared = prepare_boxes(Dataset.from_dict({"objects": [{"bbox": [], "category": []}] * 2}), label2id=LABEL2ID)
     assert prepared[:]["objects"] == [{"bbox": [], "category": []}] * 2
     assert prepared.features["objects"]["bbox"] == List(List(Value("float64"), length=4))

@@ -118,7 +118,7 @@ def test_arrays_of_any_type_and_layout_are_the_picture(channels, height, width, 
     """What the model sees does not depend on how the pixels are stored."""
     assume(kind != "list" or form != "uint16")  # lists do not say how many bits there are
     array = pixels(channels, seed, (height, width))
-    array.flat[:2] = 0, 255  # bytes as floats are told by a value above 1
+    array.flat[:2] = 0, 255  # a value above 1 marks floats as bytes
     expected = ImageCollator(processor)([{"image": Image.fromarray(array), "label": 0}])["pixel_values"]
     cell = FORMS[form](array)
     if layout != "flat" and channels == 1:

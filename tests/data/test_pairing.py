@@ -203,7 +203,7 @@ def test_sets_without_length_or_rows_are_refused(bad, which):
 
 @pytest.mark.parametrize("which", ["retain", "forget"])
 def test_empty_sets_are_refused(which):
-    """Without samples on one side there is no pair."""
+    """A pair needs a sample of each set."""
     sets = {"retain": columns(0, 2), "forget": columns(0, 2), which: columns(0, 0)}
     with refused(which, "an empty data set"):
         PairedDataset(**sets)

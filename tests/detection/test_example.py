@@ -110,7 +110,7 @@ def test_refused_before_anything_is_carried_out(example, command, tmp_path, caps
 
 
 def test_published_without_a_picture(example, command, tmp_path, capsys, monkeypatch, recwarn):
-    """Without a test object to forget there is no picture and no error; what is missing is kept; the run is pushed."""
+    """Without test objects to forget there is no picture and no error; missing classes stay; the run is pushed."""
     data = DatasetDict(train=own_findings()["train"], test=annotated([[(0, PLACE), (3, PLACE)]]))
     data.save_to_disk(str(tmp_path / "others"))
     pushed = []
@@ -149,7 +149,7 @@ def coco_folder(folder: Path, without_area: int) -> Path:
 
 
 def test_says_how_many_boxes_were_dropped(example, command, tmp_path, capsys):
-    """Some of them are told for each split, more than 5 % and boxes of another format are refused; no crowd counts."""
+    """Prints a few bad boxes of each split, and refuses more than 5 % and another box format; crowds do not count."""
     label2id = {name: number for number, name in enumerate(NAMES)}
     script = example.DetectionArguments("model", str(coco_folder(tmp_path / "some", 2)), "cat")
     prepared = example.load_boxes(script, label2id)

@@ -1,4 +1,4 @@
-"""A new kind of model is one file and one line."""
+"""A new kind of model is one file with its objective and `Kind`, and one line in `OBJECTIVES`."""
 
 import sys
 import textwrap
@@ -15,8 +15,7 @@ MODULE = '''
 
     import torch
 
-    from gs_lora_peft.objectives import Kind, ObjectiveOutput
-    from gs_lora_peft.objectives.base import Objective, identity
+    from gs_lora_peft.objectives import Kind, Objective, ObjectiveOutput, identity
 
 
     class MarginObjective(Objective):
@@ -35,7 +34,7 @@ MODULE = '''
             return (own - logits.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True)).squeeze(1)
 
 
-    KIND = Kind(lambda model: hasattr(model, "margin"), lambda model, args, task: MarginObjective())
+    KIND = Kind(fits=lambda model: hasattr(model, "margin"), make=lambda model, args, task: MarginObjective())
 '''
 
 
@@ -53,7 +52,7 @@ def registered(tmp_path, monkeypatch):
 
 
 def test_it_trains_and_is_evaluated(tmp_path):
-    """The first kind that fits is taken, and nothing else has to know of it."""
+    """The first kind that fits is taken, and no other code knows of it."""
     model = peft_vit()
     model.margin = True
     settings = {"num_train_epochs": 8, "eval_strategy": "epoch", "learning_rate": 3e-2, "sparsity": "none"}
@@ -66,21 +65,21 @@ def test_it_trains_and_is_evaluated(tmp_path):
 
 
 def test_a_kind_is_chosen_by_its_name(tmp_path):
-    """Where the class of a model does not tell."""
+    """For a model whose class does not show its kind."""
     trainer = trainer_for(peft_vit(), tmp_path, kwargs={"objective": "margin"})
     assert type(trainer.objective).__name__ == "MarginObjective"
     assert isinstance(trainer_for(peft_vit(), tmp_path).objective, ClassificationObjective)
 
 
 def test_a_kind_that_does_not_exist(tmp_path):
-    """The names that do are listed."""
+    """The error lists the known names."""
     with refused("objective", "segments") as error:
         trainer_for(peft_vit(), tmp_path, kwargs={"objective": "segments"})
     assert "classification" in error.value.expected
 
 
 def test_the_last_kind_fits_every_model(tmp_path):
-    """So that there is always one, and it is the one that checks the head."""
+    """Every model gets a kind, and the last one checks the head."""
     assert list(OBJECTIVES)[-1] == "classification"
     assert kind_of(torch.nn.Linear(2, 2)) is OBJECTIVES["classification"]
     args = trainer_for(peft_vit(), tmp_path, kwargs={"forget_dataset": forget_set()}).args

@@ -8,8 +8,7 @@ from errors import refused
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from gs_lora_peft.objectives import ClassificationObjective
-from gs_lora_peft.objectives.classification import auto_forget_bound, bounded_cross_entropy
+from gs_lora_peft.objectives import ClassificationObjective, auto_forget_bound, bounded_cross_entropy
 
 
 def batch(seed: int, half: int, classes: int, spread: float = 1.0):
@@ -155,6 +154,7 @@ def test_hinge_opens_by_the_mean_over_all_processes():
     for local, mean, expected in [(5.0, 3.0, 3.5 - 5.0), (1.0, 3.0, 3.5 - 1.0), (1.0, 4.0, 0.0), (5.0, 4.0, 0.0)]:
         value = bounded_cross_entropy(torch.full((2,), local), 3.5, lambda own, mean=mean: own * 0 + mean)
         assert value.item() == expected
+    assert bounded_cross_entropy(torch.tensor([1.0, torch.nan]), 3.5).isnan(), "a broken loss must not look closed"
 
 
 def test_bf16_logits_are_compared_in_float32():

@@ -71,7 +71,7 @@ def test_half_precision_is_computed_in_single():
 
 
 class Silent(Objective):
-    """An objective of somebody's own, which gives no logits."""
+    """A user's objective that does not return logits."""
 
     def training_step(self, model, inputs, global_mean=None):
         zero = torch.zeros((), requires_grad=True)

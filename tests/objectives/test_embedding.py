@@ -158,7 +158,7 @@ def test_models_without_one_embedding_are_refused():
 
 
 def test_a_head_on_every_token_is_refused():
-    """A decoder picks the logits of the last token; there is no one vector behind the head's input."""
+    """A decoder picks the logits of the last token; its head gets a vector for each token."""
     config = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, num_labels=5, pad_token_id=0)
     model = GPT2ForSequenceClassification(config).eval()
     with captured_embeddings(model) as caught:
@@ -168,7 +168,7 @@ def test_a_head_on_every_token_is_refused():
 
 
 def test_two_forwards_are_told_apart_from_one():
-    """Where several forwards went through the head, nobody knows whose embedding is meant."""
+    """After several forwards through the head, the embedding is ambiguous."""
     model = MODELS["vit"][0](5).eval()
     with captured_embeddings(model) as caught:
         model(**inputs_of("vit"))

@@ -89,7 +89,7 @@ WITHOUT_A_HEAD = {
     "GPT2LMHeadModel": (GPT2, "GPT2ForSequenceClassification"),
     "SegformerForSemanticSegmentation": (SEGFORMER, "SegformerForImageClassification"),
     "Wav2Vec2ForAudioFrameClassification": (WAV2VEC2, "Wav2Vec2ForSequenceClassification"),
-    "DPTForDepthEstimation": ({}, "an `objective` of your own"),
+    "DPTForDepthEstimation": ({}, "your own `objective`"),
 }
 
 
@@ -193,7 +193,7 @@ class OnAViT(ViTModel):
 
 
 def test_models_of_ones_own_are_taken_whatever_they_call_their_number_of_classes():
-    """`num_labels` of 2 is what a configuration has that was told nothing: it must not make labels above 1 wrong."""
+    """The default `num_labels` of 2 must not make labels above 1 invalid."""
     for model, size in (
         (OwnModel(PreTrainedConfig(people=5)), None),
         (OwnModel(PreTrainedConfig(people=5, num_labels=5)), 5),

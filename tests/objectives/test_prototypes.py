@@ -201,7 +201,7 @@ def test_metrics_carry_no_gradient_and_evaluation_is_that_of_the_classifier():
 
 
 def test_the_mean_distance_of_one_class_is_no_nan():
-    """A bound that is no number would switch forgetting off without a word."""
+    """A NaN bound would silently switch forgetting off."""
     data = {"x": torch.randn(3, 5), "labels": torch.zeros(3, dtype=torch.int64)}
     prototypes = ClassPrototypes.compute(Tiny(), [data])
     assert prototypes.mean_distance().item() == 0.0

@@ -32,7 +32,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, ViTImageProcess
 
 from gs_lora_peft import GSLoraConfig, GSLoraTrainer, LoraGroups
 from gs_lora_peft.methods import SparsityCallback
-from gs_lora_peft.objectives.classification import auto_forget_bound
+from gs_lora_peft.objectives import auto_forget_bound
 
 
 class Recorder(TrainerCallback):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..checking import Count, Number, checked
-from ..data import Annotations, NamedRows, picture_cell, read_annotations, where
+from ..data import Annotations, NamedRows, cell_name, picture_cell, read_annotations
 from ..errors import InvalidInputError
 from ..hub import load_forgotten
 from ..images import to_image
@@ -88,7 +88,7 @@ def draw_detections(
     forgotten = ForgettingLedger.load(folder).forgotten_classes
     rows = rows_to_show(read_annotations(dataset, objects_column), forgotten, max_images)
     images = [
-        to_image(picture_cell(row, image_column), name=where(row, image_column))
+        to_image(picture_cell(row, image_column), name=cell_name(row, image_column))
         for row in NamedRows(dataset).__getitems__(rows)
     ]
     before = _detected(base_model, images, processing_class, threshold)

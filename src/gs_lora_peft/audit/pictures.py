@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data import NamedRows, picture_cell, where
+from ..data import NamedRows, cell_name, picture_cell
 from ..errors import InvalidInputError
 from ..images import to_image
 from ..io import StrPath, as_path, refuse_links, write_bytes_atomic
@@ -127,7 +127,7 @@ def _image(row: Any, column: str) -> np.ndarray:
     if column not in row:
         fix = f"There is no {column!r}: name the column of the images."
         raise InvalidInputError("image_column", column, f"one of the columns {sorted(row)}", fix)
-    return np.asarray(to_image(picture_cell(row, column), name=where(row, column)))
+    return np.asarray(to_image(picture_cell(row, column), name=cell_name(row, column)))
 
 
 def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int, np.ndarray]) -> Any:

@@ -32,7 +32,6 @@ from .collation import (
     RowCollator as RowCollator,
     component as component,
     default_collator as default_collator,
-    label_name as label_name,
 )
 from .pairing import (
     AgreeingLabels as AgreeingLabels,
@@ -43,7 +42,12 @@ from .pairing import (
     check_given_labels as check_given_labels,
 )
 from .row_splits import ForgettingSplit as ForgettingSplit, check_sampling as check_sampling
-from .rows import NamedRows as NamedRows, picture_cell as picture_cell, where as where
+from .rows import (
+    NamedRows as NamedRows,
+    cell_name as cell_name,
+    label_name as label_name,
+    picture_cell as picture_cell,
+)
 from .splits import (
     EVALUATION_SPLITS as EVALUATION_SPLITS,
     class_order as class_order,
@@ -75,6 +79,7 @@ __all__ = [
     "RowCollator",
     "align_known_labels",
     "align_labels",
+    "cell_name",
     "check_dataset",
     "check_given_labels",
     "check_names",
@@ -98,5 +103,4 @@ __all__ = [
     "resolve_classes",
     "split_dataset",
     "train_validation_split",
-    "where",
 ]

@@ -1,4 +1,4 @@
-"""The numbers that the classes of a dataset have in a model."""
+"""Aligning the class ids of a dataset with those of a model."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from .classes import describe_label_space, ids_by_name, label_names, names_of_mo
 
 ALIGN = "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`"
 
-
-_NO_NAME = re.compile(r"LABEL_\d+", re.ASCII)  # what libraries write where a class has no name
-
+_PLACEHOLDER = re.compile(r"LABEL_\d+", re.ASCII)  # the name that libraries give to unnamed classes
 
 Data = TypeVar("Data", Dataset, DatasetDict)
 
 
 def is_placeholder(name: str) -> bool:
-    """Whether a name is what libraries write where nobody named a class, such as `LABEL_3`."""
-    return _NO_NAME.fullmatch(name) is not None
+    """Whether a name is a placeholder for an unnamed class, such as `LABEL_3`."""
+    return _PLACEHOLDER.fullmatch(name) is not None
 
 
 def same_class(name: str, model_name: str) -> bool:
-    """Whether a dataset's and a model's name mean one class: equal but for letter case, or one of the synonyms that
-    the model lists with commas ("tench, Tinca tinca"). Placeholders such as `LABEL_3`, and numbers where the other
-    side has words, may mean any class.
+    """Whether a dataset's and a model's name may mean the same class.
+
+    They do if they differ only in letter case, or if the first is one of the model's synonyms, which commas separate
+    ("tench, Tinca tinca"). A placeholder such as `LABEL_3`, and a number compared with a word, may mean any class.
     """
     unnamed = is_placeholder(name) or is_placeholder(model_name)
     if unnamed or name.isdecimal() != model_name.isdecimal():
@@ -39,47 +38,47 @@ def same_class(name: str, model_name: str) -> bool:
 
 
 def check_names(names: Sequence[str] | None, model: Any, where: str, fix: str = ALIGN) -> None:
-    """Refuses labels whose classes the model calls something else.
+    """Refuses labels with other class names than the model's.
 
     Args:
         names (`Sequence[str]` or `None`):
-            `names[i]` is what the data call class `i`; `None` where they have no names.
+            `names[i]` is the dataset's name of class `i`; `None` for classes without names.
         model (`torch.nn.Module`):
-            A model with or without a `config` that names its classes in `id2label`.
+            A model, with or without a `config` that names its classes in `id2label`.
         where (`str`):
-            What the names belong to, for the message.
+            What the names belong to, for the error.
         fix (`str`, *optional*):
-            What numbers such data as the model does.
+            The function that aligns such data with the model.
 
     Raises:
-        InvalidInputError: A class of the data is another one of the model.
+        InvalidInputError: If a class of the dataset has the id of another class of the model.
     """
     of_models = names_of_model(model)
     times = Counter(of_models.values())
     for class_id, name in enumerate(names or ()):
         of_model = of_models.get(class_id)
-        # What a model calls by one name several times are gaps: COCO's ids have some ("N/A").
+        # Several classes with one name are gaps, as in COCO's ids ("N/A").
         if of_model is not None and times[of_model] == 1 and not same_class(name, of_model):
             raise InvalidInputError(
                 f"{where}: class {class_id}",
                 name,
                 f"{of_model!r}, as the model's class {class_id}",
-                f"Number the data as the model does with {fix}; if only the spelling differs, cast the column to a "
+                f"Align the ids with the model's by {fix}. If only the spelling differs, cast the column to a "
                 "ClassLabel with the model's names.",
             )
 
 
 def model_label_ids(names: Sequence[str], label2id: Mapping[Any, Any]) -> list[int] | None:
-    """The model's id of each of a dataset's classes.
+    """The model's ids of a dataset's classes.
 
     Args:
         names (`Sequence[str]`):
-            The dataset's names.
+            The dataset's class names.
         label2id (`Mapping[str, int]`):
-            The model's names, `model.config.label2id`; a name may list synonyms, separated by commas.
+            `model.config.label2id`. A name may list synonyms, separated by commas.
 
     Returns:
-        `list[int]` or `None`: One id for each name; `None` if the model does not know one of them, if a synonym.
+        `list[int]` or `None`: One id for each name; `None` if the model does not have one of the names, if a synonym
         belongs to several of its classes, or if two names mean the same class.
 
     Example:
@@ -101,26 +100,27 @@ def model_label_ids(names: Sequence[str], label2id: Mapping[Any, Any]) -> list[i
 
 
 def align_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) -> Data:
-    """Numbers the classes of a dataset as a model does; only the label column is read.
+    """Gives the classes of a dataset the ids that they have in a model. Only the label column is read.
 
-    Unlike `Dataset.align_labels_with_mapping` it takes synonyms for names (see [`model_label_ids`]). The new
-    `ClassLabel` has all classes of the model; those that the dataset has keep the dataset's spelling, so that one asks
-    for "tench" and not for "tench, Tinca tinca".
+    Unlike `Dataset.align_labels_with_mapping`, it understands synonyms (see [`model_label_ids`]). The new `ClassLabel`
+    has all classes of the model. Classes of the dataset keep the dataset's spelling, so that a request names "tench"
+    instead of "tench, Tinca tinca".
 
     Args:
         dataset (`datasets.Dataset` or `datasets.DatasetDict`):
-            Its label column is a `ClassLabel`.
+            A dataset whose label column is a `ClassLabel`.
         label_column (`str`):
             The column with one class for each row.
         label2id (`Mapping[str, int]`):
-            `model.config.label2id`; ids may be text ("0"), and an `id2label` is turned around.
+            `model.config.label2id`; ids may be text ("0"), and an `id2label` is inverted.
 
     Returns:
-        `datasets.Dataset` or `datasets.DatasetDict`: The dataset with other labels; itself where nothing differs.
+        `datasets.Dataset` or `datasets.DatasetDict`: The dataset with the model's ids; the same object if they are
+        already aligned.
 
     Raises:
-        InvalidInputError: The column has no names, a row has no label, a name is not exactly one of the model's
-            classes, or two names mean one of them.
+        InvalidInputError: If the column is not a `ClassLabel`; if a row does not have a label; if a name does not mean
+            exactly one class of the model; or if two names mean the same class.
     """
     if isinstance(dataset, dict):
         return DatasetDict({split: align_labels(part, label_column, label2id) for split, part in dataset.items()})
@@ -132,7 +132,7 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) 
     ids = model_label_ids(names, label2id)
     if ids is None:
         raise _not_aligned(names, label_column, label2id)
-    # A model that gives two classes one name has only one of them in `label2id`.
+    # `label2id` has only one of several classes that share a name.
     all_names = [f"LABEL_{class_id}" for class_id in range(max(label2id.values()) + 1)]
     for model_name, class_id in label2id.items():
         all_names[class_id] = model_name
@@ -141,29 +141,30 @@ def align_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) 
     if all_names == names:
         return dataset
     columns, feature = dataset.column_names, ClassLabel(names=all_names)
-    # `map` would write every image anew. Added before the old one goes: a table without columns loses its rows.
+    # `map` would rewrite every image. The new column comes first: a table without columns loses its rows.
     renumbered, new = np.asarray(ids, dtype=np.int64)[labels], f"new {label_column}"
     aligned = dataset.add_column(new, renumbered, feature=feature).remove_columns(label_column)
     return aligned.rename_column(new, label_column).select_columns(columns)
 
 
 def align_known_labels(dataset: Data, label_column: str, label2id: Mapping[Any, Any]) -> Data:
-    """[`align_labels`] where the model knows every class of the dataset by name, else the dataset as it is: its labels
-    have no names, or those of other classes, and are taken for the model's numbers.
+    """Calls [`align_labels`] if the model has every class name of the dataset; else returns the dataset as it is.
+
+    Labels without names, or with names of other classes, count as the model's ids.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.DatasetDict`):
-            Of a `DatasetDict` the first split tells the names.
+            The dataset. The first split of a `DatasetDict` has the names.
         label_column (`str`):
             The column with one class for each row.
         label2id (`Mapping[str, int]`):
-            `model.config.label2id`; ids may be text ("0"), and an `id2label` is turned around.
+            `model.config.label2id`; ids may be text ("0"), and an `id2label` is inverted.
 
     Returns:
-        `datasets.Dataset` or `datasets.DatasetDict`: The dataset with other labels, or itself.
+        `datasets.Dataset` or `datasets.DatasetDict`: The dataset with the model's ids, or the same object.
 
     Raises:
-        ValueError: There is no such column, or a row has no label.
+        InvalidInputError: If the dataset lacks the column, or a row does not have a label.
     """
     split = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
     names = label_names(split, label_column)
@@ -173,14 +174,14 @@ def align_known_labels(dataset: Data, label_column: str, label2id: Mapping[Any, 
 
 
 def _not_aligned(names: Sequence[str], label_column: str, label2id: Mapping[str, int]) -> InvalidInputError:
-    """Why names of a dataset are not each a class of their own in a model."""
+    """The error for names of a dataset that are not one class of the model each."""
     ids = {name: model_label_ids([name], label2id) for name in names}
     if unknown := [name for name, found in ids.items() if found is None]:
         return InvalidInputError(
             f"column {label_column!r}",
             unknown,
-            f"names that are each one class of the model: {describe_label_space(list(label2id), None)}",
-            "Rename them, or use the model of these labels.",
+            f"names that mean one class of the model each: {describe_label_space(list(label2id), None)}",
+            "Rename them, or use a model with these classes.",
         )
     same: dict[int, list[str]] = {}
     for name, found in ids.items():
@@ -189,8 +190,8 @@ def _not_aligned(names: Sequence[str], label_column: str, label2id: Mapping[str,
     return InvalidInputError(
         f"column {label_column!r}",
         "; ".join(f"{', '.join(map(repr, alike))}, all of class {class_id}" for class_id, alike in shared.items()),
-        "names that are each one class of the model",
-        "Give these rows one name, or rename those that mean another class.",
+        "names that mean one class of the model each",
+        "Merge these classes, or rename those that mean another class.",
     )
 
 

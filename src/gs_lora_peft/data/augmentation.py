@@ -1,4 +1,4 @@
-"""Augmented views of images: for prototypes of few samples, and for training."""
+"""Augmented views of images, for prototypes of few samples and for training."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from torch.utils.data import Dataset
 from ..errors import InvalidInputError
 from ..images import to_image
 from .pairing import PairedDataset, PairedSampler
-from .rows import NamedRows, Row, no_column, picture_cell, where
+from .rows import NamedRows, Row, cell_name, no_column, picture_cell
 
 Augment = Callable[[Any], Any]
 
 
 def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Augment:
     """
-    RandAugment (https://arxiv.org/abs/1909.13719) of torchvision; by default two operations an image, as in the paper.
+    RandAugment (https://arxiv.org/abs/1909.13719) of torchvision, by default with two operations as in the paper.
+
+    The function maps a uint8 tensor of shape `(channels, height, width)` to such a tensor, and anything else that
+    [`to_image`] reads to a PIL image. Grey stays grey. Other modes (transparency, palette, CMYK, one bit) become RGB.
 
     Args:
         num_ops (`int`, *optional*, defaults to 2):
-            Operations applied to an image, one after another.
+            Number of operations applied to an image, one after another.
         magnitude (`int`, *optional*, defaults to 9):
             Their strength, from 0 to 30.
 
     Returns:
-        `Callable`: Takes a uint8 tensor of shape `(channels, height, width)` and gives one, or anything else that.
-        [`to_image`] knows and gives a PIL image: Grey stays grey, everything else (with transparency or a palette, in.
-        CMYK, of one bit) becomes RGB.
+        `Callable`: A function from image to image.
 
     Raises:
-        InvalidInputError: If torchvision is not installed; when called, for a tensor of floats, whose range is not
-            known.
+        InvalidInputError: If torchvision is not installed. In a call, if the image is a tensor of floats, whose range
+            is unknown.
     """
     try:
         from torchvision.transforms import v2
@@ -45,12 +46,14 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Augment:
             "augment",
             "RandAugment",
             "torchvision, which is not installed",
-            "Install it (pip install torchvision), or give a function from image to image as `augment`.",
+            "Install it (pip install torchvision), or pass a function from image to image as `augment`.",
         ) from error
-    return _OfImages(v2.RandAugment(num_ops=num_ops, magnitude=magnitude))
+    return _ReadsImages(v2.RandAugment(num_ops=num_ops, magnitude=magnitude))
 
 
-class _OfImages:
+class _ReadsImages:
+    """Applies a transform of torchvision to whatever [`to_image`] reads."""
+
     def __init__(self, transform: Augment):
         self.transform = transform
 
@@ -59,29 +62,29 @@ class _OfImages:
             raise InvalidInputError(
                 "image",
                 f"a tensor of {image.dtype}",
-                "a PIL image or uint8, because RandAugment takes normalised values for brightness",
-                "Keep the images in the data set and let the collator normalise them, or give a function of your own "
-                "as `augment`.",
+                "a PIL image or uint8, because RandAugment misreads normalised values",
+                "Keep the images in the dataset and normalise them in the collator, or pass your own function as "
+                "`augment`.",
             )
-        # Not all operations know other modes than grey and RGB.
-        bytes_already = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3
-        return self.transform(image if bytes_already else to_image(image, None))
+        # Some operations only support grey and RGB.
+        is_bytes = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3
+        return self.transform(image if is_bytes else to_image(image, None))
 
 
 class Augmentation:
     """
-    Makes random views of the images in rows; which view is decided by a number, whatever was drawn before.
+    Makes random views of the images in rows. A view depends only on the seed and its number.
 
-    So a run that is resumed, or loads its data in other processes, sees the same views.
+    A resumed run, and data loading in other processes, see the same views.
 
     Args:
         augment (`Callable`):
-            From an image, as the column holds it, to an image. It may draw from the generators of torch, NumPy and
-            Python.
+            A function from an image, as the column holds it, to an image. It may draw from the generators of torch,
+            NumPy and Python.
         column (`str`):
             Column of the images.
         seed (`int`):
-            Decides the views.
+            Seed of the views.
     """
 
     def __init__(self, augment: Augment, column: str, seed: int):
@@ -93,16 +96,16 @@ class Augmentation:
         """The row with view `number` of its image.
 
         Raises:
-            InvalidInputError: If the row has no such column, or the cell cannot be augmented.
+            InvalidInputError: If the row lacks the column, or its image cannot be augmented.
         """
         if self.column not in row:
-            fix = "Rename the column of the images, or give a `data_collator` whose `image_column` names it."
+            fix = "Rename the column of the images, or pass a `data_collator` with its name as `image_column`."
             raise no_column(row, "image_column", self.column, fix)
         with _seeded(np.random.SeedSequence(self.seed, spawn_key=(number,))):
             try:
                 view = self.augment(picture_cell(row, self.column))
             except InvalidInputError as error:
-                name = where(row, self.column)
+                name = cell_name(row, self.column)
                 raise InvalidInputError(name, error.value, error.expected, error.fix) from error
         row = row if isinstance(row, Row) else Row(row)
         return row.replaced(self.column, view)
@@ -110,15 +113,15 @@ class Augmentation:
 
 class AugmentedViews(Dataset):
     """
-    Every row of a data set as it is, followed by augmented views of it.
+    Every row of a dataset as it is, followed by its augmented views.
 
     Args:
         dataset (map-style dataset):
             The rows.
         views (`int`):
-            Augmented views of each row.
+            Number of augmented views of each row.
         augmentation ([`Augmentation`]):
-            What makes them.
+            Makes the views.
     """
 
     def __init__(self, dataset: Any, views: int, augmentation: Augmentation):
@@ -141,7 +144,7 @@ class AugmentedViews(Dataset):
 
 
 class NumberedSampler(PairedSampler):
-    """A [`PairedSampler`] that adds to every pair how many came before it since the training began."""
+    """A [`PairedSampler`] whose pairs end with their number since the start of the training."""
 
     def __iter__(self) -> Iterator[Any]:
         for position, pair in enumerate(super().__iter__()):
@@ -150,15 +153,15 @@ class NumberedSampler(PairedSampler):
 
 class AugmentedPairs(PairedDataset):
     """
-    A [`PairedDataset`] that gives a new view of both samples each time; addressed by what [`NumberedSampler`] gives.
+    A [`PairedDataset`] with a new view of both samples each time. [`NumberedSampler`] draws its indices.
 
     Args:
         retain (map-style dataset):
-            As for [`PairedDataset`].
+            D_r, the samples to keep.
         forget (map-style dataset):
-            As for [`PairedDataset`].
+            D_f, the samples to forget.
         augmentation ([`Augmentation`]):
-            What makes the views.
+            Makes the views.
     """
 
     def __init__(self, retain: Any, forget: Any, augmentation: Augmentation):

@@ -1,4 +1,4 @@
-"""The classes of a dataset and a model: names, ids, and the label of every row."""
+"""Classes of datasets and models: their names and ids, and the label of every row."""
 
 from __future__ import annotations
 
@@ -15,18 +15,39 @@ from pydantic import BeforeValidator, Field
 from ..checking import Text, Whole, checked, ordered_list
 from ..errors import InvalidInputError
 
+_SHOWN = 10  # names or ids listed in an error
+_NEAREST = 3  # similar names offered in an error
+
+# Unlike `ClassRefs`, with negative ids: they are unknown classes, like other ids out of range.
+_REQUESTED = Annotated[
+    list[Annotated[Text | Whole, Field(description="a class name (text) or a class id (a whole number)")]],
+    BeforeValidator(ordered_list),
+    Field(min_length=1, description="a list of class names or ids, one at least"),
+]
+
+
+class UnknownClassError(InvalidInputError):
+    """Classes that the labels do not have: `value` lists them."""
+
+    def __init__(self, name: str, value: list[str | int], expected: str, fix: str = ""):
+        super().__init__(name, value, expected, fix)
+        self.args = (f"`{name}`: unknown classes: {', '.join(map(repr, value))}; expected {expected}. {fix}".rstrip(),)
+
 
 def ids_by_name(mapping: Mapping[Any, Any], argument: str = "label2id") -> dict[str, int]:
-    """`label2id` with whole numbers for ids.
+    """Reads a `label2id`, with whole numbers as ids.
 
     Args:
         mapping (`Mapping`):
-            Names with their ids, as whole numbers or as text ("0"); or an `id2label`, which is turned around.
+            Names with their ids, as whole numbers or as text ("0"); or an `id2label`, which is inverted.
         argument (`str`, *optional*, defaults to `"label2id"`):
-            What it is called in messages.
+            Name of the mapping in errors.
+
+    Returns:
+        `dict[str, int]`: Id of each name.
 
     Raises:
-        InvalidInputError: If it is not a mapping, or an id is not a whole number from 0 up.
+        InvalidInputError: If `mapping` is not a mapping, or an id is not a whole number from 0 up.
 
     Example:
         ```py
@@ -39,43 +60,46 @@ def ids_by_name(mapping: Mapping[Any, Any], argument: str = "label2id") -> dict[
         return {str(name): _id(class_id) for name, class_id in pairs}  # type: ignore[misc]
     if all(_id(class_id) is not None for class_id, _ in pairs):
         return {str(name): _id(class_id) for class_id, name in pairs}  # type: ignore[misc]
-    raise _refusal(argument, next(class_id for _, class_id in pairs if _id(class_id) is None))
+    raise _mapping_error(argument, next(class_id for _, class_id in pairs if _id(class_id) is None))
 
 
 def names_by_id(mapping: Mapping[Any, Any], argument: str = "id2label") -> dict[int, str]:
-    """`id2label` with whole numbers for ids; several ids may share a name.
+    """Reads an `id2label`, with whole numbers as ids; several ids may share a name.
 
     Args:
         mapping (`Mapping`):
-            Ids, as whole numbers or as text ("0"), with their names; or a `label2id`, which is turned around.
+            Ids, as whole numbers or as text ("0"), with their names; or a `label2id`, which is inverted.
         argument (`str`, *optional*, defaults to `"id2label"`):
-            What it is called in messages.
+            Name of the mapping in errors.
+
+    Returns:
+        `dict[int, str]`: Name of each id.
 
     Raises:
-        InvalidInputError: If it is not a mapping, or an id is not a whole number from 0 up.
+        InvalidInputError: If `mapping` is not a mapping, or an id is not a whole number from 0 up.
     """
     pairs = _pairs(mapping, argument)
     if all(_id(class_id) is not None for class_id, _ in pairs):
         return {_id(class_id): str(name) for class_id, name in pairs}  # type: ignore[misc]
     if all(_id(class_id) is not None for _, class_id in pairs):
         return {_id(class_id): str(name) for name, class_id in pairs}  # type: ignore[misc]
-    raise _refusal(argument, next(class_id for class_id, _ in pairs if _id(class_id) is None))
+    raise _mapping_error(argument, next(class_id for class_id, _ in pairs if _id(class_id) is None))
 
 
 def names_of_model(model: Any) -> dict[int, str]:
-    """What a model calls its classes, by id; empty where its configuration does not say, or names none."""
+    """Names of a model's classes by id; empty if its configuration does not name them."""
     mapping = getattr(getattr(model, "config", None), "id2label", None)
     return names_by_id(mapping, "model.config.id2label") if mapping else {}
 
 
 def _pairs(mapping: Any, argument: str) -> list[tuple[Any, Any]]:
     if not isinstance(mapping, Mapping):
-        raise _refusal(argument, mapping)
+        raise _mapping_error(argument, mapping)
     return list(mapping.items())
 
 
 def _id(value: Any) -> int | None:
-    """The id that a value is or writes."""
+    """The id in a value, a whole number or its text; `None` if there is none."""
     if isinstance(value, str):
         return int(value) if value.isascii() and value.isdecimal() else None
     try:
@@ -85,31 +109,9 @@ def _id(value: Any) -> int | None:
     return found if found is not None and found >= 0 else None
 
 
-def _refusal(argument: str, value: Any) -> InvalidInputError:
+def _mapping_error(argument: str, value: Any) -> InvalidInputError:
     expected = "class names and their ids, whole numbers from 0 up"
-    return InvalidInputError(argument, value, expected, "Give `model.config.label2id`.")
-
-
-_SHOWN = 10  # at most so many names or ids are listed in a message
-
-
-_NEAREST = 3
-
-
-# An id that no class can have is an unknown class, as any other that is out of range.
-_REQUESTED = Annotated[
-    list[Annotated[Text | Whole, Field(description="a class name (text) or a class id (a whole number)")]],
-    BeforeValidator(ordered_list),
-    Field(min_length=1, description="a list of class names or ids, one at least"),
-]
-
-
-class UnknownClassError(InvalidInputError):
-    """Classes were asked for that the labels do not have: `value` lists them."""
-
-    def __init__(self, name: str, value: list[str | int], expected: str, fix: str = ""):
-        super().__init__(name, value, expected, fix)
-        self.args = (f"`{name}`: unknown classes: {', '.join(map(repr, value))}; expected {expected}. {fix}".rstrip(),)
+    return InvalidInputError(argument, value, expected, "Pass `model.config.label2id`.")
 
 
 def resolve_classes(
@@ -121,28 +123,28 @@ def resolve_classes(
 ) -> list[int]:
     """Turns class names and ids into ids.
 
-    A string is a name first: it must match exactly, letter case included. Only where no class has that name, a string
-    that writes a whole number ("3") is taken for an id. Where class names are such numbers, as those of folders
-    often are, it never is: the class with that name may be absent.
+    A string is first read as a name, which must match exactly, including letter case. If no class has that name, the
+    text of a whole number ("3") is read as an id. If class names are such numbers themselves, as folder names often
+    are, it is not: the class with that name may be missing.
 
     Args:
         requested (`Sequence[str | int]`):
             Names or ids of one or more classes, each class once.
         names (`Sequence[str]` or `Mapping`, *optional*):
             `names[i]` is the name of class `i`; or a model's `id2label` or `label2id`, whose ids may be text ("0").
-            `None` where classes have ids alone.
+            `None` if the classes only have ids.
         num_classes (`int`, *optional*, defaults to the number of `names`):
-            Ids go from 0 to `num_classes - 1`. Without names and without this number every id from 0 up is accepted.
+            Ids go from 0 to `num_classes - 1`. Without it and without names, every id from 0 up is accepted.
         name (`str`, *optional*, defaults to `"classes"`):
-            What the argument is called, for errors.
+            Name of the argument in errors.
 
     Returns:
-        `list[int]`: The ids, in the order asked for.
+        `list[int]`: The ids, in the order of the request.
 
     Raises:
-        UnknownClassError: A name that no class has (the message offers the nearest ones), or an id out of range.
-        InvalidInputError: Nothing was asked for; an item is neither a name nor an id; two items mean the same class;
-            two classes share the name asked for; or `names` and `num_classes` disagree.
+        UnknownClassError: If no class has a name (the error offers the most similar ones), or an id is out of range.
+        InvalidInputError: If the request is empty; if an item is neither a name nor an id; if two items mean the same
+            class; if several classes share a requested name; or if `names` and `num_classes` disagree.
 
     Example:
     ```python
@@ -155,7 +157,6 @@ def resolve_classes(
     ids_of_name: dict[str, list[int]] = {}
     for class_id, label in enumerate(names or ()):
         ids_of_name.setdefault(label, []).append(class_id)
-
     numbers_are_names = any(_written_id(label) is not None for label in ids_of_name)
 
     ids: list[int] = []
@@ -163,8 +164,8 @@ def resolve_classes(
     for place, item in enumerate(items):
         if isinstance(item, str) and item in ids_of_name:
             if len(ids_of_name[item]) > 1:
-                expected = f"the name of one class; those with the ids {ids_of_name[item]} have this one"
-                raise InvalidInputError(f"{name}[{place}]", item, expected, "Ask for the id that is meant.")
+                expected = f"the name of one class, but the classes {ids_of_name[item]} share this one"
+                raise InvalidInputError(f"{name}[{place}]", item, expected, "Pass the id of the class instead.")
             ids.append(ids_of_name[item][0])
             continue
         written = item if not isinstance(item, str) else None if numbers_are_names else _written_id(item)
@@ -173,7 +174,7 @@ def resolve_classes(
         else:
             unknown.append(item)
     if unknown:
-        raise UnknownClassError(name, unknown, describe_label_space(names, num_classes), _hint(unknown, names))
+        raise UnknownClassError(name, unknown, describe_label_space(names, num_classes), _fix(unknown, names))
     _refuse_repeats(name, items, ids)
     return ids
 
@@ -183,27 +184,32 @@ def label_names(dataset: Any, label_column: str = "label") -> list[str] | None:
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            Only its features are looked at, no row is read.
+            The dataset. Only its features are read.
         label_column (`str`, *optional*, defaults to `"label"`):
             The column with one class for each row.
 
     Returns:
-        `list[str]` or `None`: `names[i]` is the name of class `i`; `None` where the column has no `ClassLabel`.
+        `list[str]` or `None`: `names[i]` is the name of class `i`; `None` if the column is not a `ClassLabel`.
 
     Raises:
-        InvalidInputError: There is no such column, or the dataset does not say which columns it has.
+        InvalidInputError: If the dataset lacks the column or does not know its features.
     """
     feature = _label_feature(dataset, label_column)
     return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
 def read_labels(dataset: Any, label_column: str) -> tuple[np.ndarray, list[str] | None]:
-    """The label of every row, int64, and the names of the classes where they have any."""
+    """The label of every row, int64, and the names of the classes, if they have names.
+
+    Raises:
+        InvalidInputError: If `dataset` is not a `datasets.Dataset`, the column cannot hold labels, or a row does not
+            have a label.
+    """
     check_dataset(dataset)
     feature = _label_feature(dataset, label_column)
     _check_feature(feature, label_column)
-    # Straight from the table: `dataset[column]` would run a transform, and through an indices mapping (after
-    # `select`, `filter`, `shuffle`) it goes over Python lists, seconds for a million rows.
+    # Read from the table: `dataset[column]` would run a transform. With an indices mapping (after `select`, `filter`
+    # or `shuffle`) it would build Python lists, which takes seconds for a million rows.
     column = dataset.data.column(label_column)
     labels, absent = column.fill_null(0).to_numpy().astype(np.int64), column.is_null().to_numpy()
     if dataset._indices is not None:
@@ -219,17 +225,12 @@ def read_labels(dataset: Any, label_column: str) -> tuple[np.ndarray, list[str] 
             f"row {bad[0]}, column {label_column!r}",
             value,
             f"a class id from {wanted}",
-            f"Remove unlabelled rows ({bad.size} in all), for instance with `dataset.filter`.",
+            f"Remove unlabelled rows ({bad.size} in total), for instance with `dataset.filter`.",
         )
     return labels, names
 
 
 def _label_feature(dataset: Any, label_column: str) -> Any:
-    """The feature of the label column.
-
-    Raises:
-        InvalidInputError: There is no such column, or the dataset does not say which columns it has.
-    """
     features = getattr(dataset, "features", None)
     if features is None:
         raise InvalidInputError(
@@ -240,14 +241,19 @@ def _label_feature(dataset: Any, label_column: str) -> Any:
         )
     if label_column not in features:
         class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        hint = f"Pass label_column={class_labels[0]!r}." if len(class_labels) == 1 else "Pass one as label_column."
+        fix = f"Pass label_column={class_labels[0]!r}." if len(class_labels) == 1 else "Pass one as label_column."
         labels = f", of which {class_labels} hold class labels" if class_labels else ""
-        raise InvalidInputError("label_column", label_column, f"one of {list(features)}{labels}", hint)
+        raise InvalidInputError("label_column", label_column, f"one of {list(features)}{labels}", fix)
     return features[label_column]
 
 
 def check_dataset(dataset: Any) -> None:
-    if isinstance(dataset, dict):  # of `datasets`, or a plain one
+    """Checks that an argument is a `datasets.Dataset`.
+
+    Raises:
+        InvalidInputError: If it is something else, such as a `DatasetDict` or a stream.
+    """
+    if isinstance(dataset, dict):  # a `DatasetDict` or a plain one
         splits = list(dataset)
         example = f"dataset[{splits[0]!r}]" if splits else "dataset['train']"
         raise InvalidInputError("dataset", splits, "one of these splits", f"Pass {example}.")
@@ -255,8 +261,8 @@ def check_dataset(dataset: Any) -> None:
         raise InvalidInputError(
             "dataset",
             type(dataset).__name__,
-            "a datasets.Dataset, whose rows can be picked by number",
-            "Load it with streaming=False, or collect the rows needed with `Dataset.from_list(list(dataset))`.",
+            "a datasets.Dataset, whose rows have numbers",
+            "Load it with streaming=False, or collect its rows with `Dataset.from_list(list(dataset))`.",
         )
     if not isinstance(dataset, Dataset):
         fix = "Build one, for instance with `Dataset.from_dict` or `Dataset.from_list`."
@@ -289,26 +295,26 @@ def _checked_label_space(names: Any, num_classes: int | None) -> tuple[list[str]
         names = [of_id[class_id] for class_id in range(len(of_id))]
     names = list(names)
     if num_classes is not None and num_classes != len(names):
-        expected = f"{len(names)}, because so many `names` are given"
-        raise InvalidInputError("num_classes", num_classes, expected, "Leave one of both out.")
+        expected = f"{len(names)}, the number of `names`"
+        raise InvalidInputError("num_classes", num_classes, expected, "Pass only one of them.")
     return names, len(names)
 
 
 def _written_id(text: str) -> int | None:
-    """The id that a string writes. "03" is none: it looks like a name, and taking it for class 3 would be a guess."""
+    """The id in a string, else `None`. "03" is not an id: it looks like a name, and class 3 would be a guess."""
     return int(text) if text.isascii() and text.isdecimal() and str(int(text)) == text else None
 
 
-def _hint(unknown: list[str | int], names: list[str] | None) -> str:
-    """What to do about unknown classes; offers the names most like theirs."""
+def _fix(unknown: list[str | int], names: list[str] | None) -> str:
+    """Advice about unknown classes, with the most similar names."""
     nearest = {item: _nearest(item, names) for item in unknown if isinstance(item, str) and names}
     offers = [f"{item!r} (nearest: {', '.join(map(repr, found))})" for item, found in nearest.items() if found]
     correct = f"Correct {', '.join(offers) or 'the request'}"
-    return f"{correct}, or check that it is meant for these labels."
+    return f"{correct}, or check that the dataset and its labels are the right ones."
 
 
 def _nearest(name: str, names: list[str]) -> list[str]:
-    """Names equal but for letter case, then similar ones, then longer ones ("tench" in "tench, Tinca tinca")."""
+    """Names that differ in letter case, then similar ones, then longer ones ("tench" in "tench, Tinca tinca")."""
     folded: dict[str, list[str]] = {}
     for candidate in names:
         folded.setdefault(candidate.casefold(), []).append(candidate)
@@ -319,11 +325,12 @@ def _nearest(name: str, names: list[str]) -> list[str]:
 
 
 def describe_label_space(names: list[str] | None, num_classes: int | None) -> str:
+    """The valid names and ids, in words."""
     ids = "an id from 0 up" if num_classes is None else f"an id from 0 to {num_classes - 1}"
     if names is None:
         return f"{ids} (these labels have no names)"
     shown = ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
-    return f"{ids} or a name out of {shown}"
+    return f"{ids} or one of the names {shown}"
 
 
 def _refuse_repeats(name: str, items: list[str | int], ids: list[int]) -> None:

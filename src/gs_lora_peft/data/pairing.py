@@ -1,4 +1,4 @@
-"""Paired batches: every training batch holds as many samples to keep as samples to forget."""
+"""Paired batches of samples to keep and to forget, and the check of the labels that the samples were chosen by."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from ..errors import InvalidInputError
 from .boxes.collation import DetectionCollator
 from .boxes.columns import CATEGORY_KEYS, is_object_column
 from .classes import read_labels
-from .collation import label_name
-from .rows import NamedRows, where
+from .rows import NamedRows, cell_name, label_name
 
 Pair = tuple[int, int]
 
-
 EpochCovers = Literal["both", "retain"]
+
+_CHECKED_ROWS = 32  # rows to check before any work; decoding them takes a fraction of a second
+
+_KEEP_LABELS = (
+    "Store the model's class ids, with dataset.map or gs_lora_peft.data.align_labels, and do not change the labels in "
+    "the transform of the dataset or in `data_collator`."
+)
 
 
 class PairedDataset(TorchDataset):
@@ -30,12 +35,12 @@ class PairedDataset(TorchDataset):
 
     Args:
         retain (map-style dataset):
-            D_r, what stays.
+            D_r, the samples to keep.
         forget (map-style dataset):
-            D_f, what goes.
+            D_f, the samples to forget.
 
     Raises:
-        InvalidInputError: If one of them is empty or has no length.
+        InvalidInputError: If one of them is empty or is not a map-style dataset with a length.
     """
 
     def __init__(self, retain: Any, forget: Any):
@@ -45,17 +50,17 @@ class PairedDataset(TorchDataset):
                     name,
                     type(dataset).__name__,
                     "a map-style dataset with a length",
-                    "Collect a stream with datasets.Dataset.from_generator(...).",
+                    "Collect the stream with datasets.Dataset.from_generator(...).",
                 )
             if len(dataset) == 0:
-                expected = "one sample at least, because a paired batch needs one of each set"
+                expected = "at least one sample, because a paired batch needs one of each set"
                 raise InvalidInputError(name, "an empty data set", expected)
         self.retain = retain
         self.forget = forget
 
-    # Rows know which set they come from, also those of a set that takes the place of another.
     @property
     def retain(self) -> Any:
+        """The samples to keep."""
         return self._retain.dataset
 
     @retain.setter
@@ -64,6 +69,7 @@ class PairedDataset(TorchDataset):
 
     @property
     def forget(self) -> Any:
+        """The samples to forget."""
         return self._forget.dataset
 
     @forget.setter
@@ -71,7 +77,7 @@ class PairedDataset(TorchDataset):
         self._forget = NamedRows(dataset, "the forget set")
 
     def sets(self) -> dict[str, Any]:
-        """Both sets by what they are called in messages."""
+        """Both sets, by their names in errors."""
         return {rows.name: rows.dataset for rows in (self._retain, self._forget)}
 
     def __len__(self) -> int:
@@ -81,7 +87,7 @@ class PairedDataset(TorchDataset):
         return self.__getitems__([pair])[0]
 
     def __getitems__(self, pairs: Sequence[Pair]) -> list[tuple[Any, Any]]:
-        """The samples of a whole batch; `datasets` reads many rows in one go several times faster than one by one."""
+        """Reads the samples of a batch. `datasets` reads many rows at once several times faster than one by one."""
         retain = self._retain.__getitems__([pair[0] for pair in pairs])
         forget = self._forget.__getitems__([pair[1] for pair in pairs])
         return list(zip(retain, forget, strict=True))
@@ -89,14 +95,14 @@ class PairedDataset(TorchDataset):
 
 class PairedSampler(Sampler[Pair]):
     """
-    The order of the pairs: an epoch runs once over the larger set, the smaller one cycles as often as needed.
+    Draws the pairs of an epoch, which covers the larger set once and cycles through the smaller set.
 
-    Where few classes stay, an epoch over what is to keep would be a handful of steps, and most samples to forget would
-    not be seen in it.
+    With few classes to keep, an epoch over the retain set would be a handful of steps and would miss most samples to
+    forget.
 
-    The order is a pure function of (`seed`, epoch), so that a run that was stopped can go on with exactly the batches
-    that were left, and so that one process and many see the same global batches. The set that cycles is shuffled anew
-    for every pass over it, and passes run on across epochs, so that each of its samples is seen equally often.
+    The order is a pure function of (`seed`, epoch). A stopped run resumes with exactly the remaining batches, and any
+    number of processes sees the same global batches. The cycling set is shuffled for each pass, and passes continue
+    across epochs, so that training sees each of its samples equally often.
 
     Args:
         num_retain (`int`):
@@ -104,17 +110,17 @@ class PairedSampler(Sampler[Pair]):
         num_forget (`int`):
             Size of the forget set.
         global_batch_size (`int`, *optional*, defaults to 1):
-            Pairs of one batch over all processes. An epoch is filled up to a whole number of batches from the start of
-            its own order, so that every process gets as many samples in every step.
+            Pairs of one batch over all processes. The start of the epoch's order fills up the last batch, so that
+            every process gets the same number of samples in every step.
         seed (`int`, *optional*, defaults to 0):
             Seed of both orders.
         drop_last (`bool`, *optional*, defaults to `False`):
-            Cut the last incomplete batch off instead of filling it up.
+            Whether to drop the last incomplete batch instead of filling it up.
         covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
-            `"retain"`: an epoch runs over the retain set, also where it is the smaller one.
+            `"retain"`: an epoch covers the retain set, even if it is the smaller set.
 
     Raises:
-        InvalidInputError: If a size is < 1, or if `drop_last` leaves no batch.
+        InvalidInputError: If a size is below 1, or `drop_last` drops the only batch.
     """
 
     def __init__(
@@ -139,8 +145,8 @@ class PairedSampler(Sampler[Pair]):
             raise InvalidInputError(
                 "dataloader_drop_last",
                 True,
-                f"False, as it leaves no batch: {covered} samples to {role}, {global_batch_size} in a global batch",
-                "Use a smaller batch or do not drop the last one.",
+                f"False, because it drops the only batch: {covered} samples to {role}, {global_batch_size} in a batch",
+                "Use a smaller batch, or keep the last one.",
             )
         self.num_retain = num_retain
         self.num_forget = num_forget
@@ -153,7 +159,7 @@ class PairedSampler(Sampler[Pair]):
         return self._length
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Pair]:
@@ -164,13 +170,13 @@ class PairedSampler(Sampler[Pair]):
             yield from zip(self._covered(*retain), self._cycling(*forget), strict=False)
 
     def _covered(self, size: int, stream: int) -> Iterator[int]:
-        """The set that an epoch runs over: the epoch's own order, from whose start the last batch is filled up."""
+        """Indices of the covered set: the epoch's own order, whose start fills up the last batch."""
         order = self._order(size, stream, turn=self.epoch)
         for position in range(self._length):
             yield order[position % size]
 
     def _cycling(self, size: int, stream: int) -> Iterator[int]:
-        """The other one: pass after pass, from where the epoch before stopped."""
+        """Indices of the cycling set: pass after pass, from the end of the previous epoch."""
         turn, offset = divmod(self.epoch * self._length, size)
         while True:
             yield from self._order(size, stream, turn)[offset:]
@@ -187,7 +193,7 @@ class PairedCollator:
 
     Args:
         collate (`Callable`):
-            The collator for a plain list of samples; it sees the retain half, then the forget half.
+            The collator for a plain list of samples. It gets the retain half, then the forget half.
         forget_classes (`Iterable[int]`, *optional*):
             Ids of the classes that the task forgets. With it, labels that hold several objects each get a mask
             `forget` over their `class_labels`, because an image may hold both kinds. A mask that `collate` has made is
@@ -211,32 +217,22 @@ class PairedCollator:
         return {**label, "forget": torch.isin(label["class_labels"], forget_classes)}
 
 
-_LOOKED_AT = 32  # rows that are read before any work; decoding them takes a fraction of a second
-
-
-_FIX = (
-    "Store the numbers that the model has, with dataset.map or gs_lora_peft.data.align_labels, and leave the labels "
-    "alone in the transform of the data set and in `data_collator`."
-)
-
-
 class AgreeingLabels:
     """
-    A collator that refuses batches whose labels are not those by which the rows were chosen.
+    A collator that refuses batches with other labels than those that the rows were chosen by.
 
-    Which rows are forgotten, which are replayed and what is scored is read from the stored label column, or from the
-    rows of data sets without one. The model learns what the batch says. Where the two differ, another class is
-    forgotten than was asked for.
+    The stored label column, or the rows of datasets without one, decide which rows are forgotten, replayed and scored.
+    The model learns the labels of the batch. If the two differ, the model forgets a class that was not requested.
 
     Args:
         collate (`Callable`):
-            Makes the batch; gets the rows as they come from [`NamedRows`].
+            The collator. It gets the rows of [`NamedRows`].
         label_column (`str`):
             Column of the labels, or of annotated boxes.
 
     Raises:
-        InvalidInputError: When called, naming row and column. Labels that are not class ids pass, and so do those of a
-            collator that gives more or fewer labels than rows.
+        InvalidInputError: In a call, if the labels differ. The error names row and column. Labels that are not class
+            ids are not checked, nor are batches with more or fewer labels than rows.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any], label_column: str):
@@ -253,36 +249,38 @@ class AgreeingLabels:
     def _compare(self, rows: Sequence[Any], labels: Any) -> None:
         if isinstance(labels, torch.Tensor):
             if labels.ndim == 1 and not labels.is_floating_point():
-                _compare(rows, _chosen_by(rows, self.label_column), [{label} for label in labels.tolist()], self)
+                given = [{label} for label in labels.tolist()]
+                _refuse_other_classes(rows, _chosen_by(rows, self.label_column), given, self.label_column)
         elif all(isinstance(label, Mapping) and "class_labels" in label for label in labels):
             chosen = _chosen_by(rows, self.label_column)
             if all(classes is not None for classes in chosen):
                 # A transform may put objects of several images into one.
                 together = set().union(*(classes or () for classes in chosen))
-                _compare(rows, [together] * len(rows), [set(label["class_labels"].tolist()) for label in labels], self)
+                given = [set(label["class_labels"].tolist()) for label in labels]
+                _refuse_other_classes(rows, [together] * len(rows), given, self.label_column)
 
 
 def check_given_labels(datasets: Mapping[str, Any], label_column: str, collate: Any) -> None:
-    """Looks, before any work, at rows of several classes: what a transform gives must be the stored label.
+    """Checks, before any work, that a transform keeps the stored labels of some rows of several classes.
 
-    At most 32 rows of each are read, and none where there is no transform. [`AgreeingLabels`] looks at all the others.
+    At most 32 rows of each dataset are read, and none without a transform. [`AgreeingLabels`] checks all other rows.
 
     Args:
         datasets (`Mapping`):
-            map-style data sets by what they are called in messages.
+            Map-style datasets by their names in errors.
         label_column (`str`):
             Column of the labels, or of annotated boxes.
         collate (`Callable`):
-            The collator; annotated boxes are looked at if it is a [`DetectionCollator`].
+            The collator. Annotated boxes are checked if it is a [`DetectionCollator`].
 
     Raises:
-        InvalidInputError: Naming row and column, if they differ.
+        InvalidInputError: If a label differs. The error names row and column.
     """
     for name, dataset in datasets.items():
-        _check_given(dataset, label_column, name, collate)
+        _check_some_rows(dataset, label_column, name, collate)
 
 
-def _check_given(dataset: Any, label_column: str, name: str, collate: Any) -> None:
+def _check_some_rows(dataset: Any, label_column: str, name: str, collate: Any) -> None:
     if not isinstance(dataset, Dataset) or not _may_differ(dataset, label_column):
         return
     rows = NamedRows(dataset, name)
@@ -294,39 +292,40 @@ def _check_given(dataset: Any, label_column: str, name: str, collate: Any) -> No
     labels, _ = read_labels(dataset, label_column)
     chosen = [rows[index] for index in _spread(np.unique(labels, return_index=True)[1])]
     given = [_own_classes(row, label_column) for row in chosen]
-    _compare(chosen, _chosen_by(chosen, label_column), given, AgreeingLabels(collate, label_column))
+    _refuse_other_classes(chosen, _chosen_by(chosen, label_column), given, label_column)
 
 
 def _may_differ(dataset: Dataset, label_column: str) -> bool:
-    """Whether rows may have another label than the stored one: there is a transform, or a format hides the column."""
+    """Whether rows may have other labels than the stored ones, because of a transform or a hidden column."""
     shown = dataset.format["columns"]
     return label_column in dataset.features and (dataset.format["type"] == "custom" or label_column not in shown)
 
 
 def _spread(indices: np.ndarray) -> list[int]:
-    """Some of the indices, from the first to the last."""
-    places = np.linspace(0, len(indices) - 1, min(len(indices), _LOOKED_AT)).astype(int)
+    """At most 32 of the indices, evenly spread."""
+    places = np.linspace(0, len(indices) - 1, min(len(indices), _CHECKED_ROWS)).astype(int)
     return [int(index) for index in indices[places]]
 
 
-def _compare(
-    rows: Sequence[Any], chosen: Sequence[set[int] | None], given: Sequence[set[int] | None], by: AgreeingLabels
+def _refuse_other_classes(
+    rows: Sequence[Any], chosen: Sequence[set[int] | None], given: Sequence[set[int] | None], column: str
 ) -> None:
+    """Refuses rows whose given classes are not among those that they were chosen by; `None` is unknown."""
     for number, (row, stored, found) in enumerate(zip(rows, chosen, given, strict=True)):
         if stored is not None and found is not None and not found <= stored:
-            place = where(row, by.label_column, number)
-            expected = f"{_shown(stored)}, by which rows are chosen to be forgotten or kept"
-            raise InvalidInputError(f"the label given of {place}", _shown(found), expected, _FIX)
+            expected = f"{_one_or_list(stored)}, the stored label, which decides what is forgotten or kept"
+            name = f"the label given of {cell_name(row, column, number)}"
+            raise InvalidInputError(name, _one_or_list(found), expected, _KEEP_LABELS)
 
 
-def _shown(classes: set[int]) -> Any:
+def _one_or_list(classes: set[int]) -> int | list[int]:
     return next(iter(classes)) if len(classes) == 1 else sorted(classes)
 
 
 def _chosen_by(rows: Sequence[Any], column: str) -> list[set[int] | None]:
-    """The classes by which each row was chosen, `None` where that is not known."""
+    """The classes that each row was chosen by; `None` if they are unknown."""
     found = [_own_classes(row, column) for row in rows]
-    hidden: dict[int, tuple[NamedRows, list[int]]] = {}  # of each data set, the places of its rows in the batch
+    hidden: dict[int, tuple[NamedRows, list[int]]] = {}  # by dataset: the places of its rows in the batch
     for place, row in enumerate(rows):
         origin = getattr(row, "origin", None)
         if origin is not None and isinstance(origin[0].dataset, Dataset) and _may_differ(origin[0].dataset, column):
@@ -344,7 +343,7 @@ def _own_classes(row: Any, column: str) -> set[int] | None:
 
 
 def _classes(cell: Any) -> set[int] | None:
-    """The class ids in a cell: of a label, or of annotated boxes in either layout."""
+    """The class ids in a cell, a label or annotated boxes in either layout; `None` if they are unknown."""
     if isinstance(cell, (list, tuple)):
         parts = [_classes(item) for item in cell]
         return None if any(part is None for part in parts) else set().union(*(part or () for part in parts))

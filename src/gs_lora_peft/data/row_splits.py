@@ -1,4 +1,4 @@
-"""Which rows are to be forgotten, replayed or only scored, where every row is of one class."""
+"""Splits of datasets with one class for each row, and the checks and draws that all splits share."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from ..errors import InvalidInputError
 from ..roles import ClassRoles, SharedClassesError
 from .classes import read_labels, resolve_classes
 
-_PART = Annotated[Number, Field(gt=0, lt=1, description="a number between 0 and 1")]
+_FRACTION = Annotated[Number, Field(gt=0, lt=1, description="a number between 0 and 1")]
 
-
-_SHOWN = 20  # at most so many classes are listed in a message
+_SHOWN = 20  # classes listed in an error
 
 
 @dataclass(frozen=True)
 class ForgettingSplit:
-    """A dataset taken apart for one forgetting task. Each part keeps the order, features and format of the whole.
+    """A dataset split for one forgetting task. Each part keeps the order, features and format of the dataset.
 
     Args:
         forget (`datasets.Dataset`):
             Rows of the classes to forget, the paper's D_f.
         retain (`datasets.Dataset`):
-            Rows of the classes to keep that are replayed, the paper's D_r.
+            Replayed rows of the classes to keep, the paper's D_r.
         old (`datasets.Dataset`):
-            Rows of classes that earlier tasks forgot; for scoring Acc_o only.
+            Rows of classes that earlier tasks forgot; only to score Acc_o.
         missing (`datasets.Dataset`):
-            Rows of classes to keep that are not replayed; for scoring Acc_m only.
+            Rows of classes to keep that are not replayed; only to score Acc_m.
         roles ([`ClassRoles`]):
             Ids behind each part. Classes of `old` and `missing` may have no rows.
         forget_classes (`list[int]`):
@@ -80,7 +79,7 @@ def split_rows(
     shots: int | None = None,
     seed: int = 1337,
 ) -> ForgettingSplit:
-    """[`split_dataset`] where every row is of one class."""
+    """[`split_dataset`] for datasets with one class for each row."""
     check_sampling(replay_ratio, shots, seed)
     labels, names = read_labels(dataset, label_column)
     classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -109,9 +108,8 @@ def split_rows(
 def train_validation_rows(
     dataset: Dataset, label_column: str = "label", fraction: float = 0.1, seed: int = 1337
 ) -> tuple[Dataset, Dataset]:
-    """[`train_validation_split`] where every row is of one class."""
-    check_fraction(fraction)
-    check_seed(seed)
+    """[`train_validation_split`] for datasets with one class for each row."""
+    check_fraction(fraction, seed)
     labels, _ = read_labels(dataset, label_column)
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     quota = np.minimum(counts - 1, rounded_share(counts, fraction))
@@ -122,30 +120,40 @@ def train_validation_rows(
 
 
 def check_sampling(replay_ratio: Any, shots: Any, seed: Any) -> None:
-    """Raises InvalidInputError for values that cannot say which rows are drawn."""
+    """Checks the settings of the draw.
+
+    Raises:
+        InvalidInputError: If one is out of range, or both `shots` and `replay_ratio` are set.
+    """
     checked("replay_ratio", replay_ratio, Share, fix="Take for instance 0.1.")
     if shots is not None:
         checked("shots", shots, Count, fix="Leave it out to take every row.")
         if replay_ratio != 1:
-            expected = f"None where replay_ratio is {replay_ratio}, because both say how much is replayed"
+            expected = f"None with replay_ratio={replay_ratio}, because both set how much is replayed"
             raise InvalidInputError("shots", shots, expected, "Leave one out.")
-    check_seed(seed)
+    _check_seed(seed)
 
 
-def check_seed(seed: Any) -> None:
+def check_fraction(fraction: Any, seed: Any) -> None:
+    """Checks the settings of a validation part.
+
+    Raises:
+        InvalidInputError: If one is out of range.
+    """
+    checked("fraction", fraction, _FRACTION, fix="Take for instance 0.1.")
+    _check_seed(seed)
+
+
+def _check_seed(seed: Any) -> None:
     checked("seed", seed, NotNegativeWhole, fix="Take for instance 1337.")
 
 
-def check_fraction(fraction: Any) -> None:
-    checked("fraction", fraction, _PART, fix="Take for instance 0.1.")
-
-
-def small_fraction(fraction: float, most: int, unit: str) -> InvalidInputError:
-    """The error for a share that takes nothing, although `most` rows or images of a class are there."""
+def small_fraction(fraction: float, largest: int, unit: str) -> InvalidInputError:
+    """The error for a fraction that takes nothing, if the largest class has `largest` rows or images."""
     return InvalidInputError(
         "fraction",
         fraction,
-        f"a share that takes one {unit} of a class at least and leaves one; the largest class has {most} {unit}s",
+        f"a fraction that takes one {unit} of a class or more and leaves one; the largest class has {largest} {unit}s",
         f"Raise it, or pass more {unit}s.",
     )
 
@@ -182,7 +190,7 @@ def _two_roles(first: str, second: str, both: list[int], names: list[str] | None
 
 
 def require_rows(roles: ClassRoles, count_of: dict[int, int], shots: int | None, names: list[str] | None) -> None:
-    """Refuses classes to forget or retain with fewer rows than one, or than `shots`, and a task that retains none."""
+    """Refuses classes to forget or retain without rows, or with fewer than `shots`, and a task that retains none."""
     needed = shots or 1
     short = {
         role: [class_id for class_id in ids if count_of.get(class_id, 0) < needed]
@@ -201,13 +209,13 @@ def require_rows(roles: ClassRoles, count_of: dict[int, int], shots: int | None,
         ("retain", "Name them in `missing`, or pass their data."),
     ):
         if short[role]:
-            expected = f"classes with one row at least; there is none of {_show(short[role], names)}"
+            expected = f"classes with at least one row; the data lack {_show(short[role], names)}"
             raise InvalidInputError(role, short[role], expected, fix)
     if not roles.retain:
         raise InvalidInputError(
             "retain",
             [],
-            f"one class at least, but nothing is left to retain of the {len(count_of)} classes of the dataset",
+            f"at least one class, but none of the {len(count_of)} classes of the dataset is left to retain",
             "Forget fewer classes, or pass a dataset with classes to keep.",
         )
 
@@ -218,23 +226,23 @@ def _show(ids: list[int], names: list[str] | None) -> str:
 
 
 def rounded_share(counts: np.ndarray, share: float) -> np.ndarray:
-    """Half up, for NumPy's half-to-even would take 2 of 5 rows and 2 of 3 at one share of a half."""
+    """Rounds shares half up. NumPy rounds half to even: a share of 0.5 would give 2 of 5 rows and 2 of 3."""
     return np.floor(counts * share + 0.5).astype(counts.dtype)
 
 
 def row_keys(num_rows: int, seed: int) -> np.ndarray:
-    """A random key in [0, 1) for each row, which decides when the row is drawn."""
+    """A random key in [0, 1) for each row. Rows with lower keys are drawn first."""
     return np.random.default_rng(seed).random(num_rows)
 
 
 def draw(codes: np.ndarray, quota: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Marks the `quota[c]` rows of each class c with the lowest keys, so that a smaller draw is part of a larger one.
+    """Draws the `quota[c]` rows of each class c with the lowest keys, so that a smaller draw is part of a larger one.
 
     Args:
         codes (`np.ndarray` of shape `(n,)`, int):
             Class of each row.
         quota (`np.ndarray` of shape `(num_classes,)`, int):
-            Number of rows to draw of each class.
+            Number of rows to draw from each class.
         keys (`np.ndarray` of shape `(n,)`):
             Key of each row, from [`row_keys`].
 

@@ -1,8 +1,9 @@
-"""Rows that know where they come from, and what their cells hold."""
+"""Rows that know where they come from, and how to read labels, pictures and sounds from their cells."""
 
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,23 +16,25 @@ from torch.utils.data import Dataset
 from ..errors import InvalidInputError
 from ..images import is_scaled, to_image
 
-# Modes whose pixels, as an array, say all there is. Indices into a palette and CMYK would pass for grey and RGBA.
+# Modes whose pixel arrays are unambiguous. An array of palette indices looks like grey, and one of CMYK like RGBA.
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "F")
 
+# Formats of `datasets` that return tables instead of dicts.
+_TABLE_FORMATS = ("arrow", "pandas", "polars")
 
-# Formats of `datasets` that give tables, of which no row is a dict.
-_TABLES = ("arrow", "pandas", "polars")
+# Names of the labels in the batches and transforms of transformers.
+LABEL_NAMES = ("labels", "label", "label_ids")
 
 
 class Row(dict):
     """
-    A row of a data set.
+    A row of a dataset.
 
     Attributes:
         origin (`tuple[NamedRows, int]` or `None`):
-            Where it was read.
+            The dataset and the index that the row was read from.
         changed (`bool`):
-            Whether a cell is another one than the data set gave.
+            Whether a cell was replaced.
     """
 
     origin: tuple[NamedRows, int] | None = None
@@ -46,15 +49,15 @@ class Row(dict):
 
 class NamedRows(Dataset):
     """
-    A map-style data set whose rows know where they come from. Errors name the number and the column of a broken row.
+    A map-style dataset whose rows know where they come from. Errors name the number and the column of a broken row.
 
-    Formats of `datasets` that give tables, such as `"pandas"`, are set aside: rows hold what no format gives.
+    Formats of `datasets` that return tables, such as `"pandas"`, are ignored: rows then have no format.
 
     Args:
         dataset (map-style dataset):
             The rows.
         name (`str`, *optional*, defaults to `"the data set"`):
-            What the data set is called in messages.
+            Name of the dataset in errors.
     """
 
     def __init__(self, dataset: Any, name: str = "the data set"):
@@ -71,10 +74,10 @@ class NamedRows(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Rows, in one go where the data set can: `datasets` is several times faster so.
+        """Reads rows, in one call if the dataset can: `datasets` is then several times faster.
 
         Raises:
-            InvalidInputError: If a picture or a sound cannot be decoded, or there is none and a transform wants it.
+            InvalidInputError: If a picture or a sound cannot be decoded, or is missing and a transform needs it.
         """
         try:
             rows = self._read(indices)
@@ -83,16 +86,16 @@ class NamedRows(Dataset):
             raise
         return [self._named(row, index) for row, index in zip(rows, indices, strict=True)]
 
-    def where(self, index: int) -> str:
-        """Words for the place of a row."""
+    def row_name(self, index: int) -> str:
+        """Name of a row in errors."""
         place = f"row {index} of {self.name}"
         if isinstance(self.dataset, datasets.Dataset) and self.dataset._indices is not None:
-            # The user knows the data set before it was split, whose rows have other numbers.
+            # Users know the row numbers of the dataset before it was split.
             place += f" (row {self.dataset._indices.column(0)[int(index)].as_py()} of the data it was drawn from)"
         return place
 
     def stored_picture(self, index: int, column: str) -> Any:
-        """The picture behind an array that a format has made of it, where the array does not say all; else `None`."""
+        """The picture that a format has made an array of, if the array is ambiguous; else `None`."""
         if column not in self._pictures:
             self._pictures[column] = self._without_format(column)
         pictures = self._pictures[column]
@@ -103,13 +106,13 @@ class NamedRows(Dataset):
         return None if plain else picture
 
     def stored(self, column: str, indices: Sequence[int]) -> list[Any]:
-        """Cells of a column of a `datasets.Dataset` as they are stored, whatever a transform or a format gives."""
+        """Cells of a column of a `datasets.Dataset` as they are stored, without transform and format."""
         if column not in self._stored:
             self._stored[column] = self.dataset.select_columns(column).with_format(None)
         return list(self._stored[column][[int(index) for index in indices]][column])
 
     def _without_format(self, column: str) -> datasets.Dataset | None:
-        """A column of pictures alone and without the format, if there is a format that makes arrays of them."""
+        """The dataset with a column of pictures only and without format, if its format makes arrays of them."""
         data = self.dataset
         if not isinstance(data, datasets.Dataset) or data.format["type"] in (None, "custom"):
             return None
@@ -130,10 +133,10 @@ class NamedRows(Dataset):
         return named
 
     def _explain(self, indices: Sequence[int], error: Exception) -> None:
-        """Finds the row that cannot be read, and raises what says so; else leaves a note on the error.
+        """Finds the row that cannot be read. Raises an error that names its cell, or adds a note to `error`.
 
         Raises:
-            InvalidInputError: If a cell of it cannot be decoded, or is empty where a transform wants it.
+            InvalidInputError: If a cell of the row cannot be decoded, or is empty and a transform needs it.
         """
         for index in indices:
             try:
@@ -141,7 +144,7 @@ class NamedRows(Dataset):
             except Exception as again:
                 if isinstance(self.dataset, datasets.Dataset):
                     self._refuse_cells(index, again)
-                error.add_note(f"It was raised by {self.where(index)}.")
+                error.add_note(f"It was raised by {self.row_name(index)}.")
                 return
 
     def _refuse_cells(self, index: int, error: Exception) -> None:
@@ -156,7 +159,7 @@ class NamedRows(Dataset):
                 continue
             try:
                 feature.decode_example(stored)
-            except ImportError:  # the row is not to blame
+            except ImportError:  # not an error of the row
                 return
             except Exception as again:
                 raise self._refusal(index, column, feature, stored, again) from again
@@ -166,34 +169,79 @@ class NamedRows(Dataset):
 
     def _refusal(self, index: int, column: str, feature: Any, stored: Any, error: Exception) -> InvalidInputError:
         return InvalidInputError(
-            f"{self.where(index)}, column {column!r}",
-            _shown(stored),
+            f"{self.row_name(index)}, column {column!r}",
+            _without_bytes(stored),
             f"{type(feature).__name__.lower()} data that can be decoded",
-            f"Repair it or leave the row out. The error behind it: {error}.",
+            f"Repair it or remove the row. The cause: {error}.",
         )
 
 
 def _without_tables(dataset: Any) -> Any:
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] in _TABLES:
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] in _TABLE_FORMATS:
         return dataset.with_format(None, columns=dataset.format["columns"])
     return dataset
 
 
-def where(row: Any, column: str, number: int = 0) -> str:
-    """Words for a cell: the row in its data set, or, where that is not known, in the batch."""
+def _without_bytes(stored: Any) -> Any:
+    """A stored cell as errors show it: the number of bytes instead of the bytes of its file."""
+    if not isinstance(stored, Mapping):
+        return stored
+    content = stored.get("bytes")
+    path = stored.get("path")
+    return path if content is None else f"{len(content)} bytes" + (f" of {path}" if path else "")
+
+
+def cell_name(row: Any, column: str, number: int = 0) -> str:
+    """Name of a cell in errors: its row in the dataset, or row `number` of the batch if the dataset is unknown."""
     origin = getattr(row, "origin", None)
-    place = origin[0].where(origin[1]) if origin else f"row {number} of the batch"
+    place = origin[0].row_name(origin[1]) if origin else f"row {number} of the batch"
     return f"{place}, column {column!r}"
 
 
 def no_column(row: Mapping[str, Any], argument: str, column: str, fix: str) -> InvalidInputError:
-    """The error for rows without a column that an argument names."""
+    """The error for rows without the column that an argument names."""
     return InvalidInputError(argument, column, f"one of {sorted(row)}, which a row holds", fix)
 
 
+def label_name(row: Mapping[str, Any], label_column: str) -> str | None:
+    """The column of the labels: `label_column`, or the name that a transform gives them; `None` if it is missing."""
+    return next((name for name in (label_column, *LABEL_NAMES) if name in row), None)
+
+
+def labels_of(rows: Sequence[Mapping[str, Any]], label_column: str) -> torch.Tensor:
+    """The labels of rows, int64, shape `(rows,)`.
+
+    Raises:
+        InvalidInputError: If a label is missing or is not a whole number. The error names row and column.
+    """
+    return torch.tensor([_label(row, label_column, number) for number, row in enumerate(rows)], dtype=torch.int64)
+
+
+def _label(row: Mapping[str, Any], label_column: str, number: int) -> int:
+    # For each row: the two halves of a batch may come from datasets with different transforms.
+    column = label_name(row, label_column)
+    if column is None:
+        raise no_label(row, label_column)
+    label = row[column]
+    try:
+        return operator.index(label.item() if hasattr(label, "item") else label)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidInputError(
+            cell_name(row, column, number), label, "a class id", "Number the classes, and remove unlabelled rows."
+        ) from None
+
+
+def no_label(row: Mapping[str, Any], label_column: str) -> InvalidInputError:
+    """The error for rows without labels."""
+    fix = "Keep it in the transform of the dataset, or pass the column of the labels as `label_column`."
+    return no_column(row, "label_column", label_column, fix)
+
+
 def picture_cell(row: Mapping[str, Any], column: str) -> Any:
-    """A cell that holds a picture; the picture itself where a format of `datasets` has made an array of it that does
-    not say all, such as the indices into a palette.
+    """A cell that holds a picture.
+
+    If a format of `datasets` has made an ambiguous array of the picture, such as the indices into a palette, this is
+    the picture itself.
     """
     cell, origin = row[column], getattr(row, "origin", None)
     if origin is None or getattr(row, "changed", True) or not isinstance(cell, (np.ndarray, torch.Tensor)):
@@ -206,68 +254,71 @@ def picture_cell(row: Mapping[str, Any], column: str) -> Any:
 
 def picture_for(processor: Any, row: Mapping[str, Any], column: str, number: int = 0, mode: str | None = "RGB") -> Any:
     """
-    What an image processor gets of a row: a PIL image of one mode, whatever the cell holds.
+    The input of an image processor: a PIL image of one mode, whatever the cell holds.
 
-    Floats stay what they are where the processor does not rescale, and so does everything where no mode fits the
-    model, as one of infrared.
+    Floats stay as they are if the processor does not rescale.
 
     Args:
         processor (`transformers.BaseImageProcessor` or `None`):
-            Says whether it rescales.
+            The image processor, which has `do_rescale`.
         row (`Mapping`):
-            The cell.
+            The row.
         column (`str`):
-            The cell.
+            The column of the picture.
         number (`int`, *optional*, defaults to 0):
             Place of the row in the batch, for rows of unknown origin.
         mode (`str` or `None`, *optional*, defaults to `"RGB"`):
-            The mode of the picture.
+            The mode of the picture. With `None` the picture stays as it is, for models of another number of channels.
+
+    Returns:
+        `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`: The picture.
 
     Raises:
-        InvalidInputError: Naming row and column, as [`to_image`].
+        InvalidInputError: As in [`to_image`]. The error names row and column.
     """
     cell = picture_cell(row, column)
     if isinstance(cell, (np.ndarray, torch.Tensor, Picture)) and mode is None:
         return cell
     if is_scaled(cell, getattr(processor, "do_rescale", None)):
         return cell
-    return to_image(cell, mode or "RGB", name=where(row, column, number))
+    return to_image(cell, mode or "RGB", name=cell_name(row, column, number))
 
 
-def _shown(stored: Any) -> Any:
-    """What is stored in a cell, without the bytes of its file."""
-    if not isinstance(stored, Mapping):
-        return stored
-    content = stored.get("bytes")
-    path = stored.get("path")
-    return path if content is None else f"{len(content)} bytes" + (f" of {path}" if path else "")
+def may_be_input(cell: Any) -> bool:
+    """Whether a model may take a cell: not text, not a picture, and not a single number, such as the row's id."""
+    return not isinstance(cell, (str, bytes, Picture, Mapping, type(None))) and dimensions(cell) > 0
+
+
+def dimensions(cell: Any) -> int:
+    """The number of dimensions of a cell; 1 for a list, which may be ragged."""
+    return getattr(cell, "ndim", 1 if isinstance(cell, (list, tuple)) else 0)
 
 
 def is_sound(cell: Any) -> bool:
-    """Whether a cell holds decoded sound: samples under `array` (of `datasets`' decoder, too)."""
+    """Whether a cell holds decoded sound: samples under `array`, or the decoder of `datasets`."""
     return (isinstance(cell, Mapping) and "array" in cell) or hasattr(cell, "get_all_samples")
 
 
 def sound_features(extractor: Any, rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
-    """What a feature extractor makes of the sounds of a column; those of several channels are mixed to one.
+    """Extracts the features of the sounds of a column. Several channels are mixed to one.
 
     Args:
         extractor (`transformers.SequenceFeatureExtractor`):
-            The model's.
+            The model's feature extractor.
         rows (sequence of `Mapping`):
             Rows with samples, or with samples under `array` and their rate under `sampling_rate`. Samples without a
-            rate are taken for those of the extractor.
+            rate count as samples at the extractor's rate.
         column (`str`):
             The column of the sounds.
 
     Returns:
-        `dict`: E.g. `input_values`, padded where the lengths differ.
+        `dict`: For instance `input_values`, padded if the lengths differ.
 
     Raises:
-        InvalidInputError: Naming row and column, if there are no samples, or their rate is not the extractor's.
+        InvalidInputError: If samples are missing, or their rate is not the extractor's. The error names the cell.
     """
     rate = getattr(extractor, "sampling_rate", None)
-    sounds = [_samples(row[column], rate, where(row, column, number)) for number, row in enumerate(rows)]
+    sounds = [_samples(row[column], rate, cell_name(row, column, number)) for number, row in enumerate(rows)]
     options: dict[str, Any] = {"sampling_rate": rate, "return_tensors": "pt"}
     padding = inspect.signature(type(extractor).__call__).parameters.get("padding")
     if padding is not None and padding.default is False:  # else the extractor pads to the length its model wants
@@ -291,10 +342,8 @@ def _samples(cell: Any, rate: int | None, name: str) -> np.ndarray:
         samples = np.asarray(cell, dtype=np.float32)
     except (TypeError, ValueError):
         samples = np.zeros(0)
-    if samples.ndim == 2:  # channels and samples, in whichever order
+    if samples.ndim == 2:  # channels and samples, in either order
         samples = samples.mean(axis=int(np.argmin(samples.shape)))
     if samples.ndim != 1 or not samples.size:
-        raise InvalidInputError(
-            name, cell, "sound, as `datasets.Audio` decodes it or as an array", "Leave the row out."
-        )
+        raise InvalidInputError(name, cell, "sound, as `datasets.Audio` decodes it or as an array", "Remove the row.")
     return samples

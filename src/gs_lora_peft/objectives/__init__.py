@@ -1,4 +1,4 @@
-"""What \"forget\" and \"retain\" mean for a kind of model."""
+"""What "forget" and "retain" mean for a kind of model."""
 
 import lazy_loader
 

@@ -1,17 +1,13 @@
 from .base import (
     ClassificationScoring as ClassificationScoring,
+    Kind as Kind,
+    LossArguments as LossArguments,
     Objective as Objective,
     ObjectiveOutput as ObjectiveOutput,
     Scoring as Scoring,
+    Task as Task,
 )
-from .classification import (
-    ClassificationObjective as ClassificationObjective,
-    ForgetLoss as ForgetLoss,
-    auto_forget_bound as auto_forget_bound,
-    bounded_cross_entropy as bounded_cross_entropy,
-    log_odds_against as log_odds_against,
-    logits_of as logits_of,
-)
+from .classification import ClassificationObjective as ClassificationObjective
 from .detection.objective import Background as Background, DetectionObjective as DetectionObjective
 from .heads import (
     NoEmbeddingFoundError as NoEmbeddingFoundError,
@@ -20,21 +16,24 @@ from .heads import (
     find_head as find_head,
     head_size as head_size,
     is_detector as is_detector,
+    logits_of as logits_of,
 )
-from .registry import (
-    OBJECTIVES as OBJECTIVES,
-    Kind as Kind,
-    Task as Task,
-    kind_of as kind_of,
-    objective_for as objective_for,
+from .losses import (
+    ForgetLoss as ForgetLoss,
+    GlobalMean as GlobalMean,
+    PrototypeDistance as PrototypeDistance,
+    auto_forget_bound as auto_forget_bound,
+    bounded_cross_entropy as bounded_cross_entropy,
+    distillation_loss as distillation_loss,
+    embedding_distances as embedding_distances,
+    identity as identity,
+    log_odds_against as log_odds_against,
 )
+from .registry import OBJECTIVES as OBJECTIVES, kind_of as kind_of, objective_for as objective_for
 from .terms import (
     ClassPrototypes as ClassPrototypes,
     DistillationObjective as DistillationObjective,
-    PrototypeDistance as PrototypeDistance,
     PrototypeObjective as PrototypeObjective,
-    distillation_loss as distillation_loss,
-    embedding_distances as embedding_distances,
 )
 
 __all__ = [
@@ -46,7 +45,9 @@ __all__ = [
     "DetectionObjective",
     "DistillationObjective",
     "ForgetLoss",
+    "GlobalMean",
     "Kind",
+    "LossArguments",
     "NoEmbeddingFoundError",
     "Objective",
     "ObjectiveOutput",
@@ -62,6 +63,7 @@ __all__ = [
     "embedding_distances",
     "find_head",
     "head_size",
+    "identity",
     "is_detector",
     "kind_of",
     "log_odds_against",

@@ -1,10 +1,10 @@
-"""The boundary between the trainer and a kind of model: its losses and its scores."""
+"""What the trainer knows of a kind of model: an [`Objective`] with its losses, and a [`Scoring`]."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,69 +12,82 @@ from torch import Tensor, nn
 
 from ..metrics import ACCURACY, MetricName, continual_forgetting_scores
 from ..roles import ClassRoles
+from .heads import check_class_head
+from .losses import ForgetLoss, GlobalMean, PrototypeDistance, identity
 
 
 class Scoring(Protocol):
     """
-    The scores of a kind of model, from its answers on a data set. Subclass it, and give it to an [`Objective`].
+    Scores a kind of model by its predictions on a dataset. Subclass it, and give it to an [`Objective`].
 
     Attributes:
         measure ([`MetricName`]):
-            What the scores are, and how they are called.
+            The metric, and how its scores are called.
     """
 
     measure: MetricName
 
     def gathered(self, outputs: Any, labels: Any) -> tuple[Any, Any]:
-        """Answers and right answers of one batch, as tensors that can be put together over batches and processes.
+        """Predictions and references of one batch, as tensors that can be gathered over batches and processes.
 
-        The Trainer does so along the first dimension, one row for each sample, and fills the second one up with -100.
+        The Trainer concatenates them along the first dimension, one row for each sample, and pads the second dimension
+        with -100.
 
         Args:
-            outputs (tensor, or tuple of tensors):
-                What `evaluation_step` gave, without the names.
-            labels (*any*):
+            outputs (`torch.Tensor` or tuple of `torch.Tensor`):
+                The values of the outputs of `evaluation_step`.
+            labels (`Any`):
                 The labels of the batch.
+
+        Returns:
+            `tuple`: Predictions and references.
         """
         return outputs, labels
 
     def by_role(
         self, answers: Any, labels: Any, roles: ClassRoles, forget_before: float | None = None
     ) -> dict[str, Any]:
-        """The scores of a task: `<prefix>_forget`, `<prefix>_retain`, `<prefix>_old`, `<prefix>_missing`, `drop` and
-        `h_mean`, each a fraction or `None`, and what else there is to report.
+        """The scores of a task.
 
         Args:
             answers (`np.ndarray`):
-                What [`~Scoring.gathered`] gave, of a whole data set.
+                The predictions of [`~Scoring.gathered`] on a whole dataset.
             labels (`np.ndarray`):
-                The same of the right answers.
+                The references of [`~Scoring.gathered`].
             roles ([`ClassRoles`]):
-                Which classes are to be forgotten, kept, ...
+                The classes to forget, to retain, ...
             forget_before (`float`, *optional*):
                 `<prefix>_forget` of the model before the task, for Drop and H.
+
+        Returns:
+            `dict`: `<prefix>_forget`, `<prefix>_retain`, `<prefix>_old`, `<prefix>_missing`, `drop` and `h_mean`, each
+            a fraction or `None`, and further scores of the metric.
         """
         ...
 
     def names(self) -> list[str]:
-        """What [`~Scoring.by_role`] calls its scores; empty where that is not known before there are answers."""
+        """Names of the scores of [`~Scoring.by_role`]; empty where they depend on the predictions."""
         return []
 
     def by_class(self, answers: Any, labels: Any) -> dict[int, tuple[float, int]]:
-        """For each class that the data have, a sum and a weight: the score of any set of classes is the sum of their
-        sums over the sum of their weights.
+        """A sum and a weight for each class in the data.
+
+        The score of a set of classes is the sum of their sums divided by the sum of their weights.
 
         Args:
             answers (`np.ndarray`):
                 As in [`~Scoring.by_role`].
             labels (`np.ndarray`):
                 As in [`~Scoring.by_role`].
+
+        Returns:
+            `dict[int, tuple[float, int]]`: Sum and weight by class id.
         """
         ...
 
 
 class ClassificationScoring(Scoring):
-    """Accuracy: the share of samples whose largest logit is that of their class."""
+    """Accuracy: the fraction of samples whose largest logit is that of their class."""
 
     measure = ACCURACY
 
@@ -104,33 +117,25 @@ def _predicted(logits: Any) -> np.ndarray:
     return (logits.float().numpy() if isinstance(logits, torch.Tensor) else np.asarray(logits)).argmax(-1)
 
 
-GlobalMean = Callable[[Tensor], Tensor]
-
-
-def identity(tensor: Tensor) -> Tensor:
-    """The mean over processes where there is one process."""
-    return tensor
-
-
 @dataclass
 class ObjectiveOutput:
     """
-    The loss of one joint batch and what is worth logging of it.
+    The loss of one joint batch, and values to log.
 
     Attributes:
         loss (`torch.Tensor`):
-            Scalar to differentiate: L_retain + β · the forgetting term, and whatever else counts.
+            Scalar to differentiate: L_retain + β · the forgetting term + further terms.
         retain_loss (`torch.Tensor`):
             L_retain, detached, mean over all processes.
         forget_loss (`torch.Tensor`):
             L_forget, detached and unbounded, mean over all processes.
         metrics (`dict[str, torch.Tensor]`):
-            Further scalars of this process, detached; the same names at every step.
+            Further scalars of this process, detached, under the same names at every step.
         logits (`torch.Tensor`, *optional*):
-            Of a classifier: shape `(2·B, C)`, as the model gave them, with gradient.
+            Logits of a classifier, shape `(2·B, C)`, as the model returned them, with gradient.
         outputs (`dict[str, torch.Tensor]`):
-            What the model answered, by name as in `evaluation_step`, with gradient; the trainer's `compute_loss(...,
-            return_outputs=True)` returns it.
+            Outputs of the model, by name as in `evaluation_step`, with gradient. The trainer's `compute_loss(...,
+            return_outputs=True)` returns them.
     """
 
     loss: Tensor
@@ -143,10 +148,12 @@ class ObjectiveOutput:
 
 class Objective(Protocol):
     """
-    What "forget" and "retain" mean for a kind of model. Subclass it; [`GSLoraTrainer`] knows nothing else of the kind.
+    What "forget" and "retain" mean for a kind of model.
 
-    `model` is what the trainer calls, a `PeftModel` and under DDP a wrapper around it: [`unwrapped`] leads to the
-    model's configuration and heads, while the forward must go through `model` itself.
+    Subclass it. [`GSLoraTrainer`] knows nothing else about the kind of model.
+
+    `model` is the module that the trainer calls: a `PeftModel`, and under DDP a wrapper around it. Call `model` itself
+    for a forward. [`unwrapped`] leads to the model's configuration and heads.
 
     Attributes:
         scoring ([`Scoring`]):
@@ -170,12 +177,12 @@ class Objective(Protocol):
                 Averages a tensor over processes; identity by default.
 
         Returns:
-            [`ObjectiveOutput`]
+            [`ObjectiveOutput`]: The loss, and values to log.
         """
         ...
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """The loss of an ordinary batch and the outputs that metrics are computed from, without gradient.
+        """The loss and the outputs of an ordinary batch, without gradient.
 
         Args:
             model (`torch.nn.Module`):
@@ -184,24 +191,72 @@ class Objective(Protocol):
                 A batch of samples of any classes.
 
         Returns:
-            `tuple[torch.Tensor, dict]`: A scalar, and the tensors to gather by name.
+            `tuple[torch.Tensor, dict]`: A scalar loss, and the tensors that metrics are computed from, by name.
         """
         ...
 
     def prepare(
         self, model: nn.Module, batches: Callable[[], Iterable[dict[str, Any]]], global_sum: GlobalMean = identity
     ) -> None:
-        """Looks at the training data before the first step; by default at nothing.
+        """Reads the training data before the first step; by default it does nothing.
 
-        Called at the start of every training, also of one that is resumed.
+        The trainer calls it at the start of every training, also when it resumes one.
 
         Args:
             model (`torch.nn.Module`):
                 The model as it was before the task: without the adapter that trains, in eval mode and without
                 gradient.
             batches (`Callable`):
-                Gives this process's share of both training sets, in batches on the device.
+                Returns this process's share of both training sets, in batches on the device.
             global_sum (`Callable`, *optional*):
                 Sums a tensor over processes; identity by default.
         """
         return None
+
+
+class LossArguments(Protocol):
+    """The fields of [`GSLoraTrainingArguments`] that objectives are built from."""
+
+    forget_weight: float
+    forget_loss: ForgetLoss
+    forget_bound: Any  # a number or "auto"
+    background: Literal["matched", "others"]
+    prototype_forget_weight: float
+    prototype_retain_weight: float
+    prototype_bound: Any  # a number or "auto"
+    prototype_distance: PrototypeDistance
+    prototype_augmentations: int
+    distillation_weight: Any  # a number or "auto"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an objective knows of the task besides the arguments.
+
+    Args:
+        roles ([`ClassRoles`], *optional*, defaults to none):
+            The classes by role.
+        adapter (`str`, *optional*):
+            The adapter that trains; `None` if the model's own weights train.
+    """
+
+    roles: ClassRoles = ClassRoles()
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model. The file of its objective holds it, and `OBJECTIVES` lists it.
+
+    Args:
+        fits (`Callable`):
+            Whether a model, a `PeftModel` or a bare one, is of this kind.
+        make (`Callable`):
+            Builds the [`Objective`] from the model, the [`GSLoraTrainingArguments`] and the [`Task`].
+        check (`Callable`, *optional*, defaults to [`check_class_head`]):
+            Refuses a model of this kind that cannot be trained, before any data is read.
+    """
+
+    fits: Callable[[nn.Module], bool]
+    make: Callable[[nn.Module, LossArguments, Task], Objective]
+    check: Callable[[nn.Module], None] = check_class_head

@@ -1,48 +1,28 @@
-"""Terms added to an objective: prototypes and distillation."""
+"""Terms that wrap the objective of a classifier: prototypes and distillation."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..compat import reference_model, unwrapped
 from ..errors import InvalidInputError
-from .base import GlobalMean, Objective, ObjectiveOutput, identity
-from .classification import bounded_cross_entropy, logits_of
-from .heads import captured_embeddings, find_head
+from .base import LossArguments, Objective, ObjectiveOutput, Task
+from .heads import captured_embeddings, find_head, head_size, logits_of
+from .losses import (
+    GlobalMean,
+    PrototypeDistance,
+    bounded_cross_entropy,
+    distillation_loss,
+    embedding_distances,
+    identity,
+)
 
-PrototypeDistance = Literal["kl", "cosine", "l2"]
-
-
-def embedding_distances(embeddings: Tensor, prototypes: Tensor, kind: PrototypeDistance = "kl") -> Tensor:
-    """
-    How far each embedding lies from a prototype.
-
-    Args:
-        embeddings (`torch.Tensor`):
-            Shape `(B, width)`.
-        prototypes (`torch.Tensor`):
-            The same shape.
-        kind (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`):
-            `"kl"` is KL(softmax(prototype) ‖ softmax(embedding)) in nats, as published (its mean is `F.kl_div` of
-            log-softmaxes with `batchmean` and `log_target`); `"cosine"` 1 − cos, in [0, 2]; `"l2"` the Euclidean
-            distance.
-
-    Returns:
-        `torch.Tensor`: Shape `(B,)`, not negative.
-    """
-    if kind == "cosine":
-        return 1 - F.cosine_similarity(embeddings, prototypes)
-    if kind == "l2":
-        return torch.linalg.vector_norm(embeddings - prototypes, dim=1)
-    log_p, log_q = prototypes.log_softmax(1), embeddings.log_softmax(1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+DISTILLATION_WEIGHT = 1.0  # w_d by default where classes have no training data; docs/benchmarks.md
 
 
 @dataclass(frozen=True)
@@ -52,9 +32,9 @@ class ClassPrototypes:
 
     Attributes:
         means (`torch.Tensor`):
-            float32, shape `(num_labels, width)`; zero where a class had no sample.
+            float32, shape `(num_labels, width)`; zero for a class without samples.
         counts (`torch.Tensor`):
-            int64, shape `(num_labels,)`: samples of each class (views, where they are augmented).
+            int64, shape `(num_labels,)`: samples of each class; with augmentation, their views.
     """
 
     means: Tensor
@@ -66,18 +46,18 @@ class ClassPrototypes:
         cls, model: nn.Module, batches: Iterable[dict[str, Any]], global_sum: GlobalMean = identity
     ) -> ClassPrototypes:
         """
-        One pass over labelled data.
+        Averages the embeddings of each class in one pass over labelled data.
 
         Args:
             model (`torch.nn.Module`):
                 A classifier, as it was before the task and in eval mode.
             batches (`Iterable[dict]`):
-                Batches with `labels`, on the model's device; this process's share of them.
+                This process's batches with `labels`, on the model's device.
             global_sum (`Callable`, *optional*):
                 Sums a tensor over processes; identity by default.
 
         Returns:
-            [`ClassPrototypes`], the same in every process.
+            [`ClassPrototypes`]: The same prototypes in every process.
 
         Raises:
             NoEmbeddingFoundError: If the embedding cannot be found.
@@ -92,57 +72,58 @@ class ClassPrototypes:
                 model(**{name: value for name, value in batch.items() if name != "labels"})
             embeddings = captured.embeddings
             if sums is None or counts is None:
-                # In float64 the order of the sum leaves no trace in a float32 mean: neither the atomic additions of a
-                # GPU, nor the size of batches, nor the number of processes.
+                # Sums in float64 give the same float32 mean in any order: whatever the atomic additions of a GPU, the
+                # batch size and the number of processes.
                 dtype = torch.float32 if embeddings.device.type == "mps" else torch.float64
                 sums = torch.zeros(num_labels, embeddings.shape[1], dtype=dtype, device=embeddings.device)
                 counts = torch.zeros(num_labels, dtype=dtype, device=embeddings.device)
             sums.index_add_(0, labels, embeddings.to(sums.dtype))
             counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype))
         if sums is None or counts is None:
-            expected = "one sample at least in each process, to take prototypes of"
-            raise InvalidInputError("batches", [], expected, "Use fewer processes than there are samples.")
+            expected = "at least one sample in each process, because prototypes are means of samples"
+            raise InvalidInputError("batches", [], expected, "Use at most as many processes as there are samples.")
         sums, counts = global_sum(sums), global_sum(counts)
         return cls((sums / counts.clamp(min=1)[:, None]).float(), counts.long())
 
     def of(self, labels: Tensor) -> Tensor:
-        """The prototypes of samples' classes: shape `(B, width)` for labels of shape `(B,)`."""
+        """The prototype of each sample's class: shape `(B, width)` for labels of shape `(B,)`."""
         return self.means[labels]
 
     def mean_distance(self, kind: PrototypeDistance = "kl") -> Tensor:
-        """The mean distance between the prototypes of two different classes, a scalar; 0 where there is one class."""
+        """Mean distance between the prototypes of two different classes, a scalar; 0 with a single class."""
         means = self.means[self.counts > 0]
-        # A class has no distance from itself.
+        # The distance of a class from itself is 0.
         sums = [embedding_distances(row.expand_as(means), means, kind).sum() for row in means]
         return torch.stack(sums).sum() / max(len(means) * (len(means) - 1), 1)
 
 
 class PrototypeObjective(Objective):
     r"""
-    Adds the prototype terms of GS-LoRA++ (https://arxiv.org/abs/2501.09705, §3.4) to the objective of a classifier:
-    w_f · ReLU(BND_pro − D_f) + w_r · D_r, where D_f and D_r are the mean distances of the embeddings of the forget and
-    the retain half from the prototypes of their classes.
+    Adds the prototype terms of GS-LoRA++ (https://arxiv.org/abs/2501.09705, §3.4) to the objective of a classifier.
 
-    Prototypes come from the model as it was before the task, on the samples of both training sets, and are taken anew
-    when a training is resumed; nothing of them is stored.
+    The terms are w_f · ReLU(BND_pro − D_f) + w_r · D_r, where D_f and D_r are the mean distances of the embeddings of
+    the forget and the retain half from the prototypes of their classes.
+
+    The model as it was before the task computes the prototypes from the samples of both training sets. A training that
+    resumes computes them again; they are not stored.
 
     Args:
         objective ([`Objective`]):
-            What the terms are added to; its forward must go through the model's one head.
+            The objective that the terms are added to; its forward must go through the model's single head.
         forget_weight (`float`):
             w_f.
         retain_weight (`float`):
             w_r.
         bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             BND_pro, in the unit of the distance. `"auto"` is the mean distance between the prototypes of two different
-            classes, so that a forgotten sample ends as far from its class as other classes lie. (The papers' 18
-            belongs to CosFace embeddings of width 512.).
+            classes: a forgotten sample ends as far from its class as other classes are. The papers' 18 belongs to
+            CosFace embeddings of width 512.
         distance (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`):
             See [`embedding_distances`].
 
     Attributes:
         prototypes ([`ClassPrototypes`] or `None`):
-            `None` before [`~PrototypeObjective.prepare`].
+            The prototypes; `None` before [`~PrototypeObjective.prepare`].
     """
 
     def __init__(
@@ -175,11 +156,11 @@ class PrototypeObjective(Objective):
         self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
     ) -> ObjectiveOutput:
         if self.prototypes is None:
-            raise RuntimeError("there are no prototypes yet: call prepare() before the first step")
+            raise RuntimeError("There are no prototypes yet. Call prepare() before the first step.")
         with captured_embeddings(model, self._path) as captured:
             output = self.objective.training_step(model, inputs, global_mean)
         labels = inputs["labels"]
-        # Under autocast, softmax and norms must not fall back to half precision.
+        # Softmax and norms stay in float32, also under autocast.
         with torch.autocast(labels.device.type, enabled=False):
             distances = embedding_distances(captured.embeddings, self.prototypes.of(labels), self.distance)
         retain, forget = distances.chunk(2)
@@ -193,44 +174,24 @@ class PrototypeObjective(Objective):
         return self.objective.evaluation_step(model, inputs)
 
 
-def distillation_loss(logits: Tensor, earlier: Tensor, excluded_classes: Sequence[int] = ()) -> Tensor:
-    """
-    Mean KL(p_before ‖ p_now) over the classes that are not left out; one that the model rules out (logit −∞) adds 0.
-
-    Args:
-        logits (`torch.Tensor`):
-            Shape `(B, C)`, with gradient.
-        earlier (`torch.Tensor`):
-            The same shape, of the model before the task.
-        excluded_classes (`Sequence[int]`, *optional*, defaults to none):
-            Classes that both probabilities are conditioned on not being; fewer than C.
-
-    Returns:
-        `torch.Tensor`: Scalar in nats, not negative.
-    """
-    stays = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-    stays[list(excluded_classes)] = False
-    now, before = (x[:, stays].float().log_softmax(1) for x in (logits, earlier))
-    # A class that the model rules out with a logit of -inf adds 0, not 0 · (-inf + inf).
-    difference = (before - now).masked_fill(before == -math.inf, 0.0)
-    return (before.exp() * difference).sum(1).mean()
-
-
 class DistillationObjective(Objective):
     r"""
-    Adds w_d · KL(p_before ‖ p_now) to the objective of a classifier, over all classes but those to forget: knowledge
-    distillation (https://arxiv.org/abs/1503.02531) as Learning without Forgetting uses it
-    (https://arxiv.org/abs/1606.09282), with the classes to forget left out. Not part of the papers' method.
+    Adds w_d · KL(p_before ‖ p_now) to the objective of a classifier, over all classes but those to forget.
 
-    Nothing else speaks for classes that have no training data. What the earlier model says of them on the images of
-    others does, on those to forget, too: how they resemble the classes that stay need not change. Where every class
-    has data the half to keep says enough, and the half to forget is better left to the forgetting term
-    (docs/benchmarks.md). What earlier requests forgot is held as forgotten as it was. The earlier model is the one
-    that trains with its adapter off, so that nothing is stored; it costs a second forward without gradient.
+    This is knowledge distillation (https://arxiv.org/abs/1503.02531) as Learning without Forgetting uses it
+    (https://arxiv.org/abs/1606.09282), without the classes to forget. It is not part of the papers' method.
+
+    No other term holds classes that have no training data. Here the earlier model's predictions on samples of other
+    classes hold them. Samples to forget help, too: their resemblance to the kept classes need not change. If every
+    class has data, the half to keep suffices, and the forgetting term should act alone on the half to forget
+    (docs/benchmarks.md). Classes that earlier requests forgot stay as forgotten as they were.
+
+    The earlier model is the one that trains, with its adapter disabled. Nothing is stored; each step costs a second
+    forward without gradient.
 
     Args:
         objective ([`Objective`]):
-            What the term is added to; its outputs must hold the logits.
+            The objective that the term is added to; its outputs must hold the logits.
         weight (`float`):
             w_d.
         adapter (`str`, *optional*, defaults to `"default"`):
@@ -238,7 +199,7 @@ class DistillationObjective(Objective):
         excluded_classes (`Sequence[int]`, *optional*, defaults to none):
             The classes to forget, not those forgotten before.
         retain_only (`bool`, *optional*, defaults to `False`):
-            Leave out the half to forget.
+            Whether the term skips the half to forget.
     """
 
     def __init__(
@@ -267,8 +228,8 @@ class DistillationObjective(Objective):
         output = self.objective.training_step(model, inputs, global_mean)
         if output.logits is None:
             raise TypeError(f"{type(self.objective).__name__} gives no logits; expected those of a classifier.")
-        # Past the wrapper for several processes, which would expect a backward pass. After the other forward: autocast
-        # keeps what it has cast, and what was cast without gradient has none.
+        # Without the wrapper for several processes, which would expect a backward pass. After the other forward:
+        # autocast caches its casts, and a cast that was made without gradient has none.
         own = unwrapped(model)
         size = len(inputs["labels"])
         rows = size // 2 if self.retain_only else size
@@ -284,8 +245,55 @@ class DistillationObjective(Objective):
 
 
 def _first_rows(inputs: dict[str, Any], rows: int, size: int) -> dict[str, Any]:
-    """The first rows of a batch of `size`; what does not belong to single samples stays as it is."""
+    """The first rows of a batch of `size`; values that do not belong to single samples stay as they are."""
     return {
         name: value[:rows] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
         for name, value in inputs.items()
     }
+
+
+def with_prototypes(objective: Objective, model: nn.Module, args: LossArguments) -> Objective:
+    """Wraps a classifier's objective in a [`PrototypeObjective`] if one of the prototype weights is not 0.
+
+    Raises:
+        NoEmbeddingFoundError: If one is not 0 and the model's embedding cannot be found.
+    """
+    if not args.prototype_forget_weight and not args.prototype_retain_weight:
+        return objective
+    find_head(model)
+    return PrototypeObjective(
+        objective,
+        forget_weight=args.prototype_forget_weight,
+        retain_weight=args.prototype_retain_weight,
+        bound=args.prototype_bound,
+        distance=args.prototype_distance,
+    )
+
+
+def with_distillation(objective: Objective, model: nn.Module, args: LossArguments, task: Task) -> Objective:
+    """Wraps a classifier's objective in a [`DistillationObjective`] if its weight is not 0.
+
+    It must be the outermost wrapper, because its second forward also goes through the head.
+
+    Raises:
+        InvalidInputError: If the weight is not 0 and the model's own weights train instead of an adapter.
+    """
+    weight = args.distillation_weight
+    if task.adapter is None:
+        if weight not in ("auto", 0):
+            raise no_distillation(weight, "the model's own weights train, and the earlier model is gone")
+        return objective
+    if weight == "auto":
+        weight = DISTILLATION_WEIGHT if task.roles.missing else 0.0
+    num_labels = head_size(model)
+    if num_labels is not None and num_labels - len(task.roles.forget) < 2:
+        weight = 0.0  # one class is left: its probability is 1 before and after
+    if not weight:
+        return objective
+    roles = task.roles
+    return DistillationObjective(objective, weight, task.adapter, roles.forget, retain_only=not roles.missing)
+
+
+def no_distillation(weight: float | str, why: str) -> InvalidInputError:
+    """The error for a distillation weight that cannot be used."""
+    return InvalidInputError("distillation_weight", weight, f"'auto' or 0: {why}", "Leave it out.")

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 from torch import nn
-from transformers import TrainingArguments
 
 from ..data import AgreeingLabels
 from ..objectives import Scoring, objective_for
 from ..roles import ClassRoles
-from ..training import ObjectiveEvaluation
+from ..training import GSLoraTrainingArguments, ObjectiveEvaluation
 from .recipe import Recipe
 
 # What accelerate's evaluation sets on a model: autocast, and a mark that would keep training from wrapping it in DDP.
@@ -70,9 +69,7 @@ class Scores:
         sets = {"all": list(by_class), "retain": roles.retain, "missing": roles.missing}
         return scores_of_sets(scoring, by_class, sets)
 
-    def of_task(
-        self, model: nn.Module, roles: ClassRoles, before: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def of_task(self, model: nn.Module, roles: ClassRoles, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Scores by role of the class, see [`Scoring.by_role`].
 
         Args:
@@ -153,7 +150,7 @@ def scores_of_sets(
 
 
 def predict(
-    model: nn.Module, dataset: Dataset, args: TrainingArguments, data_collator: Any, label_column: str = "label"
+    model: nn.Module, dataset: Dataset, args: GSLoraTrainingArguments, data_collator: Any, label_column: str = "label"
 ) -> Predictions:
     """What a model answers on every row, as the objective of its kind has it.
 
@@ -162,7 +159,7 @@ def predict(
             A model of a kind that [`objective_for`] knows; it is left in eval mode.
         dataset (`datasets.Dataset`):
             Labelled rows.
-        args (`TrainingArguments`):
+        args ([`GSLoraTrainingArguments`]):
             Batch size, device, precision and workers of the evaluation; not changed.
         data_collator (`Callable`):
             As in `transformers.Trainer`.
@@ -202,7 +199,7 @@ def predict(
 class _Scorer(ObjectiveEvaluation):
     """Predictions as the objective of the model has them: the model's own loss, which not every one has, is not asked."""
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any):
+    def __init__(self, model: nn.Module, args: GSLoraTrainingArguments, **kwargs: Any):
         super().__init__(model, args, **kwargs)
         self.objective = objective_for(model, args)
 

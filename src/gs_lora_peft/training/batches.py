@@ -89,7 +89,7 @@ def _labels_of_rows(dataset: Any, label_column: str, name: str) -> np.ndarray:
             labels.append(row[found or label_column])
         except (KeyError, TypeError, IndexError) as error:
             raise InvalidInputError(
-                rows.where(index),
+                rows.row_name(index),
                 list(row) if isinstance(row, Mapping) else type(row).__name__,
                 f"a dictionary with an integer under {label_column!r}",
                 "Give the key of the labels as `label_column`.",

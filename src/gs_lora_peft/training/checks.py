@@ -127,8 +127,6 @@ def check_model(
         raise InvalidInputError("optimizers", kwargs["optimizers"], "none with `model_init`: they hold one model", fix)
 
 
-
-
 def classes_of_task(
     forget_dataset: Any,
     retain_dataset: Any,

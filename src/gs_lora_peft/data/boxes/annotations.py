@@ -1,6 +1,6 @@
-"""Annotated boxes: the usual layouts read as one, checked, and numbered as the model numbers its categories.
+"""Annotated boxes: reading the usual layouts as one, checking them, and aligning their categories with a model.
 
-Everything here works on the annotations and at most the headers of the images: no pixel is decoded, no transform run.
+This reads the annotations and at most the headers of the images. It decodes no pixels and runs no transform.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..classes import check_dataset, ids_by_name
 from .columns import (
     ObjectColumn,
     header_sizes,
-    named,
+    ids_and_names,
     numbers_of,
     read_object_column,
     replaced,
@@ -30,24 +30,20 @@ from .columns import (
 
 Data = TypeVar("Data", Dataset, DatasetDict)
 
-
 BoxFormat = Literal["xywh", "xyxy"]
-
-
 InvalidBoxes = Literal["raise", "drop"]
 
-
-_SHOWN = 10  # at most so many names are listed in a message
+_SHOWN = 10  # names listed in an error
 
 
 class InvalidBoxError(InvalidInputError):
-    """A box has no area, is not four finite numbers, or lies outside its image: `name` says in which row."""
+    """A box without area, that is not four finite numbers, or outside its image: `name` has its row."""
 
 
 @dataclass(frozen=True)
 class Annotations:
     """
-    The annotations of a dataset's images, one behind the other in the order of its rows.
+    The annotations of a dataset's images, in the order of its rows.
 
     Attributes:
         rows (`np.ndarray` of shape `(n,)`, int64):
@@ -57,16 +53,16 @@ class Annotations:
         categories (`np.ndarray` of shape `(n,)`, int64):
             Category id.
         crowd (`np.ndarray` of shape `(n,)`, bool):
-            Regions of many objects, which are not training samples.
+            Whether it is a region of many objects, which is not a training sample.
         names (`list[str]` or `None`):
             Names of the categories by id.
         stored (`pyarrow.Array`):
-            Every box of `column` as it was stored, not always of four numbers.
+            Every box of `column` as it was stored, perhaps not of four numbers.
         places (`np.ndarray` of shape `(n,)`, int64):
-            Where the annotation stands in `column`.
+            Index of the annotation in `column`.
         column ([`ObjectColumn`]):
-            The same annotations as they are stored, as `bbox`, `category` and what else there is; with those of rows
-            that the dataset has left out.
+            The annotations as they are stored, with the fields `bbox`, `category` and any others. It includes rows
+            that a selection of the dataset leaves out.
     """
 
     rows: np.ndarray
@@ -87,38 +83,36 @@ def prepare_boxes(
     box_format: BoxFormat = "xywh",
     invalid: InvalidBoxes = "raise",
 ) -> Data:
-    """Brings annotated boxes into the one layout that splitting, collating and scoring read, and checks them.
+    """Converts annotated boxes to the layout that splits, collators and scores read, and checks them.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.DatasetDict`):
-            One row for each image. Its column of annotations is a struct of lists or a list of structs. Boxes are
-            called `bbox`, `bboxes` or `boxes`, categories `category`, `categories`, `category_id`, `label` or
-            `labels`: a `ClassLabel`, names, or ids. Boxes are compared with the columns `width` and `height`; without
-            these with the headers of the images in `image` (or the only column of them), as far as they are in the
-            dataset or in local files. Other images are not compared.
+            One row for each image. Its column of annotations is a struct of lists or a list of structs. The boxes are
+            `bbox`, `bboxes` or `boxes`. The categories are `category`, `categories`, `category_id`, `label` or
+            `labels`: a `ClassLabel`, names, or ids. Boxes are compared with the columns `width` and `height`. Without
+            them, they are compared with the headers of the images in `image` (or in the only column of images) that
+            are in the dataset or in local files. Other images are not compared.
         objects_column (`str`, *optional*, defaults to `"objects"`):
             The column of annotations.
         label2id (`Mapping[str, int]`, *optional*):
-            `model.config.label2id`, to number the categories as the model does; ids may be text ("0"). A name may list
-            synonyms, separated by commas. Without it names are numbered in their own order, and categories that have
-            ids keep them.
-        box_format (`str`, *optional*, defaults to `"xywh"`):
-            What the boxes are now: `"xywh"` (left, top, width, height, as COCO has them) or `"xyxy"` (left, top,
-            right, bottom), in pixels.
-        invalid (`str`, *optional*, defaults to `"raise"`):
-            What happens to boxes without area, with values that are not finite, or wholly outside their image:
-            `"raise"`, or `"drop"` these annotations. COCO has a few. Boxes that reach beyond the image stay; image
-            processors cut them off.
+            `model.config.label2id`, to give the categories the model's ids; ids may be text ("0"). A name may list
+            synonyms, separated by commas. Without it, names are numbered in their own order, and ids stay.
+        box_format (`"xywh"` or `"xyxy"`, *optional*, defaults to `"xywh"`):
+            Format of the boxes in `dataset`, in pixels: `"xywh"` (left, top, width, height, as in COCO) or `"xyxy"`
+            (left, top, right, bottom).
+        invalid (`"raise"` or `"drop"`, *optional*, defaults to `"raise"`):
+            Whether boxes without area, with values that are not finite, or wholly outside their image raise an error
+            or are dropped. COCO has a few. Boxes that reach beyond the image stay; image processors clip them.
 
     Returns:
-        `datasets.Dataset` or `datasets.DatasetDict`: The dataset with `objects_column` as a struct of lists: `bbox`.
-        (x, y, w, h), `category` (a `ClassLabel` where there are names) and every other field there was.
+        `datasets.Dataset` or `datasets.DatasetDict`: The dataset with `objects_column` as a struct of lists: `bbox`
+        (x, y, w, h), `category` (a `ClassLabel` if there are names) and every other field.
 
     Raises:
-        InvalidBoxError: `invalid="raise"` and there are such boxes; or most boxes reach beyond their images, as
-            corners taken for sizes do, or none beyond one pixel, as shares of the image do.
-        ValueError: There are no boxes or categories in the column, an annotation has no category, or the model does
-            not know one.
+        InvalidBoxError: If `invalid="raise"` and there are such boxes; if most boxes reach beyond their images, as
+            corners do when read as sizes; or if no box reaches beyond one pixel, as relative boxes do.
+        InvalidInputError: If the column lacks boxes or categories, an annotation does not have a category, or the
+            model does not have one of the categories.
 
     Example:
     ```python
@@ -150,12 +144,12 @@ def prepare_boxes(
 
 
 def checked_annotations(dataset: Dataset, objects_column: str) -> Annotations:
-    """The annotations of a dataset, all of them fit for training.
+    """Reads the annotations of a dataset, and checks that all of them can be used.
 
     Raises:
-        InvalidBoxError: A box has no area, is not finite or lies outside its image, by the columns `width` and
-            `height` alone: the headers of the images are read once, by [`prepare_boxes`].
-        ValueError: See [`prepare_boxes`].
+        InvalidBoxError: If a box does not have an area, is not finite or lies outside its image, by the columns
+            `width` and `height`. Only [`prepare_boxes`] reads the headers of the images.
+        InvalidInputError: As in [`read_annotations`].
     """
     annotations = read_annotations(dataset, objects_column)
     _refuse_invalid(annotations, _invalid(annotations, stored_sizes(dataset)))
@@ -163,10 +157,10 @@ def checked_annotations(dataset: Dataset, objects_column: str) -> Annotations:
 
 
 def read_annotations(dataset: Dataset, objects_column: str, box_format: BoxFormat = "xywh") -> Annotations:
-    """The annotations of a dataset whichever of the usual layouts they have. The boxes are not checked.
+    """Reads the annotations of a dataset in any of the usual layouts. The boxes are not checked.
 
     Raises:
-        ValueError: There are no boxes or categories in the column, or an annotation has no category.
+        InvalidInputError: If the column lacks boxes or categories, or an annotation does not have a category.
     """
     check_dataset(dataset)
     stored = read_object_column(dataset, objects_column)
@@ -190,7 +184,7 @@ def read_annotations(dataset: Dataset, objects_column: str, box_format: BoxForma
             f"row {rows[bad[0]]}, column {objects_column!r}, category",
             int(categories[bad[0]]),
             f"an id {wanted}",
-            f"Remove boxes without a category ({bad.size} in all).",
+            f"Remove boxes without a category ({bad.size} in total).",
         )
     fields = {
         "bbox": pa.FixedSizeListArray.from_arrays(pa.array(all_boxes.ravel()), 4),
@@ -212,7 +206,7 @@ def read_annotations(dataset: Dataset, objects_column: str, box_format: BoxForma
 
 
 def _categories(stored: ObjectColumn) -> tuple[np.ndarray, list[str] | None]:
-    return named(stored.fields[stored.categories], stored.features[stored.categories])
+    return ids_and_names(stored.fields[stored.categories], stored.features[stored.categories])
 
 
 def _crowds(stored: ObjectColumn) -> np.ndarray:
@@ -222,7 +216,7 @@ def _crowds(stored: ObjectColumn) -> np.ndarray:
 
 
 def _invalid(annotations: Annotations, sizes: np.ndarray | None) -> dict[int, str]:
-    """Which boxes cannot be used, and what is expected of them; `sizes` are those of each row's image, if known."""
+    """The boxes that cannot be used, with what is expected of them; `sizes` has the size of each row's image."""
     boxes, rows = annotations.boxes, annotations.rows
     sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
     if sound.any() and boxes[sound].max() <= 1:
@@ -230,7 +224,7 @@ def _invalid(annotations: Annotations, sizes: np.ndarray | None) -> dict[int, st
             annotations,
             int(np.flatnonzero(sound)[0]),
             "(x, y, w, h) in pixels, but no box reaches beyond one pixel",
-            "Multiply shares of the image by its width and height.",
+            "Multiply relative boxes by the width and height of the image.",
         )
     wrong = dict.fromkeys(np.flatnonzero(~sound).tolist(), "four finite numbers (x, y, w, h) with w, h > 0")
     if sizes is None:
@@ -244,7 +238,7 @@ def _invalid(annotations: Annotations, sizes: np.ndarray | None) -> dict[int, st
             annotations,
             int(np.flatnonzero(beyond)[0]),
             f"(x, y, w, h) in pixels, but {beyond.sum()} of {len(boxes)} boxes reach beyond their images",
-            "If these are corners, give prepare_boxes box_format='xyxy'.",
+            "If these are corners, pass box_format='xyxy' to prepare_boxes.",
         )
     for number in np.flatnonzero(outside).tolist():
         width, height = size[number]
@@ -255,7 +249,7 @@ def _invalid(annotations: Annotations, sizes: np.ndarray | None) -> dict[int, st
 def _refuse_invalid(annotations: Annotations, wrong: dict[int, str]) -> None:
     if wrong:
         these = f"these {len(wrong)} boxes" if len(wrong) > 1 else "this box"
-        fix = f"Correct {these}, or leave out what cannot be used with prepare_boxes(..., invalid='drop')."
+        fix = f"Correct {these}, or drop invalid boxes with prepare_boxes(..., invalid='drop')."
         raise _box_error(annotations, min(wrong), wrong[min(wrong)], fix)
 
 
@@ -269,9 +263,9 @@ def _box_error(annotations: Annotations, number: int, expected: str, fix: str) -
 def _renumbered(
     column: ObjectColumn, annotations: Annotations, objects_column: str, label2id: Mapping[str, int]
 ) -> ObjectColumn:
-    """The annotations with the model's ids, and its names where the dataset has none of its own for them."""
+    """The annotations with the model's ids. Categories of the dataset keep the dataset's names."""
     highest = max(label2id.values())
-    # A model that gives several ids one name ("N/A" for gaps) has only one of them in `label2id`.
+    # `label2id` has only one of several ids that share a name ("N/A" for gaps).
     names = [f"LABEL_{class_id}" for class_id in range(highest + 1)]
     for model_name, class_id in label2id.items():
         names[class_id] = model_name
@@ -282,7 +276,7 @@ def _renumbered(
                 f"column {objects_column!r}, category",
                 unknown,
                 f"ids of the model, from 0 to {highest}",
-                "Renumber them, or give them names.",
+                "Use the model's ids, or name the categories.",
             )
         return replace(column, features={**column.features, "category": ClassLabel(names=names)})
     used = sorted(set(annotations.categories.tolist()))
@@ -292,15 +286,15 @@ def _renumbered(
         raise InvalidInputError(
             f"column {objects_column!r}, category",
             alone or annotations.names,
-            f"names that are each one class of the model, out of {list(label2id)[:_SHOWN]}",
-            "Rename them, or leave them out.",
+            f"names that mean one class of the model each, such as {list(label2id)[:_SHOWN]}",
+            "Rename them, or remove them.",
         )
     new_ids = np.full(len(annotations.names), -1, dtype=np.int64)
     new_ids[used] = ids
     for old_id, class_id in zip(used, ids, strict=True):
         names[class_id] = annotations.names[old_id]
     stored = column.fields["category"].to_numpy()
-    # Rows that the dataset has left out may hold anything.
+    # Rows that a selection leaves out may hold any value.
     known = (stored >= 0) & (stored < len(new_ids))
     numbered = np.where(known, new_ids[np.where(known, stored, 0)], -1)
     return replace(
@@ -315,6 +309,6 @@ def _refuse_other_names(names: dict[Any, list[str] | None], objects_column: str)
         raise InvalidInputError(
             f"column {objects_column!r}, category",
             names,
-            "the same names in all splits, because their order numbers them",
+            "the same names in all splits, because their order determines the ids",
             "Pass label2id, for instance `model.config.label2id`.",
         )

@@ -1,4 +1,4 @@
-"""Which images are to be forgotten and which are replayed, where an image holds objects of several categories."""
+"""Splits of datasets with annotated boxes, where an image holds objects of several categories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ..row_splits import (
     assign_roles,
     check_fraction,
     check_sampling,
-    check_seed,
     draw,
     require_rows,
     rounded_share,
@@ -36,18 +35,18 @@ def split_boxes(
     shots: int | None = None,
     seed: int = 1337,
 ) -> ForgettingSplit:
-    """Takes a dataset of annotated boxes apart for one forgetting task.
+    """Splits a dataset of annotated boxes for one forgetting task.
 
-    An image goes into the forget part where it holds an object to forget, and into the retain part where it holds one
-    to keep: mixed images are in both. The annotations of these two parts are those of all categories to forget and to
-    keep now, in both: which half of a batch an image is in, and an annotation's category, say what it is for. The
-    annotations of all other categories (old, missing, or named nowhere) are removed from them: nothing of these is
-    shown to the model, which also means that their objects count as background there.
+    An image is in the forget part if it holds an object to forget, and in the retain part if it holds one to keep.
+    Mixed images are in both. Images of both parts have the annotations of all categories to forget and to keep. The
+    half of a batch and the annotation's category decide how training uses an annotation. Annotations of all other
+    categories (old, missing, or not named) are removed. The model does not see them, and their objects count as
+    background.
 
-    Images are drawn for each category in one random order of all images, which depends on `seed` alone: a category
-    keeps its images from task to task, a smaller draw is part of a larger one, and categories share images where they
-    can. An image that was drawn keeps all its annotations, so that a category may get more images than were drawn for
-    it. Crowds (`iscrowd`) put no image into a part.
+    Images are drawn for each category in one random order of all images, which depends only on `seed`. A category
+    keeps its images from task to task, a smaller draw is part of a larger one, and categories share images where
+    possible. A drawn image keeps all its annotations, so that a category may get more images than were drawn for it.
+    Crowds (`iscrowd`) do not put an image into a part.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -61,25 +60,25 @@ def split_boxes(
         missing (`Sequence[str | int]`, *optional*, defaults to none):
             Categories to keep although none of their objects is shown. They need not have images.
         retain (`Sequence[str | int]`, *optional*, defaults to every other category that has images):
-            The categories to keep and to show.
+            The categories to replay.
         replay_ratio (`float`, *optional*, defaults to 1.0):
-            The share in (0, 1] of each retained category's images that goes into D_r, rounded half up, one at least.
+            The share in (0, 1] of each retained category's images in D_r, rounded half up, at least one.
         shots (`int`, *optional*):
-            Draw so many images for every category to forget and for every one to retain.
+            Number of images to draw for every category to forget or to retain.
         seed (`int`, *optional*, defaults to 1337):
-            Decides which images `replay_ratio` and `shots` draw.
+            Seed of the draw by `replay_ratio` and `shots`.
 
     Returns:
-        [`ForgettingSplit`]: The four parts and their classes; `objects_column` of each is a struct of lists with.
-        `bbox`, `category` and every other field there was. `old` and `missing` hold the images with objects of these
-        categories, and only their annotations. Images without annotations are in no part.
+        [`ForgettingSplit`]: The four parts and their classes. The `objects_column` of each part is a struct of lists
+        with `bbox`, `category` and every other field. `old` and `missing` hold the images with objects of these
+        categories, and only their annotations. No part has images without annotations.
 
     Raises:
-        InvalidBoxError: A box has no area, is not finite or lies outside its image.
-        UnknownClassError: A name or id that the annotations do not have.
-        ValueError: No category to forget, or none left to retain; a category with two roles; a category to forget or
-            to retain without images, or with fewer than `shots`; a dataset or column that cannot be split; settings
-            out of range, or `replay_ratio` together with `shots`.
+        InvalidBoxError: If a box does not have an area, is not finite or lies outside its image.
+        UnknownClassError: If the annotations do not have a name or id.
+        InvalidInputError: If there is no category to forget or to retain; if a category has two roles; if a category
+            to forget or to retain does not have images, or fewer than `shots`; if the dataset or the column cannot be
+            split; or if a setting is out of range, or both `replay_ratio` and `shots` are set.
 
     Example:
     ```python
@@ -119,7 +118,7 @@ def split_boxes(
 def train_validation_boxes(
     dataset: Dataset, objects_column: str = "objects", fraction: float = 0.1, seed: int = 1337
 ) -> tuple[Dataset, Dataset]:
-    """Takes a validation part out of training images, about the same share of every category.
+    """Splits a validation part off the training images, with about the same share of every category.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -127,27 +126,27 @@ def train_validation_boxes(
         objects_column (`str`, *optional*, defaults to `"objects"`):
             The column of annotations.
         fraction (`float`, *optional*, defaults to 0.1):
-            The share in (0, 1) of each category's images that is drawn, rounded half up. Categories share images where
-            they can. One image of each category stays in the training part whatever the share.
+            The share in (0, 1) of each category's images to draw, rounded half up. Categories share images where
+            possible. At least one image of each category stays in the training part.
         seed (`int`, *optional*, defaults to 1337):
-            Decides which images are taken.
+            Seed of the draw.
 
     Returns:
-        `tuple[datasets.Dataset, datasets.Dataset]`: The training part and the validation part, both in the order of.
+        `tuple[datasets.Dataset, datasets.Dataset]`: The training part and the validation part, both in the order of
         the dataset. Images without annotations are in the training part.
 
     Raises:
-        InvalidBoxError: A box has no area, is not finite or lies outside its image.
-        ValueError: The fraction or the seed is out of range, the column cannot be used, or every category has too few
-            images to give one.
+        InvalidBoxError: If a box does not have an area, is not finite or lies outside its image.
+        InvalidInputError: If the fraction or the seed is out of range, the column cannot be used, or every category
+            has too few images.
     """
-    _check_fraction(fraction, seed)
+    check_fraction(fraction, seed)
     annotations = checked_annotations(dataset, objects_column)
     rows, _, codes = _images_of_classes(annotations.rows, annotations.categories, ~annotations.crowd)
     counts = np.bincount(codes)
     keys = row_keys(len(dataset), seed)
     drawn = draw(codes, np.minimum(counts - 1, rounded_share(counts, fraction)), keys[rows])
-    # Drawn for another category, an image may be the last one of this.
+    # An image drawn for one category may be the last one of another category.
     last = np.full(len(counts), -1)
     order = np.argsort(keys[rows])
     last[codes[order]] = rows[order]
@@ -160,12 +159,7 @@ def train_validation_boxes(
 def _images_of_classes(
     rows: np.ndarray, categories: np.ndarray, counted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every image of every category once: its row, the categories there are, and which of them it is."""
+    """Pairs of an image and a category, each pair once: their rows, all categories, and the index of each pair's."""
     pairs = np.unique(np.stack([categories[counted], rows[counted]], axis=1), axis=0)
     classes, codes = np.unique(pairs[:, 0], return_inverse=True)
     return pairs[:, 1], classes, codes
-
-
-def _check_fraction(fraction: Any, seed: Any) -> None:
-    check_fraction(fraction)
-    check_seed(seed)

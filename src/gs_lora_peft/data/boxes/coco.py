@@ -1,4 +1,4 @@
-"""Annotations in COCO's own format as a dataset."""
+"""Reading COCO's annotation files as a dataset."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _ANNOTATION_KEYS = ("bbox", "category_id", "image_id")
 
 
 def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
-    """A dataset of a COCO annotation file (`instances_*.json`) and its folder of images.
+    """Reads a COCO annotation file (`instances_*.json`) and its folder of images as a dataset.
 
     Args:
         annotation_file (`str` or `os.PathLike`):
             JSON with `images`, `annotations` and `categories`.
         image_folder (`str` or `os.PathLike`):
-            Where the files named in `images` are. They are read when a row is.
+            Folder of the files named in `images`. Reading a row reads its file.
 
     Returns:
-        `datasets.Dataset`: A row for each image, in the order of the file: `image_id`, `image`, `width`, `height` and.
-        `objects` with `id`, `bbox` (x, y, w, h in pixels), `category`, `area` and `iscrowd`. Category ids count the
-        categories in the order of COCO's ids, which may have gaps; `prepare_boxes(..., label2id=...)` numbers them as
-        a model does.
+        `datasets.Dataset`: A row for each image, in the order of the file: `image_id`, `image`, `width`, `height` and
+        `objects` with `id`, `bbox` (x, y, w, h in pixels), `category`, `area` and `iscrowd`. Category ids number the
+        categories in the order of COCO's ids, which may have gaps. `prepare_boxes(..., label2id=...)` replaces them by
+        a model's ids.
 
     Raises:
-        InvalidInputError: The file is not a COCO annotation file of boxes, an annotation names an image or a category
-            that is not listed, categories share a name, or an image file is absent.
+        InvalidInputError: If the file is not a COCO annotation file with boxes; if an annotation has an image or a
+            category that is not listed; if categories share a name; or if an image file is missing.
 
     Example:
     ```python
@@ -45,7 +45,7 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     if len(set(names)) < len(names):
-        raise InvalidInputError("categories", names, f"another name for each category of {annotation_file}")
+        raise InvalidInputError("categories", names, f"a different name for each category of {annotation_file}")
     number_of = {category["id"]: number for number, category in enumerate(categories)}
     objects: dict[Any, dict[str, list[Any]]] = {
         image["id"]: {"id": [], "bbox": [], "category": [], "area": [], "iscrowd": []} for image in content["images"]
@@ -62,7 +62,7 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
     paths = [image_folder / image["file_name"] for image in content["images"]]
     absent = [path for path in paths if not path.is_file()]
     if absent:
-        expected = f"a folder with the images of {annotation_file}; {len(absent)} are absent, the first {absent[0]}"
+        expected = f"a folder with the images of {annotation_file}; {len(absent)} are missing, the first {absent[0]}"
         raise InvalidInputError("image_folder", str(image_folder), expected)
     features = Features(
         {
@@ -93,13 +93,13 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        expected = "an annotation file as COCO has them, in JSON"
+        expected = "a COCO annotation file in JSON"
         raise InvalidInputError("annotation_file", str(path), expected, f"It cannot be read: {error}.") from error
     wanted = ("images", "annotations", "categories")
     held = sorted(content) if isinstance(content, Mapping) else type(content).__name__
     if not isinstance(content, Mapping) or not all(isinstance(content.get(name), list) for name in wanted):
         expected = f"the lists {', '.join(wanted)}"
-        raise InvalidInputError(f"annotation_file {path}", held, expected, "Pass a file of instances.")
+        raise InvalidInputError(f"annotation_file {path}", held, expected, "Pass an `instances_*.json` file.")
     return dict(content)
 
 
@@ -108,7 +108,7 @@ def _check_annotation(annotation: Mapping[str, Any], images: Mapping[Any, Any], 
     absent = [key for key in _ANNOTATION_KEYS if key not in annotation]
     if absent:
         raise InvalidInputError(
-            name, sorted(annotation), f"a box, with {', '.join(absent)}", "Make boxes from masks before."
+            name, sorted(annotation), f"a box, with {', '.join(absent)}", "Convert masks to boxes before."
         )
     for key, part, listed in (("image_id", "images", images), ("category_id", "categories", categories)):
         if annotation[key] not in listed:

@@ -1,1 +1,1 @@
-"""What forgetting means for an object detector."""
+"""The objective of object detectors."""

@@ -1,4 +1,4 @@
-"""A detector's answers, matched with their targets, and the losses of the pairs."""
+"""The predictions of a detector, matched with the annotations, and the losses of the matched pairs."""
 
 from __future__ import annotations
 
@@ -19,219 +19,16 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, 
 from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss, RTDetrLoss
 
 from ...errors import InvalidInputError
-from ..classification import log_odds_against
+from ..losses import log_odds_against
 
 Pairs = list[tuple[Tensor, Tensor]]
 
-
-@dataclass
-class Matched:
-    """
-    The queries of some images that a loss is taken over, as one flat list, and the annotations they are matched to.
-
-    Attributes:
-        logits (`torch.Tensor`):
-            float32, shape `(Q, C)`.
-        boxes (`torch.Tensor`):
-            float32, shape `(Q, 4)`: (cx, cy, w, h), relative to the image.
-        queries (`torch.Tensor`):
-            int64, shape `(M,)`: which of the Q queries are matched; all others are background.
-        sources (`torch.Tensor`):
-            int64, shape `(M,)`: the same queries among all queries of these images.
-        class_labels (`torch.Tensor`):
-            int64, shape `(M,)`: the categories of the matched annotations.
-        target_boxes (`torch.Tensor`):
-            float32, shape `(M, 4)`.
-        num_boxes (`int`):
-            Annotations of these images; more than M where an image has more objects than queries.
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    queries: Tensor
-    sources: Tensor
-    class_labels: Tensor
-    target_boxes: Tensor
-    num_boxes: int
-
-
-class DetectionCriterion:
-    """
-    What the detector's `loss_function` does on its last layer, in two steps: match, then sum the loss terms.
-
-    transformers' loss functions do both in one call, and divide by the number of boxes of one process (RT-DETR,
-    D-FINE), or by a mean over processes that is too small by their number (all others). Here the caller chooses the
-    pairs, and divides by a normaliser that has the same meaning on one process and on many. On one process the
-    result equals that of `loss_function` with `config.auxiliary_loss=False`.
-
-    Args:
-        model (`transformers.PreTrainedModel`):
-            The bare detector.
-
-    Raises:
-        InvalidInputError: If its loss function is not that of DETR, Conditional, Deformable or DAB-DETR, RT-DETR,
-            RT-DETRv2, D-FINE or YOLOS.
-    """
-
-    def __init__(self, model: nn.Module):
-        build = _CRITERIA.get(getattr(model, "loss_function", None))
-        if build is None:
-            name = getattr(getattr(model, "loss_function", None), "__name__", None)
-            known = sorted(function.__name__ for function in _CRITERIA)
-            raise InvalidInputError(
-                f"the loss function of {type(model).__name__}",
-                name,
-                f"one of {known}, which can be split into a retain and a forget loss",
-                "For any other, give `GSLoraTrainer` an `objective` of your own.",
-            )
-        config: Any = model.config
-        self.criterion, (self.class_weight, self.l1_weight, self.giou_weight) = build(config)
-        self.class_term, self.box_term = self.criterion.losses[:2]
-        # D-FINE's boxes may leave the image, which its loss does not count.
-        self.clamps_boxes = isinstance(self.criterion, DFineLoss)
-        self.is_softmax = type(self.criterion) is ImageLoss
-        # Of an image, as the image processors of the model count them; `None`: as many as there are queries.
-        self.most_detections = 100 if isinstance(self.criterion, DeformableDetrImageLoss) else None
-
-    def prepare(self, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of a forward in float32 and within the range that the loss takes: bf16 has too few bits for it.
-
-        NaN and infinity become numbers, so that matching does not fail on them; who calls has to look for them.
-        """
-        self.criterion.to(logits.device)
-        boxes = boxes.float().nan_to_num(0.0, 1.0, 0.0)
-        return logits.float().nan_to_num(0.0), boxes.clamp(0, 1) if self.clamps_boxes else boxes
-
-    def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]]) -> Pairs:
-        """The detector's own bipartite matching.
-
-        Args:
-            logits (`torch.Tensor`):
-                Shape `(B, Q, C)`.
-            boxes (`torch.Tensor`):
-                Shape `(B, Q, 4)`.
-            targets (list of B `dict`):
-                `class_labels` and `boxes` of each image.
-
-        Returns:
-            list of B pairs of int64 tensors on the CPU: matched queries, and the annotations they are matched to.
-        """
-        return self.criterion.matcher({"logits": logits, "pred_boxes": boxes}, targets)
-
-    def class_sum(self, matched: Matched) -> Tensor:
-        """The sum that, divided by [`class_normaliser`], is the detector's class loss (`loss_ce` or `loss_vfl`)."""
-        if not len(matched.logits):
-            return matched.logits.sum()
-        loss = self._terms(self.class_term, matched)[0]
-        # Softmax cross-entropy comes as a weighted mean over queries, focal losses as a sum.
-        return loss * self.class_normaliser(matched) if self.is_softmax else loss
-
-    def box_sum(self, matched: Matched) -> Tensor:
-        """L1 and GIoU of the matched pairs, weighted as the detector weights them, to be divided by the boxes."""
-        l1, giou = self._terms(self.box_term, matched)
-        return self.l1_weight * l1 + self.giou_weight * giou
-
-    def class_normaliser(self, matched: Matched) -> float:
-        """The weights of the queries with a softmax head (background counts `eos_coefficient`), else the boxes."""
-        if not self.is_softmax:
-            return float(matched.num_boxes)
-        objects = len(matched.queries)
-        return objects + self.criterion.eos_coef * (len(matched.logits) - objects)
-
-    def log_odds(self, matched: Matched) -> Tensor:
-        """log((1 − p) / p) of the category at each matched query, shape `(M,)`."""
-        logits = matched.logits[matched.queries]
-        if self.is_softmax:
-            return log_odds_against(logits, matched.class_labels)
-        return -logits.gather(1, matched.class_labels[:, None]).squeeze(1)
-
-    def _terms(self, name: str, matched: Matched) -> list[Tensor]:
-        # As one image with all queries and one box: every term is then a sum over pairs or queries.
-        outputs = {"logits": matched.logits[None], "pred_boxes": matched.boxes[None]}
-        target = {"class_labels": matched.class_labels, "boxes": matched.target_boxes}
-        pairs = [(matched.queries, torch.arange(len(matched.queries), device=matched.queries.device))]
-        return list(self.criterion.get_loss(name, outputs, [target], pairs, 1.0).values())
-
-
-Built = tuple[Any, tuple[float, float, float]]
-
-
-def _softmax(config: Any) -> Built:
-    matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-    criterion = ImageLoss(matcher, config.num_labels, config.eos_coefficient, ["labels", "boxes"])
-    return criterion, (1.0, config.bbox_loss_coefficient, config.giou_loss_coefficient)
-
-
-def _focal(config: Any) -> Built:
-    matcher = DeformableDetrHungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-    criterion = DeformableDetrImageLoss(matcher, config.num_labels, config.focal_alpha, ["labels", "boxes"])
-    return criterion, (1.0, config.bbox_loss_coefficient, config.giou_loss_coefficient)
-
-
-def _varifocal(kind: type[RTDetrLoss]) -> Callable[[Any], Built]:
-    return lambda config: (
-        kind(config),
-        (config.weight_loss_vfl, config.weight_loss_bbox, config.weight_loss_giou),
-    )
-
-
-_CRITERIA: dict[Any, Callable[[Any], Built]] = {
-    ForObjectDetectionLoss: _softmax,
-    DeformableDetrForObjectDetectionLoss: _focal,
-    RTDetrForObjectDetectionLoss: _varifocal(RTDetrLoss),
-    DFineForObjectDetectionLoss: _varifocal(DFineLoss),
-}
-
-
-_HEADS = {"class_embed", "class_labels_classifier"}
-
-
-class HeadRecorder:
-    """
-    Reads what the last Linear of a detector's classification head is given in a forward.
-
-    Args:
-        model (`torch.nn.Module`):
-            The bare detector.
-
-    Raises:
-        InvalidInputError: If there is no classification head of a known name.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.linears = [
-            module
-            for path, module in model.named_modules()
-            if isinstance(module, nn.Linear) and _HEADS & set(path.split(".")) and "lora_" not in path
-        ]
-        if not self.linears:
-            expected = f"one with a classification head called one of {sorted(_HEADS)}, whose rows are the prototypes"
-            raise InvalidInputError("model", type(model).__name__, expected, "Set the prototype weights to 0.")
-
-    @contextmanager
-    def recording(self) -> Iterator[dict[str, Any]]:
-        """Fills the dictionary it gives: `embeddings`, shape `(B, Q, D)`, and `weight`, the head's rows, `(C, D)`.
-
-        A head is called once for every layer, some models have one of their own for each. The last call counts, as it
-        does for the model's logits.
-        """
-        seen: dict[str, Any] = {}
-
-        def record(module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
-            seen.update(embeddings=inputs[0], weight=module.weight)
-
-        handles = [linear.register_forward_pre_hook(record) for linear in self.linears]
-        try:
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
 Target = dict[str, Tensor]
 
+# Names of the classification heads in transformers.
+_CLASS_HEADS = {"class_embed", "class_labels_classifier"}
 
-_MADE = "A detector's image processor makes them: processor(images=…, annotations=…)['labels']."
+_LABELS_MADE = "A detector's image processor makes them: processor(images=…, annotations=…)['labels']."
 
 
 @dataclass
@@ -243,7 +40,7 @@ class Targets:
         annotations (list of `dict`):
             `class_labels` and `boxes` of each image, all of its annotations.
         forget (list of `torch.Tensor`):
-            Bool, on the CPU, where pairs are split: which of them are to be forgotten.
+            Whether each annotation is to be forgotten: bool, on the CPU, where pairs are split.
     """
 
     annotations: list[Target]
@@ -253,11 +50,11 @@ class Targets:
         return Targets(self.annotations[images], self.forget[images])
 
     def rows(self, forget: bool) -> list[Tensor]:
-        """Of each image the numbers of the annotations to forget, or of those to keep."""
+        """The indices of the annotations to forget in each image, or of those to keep."""
         return [(mask == forget).nonzero().squeeze(1) for mask in self.forget]
 
     def pick(self, rows: Sequence[Tensor]) -> list[Target]:
-        """Of each image the annotations with the given numbers."""
+        """The annotations of each image with the given indices."""
         return [
             {name: values[index.to(values.device)] for name, values in target.items()}
             for target, index in zip(self.annotations, rows, strict=True)
@@ -266,7 +63,7 @@ class Targets:
 
 def read_targets(inputs: dict[str, Any], num_labels: int, training: bool) -> Targets:
     """
-    The annotations of a batch, checked for what would otherwise fail far from its cause.
+    Reads the annotations of a batch, and checks what would otherwise fail later, far from its cause.
 
     Args:
         inputs (`dict`):
@@ -274,22 +71,25 @@ def read_targets(inputs: dict[str, Any], num_labels: int, training: bool) -> Tar
             detectors return them: `class_labels`, int64, shape `(n,)`, and `boxes`, shape `(n, 4)`. In training also
             `forget`, bool, shape `(n,)`. Other keys are not read.
         num_labels (`int`):
-            Categories of the head.
+            Number of categories of the head.
         training (`bool`):
-            Whether the batch is a joint one of two halves; else everything counts as to keep.
+            Whether the batch is a joint batch of two halves. Otherwise all annotations count as annotations to keep.
+
+    Returns:
+        [`Targets`]: The annotations.
 
     Raises:
-        InvalidInputError: If the labels are missing, of another form, or name a category that the head does not have.
+        InvalidInputError: If the labels are missing or malformed, or contain a category that the head does not have.
     """
     labels, images = inputs.get("labels"), len(inputs.get("pixel_values", ()))
     if not isinstance(labels, Sequence) or not all(isinstance(label, Mapping) for label in labels):
-        raise InvalidInputError("labels", type(labels).__name__, "a list of one dict for each image", _MADE)
+        raise InvalidInputError("labels", type(labels).__name__, "a list of one dict for each image", _LABELS_MADE)
     if len(labels) != images or (training and images % 2):
         raise InvalidInputError(
             "a joint batch" if training else "a batch",
             f"{images} images and labels for {len(labels)}",
             "labels for each image" + (", and as many images to keep as to forget" if training else ""),
-            "The collator must neither drop nor add any.",
+            "The collator must neither drop nor add images.",
         )
     names = ("class_labels", "boxes", "forget") if training else ("class_labels", "boxes")
     for position, label in enumerate(labels):
@@ -316,7 +116,7 @@ def _check_label(label: Mapping[str, Tensor], names: Sequence[str], position: in
             f"the labels of image {position} of the batch",
             sorted(label),
             f"{missing[0]!r} among them",
-            mask if missing[0] == "forget" else _MADE,
+            mask if missing[0] == "forget" else _LABELS_MADE,
         )
     count = len(label["class_labels"])
     shapes = {"class_labels": (count,), "boxes": (count, 4), "forget": (count,)}
@@ -333,25 +133,59 @@ def _check_label(label: Mapping[str, Tensor], names: Sequence[str], position: in
         raise InvalidInputError(f"the dtype of forget of image {position} of the batch", found, "torch.bool")
 
 
+@dataclass
+class Matched:
+    """
+    The queries that a loss is taken over, of several images in one flat list, and their matched annotations.
+
+    Attributes:
+        logits (`torch.Tensor`):
+            float32, shape `(Q, C)`.
+        boxes (`torch.Tensor`):
+            float32, shape `(Q, 4)`: (cx, cy, w, h), relative to the image.
+        queries (`torch.Tensor`):
+            int64, shape `(M,)`: indices of the matched queries among the Q queries; the others are background.
+        sources (`torch.Tensor`):
+            int64, shape `(M,)`: indices of the same queries among all queries of these images.
+        class_labels (`torch.Tensor`):
+            int64, shape `(M,)`: categories of the matched annotations.
+        target_boxes (`torch.Tensor`):
+            float32, shape `(M, 4)`: boxes of the matched annotations.
+        num_boxes (`int`):
+            Number of annotations of these images; more than M if an image has more objects than queries.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    queries: Tensor
+    sources: Tensor
+    class_labels: Tensor
+    target_boxes: Tensor
+    num_boxes: int
+
+
 def select(logits: Tensor, boxes: Tensor, pairs: Pairs, targets: Targets, forget: bool) -> Matched:
     """
-    What the loss of one half is taken over.
+    Selects what the loss of one half is taken over.
 
-    Queries that are matched to annotations of the other kind take no part, neither as an object nor as background.
-    Images without anything to forget take no part in the half to forget: all their queries would be background, on
-    which a bounded loss would ask for false positives.
+    Queries that match annotations of the other kind take no part, neither as an object nor as background. Images
+    without annotations to forget take no part in the half to forget. All their queries would be background, and a
+    bounded loss on background rewards false positives.
 
     Args:
         logits (`torch.Tensor`):
             Shape `(B, Q, C)`, of the half.
         boxes (`torch.Tensor`):
             Shape `(B, Q, 4)`.
-        pairs (list of B pairs of tensors):
-            Queries, and numbers of the annotations they are matched to.
+        pairs (list of B pairs of `torch.Tensor`):
+            Indices of the matched queries, and of their annotations.
         targets ([`Targets`]):
-            Of the same images.
+            The annotations of the same images.
         forget (`bool`):
             Whether this is the half to forget.
+
+    Returns:
+        [`Matched`]: The queries and their annotations.
     """
     used = torch.ones(logits.shape[:2], dtype=torch.bool)
     queries, annotations = [], []
@@ -377,3 +211,181 @@ def select(logits: Tensor, boxes: Tensor, pairs: Pairs, targets: Targets, forget
         target_boxes=torch.cat([target["boxes"] for target in picked]),
         num_boxes=sum(num_boxes),
     )
+
+
+class DetectionCriterion:
+    """
+    The detector's `loss_function` on its last layer, in two steps: match, then sum the loss terms.
+
+    transformers' loss functions do both in one call. They divide by the number of boxes of one process (RT-DETR,
+    D-FINE), or by a mean over processes that is too small by a factor of their number (all others). Here the caller
+    chooses the pairs, and divides by a normaliser that has the same meaning with one process and with many. With one
+    process the result equals that of `loss_function` with `config.auxiliary_loss=False`.
+
+    Args:
+        model (`transformers.PreTrainedModel`):
+            The bare detector.
+
+    Raises:
+        InvalidInputError: If the loss function is not that of DETR, Conditional, Deformable or DAB-DETR, RT-DETR,
+            RT-DETRv2, D-FINE or YOLOS.
+    """
+
+    def __init__(self, model: nn.Module):
+        build = _CRITERIA.get(getattr(model, "loss_function", None))
+        if build is None:
+            name = getattr(getattr(model, "loss_function", None), "__name__", None)
+            known = sorted(function.__name__ for function in _CRITERIA)
+            raise InvalidInputError(
+                f"the loss function of {type(model).__name__}",
+                name,
+                f"one of {known}, which can be split into a retain and a forget loss",
+                "For another one, pass your own `objective` to GSLoraTrainer.",
+            )
+        config: Any = model.config
+        self.criterion, (self.class_weight, self.l1_weight, self.giou_weight) = build(config)
+        self.class_term, self.box_term = self.criterion.losses[:2]
+        # D-FINE's boxes may leave the image; its loss does not count the part outside.
+        self.clamps_boxes = isinstance(self.criterion, DFineLoss)
+        self.is_softmax = type(self.criterion) is ImageLoss
+        # For an image, as in the model's image processors; `None` for one detection per query.
+        self.max_detections = 100 if isinstance(self.criterion, DeformableDetrImageLoss) else None
+
+    def prepare(self, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Casts the outputs of a forward to float32, because bf16 has too few bits for the loss, and to its range.
+
+        NaN and infinity become finite numbers, so that matching does not fail. The caller must check for them.
+        """
+        self.criterion.to(logits.device)
+        boxes = boxes.float().nan_to_num(0.0, 1.0, 0.0)
+        return logits.float().nan_to_num(0.0), boxes.clamp(0, 1) if self.clamps_boxes else boxes
+
+    def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]]) -> Pairs:
+        """Runs the detector's own bipartite matching.
+
+        Args:
+            logits (`torch.Tensor`):
+                Shape `(B, Q, C)`.
+            boxes (`torch.Tensor`):
+                Shape `(B, Q, 4)`.
+            targets (list of B `dict`):
+                `class_labels` and `boxes` of each image.
+
+        Returns:
+            list of B pairs of `torch.Tensor`: Indices of the matched queries, and of their annotations, int64, on the
+            CPU.
+        """
+        return self.criterion.matcher({"logits": logits, "pred_boxes": boxes}, targets)
+
+    def class_sum(self, matched: Matched) -> Tensor:
+        """The detector's class loss (`loss_ce` or `loss_vfl`) times [`~DetectionCriterion.class_normaliser`]."""
+        if not len(matched.logits):
+            return matched.logits.sum()
+        loss = self._terms(self.class_term, matched)[0]
+        # Softmax cross-entropy is a weighted mean over queries, focal losses are sums.
+        return loss * self.class_normaliser(matched) if self.is_softmax else loss
+
+    def box_sum(self, matched: Matched) -> Tensor:
+        """The sum of L1 and GIoU of the matched pairs, with the detector's weights; not divided by the boxes."""
+        l1, giou = self._terms(self.box_term, matched)
+        return self.l1_weight * l1 + self.giou_weight * giou
+
+    def class_normaliser(self, matched: Matched) -> float:
+        """The divisor of [`~DetectionCriterion.class_sum`].
+
+        With a softmax head this is the sum of the queries' weights (`eos_coefficient` for background), else the number
+        of boxes.
+        """
+        if not self.is_softmax:
+            return float(matched.num_boxes)
+        objects = len(matched.queries)
+        return objects + self.criterion.eos_coef * (len(matched.logits) - objects)
+
+    def log_odds(self, matched: Matched) -> Tensor:
+        """log((1 − p) / p) of the category at each matched query, shape `(M,)`."""
+        logits = matched.logits[matched.queries]
+        if self.is_softmax:
+            return log_odds_against(logits, matched.class_labels)
+        return -logits.gather(1, matched.class_labels[:, None]).squeeze(1)
+
+    def _terms(self, name: str, matched: Matched) -> list[Tensor]:
+        # All queries as one image, with one box as the divisor: each term then is a sum over pairs or queries.
+        outputs = {"logits": matched.logits[None], "pred_boxes": matched.boxes[None]}
+        target = {"class_labels": matched.class_labels, "boxes": matched.target_boxes}
+        pairs = [(matched.queries, torch.arange(len(matched.queries), device=matched.queries.device))]
+        return list(self.criterion.get_loss(name, outputs, [target], pairs, 1.0).values())
+
+
+# A criterion of transformers, and the weights of its class, L1 and GIoU terms.
+Criterion = tuple[Any, tuple[float, float, float]]
+
+
+def _softmax(config: Any) -> Criterion:
+    matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+    criterion = ImageLoss(matcher, config.num_labels, config.eos_coefficient, ["labels", "boxes"])
+    return criterion, (1.0, config.bbox_loss_coefficient, config.giou_loss_coefficient)
+
+
+def _focal(config: Any) -> Criterion:
+    matcher = DeformableDetrHungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+    criterion = DeformableDetrImageLoss(matcher, config.num_labels, config.focal_alpha, ["labels", "boxes"])
+    return criterion, (1.0, config.bbox_loss_coefficient, config.giou_loss_coefficient)
+
+
+def _varifocal(kind: type[RTDetrLoss]) -> Callable[[Any], Criterion]:
+    return lambda config: (
+        kind(config),
+        (config.weight_loss_vfl, config.weight_loss_bbox, config.weight_loss_giou),
+    )
+
+
+_CRITERIA: dict[Any, Callable[[Any], Criterion]] = {
+    ForObjectDetectionLoss: _softmax,
+    DeformableDetrForObjectDetectionLoss: _focal,
+    RTDetrForObjectDetectionLoss: _varifocal(RTDetrLoss),
+    DFineForObjectDetectionLoss: _varifocal(DFineLoss),
+}
+
+
+class HeadRecorder:
+    """
+    Records the input of the last Linear of a detector's classification head in a forward.
+
+    Args:
+        model (`torch.nn.Module`):
+            The bare detector.
+
+    Raises:
+        InvalidInputError: If the detector does not have a classification head of a known name.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.linears = [
+            module
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Linear) and _CLASS_HEADS & set(path.split(".")) and "lora_" not in path
+        ]
+        if not self.linears:
+            expected = f"one with a classification head, {' or '.join(sorted(_CLASS_HEADS))}, for prototypes"
+            raise InvalidInputError("model", type(model).__name__, expected, "Set the prototype weights to 0.")
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[str, Any]]:
+        """Records while a forward runs in the block.
+
+        Each decoder layer calls the head, or has its own head. The last call counts, as for the model's logits.
+
+        Yields:
+            `dict`: After the forward, `embeddings`, shape `(B, Q, D)`, and `weight`, the head's rows, shape `(C, D)`.
+        """
+        seen: dict[str, Any] = {}
+
+        def record(module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+            seen.update(embeddings=inputs[0], weight=module.weight)
+
+        handles = [linear.register_forward_pre_hook(record) for linear in self.linears]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ...checking import NotNegative, checked
 from ...compat import bare
-from ..base import GlobalMean, Objective, ObjectiveOutput, identity
-from ..classification import ForgetLoss
-from ..terms import ClassPrototypes, PrototypeDistance, embedding_distances
+from ...errors import InvalidInputError
+from ..base import Kind, LossArguments, Objective, ObjectiveOutput, Task
+from ..heads import is_detector
+from ..losses import ForgetLoss, GlobalMean, PrototypeDistance, embedding_distances, hinge, identity
+from ..terms import ClassPrototypes, no_distillation
 from .matching import DetectionCriterion, HeadRecorder, Matched, Pairs, Targets, read_targets, select
 from .scoring import DetectionScoring
 
@@ -22,7 +24,7 @@ Background = Literal["matched", "others"]
 
 @dataclass
 class _Half:
-    """One half's class and box loss, each this process's sum over the mean normaliser of all processes."""
+    """Class and box loss of one half: this process's sums divided by the mean normalisers of all processes."""
 
     matched: Matched
     class_loss: Tensor
@@ -33,31 +35,31 @@ class _Half:
 
 class DetectionObjective(Objective):
     r"""
-    L_retain + β · (a bounded forgetting term + the box losses of the forget half), from one joint forward.
+    The loss of a detector: L_retain + β · (a bounded forgetting term + the box losses of the forget half).
 
-    L_retain is the detector's own loss (class, L1 and GIoU of the last layer, weighted as its configuration says) on
-    the half to keep, with the annotations to keep. On the half to forget the boxes are still to be found, while their
-    category is not; the forgetting term is one of
+    L_retain is the detector's own loss (class, L1 and GIoU of the last layer, with the weights of its configuration)
+    on the half to keep, with the annotations to keep. On the half to forget the detector still learns the boxes, but
+    not their category. The forgetting term is one of
 
     - `"cross_entropy"`: ReLU(BND − `forget_class_weight` · L_class), as published (GS-LoRA, https://arxiv.org/abs/2403.11530),
       with L_class the detector's class loss, softmax, focal or varifocal, background included.
     - `"log_odds"`: the mean over the annotations to forget of ReLU(BND − log((1 − p) / p)), p the probability of the
-      category at the matched query. Each object is pushed until it is forgotten and no further, and the background,
-      where a bounded class loss would ask for false positives, is left alone.
+      category at the matched query. Each object is pushed until it is forgotten and no further. The background takes
+      no part: a bounded class loss on background rewards false positives.
 
-    Auxiliary losses of earlier layers are left out, as published, and labels never enter the forward, so that RT-DETR
-    and D-FINE draw no denoising queries.
+    Auxiliary losses of earlier layers do not count, as published. The forward does not get the labels, so that RT-DETR
+    and D-FINE do not draw denoising queries.
 
-    An image may hold both kinds and serve in both halves. With `background="others"` the annotations of the other
-    kind count as background, as published. With `background="matched"` an image is matched once with all of its
-    annotations, and the queries matched to the other kind take no part in the loss.
+    An image may hold both kinds of annotations and be in both halves. With `background="others"` the annotations of
+    the other kind count as background, as published. With `background="matched"` an image is matched once with all of
+    its annotations, and the queries that match the other kind take no part in the loss.
 
-    Prototypes (GS-LoRA++, https://arxiv.org/abs/2501.09705): + w_f · ReLU(BND_pro − D_f) + w_r · D_r, where D is the
+    Prototypes (GS-LoRA++, https://arxiv.org/abs/2501.09705) add w_f · ReLU(BND_pro − D_f) + w_r · D_r. D is the
     distance of a matched query's decoder embedding from its category's row of the classification head, averaged over
     the annotations of a half.
 
-    Every sum is divided by its mean normaliser over all processes (boxes; with a softmax head, weights of the
-    queries), so that two processes give the gradient of their joint batch.
+    Every sum is divided by the mean of its normaliser over all processes, so that two processes give the gradient of
+    their joint batch. The normaliser is the number of boxes, or the weights of the queries with a softmax head.
 
     Args:
         model (`torch.nn.Module`):
@@ -70,7 +72,7 @@ class DetectionObjective(Objective):
         kind (`"cross_entropy"` or `"log_odds"`, *optional*, defaults to `"cross_entropy"`):
             The forgetting term.
         background (`"matched"` or `"others"`, *optional*, defaults to `"matched"`):
-            Whether queries on objects of the other kind are left out, or count as background.
+            Whether queries on objects of the other kind take no part, or count as background.
         forget_class_weight (`float`, *optional*, defaults to 2.0):
             Factor of the class loss under the bound, as published.
         prototype_forget_weight (`float`, *optional*, defaults to 0.0):
@@ -78,13 +80,13 @@ class DetectionObjective(Objective):
         prototype_retain_weight (`float`, *optional*, defaults to 0.0):
             w_r.
         prototype_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
-            BND_pro; published is 18. `"auto"` is the mean distance between the rows of two different categories.
+            BND_pro; 18 in the paper. `"auto"` is the mean distance between the rows of two different categories.
         prototype_distance (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`):
-            See [`embedding_distances`]; published is `"kl"`.
+            See [`embedding_distances`]; `"kl"` in the paper.
 
     Raises:
-        ValueError: If the detector's loss function is none of the known ones, if an argument is outside its range, or
-            if there are prototypes and the model has no classification head of a known name.
+        InvalidInputError: If the detector's loss function is not known; if an argument is outside its range; or if a
+            prototype weight is not 0 and the model does not have a classification head of a known name.
 
     Example:
         ```py
@@ -137,35 +139,36 @@ class DetectionObjective(Objective):
         detector = bare(model)
         self.num_labels = detector.config.num_labels
         self.criterion = DetectionCriterion(detector)
-        self.scoring = DetectionScoring(self.criterion.is_softmax, self.criterion.most_detections)
+        self.scoring = DetectionScoring(self.criterion.is_softmax, self.criterion.max_detections)
         self.recorder = HeadRecorder(detector) if prototype_forget_weight or prototype_retain_weight else None
-        # The automatic bound follows from the head's rows, which the first forward shows.
+        # The automatic bound depends on the head's rows, which the first forward records.
         self._bound = None if prototype_bound == "auto" else float(prototype_bound)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
     ) -> ObjectiveOutput:
-        """
+        """One joint forward and its losses.
+
         Args:
             model (`torch.nn.Module`):
                 The model that the trainer calls.
             inputs (`dict`):
                 `pixel_values` of 2·B images, B to keep, then B to forget; further arguments of the model's forward
-                (`pixel_mask`); and `labels`, for each image a dict of all its annotations of either kind:
+                (`pixel_mask`); and `labels`, a dict for each image with all its annotations of both kinds:
                 `class_labels`, int64, `(n,)`; `boxes`, (cx, cy, w, h) relative to the image, `(n, 4)`; `forget`, bool,
                 `(n,)`, whether the category is to be forgotten.
             global_mean (`Callable`, *optional*):
                 Averages a tensor over processes; identity by default.
 
         Returns:
-            [`ObjectiveOutput`]. `forget_loss` is L_class of the half to forget. Metrics: The two class and box
-                losses,.
-            and `retain_confidence` and `forget_confidence`, the mean probability of the right category at the matched
-            queries; with prototypes also `retain_distance` and `forget_distance`.
+            [`ObjectiveOutput`]: The loss. `forget_loss` is L_class of the half to forget. The metrics are
+            `retain_class_loss`, `retain_box_loss`, `forget_box_loss`, and `retain_confidence` and `forget_confidence`,
+            the mean probability of the right category at the matched queries; with prototypes also `retain_distance`
+            and `forget_distance`.
 
         Raises:
-            ValueError: Before the forward, if the labels are missing or malformed, name a category that the head does
-                not have, or if the batch has no two equal halves.
+            InvalidInputError: Before the forward, if the labels are missing or malformed or contain a category that
+                the head does not have, or if the batch does not have two equal halves.
         """
         targets = read_targets(inputs, self.num_labels, training=True)
         logits, boxes, seen = self._forward(model, inputs)
@@ -230,7 +233,7 @@ class DetectionObjective(Objective):
         }
         if self.recorder:
             loss = loss + self.prototype_retain_weight * distances[0]
-            loss = loss + self.prototype_forget_weight * _hinge(distances[1], self._bound or 0.0, means[3])
+            loss = loss + self.prototype_forget_weight * hinge(distances[1], self._bound or 0.0, means[3])
             metrics.update(retain_distance=distances[0], forget_distance=distances[1])
         return ObjectiveOutput(
             loss=loss,
@@ -240,10 +243,10 @@ class DetectionObjective(Objective):
         )
 
     def _halves(self, parts: list[Matched], global_mean: GlobalMean) -> list[_Half]:
-        """Losses of each half; all normalisers are averaged over the processes in one go."""
+        """Losses of each half. One call averages all normalisers over the processes."""
         numbers = [(self.criterion.class_normaliser(part), float(part.num_boxes)) for part in parts]
         means = global_mean(torch.tensor(numbers, device=parts[0].logits.device))
-        # As transformers does: without a single object, focal losses and box losses are divided by 1.
+        # As in transformers: without objects, focal losses and box losses are divided by 1.
         boxes = means[:, 1].clamp(min=1)
         weights = torch.where(means[:, 0] > 0, means[:, 0], 1) if self.criterion.is_softmax else boxes
         return [
@@ -261,10 +264,10 @@ class DetectionObjective(Objective):
         if self.kind == "log_odds":
             return (self.forget_bound - forget.log_odds).relu().sum() / forget.boxes
         weight = self.forget_class_weight
-        return _hinge(weight * class_loss, self.forget_bound, weight * mean_class_loss)
+        return hinge(weight * class_loss, self.forget_bound, weight * mean_class_loss)
 
     def _distances(self, seen: dict[str, Any], *halves: tuple[_Half, slice]) -> list[Tensor]:
-        # The last row of a softmax head is that of the background.
+        # The last row of a softmax head is the background.
         rows = seen["weight"].detach()[: self.num_labels].float()
         if self._bound is None:
             prototypes = ClassPrototypes(rows, torch.ones(len(rows), dtype=torch.int64, device=rows.device))
@@ -277,15 +280,36 @@ class DetectionObjective(Objective):
         return distances
 
 
-def _hinge(value: Tensor, bound: float, mean: Tensor) -> Tensor:
-    """ReLU(bound − value), opened by the mean over all processes."""
-    return torch.where(mean >= bound, torch.zeros_like(value), bound - value)  # NaN stays NaN
-
-
 def _confidence(half: _Half) -> Tensor:
     return (-half.log_odds.detach()).sigmoid().sum() / max(len(half.log_odds), 1)
 
 
 def _poison(logits: Tensor, boxes: Tensor) -> Tensor:
-    """0, or NaN where an output is not finite: matching would fail on it, while the trainer stops at such a loss."""
+    """0, or NaN if an output is not finite. Matching would fail on it; the trainer stops at a NaN loss."""
     return 0.0 * (logits.detach().float().sum() + boxes.detach().float().sum())
+
+
+def _make(model: nn.Module, args: LossArguments, task: Task) -> Objective:
+    if args.distillation_weight not in ("auto", 0):
+        raise no_distillation(args.distillation_weight, "a detector does not give logits of a whole image")
+    if args.prototype_augmentations:
+        raise InvalidInputError(
+            "prototype_augmentations",
+            args.prototype_augmentations,
+            "0, because the prototypes of a detector are the rows of its classification head instead of samples",
+            "Leave it out.",
+        )
+    return DetectionObjective(
+        model,
+        args.forget_weight,
+        args.forget_bound,
+        args.forget_loss,
+        background=args.background,
+        prototype_forget_weight=args.prototype_forget_weight,
+        prototype_retain_weight=args.prototype_retain_weight,
+        prototype_bound=args.prototype_bound,
+        prototype_distance=args.prototype_distance,
+    )
+
+
+DETECTION = Kind(fits=is_detector, make=_make)

@@ -1,4 +1,4 @@
-"""A detector's average precision, from one pass over images in batches and processes of any number."""
+"""Average precision of a detector, gathered over batches and processes."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ class DetectionScoring(Scoring):
 
     Args:
         is_softmax (`bool`):
-            Whether the head has a background class of its own, so that a query answers with one category; else with
-            every category it may be.
-        most (`int`, *optional*):
-            With a sigmoid head, so many detections of an image count, the best first; by default as many as there are
-            queries.
+            Whether the head has a background class, so that a query predicts one category. A query of a sigmoid head
+            predicts every category.
+        max_detections (`int`, *optional*):
+            With a sigmoid head, the number of best detections of an image that count; by default one per query.
     """
 
     measure = AVERAGE_PRECISION
 
-    def __init__(self, is_softmax: bool, most: int | None = None):
+    def __init__(self, is_softmax: bool, max_detections: int | None = None):
         self.is_softmax = is_softmax
-        self.most = most
+        self.max_detections = max_detections
 
     def gathered(self, outputs: Any, labels: Any) -> tuple[Tensor, Tensor]:
-        """Detections and annotated objects as [`pack_boxes`] packs them, boxes as shares of the image."""
+        """Detections and annotated objects as [`pack_boxes`] packs them, with boxes relative to the image."""
         logits, boxes = outputs[:2]
         return pack_boxes(self.detections(logits, boxes)), pack_boxes([_reference(label) for label in labels])
 
     def detections(self, logits: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
-        """What the image processors' `post_process_object_detection` gives with `threshold=0`, without sizes.
+        """The result of the image processors' `post_process_object_detection` with `threshold=0`, without sizes.
 
         Args:
             logits (`torch.Tensor`):
-                Shape `(B, Q, C)`, with a softmax head `(B, Q, C + 1)`.
+                Shape `(B, Q, C)`; with a softmax head `(B, Q, C + 1)`.
             boxes (`torch.Tensor`):
                 (cx, cy, w, h), relative to the image, shape `(B, Q, 4)`.
 
         Returns:
-            `list[dict[str, torch.Tensor]]`: For each image `scores`, `labels` and `boxes`, corners relative to it.
+            `list[dict[str, torch.Tensor]]`: `scores`, `labels` and `boxes` of each image. Boxes are corners relative
+            to the image.
         """
         logits, corners = logits.float(), _corners(boxes.float())
         if self.is_softmax:
             scores, categories = logits.softmax(-1)[..., :-1].max(-1)
         else:
-            count = min(self.most or logits.shape[1], logits[0].numel())
+            count = min(self.max_detections or logits.shape[1], logits[0].numel())
             scores, index = logits.sigmoid().flatten(1).topk(count, dim=1)
             categories, queries = index % logits.shape[2], index // logits.shape[2]
             corners = corners.gather(1, queries[..., None].expand(-1, -1, 4))
@@ -74,13 +74,13 @@ class DetectionScoring(Scoring):
         return [name for name in detection_scores([], [], forget_classes=[]) if name != "per_class"]
 
     def by_class(self, answers: Any, labels: Any) -> dict[int, tuple[float, int]]:
-        """AP of each category, all of one weight, however many objects there are."""
+        """AP of each category. All categories have the same weight, whatever their number of objects."""
         scores = detection_scores(unpack_boxes(answers), unpack_boxes(labels), forget_classes=[])
         return {category: (found["ap"], 1) for category, found in scores["per_class"].items()}
 
 
 def _reference(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The objects of an image, and behind them its crowds, which [`DetectionCollator`] keeps apart."""
+    """The objects of an image, followed by its crowds, which [`DetectionCollator`] keeps apart."""
     boxes, categories = label["boxes"], label["class_labels"]
     crowd_boxes = label.get("crowd_boxes", boxes[:0])
     crowd_labels = label.get("crowd_labels", categories[:0])
