@@ -6,8 +6,7 @@ import json
 
 import pytest
 import run_cases as cases
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from safetensors.torch import load_file
 
 from gs_lora_peft import ForgettingLedger

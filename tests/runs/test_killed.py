@@ -13,15 +13,13 @@ import run_cases as cases
 import torch
 import tqdm.auto
 from datasets.utils import tqdm as tqdm_of_datasets
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from transformers import Trainer, TrainerCallback
 
 from gs_lora_peft import load_forgotten
 from gs_lora_peft.io import writing
 from gs_lora_peft.ledger.schema import RunLockedError
-from gs_lora_peft.runs import forgetter as forgetter_module
-from gs_lora_peft.runs import task as task_module
+from gs_lora_peft.runs import forgetter as forgetter_module, task as task_module
 from gs_lora_peft.runs.workspace import Workspace
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")

@@ -16,12 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from errors import ANY, refused
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from gs_lora_peft.io import sha256_of
-from gs_lora_peft.ledger import ForgetRequest, ForgettingLedger, LedgerError, TaskEntry
-from gs_lora_peft.ledger import files as ledger_file
+from gs_lora_peft.ledger import ForgetRequest, ForgettingLedger, LedgerError, TaskEntry, files as ledger_file
 from gs_lora_peft.ledger.files import LEDGER_NAME
 from gs_lora_peft.ledger.request import parse_utc
 from gs_lora_peft.ledger.schema import (

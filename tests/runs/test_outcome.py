@@ -8,8 +8,7 @@ import warnings
 import pytest
 import run_cases as cases
 from datasets import DatasetDict
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from test_forgetter import never_trains
 
 from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments

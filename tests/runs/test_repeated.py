@@ -10,8 +10,7 @@ import signal
 import pytest
 import run_cases as cases
 from errors import refused
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from test_failed import Breaks
 from test_forgetter import Seen, never_trains
 from test_killed import KilledAt, deadly, forgetter_module, in_child, is_ledger, needs_fork

@@ -5,8 +5,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 from errors import refused
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gs_lora_peft import parse_classes, parse_requests
 from gs_lora_peft.errors import InvalidInputError

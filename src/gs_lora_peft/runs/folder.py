@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
-from typing import Any, TypeVar
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from collections.abc import Sequence
-from pathlib import Path
-from transformers import PreTrainedModel
-from ..adapters import check_tasks
-from ..adapters import model_identity
-from ..ledger import LEDGER_NAME, ForgettingLedger
-from ..ledger import InvalidLedgerError
-from collections.abc import Mapping
-from typing import Any
-from ..reports import short_percent
-from ..ledger import ForgettingLedger
-from ..ledger import target_score, task_states, verdict
-from ..ledger import class_list
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel
+
+from ..adapters import check_tasks, model_identity
 from ..io import remove_inside
-from ..ledger import TaskEntry
-from ..ledger import WORK_FOLDER, task_folder
-from ..ledger import warn_after
+from ..ledger import (
+    LEDGER_NAME,
+    WORK_FOLDER,
+    ForgettingLedger,
+    InvalidLedgerError,
+    TaskEntry,
+    class_list,
+    target_score,
+    task_folder,
+    task_states,
+    verdict,
+    warn_after,
+)
+from ..reports import short_percent
 from .workspace import Workspace
-
-
 
 Result = TypeVar("Result")
 

@@ -5,46 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
+
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainerCallback
-from ..checking import ClassRefs, checked
-from ..data import ForgettingSplit
-from ..data import default_collator
-from ..data import check_sampling
-from ..data import read_classes
-from ..errors import InvalidInputError
-from ..training import Method
-from ..objectives import check_class_head
-from ..io import as_path
-from ..training import GSLoraTrainingArguments
-from ..training import check_types
-from ..tuner import GSLoraConfig
-from ..compat import uncompiled
-from ..adapters import check_tasks
-from .settings import Differences, changed_settings, refuse_other_settings
-from .settings import data_settings
-from ..ledger import TaskEntry
-from .task import finished_entry
-from ..ledger import LOGS_FOLDER, WORK_FOLDER
-from ..ledger import ForgettingLedger
-from ..hub import check_bare
-from ..adapters import MergedModel
-from .folder import open_ledger
-from ..ledger import outcome_of_task
-from .validation import check_missing, find_done, resolve_request
-from .folder import on_main
-from .recipe import Recipe
-from .revocation import RevocableRun
-from ..ledger import warn_before
-from ..hub import fetch_to_continue
-from ..ledger import ForgetRequest
-from .recipe import recorded_config
-from .scores import Scores
-from .recipe import warn_not_pushed
-from .validation import (check_parts, checked_label_names, names_of_head, train_and_test)
-from .task import plan_task, train_task
-from .workspace import remove_others
 
+from ..adapters import MergedModel, check_tasks
+from ..checking import ClassRefs, checked
+from ..compat import uncompiled
+from ..data import ForgettingSplit, check_sampling, default_collator, read_classes
+from ..errors import InvalidInputError
+from ..hub import check_bare, fetch_to_continue
+from ..io import as_path
+from ..ledger import LOGS_FOLDER, WORK_FOLDER, ForgetRequest, ForgettingLedger, TaskEntry, outcome_of_task, warn_before
+from ..objectives import check_class_head
+from ..training import GSLoraTrainingArguments, Method, check_types
+from ..tuner import GSLoraConfig
+from .folder import on_main, open_ledger
+from .recipe import Recipe, recorded_config, warn_not_pushed
+from .revocation import RevocableRun
+from .scores import Scores
+from .settings import Differences, changed_settings, data_settings, refuse_other_settings
+from .task import finished_entry, plan_task, train_task
+from .validation import (
+    check_missing,
+    check_parts,
+    checked_label_names,
+    find_done,
+    names_of_head,
+    resolve_request,
+    train_and_test,
+)
+from .workspace import remove_others
 
 
 class ContinualForgetter(RevocableRun):
@@ -117,7 +108,6 @@ class ContinualForgetter(RevocableRun):
             data has no label column or labels outside the head, or a missing class does not exist or was forgotten.
 
     Example:
-
         ```py
         >>> forgetter = ContinualForgetter(model, dataset, "runs/clinic", args=GSLoraTrainingArguments("runs/clinic"))
         >>> entry = forgetter.forget(ForgetRequest(["person_07"]))

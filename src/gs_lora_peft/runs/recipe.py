@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-from ..training import GSLoraTrainingArguments
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
+
 from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from ..data import ForgettingSplit, split_dataset
-from ..errors import InvalidInputError
-from ..methods import GSLora, get_method
-from ..training import Method
-from ..training import ForgettingTrainer, GSLoraTrainingArguments
-from ..tuner import GSLoraConfig
-from .settings import function_name, processor_identity
-from ..ledger import plain_json
-from collections.abc import Iterator, Mapping
-from ..errors import short
-from ..tuner import is_quick
-from ..ledger import ForgettingLedger
-from ..ledger import InvalidLedgerError
 
+from ..data import ForgettingSplit, split_dataset
+from ..errors import InvalidInputError, short
+from ..ledger import ForgettingLedger, InvalidLedgerError, plain_json
+from ..methods import GSLora, get_method
+from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method
+from ..tuner import GSLoraConfig, is_quick
+from .settings import function_name, processor_identity
 
 
 def warn_not_pushed(args: GSLoraTrainingArguments, folder: Path) -> None:
@@ -126,7 +120,8 @@ class Recipe:
 
     def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int], scored: set[int]) -> ForgettingSplit:
         """The parts of the training data for one task; the seed of the data says what is drawn. `scored` are the
-        classes that the task is scored on: those without training data are missing, whether named or not."""
+        classes that the task is scored on: those without training data are missing, whether named or not.
+        """
         split = split_dataset(
             dataset,
             forget=classes,

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from ..adapters import MergedModel
 from ..data import ForgettingSplit
 from ..errors import located
-from .settings import advice_to_redo
-from .settings import Differences
-from ..ledger import TaskEntry
-from ..ledger import ForgettingLedger
-from ..adapters import MergedModel
-from ..ledger import (InvalidLedgerError, LaterTasksError, WithheldClassesError, as_ledger_error)
-from .recipe import Recipe
-from ..ledger import ForgetRequest
+from ..ledger import (
+    ForgetRequest,
+    ForgettingLedger,
+    InvalidLedgerError,
+    LaterTasksError,
+    TaskEntry,
+    WithheldClassesError,
+    as_ledger_error,
+)
 from .folder import RunFolder
+from .recipe import Recipe
 from .scores import Scores
-
+from .settings import Differences, advice_to_redo
 
 
 def task_to_redo(ledger: ForgettingLedger, task: str | None) -> TaskEntry:

@@ -6,16 +6,15 @@ import copy
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
+
 from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
-from ..data import ForgettingSplit
-from ..data import AgreeingLabels
+
+from ..data import AgreeingLabels, ForgettingSplit
 from ..objectives import ClassRoles, Scoring, objective_for
 from ..training import ObjectiveEvaluation
 from .recipe import Recipe
-
-
 
 # What accelerate's evaluation sets on a model: autocast, and a mark that would keep training from wrapping it in DDP.
 _LEFT_BEHIND = ("forward", "_original_forward", "_is_accelerate_prepared")

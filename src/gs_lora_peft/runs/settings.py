@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from typing import Any
+
 import numpy as np
 from datasets import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+
 from ..data import component
-import shlex
-from ..ledger import ForgettingLedger
-from collections.abc import Collection, Mapping
 from ..errors import short
-from ..ledger import TaskEntry
-from ..ledger import LedgerError
-
-
+from ..ledger import ForgettingLedger, LedgerError, TaskEntry
 
 # Endings of the names of settings that say nothing of what comes out.
 _OF_MACHINE = ("_type", "_class", "_version", "name_or_path", "device")

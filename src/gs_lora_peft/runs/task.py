@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
-import platform
 import math
-from collections.abc import Collection, Mapping, Sequence
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+
 import numpy as np
-import copy
-from typing import Any, cast
 from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
+
+from ..adapters import fresh_adapter
 from ..data import ForgettingSplit
 from ..errors import InvalidInputError
 from ..io import staged_folder, write_json_atomic
+from ..ledger import (
+    TRAINING_CONFIG,
+    ForgetRequest,
+    ForgettingLedger,
+    LedgerError,
+    TaskEntry,
+    curve_names,
+    task_folder,
+    utc_now,
+)
 from ..training import TrainedAdapter
 from ..tuner import LoraGroups, export_lora
-from ..ledger import TRAINING_CONFIG, task_folder
-from ..ledger import ForgettingLedger
-from ..adapters import fresh_adapter
-from ..ledger import LedgerError
 from .folder import on_main
 from .recipe import Recipe, adapter_settings
-from ..ledger import ForgetRequest
 from .workspace import Start, Workspace
-from collections.abc import Sequence
-from typing import Any
-from ..ledger import TaskEntry
-from ..ledger import utc_now
-from ..ledger import curve_names
 
 if TYPE_CHECKING:
     from ..training import ForgettingTrainer, TrainedAdapter

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
-from ..data import resolve_classes
-from ..errors import InvalidInputError
-from ..ledger import TaskEntry
-from ..ledger import ForgettingLedger
-from ..ledger import task_states
-from ..ledger import AlreadyForgottenError, RequestOrderError, WithheldClassesError
-from ..ledger import ForgetRequest
-import logging
+
 from accelerate import PartialState
 from datasets import Dataset
-from ..data import check_given_labels
-from ..data import ALIGN, check_names, is_placeholder
-from ..data import is_object_column
-from ..data import check_dataset
-from ..data import EVALUATION_SPLITS, evaluation_split
-from ..data import names_of_model
-from ..data import read_classes
-from ..errors import InvalidInputError, located
-from ..objectives import head_size
 
+from ..data import (
+    ALIGN,
+    EVALUATION_SPLITS,
+    check_dataset,
+    check_given_labels,
+    check_names,
+    evaluation_split,
+    is_object_column,
+    is_placeholder,
+    names_of_model,
+    read_classes,
+    resolve_classes,
+)
+from ..errors import InvalidInputError, located
+from ..ledger import (
+    AlreadyForgottenError,
+    ForgetRequest,
+    ForgettingLedger,
+    RequestOrderError,
+    TaskEntry,
+    WithheldClassesError,
+    task_states,
+)
+from ..objectives import head_size
 
 
 def resolve_request(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] | None) -> list[int]:
@@ -279,7 +288,8 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
 
 def names_of_head(model: Any) -> list[str] | None:
     """What a model calls the classes of its head, by id; `None` where it does not name every one. Labels without
-    names are taken for the numbers of the model, so that its names are theirs."""
+    names are taken for the numbers of the model, so that its names are theirs.
+    """
     names, count = names_of_model(model), head_size(model)
     if not names or sorted(names) != list(range(count or len(names))):
         return None

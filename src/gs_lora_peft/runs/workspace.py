@@ -10,14 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
 from safetensors import SafetensorError, safe_open
-from ..io import (leads_out, parse_json, read_limited, remove_inside, write_json_atomic)
+
+from ..io import leads_out, parse_json, read_limited, remove_inside, write_json_atomic
+from ..ledger import UnfinishedRequestError, refuse_linked_parts, utc_now
 from .settings import Differences, described
-from ..ledger import refuse_linked_parts
-from ..ledger import UnfinishedRequestError
-from ..ledger import utc_now
-
-
 
 logger = logging.getLogger(__name__)
 

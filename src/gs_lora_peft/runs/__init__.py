@@ -1,0 +1,5 @@
+"""Requests to forget, one after another, in a folder with a ledger."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
