@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, NonFiniteLossError, load_forgotten
 from gs_lora_peft.io import writing
-from gs_lora_peft.ledger.schema import UnfinishedRequestError
+from gs_lora_peft.ledger.errors import UnfinishedRequestError
 from gs_lora_peft.runs import scores as scoring
 from gs_lora_peft.runs.workspace import Workspace
 

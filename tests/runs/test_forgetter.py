@@ -22,7 +22,7 @@ from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import ForgettingLedger
-from gs_lora_peft.ledger.schema import (
+from gs_lora_peft.ledger.errors import (
     AlreadyForgottenError,
     FilesDifferError,
     LedgerFileError,

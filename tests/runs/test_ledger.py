@@ -20,9 +20,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import ForgetRequest, ForgettingLedger, LedgerError, TaskEntry, files as ledger_file
-from gs_lora_peft.ledger.files import LEDGER_NAME
-from gs_lora_peft.ledger.request import parse_utc
-from gs_lora_peft.ledger.schema import (
+from gs_lora_peft.ledger.errors import (
     FilesDifferError,
     InvalidLedgerError,
     LedgerFileError,
@@ -30,6 +28,8 @@ from gs_lora_peft.ledger.schema import (
     OtherBaseModelError,
     RunLockedError,
 )
+from gs_lora_peft.ledger.files import LEDGER_NAME
+from gs_lora_peft.ledger.request import parse_utc
 from gs_lora_peft.runs.task import library_versions
 
 BASE = {

@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from gs_lora_peft import load_forgotten, weights_fingerprint
 from gs_lora_peft.ledger import ForgettingLedger
-from gs_lora_peft.ledger.schema import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError
+from gs_lora_peft.ledger.errors import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "gs_lora_config.json")
 

@@ -19,7 +19,7 @@ from transformers import ViTImageProcessor
 from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, OtherSettingsError, load_forgotten
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.ledger import ForgettingLedger, TaskEntry
-from gs_lora_peft.ledger.schema import InvalidLedgerError, LaterTasksError, RequestOrderError, UnfinishedRequestError
+from gs_lora_peft.ledger.errors import InvalidLedgerError, LaterTasksError, RequestOrderError, UnfinishedRequestError
 from gs_lora_peft.runs.settings import changed_settings
 from gs_lora_peft.runs.validation import match_requests
 from gs_lora_peft.training import ForgettingTrainer

@@ -9,7 +9,7 @@ from errors import refused
 
 from gs_lora_peft import ForgetRequest, GSLoraConfig, load_forgotten, weights_fingerprint
 from gs_lora_peft.ledger import ForgettingLedger
-from gs_lora_peft.ledger.schema import InvalidLedgerError
+from gs_lora_peft.ledger.errors import InvalidLedgerError
 from gs_lora_peft.runs import scores as scoring
 
 
