@@ -91,7 +91,7 @@ class LedgerFolder:
             LedgerFileError: If the file was deleted.
         """
         if self._seen is not None and not self.path.exists():
-            fix = "Restore it; or, to begin anew, make a new forgetter from the base model."
+            fix = "Restore it, or start again with a new forgetter and the base model."
             message = f"'{self.path}' was deleted since it was read. {fix}"
             raise LedgerFileError(message, path=self.path, reason="deleted")
 

@@ -132,7 +132,7 @@ class RunFolder:
             run_on_main(enter)
             yield
 
-    def _record(self, change: Callable[[], Any]) -> None:
+    def _record(self, change: Callable[[], object]) -> None:
         """Changes the ledger, in the file and in every process."""
 
         def save() -> tuple[TaskEntry, ...]:

@@ -23,11 +23,11 @@ from .scores import Scores
 from .settings import data_settings, refuse_other_settings
 from .validation import (
     check_missing,
-    checked_base_model,
     checked_folder,
     checked_label_names,
     find_done,
     names_of_head,
+    prepared_base_model,
     resolve_request,
     train_and_test,
 )
@@ -142,7 +142,7 @@ class ContinualForgetter(RevocableRun):
         check_sampling(replay_ratio, shots, args.sampling_seed)
         missing_classes = checked("missing_classes", missing_classes, ClassRefs)
         warn_not_pushed(args, self.folder)
-        base_model = checked_base_model(base_model)
+        base_model = prepared_base_model(base_model)
         self.train_dataset, self.eval_dataset, self.scored_on = train_and_test(dataset, eval_dataset)
         self.recipe = Recipe(
             config=config,

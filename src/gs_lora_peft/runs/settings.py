@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -221,7 +221,7 @@ def processor_identity(processing_class: Any) -> str | None:
     return f"{', '.join(described)}, settings sha256:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def function_name(function: Any) -> str | None:
+def function_name(function: Callable | None) -> str | None:
     """Returns the qualified name of a function, or of the class of another callable."""
     if function is None:
         return None

@@ -158,7 +158,7 @@ def checked_folder(folder: StrPath) -> Path:
     return path
 
 
-def checked_base_model(model: PreTrainedModel) -> PreTrainedModel:
+def prepared_base_model(model: PreTrainedModel) -> PreTrainedModel:
     """Returns a base model, without `torch.compile`, after checking that it can be trained on requests.
 
     Raises:
@@ -248,9 +248,9 @@ def find_done(
     """
     found = match_requests(requests, ledger, names)
     revoked = _revoked(ledger)
-    rest = [place for place, entry in enumerate(found) if entry is None]
-    rest.sort(key=lambda place: frozenset(_ids(requests[place], ledger, names)) in revoked)
-    return found, rest, check_requests([requests[place] for place in rest], ledger, names, split)
+    rest = [index for index, entry in enumerate(found) if entry is None]
+    rest.sort(key=lambda index: frozenset(_ids(requests[index], ledger, names)) in revoked)
+    return found, rest, check_requests([requests[index] for index in rest], ledger, names, split)
 
 
 def match_requests(

@@ -206,7 +206,7 @@ def _finish_first(found: dict[str, Any]) -> str:
 
 
 def remove_other_workspaces(path: Path) -> None:
-    """Removes the workspaces beside `path`. Only the next task can be unfinished, so the others are left-overs."""
+    """Removes the workspaces beside `path`. Only the next task can be unfinished."""
     for other in path.parent.glob("*"):
         if other != path:
             remove_inside(path.parent.parent, other)
