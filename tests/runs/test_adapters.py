@@ -287,7 +287,7 @@ def test_a_configuration_that_nobody_writes_is_not_read(base, random_run, tmp_pa
 
 
 def test_files_swapped_under_a_run(base, data, one_task):
-    """A run keeps to the weights it opened: what somebody does to its files meanwhile reaches no model and no task."""
+    """A run keeps the weights it opened: later changes of its files reach no model and no task."""
     forgetter = cases.make_forgetter(base, one_task, data)
     forgetter.forget(ForgetRequest(["cassowary"]))
     before = cases.weights(forgetter.model)

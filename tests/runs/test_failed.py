@@ -7,6 +7,7 @@ import os
 
 import pytest
 import run_cases as cases
+from errors import refused
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer, TrainerCallback
 
@@ -88,7 +89,7 @@ def test_an_error_in_training(base, data, tmp_path, finished, step, task):
 
 
 def test_another_request_after_an_error(base, data, tmp_path, finished):
-    """Whoever was told of the error may ask for something else; what the failed request left is not used for it."""
+    """After an error, another request can be made. It does not use the files of the failed one."""
     breaks = Breaks(5)
     forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[breaks])
     with pytest.raises(RuntimeError):
@@ -152,7 +153,7 @@ def test_an_interrupted_request_is_not_forgotten(base, data, tmp_path, finished)
 
 
 def test_a_task_revoked_meanwhile(base, data, one_task, caplog):
-    """A checkpoint rests on the tasks that were in effect; when they have changed, the request begins anew."""
+    """A checkpoint rests on the tasks that were in effect; when they have changed, the request starts again."""
     breaks = Breaks(5, "task_002", KeyboardInterrupt)
     forgetter = cases.make_forgetter(base, one_task, data, callbacks=[breaks])
     with pytest.raises(KeyboardInterrupt):
@@ -244,7 +245,7 @@ def test_a_checkpoint_that_cannot_be_written(base, data, one_task, step, most):
 
 
 def test_other_errors_at_a_checkpoint_stay_what_they_are(base, data, one_task, monkeypatch):
-    """Only what is about writing is told as such."""
+    """Only errors of writing are reported as such."""
 
     def broken(*args):
         raise cases.OnPurposeError
@@ -306,7 +307,7 @@ def test_a_trainer_that_cannot_be_made(base, data, one_task):
     args = cases.make_args(eval_strategy="epoch")
     forgetter = cases.make_forgetter(base, one_task, data, args=args)
     before = cases.snapshot(one_task)
-    with pytest.raises(ValueError, match="eval_strategy"):
+    with refused("eval_strategy"):
         forgetter.forget(ForgetRequest([2]))
     assert cases.snapshot(one_task) == before
     assert not (one_task / "work").exists()

@@ -97,7 +97,7 @@ def files_differ(*names):
 
 
 def rewrite(folder, change, *, sign=True):
-    """Edits the file of a ledger; with `sign`, as somebody would who knows how to compute the digest."""
+    """Edits the file of a ledger; with `sign`, as an attacker who computes the digest."""
     path = folder / LEDGER_NAME
     data = json.loads(path.read_text("utf-8"))
     data.pop("digest")

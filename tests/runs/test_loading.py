@@ -83,7 +83,7 @@ def test_some_tasks_by_name(base, stages):
 
 
 def test_it_draws_no_random_numbers(base, stages):
-    """Loading does not disturb the random generator of whoever loads."""
+    """Loading does not change the state of the random generator."""
     torch.manual_seed(0)
     state = torch.get_rng_state()
     load_forgotten(cases.load_base(base), stages[0])

@@ -124,7 +124,7 @@ def test_a_request_that_forgot_says_so_too(finished):
 
 
 def test_asking_again_points_to_redo(weak, base, data, finished, caplog):
-    """The refusal names the way to carry the request out again, whether it forgot or not; a rerun warns anew."""
+    """The error tells how to carry out the request again, whether it forgot or not; a rerun warns again."""
     forgetter = cases.make_forgetter(base, weak[0], data, args=weakly())
     said = []
     for run, request in ((forgetter, cases.requests(["cassowary"])[0]), (finished[1], cases.requests()[0])):
@@ -150,7 +150,7 @@ def test_the_target_may_change_between_stop_and_go(base, data, tmp_path):
 
 
 def test_without_samples_nothing_is_claimed(base, data, tmp_path, caplog):
-    """Where the evaluation data have none of the classes, it is not known whether they are forgotten."""
+    """Without evaluation samples of the classes, the outcome is unknown."""
     test = data["test"].filter(lambda row: row["label"] != 2)
     entry = cases.make_forgetter(base, tmp_path, DatasetDict(train=data["train"], test=test), args=weakly()).forget(
         cases.requests([2])[0]
@@ -362,7 +362,7 @@ def test_what_is_no_data_set_is_refused(wrong):
 def test_training_data_under_any_name_is_told(data, caplog):
     """Scores on training data are warned of, in log and table, also where it was given as test data."""
     train = data["train"]
-    alike = DatasetDict(train=train, test=train).rename_column("label", "class")  # made anew, of the same rows
+    alike = DatasetDict(train=train, test=train).rename_column("label", "class")  # another object with the same rows
     for dataset, evaluation in (
         (train, None),
         (DatasetDict(train=train, unlabelled=data["test"]), None),

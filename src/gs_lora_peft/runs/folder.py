@@ -109,7 +109,7 @@ class RunFolder:
     _warned: set[str]
 
     def discard_unfinished(self) -> None:
-        """Discard an unfinished request, so that another one can be carried out."""
+        """Discards an unfinished request, so that another one can be carried out."""
 
         def remove() -> None:
             # A run that was killed before it saved the ledger has left the folder of the task behind.

@@ -184,7 +184,7 @@ class ContinualForgetter(RevocableRun):
         token: str | bool | None = None,
         **kwargs: Any,
     ) -> ContinualForgetter:
-        """Continue a published run. [`push_to_hub`] publishes the new tasks.
+        """Continues a published run. [`push_to_hub`] publishes the new tasks.
 
         Without `config`, new tasks use the adapter settings of the last task in the ledger. All other settings must be
         given, such as `args`, `replay_ratio` and `shots`; `ledger.tasks[-1].settings` records those of the last task.
@@ -218,13 +218,13 @@ class ContinualForgetter(RevocableRun):
         return cls(base_model, dataset, run_folder, **kwargs)
 
     def forget(self, request: ForgetRequest) -> TaskEntry:
-        """Carry out one request.
+        """Carries out one request.
 
         The entry's `outcome` tells whether the classes are forgotten (`args.max_forget_accuracy`). If they are not, or
         if classes of an earlier request came back, a warning is logged.
 
-        After an error, also during training, the ledger and `self.model` are unchanged, and the same or another
-        request can be carried out.
+        The request is checked before any file changes. After an error, also during training, the ledger and
+        `self.model` are unchanged, and the same or another request can be carried out.
 
         Args:
             request ([`ForgetRequest`]):
@@ -238,7 +238,7 @@ class ContinualForgetter(RevocableRun):
             LedgerError: If a class was already forgotten, the folder has another unfinished request, or another
                 process uses the folder or has changed the ledger.
             ValueError: If a class is one of the missing classes, has no samples or fewer than `shots`, or no class
-                would remain. These errors come before any training and change no file.
+                would remain.
             NonFiniteLossError: If training diverged.
             OSError: If a file cannot be written.
         """
@@ -257,7 +257,7 @@ class ContinualForgetter(RevocableRun):
         keep: bool = False,
         args: Sequence[GSLoraTrainingArguments] | None = None,
     ) -> list[TaskEntry]:
-        """Carry out a sequence of requests, except those that the ledger already has.
+        """Carries out a sequence of requests, except those that the ledger already has.
 
         To continue a run that was killed, give the same sequence again. All requests are checked before the first one
         trains. Requests of revoked tasks are carried out again, after all others.
@@ -302,7 +302,7 @@ class ContinualForgetter(RevocableRun):
         return [self.ledger.select([entry.name])[0] for entry in found if entry is not None]  # with new outcomes
 
     def check(self, requests: Sequence[ForgetRequest]) -> list[TaskEntry]:
-        """Check a sequence of requests as [`~ContinualForgetter.run`] does, without settings. Writes nothing.
+        """Checks a sequence of requests as [`~ContinualForgetter.run`] does, without settings. Writes nothing.
 
         Args:
             requests (`Sequence[ForgetRequest]`):

@@ -93,7 +93,7 @@ class RevocableRun(TaskRunner):
     """The part of [`ContinualForgetter`] that revokes and redoes tasks."""
 
     def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
-        """Revoke a task: its adapter is no longer merged, and the ledger records the effect.
+        """Revokes a task: its adapter is no longer merged, and the ledger records the effect.
 
         Later tasks were trained on top of this one, so without it they change slightly other weights. The revoked, the
         still forgotten and the kept classes are scored before and after, on the evaluation data (`acc_revoked`,
@@ -119,7 +119,7 @@ class RevocableRun(TaskRunner):
         return next(revoked for revoked in self.ledger.tasks if revoked.name == task)
 
     def redo(self, task: str | None = None) -> TaskEntry:
-        """Carry out the last request again with the present settings, and revoke its former task.
+        """Carries out the last request again with the present settings, and revokes its former task.
 
         The ledger records both when the new task is done. Until then, and after an error, the former task stays in
         effect. If the process is killed, the same call resumes from the last checkpoint. The revoked entry and the
