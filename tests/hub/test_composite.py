@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, ViTForImageClassification
 
 from gs_lora_peft import ForgettingLedger, load_forgotten
 from gs_lora_peft.hub.composite import write_composite
-from gs_lora_peft.ledger.schema import InvalidLedgerError
+from gs_lora_peft.ledger.errors import InvalidLedgerError
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 

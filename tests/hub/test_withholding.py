@@ -22,7 +22,7 @@ from gs_lora_peft.hub.card import build_card
 from gs_lora_peft.hub.card_metadata import revoked_since, scored_last
 from gs_lora_peft.hub.withhold import withheld_ledger, withholding_key, without_counts
 from gs_lora_peft.ledger import TaskEntry
-from gs_lora_peft.ledger.schema import InvalidLedgerError
+from gs_lora_peft.ledger.errors import InvalidLedgerError
 
 KEY = bytes(range(32))
 SECRETS = ("because of Ann", "case 4711", "wrong person")

@@ -20,9 +20,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import ForgetRequest, ForgettingLedger, LedgerError, TaskEntry, files as ledger_file
-from gs_lora_peft.ledger.files import LEDGER_NAME
-from gs_lora_peft.ledger.request import parse_utc
-from gs_lora_peft.ledger.schema import (
+from gs_lora_peft.ledger.errors import (
     FilesDifferError,
     InvalidLedgerError,
     LedgerFileError,
@@ -30,6 +28,8 @@ from gs_lora_peft.ledger.schema import (
     OtherBaseModelError,
     RunLockedError,
 )
+from gs_lora_peft.ledger.files import LEDGER_NAME
+from gs_lora_peft.ledger.request import parse_utc
 
 BASE = {
     "name_or_path": "org/base",
@@ -96,7 +96,7 @@ def files_differ(*names):
 
 
 def rewrite(folder, change, *, sign=True):
-    """Edits the file of a ledger; with `sign`, as somebody would who knows how to compute the digest."""
+    """Edits the file of a ledger; with `sign`, as an attacker who computes the digest."""
     path = folder / LEDGER_NAME
     data = json.loads(path.read_text("utf-8"))
     data.pop("digest")

@@ -97,13 +97,13 @@ def test_text_that_cannot_be_written_is_refused(read):
 @pytest.mark.parametrize(
     ("moment", "fix"),
     [
-        ("2025-01-31T12:00:00", "Add 'Z' for UTC, or the offset of the place."),
-        ("2025-01-31", "Add 'Z' for UTC, or the offset of the place."),
-        ("yesterday", "Correct it, or leave it out for the present moment."),
-        ("", "Correct it, or leave it out for the present moment."),
-        ("0001-01-01T00:00:00+12:00", "Correct it, or leave it out for the present moment."),
-        (datetime(2025, 1, 31), "Pass a string, as from `moment.isoformat()`."),
-        (1738324800, "Pass a string, as from `moment.isoformat()`."),
+        ("2025-01-31T12:00:00", "Add 'Z' for UTC, or the local offset."),
+        ("2025-01-31", "Add 'Z' for UTC, or the local offset."),
+        ("yesterday", "Correct it, or leave it out to use the current time."),
+        ("", "Correct it, or leave it out to use the current time."),
+        ("0001-01-01T00:00:00+12:00", "Correct it, or leave it out to use the current time."),
+        (datetime(2025, 1, 31), "Pass a string, e.g. `moment.isoformat()`."),
+        (1738324800, "Pass a string, e.g. `moment.isoformat()`."),
     ],
 )
 def test_bad_times_are_refused(moment, fix):

@@ -16,12 +16,12 @@ from torch import nn
 
 from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError, export_lora, load_forgotten
 from gs_lora_peft.adapters import model_identity
-from gs_lora_peft.adapters.attaching import attach_adapters, merge_adapters
-from gs_lora_peft.adapters.task_adapter import check_adapters, read_adapters
+from gs_lora_peft.adapters.attaching import attach_adapters, check_adapters, merge_adapters
+from gs_lora_peft.adapters.task_adapter import read_adapters
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import TaskEntry
+from gs_lora_peft.ledger.errors import FilesDifferError, UnusableAdapterError
 from gs_lora_peft.ledger.files import MAX_CONFIG_BYTES
-from gs_lora_peft.ledger.schema import FilesDifferError, UnusableAdapterError
 from gs_lora_peft.runs import task
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -287,7 +287,7 @@ def test_a_configuration_that_nobody_writes_is_not_read(base, random_run, tmp_pa
 
 
 def test_files_swapped_under_a_run(base, data, one_task):
-    """A run keeps to the weights it opened: what somebody does to its files meanwhile reaches no model and no task."""
+    """A run keeps the weights it opened: later changes of its files reach no model and no task."""
     forgetter = cases.make_forgetter(base, one_task, data)
     forgetter.forget(ForgetRequest(["cassowary"]))
     before = cases.weights(forgetter.model)

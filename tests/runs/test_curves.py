@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.ledger import TaskEntry
 from gs_lora_peft.ledger.entry import CURVE_NAMES
-from gs_lora_peft.ledger.schema import InvalidLedgerError
+from gs_lora_peft.ledger.errors import InvalidLedgerError
 from gs_lora_peft.runs.task import MAX_CURVE_POINTS, training_curves
 
 

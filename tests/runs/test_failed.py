@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, NonFiniteLossError, load_forgotten
 from gs_lora_peft.io import writing
-from gs_lora_peft.ledger.schema import UnfinishedRequestError
+from gs_lora_peft.ledger.errors import UnfinishedRequestError
 from gs_lora_peft.runs import scores as scoring
 from gs_lora_peft.runs.workspace import Workspace
 
@@ -89,7 +89,7 @@ def test_an_error_in_training(base, data, tmp_path, finished, step, task):
 
 
 def test_another_request_after_an_error(base, data, tmp_path, finished):
-    """Whoever was told of the error may ask for something else; what the failed request left is not used for it."""
+    """After an error, another request can be made. It does not use the files of the failed one."""
     breaks = Breaks(5)
     forgetter = cases.make_forgetter(base, tmp_path, data, callbacks=[breaks])
     with pytest.raises(RuntimeError):
@@ -153,7 +153,7 @@ def test_an_interrupted_request_is_not_forgotten(base, data, tmp_path, finished)
 
 
 def test_a_task_revoked_meanwhile(base, data, one_task, caplog):
-    """A checkpoint rests on the tasks that were in effect; when they have changed, the request begins anew."""
+    """A checkpoint rests on the tasks that were in effect; when they have changed, the request starts again."""
     breaks = Breaks(5, "task_002", KeyboardInterrupt)
     forgetter = cases.make_forgetter(base, one_task, data, callbacks=[breaks])
     with pytest.raises(KeyboardInterrupt):
@@ -245,7 +245,7 @@ def test_a_checkpoint_that_cannot_be_written(base, data, one_task, step, most):
 
 
 def test_other_errors_at_a_checkpoint_stay_what_they_are(base, data, one_task, monkeypatch):
-    """Only what is about writing is told as such."""
+    """Only errors of writing are reported as such."""
 
     def broken(*args):
         raise cases.OnPurposeError

@@ -22,7 +22,7 @@ from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import ForgettingLedger
-from gs_lora_peft.ledger.schema import (
+from gs_lora_peft.ledger.errors import (
     AlreadyForgottenError,
     FilesDifferError,
     LedgerFileError,
@@ -317,7 +317,7 @@ def test_all_groups_zero(base, data, tmp_path):
 
 
 def test_callbacks_trackers_and_the_hub(base, data, tmp_path, monkeypatch):
-    """Callbacks with a state start anew with each request, logs outlive the working folder, nothing is pushed."""
+    """Callbacks with a state start fresh for each request, logs outlive the workspace, nothing is pushed."""
     monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda *_, **__: pytest.fail("pushed to the Hub"))
     stopping = EarlyStoppingCallback(early_stopping_patience=1)
     args = cases.make_args(
@@ -344,7 +344,7 @@ def test_callbacks_trackers_and_the_hub(base, data, tmp_path, monkeypatch):
 
 
 def test_shots_are_not_held_out(base, data, tmp_path, monkeypatch):
-    """Four shots of which one is held out would be three; nobody is told so by a ledger that records `shots`."""
+    """Four shots of which one is held out would be three, but the ledger would record four."""
     never_trains(monkeypatch)
     args = cases.make_args(validation_fraction=0.25)
     forgetter = cases.make_forgetter(base, tmp_path, data, args=args, shots=4)

@@ -18,8 +18,8 @@ from transformers import Trainer, TrainerCallback
 
 from gs_lora_peft import load_forgotten
 from gs_lora_peft.io import writing
-from gs_lora_peft.ledger.schema import RunLockedError
-from gs_lora_peft.runs import forgetter as forgetter_module, task as task_module
+from gs_lora_peft.ledger.errors import RunLockedError
+from gs_lora_peft.runs import task as task_module
 from gs_lora_peft.runs.workspace import Workspace
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
@@ -108,7 +108,7 @@ MOMENTS = {
     "after the last step": lambda: deadly(task_module, "_export", before=True),
     "within the export": lambda: deadly(task_module, "export_lora"),
     "before the folder is moved": lambda: deadly(writing, "_fsync_tree"),
-    "between folder and ledger": lambda: deadly(forgetter_module, "finished_entry"),
+    "between folder and ledger": lambda: deadly(task_module, "finished_entry"),
     "before the ledger is moved": lambda: deadly(os, "replace", before=True, of=is_ledger),
     "after the ledger is moved": lambda: deadly(os, "replace", of=is_ledger),
     "before the working folder is removed": lambda: deadly(Workspace, "finish", before=True),

@@ -8,9 +8,9 @@ from gs_lora_peft import ForgetRequest, load_forgotten
 from gs_lora_peft.cli.share import revoke
 from gs_lora_peft.hub import stage_repository
 from gs_lora_peft.ledger import ForgettingLedger
+from gs_lora_peft.ledger.errors import LinkedRunError
 from gs_lora_peft.ledger.request import utc_now
-from gs_lora_peft.ledger.schema import LinkedRunError
-from gs_lora_peft.runs.workspace import Start, Workspace, remove_others
+from gs_lora_peft.runs.workspace import Start, Workspace, remove_other_workspaces
 
 PARTS = [
     "work",
@@ -88,11 +88,16 @@ def test_the_working_folder_by_itself(tmp_path, part):
     linked(tmp_path / "run", part, tmp_path / "precious")
     (tmp_path / "precious" / "task_002" / "checkpoint-4" / "file").unlink()
     before = sorted((tmp_path / "precious").rglob("*"))  # empty folders are precious, too
-    work = Workspace(tmp_path / "run" / "work" / "task_002")
+    workspace = Workspace(tmp_path / "run" / "work" / "task_002")
     with pytest.raises(LinkedRunError):
-        work.begin({}, Start({}, utc_now()))
+        workspace.begin({}, Start({}, utc_now()))
     logs = tmp_path / "run" / "logs" / "task_002"
-    for step in (work.fail, lambda: work.finish(logs), work.remove_if_empty, lambda: remove_others(work.path)):
+    for step in (
+        workspace.fail,
+        lambda: workspace.finish(logs),
+        workspace.remove_if_empty,
+        lambda: remove_other_workspaces(workspace.path),
+    ):
         step()
         assert sorted((tmp_path / "precious").rglob("*")) == before
 

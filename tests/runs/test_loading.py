@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from gs_lora_peft import load_forgotten, weights_fingerprint
 from gs_lora_peft.ledger import ForgettingLedger
-from gs_lora_peft.ledger.schema import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError
+from gs_lora_peft.ledger.errors import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "gs_lora_config.json")
 
@@ -83,7 +83,7 @@ def test_some_tasks_by_name(base, stages):
 
 
 def test_it_draws_no_random_numbers(base, stages):
-    """Loading does not disturb the random generator of whoever loads."""
+    """Loading does not change the state of the random generator."""
     torch.manual_seed(0)
     state = torch.get_rng_state()
     load_forgotten(cases.load_base(base), stages[0])

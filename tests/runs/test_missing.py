@@ -12,7 +12,7 @@ from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.hub.withhold import withheld_ledger
 from gs_lora_peft.ledger import TaskEntry, format_table
-from gs_lora_peft.ledger.schema import InvalidLedgerError
+from gs_lora_peft.ledger.errors import InvalidLedgerError
 
 
 @pytest.fixture(scope="module")

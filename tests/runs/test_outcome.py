@@ -15,10 +15,9 @@ from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments
 from gs_lora_peft.data import evaluation_split
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.ledger import TaskEntry, exit_status, format_table, task_states
-from gs_lora_peft.ledger.outcome import all_forgotten, outcome_of_task, target_score
-from gs_lora_peft.ledger.schema import AlreadyForgottenError, InvalidLedgerError
-from gs_lora_peft.ledger.summary import doubts, not_forgotten, warn_where_it_goes
-from gs_lora_peft.runs.folder import judged_anew
+from gs_lora_peft.ledger.errors import AlreadyForgottenError, InvalidLedgerError
+from gs_lora_peft.ledger.outcome import all_forgotten, outcome_of_task, target_score, updated_outcomes
+from gs_lora_peft.ledger.summary import doubts, not_forgotten, warn_not_forgotten
 from gs_lora_peft.runs.validation import train_and_test
 
 BASE = {"fingerprint": "sha256:" + "0" * 64, "num_labels": 10, "model_class": "ViTForImageClassification"}
@@ -125,7 +124,7 @@ def test_a_request_that_forgot_says_so_too(finished):
 
 
 def test_asking_again_points_to_redo(weak, base, data, finished, caplog):
-    """The refusal names the way to carry the request out again, whether it forgot or not; a rerun warns anew."""
+    """The error tells how to carry out the request again, whether it forgot or not; a rerun warns again."""
     forgetter = cases.make_forgetter(base, weak[0], data, args=weakly())
     said = []
     for run, request in ((forgetter, cases.requests(["cassowary"])[0]), (finished[1], cases.requests()[0])):
@@ -151,7 +150,7 @@ def test_the_target_may_change_between_stop_and_go(base, data, tmp_path):
 
 
 def test_without_samples_nothing_is_claimed(base, data, tmp_path, caplog):
-    """Where the evaluation data have none of the classes, it is not known whether they are forgotten."""
+    """Without evaluation samples of the classes, the outcome is unknown."""
     test = data["test"].filter(lambda row: row["label"] != 2)
     entry = cases.make_forgetter(base, tmp_path, DatasetDict(train=data["train"], test=test), args=weakly()).forget(
         cases.requests([2])[0]
@@ -199,7 +198,7 @@ def test_another_target_judges_what_is_done(weak, base, data, tmp_path, monkeypa
         assert entry.outcome == ledger.tasks[0].outcome
         assert (entry.forgotten, entry.target) == (forgotten, 1.0 if forgotten else pytest.approx(1 / 6))
         assert exit_status(ledger) == (0 if forgotten else 3)
-        assert [record.name.rsplit(".")[-1] for record in caplog.records].count("run_folder") == 1
+        assert [record.name.rsplit(".")[-1] for record in caplog.records].count("folder") == 1
         before = cases.snapshot(folder)
         forgetter.run(cases.requests(["cassowary"]), keep=keep)
         assert cases.snapshot(folder) == before
@@ -243,15 +242,15 @@ def test_judging_anew_is_judging(scores, again, targets, detector):
         return made_up(*tasks)
 
     first, expected = (judged(allowed) for allowed in targets)
-    changes = judged_anew(first, {entry.name: targets[1] for entry in first.tasks})
+    changes = updated_outcomes(first, {entry.name: targets[1] for entry in first.tasks})
     first.record_outcomes(changes)
     assert first.to_dict() == expected.to_dict()
-    assert judged_anew(first, {entry.name: targets[1] for entry in first.tasks}) == {}
+    assert updated_outcomes(first, {entry.name: targets[1] for entry in first.tasks}) == {}
 
 
 def test_old_ledgers_are_not_judged():
     """What was made before outcomes were recorded stays as it was."""
-    assert judged_anew(made_up({}), {"task_001": 0.5}) == {}
+    assert updated_outcomes(made_up({}), {"task_001": 0.5}) == {}
 
 
 # What is made of it
@@ -330,11 +329,11 @@ def test_who_hands_a_run_out_is_warned():
     """Of tasks that are handed out, without a name."""
     ledger = made_up({"outcome": outcome()}, {"outcome": outcome(False)})
     with pytest.warns(UserWarning, match="task_002 is not forgotten") as told:
-        warn_where_it_goes(ledger)
+        warn_not_forgotten(ledger)
     assert "name_2" not in str(told[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_where_it_goes(ledger, 1)
+        warn_not_forgotten(ledger, 1)
 
 
 # The data that is scored on
@@ -363,7 +362,7 @@ def test_what_is_no_data_set_is_refused(wrong):
 def test_training_data_under_any_name_is_told(data, caplog):
     """Scores on training data are warned of, in log and table, also where it was given as test data."""
     train = data["train"]
-    alike = DatasetDict(train=train, test=train).rename_column("label", "class")  # made anew, of the same rows
+    alike = DatasetDict(train=train, test=train).rename_column("label", "class")  # another object with the same rows
     for dataset, evaluation in (
         (train, None),
         (DatasetDict(train=train, unlabelled=data["test"]), None),
@@ -372,7 +371,7 @@ def test_training_data_under_any_name_is_told(data, caplog):
     ):
         caplog.clear()
         assert train_and_test(dataset, evaluation)[2] == "train"
-        assert "Scores will be taken on the training data" in caplog.text
+        assert "measured on the training data" in caplog.text
     ledger = made_up({"scores": {**SCORES, "data": "train"}, "outcome": outcome()})
     (line,) = doubts(ledger)
     assert "task_001" in line

@@ -1,4 +1,4 @@
-"""Quantised models: refused at once where weights must be exact, told by structure; an adapter trains on them."""
+"""Quantised models: refused if weights must be exact, recognised by structure; an adapter trains on them."""
 
 import pytest
 import run_cases as cases

@@ -13,8 +13,7 @@ from huggingface_hub import constants
 from gs_lora_peft import ContinualForgetter, ForgetRequest, ForgettingLedger, GSLoraConfig, load_forgotten
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.hub.fetch import fetch_ledger, fetch_run, fetch_to_continue
-from gs_lora_peft.ledger.files import MAX_CONFIG_BYTES, MAX_LEDGER_BYTES, with_digest
-from gs_lora_peft.ledger.schema import (
+from gs_lora_peft.ledger.errors import (
     DivergedRunError,
     FilesDifferError,
     InvalidLedgerError,
@@ -22,6 +21,7 @@ from gs_lora_peft.ledger.schema import (
     LinkedRunError,
     WithheldClassesError,
 )
+from gs_lora_peft.ledger.files import MAX_CONFIG_BYTES, MAX_LEDGER_BYTES, with_digest
 
 REPO = "clinic/forgotten"
 

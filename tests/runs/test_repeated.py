@@ -19,7 +19,7 @@ from transformers import ViTImageProcessor
 from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, OtherSettingsError, load_forgotten
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.ledger import ForgettingLedger, TaskEntry
-from gs_lora_peft.ledger.schema import InvalidLedgerError, LaterTasksError, RequestOrderError, UnfinishedRequestError
+from gs_lora_peft.ledger.errors import InvalidLedgerError, LaterTasksError, RequestOrderError, UnfinishedRequestError
 from gs_lora_peft.runs.settings import changed_settings
 from gs_lora_peft.runs.validation import match_requests
 from gs_lora_peft.training import ForgettingTrainer
@@ -181,7 +181,7 @@ def test_arguments_of_each_request(base, data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("strategy", ["steps", "no"])
 def test_an_unfinished_request_and_other_settings(base, data, tmp_path, caplog, strategy):
-    """With checkpoints it is refused, unless it is to be begun anew; without, it is begun anew. Both are said."""
+    """With checkpoints it is refused, unless `keep`; without, it starts again. Both are reported."""
     breaks = Breaks(5, error=KeyboardInterrupt)
     args = cases.make_args(save_strategy=strategy)
     with pytest.raises(KeyboardInterrupt):
@@ -270,7 +270,7 @@ def run(finished, tmp_path):
 
 
 def test_redo(base, data, run, monkeypatch):
-    """The last request is carried out anew with the present settings; what was stays in the ledger and on the disk."""
+    """The last request is carried out again with the present settings; the former task stays in ledger and folder."""
     old = ForgettingLedger.load(run).tasks[2]
     forgetter = cases.make_forgetter(base, run, data, args=cases.make_args(learning_rate=0.04))
     entry = forgetter.redo()
@@ -365,7 +365,7 @@ def test_redo_that_is_killed(base, data, run, monkeypatch, moment):
     assert [entry.name for entry in in_effect] == [*TASKS[:2], "task_004" if done else "task_003"]
     seen = Seen()
     forgetter = cases.make_forgetter(base, run, data, args=args, callbacks=[seen])
-    if moment == "between two checkpoints":  # another request has to wait, and is told for what
+    if moment == "between two checkpoints":  # another request must wait, and the error says for which
         with pytest.raises(UnfinishedRequestError) as error:
             forgetter.forget(ForgetRequest(["bumblebee"]))
         assert error.value.path == run / "work" / "task_004"

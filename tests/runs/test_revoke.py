@@ -9,7 +9,7 @@ from errors import refused
 
 from gs_lora_peft import ForgetRequest, GSLoraConfig, load_forgotten, weights_fingerprint
 from gs_lora_peft.ledger import ForgettingLedger
-from gs_lora_peft.ledger.schema import InvalidLedgerError
+from gs_lora_peft.ledger.errors import InvalidLedgerError
 from gs_lora_peft.runs import scores as scoring
 
 
@@ -61,7 +61,7 @@ def test_what_it_does_is_measured(base, data, run):
 
 
 def test_all_of_them_and_again(base, data, run):
-    """With every request taken back the base model is there to the bit, and the same classes can be forgotten anew."""
+    """With every task revoked, the base model is restored exactly, and the same classes can be forgotten again."""
     for name in ("task_002", "task_003", "task_001"):
         run.revoke(name)
     assert weights_fingerprint(run.model) == run.ledger.base_model["fingerprint"]

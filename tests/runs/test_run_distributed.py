@@ -12,7 +12,7 @@ import run_cases as cases
 from gs_lora_peft import load_forgotten, weights_fingerprint
 from gs_lora_peft.ledger import ForgettingLedger
 from gs_lora_peft.runs import folder as processes
-from gs_lora_peft.runs.folder import on_main
+from gs_lora_peft.runs.folder import run_on_main
 
 HERE = Path(__file__).parent
 
@@ -75,7 +75,7 @@ def test_every_process_hears_of_an_error(monkeypatch, error, told):
     monkeypatch.setattr(processes, "PartialState", lambda: Pretended(is_main=True))
     monkeypatch.setattr(processes, "broadcast_object_list", lambda outcome: wire.extend(outcome))
     with pytest.raises(type(error)) as caught:
-        on_main(fails)
+        run_on_main(fails)
     assert caught.value is error
 
     def receive(outcome):
@@ -84,7 +84,7 @@ def test_every_process_hears_of_an_error(monkeypatch, error, told):
     monkeypatch.setattr(processes, "PartialState", lambda: Pretended(is_main=False))
     monkeypatch.setattr(processes, "broadcast_object_list", receive)
     with pytest.raises(told) as caught:
-        on_main(fails)
+        run_on_main(fails)
     assert str(error) in str(caught.value)
     wire[:] = ["result", None]
-    assert on_main(fails) == "result"
+    assert run_on_main(fails) == "result"

@@ -1,8 +1,9 @@
-"""Putting adapters onto a bare model: for the time of a training, or merged into its weights."""
+"""Adapters on a bare model: checked against it, attached, or merged into its weights."""
 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -11,21 +12,62 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..compat import head_tying_hidden
-from ..ledger import ForgettingLedger
-from .task_adapter import TaskAdapter, check_adapters, new_adapter, read_adapters
+from ..errors import short
+from ..ledger import ForgettingLedger, UnusableAdapterError
+from .task_adapter import REAL_DTYPES, TaskAdapter, new_adapter, read_adapters
+
+# Limit of ‖update‖ / ‖weights‖ of a layer (Frobenius norms). Updates that forget are about as large as the weights; a
+# thousand times that destroys the layer.
+MAX_RELATIVE_UPDATE = 1e3
+
+
+def check_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> None:
+    """Checks that adapters fit a bare model, before PEFT changes the model.
+
+    Args:
+        model (`torch.nn.Module`):
+            The bare model.
+        adapters (`Sequence[TaskAdapter]`):
+            The adapters.
+
+    Raises:
+        UnusableAdapterError: If an adapter belongs to another architecture, lacks weights for a module that its
+            configuration names, or is far larger than the weights it changes.
+    """
+    modules = dict(model.named_modules())
+    for adapter in adapters:
+        if misfit := _misfit(modules, adapter):
+            name, problem = misfit
+            raise UnusableAdapterError(
+                f"the adapter of {adapter.name} does not fit this model: {problem}. Do not use it: this package "
+                "does not record such files.",
+                task=adapter.name,
+                file=None,
+                name=name,
+            )
 
 
 @contextmanager
 def fresh_adapter(model: nn.Module, config: PeftConfig, name: str) -> Iterator[PeftModel]:
-    """A `PeftModel` around a bare model for the time of the block, with one new adapter that trains.
+    """Wraps a bare model in a `PeftModel` with one new, trainable adapter, for the time of a `with` block.
 
-    Afterwards, also after an error, the model is bare again and in eval mode, its weights and `requires_grad` flags
-    are what they were, and so are its buffers: running statistics that training changed belong to no adapter, so that
-    they would be lost wherever the adapter is loaded.
+    Afterwards, also after an error, the model is bare again and in eval mode, with its former weights, buffers and
+    `requires_grad` flags. Buffers are restored because no adapter file holds them: running statistics that training
+    changed would be lost wherever the adapter is loaded.
+
+    Args:
+        model (`torch.nn.Module`):
+            The bare model, changed in place.
+        config (`peft.PeftConfig`):
+            Configuration of the adapter.
+        name (`str`):
+            Name of the adapter.
     """
     buffers = {buffer_name: buffer.clone() for buffer_name, buffer in model.named_buffers()}
     with kept_flags(model):
@@ -42,26 +84,20 @@ def fresh_adapter(model: nn.Module, config: PeftConfig, name: str) -> Iterator[P
                     buffer.copy_(before)
 
 
-@contextmanager
-def _without_deprecation() -> Iterator[None]:
-    """Hides that a `PeftModel` reads an attribute which transformers deprecates: it is not the user's to change."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        yield
-
-
 def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftModel:
-    """Puts adapters onto a bare model, all active and frozen.
+    """Attaches adapters to a bare model, all active and frozen.
 
-    The result is what `PeftModel.from_pretrained` and `load_adapter` make of the files. They walk through the whole
-    model several times for each adapter, those attached before included, so that a hundred take a quarter of a minute;
-    here only the layers that an adapter changes are visited.
+    The result equals that of `PeftModel.from_pretrained` and `load_adapter`. Those visit the whole model several times
+    for each adapter, about 15 seconds for a hundred. This function visits only the layers that an adapter changes.
 
     Args:
         model (`torch.nn.Module`):
-            The model, changed in place.
+            The bare model, changed in place.
         adapters (`Sequence[TaskAdapter]`):
-            At least one; they fit the model (see [`check_adapters`]).
+            At least one adapter. They must fit the model, see [`check_adapters`].
+
+    Returns:
+        `peft.PeftModel`: The wrapped model.
     """
     first = adapters[0]
     empty = LoraConfig(target_modules=DUMMY_TARGET_MODULES, task_type=first.config.task_type, inference_mode=True)
@@ -70,7 +106,7 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
         peft_model = peft_class(model, empty, adapter_name=first.name, low_cpu_mem_usage=True)
     tuner: Any = peft_model.base_model
     likes: dict[tuple, str] = {}
-    with init_empty_weights():  # the weights come later; random numbers are not drawn first
+    with init_empty_weights():  # the weights follow below, so none are initialised at random
         for adapter in adapters:
             tuner.peft_config[adapter.name] = adapter.config
             for path in adapter.pairs:
@@ -97,18 +133,18 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
 def merge_adapters(
     model: nn.Module, adapters: Iterable[TaskAdapter], originals: MutableMapping[str, torch.Tensor] | None = None
 ) -> nn.Module:
-    """Merges adapters into a bare model's weights, one after another, in place.
+    """Merges adapters into the weights of a bare model, one after another, in place.
 
-    The same tensors go through the same sums in the same order on the same kind of device wherever a sequence is
-    rebuilt, so that the result is bit-equal to the model that later tasks were trained on.
+    The result is bit-equal to the model that later tasks were trained on: every merge adds the same tensors in the
+    same order on the CPU.
 
     Args:
         model (`torch.nn.Module`):
-            The model; it is bare before and after, and its `requires_grad` flags stay.
+            The bare model. Its `requires_grad` flags stay.
         adapters (`Iterable[TaskAdapter]`):
-            The adapters, in order; they fit the model (see [`check_adapters`]).
+            The adapters, in order. They must fit the model, see [`check_adapters`].
         originals (`MutableMapping[str, torch.Tensor]`, *optional*):
-            Gets a copy, on the CPU, of every weight that is about to change and is not in it yet, by module path.
+            Receives CPU copies of the weights before their first change, by module path.
 
     Returns:
         `torch.nn.Module`: `model`.
@@ -120,10 +156,10 @@ def merge_adapters(
             for path, layer in layers.items():
                 if originals is not None and path not in originals:
                     originals[path] = layer.weight.detach().to("cpu", copy=True)
-                layer.to("cpu")  # accelerators round matrix products in their own ways
+                layer.to("cpu")  # accelerators round matrix products differently
             try:
                 attach_adapters(model, [adapter]).merge_and_unload()
-            except BaseException:  # memory ran out, or the user stopped it: no half-wrapped model is left behind
+            except BaseException:  # out of memory, or interrupted: leave no half-wrapped model behind
                 for path, layer in layers.items():
                     parent, _, name = path.rpartition(".")
                     setattr(model.get_submodule(parent), name, layer)
@@ -136,97 +172,112 @@ def merge_adapters(
 
 
 class MergedModel:
-    """A bare model with tasks merged into its weights, which can be taken out again exactly.
+    """A bare model with the tasks of a run merged into its weights. Merging can be undone exactly.
 
-    The original weights of the layers that tasks change are kept on the CPU: subtracting what was added is not exact.
-    Adapters come from [`read_adapters`] and fit the model before any weight changes.
+    Subtracting an update is not exact, so the original weights of changed layers are kept on the CPU. All adapters are
+    checked ([`read_adapters`], [`check_adapters`]) before any weight changes.
 
     Args:
         model (`torch.nn.Module`):
-            The base model, changed in place; put into eval mode.
+            The base model, changed in place and put into eval mode.
         ledger ([`ForgettingLedger`]):
-            The run. Its tasks in effect are merged.
+            The ledger of the run. Its tasks in effect are merged.
+
+    Attributes:
+        bare (`torch.nn.Module`):
+            The model.
+        ledger ([`ForgettingLedger`]):
+            The ledger.
     """
 
     def __init__(self, model: nn.Module, ledger: ForgettingLedger):
         self.bare = model.eval()
         self.ledger = ledger
         self._originals: dict[str, torch.Tensor] = {}
-        self._before: list[dict[str, torch.Tensor]] = []  # changed weights, as each block that is open found them
+        self._saved: list[dict[str, torch.Tensor]] = []  # for each open block, the weights it has changed
         self.merge([entry.name for entry in ledger.active_tasks])
 
     def merge(self, names: Sequence[str]) -> None:
-        """Merges more tasks, all of which are in the ledger.
+        """Merges more tasks of the ledger.
+
+        Args:
+            names (`Sequence[str]`):
+                Names of the tasks.
 
         Raises:
-            LedgerError: A file is not what the ledger says, or an adapter does not fit. The model is as it was.
+            LedgerError: If a file differs from the ledger, or an adapter does not fit. The model is unchanged.
         """
         self._merge(read_adapters(self.ledger, list(names)))
 
     def merge_new(self, name: str) -> dict[str, str]:
         """Merges a task that is about to be added to the ledger.
 
+        Args:
+            name (`str`):
+                Name of the new task.
+
         Returns:
-            The SHA-256 of its files, as the ledger has them: of the very bytes that were merged.
+            `dict[str, str]`: The SHA-256 of its files by path, computed from the bytes that were merged.
 
         Raises:
-            LedgerError, OSError, ValueError: As [`new_adapter`], or it does not fit. The model is as it was.
+            LedgerError: If the adapter is invalid or does not fit. The model is unchanged.
+            OSError: If a file cannot be read. The model is unchanged.
         """
         adapter, files = new_adapter(self.ledger, name)
         self._merge([adapter])
         return files
 
     def rebuild(self, names: Sequence[str]) -> None:
-        """Starts again from the original weights and merges these tasks, as [`~MergedModel.merge`]."""
+        """Restores the original weights and merges these tasks, see [`~MergedModel.merge`]."""
         adapters = read_adapters(self.ledger, list(names))
         check_adapters(self.bare, adapters)
-        self._put(self._originals)
+        self._restore(self._originals)
         self._merge(adapters)
 
     @contextmanager
     def restored_on_error(self) -> Iterator[None]:
-        """Puts the weights back, bit for bit, if the block fails, without a look at files: they may be the reason."""
-        with self._remembered() as before:
+        """Restores the weights exactly if the block fails. Reads no files: they may be the reason."""
+        with self._saving() as saved:
             try:
                 yield
             except BaseException:
-                self._put(before)
+                self._restore(saved)
                 raise
 
     @contextmanager
     def without_tasks(self) -> Iterator[None]:
-        """The base model for the time of the block; afterwards the weights are what they were."""
-        with self._remembered() as before:
+        """Restores the base model for the time of a `with` block."""
+        with self._saving() as saved:
             try:
-                self._put(self._originals)
+                self._restore(self._originals)
                 yield
             finally:
-                self._put(before)
+                self._restore(saved)
 
     def _merge(self, adapters: Sequence[TaskAdapter]) -> None:
         check_adapters(self.bare, adapters)
-        self._note(path for adapter in adapters for path in adapter.pairs)
+        self._save(path for adapter in adapters for path in adapter.pairs)
         merge_adapters(self.bare, adapters, self._originals)
 
     @contextmanager
-    def _remembered(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Keeps a copy, on the CPU, of every weight that the block changes."""
-        before: dict[str, torch.Tensor] = {}
-        self._before.append(before)
+    def _saving(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Collects CPU copies of the weights that the block changes."""
+        saved: dict[str, torch.Tensor] = {}
+        self._saved.append(saved)
         try:
-            yield before
+            yield saved
         finally:
-            self._before.pop()
+            self._saved.pop()
 
-    def _note(self, paths: Iterable[str]) -> None:
+    def _save(self, paths: Iterable[str]) -> None:
         for path in paths:
-            for before in self._before:
-                if path not in before:
-                    before[path] = _weight(self.bare, path).to("cpu", copy=True)
+            for saved in self._saved:
+                if path not in saved:
+                    saved[path] = _weight(self.bare, path).to("cpu", copy=True)
 
     @torch.no_grad()
-    def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
-        self._note(weights)
+    def _restore(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._save(weights)
         for path, weight in weights.items():
             _weight(self.bare, path).copy_(weight)
 
@@ -238,7 +289,7 @@ def _weight(model: nn.Module, path: str) -> torch.Tensor:
 
 @contextmanager
 def kept_flags(model: nn.Module) -> Iterator[None]:
-    """Gives every parameter its `requires_grad` back at the end of the block: PEFT freezes what it wraps."""
+    """Restores the `requires_grad` flags at the end of the block: PEFT freezes the models it wraps."""
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         yield
@@ -247,11 +298,19 @@ def kept_flags(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flags.get(name, parameter.requires_grad))
 
 
-def _copy_adapter(layer: Any, like: str, name: str) -> None:
-    """Gives a layer one more adapter, made like one that it has.
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    """Hides a deprecation warning that PEFT causes and users cannot avoid."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
-    PEFT makes one in a time that grows with the number of adapters the layer has. What belongs to an adapter is listed
-    by PEFT itself, which deletes it by these lists.
+
+def _copy_adapter(layer: Any, like: str, name: str) -> None:
+    """Gives a layer another adapter, copied from one that it has.
+
+    PEFT needs longer for each adapter that the layer has already. The attributes that belong to an adapter are those
+    that PEFT itself lists in order to delete them.
     """
     for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
         entries = getattr(layer, attribute)
@@ -260,10 +319,10 @@ def _copy_adapter(layer: Any, like: str, name: str) -> None:
 
 
 def _twin(entry: Any) -> Any:
-    """A copy of what belongs to one adapter: a number, or a layer whose weights are about to be replaced.
+    """Copies a part of an adapter: a number, or a layer whose weights are about to be replaced.
 
-    A layer without layers in it gets containers of its own, with what is in them shared; `copy.deepcopy` does the same
-    twenty times slower, which is half the time of loading a hundred adapters.
+    A layer without children gets its own containers with shared content. `copy.deepcopy` takes twenty times as long,
+    half of the time to load a hundred adapters.
     """
     if not isinstance(entry, nn.Module) or any(True for _ in entry.children()):
         return copy.deepcopy(entry)
@@ -272,3 +331,51 @@ def _twin(entry: Any) -> Any:
         if isinstance(value, dict | set):
             vars(twin)[attribute] = value.copy()
     return twin
+
+
+def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> tuple[str, str] | None:
+    """Finds a module or setting of an adapter that does not fit the model; returns its name and the problem."""
+    for path, (factor_a, factor_b) in adapter.pairs.items():
+        module = modules.get(path)
+        if not isinstance(module, (nn.Linear, Conv1D)):
+            return path, f"the model has no Linear layer {path!r}, but the adapter changes one"
+        is_conv = isinstance(module, Conv1D)
+        inputs, outputs = (module.nx, module.nf) if is_conv else (module.in_features, module.out_features)
+        found, rank = (tuple(factor_a.shape), tuple(factor_b.shape)), len(factor_a)
+        if found != ((rank, inputs), (outputs, rank)):
+            expected = f"{(rank, inputs)} and {(outputs, rank)}"
+            return path, f"for {path!r} its matrices have the shapes {found[0]} and {found[1]}; expected {expected}"
+        if problem := _size_problem(module, adapter, path):
+            return path, problem
+    paths = adapter.pairs.keys()
+    targets = {path for path in modules if path and check_target_module_exists(adapter.config, path)}
+    if targets == paths:
+        return None
+    untrained, untargeted = short(sorted(targets - paths)), short(sorted(paths - targets))
+    return (
+        "target_modules",
+        f"the configuration targets {untrained}, which have no weights, or does not target {untargeted}, which have "
+        "weights",
+    )
+
+
+def _size_problem(module: nn.Linear | Conv1D, adapter: TaskAdapter, path: str) -> str | None:
+    """Describes an update that is far too large for its layer. Layers with zero weights have no limit."""
+    factor_a, factor_b = (factor.double() for factor in adapter.pairs[path])
+    # ‖BA‖² is the sum over BᵀB ∘ AAᵀ, which avoids BA itself, as large as the layer.
+    square = ((factor_b.T @ factor_b) * (factor_a @ factor_a.T)).sum().clamp(min=0)
+    update = abs(adapter.scaling(path)) * float(square.sqrt())
+    weight = _norm(module.weight.detach())
+    if math.isfinite(update) and (not weight or update <= MAX_RELATIVE_UPDATE * weight):
+        return None
+    return (
+        f"the update of {path!r} has the norm {update:.3g}, its weights have {weight:.3g}; expected at most "
+        f"{MAX_RELATIVE_UPDATE:g} times as much"
+    )
+
+
+def _norm(weight: torch.Tensor) -> float:
+    """Returns the Frobenius norm of weights of any real dtype, in float32 or wider."""
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    # torch converts half precision without a copy, but has no norm for narrower dtypes.
+    return float(torch.linalg.vector_norm(weight if weight.dtype in REAL_DTYPES else weight.to(wide), dtype=wide))

@@ -1,43 +1,45 @@
-"""Which weights are these? A fingerprint of a model that its adapters, its device and its wrappers do not change."""
+"""A fingerprint of a model's weights, independent of adapters, device and wrappers."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from ..compat import bare, has_tied_heads, is_foreign, uncompiled
 from ..errors import InvalidInputError
 from ..io import public_name
+from ..objectives import head_size
 
 _FORMAT = "gs-lora-peft weights 1"
 
 
 def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of a model's persistent weights and buffers.
+    """Returns the SHA-256 of a model's persistent weights and buffers.
 
-    The same weights give the same fingerprint on every device, bare or wrapped by PEFT (as long as no adapter is
-    merged: merging changes weights), by `DistributedDataParallel` or by `torch.compile`, and whether tied weights are
-    listed once or under each of their names. Another value, dtype or shape anywhere gives another fingerprint.
+    The same weights have the same fingerprint on every device, bare or wrapped by PEFT (without merged adapters), by
+    `DistributedDataParallel` or by `torch.compile`, with tied weights listed once or under each of their names. A
+    change of any value, dtype or shape changes the fingerprint.
 
-    How: equal tensors count once. Names are taken in where several tensors have the same dtype and shape and could be
-    swapped, and are left out where a tensor is the only one of its kind, as embeddings are, so that it does not matter
-    which of its names a tied one bears.
+    How it works: equal tensors count once. Names count only among tensors of the same dtype and shape, which could be
+    swapped. The name of a tensor with a unique dtype and shape, such as an embedding, is left out, so that it does not
+    matter under which of its names a tied tensor is listed.
 
     Args:
         model_or_state_dict (`nn.Module` or `Mapping[str, torch.Tensor]`):
-            A model or its state dict. Entries that are not tensors are not looked at.
+            A model or its state dict. Values that are not tensors are ignored.
 
     Returns:
         `str`: `"sha256:"` and 64 hexadecimal digits.
 
     Raises:
-        ValueError: There are no weights, they are on the meta device, or they are tensors of another make, such as the
-            quantised ones of torchao, whose content no other library can read.
+        ValueError: If there are no weights, or they are on the meta device or in a tensor type that torch cannot read,
+            such as the quantised ones of torchao.
     """
     if isinstance(model_or_state_dict, nn.Module):
         state: Mapping[str, Any] = _bare(model_or_state_dict).state_dict()
@@ -54,7 +56,7 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
             kinds[kind].setdefault(_content_hash(name, tensor), name)
     if not kinds:
         fix = "Pass the model that was pre-trained."
-        raise InvalidInputError("model_or_state_dict", list(state), "one weight at least", fix)
+        raise InvalidInputError("model_or_state_dict", list(state), "at least one weight", fix)
     lines = [
         f"{dtype} {list(shape)} {content}" + (f" {name}" if len(contents) > 1 else "")
         for (dtype, shape), contents in kinds.items()
@@ -64,56 +66,45 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
-    """Who a base model is, as the ledger records it.
+    """Returns the identity of a base model, as the ledger records it.
 
     Args:
         model (`nn.Module`):
             The model, bare or wrapped by PEFT.
 
     Returns:
-        `dict`: `name_or_path` (a Hub id; of a local folder only its last part, so that nothing of the machine's paths.
-        gets out; `None` if unknown), `revision` (the Hub commit it was loaded from or `None`), `model_class`,
-        `num_labels` (or `None`), `tied_heads` (only where it is so: detectors whose heads are tied to each other, see
-        [`has_tied_heads`]) and `fingerprint` (see [`weights_fingerprint`]).
+        `dict[str, Any]`: `name_or_path` (a Hub id, or the last part of a local path, which reveals no folders;
+        `None` if unknown), `revision` (Hub commit, or `None`), `model_class`, `num_labels` (or `None`), `tied_heads`
+        (`True` for detectors with tied heads, see [`has_tied_heads`]; else absent) and `fingerprint` (see
+        [`weights_fingerprint`]).
     """
-    from ..compat import has_tied_heads
-    from ..objectives import head_size
-
-    bare = _bare(model)
-    config = getattr(bare, "config", None)
-    raw_name = getattr(config, "_name_or_path", None) or getattr(bare, "name_or_path", None)
+    model = _bare(model)
+    config = getattr(model, "config", None)
+    raw_name = getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None)
     name, revision = public_name(raw_name if isinstance(raw_name, str) else "")
     return {
         "name_or_path": name,
         "revision": getattr(config, "_commit_hash", None) or revision,
-        "model_class": type(bare).__name__,
-        "num_labels": head_size(bare),
-        **({"tied_heads": True} if has_tied_heads(bare) else {}),
-        "fingerprint": weights_fingerprint(bare),
+        "model_class": type(model).__name__,
+        "num_labels": head_size(model),
+        **({"tied_heads": True} if has_tied_heads(model) else {}),
+        "fingerprint": weights_fingerprint(model),
     }
 
 
 def _bare(model: nn.Module) -> nn.Module:
-    # A PEFT model can only be here if PEFT has been imported, so it need not be imported to ask.
-    peft = sys.modules.get("peft")
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    """Returns the model without its wrappers, which may be nested in any order."""
     while True:
-        inner: Any = None
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        elif hasattr(model, "_orig_mod"):  # torch.compile
-            inner = model._orig_mod
-        elif peft is not None and isinstance(model, peft.PeftModel):
-            inner = model.get_base_model()
-        elif tuners is not None and isinstance(model, tuners.BaseTuner):
-            inner = model.model
-        if not isinstance(inner, nn.Module):
+        inner = bare(uncompiled(model))
+        if isinstance(inner, BaseTuner):
+            inner = inner.model
+        if inner is model:
             return model
         model = inner
 
 
 def _bare_names(state: Mapping[str, Any]) -> dict[str, str]:
-    """Maps the keys of a state dict to the names they have without PEFT; what PEFT added is left out."""
+    """Maps the keys of a state dict to their names without PEFT. Keys that PEFT added are absent."""
     prefix = "base_model.model."
     start = len(prefix) if state and all(key.startswith(prefix) for key in state) else 0
     children: dict[str, set[str]] = defaultdict(set)
@@ -137,7 +128,7 @@ def _bare_names(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _wrapped_child(children: set[str]) -> str | None:
-    # The siblings must agree: some architectures have a module of their own that is called `base_layer`.
+    # All siblings must match: some architectures have their own module called `base_layer`.
     if "base_layer" in children and all(c == "base_layer" or c.startswith("lora_") for c in children):
         return "base_layer"
     if "original_module" in children and children <= {"original_module", "modules_to_save"}:
@@ -149,15 +140,13 @@ def _content_hash(name: str, tensor: torch.Tensor) -> str:
     if tensor.is_meta:
         fix = "Load the checkpoint first (`from_pretrained`, or `to_empty` and `load_state_dict`)."
         raise InvalidInputError(f"the device of {name!r}", "meta", "a device with values", fix)
-    from ..compat import is_foreign
-
     if is_foreign(tensor):
         raise InvalidInputError(
             f"the weight {name!r}",
             type(tensor).__name__,
-            "numbers as torch stores them",
+            "a tensor type that torch can read",
             "Take the fingerprint of the model before it is quantised.",
         )
     data = tensor.detach().cpu().contiguous().reshape(-1)
-    # Bytes are compared, so NaNs, signed zeros and dtypes that numpy does not know (bfloat16, float8) count as stored.
+    # Bytes cover NaNs, signed zeros and dtypes that numpy lacks (bfloat16, float8).
     return hashlib.sha256(data.view(torch.uint8).numpy().data).hexdigest() if data.numel() else "empty"

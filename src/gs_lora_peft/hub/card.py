@@ -17,7 +17,7 @@ from ..ledger import (
     all_forgotten,
     base_score,
     doubts,
-    measure_of_tasks,
+    metric_of,
     not_forgotten,
     score_columns,
     size,
@@ -112,7 +112,7 @@ def _active(entry: TaskEntry) -> list[str]:
 
 def revocations(entries: Sequence[TaskEntry]) -> Table:
     """What revoking tasks did, for those where it was measured."""
-    names = [measure_of_tasks(entries).key(of) for of in ("revoked", "still_forgotten", "retain")]
+    names = [metric_of(*entries).key(of) for of in ("revoked", "still_forgotten", "retain")]
     rows = []
     for entry in entries:
         before, after = ((entry.revocation or {}).get(f"scores_{when}") or {} for when in ("before", "after"))
@@ -232,7 +232,7 @@ def build_card(
         ledger = ForgettingLedger(ledger.folder, ledger.base_model, None, without_counts(ledger.tasks))
     base, entries, active = ledger.base_model, ledger.tasks, ledger.active_tasks
     title = repo_id.rsplit("/", 1)[-1] if repo_id else "forgetting-adapter"
-    model_class, on_hub, measure = base.get("model_class") or "", is_on_hub(base), measure_of_tasks(entries)
+    model_class, on_hub, measure = base.get("model_class") or "", is_on_hub(base), metric_of(*entries)
     pipeline_tag = pipeline_tag_of(model_class)
     results = evaluation_results(entries, task_type=pipeline_tag or "other", dataset=dataset)
     data = ModelCardData(

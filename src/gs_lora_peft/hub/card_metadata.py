@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InvalidInputError
 from ..io import visible
-from ..ledger import TaskEntry, measure_of_tasks, parse_utc
+from ..ledger import TaskEntry, metric_of, parse_utc
 from ..metrics import ACCURACY, AVERAGE_PRECISION
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
@@ -96,7 +96,7 @@ def evaluation_results(entries: Sequence[TaskEntry], *, task_type: str, dataset:
     Returns:
         `list[huggingface_hub.EvalResult]`: The results, in the order of the tasks.
     """
-    measure = measure_of_tasks(entries)
+    measure = metric_of(*entries)
     results = []
     for entry in entries:
         if entry.status == "revoked" or revoked_since(entry, entries):

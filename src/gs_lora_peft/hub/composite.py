@@ -16,7 +16,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import save
 from torch import Tensor
 
-from ..adapters import TaskAdapter, read_adapters, vouched_adapter
+from ..adapters import TaskAdapter, read_adapters, verified_adapter
 from ..checking import Count, checked
 from ..io import StrPath, as_path, write_bytes_atomic
 from ..ledger import ForgettingLedger, InvalidLedgerError
@@ -85,7 +85,7 @@ def write_composite(
     adapters = read_adapters(ledger, [entry.name for entry in entries])
     rank = max((len(factor_a) for adapter in adapters for factor_a, _ in adapter.pairs.values()), default=0)
     if len(adapters) == 1 and rank <= (max_rank or rank):
-        _, contents = vouched_adapter(ledger, entries[0])
+        _, contents = verified_adapter(ledger, entries[0])
         config, weights = contents[CONFIG_NAME], contents[SAFETENSORS_WEIGHTS_NAME]
         report = CompositeReport(rank, [], 0.0)
     else:
@@ -181,7 +181,7 @@ def _any_adapter(ledger: ForgettingLedger) -> TaskAdapter:
     """The adapter of a task that was revoked; its files may be gone."""
     for entry in ledger.tasks:
         try:
-            return vouched_adapter(ledger, entry)[0]
+            return verified_adapter(ledger, entry)[0]
         except (OSError, ValueError):
             continue
     expected = "at least one task, in effect or revoked, whose files are there"

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..compat import refuse_quantised, uncompiled
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, staged_folder
-from ..ledger import ForgettingLedger, measure_of_tasks, not_forgotten, warn_where_it_goes, why_none
+from ..ledger import ForgettingLedger, empty_selection_reason, metric_of, not_forgotten, warn_not_forgotten
 from ..reports import render_card
 from .card_metadata import is_on_hub, model_module
 from .client.calls import checked_repo_id, writing_api
@@ -71,9 +71,9 @@ def export_forgotten(
     folder = resolve_run_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     if not ledger.select(tasks):
-        fix = f"Nothing is exported: {why_none(ledger.tasks, tasks)}"
+        fix = f"Nothing is exported: {empty_selection_reason(ledger.tasks, tasks)}"
         raise InvalidInputError("tasks", tasks, f"at least one task in effect of the run in '{folder}'", fix)
-    warn_where_it_goes(ledger, tasks)
+    warn_not_forgotten(ledger, tasks)
     with staged_folder(out) as staged:
         return write_composite(ledger, staged, tasks=tasks, max_rank=max_rank)
 
@@ -143,14 +143,14 @@ def merge_forgotten(
     ledger = ForgettingLedger.load(folder)
     entries = ledger.select(tasks)
     if not entries:
-        raise ValueError(f"no task of the run in '{folder}' is merged: {why_none(ledger.tasks, tasks)}")
+        raise ValueError(f"no task of the run in '{folder}' is merged: {empty_selection_reason(ledger.tasks, tasks)}")
     if not any(entry.groups.get("active", True) for entry in entries):
         raise ValueError(
             f"no task of the run in '{folder}' is merged that changes anything, so that the result would be the base "
             "model. Choose some."
         )
     names = [entry.name for entry in entries]
-    warn_where_it_goes(ledger, tasks)
+    warn_not_forgotten(ledger, tasks)
     if isinstance(base_model, PreTrainedModel):
         model = copy.deepcopy(base_model)
     else:
@@ -200,7 +200,7 @@ def _card(ledger: ForgettingLedger, model_class: str, names: Sequence[str], repo
         title=(repo or out.name).rpartition("/")[2],
         base=base,
         count=len(names),
-        measure=measure_of_tasks(ledger.tasks),
+        measure=metric_of(*ledger.tasks),
         not_forgotten=not_forgotten(ledger, tasks=names, withheld=True),
         model_class=model_class,
         model_module=model_module(model_class),

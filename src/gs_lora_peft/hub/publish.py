@@ -13,7 +13,7 @@ from huggingface_hub.errors import HTTPError
 
 from ..adapters import check_tasks
 from ..io import StrPath, as_path, staged_folder, write_bytes_atomic
-from ..ledger import LEDGER_NAME, ForgettingLedger, ledger_bytes, listed_files, warn_where_it_goes
+from ..ledger import LEDGER_NAME, ForgettingLedger, ledger_bytes, listed_files, warn_not_forgotten
 from .card_metadata import check_card_data
 from .client.calls import checked_repo_id, writing_api
 from .client.commit import PUBLISHED_SUFFIXES, commit_folder, open_repository, publishable_files
@@ -108,7 +108,7 @@ def stage_repository(
         withhold_classes = withholds_by_default(folder)
     active = [entry.name for entry in ledger.active_tasks]
     check_tasks(ledger, active)
-    warn_where_it_goes(ledger)
+    warn_not_forgotten(ledger)
     files = [name for entry in ledger.active_tasks for name in listed_files(entry, os.fspath(folder))]
     with staged_folder(out) as staged:
         for name in files:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..io import StrPath, as_path, write_bytes_atomic
-from ..ledger import KNOWN_BY, ForgettingLedger, TaskEntry, measure_of_tasks, score
+from ..ledger import KNOWN_BY, ForgettingLedger, TaskEntry, metric_of, score
 from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes, shortened_names
 
 FIGURES_FOLDER = "figures"
@@ -131,7 +131,7 @@ def _write_norms(axes: Axes, norms: np.ndarray) -> None:
 
 
 def _accuracies(entries: Sequence[TaskEntry]) -> Figure | None:
-    measure = measure_of_tasks(entries)
+    measure = metric_of(*entries)
     base, kept = _scores(entries, "base", "retain"), _scores(entries, "after", "retain")
     before, after = _scores(entries, "before", "forget"), _scores(entries, "after", "forget")
     earlier = _scores(entries, "after", "old")

@@ -14,7 +14,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..adapters import TaskAdapter, base_problem, check_adapters, model_identity, read_adapter, vouched_adapter
+from ..adapters import TaskAdapter, base_mismatch, check_adapters, model_identity, read_adapter, verified_adapter
 from ..io import StrPath, as_path, file_mismatch, safe_join
 from ..ledger import (
     LEDGER_NAME,
@@ -203,7 +203,7 @@ def _is_picture(path: PurePosixPath) -> bool:
 def _read_task(ledger: ForgettingLedger, entry: TaskEntry, report: VerifyReport) -> TaskAdapter | None:
     """The adapter of a task; what is wrong with one says nothing about the others."""
     with _noted(report):
-        return vouched_adapter(ledger, entry)[0]
+        return verified_adapter(ledger, entry)[0]
     return None
 
 
@@ -213,7 +213,7 @@ def _read_root(ledger: ForgettingLedger) -> TaskAdapter:
         if not safe_join(folder, name).exists():
             raise LedgerError(f"{name}: it is missing; expected an adapter of all tasks in the root of the repository")
     root = replace(read_adapter(folder), name="the root")
-    if problem := base_problem(ledger, root):
+    if problem := base_mismatch(ledger, root):
         raise LedgerError(f"the adapter in the root of '{folder}' is not accepted: {problem}")
     if left_out := [path for path in root.pairs if not check_target_module_exists(root.config, path)]:
         raise LedgerError(f"{CONFIG_NAME}: its target_modules leave out {left_out[0]!r}, for which there are weights")

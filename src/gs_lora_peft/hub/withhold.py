@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from ..io import StrPath, as_path, read_limited
-from ..ledger import KEY_NAME, KNOWN_BY, ForgettingLedger, InvalidLedgerError, TaskEntry, measure_of_entry, parse_utc
+from ..ledger import KEY_NAME, KNOWN_BY, ForgettingLedger, InvalidLedgerError, TaskEntry, metric_of, parse_utc
 from ..metrics import AVERAGE_PRECISION
 
 # Settings that give away a number of samples: per class, or through steps and epochs. Also what identifies the data
@@ -113,7 +113,7 @@ def _rounded_outcome(entry: TaskEntry) -> dict[str, Any] | None:
     """Verdicts as they are, scores in whole per cent; the target of a detector is a share of a score."""
     if entry.outcome is None:
         return None
-    exact = measure_of_entry(entry) != AVERAGE_PRECISION
+    exact = metric_of(entry) != AVERAGE_PRECISION
     return {**_share(entry.outcome), **({"target": entry.target} if exact else {})}
 
 

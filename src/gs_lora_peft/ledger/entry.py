@@ -1,33 +1,43 @@
-"""The entry that records what came of one request, and how entries are selected."""
+"""The ledger entry of one task: its fields, their checks, and the selection of tasks."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, Strict
 
 from ..checking import ClassIds, Flag, checked
 from ..errors import InvalidInputError
 from ..io import relative_path_problem
+from .errors import InvalidLedgerError, as_ledger_error
 from .files import TASKS_FOLDER, TRAINING_CONFIG
 from .request import parse_utc
-from .schema import InvalidLedgerError, Names, as_ledger_error, plain_json
-
-if TYPE_CHECKING:
-    pass
+from .schema import Names, plain_json
 
 CURVE_NAMES = ("epoch", "retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy", "active_groups")
 
-
-# How much is known in the course of a training: of a classifier the first, of a detector the second.
+# How training logs how well the classes are known: a classifier by accuracy, a detector by confidence.
 KNOWN_BY = ("accuracy", "confidence")
+
+_OPTIONAL = {"missing_classes", "revocation", "curves", "outcome"}  # omitted from the file if None
+# PEFT's constants, written out: importing PEFT takes seconds.
+_TASK_FILES = ("adapter_config.json", "adapter_model.safetensors", TRAINING_CONFIG)
 
 
 def curve_names(names: Collection[str]) -> tuple[str, ...] | None:
-    """The curves that a training with logs of these names has; `None` where they are not complete."""
+    """Returns the names of the training curves among logged names.
+
+    Args:
+        names (`Collection[str]`):
+            Names of logged values.
+
+    Returns:
+        `tuple[str, ...]` or `None`: [`CURVE_NAMES`], for a detector with `confidence` in place of `accuracy`; `None`
+        if one is missing.
+    """
     for known_by in KNOWN_BY:
         wanted = tuple(name.replace("accuracy", known_by) for name in CURVE_NAMES)
         if set(wanted) <= set(names):
@@ -35,11 +45,8 @@ def curve_names(names: Collection[str]) -> tuple[str, ...] | None:
     return None
 
 
-_OPTIONAL = {"missing_classes", "revocation", "curves", "outcome"}  # left out of the file where they are None
-
-
 def _expecting(expected: str, fits: Callable[[Any], bool]) -> AfterValidator:
-    """A check for pydantic, and what it expects."""
+    """Makes a pydantic check from a predicate and a description of valid values."""
 
     def check(value: Any) -> Any:
         if not fits(value):
@@ -57,26 +64,18 @@ def _are_curves(curves: dict[str, list[Any]]) -> bool:
     return curve_names(curves) is not None and len(set(map(len, curves.values()))) == 1
 
 
-# What the fields hold. The values have been made plain JSON before; they are compared with these, and not changed.
+# Types of the fields. The values are plain JSON already, so the checks do not convert them.
 _TaskName = Annotated[
     str,
     Strict(),
     Field(pattern=r"^task_([0-9]{2}[1-9]|[0-9][1-9]0|[1-9]00|[1-9][0-9]{3,8})$", description="'task_001', ..."),
 ]
-
-
 _Object = Annotated[dict[str, Any], Field(description="a dict")]
-
-
 _Number = Annotated[Any, _expecting("a number", _is_number)]
-
-
 _Score = Annotated[
     Any,
     _expecting("a number from 0 to 1, or None", lambda x: x is None or (_is_number(x) and 0 <= x <= 1)),
 ]
-
-
 _Verdict = Flag | None
 
 
@@ -127,52 +126,51 @@ _KINDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """One request to forget and what came of it. Everything is reduced to plain JSON types and checked.
+    """One request to forget and its result. All values are converted to plain JSON types and checked.
 
     Args:
         name (`str`):
             `"task_001"` and so on, in order.
         request (`dict`):
-            The request as it was made, see [`ForgetRequest.to_dict`].
+            The request, see [`ForgetRequest.to_dict`].
         classes (`list[int]` or `None`):
-            Ids of the classes forgotten; `None` where they are withheld.
+            Ids of the forgotten classes; `None` if they are withheld.
         started_at (`str`):
-            ISO 8601 with an offset from UTC; stored in UTC.
+            Start of the training: ISO 8601 with an offset from UTC. Stored in UTC.
         finished_at (`str`):
-            The same for the end.
+            End of the task, in the same format.
         class_names (`list[str]`, *optional*):
             One name for each of `classes`.
         missing_classes (`list[int]`, *optional*):
-            Ids of classes that were kept without any of their training data; absent where there were none.
-        sizes (`dict`):
-            Number of samples that were trained on: `forget` and `retain`, without those held out by
-            `validation_fraction`; and of optimizer `steps`.
-        settings (`dict`):
-            What the run was told: training arguments and adapter configuration.
-        versions (`dict`):
+            Ids of classes that were kept without their training data.
+        sizes (`dict`, *optional*):
+            Number of training samples, `forget` and `retain`, without those held out by `validation_fraction`; and of
+            optimizer `steps`.
+        settings (`dict`, *optional*):
+            Adapter configuration, training arguments and data, see [`Recipe.settings`].
+        versions (`dict`, *optional*):
             Library versions, see [`library_versions`].
-        files (`dict[str, str]`):
-            SHA-256 (hexadecimal) by path relative to the ledger's folder, with `/`.
-        groups (`dict`):
-            `total`, `active` and `zero` (names), `zero_group_ratio`, and `norms`: ‖g‖ by name of the group, exactly
-            0.0 where it is zero. A group that changes nothing is zero, see [`LoraGroups.changed`].
-        scores (`dict`):
-            `before`, `after` and `base` (the model before any task), each a dict of numbers. NaN and infinities are
-            refused.
-        status (`str`, defaults to `"done"`):
-            Or `"revoked"`.
+        files (`dict[str, str]`, *optional*):
+            Path relative to the ledger's folder, with `/` → SHA-256 (hexadecimal).
+        groups (`dict`, *optional*):
+            `total` (number), `active` and `zero` (names), `zero_group_ratio`, and `norms`: name of the group → ‖g‖,
+            exactly 0.0 for a zero group. A group that changes nothing is zero, see [`LoraGroups.changed`].
+        scores (`dict`, *optional*):
+            `before`, `after` and `base` (the model before any task), each a dict of finite numbers.
+        status (`str`, *optional*, defaults to `"done"`):
+            `"done"` or `"revoked"`.
         revocation (`dict`, *optional*):
-            `revoked_at`, `reason`, `scores_before`, `scores_after`, ...; present if and only if the task is revoked.
+            `revoked_at`, `reason`, `scores_before`, `scores_after`, ...: given if and only if the task is revoked.
         curves (`dict[str, list[float]]`, *optional*):
-            How the training went, see [`training_curves`]; absent where nothing was logged.
+            Course of the training, see [`training_curves`]; `None` if nothing was logged.
         outcome (`dict`, *optional*):
-            Whether the classes are forgotten, see [`outcome_of_task`]: `forgotten` (`None` where there was nothing to
-            measure it on), `target`, `known_before`, and `earlier`; absent in ledgers made before it was recorded.
-        extra (`dict`):
-            Keys that this version does not know; they are kept as they are.
+            Whether the classes are forgotten, see [`outcome_of_task`]: `forgotten` (`None` without samples to measure
+            on), `target`, `known_before`, and `earlier`. Older ledgers lack it.
+        extra (`dict`, *optional*):
+            Keys that this version does not know. They are kept unchanged.
 
     Raises:
-        LedgerError: A field has a wrong type or value; the message names it.
+        LedgerError: If a field has a wrong type or value. The error names it.
     """
 
     name: str
@@ -224,12 +222,12 @@ class TaskEntry:
 
     @property
     def number(self) -> int:
-        """The number in the name: 7 for `"task_007"`."""
+        """Number in the name: 7 for `"task_007"`."""
         return int(self.name.removeprefix("task_"))
 
     @property
     def forgotten(self) -> bool | None:
-        """Whether the classes were forgotten when the request was carried out; `None` where that is not known.
+        """Whether the classes were forgotten right after the task; `None` if unknown.
 
         A later task may have brought them back, see [`task_states`].
         """
@@ -237,18 +235,26 @@ class TaskEntry:
 
     @property
     def target(self) -> float | None:
-        """The largest accuracy (or average precision) on the classes that counts as forgotten, from 0 to 1."""
+        """Largest accuracy (or average precision) on the classes that counts as forgotten, from 0 to 1."""
         return (self.outcome or {}).get("target")
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry as plain JSON types."""
+        """Returns the entry in plain JSON types."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
         absent = {name for name in _OPTIONAL if data[name] is None}
         return {**self.extra, **{name: value for name, value in data.items() if name not in absent}}
 
     @classmethod
     def from_dict(cls, data: Any) -> TaskEntry:
-        """The entry that [`~TaskEntry.to_dict`] gave; LedgerError if something is missing or wrong."""
+        """Rebuilds an entry from the result of [`~TaskEntry.to_dict`].
+
+        Args:
+            data (`dict[str, Any]`):
+                The fields by name. Unknown keys go to `extra`.
+
+        Raises:
+            LedgerError: If a field is missing or invalid.
+        """
         fix = "Fetch a clean copy of the ledger."
         checked("a task", data, _Object, fix=fix, error=InvalidLedgerError)
         fields = {f.name for f in dataclasses.fields(cls)} - {"extra"}
@@ -258,30 +264,27 @@ class TaskEntry:
         return cls(**known, extra={key: value for key, value in data.items() if key not in fields})
 
 
-_NAMES = ("adapter_config.json", "adapter_model.safetensors", TRAINING_CONFIG)  # PEFT's, whose import takes seconds
-
-
 def listed_files(entry: TaskEntry, of: str) -> list[str]:
-    """The files that the ledger lists for a task, before any of them is downloaded or published.
+    """Returns the files that the ledger lists for a task, after checking their names.
 
     Args:
         entry ([`TaskEntry`]):
             The task.
         of (`str`):
-            Whose ledger it is, for the error.
+            Folder or repository of the ledger, for the error.
 
     Raises:
-        InvalidLedgerError: It lists a file that a task does not have.
+        InvalidLedgerError: If it lists a file that does not belong to a task.
     """
-    known = {f"{TASKS_FOLDER}/{entry.name}/{name}" for name in _NAMES}
+    known = {f"{TASKS_FOLDER}/{entry.name}/{name}" for name in _TASK_FILES}
     if odd := sorted(set(entry.files) - known):
         fix = f"The ledger of {of!r} lists {odd} under {entry.name}; only these belong to a task. Do not use it."
         raise InvalidLedgerError(f"{entry.name}.files", odd, f"only {sorted(known)}", fix)
     return sorted(entry.files)
 
 
-def why_none(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -> str:
-    """Says why [`select_tasks`] gives no task, and what to do."""
+def empty_selection_reason(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -> str:
+    """Explains why [`select_tasks`] returns no task, and gives the fix. The arguments are the same."""
     if not entries:
         return "it has no task. Carry out a request first."
     if all(entry.status == "revoked" for entry in entries):
@@ -290,16 +293,16 @@ def why_none(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -
 
 
 def select_tasks(entries: Sequence[TaskEntry], wanted: int | Sequence[str] | None) -> list[TaskEntry]:
-    """Picks tasks in effect, always in the order in which they were carried out.
+    """Selects tasks in effect, in the order of the ledger.
 
     Args:
         entries (`Sequence[TaskEntry]`):
-            All tasks, the revoked ones too.
+            All tasks, including the revoked ones.
         wanted (`int`, `Sequence[str]` or `None`):
-            The first so many of the tasks in effect, or their names; or all.
+            How many of the tasks in effect, from the first on; or their names; or `None` for all.
 
     Raises:
-        LedgerError: Fewer tasks, an unknown name, a revoked task, or something else altogether.
+        LedgerError: If there are fewer tasks, a name is unknown, or a task is revoked.
     """
     active = [entry for entry in entries if entry.status != "revoked"]
     there = f"The tasks in effect are: {', '.join(entry.name for entry in active) or 'none'}."

@@ -1,4 +1,4 @@
-"""The files of a run and of its ledger: where they are, how large they may be, and a digest."""
+"""The files of a run folder: their names and size limits, the lock, and reading the ledger file."""
 
 from __future__ import annotations
 
@@ -14,42 +14,35 @@ from pydantic import Field, Strict
 from ..checking import checked
 from ..errors import short
 from ..io import StrPath, as_path, exclusive_lock, json_bytes, parse_json, read_limited, refuse_links, sha256_of
-from .schema import InvalidLedgerError, LedgerFileError, LinkedRunError, RunLockedError
+from .errors import InvalidLedgerError, LedgerFileError, LinkedRunError, RunLockedError
 
 LEDGER_NAME = "forgetting.json"
-
-
 LOCK_NAME = "forgetting.lock"
-
-
 TASKS_FOLDER = "tasks"
-
-
 WORK_FOLDER = "work"
-
-
 LOGS_FOLDER = "logs"
-
-
-KEY_NAME = "withheld.key"  # opens what a published ledger withholds
-
-
-TRAINING_CONFIG = "gs_lora_config.json"  # beside the plain adapter: what training on needs beyond it
-
+KEY_NAME = "withheld.key"  # decrypts what a published ledger withholds
+TRAINING_CONFIG = "gs_lora_config.json"  # beside the plain adapter: the settings needed to train it further
 
 MAX_CONFIG_BYTES = 2**24
+MAX_LEDGER_BYTES = 64 * 2**20
+
+SCHEMA_VERSION = 1
+_Version = Annotated[int, Strict(), Field(ge=1, description=str(SCHEMA_VERSION))]
+
+FIX = "Fetch or restore a clean copy of the folder (the ledger is not meant to be edited)."
 
 
 def task_folder(folder: StrPath, name: str) -> Path:
-    """Where the files of one task are."""
+    """Returns the path of one task's folder."""
     return Path(folder) / TASKS_FOLDER / name
 
 
 def refuse_linked_parts(folder: StrPath) -> None:
-    """Checks that nothing that a run keeps in its folder is a symbolic link, see [`refuse_links`].
+    """Checks that no file or folder of a run is a symbolic link, see [`refuse_links`].
 
     Raises:
-        LinkedRunError: Something is.
+        LinkedRunError: If one is.
     """
     try:
         refuse_links(folder, (LEDGER_NAME, LOCK_NAME, KEY_NAME, TASKS_FOLDER, WORK_FOLDER, LOGS_FOLDER))
@@ -57,29 +50,22 @@ def refuse_linked_parts(folder: StrPath) -> None:
         raise LinkedRunError(str(error), folder=Path(folder)) from None
 
 
-SCHEMA_VERSION = 1
-
-
-MAX_LEDGER_BYTES = 64 * 2**20
-
-
-_Version = Annotated[int, Strict(), Field(ge=1, description=str(SCHEMA_VERSION))]
-
-
-FIX = "Fetch or restore a clean copy of the folder (the ledger is not meant to be edited)."
-
-
 class LedgerFolder:
-    """The half of [`ForgettingLedger`] that keeps other processes from its file."""
+    """The part of [`ForgettingLedger`] that guards its file against other processes.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The run folder.
+    """
 
     def __init__(self, folder: StrPath):
         self.folder = as_path(folder, "folder")
-        self._seen: str | None = None  # hash of the file as last read or written
+        self._seen: str | None = None  # SHA-256 of the file as last read or written
         self._locked = False
 
     @property
     def path(self) -> Path:
-        """Where the ledger's file is, or will be."""
+        """Path of the ledger file."""
         return self.folder / LEDGER_NAME
 
     def check_unchanged(self, *accepted: str) -> None:
@@ -87,10 +73,10 @@ class LedgerFolder:
 
         Args:
             accepted (`str`):
-                Hashes that the file may have as well.
+                Further SHA-256 values that are accepted.
 
         Raises:
-            LedgerFileError: One has.
+            LedgerFileError: If the file was changed.
         """
         if self.path.exists() and sha256_of(self.path) not in (self._seen, *accepted):
             message = f"'{self.path}' was changed since it was read. Load it again and repeat the change."
@@ -99,25 +85,25 @@ class LedgerFolder:
     def check_there(self) -> None:
         """Checks that the file was not deleted since it was read or written.
 
-        Saving does not check this: what is in memory is whole, and written anew.
+        `save` does not check this: it writes the complete ledger from memory.
 
         Raises:
-            LedgerFileError: It was.
+            LedgerFileError: If the file was deleted.
         """
         if self._seen is not None and not self.path.exists():
-            fix = "Restore it; or, to begin anew, make a new forgetter from the base model."
+            fix = "Restore it, or start again with a new forgetter and the base model."
             message = f"'{self.path}' was deleted since it was read. {fix}"
             raise LedgerFileError(message, path=self.path, reason="deleted")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from changing the ledger; may be nested. `save` takes it where it is not held.
+        """Keeps other processes from changing the ledger. May be nested; `save` takes the lock if it is not held.
 
-        The file `forgetting.lock` stays behind and means nothing by itself: the lock ends with the process.
+        The file `forgetting.lock` stays behind. It does not block anything: the lock ends with the process.
 
         Raises:
-            RunLockedError: Another process holds it.
-            LinkedRunError: A part of the folder is a symbolic link.
+            RunLockedError: If another process holds the lock.
+            LinkedRunError: If a part of the folder is a symbolic link.
         """
         if self._locked:
             yield
@@ -128,7 +114,9 @@ class LedgerFolder:
             try:
                 held.enter_context(exclusive_lock(self.folder / LOCK_NAME))
             except BlockingIOError:
-                message = f"another process is working in '{self.folder}'. Wait for its end, or choose another folder."
+                message = (
+                    f"another process is working in '{self.folder}'. Wait until it ends, or choose another folder."
+                )
                 raise RunLockedError(message, folder=self.folder) from None
             self._locked = True
             try:
@@ -138,10 +126,17 @@ class LedgerFolder:
 
 
 def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
-    """The content of a ledger's file, without schema version and digest, and the SHA-256 of the file.
+    """Reads a ledger file and checks its schema version and its digest.
+
+    Args:
+        path (`Path`):
+            The file.
+
+    Returns:
+        `tuple[dict[str, Any], str]`: The content without schema version and digest, and the SHA-256 of the file.
 
     Raises:
-        LedgerError: The file does not exist, is not a ledger, has a newer schema, or is damaged or edited.
+        LedgerError: If the file does not exist, is not a ledger, has a newer schema, or was damaged or edited.
     """
     try:
         raw = read_limited(path, MAX_LEDGER_BYTES)
@@ -173,13 +168,17 @@ def read_ledger_file(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def with_digest(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a ledger as its file has it: the schema version first, the digest last."""
+    """Adds the schema version (first key) and the digest (last key) to the content of a ledger."""
     content = {"schema_version": SCHEMA_VERSION, **data}
     return {**content, "digest": _digest(content)}
 
 
 def ledger_bytes(content: Mapping[str, Any]) -> bytes:
-    """The file of a ledger; InvalidLedgerError if it would be too large to be read back."""
+    """Serializes the content of a ledger.
+
+    Raises:
+        InvalidLedgerError: If the file would be too large to be read back.
+    """
     raw = json_bytes(content)
     if len(raw) > MAX_LEDGER_BYTES:
         expected = f"at most {MAX_LEDGER_BYTES}, so that it can be read back"

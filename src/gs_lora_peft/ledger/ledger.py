@@ -1,4 +1,4 @@
-"""The file of record: which requests to forget were carried out, on which base model, with what result."""
+"""The ledger: which requests were carried out, on which base model, with which result."""
 
 from __future__ import annotations
 
@@ -12,49 +12,52 @@ from ..checking import checked
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, file_mismatch, safe_join, write_bytes_atomic
 from .entry import TaskEntry, select_tasks
+from .errors import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError
 from .files import FIX, LEDGER_NAME, LedgerFolder, ledger_bytes, read_ledger_file, refuse_linked_parts, with_digest
 from .request import utc_now
-from .schema import (
-    FilesDifferError,
-    InvalidLedgerError,
-    LedgerFileError,
-    Names,
-    OtherBaseModelError,
-    base_model_problem,
-    checked_base_model,
-    plain_json,
-)
+from .schema import Names, base_model_mismatch, checked_base_model, plain_json
 
 
 class ForgettingLedger(LedgerFolder):
-    """What a model was asked to forget, request after request, in `forgetting.json` of a folder.
+    """The record of all requests of a run, in `forgetting.json` of the run folder.
 
-    The file says on which base weights the tasks rest and vouches for every file by its SHA-256. It carries a digest
-    of itself, so that an edited ledger is noticed. The digest guards against accidents and careless edits, not against
-    an attacker who computes a new one.
+    The ledger records the base weights of the run and the SHA-256 of every file. It contains a digest of itself, which
+    reveals accidental and careless edits. It does not protect against an attacker who computes a new digest.
 
-    Changes are made in memory ([`~ForgettingLedger.append`], [`~ForgettingLedger.revoke`]) inside of
-    [`~ForgettingLedger.changes`], at whose end they reach the disk, whole or not at all. Make a ledger with
-    [`~ForgettingLedger.create`] or [`~ForgettingLedger.load`].
+    Make a ledger with [`~ForgettingLedger.create`] or [`~ForgettingLedger.load`]. Change it with
+    [`~ForgettingLedger.append`] or [`~ForgettingLedger.revoke`] inside a [`~ForgettingLedger.changes`] block, which
+    writes all changes at its end, or none.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The run folder.
+        base_model (`Mapping[str, Any]`):
+            See [`model_identity`].
+        label_names (`Sequence[str]`, *optional*):
+            Names of all classes, in the order of their ids.
+        tasks (`Sequence[TaskEntry]`, *optional*, defaults to none):
+            All tasks in order, including the revoked ones.
+        extra (`Mapping[str, Any]`, *optional*):
+            Keys of the file that this version does not know. They are kept unchanged.
 
     Attributes:
         folder (`Path`):
-            Where the ledger is.
-        base_model (`dict`):
+            The run folder.
+        base_model (`dict[str, Any]`):
             See [`model_identity`].
         label_names (`list[str]` or `None`):
-            Names of all classes, by id.
+            Names of all classes, in the order of their ids.
         tasks (`tuple[TaskEntry, ...]`):
-            All tasks in order, the revoked ones too.
+            All tasks in order, including the revoked ones.
 
     Example:
-    ```python
-    >>> ledger = ForgettingLedger.create("runs/clinic", base_model=model_identity(model), label_names=names)
-    >>> with ledger.changes():
-    ...     ledger.append(TaskEntry(name=ledger.next_task_name(), ...))
-    >>> ForgettingLedger.load("runs/clinic").forgotten_classes
-    [7]
-    ```
+        ```py
+        >>> ledger = ForgettingLedger.create("runs/clinic", base_model=model_identity(model), label_names=names)
+        >>> with ledger.changes():
+        ...     ledger.append(TaskEntry(name=ledger.next_task_name(), ...))
+        >>> ForgettingLedger.load("runs/clinic").forgotten_classes
+        [7]
+        ```
     """
 
     def __init__(
@@ -88,10 +91,18 @@ class ForgettingLedger(LedgerFolder):
     def create(
         cls, folder: StrPath, *, base_model: Mapping[str, Any], label_names: Sequence[str] | None = None
     ) -> ForgettingLedger:
-        """An empty ledger for `folder`. Nothing is written before [`~ForgettingLedger.save`].
+        """Makes an empty ledger. [`~ForgettingLedger.save`] writes it.
+
+        Args:
+            folder (`str` or `os.PathLike`):
+                The run folder.
+            base_model (`Mapping[str, Any]`):
+                See [`model_identity`].
+            label_names (`Sequence[str]`, *optional*):
+                Names of all classes, in the order of their ids.
 
         Raises:
-            LedgerError: There is a ledger in `folder` already, or a part of it is a symbolic link.
+            LedgerError: If `folder` contains a ledger already, or a part of it is a symbolic link.
         """
         refuse_linked_parts(folder)
         ledger = cls(folder, base_model, label_names)
@@ -102,11 +113,15 @@ class ForgettingLedger(LedgerFolder):
 
     @classmethod
     def load(cls, folder: StrPath) -> ForgettingLedger:
-        """Reads and checks the ledger of `folder`. The files it lists are checked by `check_files`, not here.
+        """Reads and checks the ledger of a folder. [`~ForgettingLedger.check_files`] checks the files it lists.
+
+        Args:
+            folder (`str` or `os.PathLike`):
+                The run folder. It may be a symbolic link, but its parts must not.
 
         Raises:
-            LedgerError: There is none, it is damaged, was edited, is of a newer schema, or lists a file outside; or a
-                part of the folder is a symbolic link (the folder itself may be one).
+            LedgerError: If there is no ledger; if it is damaged, edited, of a newer schema or lists a file outside the
+                folder; or if a part of the folder is a symbolic link.
         """
         folder = as_path(folder, "folder")
         refuse_linked_parts(folder)
@@ -119,7 +134,7 @@ class ForgettingLedger(LedgerFolder):
             entries = [TaskEntry.from_dict(task) for task in tasks]
             ledger = cls(folder, data.pop("base_model", None), data.pop("label_names", None), entries, data)
             for name in (name for entry in entries for name in entry.files):
-                if problem := ledger._place_problem(name):
+                if problem := ledger._path_problem(name):
                     raise InvalidLedgerError("files", name, "paths inside the folder", problem)
         except InvalidInputError as error:
             fix = f"'{path}' is not accepted. {FIX}"
@@ -128,7 +143,7 @@ class ForgettingLedger(LedgerFolder):
         return ledger
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of the file, its digest included."""
+        """Returns the content of the file, including its digest."""
         data = {
             "base_model": self.base_model,
             "label_names": self.label_names,
@@ -138,12 +153,12 @@ class ForgettingLedger(LedgerFolder):
         return with_digest(plain_json({**data, **extra}, "ledger"))
 
     def save(self) -> None:
-        """Writes the ledger: afterwards the file is the new one, or on any failure still the old one.
+        """Writes the ledger atomically: after a failure the old file is still there.
 
         Raises:
-            LedgerError: Another process holds the lock or has changed the file since it was read; a value cannot be
-                written as JSON (NaN, infinities).
-            OSError: The write failed (disk full, no permission, ...).
+            LedgerError: If another process holds the lock or has changed the file since it was read, or if JSON cannot
+                hold a value (NaN, infinities).
+            OSError: If the file cannot be written (disk full, no permission, ...).
         """
         raw = ledger_bytes(self.to_dict())
         new = hashlib.sha256(raw).hexdigest()
@@ -154,10 +169,11 @@ class ForgettingLedger(LedgerFolder):
 
     @contextmanager
     def changes(self) -> Iterator[None]:
-        """Saves the changes that the block makes. On any failure the file and the ledger in memory are as before.
+        """Saves the changes of a `with` block. After an error, the file and the ledger in memory are unchanged.
 
         Raises:
-            LedgerError, OSError: As [`~ForgettingLedger.save`].
+            LedgerError: As in [`~ForgettingLedger.save`].
+            OSError: As in [`~ForgettingLedger.save`].
         """
         with self.lock():
             before = self.tasks
@@ -172,9 +188,12 @@ class ForgettingLedger(LedgerFolder):
     def append(self, entry: TaskEntry) -> None:
         """Adds the next task, in memory.
 
+        Args:
+            entry ([`TaskEntry`]):
+                The task. Its name must be [`~ForgettingLedger.next_task_name`].
+
         Raises:
-            LedgerError: It is not named [`~ForgettingLedger.next_task_name`], or one of its classes is beyond the head
-                or forgotten already.
+            LedgerError: If it has another name, or one of its classes is outside the head or already forgotten.
         """
         if entry.name != self.next_task_name():
             raise InvalidLedgerError("a task's name", entry.name, repr(self.next_task_name()), "Rename it.")
@@ -189,22 +208,25 @@ class ForgettingLedger(LedgerFolder):
         scores_after: Mapping[str, Any] | None = None,
         redone_as: str | None = None,
     ) -> TaskEntry:
-        """Marks a task as taken back, in memory; its files are left alone.
+        """Marks a task as revoked, in memory. Its files stay.
 
         Args:
             name (`str`):
-                The task.
+                Name of the task.
             reason (`str`, *optional*):
-                Why.
-            scores_before (`Mapping`, *optional*):
-                Scores with the task still in effect.
-            scores_after (`Mapping`, *optional*):
+                Why it is revoked.
+            scores_before (`Mapping[str, Any]`, *optional*):
+                Scores with the task in effect.
+            scores_after (`Mapping[str, Any]`, *optional*):
                 Scores without it.
             redone_as (`str`, *optional*):
-                The task that carries the same request out again.
+                Name of the task that carries out the same request again.
 
         Returns:
-            [`TaskEntry`]: The entry as it is now.
+            [`TaskEntry`]: The revoked entry.
+
+        Raises:
+            LedgerError: If there is no such task in effect.
         """
         (old,) = self.select([name])
         record = {
@@ -219,11 +241,11 @@ class ForgettingLedger(LedgerFolder):
         return new
 
     def record_outcomes(self, outcomes: Mapping[str, dict[str, Any]]) -> None:
-        """Gives tasks another outcome, in memory.
+        """Replaces the outcomes of tasks, in memory.
 
         Args:
-            outcomes (`Mapping[str, dict]`):
-                The outcome by the name of the task, see [`outcome_of_task`].
+            outcomes (`Mapping[str, dict[str, Any]]`):
+                Name of a task → outcome, see [`outcome_of_task`].
         """
         self.tasks = tuple(
             dataclasses.replace(entry, outcome=outcomes[entry.name]) if entry.name in outcomes else entry
@@ -232,55 +254,59 @@ class ForgettingLedger(LedgerFolder):
 
     @property
     def active_tasks(self) -> list[TaskEntry]:
-        """The tasks in effect (not revoked), in order."""
+        """The tasks in effect (those that are not revoked), in order."""
         return [entry for entry in self.tasks if entry.status != "revoked"]
 
     @property
     def forgotten_classes(self) -> list[int]:
-        """Ids of the classes forgotten by the tasks in effect, in the order of forgetting."""
+        """Ids of the classes forgotten by the tasks in effect, in the order of the tasks."""
         return [class_id for entry in self.active_tasks for class_id in entry.classes or ()]
 
     @property
     def names_classes(self) -> bool:
-        """Whether it tells which classes there are or were forgotten, so that its file is for its owner alone."""
+        """Whether the ledger names classes. If so, only the owner may read its file."""
         return self.label_names is not None or any(entry.classes is not None for entry in self.tasks)
 
     def task_of_class(self, class_id: int) -> TaskEntry | None:
-        """The task in effect that forgot a class, or `None`."""
+        """Returns the task in effect that forgot a class, or `None`."""
         return next((entry for entry in self.active_tasks if class_id in (entry.classes or ())), None)
 
     def next_task_name(self) -> str:
-        """The name of the task to come: one more than the last, revoked or not."""
+        """Returns the name of the next task. Revoked tasks keep their numbers."""
         return f"task_{(self.tasks[-1].number if self.tasks else 0) + 1:03d}"
 
     def select(self, tasks: int | Sequence[str] | None = None) -> list[TaskEntry]:
-        """Picks tasks in effect, always in the order in which they were carried out.
+        """Selects tasks in effect, in the order of the ledger.
 
         Args:
             tasks (`int` or `Sequence[str]`, *optional*):
-                The first so many of the tasks in effect, or their names; `None` for all.
+                How many tasks in effect, from the first on; or their names; by default all.
 
         Raises:
-            LedgerError: Fewer tasks, an unknown name, a revoked task, or something else altogether.
+            LedgerError: If there are fewer tasks, a name is unknown, or a task is revoked.
         """
         return select_tasks(self.tasks, tasks)
 
     def check_files(self, tasks: int | Sequence[str] | None = None) -> None:
-        """Checks the files of some tasks (see [`~ForgettingLedger.select`]) against their recorded SHA-256.
+        """Checks the files of tasks against their recorded SHA-256.
+
+        Args:
+            tasks (`int` or `Sequence[str]`, *optional*):
+                As in [`~ForgettingLedger.select`].
 
         Raises:
-            FilesDifferError: Files are missing or differ; it lists each with what is wrong with it.
+            FilesDifferError: If files are missing or differ. It lists them all.
         """
         files = {name: digest for entry in self.select(tasks) for name, digest in entry.files.items()}
         found = {
-            name: self._place_problem(name) or file_mismatch(self.folder / name, digest)
+            name: self._path_problem(name) or file_mismatch(self.folder / name, digest)
             for name, digest in files.items()
         }
         if problems := {name: problem for name, problem in found.items() if problem}:
             raise FilesDifferError.of(self.folder, problems)
 
-    def _place_problem(self, name: str) -> str | None:
-        """Says that a file lies outside the folder, perhaps behind a link."""
+    def _path_problem(self, name: str) -> str | None:
+        """Explains why a path leads outside the folder, perhaps through a link; `None` if it does not."""
         try:
             safe_join(self.folder, name)
         except ValueError as error:
@@ -288,17 +314,17 @@ class ForgettingLedger(LedgerFolder):
         return None
 
     def check_base(self, identity: Mapping[str, Any] | str) -> None:
-        """Checks that a model is the one on which the tasks rest.
+        """Checks that a model is the base model of the ledger.
 
         Args:
-            identity (`Mapping` or `str`):
-                What [`model_identity`] says of the model, or just its fingerprint.
+            identity (`Mapping[str, Any]` or `str`):
+                [`model_identity`] of the model, or its fingerprint alone.
 
         Raises:
-            OtherBaseModelError: It is another model, or the same with other weights.
+            OtherBaseModelError: If the weights differ.
         """
         given = {"fingerprint": identity} if isinstance(identity, str) else identity
-        if problem := base_model_problem(self.base_model, given):
+        if problem := base_model_mismatch(self.base_model, given):
             message = (
                 f"the ledger in '{self.folder}' belongs to another base model: {problem}, or choose another folder."
             )
@@ -312,7 +338,7 @@ class ForgettingLedger(LedgerFolder):
         self.tasks = (*self.tasks, entry)
 
     def _check_classes(self, entry: TaskEntry) -> None:
-        """Checks that the classes of a task in effect are in the head, and that no other one has forgotten them."""
+        """Checks that the classes of a task are in the head and not forgotten by another task in effect."""
         count = self.base_model.get("num_labels")
         for name in ("classes", "missing_classes"):
             for class_id in getattr(entry, name) or ():

@@ -1,4 +1,4 @@
-"""Whether what was to be forgotten is forgotten: the target, and the verdict on every task."""
+"""Whether tasks are forgotten: the target score, the outcome of each task, and its state after later tasks."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from ..metrics import AVERAGE_PRECISION, MetricName, measure_of
 from .entry import TaskEntry
 from .ledger import ForgettingLedger
 
-NOT_FORGOTTEN_STATUS = 3  # with this a program ends whose run did not forget all it was asked to
-
-
+NOT_FORGOTTEN_STATUS = 3  # exit status of a command if a task of the run is not forgotten
 AUTO_TARGET = 0.05
 
 
+def metric_of(*entries: TaskEntry) -> MetricName:
+    """Returns the metric that tasks were scored by; accuracy if there are no scores."""
+    return measure_of(*(entry.scores.get(when, {}) for entry in entries for when in ("before", "after")))
+
+
 def target_score(allowed: float | str, before: Mapping[str, Any], num_labels: int | None) -> float | None:
-    """The largest score of the classes to forget that counts as forgotten.
+    """Returns the largest score on the classes to forget that counts as forgotten.
 
     Args:
         allowed (`float` or `"auto"`):
             `max_forget_accuracy` of [`GSLoraTrainingArguments`].
         before (`Mapping[str, Any]`):
-            Scores before the task. Of a detector's average precision `allowed` is the share that may be left: what a
-            good AP is differs from data set to data set.
+            Scores before the task. For a detector, `allowed` is relative to the average precision here, because a good
+            AP differs between data sets.
         num_labels (`int`, *optional*):
-            Number of classes of the head, whose inverse is the accuracy of guessing.
+            Number of classes of the head. `"auto"` never goes below chance, `1 / num_labels`.
 
     Returns:
-        `float` or `None`: From 0 to 1, in the unit of the scores; `None` for a share of what was not measured.
+        `float` or `None`: The target from 0 to 1; `None` for a detector without a score before the task.
     """
-    measure = measure_of(before)
-    if measure == AVERAGE_PRECISION:
-        known = before.get(measure.key("forget"))
+    metric = measure_of(before)
+    if metric == AVERAGE_PRECISION:
+        known = before.get(metric.key("forget"))
         share = AUTO_TARGET if isinstance(allowed, str) else allowed
         return None if known is None else share * known
     if isinstance(allowed, str):
@@ -48,64 +51,105 @@ def outcome_of_task(
     earlier: Mapping[str, float],
     ledger: ForgettingLedger,
 ) -> dict[str, Any]:
-    """What the ledger records of whether a task, and with it each earlier one, is forgotten.
+    """Returns the outcome of a task as the ledger records it: is it forgotten, and are the earlier tasks still?
 
     Args:
         allowed (`float` or `"auto"`):
             As in [`target_score`].
-        before:
-            Scores before and after the task.
+        before (`Mapping[str, Any]`):
+            Scores before the task.
         after (`Mapping[str, Any]`):
-            Scores before and after the task.
+            Scores after the task.
         earlier (`Mapping[str, float]`):
-            After it, the score on the classes of each earlier task in effect that the evaluation data have samples of.
+            Name of an earlier task in effect → score on its classes after this task. Tasks without evaluation samples
+            are absent.
         ledger ([`ForgettingLedger`]):
-            The earlier tasks.
+            The ledger with the earlier tasks.
 
     Returns:
-        `dict`: `forgotten` (`None` where there was nothing to measure it on), the `target`, `known_before` (whether.
-        the score before was above it), and `earlier`: `score` and `forgotten` by name of the task.
+        `dict[str, Any]`: `forgotten` (`None` without samples to measure on), `target`, `known_before` (whether the
+        score before the task was above the target), and `earlier`: name of the task → `score` and `forgotten`.
     """
     num_labels = ledger.base_model.get("num_labels")
     target = target_score(allowed, before, num_labels)
     others = {}
     for entry in ledger.active_tasks:
         limit = entry.target
-        if limit is None:  # made before targets were recorded
+        if limit is None:  # older ledgers do not record targets
             limit = target_score(allowed, entry.scores.get("before", {}), num_labels)
         if entry.name in earlier and limit is not None:
             score = earlier[entry.name]
-            others[entry.name] = {"score": score, "forgotten": score <= limit}
-    return {**verdict(before, after, target), "earlier": others}
+            others[entry.name] = {"score": score, "forgotten": _reached(score, limit)}
+    return {**_own_outcome(before, after, target), "earlier": others}
 
 
-def verdict(before: Mapping[str, Any], after: Mapping[str, Any], target: float | None) -> dict[str, Any]:
-    """What an outcome says of the task itself: `forgotten`, `target` and `known_before`, see [`outcome_of_task`]."""
+def _own_outcome(before: Mapping[str, Any], after: Mapping[str, Any], target: float | None) -> dict[str, Any]:
+    """Returns `forgotten`, `target` and `known_before` of an outcome, see [`outcome_of_task`]."""
     was_forgotten = is_forgotten(before, target)
     known_before = None if was_forgotten is None else not was_forgotten
     return {"forgotten": is_forgotten(after, target), "target": target, "known_before": known_before}
 
 
 def is_forgotten(scores: Mapping[str, Any], target: float | None) -> bool | None:
-    """Whether the score of the classes to forget is the target at most; `None` where one of both is not known."""
-    score = scores.get(measure_of(scores).key("forget"))
+    """Whether the score on the classes to forget is at most the target; `None` if either is unknown."""
+    return _reached(scores.get(measure_of(scores).key("forget")), target)
+
+
+def updated_outcomes(ledger: ForgettingLedger, allowed: Mapping[str, float | str]) -> dict[str, dict[str, Any]]:
+    """Computes the outcomes that change if tasks in effect get other targets; the ledger stays unchanged.
+
+    An outcome also covers earlier tasks, so that of a later task may change as well. Tasks without a recorded outcome
+    (older ledgers) stay as they are.
+
+    Args:
+        ledger ([`ForgettingLedger`]):
+            The ledger with the recorded scores.
+        allowed (`Mapping[str, float | "auto"]`):
+            Name of a task → `max_forget_accuracy`, as in [`target_score`].
+
+    Returns:
+        `dict[str, dict[str, Any]]`: Name of a task → new outcome, only for those that change.
+    """
+    recorded = [entry for entry in ledger.active_tasks if entry.outcome is not None]
+    targets: dict[str, float | None] = {}
+    for entry in recorded:
+        if entry.name in allowed:
+            before, num_labels = entry.scores.get("before", {}), ledger.base_model.get("num_labels")
+            target = target_score(allowed[entry.name], before, num_labels)
+            targets |= {entry.name: target} if target != entry.target else {}
+    outcomes = {}
+    for entry in recorded:
+        outcome = dict(entry.outcome or {})
+        if entry.name in targets:
+            before, after = (entry.scores.get(when, {}) for when in ("before", "after"))
+            outcome |= _own_outcome(before, after, targets[entry.name])
+        if "earlier" in outcome:
+            outcome["earlier"] = {
+                name: {**found, "forgotten": _reached(found.get("score"), targets[name])} if name in targets else found
+                for name, found in outcome["earlier"].items()
+            }
+        if outcome != entry.outcome:
+            outcomes[entry.name] = outcome
+    return outcomes
+
+
+def _reached(score: float | None, target: float | None) -> bool | None:
     return None if score is None or target is None else score <= target
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """
-    Whether a task in effect is forgotten, as measured last.
+    """Whether a task in effect is forgotten, by its latest measurement.
 
-    Attributes:
+    Args:
         entry ([`TaskEntry`]):
             The task.
         forgotten (`bool` or `None`):
-            `None` where that is not known.
+            Whether it is forgotten; `None` if unknown.
         score (`float` or `None`):
             Accuracy or average precision on its classes, from 0 to 1.
         measured_after (`str`):
-            The task after which that was measured: itself, or a later one.
+            Name of the task after which the score was measured: this one or a later one.
     """
 
     entry: TaskEntry
@@ -115,15 +159,15 @@ class TaskState:
 
     @property
     def came_back(self) -> bool:
-        """Whether its classes were forgotten once and are recognised again."""
+        """Whether its classes were forgotten and are recognised again."""
         if self.forgotten is not False or self.entry.forgotten is False:
             return False
-        own = score_of(self.entry)  # all there is of a task whose outcome was not recorded
+        own = _score_after(self.entry)  # entries of older ledgers have scores but no outcome
         return bool(self.entry.forgotten) or (own is not None and self.score is not None and own < self.score)
 
     @property
     def verdict(self) -> str:
-        """In a word or two; a dash for a task of a ledger that was made before outcomes were recorded."""
+        """`"forgotten"`, `"not forgotten"`, `"came back"`, `"not known"`, or `"–"` if no outcome is recorded."""
         if self.entry.outcome is None and self.forgotten is None:
             return "–"
         if self.came_back:
@@ -132,11 +176,11 @@ class TaskState:
 
 
 def task_states(entries: Iterable[TaskEntry]) -> list[TaskState]:
-    """The state of every task in effect, in order. A later task measures the classes of the earlier ones anew."""
+    """Returns the state of every task in effect, in order. Later tasks measure the classes of earlier ones again."""
     active = [entry for entry in entries if entry.status != "revoked"]
     states = []
     for place, entry in enumerate(active):
-        state = TaskState(entry, entry.forgotten, score_of(entry), entry.name)
+        state = TaskState(entry, entry.forgotten, _score_after(entry), entry.name)
         for later in active[place + 1 :]:
             found = (later.outcome or {}).get("earlier", {}).get(entry.name)
             if found is not None:
@@ -146,21 +190,16 @@ def task_states(entries: Iterable[TaskEntry]) -> list[TaskState]:
 
 
 def all_forgotten(entries: Iterable[TaskEntry]) -> bool | None:
-    """Whether every task in effect is forgotten; `None` where no task is known not to be, but not all are known."""
+    """Whether every task in effect is forgotten; `None` if some are unknown and no task is known to fail."""
     found = [state.forgotten for state in task_states(entries)]
     return False if False in found else True if found and None not in found else None
 
 
 def exit_status(ledger: ForgettingLedger) -> int:
-    """What a program ends with that carried out a run, or reports on one: 3 if a task is not forgotten, else 0."""
+    """Returns the exit status of a command that carries out or shows a run: 3 if a task is not forgotten, else 0."""
     return NOT_FORGOTTEN_STATUS if all_forgotten(ledger.tasks) is False else 0
 
 
-def measure_of_entry(entry: TaskEntry) -> MetricName:
-    """By what a task was scored."""
-    return measure_of(*(entry.scores.get(when, {}) for when in ("before", "after")))
-
-
-def score_of(entry: TaskEntry) -> float | None:
-    """The score on the classes of a task after it."""
-    return entry.scores.get("after", {}).get(measure_of_entry(entry).key("forget"))
+def _score_after(entry: TaskEntry) -> float | None:
+    """Returns the score on the classes of a task right after it."""
+    return entry.scores.get("after", {}).get(metric_of(entry).key("forget"))

@@ -1,4 +1,4 @@
-"""A request to forget: which classes, asked when, and why; and how requests are written on a command line."""
+"""Requests to forget: which classes, when and why they were made, and how a command line writes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 
 
 def utc_now() -> str:
-    """The present moment as ISO 8601 in UTC, to the second: `"2025-01-31T12:00:00Z"`."""
+    """Returns the current time as ISO 8601 in UTC, to the second: `"2025-01-31T12:00:00Z"`."""
     return datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z")
 
 
@@ -22,49 +22,52 @@ def parse_utc(text: Any, name: str = "requested_at") -> str:
 
     Args:
         text (`str`):
-            A time with an offset from UTC, as `"2025-01-31T12:00:00Z"` or `"2025-01-31T13:00:00+01:00"`.
+            A time with an offset from UTC, e.g. `"2025-01-31T12:00:00Z"` or `"2025-01-31T13:00:00+01:00"`.
         name (`str`, *optional*, defaults to `"requested_at"`):
-            What the error calls it.
+            Name of the value, for the error.
+
+    Returns:
+        `str`: The time in UTC, e.g. `"2025-01-31T12:00:00Z"`.
 
     Raises:
-        InvalidInputError: It is not such a time, or it has no offset (local time and UTC look the same).
+        InvalidInputError: If it is not an ISO 8601 time, or has no offset (local time and UTC look the same).
     """
-    expected = "an ISO 8601 time with its offset from UTC, as '2025-01-31T12:00:00Z'"
+    expected = "an ISO 8601 time with its offset from UTC, e.g. '2025-01-31T12:00:00Z'"
     if not isinstance(text, str):
-        raise InvalidInputError(name, text, expected, "Pass a string, as from `moment.isoformat()`.")
+        raise InvalidInputError(name, text, expected, "Pass a string, e.g. `moment.isoformat()`.")
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None:
             return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
     except (ValueError, OverflowError):
-        raise InvalidInputError(name, text, expected, "Correct it, or leave it out for the present moment.") from None
-    raise InvalidInputError(name, text, expected, "Add 'Z' for UTC, or the offset of the place.")
+        raise InvalidInputError(name, text, expected, "Correct it, or leave it out to use the current time.") from None
+    raise InvalidInputError(name, text, expected, "Add 'Z' for UTC, or the local offset.")
 
 
 @dataclass(frozen=True)
 class ForgetRequest:
-    """A request to a model to forget.
+    """A request to forget one or more classes.
 
     Args:
         classes (`Sequence[str | int]`):
-            Names or ids of the classes to forget, at least one, none twice. Stored as a tuple.
+            Names or ids of the classes to forget, at least one, without duplicates. Stored as a tuple.
         note (`str`, *optional*):
             Free text, for instance the reason. It is written to the ledger.
-        requested_at (`str`, *optional*, defaults to the present moment):
-            When it was asked: ISO 8601 with an offset from UTC; stored in UTC.
+        requested_at (`str`, *optional*, defaults to the current time):
+            When the request was made: ISO 8601 with an offset from UTC. Stored in UTC.
         request_id (`str`, *optional*):
-            The number of the request in the books of the one who asked.
+            Your own reference number for the request.
 
     Raises:
-        InvalidInputError: A class is blank, given twice, negative or neither a name nor an id; a time without an
-            offset; or text that UTF-8 cannot encode.
+        InvalidInputError: If a class is blank, given twice, negative or neither a name nor an id; if the time has no
+            offset; or if UTF-8 cannot encode a text.
 
     Example:
-    ```python
-    >>> request = ForgetRequest(["tench", "cassette player"], note="licence withdrawn")
-    >>> request.classes
-    ('tench', 'cassette player')
-    ```
+        ```py
+        >>> request = ForgetRequest(["tench", "cassette player"], note="licence withdrawn")
+        >>> request.classes
+        ('tench', 'cassette player')
+        ```
     """
 
     classes: tuple[str | int, ...]
@@ -80,7 +83,7 @@ class ForgetRequest:
         requested_at: str | None = None,
         request_id: str | None = None,
     ) -> None:
-        # Written out, because what is accepted (any ordered collection, no time) is wider than what is stored.
+        # Written by hand: it accepts more (any ordered collection, no time) than the fields store.
         set_field = object.__setattr__
         set_field(self, "classes", tuple(checked("classes", classes, SomeClassRefs)))
         set_field(self, "requested_at", utc_now() if requested_at is None else parse_utc(requested_at))
@@ -88,16 +91,20 @@ class ForgetRequest:
             set_field(self, name, checked(name, value, OptionalText, fix="Pass a string or leave it out."))
 
     def to_dict(self) -> dict[str, Any]:
-        """The request as plain JSON types; what was not given is left out."""
+        """Returns the request in plain JSON types, without the fields that are `None`."""
         pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         return {name: list(v) if isinstance(v, tuple) else v for name, v in pairs if v is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ForgetRequest:
-        """The request that [`~ForgetRequest.to_dict`] gave.
+        """Rebuilds a request from the result of [`~ForgetRequest.to_dict`].
+
+        Args:
+            data (`Mapping[str, Any]`):
+                The fields of the request by name.
 
         Raises:
-            InvalidInputError: `data` is not a mapping, lacks `classes`, or has keys that a request does not have.
+            InvalidInputError: If `data` is not a mapping, lacks `classes`, or has unknown keys.
         """
         if not isinstance(data, Mapping) or "classes" not in data:
             raise InvalidInputError("request", data, "a mapping with the key 'classes'", "Add the classes.")
@@ -109,19 +116,19 @@ class ForgetRequest:
 
 
 def parse_requests(text: str) -> list[ForgetRequest]:
-    """Read a sequence of requests: tasks are separated by `;`, the classes of a task by `,`.
+    """Reads a sequence of requests from text: `;` separates requests, `,` separates the classes of one request.
 
-    Names that hold a comma or a semicolon can be given by their id.
+    Use the id of a class whose name contains a comma or a semicolon.
 
     Args:
         text (`str`):
             E.g. `"tench,cassette player;school bus"` or `"3;7;0,1"`.
 
     Returns:
-        `list[ForgetRequest]`: One request per task, in order.
+        `list[ForgetRequest]`: The requests, in order.
 
     Raises:
-        ValueError: If the text, a task or a class is empty; the message shows which.
+        ValueError: If the text, a request or a class is empty. The error shows which.
 
     Example:
         ```py
@@ -141,9 +148,9 @@ def parse_requests(text: str) -> list[ForgetRequest]:
 
 
 def parse_classes(text: str) -> list[str]:
-    """Read a plain list of classes, separated by `,`, such as the classes to keep whose data must not be used.
+    """Reads a list of classes from text: `,` separates them.
 
-    Names that hold a comma or a semicolon can be given by their id.
+    Use the id of a class whose name contains a comma or a semicolon.
 
     Args:
         text (`str`):
@@ -153,7 +160,7 @@ def parse_classes(text: str) -> list[str]:
         `list[str]`: Names, or ids as they are written, in order.
 
     Raises:
-        ValueError: If the text or a class is empty, or if there is a `;`, which separates tasks and not classes.
+        ValueError: If the text or a class is empty, or if there is a `;`, which separates requests, not classes.
 
     Example:
         ```py

@@ -1,4 +1,4 @@
-"""The folder of a run: opened, locked, written by one process."""
+"""The folder of a run: its ledger, its lock, and writing from the main process alone."""
 
 from __future__ import annotations
 
@@ -21,48 +21,50 @@ from ..ledger import (
     ForgettingLedger,
     InvalidLedgerError,
     TaskEntry,
-    class_list,
-    target_score,
+    describe_new_targets,
     task_folder,
-    task_states,
-    verdict,
+    updated_outcomes,
     warn_after,
 )
-from ..reports import short_percent
 from .workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 
-def on_main(action: Callable[[], Result]) -> Result:
-    """Runs `action` in the main process alone; every process gets its result, or raises its error.
+def run_on_main(action: Callable[[], Result]) -> Result:
+    """Runs an action in the main process. Every process returns its result or raises its error.
 
-    All processes must call this, and none goes on before the main process is done. Whatever is written to a folder
-    goes through here, so that a full disk or a lock that another process holds ends every process with the same
-    message instead of leaving some of them waiting.
+    All processes must call this function, and all wait for the main process. Every write to the folder uses it, so
+    that a full disk or a held lock ends all processes with the same error, and none is left waiting.
+
+    Args:
+        action (`Callable`):
+            A function without arguments. Its result must be picklable.
     """
     state = PartialState()
     if state.num_processes == 1:
         return action()
-    outcome: list[Any] = [None, None]
+    message: list[Any] = [None, None]  # the result and the error
     failure: Exception | None = None
     if state.is_main_process:
         try:
-            outcome = [action(), None]
+            message = [action(), None]
         except Exception as error:
             failure = error
-            outcome = [None, _portable(error)]
-    broadcast_object_list(outcome)
-    result, told = outcome
+            message = [None, _picklable(error)]
+    broadcast_object_list(message)
+    result, received = message
     if failure is not None:
         raise failure
-    if told is not None:
-        raise told
+    if received is not None:
+        raise received
     return result
 
 
-def _portable(error: Exception) -> Exception:
-    """The error itself if it survives the way to another process, or one that says the same."""
+def _picklable(error: Exception) -> Exception:
+    """Returns the error, or a RuntimeError with its message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -70,11 +72,21 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def open_ledger(folder: Path, base_model: PreTrainedModel, label_names: Sequence[str] | None) -> ForgettingLedger:
-    """The ledger of a folder, or a new one; only reads.
+def load_or_create_ledger(
+    folder: Path, base_model: PreTrainedModel, label_names: Sequence[str] | None
+) -> ForgettingLedger:
+    """Loads and checks the ledger of a folder, or makes a new one in memory. Writes nothing.
+
+    Args:
+        folder (`Path`):
+            The run folder.
+        base_model (`transformers.PreTrainedModel`):
+            The bare base model.
+        label_names (`Sequence[str]`, *optional*):
+            Names of all classes, in the order of their ids.
 
     Raises:
-        LedgerError: It belongs to another base model or to other labels, was edited, or its files differ.
+        LedgerError: If the ledger belongs to another base model or to other labels, was edited, or its files differ.
     """
     identity = model_identity(base_model)
     if not (folder / LEDGER_NAME).exists():
@@ -89,93 +101,27 @@ def open_ledger(folder: Path, base_model: PreTrainedModel, label_names: Sequence
     return ledger
 
 
-def judged_anew(ledger: ForgettingLedger, allowed: Mapping[str, float | str]) -> dict[str, dict[str, Any]]:
-    """The outcomes that change if tasks in effect are judged by other targets.
-
-    Later tasks measured the classes of earlier ones again, so that their outcomes may change as well. Tasks of a
-    ledger that was made before outcomes were recorded stay as they are.
-
-    Args:
-        ledger ([`ForgettingLedger`]):
-            The tasks; it is not changed.
-        allowed (`Mapping[str, float | "auto"]`):
-            `max_forget_accuracy` by the name of a task, as in [`target_score`].
-
-    Returns:
-        `dict[str, dict]`: The new outcome by the name of the task, of those alone that differ.
-    """
-    judged = [entry for entry in ledger.active_tasks if entry.outcome is not None]
-    targets: dict[str, float | None] = {}
-    for entry in judged:
-        if entry.name in allowed:
-            before, num_labels = entry.scores.get("before", {}), ledger.base_model.get("num_labels")
-            target = target_score(allowed[entry.name], before, num_labels)
-            targets |= {entry.name: target} if target != entry.target else {}
-    outcomes = {}
-    for entry in judged:
-        outcome = dict(entry.outcome or {})
-        if entry.name in targets:
-            before, after = (entry.scores.get(when, {}) for when in ("before", "after"))
-            outcome |= verdict(before, after, targets[entry.name])
-        if "earlier" in outcome:
-            outcome["earlier"] = {
-                name: {**found, **_judged(found, targets[name])} if name in targets else found
-                for name, found in outcome["earlier"].items()
-            }
-        if outcome != entry.outcome:
-            outcomes[entry.name] = outcome
-    return outcomes
-
-
-def described_anew(earlier: Mapping[str, float | None], ledger: ForgettingLedger) -> str:
-    """One sentence on tasks whose target changed.
-
-    Args:
-        earlier (`Mapping[str, float | None]`):
-            Their targets before, by name.
-        ledger ([`ForgettingLedger`]):
-            With the new outcomes.
-    """
-    alike: dict[str, list[str]] = {}
-    for state in task_states(ledger.tasks):
-        name, now = state.entry.name, state.entry.target
-        if name in earlier and earlier[name] != now:
-            how = f"{state.verdict} (target: at most {short_percent(now)} %, before {short_percent(earlier[name])} %)"
-            alike.setdefault(how, []).append(name)
-    parts = [f"{class_list(names)}: {how}" for how, names in alike.items()]
-    shown = "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more" if len(parts) > 3 else "")
-    return f"Judged anew by max_forget_accuracy, from the scores in the ledger, and recorded there: {shown}."
-
-
-def _judged(found: Mapping[str, Any], target: float | None) -> dict[str, bool | None]:
-    score = found.get("score")
-    return {"forgotten": None if score is None or target is None else score <= target}
-
-
-logger = logging.getLogger(__name__)
-
-
 class RunFolder:
-    """The half of [`ContinualForgetter`] that holds its folder and changes its ledger."""
+    """The part of [`ContinualForgetter`] that locks its folder and changes its ledger."""
 
     folder: Path
     ledger: ForgettingLedger
-    _told: set[str]
+    _warned: set[str]
 
     def discard_unfinished(self) -> None:
-        """Give up a request that was not finished, so that another one can be carried out."""
+        """Discards an unfinished request, so that another one can be carried out."""
 
         def remove() -> None:
-            # A run killed before it could save the ledger left the task itself behind.
+            # A run that was killed before it saved the ledger has left the folder of the task behind.
             for path in (self.folder / WORK_FOLDER, task_folder(self.folder, self.ledger.next_task_name())):
                 remove_inside(self.folder, path)
 
-        with self._exclusively():
-            on_main(remove)
+        with self._locked():
+            run_on_main(remove)
 
     @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """Keeps other runs out of the folder for the time of the block, and checks that none has been there."""
+    def _locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, and checks that none has changed the ledger."""
         with ExitStack() as held:
 
             def enter() -> None:
@@ -183,33 +129,33 @@ class RunFolder:
                 self.ledger.check_there()
                 self.ledger.check_unchanged()
 
-            on_main(enter)
+            run_on_main(enter)
             yield
 
-    def _record(self, change: Callable[[], Any]) -> None:
-        """Makes a change to the ledger, in the file and in every process."""
+    def _record(self, change: Callable[[], object]) -> None:
+        """Changes the ledger, in the file and in every process."""
 
         def save() -> tuple[TaskEntry, ...]:
             with self.ledger.changes():
                 change()
             return self.ledger.tasks
 
-        self.ledger.tasks = on_main(save)
+        self.ledger.tasks = run_on_main(save)
 
-    def _judge_anew(self, allowed: Mapping[str, float | str]) -> None:
-        """Judges tasks by the targets given, and records and tells it where that is another one than before."""
-        outcomes = judged_anew(self.ledger, allowed)
+    def _apply_targets(self, allowed: Mapping[str, float | str]) -> None:
+        """Records and logs the outcomes that change with new targets, see [`updated_outcomes`]."""
+        outcomes = updated_outcomes(self.ledger, allowed)
         if not outcomes:
             return
-        targets = {entry.name: entry.target for entry in self.ledger.active_tasks if entry.name in allowed}
+        before = {entry.name: entry.target for entry in self.ledger.active_tasks if entry.name in allowed}
         self._record(lambda: self.ledger.record_outcomes(outcomes))
-        on_main(lambda: logger.warning("%s", described_anew(targets, self.ledger)))
+        run_on_main(lambda: logger.warning("%s", describe_new_targets(before, self.ledger)))
 
-    def _tell(self, tasks: Sequence[str]) -> None:
-        """Warns, once, of tasks that did not forget."""
-        new = [name for name in tasks if name not in self._told]
-        self._told.update(new)
-        on_main(lambda: warn_after(self.ledger, new))
+    def _warn_once(self, tasks: Sequence[str]) -> None:
+        """Warns of tasks that are not forgotten, once for each."""
+        new = [name for name in tasks if name not in self._warned]
+        self._warned.update(new)
+        run_on_main(lambda: warn_after(self.ledger, new))
 
-    def _work(self, name: str) -> Workspace:
+    def _workspace(self, name: str) -> Workspace:
         return Workspace(self.folder / WORK_FOLDER / name)

@@ -1,4 +1,4 @@
-"""What every task of a run is trained with, and how the ledger records it."""
+"""The settings that every task of a run is trained with, and their record in the ledger."""
 
 from __future__ import annotations
 
@@ -23,20 +23,8 @@ from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method
 from ..tuner import GSLoraConfig, is_quick
 from .settings import function_name, processor_identity
 
-
-def warn_not_pushed(args: GSLoraTrainingArguments, folder: Path) -> None:
-    """Warns that `push_to_hub=True` sends nothing by itself: a run is published as a whole, when its owner says so."""
-    if args.push_to_hub and args.process_index == 0:
-        repo_id = args.hub_model_id or "organisation/name"
-        warnings.warn(
-            f"`push_to_hub`=True publishes nothing here: a run is published as a whole, when you ask for it. Call "
-            f"gs_lora_peft.push_to_hub({str(folder)!r}, {repo_id!r}) after the requests.",
-            stacklevel=3,
-        )
-
-
-# What decides the weights that come out. Paths, logging and other matters of the machine stay out of the record.
-_OF_TRANSFORMERS = (
+# Settings that affect the trained weights. Paths, logging and settings of the machine are not recorded.
+_TRANSFORMERS_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "load_best_model_at_end",
@@ -44,11 +32,11 @@ _OF_TRANSFORMERS = (
 )  # fmt: skip
 
 
-# By what a task is judged is in its outcome. It decides nothing about the weights, so that it may change on resuming.
-_OF_OUTCOME = ("max_forget_accuracy",)
+# Settings that only affect the outcome, which records them. They may change when a run is resumed.
+_OUTCOME_SETTINGS = ("max_forget_accuracy",)
 
 
-_OF_ADAPTER = (
+_ADAPTER_SETTINGS = (
     "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "target_modules", "exclude_modules",
     "block_pattern", "exclude_blocks", "group_by", "rank_pattern", "alpha_pattern",
 )  # fmt: skip
@@ -56,15 +44,15 @@ _OF_ADAPTER = (
 
 @dataclass
 class Recipe:
-    """What every task of a run is trained with. It may be changed between two requests.
+    """The settings that every task of a run is trained with. They may be changed between two requests.
 
     Args:
         config ([`GSLoraConfig`]):
-            The adapter; each task gets a copy.
+            Configuration of the adapter. Each task uses a copy.
         args ([`GSLoraTrainingArguments`]):
-            The training; each task gets a copy.
+            Arguments of the training. Each task uses a copy.
         label_column (`str`):
-            Column of the labels.
+            Column of the labels, or of annotated boxes.
         processing_class (*optional*):
             The model's image processor, tokenizer or feature extractor.
         data_collator (`Callable`):
@@ -78,14 +66,14 @@ class Recipe:
         augment (`Callable`, *optional*):
             As in [`GSLoraTrainer`].
         callbacks (`Sequence[TrainerCallback]`):
-            Handed to every trainer; those that keep a state start anew.
+            Callbacks of every trainer. Those with a state start fresh for each task.
         data (`Mapping[str, str]`):
-            What identifies the data, recorded with the settings.
+            Identity of the data, recorded with the settings; see [`data_settings`].
         method ([`Method`] or `str`, *optional*):
-            How to forget, or its name; by default GS-LoRA. A method that trains the adapter.
+            The method, or its name; by default GS-LoRA. It must train a LoRA adapter.
 
     Raises:
-        InvalidInputError: If the method leaves no adapter behind, or the adapter cannot be made without data.
+        InvalidInputError: If the method trains no adapter, or the adapter's initialisation needs data.
     """
 
     config: GSLoraConfig
@@ -107,20 +95,29 @@ class Recipe:
             raise InvalidInputError(
                 "method",
                 self.method.name,
-                "a method that trains a LoRA adapter: a run keeps one for each request, and this one leaves none",
+                "a method that trains a LoRA adapter, because a run keeps one for each request",
                 "Use another one, or train a single model with ForgettingTrainer.",
             )
         if self.config.init_lora_weights == "eva":
             raise InvalidInputError(
                 "init_lora_weights",
                 "eva",
-                "an initialisation that needs no pass over data, since each task begins with an adapter of its own",
+                "an initialisation without a pass over data, because each task starts with a new adapter",
                 "Use True (default), 'gaussian', 'orthogonal' or 'mica', or train one adapter with GSLoraTrainer.",
             )
 
     def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int], scored: set[int]) -> ForgettingSplit:
-        """The parts of the training data for one task; the seed of the data says what is drawn. `scored` are the
-        classes that the task is scored on: those without training data are missing, whether named or not.
+        """Splits the training data for one task.
+
+        Args:
+            dataset (`datasets.Dataset`):
+                The training data.
+            classes (`Sequence[int]`):
+                Ids of the classes to forget.
+            old (`Sequence[int]`):
+                Ids of the classes forgotten by earlier tasks.
+            scored (`set[int]`):
+                Ids of the classes of the evaluation data. Those without training data count as missing.
         """
         split = split_dataset(
             dataset,
@@ -135,7 +132,16 @@ class Recipe:
         return replace(split, roles=split.roles.with_rest("missing", scored))
 
     def trainer(self, model: PeftModel, split: ForgettingSplit, output_dir: Path) -> ForgettingTrainer:
-        """A trainer for one task. Nothing is pushed to the Hub: checkpoints of a request are private."""
+        """Makes the trainer of one task. It pushes nothing to the Hub: checkpoints of a request are private.
+
+        Args:
+            model (`peft.PeftModel`):
+                The model with the adapter of the task.
+            split ([`ForgettingSplit`]):
+                The training data.
+            output_dir (`Path`):
+                Folder of the trainer.
+        """
         args = copy.copy(self.args)
         args.output_dir, args.push_to_hub = str(output_dir), False
         return ForgettingTrainer(
@@ -151,18 +157,18 @@ class Recipe:
             processing_class=self.processing_class,
             data_collator=self.data_collator,
             augment=self.augment,
-            callbacks=[_started_anew(callback) for callback in self.callbacks],
+            callbacks=[_fresh_callback(callback) for callback in self.callbacks],
         )
 
-    def of_each(self, count: int, args: Sequence[GSLoraTrainingArguments] | None) -> list[Recipe]:
-        """The recipe of each of so many requests, with arguments of its own where they are given."""
+    def for_requests(self, count: int, args: Sequence[GSLoraTrainingArguments] | None) -> list[Recipe]:
+        """Returns one recipe for each request, with its own training arguments if `args` are given."""
         if args is not None and len(args) != count:
             raise InvalidInputError("args", args, f"one for each of {count} requests", "Give as many.")
         return [replace(self, args=own) for own in args or [self.args] * count]
 
     @contextmanager
-    def trained_by(self, args: GSLoraTrainingArguments) -> Iterator[None]:
-        """Trains by other arguments for the time of the block."""
+    def with_args(self, args: GSLoraTrainingArguments) -> Iterator[None]:
+        """Uses other training arguments for the time of a `with` block."""
         before, self.args = self.args, args
         try:
             yield
@@ -170,10 +176,10 @@ class Recipe:
             self.args = before
 
     def settings(self) -> dict[str, Any]:
-        """The recipe as plain JSON types: `config`, `training` and `data`, and a `method` other than GS-LoRA."""
-        left_out = {*_OF_OUTCOME, *(item.name for item in fields(TrainingArguments))}
-        own = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in left_out]
-        training = {name: getattr(self.args, name) for name in (*own, *_OF_TRANSFORMERS)}
+        """Returns the record of the settings: `config`, `training`, `data`, and `method` unless it is GS-LoRA."""
+        excluded = {*_OUTCOME_SETTINGS, *(item.name for item in fields(TrainingArguments))}
+        own = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in excluded]
+        training = {name: getattr(self.args, name) for name in (*own, *_TRANSFORMERS_SETTINGS)}
         data = {
             "replay_ratio": self.replay_ratio,
             "shots": self.shots,
@@ -193,23 +199,27 @@ class Recipe:
 
 
 def adapter_settings(config: GSLoraConfig) -> dict[str, Any]:
-    """The settings of a configuration that decide the adapter, as plain JSON types."""
-    values = {name: getattr(config, name) for name in _OF_ADAPTER}
+    """Returns the settings of a configuration that affect the adapter, in plain JSON types."""
+    values = {name: getattr(config, name) for name in _ADAPTER_SETTINGS}
     values["target_modules"] = config.structural_target or config.target_modules
     values = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
     return plain_json(values, "config")
 
 
-def _started_anew(callback: TrainerCallback) -> TrainerCallback:
+def _fresh_callback(callback: TrainerCallback) -> TrainerCallback:
     return type(callback)(**callback.state()["args"]) if isinstance(callback, ExportableState) else callback
 
 
 def recorded_config(ledger: ForgettingLedger) -> GSLoraConfig | None:
-    """The configuration of the last task, as the ledger has it; `None` where it has none.
+    """Returns the adapter configuration of the last task in the ledger; `None` if it records none.
+
+    Args:
+        ledger ([`ForgettingLedger`]):
+            The ledger, which may come from elsewhere.
 
     Raises:
-        InvalidLedgerError: The record is not a configuration, has settings that this version does not know, or has
-            patterns whose search may never end.
+        InvalidLedgerError: If the record is not a configuration, has unknown settings, or has patterns whose search
+            may never end.
     """
     recorded = ledger.tasks[-1].settings.get("config") if ledger.tasks else None
     if recorded is None:
@@ -223,15 +233,26 @@ def recorded_config(ledger: ForgettingLedger) -> GSLoraConfig | None:
                 raise ValueError(f"a search with {name}={short(pattern)} may never end")
         return GSLoraConfig(**recorded)
     except (AttributeError, TypeError, ValueError) as error:
-        fix = f"They cannot be taken over from '{ledger.path}': {error}. Give your own: config=GSLoraConfig(...)."
+        fix = f"Those in '{ledger.path}' cannot be used: {error}. Give your own: config=GSLoraConfig(...)."
         name = f"{ledger.tasks[-1].name}.settings.config"
         raise InvalidLedgerError(name, recorded, "adapter settings of this version", fix) from error
 
 
 def _patterns(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The regular expressions among adapter settings."""
+    """Yields the regular expressions among adapter settings, by name."""
     for name in ("target_modules", "exclude_modules", "block_pattern", "exclude_blocks"):
         if isinstance(settings.get(name), str):
             yield name, settings[name]
     for name in ("rank_pattern", "alpha_pattern"):
         yield from ((name, key) for key in settings.get(name) or ())
+
+
+def warn_not_pushed(args: GSLoraTrainingArguments, folder: Path) -> None:
+    """Warns that `push_to_hub=True` has no effect in a run, which is published as a whole with [`push_to_hub`]."""
+    if args.push_to_hub and args.process_index == 0:
+        repo_id = args.hub_model_id or "organisation/name"
+        warnings.warn(
+            "`push_to_hub`=True has no effect here: a run is published as a whole. Call "
+            f"gs_lora_peft.push_to_hub({str(folder)!r}, {repo_id!r}) after the requests.",
+            stacklevel=3,
+        )

@@ -1,12 +1,13 @@
-"""Scores before and after a task is carried out or revoked."""
+"""Scores of a model before and after a task is carried out or revoked."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from datasets import Dataset
 from torch import nn
 
@@ -16,34 +17,43 @@ from ..roles import ClassRoles
 from ..training import GSLoraTrainingArguments, ObjectiveEvaluation
 from .recipe import Recipe
 
-# What accelerate's evaluation sets on a model: autocast, and a mark that would keep training from wrapping it in DDP.
-_LEFT_BEHIND = ("forward", "_original_forward", "_is_accelerate_prepared")
+# Attributes that accelerate's evaluation leaves on a model: autocast, and a mark that prevents DDP in later training.
+_EVALUATION_ATTRIBUTES = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 class Predictions(NamedTuple):
-    """What a model answers on a data set, what is right, and how to compare both; see [`Scoring`]."""
+    """Predictions of a model on a data set, the labels, and how to compare them.
+
+    Args:
+        scoring ([`Scoring`]):
+            How to score the predictions.
+        predictions (`Any`):
+            The predictions, as [`Scoring`] expects them.
+        labels (`Any`):
+            The labels, as [`Scoring`] expects them.
+    """
 
     scoring: Scoring
-    answers: Any
+    predictions: Any
     labels: Any
 
     def by_role(self, roles: ClassRoles, forget_before: float | None = None) -> dict[str, Any]:
-        """The scores of a task, see [`Scoring.by_role`]."""
-        return self.scoring.by_role(self.answers, self.labels, roles, forget_before)
+        """Returns the scores of a task, see [`Scoring.by_role`]."""
+        return self.scoring.by_role(self.predictions, self.labels, roles, forget_before)
 
     def by_class(self) -> dict[int, tuple[float, int]]:
-        """Of each class that the data have a sum and a weight, see [`Scoring.by_class`]."""
-        return self.scoring.by_class(self.answers, self.labels)
+        """Returns a sum and a weight for each class of the data, see [`Scoring.by_class`]."""
+        return self.scoring.by_class(self.predictions, self.labels)
 
 
 class Scores:
-    """Scores of a bare model on one data set. They are called `acc_forget` and so on, of a detector `ap_forget`.
+    """Scores a bare model on one data set: `acc_forget` and so on, for a detector `ap_forget`.
 
     Args:
         dataset (`datasets.Dataset`):
             Labelled rows.
         recipe ([`Recipe`]):
-            Batch size, device, precision and collator.
+            Settings of the evaluation: batch size, device, precision and collator.
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe):
@@ -57,20 +67,22 @@ class Scores:
         return self._base is not None
 
     def measure_base(self, model: nn.Module) -> None:
-        """Keeps what the base model answers, before any task, as what forgetting is compared with."""
+        """Scores the base model, before any task, as the reference for all tasks."""
         found = self._predict(model)
         self._base = found.scoring, found.by_class()
 
     def of_base(self, roles: ClassRoles) -> dict[str, float]:
-        """`acc_all` of the base model, and its `acc_retain` and `acc_missing` on the classes that a task keeps."""
+        """Returns `acc_all`, `acc_retain` and `acc_missing` of the base model, for the classes that a task keeps."""
         if self._base is None:
-            raise RuntimeError("the base model was not measured; call measure_base first")
+            raise RuntimeError("the base model has no scores yet; call measure_base first")
         scoring, by_class = self._base
         sets = {"all": list(by_class), "retain": roles.retain, "missing": roles.missing}
         return scores_of_sets(scoring, by_class, sets)
 
-    def of_task(self, model: nn.Module, roles: ClassRoles, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Scores by role of the class, see [`Scoring.by_role`].
+    def of_task(
+        self, model: nn.Module, roles: ClassRoles, before: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Scores a model by the roles of the classes, see [`Scoring.by_role`].
 
         Args:
             model (`torch.nn.Module`):
@@ -89,20 +101,21 @@ class Scores:
         before: Mapping[str, Any],
         earlier: Mapping[str, Collection[int]],
     ) -> tuple[dict[str, Any], dict[str, float]]:
-        """Scores as [`~Scores.of_task`], and from the same answers one score for each of some earlier tasks.
+        """Scores a model as [`~Scores.of_task`] and, from the same predictions, on the classes of earlier tasks.
 
         Args:
-            model:
+            model (`torch.nn.Module`):
                 As in [`~Scores.of_task`].
-            roles:
+            roles ([`ClassRoles`]):
                 As in [`~Scores.of_task`].
-            before:
+            before (`Mapping[str, Any]`):
                 As in [`~Scores.of_task`].
             earlier (`Mapping[str, Collection[int]]`):
-                The classes of each earlier task, by its name.
+                Name of an earlier task → ids of its classes.
 
         Returns:
-            `tuple[dict[str, Any], dict[str, float]]`: Tasks that the data have nothing of are left out of the latter.
+            `tuple[dict[str, Any], dict[str, float]]`: The scores by role, and the score of each earlier task that the
+            data have samples of.
         """
         found = self._predict(model)
         key = found.scoring.measure.key
@@ -115,7 +128,7 @@ class Scores:
         return found.by_role(roles, forget_before)
 
     def of_revocation(self, model: nn.Module, revoked: Sequence[int], others: Sequence[int]) -> dict[str, float]:
-        """`acc_revoked`, `acc_still_forgotten` (classes of the other tasks) and `acc_retain` (all other classes)."""
+        """Returns `acc_revoked`, `acc_still_forgotten` (classes of other tasks) and `acc_retain` (other classes)."""
         found = self._predict(model)
         by_class = found.by_class()
         kept = by_class.keys() - set(revoked) - set(others)
@@ -129,18 +142,18 @@ class Scores:
 def scores_of_sets(
     scoring: Scoring, by_class: Mapping[int, tuple[float, int]], class_sets: Mapping[str, Collection[int]]
 ) -> dict[str, float]:
-    """The score of each set of classes.
+    """Returns the score of each set of classes.
 
     Args:
         scoring ([`Scoring`]):
-            What the scores are called after.
+            The scoring, which names the scores.
         by_class (`Mapping[int, tuple[float, int]]`):
-            As [`Scoring.by_class`] gives it.
+            The result of [`Scoring.by_class`].
         class_sets (`Mapping[str, Collection[int]]`):
-            Name of a set → class ids; sets may share classes.
+            Name of a set → class ids. Sets may overlap.
 
     Returns:
-        `dict[str, float]`: Fractions from 0 to 1; sets that the data have nothing of are left out.
+        `dict[str, float]`: Scores from 0 to 1. Sets without samples are absent.
     """
     scores = {}
     for name, classes in class_sets.items():
@@ -150,46 +163,46 @@ def scores_of_sets(
 
 
 def predict(
-    model: nn.Module, dataset: Dataset, args: GSLoraTrainingArguments, data_collator: Any, label_column: str = "label"
+    model: nn.Module, dataset: Dataset, args: GSLoraTrainingArguments, data_collator: Callable, label_column: str = "label"
 ) -> Predictions:
-    """What a model answers on every row, as the objective of its kind has it.
+    """Predicts every row of a data set with a model and the objective of its kind.
 
     Args:
         model (`torch.nn.Module`):
-            A model of a kind that [`objective_for`] knows; it is left in eval mode.
+            A model that [`objective_for`] supports. It is in eval mode afterwards.
         dataset (`datasets.Dataset`):
             Labelled rows.
         args ([`GSLoraTrainingArguments`]):
-            Batch size, device, precision and workers of the evaluation; not changed.
+            Batch size, device, precision and workers of the evaluation. Not changed.
         data_collator (`Callable`):
             As in `transformers.Trainer`.
         label_column (`str`, *optional*, defaults to `"label"`):
             Column of the labels, or of annotated boxes.
 
     Returns:
-        [`Predictions`], in every process.
+        [`Predictions`]: All predictions, in every process.
 
     Raises:
-        InvalidInputError: A row reaches the model with another label than the stored one.
+        InvalidInputError: If a row reaches the model with another label than the stored one.
     """
     args = copy.copy(args)
     args.eval_strategy, args.load_best_model_at_end = "no", False
     args.report_to, args.push_to_hub, args.label_names = [], False, ["labels"]
-    # Columns are removed as in training, behind the data set's transform; all answers are wanted, in one piece.
+    # Columns are removed below, as in training: after the data set's transform. All predictions are collected.
     filtered = args.remove_unused_columns
     args.remove_unused_columns, args.prediction_loss_only, args.eval_do_concat_batches = False, False, True
-    own = {name: vars(model)[name] for name in _LEFT_BEHIND if name in vars(model)}
+    own = {name: vars(model)[name] for name in _EVALUATION_ATTRIBUTES if name in vars(model)}
     with tempfile.TemporaryDirectory() as scratch:
         args.output_dir = scratch
         try:
             scorer = _Scorer(model, args, data_collator=data_collator)
             if filtered:
                 scorer._filter_columns(label_column)
-            # Last, so that it gets the rows as they come from the data set.
+            # Last, so that it sees the rows of the data set before columns are removed.
             scorer.data_collator = AgreeingLabels(scorer.data_collator, label_column)
             prediction = scorer.predict(dataset)
         finally:
-            for name in _LEFT_BEHIND:
+            for name in _EVALUATION_ATTRIBUTES:
                 vars(model).pop(name, None)
             vars(model).update(own)
             model.eval()
@@ -197,12 +210,18 @@ def predict(
 
 
 class _Scorer(ObjectiveEvaluation):
-    """Predictions as the objective of the model has them: the model's own loss, which not every one has, is not asked."""
+    """Evaluates with the objective of the model, because not every model has its own loss."""
 
     def __init__(self, model: nn.Module, args: GSLoraTrainingArguments, **kwargs: Any):
         super().__init__(model, args, **kwargs)
         self.objective = objective_for(model, args)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         loss, outputs = self.objective.evaluation_step(model, inputs)
         return (loss, outputs) if return_outputs else loss

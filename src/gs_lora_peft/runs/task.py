@@ -1,4 +1,4 @@
-"""One task, from the request to the files of its adapter and its entry."""
+"""One task: its plan, its training, the files of its adapter, and its ledger entry."""
 
 from __future__ import annotations
 
@@ -8,157 +8,159 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
-from ..adapters import fresh_adapter
+from ..adapters import MergedModel, check_tasks, fresh_adapter
 from ..data import ForgettingSplit
 from ..errors import InvalidInputError
 from ..io import staged_folder, write_json_atomic
 from ..ledger import (
+    LOGS_FOLDER,
     TRAINING_CONFIG,
     ForgetRequest,
     ForgettingLedger,
     LedgerError,
     TaskEntry,
     curve_names,
+    outcome_of_task,
     task_folder,
     utc_now,
+    warn_before,
 )
-from ..training import TrainedAdapter
+from ..training import ForgettingTrainer, TrainedAdapter
 from ..tuner import LoraGroups, export_lora
-from .folder import on_main
+from .folder import RunFolder, run_on_main
 from .recipe import Recipe, adapter_settings
+from .scores import Scores
+from .settings import Differences, changed_settings
+from .validation import check_missing
 from .workspace import Start, Workspace
 
-if TYPE_CHECKING:
-    from ..training import ForgettingTrainer, TrainedAdapter
-
 _PACKAGES = ("gs-lora-peft", "peft", "transformers", "torch", "accelerate", "datasets", "safetensors", "numpy")
-
-
-def library_versions() -> dict[str, str]:
-    """The versions of Python, of this package and of the libraries that decide what a run computes."""
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name.replace("-", "_")] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 MAX_CURVE_POINTS = 100
 
 
-@dataclass(frozen=True)
-class TrainingRecord:
-    """What is left of the training of one task, besides its adapter.
+class TaskRunner(RunFolder):
+    """The part of [`ContinualForgetter`] that carries out one request."""
 
-    Args:
-        groups (`dict`):
-            As in [`TaskEntry`].
-        sizes (`dict[str, int]`):
-            Samples that were trained on, without those held out for evaluation, to `forget` and to `retain`; and
-            optimizer `steps`.
-        curves (`dict[str, list[float]]`, *optional*):
-            See [`training_curves`].
-    """
+    model: PreTrainedModel
+    recipe: Recipe
+    train_dataset: Dataset
+    scored_on: str
+    label_names: list[str] | None
+    _merged: MergedModel
+    _scores: Scores
+    _scored_classes: set[int]
+    _untrained_classes: set[int]
 
-    groups: dict[str, Any]
-    sizes: dict[str, int]
-    curves: dict[str, list[float]] | None
+    def _split(self, classes: Sequence[int], old: Sequence[int]) -> ForgettingSplit:
+        return self.recipe.split(self.train_dataset, classes, old, self._scored_classes)
 
-    @classmethod
-    def of(cls, trainer: ForgettingTrainer) -> TrainingRecord:
-        """The record of a trainer that has finished (one host synchronisation for the groups and one for norms)."""
-        groups = cast("TrainedAdapter", trainer.trained).groups
-        # What changes nothing counts for nothing, whatever the norm of its lora_A.
-        norms = dict(zip(groups.names, (groups.norms() * groups.changed()).tolist(), strict=True))
-        pairs, state = trainer.train_dataset, trainer.state
-        sizes = {"forget": len(pairs.forget), "retain": len(pairs.retain), "steps": state.global_step}
-        return cls({**groups.state(), "norms": norms}, sizes, training_curves(state.log_history))
+    def _carry_out(
+        self, request: ForgetRequest, split: ForgettingSplit, *, keep: bool = False, redoes: str | None = None
+    ) -> TaskEntry:
+        run_on_main(lambda: check_tasks(self.ledger, [entry.name for entry in self.ledger.active_tasks]))
+        workspace = self._workspace(self.ledger.next_task_name())
+        task = plan_task(request, split, workspace, self.ledger, self.recipe, keep=keep, redoes=redoes)
+        self._measure_base()
+        before = self._scores.of_task(self.model, split.roles)
+        allowed, names = self.recipe.args.max_forget_accuracy, self.label_names
+        classes = [names[c] if names else f"class {c}" for c in split.forget_classes]
+        run_on_main(lambda: warn_before(self.ledger, classes, before, allowed))
+        training = train_task(task, self.model, self.recipe, self.ledger)
+        with self._merged.restored_on_error():
+            files = self._merged.merge_new(task.name)
+            earlier = {entry.name: entry.classes or () for entry in self.ledger.active_tasks}
+            after, of_earlier = self._scores.after_task(self.model, split.roles, before, earlier)
+            base = self._scores.of_base(split.roles)
+            scores = {"base": base, "before": before, "after": after, "data": self.scored_on}
+            outcome = outcome_of_task(allowed, before, after, of_earlier, self.ledger)
+            self._record(lambda: self.ledger.append(finished_entry(task, training, scores, outcome, files, names)))
+        run_on_main(lambda: task.workspace.finish(self.folder / LOGS_FOLDER / task.name))
+        self._warn_once([task.name])
+        return self.ledger.tasks[-1]
 
+    def _measure_base(self) -> None:
+        """Scores the base model, once."""
+        if self._scores.knows_base:
+            return
+        with self._merged.without_tasks():
+            self._scores.measure_base(self.model)
 
-def training_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]] | None:
-    """The logged losses, accuracies and active groups of a training.
-
-    Args:
-        log_history (`Sequence[Mapping]`):
-            What the trainer logged (`trainer.state.log_history`).
-
-    Returns:
-        `dict[str, list[float]]` or `None`: `epoch` and, at each of these moments, the means since the one before:
-        `retain_loss` and `forget_loss` in nats, `retain_accuracy` and `forget_accuracy` in [0, 1] (of a detector
-        `retain_confidence` and `forget_confidence`, also in [0, 1]); and the number of `active_groups`. At most 100
-        evenly spread points, the first and the last among them, to six digits. `None` where nothing was logged.
-    """
-    names = next(filter(None, map(curve_names, log_history)), ())
-    rows = [[row[name] for name in names] for row in log_history if names and all(name in row for name in names)]
-    rows = [row for row in rows if all(map(math.isfinite, row))]
-    if not rows:
-        return None
-    picked = np.unique(np.linspace(0, len(rows) - 1, MAX_CURVE_POINTS).round().astype(int))
-    columns = zip(*(rows[index] for index in picked), strict=True)
-    return {name: [float(f"{value:.6g}") for value in column] for name, column in zip(names, columns, strict=True)}
+    def _changed(self, entry: TaskEntry, recipe: Recipe, gone: Sequence[int] = ()) -> Differences:
+        """Compares the settings of a task with a recipe; `gone` are the classes forgotten at the end."""
+        named = check_missing(recipe.missing_classes, self.ledger, self.label_names)
+        missing = {*named, *self._untrained_classes}
+        return changed_settings(entry, recipe.settings(), missing, {*gone, *self.ledger.forgotten_classes})
 
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """
-    A task that has not been trained yet.
+    """A task before its training.
 
-    Attributes:
+    Args:
         split ([`ForgettingSplit`]):
-            Its data.
-        plan (`dict`):
-            What was asked for, and everything else that a checkpoint depends on.
-        work ([`Workspace`]):
-            Where it is worked at.
+            The training data.
+        plan (`dict[str, Any]`):
+            The request, and everything else that a checkpoint depends on.
+        workspace ([`Workspace`]):
+            Folder of the training.
         start ([`Start`]):
-            Where its training starts.
+            Start of the training.
     """
 
     split: ForgettingSplit
     plan: dict[str, Any]
-    work: Workspace
+    workspace: Workspace
     start: Start
 
     @property
     def name(self) -> str:
-        """`task_NNN`."""
-        return self.work.path.name
+        """Name of the task, `task_NNN`."""
+        return self.workspace.path.name
 
 
 def plan_task(
     request: ForgetRequest,
     split: ForgettingSplit,
-    work: Workspace,
+    workspace: Workspace,
     ledger: ForgettingLedger,
     recipe: Recipe,
     *,
     keep: bool = False,
     redoes: str | None = None,
 ) -> PlannedTask:
-    """The task that is worked at in a folder, on top of a ledger's tasks; only reads.
+    """Plans the task of a request on top of the tasks in effect. Writes nothing.
 
     Args:
+        request ([`ForgetRequest`]):
+            The request.
+        split ([`ForgettingSplit`]):
+            The training data.
+        workspace ([`Workspace`]):
+            Folder of the training.
+        ledger ([`ForgettingLedger`]):
+            The ledger of the run.
+        recipe ([`Recipe`]):
+            The settings of the training.
         keep (`bool`, *optional*, defaults to `False`):
             As in [`~Workspace.find_start`].
         redoes (`str`, *optional*):
-            The task whose place this one takes.
+            Name of the task that this one replaces.
 
     Raises:
-        LedgerError: As [`~Workspace.find_start`].
-        ValueError: If `shots` are asked for, and some of them would be held out.
+        LedgerError: As in [`~Workspace.find_start`].
+        ValueError: If `validation_fraction` would hold out some of the `shots`.
     """
     if recipe.shots is not None and recipe.args.validation_fraction > 0:
-        expected = f"0 where `shots` asks to train on {recipe.shots} samples of each class"
-        fix = "It would hold some of them out: leave it at 0, or take fewer samples with `replay_ratio`."
+        expected = f"0, because `shots` asks to train on {recipe.shots} samples of each class"
+        fix = "It would hold out some of them: leave it at 0, or take fewer samples with `replay_ratio`."
         raise InvalidInputError("validation_fraction", recipe.args.validation_fraction, expected, fix)
     plan = {
         "request": request.to_dict(),
@@ -169,52 +171,91 @@ def plan_task(
         "tasks": [entry.name for entry in ledger.active_tasks],
         **({"redoes": redoes} if redoes else {}),
     }
-    return PlannedTask(split, plan, work, on_main(lambda: work.find_start(plan, keep)))
+    return PlannedTask(split, plan, workspace, run_on_main(lambda: workspace.find_start(plan, keep)))
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What the ledger records of a training.
+
+    Args:
+        groups (`dict[str, Any]`):
+            As in [`TaskEntry`].
+        sizes (`dict[str, int]`):
+            As in [`TaskEntry`].
+        curves (`dict[str, list[float]]`, *optional*):
+            See [`training_curves`].
+    """
+
+    groups: dict[str, Any]
+    sizes: dict[str, int]
+    curves: dict[str, list[float]] | None
+
+    @classmethod
+    def from_trainer(cls, trainer: ForgettingTrainer) -> TrainingRecord:
+        """Makes the record of a finished trainer, with two host synchronisations."""
+        groups = cast(TrainedAdapter, trainer.trained).groups
+        # A group that changes nothing has the norm 0, whatever its lora_A.
+        norms = dict(zip(groups.names, (groups.norms() * groups.changed()).tolist(), strict=True))
+        pairs, state = trainer.train_dataset, trainer.state
+        sizes = {"forget": len(pairs.forget), "retain": len(pairs.retain), "steps": state.global_step}
+        return cls({**groups.state(), "norms": norms}, sizes, training_curves(state.log_history))
 
 
 def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger: ForgettingLedger) -> TrainingRecord:
-    """Trains the adapter of a task and writes it into the ledger's folder; `model` is left without it."""
+    """Trains the adapter of a task and exports it to the run folder.
+
+    Args:
+        task ([`PlannedTask`]):
+            The task.
+        model (`transformers.PreTrainedModel`):
+            The model with all earlier tasks merged. It is bare again afterwards.
+        recipe ([`Recipe`]):
+            The settings of the training.
+        ledger ([`ForgettingLedger`]):
+            The ledger of the run.
+    """
     config = copy.deepcopy(recipe.config)
     config.revision = ledger.base_model.get("revision")
-    # The adapter's random start depends on the seed alone, not on what ran before in this process.
+    # The random initialisation depends on the seed alone, not on earlier tasks of this process.
     set_seed(recipe.args.seed)
-    work, main = task.work, PartialState().is_main_process
+    workspace, main = task.workspace, PartialState().is_main_process
     try:
         with fresh_adapter(model, config, task.name) as peft_model:
-            trainer = recipe.trainer(peft_model, task.split, work.path)
-            on_main(lambda: work.begin(task.plan, task.start))
+            trainer = recipe.trainer(peft_model, task.split, workspace.path)
+            run_on_main(lambda: workspace.begin(task.plan, task.start))
             try:
                 trainer.train(resume_from_checkpoint=task.start.checkpoint)
                 _check_trained(trainer.state.global_step, task)
                 groups = cast(TrainedAdapter, trainer.trained).groups
-                on_main(lambda: _export(peft_model, groups, task.name, recipe, ledger))
+                run_on_main(lambda: _export(peft_model, groups, task.name, recipe, ledger))
             except Exception:
                 if main:
-                    work.fail()
+                    workspace.fail()
                 raise
-            return TrainingRecord.of(trainer)
+            return TrainingRecord.from_trainer(trainer)
     finally:
         if main:
-            work.remove_if_empty()
+            workspace.remove_if_empty()
 
 
 def _check_trained(steps: int, task: PlannedTask) -> None:
-    """Refuses a task that was not trained, whatever kept it from it: its adapter does nothing."""
+    """Checks that the task was trained: an adapter without a step does nothing."""
     if steps == 0:
         raise LedgerError(
-            f"{task.name}, for {task.plan['request']['classes']!r}, took no optimizer step, so that nothing is "
-            "forgotten; it is not recorded. Look at num_train_epochs, max_steps, the size of the data and callbacks "
-            "that stop the training, and ask again."
+            f"{task.name}, for {task.plan['request']['classes']!r}, took no optimizer step. Nothing is forgotten "
+            "and nothing is recorded. Check num_train_epochs, max_steps, the size of the data and callbacks that stop "
+            "the training, and try again."
         )
 
 
 def _export(model: PeftModel, groups: LoraGroups, name: str, recipe: Recipe, ledger: ForgettingLedger) -> None:
-    # What training on needs beyond the plain form: placement, grouping and the full list of groups.
-    own = {"adapter": name, **adapter_settings(recipe.config), "groups": groups.names}
+    # Training it further needs more than plain LoRA files: placement, grouping and the full list of groups.
+    training_config = {"adapter": name, **adapter_settings(recipe.config), "groups": groups.names}
     with staged_folder(task_folder(ledger.folder, name)) as staged:
         public_name = ledger.base_model.get("name_or_path")
         export_lora(model, staged, adapter_name=name, base_model_name_or_path=public_name)
-        write_json_atomic(staged / TRAINING_CONFIG, own)
+        write_json_atomic(staged / TRAINING_CONFIG, training_config)
 
 
 def finished_entry(
@@ -225,7 +266,22 @@ def finished_entry(
     files: dict[str, str],
     label_names: Sequence[str] | None,
 ) -> TaskEntry:
-    """What the ledger records of a task; `files` are the hashes of what was merged, see [`~MergedModel.merge_new`]."""
+    """Returns the ledger entry of a completed task.
+
+    Args:
+        task ([`PlannedTask`]):
+            The task.
+        training ([`TrainingRecord`]):
+            The record of its training.
+        scores (`dict[str, Any]`):
+            Scores, see [`TaskEntry`].
+        outcome (`dict[str, Any]`):
+            The result of [`outcome_of_task`].
+        files (`dict[str, str]`):
+            The result of [`MergedModel.merge_new`].
+        label_names (`Sequence[str]`, *optional*):
+            Names of all classes, in the order of their ids.
+    """
     plan, start = task.plan, task.start
     return TaskEntry(
         name=task.name,
@@ -244,3 +300,37 @@ def finished_entry(
         curves=training.curves,
         outcome=outcome,
     )
+
+
+def training_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]] | None:
+    """Returns the logged losses, accuracies and active groups of a training.
+
+    Args:
+        log_history (`Sequence[Mapping[str, Any]]`):
+            The logs of the trainer (`trainer.state.log_history`).
+
+    Returns:
+        `dict[str, list[float]]` or `None`: `epoch`; the means since the previous point of `retain_loss` and
+        `forget_loss` in nats and of `retain_accuracy` and `forget_accuracy` in [0, 1] (for a detector
+        `retain_confidence` and `forget_confidence`); and the number of `active_groups`. At most 100 evenly spaced
+        points, including the first and the last, to six digits. `None` if nothing was logged.
+    """
+    names = next(filter(None, map(curve_names, log_history)), ())
+    rows = [[row[name] for name in names] for row in log_history if names and all(name in row for name in names)]
+    rows = [row for row in rows if all(map(math.isfinite, row))]
+    if not rows:
+        return None
+    picked = np.unique(np.linspace(0, len(rows) - 1, MAX_CURVE_POINTS).round().astype(int))
+    columns = zip(*(rows[index] for index in picked), strict=True)
+    return {name: [float(f"{value:.6g}") for value in column] for name, column in zip(names, columns, strict=True)}
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of Python, of this package and of the libraries that affect the result of a run."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name.replace("-", "_")] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,19 +1,21 @@
-"""Whether data and requests fit, before any request is carried out."""
+"""Checks of arguments, data and requests, before any training."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
+from transformers import PreTrainedModel
 
+from ..compat import uncompiled
 from ..data import (
     ALIGN,
     EVALUATION_SPLITS,
+    ForgettingSplit,
     check_dataset,
-    check_given_labels,
     check_names,
     evaluation_split,
     is_object_column,
@@ -23,6 +25,8 @@ from ..data import (
     resolve_classes,
 )
 from ..errors import InvalidInputError, located
+from ..hub import check_bare
+from ..io import StrPath, as_path
 from ..ledger import (
     AlreadyForgottenError,
     ForgetRequest,
@@ -32,38 +36,185 @@ from ..ledger import (
     WithheldClassesError,
     task_states,
 )
-from ..objectives import head_size
+from ..objectives import check_class_head, head_size
+
+logger = logging.getLogger(__name__)
+
+
+def train_and_test(
+    dataset: Dataset | dict[str, Dataset], eval_dataset: Dataset | None
+) -> tuple[Dataset, Dataset, str]:
+    """Chooses the training data and the evaluation data.
+
+    If they are the same, the main process logs a warning.
+
+    Args:
+        dataset (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
+            One data set, or a dict of splits.
+        eval_dataset (`datasets.Dataset`, *optional*):
+            Evaluation data, used instead of a split.
+
+    Returns:
+        `tuple[Dataset, Dataset, str]`: Training data, evaluation data, and the name of the latter.
+
+    Raises:
+        ValueError: If there is no split `train`, or a part is not a `datasets.Dataset`.
+    """
+    if not isinstance(dataset, dict):
+        train, splits = dataset, {}
+    elif "train" in dataset:
+        train, splits = dataset["train"], dict(dataset)
+    else:
+        raise InvalidInputError("dataset", list(dataset), "a split 'train'", "Rename one, or give a Dataset.")
+    name = evaluation_split(splits)
+    if eval_dataset is not None:
+        test, title = eval_dataset, "eval_dataset"
+    elif name is not None:
+        test, title = splits[name], name.lower()
+    else:
+        test, title = train, "train"
+    for title_of, part in (("training", train), ("evaluation", test)):
+        try:
+            check_dataset(part)
+        except ValueError as error:
+            raise located(error, f"{title_of} data") from None
+    # The same rows under another name are training data, too. Equal fingerprints prove it; others prove nothing.
+    if test is train or test._fingerprint == train._fingerprint:
+        title = "train"
+        if PartialState().is_main_process:
+            logger.warning(
+                "Scores will be measured on the training data, so they say nothing about samples not seen in "
+                "training. Give `eval_dataset`, or a DatasetDict with one of the splits %s.",
+                ", ".join(EVALUATION_SPLITS),
+            )
+    return train, test, title
+
+
+def checked_label_names(train: Dataset, test: Dataset, label_column: str, model: PreTrainedModel) -> list[str] | None:
+    """Checks the labels of the data sets against the model; returns the names of the classes.
+
+    Args:
+        train (`datasets.Dataset`):
+            Training data.
+        test (`datasets.Dataset`):
+            Evaluation data.
+        label_column (`str`):
+            Column of the labels, or of annotated boxes.
+        model (`transformers.PreTrainedModel`):
+            The model with its head and, in its configuration, names of classes.
+
+    Returns:
+        `list[str]` or `None`: Names in the order of the ids; `None` if the labels are ids without names.
+
+    Raises:
+        ValueError: If the column is missing, labels are outside the head, or data sets and model number the classes
+            differently.
+    """
+    count = head_size(model)
+    all_names = []
+    for title, dataset in (("training", train), ("evaluation", test)):
+        try:
+            labels, names = read_classes(dataset, label_column)
+        except ValueError as error:
+            raise located(error, f"{title} data") from None
+        if not len(labels):
+            missing = "no row has an object" if len(dataset) else "there are no rows"
+            fix = f"Here {missing}: give a split with some."
+            raise InvalidInputError(f"{title} data", dataset, "labelled samples", fix)
+        fix = ALIGN
+        if is_object_column(dataset, label_column):
+            fix = f"`gs_lora_peft.data.prepare_boxes(dataset, {label_column!r}, label2id=model.config.label2id)`"
+        if count is not None and (labels.max() >= count or (names is not None and len(names) != count)):
+            classes = f"{len(names)} classes" if names is not None else f"labels up to {labels.max()}"
+            expected = f"the {count} classes of the model's head"
+            fix = f"Use the model that was trained on these labels, or number them as the model does, with {fix}."
+            raise InvalidInputError(f"{title} data: {label_column}", classes, expected, fix)
+        check_names(names, model, f"{title} data: {label_column!r}", fix)
+        all_names.append(names)
+    of_train, of_test = all_names
+    if of_train is not None and of_test is not None and of_train != of_test:
+        fix = "The same id would mean another class: cast both to the same ClassLabel."
+        raise InvalidInputError(f"evaluation data: {label_column}", of_test, "the names of the training data", fix)
+    return of_train or of_test
+
+
+def names_of_head(model: PreTrainedModel) -> list[str] | None:
+    """Returns the names of a model's classes, in the order of their ids; `None` unless it names every one.
+
+    Labels without names are ids of the model, so its names apply to them.
+    """
+    names, count = names_of_model(model), head_size(model)
+    if not names or sorted(names) != list(range(count or len(names))):
+        return None
+    ordered = [names[class_id] for class_id in range(len(names))]
+    return None if any(is_placeholder(name) for name in ordered) else ordered
+
+
+def checked_folder(folder: StrPath) -> Path:
+    """Returns the path of a run folder, after checking that it is not a file."""
+    path = as_path(folder, "folder")
+    if path.exists() and not path.is_dir():
+        raise InvalidInputError("folder", str(path), "a folder; it is a file", "Choose another path.")
+    return path
+
+
+def prepared_base_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns a base model, without `torch.compile`, after checking that it can be trained on requests.
+
+    Raises:
+        ValueError: If the model has adapters, is quantised or has no class head.
+    """
+    model = uncompiled(model)
+    check_bare(model)
+    check_class_head(model, "base_model")
+    return model
 
 
 def resolve_request(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] | None) -> list[int]:
-    """Ids of the classes asked for, none of which may be forgotten already.
+    """Returns the ids of the classes of a request, after checking that none is forgotten already.
+
+    Args:
+        request ([`ForgetRequest`]):
+            The request.
+        ledger ([`ForgettingLedger`]):
+            The ledger of the run.
+        names (`Sequence[str]`, *optional*):
+            Names of all classes, in the order of their ids.
 
     Raises:
-        UnknownClassError: A class does not exist.
-        AlreadyForgottenError: A class was forgotten by a task in effect.
-        WithheldClassesError: The ledger does not say which classes were forgotten.
+        UnknownClassError: If a class does not exist.
+        AlreadyForgottenError: If a class was forgotten by a task in effect.
+        WithheldClassesError: If the ledger withholds the forgotten classes.
     """
     classes = _ids(request, ledger, names)
     for class_id in classes:
         if earlier := ledger.task_of_class(class_id):
-            message = _asked_before(_shown([class_id], names), earlier, ledger)
+            message = _already_forgotten_message(_class_names([class_id], names), earlier, ledger)
             raise AlreadyForgottenError(message, classes=[class_id], task=earlier.name)
     return classes
 
 
 def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names: Sequence[str] | None) -> list[int]:
-    """Checks that classes to keep without training data exist and were not forgotten; returns their ids.
+    """Checks that missing classes exist and are not forgotten; returns their ids.
+
+    Args:
+        classes (`Sequence[str | int]`):
+            Classes to keep whose training data must not be used, by name or id.
+        ledger ([`ForgettingLedger`]):
+            The ledger of the run.
+        names (`Sequence[str]`, *optional*):
+            Names of all classes, in the order of their ids.
 
     Raises:
-        UnknownClassError: One does not exist.
-        ValueError: If one is given twice, or was forgotten by a task in effect.
+        UnknownClassError: If a class does not exist.
+        ValueError: If a class is given twice, or was forgotten by a task in effect.
     """
     if isinstance(classes, Sequence) and not classes:
         return []
     count = ledger.base_model.get("num_labels")
     ids = resolve_classes(classes, names=names, num_classes=count, name="missing_classes")
     if gone := [class_id for class_id in ids if ledger.task_of_class(class_id)]:
-        fix = f"Leave out {_shown(gone, names)}, which earlier tasks forgot."
+        fix = f"Leave out {_class_names(gone, names)}, which earlier tasks forgot."
         raise InvalidInputError("missing_classes", list(classes), "classes that are kept", fix)
     return ids
 
@@ -72,38 +223,57 @@ def find_done(
     requests: Sequence[ForgetRequest],
     ledger: ForgettingLedger,
     names: Sequence[str] | None,
-    split: Callable[[Sequence[int], Sequence[int]], Any],
+    split: Callable[[Sequence[int], Sequence[int]], ForgettingSplit],
 ) -> tuple[list[TaskEntry | None], list[int], list[int]]:
-    """What is done of a sequence of requests, and what is to be done.
+    """Splits a sequence of requests into completed and remaining ones, and checks the remaining ones.
+
+    Args:
+        requests (`Sequence[ForgetRequest]`):
+            The requests.
+        ledger ([`ForgettingLedger`]):
+            The ledger of the run.
+        names (`Sequence[str]`, *optional*):
+            Names of all classes, in the order of their ids.
+        split (`Callable`):
+            As in [`check_requests`].
 
     Returns:
-        Three lists: the tasks as [`match_requests`] gives them; the places in the sequence that have none, in the
-        order in which they are carried out, those of revoked tasks last; the classes that are forgotten at the end.
+        `tuple[list, list, list]`: The result of [`match_requests`]; the positions of the remaining requests in the
+        order of training, those of revoked tasks last; and the ids of all classes that are forgotten at the end.
 
     Raises:
-        LedgerError, UnknownClassError, ValueError: As [`match_requests`], or as [`check_requests`] for the rest.
+        LedgerError: As in [`match_requests`] and [`check_requests`].
+        UnknownClassError: If a class does not exist.
+        ValueError: As in [`match_requests`] and [`check_requests`].
     """
     found = match_requests(requests, ledger, names)
     revoked = _revoked(ledger)
-    rest = [place for place, entry in enumerate(found) if entry is None]
-    rest.sort(key=lambda place: frozenset(_ids(requests[place], ledger, names)) in revoked)
-    return found, rest, check_requests([requests[place] for place in rest], ledger, names, split)
-
-
-def _revoked(ledger: ForgettingLedger) -> set[frozenset[int]]:
-    return {frozenset(entry.classes or ()) for entry in ledger.tasks if entry.status == "revoked"}
+    rest = [index for index, entry in enumerate(found) if entry is None]
+    rest.sort(key=lambda index: frozenset(_ids(requests[index], ledger, names)) in revoked)
+    return found, rest, check_requests([requests[index] for index in rest], ledger, names, split)
 
 
 def match_requests(
     requests: Sequence[ForgetRequest], ledger: ForgettingLedger, names: Sequence[str] | None
 ) -> list[TaskEntry | None]:
-    """The task in effect that carried out each of a sequence of requests, or `None` where there is none (any more).
+    """Finds the task in effect of each request.
 
-    The tasks come in the order of the requests, except for requests of which a task was revoked: they are carried out
-    again after all others, so that their tasks may come later.
+    Tasks must be in the order of the requests. Requests whose task was revoked are an exception: they are carried out
+    again after all others, so their tasks may come later.
+
+    Args:
+        requests (`Sequence[ForgetRequest]`):
+            The requests.
+        ledger ([`ForgettingLedger`]):
+            The ledger of the run.
+        names (`Sequence[str]`, *optional*):
+            Names of all classes, in the order of their ids.
+
+    Returns:
+        `list[TaskEntry | None]`: One entry per request; `None` if no task in effect carries it out.
 
     Raises:
-        RequestOrderError: A task in effect does not belong to the request at its place.
+        RequestOrderError: If a task in effect does not match the request at its position.
         ValueError: If `requests` is not a list of requests.
     """
     if not isinstance(requests, (list, tuple)):
@@ -129,10 +299,10 @@ def match_requests(
 
 
 def _check_complete(done: Sequence[TaskEntry], active: Sequence[TaskEntry], ledger: ForgettingLedger) -> None:
-    """Refuses requests that leave out one which was carried out before the last of theirs."""
+    """Checks that no task in effect before the last matched one is missing among the requests."""
     names = {entry.name for entry in done}
-    if left_out := [entry for entry in active[: len(done)] if entry.name not in names]:
-        entry = left_out[0]
+    if skipped := [entry for entry in active[: len(done)] if entry.name not in names]:
+        entry = skipped[0]
         raise RequestOrderError(
             f"the requests leave out {entry.class_names or entry.classes!r}, which {entry.name} in '{ledger.folder}' "
             "forgot before others of them. Give all requests that were carried out, or choose another folder.",
@@ -144,25 +314,36 @@ def check_requests(
     requests: Sequence[ForgetRequest],
     ledger: ForgettingLedger,
     names: Sequence[str] | None,
-    split: Callable[[Sequence[int], Sequence[int]], Any],
+    split: Callable[[Sequence[int], Sequence[int]], ForgettingSplit],
 ) -> list[int]:
-    """Checks that requests can be carried out one after another; returns the classes that are forgotten then.
+    """Checks that requests can be carried out one after another.
 
     Args:
+        requests (`Sequence[ForgetRequest]`):
+            The requests, in order.
+        ledger ([`ForgettingLedger`]):
+            The ledger of the run.
+        names (`Sequence[str]`, *optional*):
+            Names of all classes, in the order of their ids.
         split (`Callable`):
-            Takes the classes to forget and the classes forgotten before, and raises ValueError if the data has none of
-            the former or nothing else.
+            Takes the ids of the classes to forget and of those forgotten before. Raises ValueError if the data has no
+            samples of the former, or nothing else to keep.
+
+    Returns:
+        `list[int]`: Ids of all classes that are forgotten at the end.
 
     Raises:
-        UnknownClassError, LedgerError, ValueError: One of them cannot.
+        UnknownClassError: If a class does not exist.
+        LedgerError: If a class is forgotten already, by a task or by an earlier request.
+        ValueError: If the data does not suffice.
     """
     forgotten = ledger.forgotten_classes
     for request in requests:
         classes = resolve_request(request, ledger, names)
         if again := [class_id for class_id in classes if class_id in forgotten]:
             raise AlreadyForgottenError(
-                f"the request for {list(request.classes)!r} names {_shown(again, names)}, which an earlier one of the "
-                "sequence forgets. Leave it out.",
+                f"the request for {list(request.classes)!r} names {_class_names(again, names)}, which an earlier "
+                "request forgets. Leave it out.",
                 classes=again,
                 task=None,
             )
@@ -171,17 +352,21 @@ def check_requests(
     return forgotten
 
 
-def _asked_before(shown: str, earlier: TaskEntry, ledger: ForgettingLedger) -> str:
-    redo = f'`forgetter.redo("{earlier.name}")` (--redo of the examples) carries that request out again'
+def _revoked(ledger: ForgettingLedger) -> set[frozenset[int]]:
+    return {frozenset(entry.classes or ()) for entry in ledger.tasks if entry.status == "revoked"}
+
+
+def _already_forgotten_message(shown: str, earlier: TaskEntry, ledger: ForgettingLedger) -> str:
+    redo = f'`forgetter.redo("{earlier.name}")` (--redo of the examples) carries out that request again'
     state = next(state for state in task_states(ledger.tasks) if state.entry is earlier)
     if state.forgotten is False:
         return (
             f"{earlier.name} was to forget class {shown} at {earlier.finished_at}, but its classes are still "
-            f"recognised: {redo}, with other settings."
+            f"recognised. {redo}, with other settings."
         )
     return (
-        f"class {shown} was forgotten already, by {earlier.name} at {earlier.finished_at}. Leave it out of the "
-        f"request; {redo}."
+        f"class {shown} was already forgotten by {earlier.name} at {earlier.finished_at}. Leave it out of the "
+        f"request. {redo}."
     )
 
 
@@ -191,112 +376,12 @@ def _ids(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] 
     for entry in ledger.active_tasks:
         if entry.classes is None:
             raise WithheldClassesError(
-                f"the ledger in '{ledger.folder}' withholds the classes of {entry.name}, so that they cannot be kept "
-                "out of the training. Continue in the folder of the original run.",
+                f"the ledger in '{ledger.folder}' withholds the classes of {entry.name}, so they cannot be kept out "
+                "of the training. Continue in the folder of the original run.",
                 tasks=[entry.name],
             )
     return resolve_classes(request.classes, names=names, num_classes=ledger.base_model.get("num_labels"))
 
 
-def _shown(classes: Sequence[int], names: Sequence[str] | None) -> str:
+def _class_names(classes: Sequence[int], names: Sequence[str] | None) -> str:
     return ", ".join(repr(names[class_id] if names else class_id) for class_id in classes)
-
-
-logger = logging.getLogger(__name__)
-
-
-def train_and_test(dataset: Any, eval_dataset: Dataset | None) -> tuple[Dataset, Dataset, str]:
-    """The data to train on, the data to score on, and what the latter is.
-
-    Scores that are taken on the training data are warned of, once, by the main process.
-
-    Args:
-        dataset (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
-            One data set, or several by the names of their splits.
-        eval_dataset (`datasets.Dataset`, *optional*):
-            Scored on instead of a split.
-
-    Raises:
-        ValueError: There is no split `train`, or the data to train or score on are not a `datasets.Dataset`.
-    """
-    if not isinstance(dataset, dict):
-        train, splits = dataset, {}
-    elif "train" in dataset:
-        train, splits = dataset["train"], dict(dataset)
-    else:
-        raise InvalidInputError(
-            "dataset", list(dataset), "a split 'train' among others", "Rename one, or give a Dataset."
-        )
-    name = evaluation_split(splits)
-    if eval_dataset is not None:
-        test, title = eval_dataset, "eval_dataset"
-    elif name is not None:
-        test, title = splits[name], name.lower()
-    else:
-        test, title = train, "train"
-    for title_of, part in (("training", train), ("evaluation", test)):
-        try:
-            check_dataset(part)
-        except ValueError as error:
-            raise located(error, f"{title_of} data") from None
-    # The same rows under another name are training data as well. Where fingerprints differ, rows may still be equal.
-    if test is train or test._fingerprint == train._fingerprint:
-        title = "train"
-        if PartialState().is_main_process:
-            logger.warning(
-                "Scores will be taken on the training data, so that they say nothing about samples not seen in "
-                "training. Give `eval_dataset`, or a DatasetDict with one of the splits %s.",
-                ", ".join(EVALUATION_SPLITS),
-            )
-    return train, test, title
-
-
-def checked_label_names(train: Dataset, test: Dataset, label_column: str, model: Any) -> list[str] | None:
-    """The names of the classes, by id, or `None` where labels have ids alone.
-
-    Raises:
-        ValueError: There is no such column, labels lie outside the model's head, or the data sets or the model (by the
-            names in its configuration) number the classes differently.
-    """
-    count = head_size(model)
-    all_names = []
-    for title, dataset in (("training", train), ("evaluation", test)):
-        try:
-            labels, names = read_classes(dataset, label_column)
-        except ValueError as error:
-            raise located(error, f"{title} data") from None
-        if not len(labels):
-            missing = "no row has an object" if len(dataset) else "there are no rows"
-            fix = f"In these {missing}: give a split that has some."
-            raise InvalidInputError(f"{title} data", dataset, "labelled samples", fix)
-        fix = ALIGN
-        if is_object_column(dataset, label_column):
-            fix = f"`gs_lora_peft.data.prepare_boxes(dataset, {label_column!r}, label2id=model.config.label2id)`"
-        if count is not None and (labels.max() >= count or (names is not None and len(names) != count)):
-            classes = f"{len(names)} classes" if names is not None else f"labels up to {labels.max()}"
-            expected = f"the {count} classes of the model's head"
-            fix = f"Use the model that was trained on these labels, or number them as the model does with {fix}."
-            raise InvalidInputError(f"{title} data: {label_column}", classes, expected, fix)
-        check_names(names, model, f"{title} data: {label_column!r}", fix)
-        all_names.append(names)
-    of_train, of_test = all_names
-    if of_train is not None and of_test is not None and of_train != of_test:
-        fix = "The same id would mean another class: cast both to the same ClassLabel."
-        raise InvalidInputError(f"evaluation data: {label_column}", of_test, "the names of the training data", fix)
-    return of_train or of_test
-
-
-def names_of_head(model: Any) -> list[str] | None:
-    """What a model calls the classes of its head, by id; `None` where it does not name every one. Labels without
-    names are taken for the numbers of the model, so that its names are theirs.
-    """
-    names, count = names_of_model(model), head_size(model)
-    if not names or sorted(names) != list(range(count or len(names))):
-        return None
-    ordered = [names[class_id] for class_id in range(len(names))]
-    return None if any(is_placeholder(name) for name in ordered) else ordered
-
-
-def check_parts(train: Dataset, test: Dataset, label_column: str, collate: Any) -> None:
-    """[`check_given_labels`] for the data to train on and those to score on."""
-    check_given_labels({"the training data": train, "the evaluation data": test}, label_column, collate)
