@@ -18,8 +18,7 @@ from protocol import Settings, load_data
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from gs_lora_peft.data import ImageCollator
-from gs_lora_peft.data.classes import label_names
+from gs_lora_peft.data import ImageCollator, label_names
 
 SIZES = {
     "small": {"patch_size": 8, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6, "heads": 4},

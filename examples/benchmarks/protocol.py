@@ -29,9 +29,9 @@ from gs_lora_peft.data import (
     align_known_labels,
     class_order,
     continual_protocol,
+    label_names,
     train_validation_split,
 )
-from gs_lora_peft.data.classes import label_names
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.methods import get_method
 from gs_lora_peft.runs.scores import predict

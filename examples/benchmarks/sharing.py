@@ -1,9 +1,9 @@
-"""What a run costs to share: bytes of a task, and the time to load and to sum up a hundred. Prints three tables.
+"""The cost of sharing a run: bytes of a task, and the time to load and to sum a hundred tasks. Prints three tables.
 
     python examples/benchmarks/sharing.py
 
 ViT-B/16 at 224 with random weights and tasks with random matrices, r=8, in a temporary folder of about 1 GB. Times are
-the best of three, or of one where they are long; files come from the page cache. `--small` takes ViT-S.
+the best of three, or of one if they are long; files come from the page cache. `--small` uses ViT-S.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from gs_lora_peft import (
     weights_fingerprint,
 )
 from gs_lora_peft.adapters import model_identity
-from gs_lora_peft.hub.composite import write_composite
-from gs_lora_peft.hub.verify import verify_repository
+from gs_lora_peft.hub import verify_repository, write_composite
 from gs_lora_peft.io import sha256_of, write_json_atomic
 from gs_lora_peft.ledger import TaskEntry
 from gs_lora_peft.ledger.entry import CURVE_NAMES

@@ -98,6 +98,20 @@ def draw_detections(
     return file
 
 
+def has_objects(dataset: Dataset, categories: Sequence[int], objects_column: str = "objects") -> bool:
+    """Returns whether an image has an object of one of the categories, so that [`draw_detections`] can show it.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Images with annotated boxes.
+        categories (`Sequence[int]`):
+            Ids of the categories.
+        objects_column (`str`, *optional*, defaults to `"objects"`):
+            Column of the annotated boxes.
+    """
+    return not set(categories).isdisjoint(read_annotations(dataset, objects_column).categories.tolist())
+
+
 def rows_to_show(annotations: Annotations, forgotten: Sequence[int], most: int) -> list[int]:
     """Chooses images with objects of forgotten and of kept categories, then with forgotten ones alone.
 

@@ -154,10 +154,8 @@ class FaceAudit:
         )
         return {"before": first, "after": second}
 
-    def _verification(self, predictions: FacePredictions) -> dict[str, Any]:
-        found = verification_by_role(
-            predictions.embeddings, predictions.labels, forget_classes=self.everybody_forgotten
-        )
+    def _verification(self, found: FacePredictions) -> dict[str, Any]:
+        scores = verification_by_role(found.embeddings, found.labels, forget_classes=self.everybody_forgotten)
         return {role: scores[role] for role in ("retain", "forget", "forget_against_all")}
 
 

@@ -133,9 +133,7 @@ def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int
     bands = figure.subfigures(2, 1)
     titles = ("Forgotten people", "Kept people")
     first, last = audit.predictions[0], audit.predictions[-1]
-    lowest = min(
-        0.0, *(float(predictions.similarities[row]) for of in rows for row in of for predictions in (first, last))
-    )
+    lowest = min(0.0, *(float(found.similarities[row]) for of in rows for row in of for found in (first, last)))
     for band, shown, title, colour in zip(bands, rows, titles, (FORGOTTEN, KEPT), strict=True):
         band.suptitle(title, x=0.01, ha="left", fontsize=12)
         panels = band.subplots(2, columns, height_ratios=(5 * side, 1), squeeze=False)

@@ -120,9 +120,15 @@ def fetch_ledger(repo_id: str, *, revision: str | None = None, token: str | bool
         LedgerError, ValueError, ConnectionError: As [`fetch_run`].
     """
     checked_repo_id(repo_id)
-    limit = {"max_bytes": MAX_LEDGER_BYTES, "error": InvalidLedgerError}
     try:
-        path, is_new = download_file(repo_id, LEDGER_NAME, revision=revision, token=token, **limit)
+        path, is_new = download_file(
+            repo_id,
+            LEDGER_NAME,
+            revision=revision,
+            token=token,
+            max_bytes=MAX_LEDGER_BYTES,
+            error=InvalidLedgerError,
+        )
     except RemoteEntryNotFoundError:
         raise LedgerFileError(
             f"the repository {repo_id!r} has no {LEDGER_NAME}; expected one that push_to_hub made. Check the name, or "
