@@ -532,7 +532,7 @@ def test_the_card_names_the_method():
     both = text_of(build_card(cases.run(3, changes={2: other}), repo_id=REPO, withheld=True))
     assert "2403.11530)) (task_001, task_003), with the method `neggrad` (task_002) by the package" in both
     none = text_of(build_card(cases.run(0), repo_id=REPO))
-    assert "The adapter was trained by the package" in none
+    assert "The adapter was made by the package" in none
 
 
 def test_a_template_escapes_what_it_prints():

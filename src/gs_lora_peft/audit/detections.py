@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +23,23 @@ from ..ledger import ForgettingLedger
 from ..reports import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
 from .pictures import private_folder
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
 Detections = list[dict[str, Tensor]]  # boxes, labels and scores of each image
 
 _Confidence = Annotated[Number, Field(ge=0, le=1, description="a number in [0, 1]")]
 _INPUTS = ("pixel_values", "pixel_mask")
+
+
+class DetectionProcessor(Protocol):
+    """The image processor of a detector."""
+
+    def __call__(self, *, images: list[Any], return_tensors: str) -> Mapping[str, Tensor]: ...
+
+    def post_process_object_detection(self, outputs: Any, threshold: float, target_sizes: Tensor) -> Detections: ...
 
 
 def draw_detections(
@@ -34,7 +47,7 @@ def draw_detections(
     folder: StrPath,
     dataset: Dataset,
     *,
-    processing_class: Any,
+    processing_class: DetectionProcessor,
     image_column: str = "image",
     objects_column: str = "objects",
     threshold: float = 0.5,
@@ -146,7 +159,9 @@ def _spread(rows: np.ndarray, most: int) -> list[int]:
 
 
 @torch.no_grad()
-def _detected(model: nn.Module, images: Sequence[Any], processor: Any, threshold: float) -> Detections:
+def _detected(
+    model: nn.Module, images: Sequence[Image], processor: DetectionProcessor, threshold: float
+) -> Detections:
     """Returns boxes (corners in pixels), labels and scores of each image. One image at a time needs no padding."""
     device = next(model.parameters()).device
     found = []
@@ -158,7 +173,7 @@ def _detected(model: nn.Module, images: Sequence[Any], processor: Any, threshold
     return found
 
 
-def _figure(images: Sequence[Any], states: tuple[Detections, Detections], forgotten: Sequence[int]) -> Any:
+def _figure(images: Sequence[Image], states: tuple[Detections, Detections], forgotten: Sequence[int]) -> Figure:
     from matplotlib.patches import Patch
 
     height = 2.8 * max(np.asarray(image).shape[0] / np.asarray(image).shape[1] for image in images)
@@ -179,7 +194,7 @@ def _figure(images: Sequence[Any], states: tuple[Detections, Detections], forgot
     return figure
 
 
-def _draw_boxes(axes: Any, detections: dict[str, Tensor], forgotten: Sequence[int]) -> None:
+def _draw_boxes(axes: Axes, detections: dict[str, Tensor], forgotten: Sequence[int]) -> None:
     from matplotlib.patches import Rectangle
 
     for box, label in zip(detections["boxes"].tolist(), detections["labels"].tolist(), strict=True):

@@ -22,6 +22,8 @@ from ..metrics import continual_forgetting_scores, verification_by_role
 from ..models import FaceTransformerForRecognition
 from ..reports import Cell, Table
 
+Collator = Callable[[list[Any]], Mapping[str, torch.Tensor]]
+
 
 @dataclass(frozen=True)
 class FacePredictions:
@@ -50,7 +52,11 @@ class FacePredictions:
 
 @torch.no_grad()
 def face_predictions(
-    model: FaceTransformerForRecognition, dataset: Any, *, data_collator: Callable, batch_size: int = 64
+    model: FaceTransformerForRecognition,
+    dataset: Any,
+    *,
+    data_collator: Collator,
+    batch_size: int = 64,
 ) -> FacePredictions:
     """Runs a face model on every image of a data set, in eval mode and on the model's device.
 
@@ -164,7 +170,7 @@ def audit_faces(
     run: str | os.PathLike,
     dataset: Any,
     *,
-    data_collator: Callable,
+    data_collator: Collator,
     label_column: str = "label",
     batch_size: int = 64,
     revision: str | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from ..images import to_image
 from ..io import StrPath, as_path, refuse_links, write_bytes_atomic
 from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
 from .faces import FaceAudit, FacePredictions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PICTURES_FOLDER = "private_pictures"
 
@@ -123,7 +127,7 @@ def _image(row: Any, column: str) -> np.ndarray:
     return np.asarray(to_image(picture_cell(row, column), name=where(row, column)))
 
 
-def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int, np.ndarray]) -> Any:
+def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int, np.ndarray]) -> Figure:
     # The longer row decides the number of columns, so that few faces are shown larger.
     columns = max(map(len, rows))
     width = 1.15 * _MAX_COLUMNS + 0.4
@@ -149,7 +153,7 @@ def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int
     return figure
 
 
-def _similarity_strip(axes: Any, before: float, after: float, lowest: float, colour: str) -> None:
+def _similarity_strip(axes: Axes, before: float, after: float, lowest: float, colour: str) -> None:
     axes.plot([before, after], [0, 0], color=colour, linewidth=1.5, alpha=0.5)
     # The larger point stays visible around the other if both are equal.
     axes.plot([before], [0], "o", color=colour, markerfacecolor="white", markersize=9)
@@ -161,7 +165,7 @@ def _similarity_strip(axes: Any, before: float, after: float, lowest: float, col
     axes.set_xlabel(f"{before:.2f} → {after:.2f}", fontsize=9, labelpad=1)
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: Figure) -> None:
     from matplotlib.lines import Line2D
 
     point: dict[str, Any] = {"marker": "o", "linestyle": "", "color": TEXT}
@@ -176,7 +180,7 @@ def _legend(figure: Any) -> None:
 # Map of embeddings
 
 
-def _map(audit: FaceAudit, method: str, max_images: int, seed: int) -> Any:
+def _map(audit: FaceAudit, method: str, max_images: int, seed: int) -> Figure:
     first, last = audit.predictions[0], audit.predictions[-1]
     count = len(first.labels)
     rows = np.sort(np.random.default_rng(seed).permutation(count)[:max_images])
@@ -211,7 +215,7 @@ def _plane(embeddings: np.ndarray, method: str, seed: int) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(directions)
 
 
-def _map_legend(figure: Any, count: int, method: str) -> None:
+def _map_legend(figure: Figure, count: int, method: str) -> None:
     from matplotlib.lines import Line2D
 
     label = "the forgotten person" if count == 1 else "forgotten people"

@@ -84,7 +84,7 @@ def check_bare(model: nn.Module) -> None:
         raise InvalidInputError("base_model", type(model).__name__, "a model without adapters", fix)
 
 
-def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> Any:
+def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> PreTrainedModel:
     """Loads the base model of a run with the class that its ledger names.
 
     Args:
