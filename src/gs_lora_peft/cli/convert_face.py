@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InvalidInputError
 from .share import Out
 from .terminal import Json, print_result, working
 
@@ -113,7 +114,7 @@ def read_names(text: str) -> list[str]:
         `list[str]`: The names in order, without empty ones.
 
     Raises:
-        ValueError: If there is no such file and no `,` in the text, or the file is not UTF-8 text.
+        InvalidInputError: If there is no such file and no `,` in the text, or the file is not UTF-8 text.
         OSError: If the file cannot be read.
     """
     path = Path(os.path.expanduser(text))
@@ -121,9 +122,11 @@ def read_names(text: str) -> list[str]:
         try:
             names = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"'{text}' is not text ({error}); expected UTF-8 with one name a line.") from None
+            expected = f"UTF-8 text with one name a line ({error})"
+            raise InvalidInputError("names", text, expected, "Save the file as UTF-8.") from None
     elif "," in text:
         names = text.split(",")
     else:
-        raise ValueError(f"there is no file '{text}'; expected a file with one name a line, or names split by ','.")
+        fix = f"There is no file '{text}'."
+        raise InvalidInputError("names", text, "a file with one name a line, or names split by ','", fix)
     return [name.strip() for name in names if name.strip()]

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import located
+from ..errors import InvalidInputError
 
 _EPILOG = (
     "Every option of transformers.TrainingArguments works as well, such as --output_dir, --seed, --use_cpu, "
@@ -80,7 +80,7 @@ def missing_classes(script: RunArguments) -> list[str]:
             The options of a script.
 
     Raises:
-        ValueError: If the text is not a list of classes.
+        InvalidInputError: If the text is not a list of classes.
     """
     from ..ledger import parse_classes
 
@@ -88,8 +88,8 @@ def missing_classes(script: RunArguments) -> list[str]:
         return []
     try:
         return parse_classes(script.missing)
-    except ValueError as error:
-        raise located(error, "--missing") from None
+    except InvalidInputError as error:
+        raise InvalidInputError("--missing", error.value, error.expected, error.fix) from None
 
 
 def help_if_asked(description: str, *options: type, argv: Sequence[str] | None = None) -> None:

@@ -132,7 +132,9 @@ def scored_last(entries: Sequence[TaskEntry]) -> TaskEntry | None:
     done = [entry for entry in entries if entry.status != "revoked"]
     revoked = [entry for entry in entries if entry.status == "revoked"]
     since = [entry for entry in revoked if not done or not _revoked_before(entry, done[-1])]
-    return max(since, key=lambda entry: (_moment(entry), _order(entry)), default=None) or (done[-1] if done else None)
+    return max(since, key=lambda entry: (revocation_time(entry), _order(entry)), default=None) or (
+        done[-1] if done else None
+    )
 
 
 def _revoked_before(revoked: TaskEntry, entry: TaskEntry) -> bool:
@@ -141,10 +143,10 @@ def _revoked_before(revoked: TaskEntry, entry: TaskEntry) -> bool:
     if isinstance(last, str) and last.removeprefix("task_").isdecimal():
         return int(last.removeprefix("task_")) < entry.number
     # A revocation takes the lock that training holds: it cannot fall between start and end.
-    return _moment(revoked) < datetime.fromisoformat(entry.finished_at)
+    return revocation_time(revoked) < datetime.fromisoformat(entry.finished_at)
 
 
-def _moment(revoked: TaskEntry) -> datetime:
+def revocation_time(revoked: TaskEntry) -> datetime:
     """Returns when a task was revoked; the end of time if unknown, so that no score counts as current."""
     try:
         return datetime.fromisoformat(parse_utc((revoked.revocation or {}).get("revoked_at")))

@@ -15,6 +15,7 @@ from typing import Any
 from ..io import StrPath, as_path, read_limited
 from ..ledger import KEY_NAME, KNOWN_BY, ForgettingLedger, InvalidLedgerError, TaskEntry, measure_of_entry, parse_utc
 from ..metrics import AVERAGE_PRECISION
+from .card_metadata import revocation_time
 
 # Settings that reveal a number of samples: per class, or through steps and epochs. Also the identity of data sets, and
 # the name of a user's function.
@@ -24,7 +25,6 @@ _ROUNDED = {f"{role}_{known_by}" for role in ("retain", "forget") for known_by i
 _KEPT = ("name", "versions", "files", "groups", "status")
 _BASE_FIELDS = ("name_or_path", "revision", "model_class", "num_labels", "tied_heads", "fingerprint")
 _DIGEST = "hmac-sha256:"
-_END_OF_TIME = "9999-12-31T00:00:00+00:00"
 
 
 def withheld_ledger(ledger: ForgettingLedger, key: bytes, folder: StrPath) -> ForgettingLedger:
@@ -162,7 +162,7 @@ def without_counts(entries: Sequence[TaskEntry]) -> list[TaskEntry]:
         `list[TaskEntry]`: The new entries.
     """
     revoked = [entry for entry in entries if entry.revocation]
-    revoked.sort(key=lambda entry: _moment(_revoked_at(entry) or _END_OF_TIME))
+    revoked.sort(key=revocation_time)
     order = {entry.name: place for place, entry in enumerate(revoked, start=1)}
     return [_coarse(entry, entries, order.get(entry.name, 0)) for entry in entries]
 
@@ -228,10 +228,10 @@ def _coarse_revocation(entry: TaskEntry, entries: Sequence[TaskEntry], order: in
     if revocation is None:
         return None
     scores = {name: revocation.get(name) for name in ("scores_before", "scores_after")}
-    moment = _revoked_at(entry)
-    done = [other.name for other in entries if moment and _moment(other.finished_at) <= _moment(moment)]
+    day = _day(revocation.get("revoked_at"))
+    done = [other.name for other in entries if day and _finished_at(other) <= revocation_time(entry)]
     return {
-        "revoked_at": _day(moment),
+        "revoked_at": day,
         "reason": None,
         # With days alone, these two decide which scores are those of the present model.
         "last_task": revocation.get("last_task", done[-1] if done else None),
@@ -283,22 +283,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
 
 
-def _revoked_at(entry: TaskEntry) -> str | None:
-    return _checked((entry.revocation or {}).get("revoked_at"))
+def _finished_at(entry: TaskEntry) -> datetime:
+    return datetime.fromisoformat(entry.finished_at)
 
 
-def _day(text: Any) -> Any:
-    """Returns the beginning of the day of a moment, in UTC."""
-    moment = _checked(text)
-    return None if moment is None else f"{moment[:10]}T00:00:00Z"
-
-
-def _checked(text: Any) -> str | None:
+def _day(text: Any) -> str | None:
+    """Returns the beginning of the day of a moment, in UTC; `None` if `text` is not a moment."""
     try:
-        return parse_utc(text)
+        return f"{parse_utc(text)[:10]}T00:00:00Z"
     except ValueError:
         return None
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
