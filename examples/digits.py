@@ -1,6 +1,6 @@
-"""The embedded default of forget.py: handwritten digits, and a small Vision Transformer pre-trained on them.
+"""The default of forget.py: handwritten digits, and a small Vision Transformer pre-trained on them.
 
-1,797 real images of 8×8 pixels that come with scikit-learn, so that nothing is downloaded.
+The 1,797 real images of 8×8 pixels come with scikit-learn; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gs_lora_peft.io import staged_folder
 
 
 def load_digits() -> DatasetDict:
-    """Train and test split (75 % / 25 %, stratified) with `pixel_values` in [-1, 1] and `label`."""
+    """Loads a train and test split (75 % / 25 %, stratified) with `pixel_values` in [-1, 1] and `label`."""
     digits = sklearn_digits()
     images = (digits.images / 8 - 1).astype(np.float32)[:, None]
     rows = train_test_split(np.arange(len(images)), test_size=0.25, stratify=digits.target, random_state=0)
@@ -35,11 +35,11 @@ def load_digits() -> DatasetDict:
 
 
 def pretrained_vit(dataset: DatasetDict, seed: int = 0) -> ViTForImageClassification:
-    """A ViT of 6 blocks and width 64, trained on all ten digits; kept in the Hugging Face assets cache."""
+    """Returns a ViT of 6 blocks and width 64 that is trained on all ten digits, from the Hugging Face assets cache."""
     folder = cached_assets_path("gs_lora_peft", namespace="examples", subfolder=f"digits-vit-{seed}")
     folder = folder / "model"
     complete = all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
-    # Every process must have looked before one of them writes.
+    # Every process must have checked the folder before one of them writes it.
     PartialState().wait_for_everyone()
     if not complete:
         torch.manual_seed(seed)
@@ -74,7 +74,7 @@ def pretrained_vit(dataset: DatasetDict, seed: int = 0) -> ViTForImageClassifica
         )
         Trainer(model, args, train_dataset=dataset["train"]).train()
         if PartialState().is_main_process:
-            # A folder that is there is a whole model: it gets its name when everything has been written.
+            # The folder gets its name when it is complete.
             with staged_folder(folder) as staged:
                 model.save_pretrained(staged)
         PartialState().wait_for_everyone()

@@ -10,17 +10,17 @@ Any model and data set of the Hub, or local folders (parquet, an image folder, o
         --model_name_or_path google/vit-base-patch16-224 --dataset_name frgfm/imagenette --dataset_config_name 160px \
         --forget "tench,cassette player;church" --output_dir runs/imagenette
 
-Settings may come from a YAML file, and the command line wins: `--config settings.yaml --learning_rate 5e-3`. There
-`forget: [tench, church]` is one request, `forget: [[tench], [church]]` are two.
+Settings may come from a YAML file; the command line takes precedence: `--config settings.yaml --learning_rate 5e-3`.
+In the file, `forget: [tench, church]` is one request, `forget: [[tench], [church]]` are two.
 
-A run that was stopped goes on when the same command is given again: finished requests
-are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no` writes no checkpoints;
-it then starts again). With other settings the command is refused, unless you choose `--keep` or `--redo`.
-With another `--max_forget_accuracy`, finished requests are judged again, without training.
+Repeat the command to continue a stopped run: finished requests are skipped, and the unfinished one continues after its
+last finished epoch. (`--save_strategy no` writes no checkpoints; the request then starts again.) With other settings
+the command is refused, unless you choose `--keep` or `--redo`. With another `--max_forget_accuracy`, finished requests
+are judged again, without training.
 
 Exit status: 0 if all went well, 1 if something was refused or failed, 2 if the command line is wrong, 3 if a request
-is not forgotten (`--max_forget_accuracy`). `accelerate launch` and `torchrun` end with 1 whenever a script
-does not end with 0.
+is not forgotten (`--max_forget_accuracy`). `accelerate launch` and `torchrun` end with 1 if a script ends with another
+status than 0.
 """
 
 from __future__ import annotations
@@ -28,22 +28,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gs_lora_peft.cli.settings import (
-    SCORED_ON,
-    AdapterArguments,
-    RepeatArguments,
-    help_if_asked,
-    parse_settings,
-    settings_parser,
-)
-from gs_lora_peft.cli.terminal import run_script
+from gs_lora_peft.cli import AdapterArguments, RunArguments, help_if_asked, run_script
 
 DIGITS = "three;seven;zero,one"
 OF_OTHER_DATA = ("model_revision", "dataset_config_name", "train_split", "test_split", "image_column", "label_column")
 
 
 @dataclass
-class ScriptArguments(RepeatArguments):
+class ScriptArguments(RunArguments):
     """What to forget, and where model and data come from."""
 
     forget: str | None = field(
@@ -57,36 +49,25 @@ class ScriptArguments(RepeatArguments):
         default=None,
         metadata={"help": "Image classifier: a Hub id or a local folder. Default: a small ViT on digits."},
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     dataset_name: str | None = field(
         default=None, metadata={"help": "Data set: a Hub id, or a local folder (parquet, images, save_to_disk)."}
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str | None = field(default=None, metadata={"help": SCORED_ON})
-    image_column: str = field(default="image", metadata={"help": "Column of the images."})
     label_column: str = field(default="label", metadata={"help": "Column of the labels."})
-    replay_ratio: float = field(
-        default=1.0, metadata={"help": "Share of each kept class that is replayed, in (0, 1]."}
-    )
-    shots: int | None = field(default=None, metadata={"help": "Few-shot: exactly this many samples of every class."})
-    missing: str | None = field(
-        default=None, metadata={"help": "To keep, although none of their data may be used; names or ids split by ','."}
-    )
-    config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
 
 
 if __name__ == "__main__":
-    help_if_asked(__doc__, ScriptArguments)  # before the imports that take seconds
+    help_if_asked(__doc__, ScriptArguments)  # before slow imports
 
 import sys
 
 from accelerate import PartialState
+from datasets import DatasetDict
 from digits import load_digits, pretrained_vit
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
 from gs_lora_peft import GSLoraTrainingArguments, parse_requests
-from gs_lora_peft.cli.running import (
+from gs_lora_peft.cli import (
+    SettingsParser,
     carry_out,
     load_data,
     make_forgetter,
@@ -100,8 +81,8 @@ from gs_lora_peft.ledger import exit_status, format_table
 
 def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments, GSLoraTrainingArguments]:
     """Defaults, then the YAML file, then the command line."""
-    parser = settings_parser("forget.py", __doc__, ScriptArguments, output_dir="runs/digits")
-    script, adapter, args = parse_settings(parser, argv)
+    parser = SettingsParser("forget.py", __doc__, ScriptArguments, output_dir="runs/digits")
+    script, adapter, args = parser.parse_args_and_config(argv)
     if (script.model_name_or_path is None) != (script.dataset_name is None):
         parser.error("--model_name_or_path and --dataset_name belong together; give both, or neither for the digits")
     if script.forget is None:
@@ -111,10 +92,12 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments,
     return script, adapter, args
 
 
-def load_model_and_data(script: ScriptArguments):
-    """Model, data and image processor; the embedded default without arguments."""
+def load_model_and_data(
+    script: ScriptArguments,
+) -> tuple[PreTrainedModel, DatasetDict, BaseImageProcessor | None]:
+    """Loads model, data and image processor; without arguments, the digits."""
     if script.model_name_or_path is None:
-        refuse_ignored(script, OF_OTHER_DATA, "the digits come with their model, which is made here")
+        refuse_ignored(script, OF_OTHER_DATA, "the digits come with their own model")
         dataset = load_digits()
         return pretrained_vit(dataset), dataset, None
     source = model_source(script)
@@ -126,14 +109,14 @@ def load_model_and_data(script: ScriptArguments):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Runs the script; returns its exit status."""
     script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     requests = parse_requests(script.forget)
     model, dataset, processor = load_model_and_data(script)
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.label_column, processor)
     carry_out(forgetter, requests, script)
     if not PartialState().is_main_process:
-        return 0  # with another status a launcher would end the main process, which is still at work
+        return 0  # with another status a launcher would stop the main process
     print(format_table(forgetter.ledger))
     print(f"\nLedger:   {Path(args.output_dir, 'forgetting.json')}\nAdapters: {Path(args.output_dir, 'tasks')}")
     publish_if_asked(args)

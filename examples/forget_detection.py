@@ -7,33 +7,24 @@ Data: a Hub id or a local folder (parquet, `save_to_disk`) with annotated boxes,
 `annotations/instances_train2017.json`, `annotations/instances_val2017.json` and the images in `train2017` and
 `val2017`. Models: any detector that `DetectionObjective` names, by Hub id or folder.
 
-Settings may come from a YAML file, and the command line wins: `--config examples/benchmarks/coco.yaml` is the papers'
-protocol on COCO. Prints AP of what was forgotten and what was kept, and draws the same test images before and after to
-`private_pictures` in the output folder.
+Settings may come from a YAML file; the command line takes precedence. `--config examples/benchmarks/coco.yaml` is the
+papers' protocol on COCO. The script prints the AP of forgotten and kept categories, and draws the same test images
+before and after to `private_pictures` in the output folder.
 
-A run that was stopped goes on when the same command is given again: finished requests
-are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no` writes no checkpoints;
-it then starts again). With other settings the command is refused, unless you choose `--keep` or `--redo`.
-Exit status as in forget.py.
+Repeat the command to continue a stopped run: finished requests are skipped, and the unfinished one continues after its
+last finished epoch. (`--save_strategy no` writes no checkpoints; the request then starts again.) With other settings
+the command is refused, unless you choose `--keep` or `--redo`. Exit status as in forget.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gs_lora_peft.cli.settings import (
-    SCORED_ON,
-    AdapterArguments,
-    RepeatArguments,
-    help_if_asked,
-    parse_settings,
-    settings_parser,
-)
-from gs_lora_peft.cli.terminal import run_script
+from gs_lora_peft.cli import AdapterArguments, RunArguments, help_if_asked, run_script
 
 
 @dataclass
-class DetectionArguments(RepeatArguments):
+class DetectionArguments(RunArguments):
     """What to forget, and where model and data come from."""
 
     model_name_or_path: str = field(metadata={"help": "Detector: a Hub id or a local folder."})
@@ -42,59 +33,44 @@ class DetectionArguments(RepeatArguments):
     forget_weights: list[float] | None = field(
         default=None, metadata={"help": "Beta of each request; default: --forget_weight for all."}
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str | None = field(default=None, metadata={"help": SCORED_ON})
-    image_column: str = field(default="image", metadata={"help": "Column of the images."})
     objects_column: str = field(default="objects", metadata={"help": "Column of the annotated boxes."})
     box_format: str = field(default="xywh", metadata={"help": "'xywh' (COCO's) or 'xyxy', in pixels."})
-    replay_ratio: float = field(default=1.0, metadata={"help": "Share of each kept category's images replayed."})
-    shots: int | None = field(default=None, metadata={"help": "Few-shot: so many images of every category."})
-    missing: str | None = field(
-        default=None, metadata={"help": "To keep, although none of their data may be used; names or ids split by ','."}
-    )
-    threshold: float = field(default=0.5, metadata={"help": "Confidence from which the picture shows a detection."})
-    config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
+    threshold: float = field(default=0.5, metadata={"help": "Lowest confidence of detections in the picture."})
 
 
 if __name__ == "__main__":
-    help_if_asked(__doc__, DetectionArguments)  # before the imports that take seconds
+    help_if_asked(__doc__, DetectionArguments)  # before slow imports
 
 import copy
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, parse_requests
-from gs_lora_peft.audit import draw_detections
-from gs_lora_peft.cli.running import (
+from gs_lora_peft import GSLoraTrainingArguments, parse_requests
+from gs_lora_peft.audit import draw_detections, has_objects
+from gs_lora_peft.cli import (
+    SettingsParser,
     carry_out,
     load_data,
     make_forgetter,
     model_source,
     publish_if_asked,
     refuse_ignored,
-    task_to_redo,
 )
-from gs_lora_peft.data import prepare_boxes, read_coco
-from gs_lora_peft.data.boxes.annotations import read_annotations
-from gs_lora_peft.data.classes import resolve_classes
+from gs_lora_peft.data import prepare_boxes, read_annotations, read_coco, resolve_classes
 from gs_lora_peft.ledger import exit_status, format_table
-from gs_lora_peft.runs.revocation import task_to_redo as last_task
 
-MOST_DROPPED = 0.05  # COCO has a few boxes without area; many are a sign of another format
+MAX_DROPPED = 0.05  # COCO has a few boxes without area; many suggest another box format
 OF_OTHER_DATA = ("dataset_config_name", "train_split", "test_split", "image_column", "objects_column", "box_format")
 NO_PICTURE = "no test image has an object to forget"
 
 
 def parse_arguments(argv: list[str]) -> tuple[DetectionArguments, AdapterArguments, GSLoraTrainingArguments]:
     """Defaults, then the YAML file, then the command line."""
-    parser = settings_parser(
+    parser = SettingsParser(
         "forget_detection.py",
         __doc__,
         DetectionArguments,
@@ -102,17 +78,17 @@ def parse_arguments(argv: list[str]) -> tuple[DetectionArguments, AdapterArgumen
         per_device_train_batch_size=4,
         per_device_eval_batch_size=8,
     )
-    script, adapter, args = parse_settings(parser, argv)
+    script, adapter, args = parser.parse_args_and_config(argv)
     if not 0 <= script.threshold <= 1:
         parser.error(f"--threshold is {script.threshold}; expected a confidence from 0 to 1, such as 0.5")
     return script, adapter, args
 
 
 def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetDict:
-    """Train and test split, categories numbered as the model numbers them."""
+    """Loads the train and test split, with the category ids of the model."""
     annotations = Path(script.dataset_name).expanduser() / "annotations"
     if annotations.is_dir():
-        refuse_ignored(script, OF_OTHER_DATA, f"'{annotations}' is in COCO's own format, which fixes it")
+        refuse_ignored(script, OF_OTHER_DATA, f"the format of COCO in '{annotations}' fixes it")
         dataset = DatasetDict(
             {
                 split: read_coco(annotations / f"instances_{name}.json", annotations.parent / name)
@@ -131,52 +107,33 @@ def load_boxes(script: DetectionArguments, label2id: dict[str, int]) -> DatasetD
 
 
 def count_boxes(dataset: Dataset, objects_column: str) -> int:
-    """Without crowds, which are not training samples."""
+    """Counts boxes without crowds, which are not training samples."""
     return int((~read_annotations(dataset, objects_column).crowd).sum())
 
 
 def check_dropped(split: str, dropped: int, total: int, box_format: str) -> None:
-    """Tells how many boxes were left out; refuses data that lost many."""
+    """Prints how many boxes were dropped; refuses data that lost many."""
     if not dropped:
         return
-    told = f"{split}: {dropped} of {total} boxes have no area, are not finite or lie outside their image"
-    if dropped > MOST_DROPPED * total:
+    message = f"{split}: {dropped} of {total} boxes have no area, are not finite or lie outside their image"
+    if dropped > MAX_DROPPED * total:
         other = "xyxy" if box_format == "xywh" else "xywh"
         raise ValueError(
-            f"{told}; expected {MOST_DROPPED:.0%} at most. --box_format is {box_format!r}: try --box_format {other}, "
-            "or fix the boxes."
+            f"{message}; expected {MAX_DROPPED:.0%} at most. --box_format is {box_format!r}: try --box_format "
+            f"{other}, or fix the boxes."
         )
-    PartialState().print(f"{told}; they are left out.")
-
-
-def can_be_drawn(forgetter: ContinualForgetter, requests: Sequence[ForgetRequest]) -> bool:
-    """Whether a test image has an object to forget."""
-    names = [name for request in requests for name in request.classes]
-    wanted = resolve_classes(names, names=forgetter.label_names)
-    found = read_annotations(forgetter.eval_dataset, forgetter.recipe.label_column).categories
-    return not set(wanted).isdisjoint(found.tolist())
+    PartialState().print(f"{message}; they are dropped.")
 
 
 def with_weight(args: GSLoraTrainingArguments, weight: float) -> GSLoraTrainingArguments:
-    """The same training with another β."""
+    """Returns the same training with another β."""
     args = copy.copy(args)
     args.forget_weight = weight
     return args
 
 
-def weight_to_redo(
-    forgetter: ContinualForgetter, requests: Sequence[ForgetRequest], weights: Sequence[float], task: str | None
-) -> float:
-    """β of the request that is carried out again; the one for all where it is none of those given."""
-    classes = set(last_task(forgetter.ledger, task).classes or ())
-    for request, weight in zip(requests, weights, strict=True):
-        if set(resolve_classes(request.classes, names=forgetter.label_names)) == classes:
-            return weight
-    return forgetter.recipe.args.forget_weight
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Runs the script; returns its exit status."""
     script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     requests = parse_requests(script.forget)
     weights = script.forget_weights or [args.forget_weight] * len(requests)
@@ -191,15 +148,14 @@ def main(argv: list[str] | None = None) -> int:
     dataset = load_boxes(script, model.config.label2id)
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.objects_column, processor)
     forgetter.check(requests)
-    drawn = can_be_drawn(forgetter, requests)
+    names = [name for request in requests for name in request.classes]
+    categories = resolve_classes(names, names=forgetter.label_names)
+    drawn = has_objects(dataset["test"], categories, script.objects_column)
     if not drawn:
         PartialState().print(f"No picture will be drawn: {NO_PICTURE}.")
-    if script.redo is not None:
-        weight = weight_to_redo(forgetter, requests, weights, task_to_redo(script))
-        forgetter.recipe.args = with_weight(forgetter.recipe.args, weight)
     carry_out(forgetter, requests, script, [with_weight(forgetter.recipe.args, weight) for weight in weights])
     if not PartialState().is_main_process:
-        return 0  # with another status a launcher would end the main process, which is still at work
+        return 0  # with another status a launcher would stop the main process
     print(format_table(forgetter.ledger))
     if drawn:
         base_model = AutoModelForObjectDetection.from_pretrained(**source).to(args.device)

@@ -8,13 +8,13 @@ From a checkpoint of the papers' code, which is converted first:
 From a converted folder: `--model_name_or_path face-model` instead of `--checkpoint`. Without either, a Face
 Transformer is pre-trained on the data first (`--image_size`, `--pretrain_epochs`, ...).
 
-Prints accuracy with and without the margin and how well pairs of images are told apart, for people forgotten and kept.
-Pictures of both go to `private_pictures` in the output folder: they show faces that are to be forgotten, so
-do not publish them. Settings may come from a YAML file, as in forget.py: `--config settings.yaml`.
+The script prints the accuracy with and without the margin, and scores of verification, for forgotten and kept people.
+It draws both to `private_pictures` in the output folder. These pictures show faces that are to be forgotten: do not
+publish them. Settings may come from a YAML file, as in forget.py: `--config settings.yaml`.
 
-A run that was stopped goes on when the same command is given again: pre-training after its last finished epoch; then
-finished requests are skipped, and the unfinished one goes on after its last finished epoch (`--save_strategy no`
-writes no checkpoints of requests; it then starts again). With other settings the command is refused, unless you choose
+Repeat the command to continue a stopped run. Pre-training continues after its last finished epoch. Finished requests
+are skipped, and the unfinished one continues after its last finished epoch. (`--save_strategy no` writes no
+checkpoints of requests; the request then starts again.) With other settings the command is refused, unless you choose
 `--keep` or `--redo`. Exit status as in forget.py.
 """
 
@@ -22,20 +22,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gs_lora_peft.cli.settings import (
-    SCORED_ON,
-    AdapterArguments,
-    RepeatArguments,
-    help_if_asked,
-    missing_classes,
-    parse_settings,
-    settings_parser,
-)
-from gs_lora_peft.cli.terminal import run_script
+from gs_lora_peft.cli import AdapterArguments, RunArguments, help_if_asked, run_script
 
 
 @dataclass
-class FaceArguments(RepeatArguments):
+class FaceArguments(RunArguments):
     """Whom to forget, and where model and data come from."""
 
     dataset_name: str = field(metadata={"help": "Faces: a Hub id or a local folder (parquet, images, save_to_disk)."})
@@ -44,29 +35,18 @@ class FaceArguments(RepeatArguments):
     people: str | None = field(
         default=None,
         metadata={
-            "help": "With --checkpoint: names of the head's people in the order of their ids: a file, one a line, or "
-            "a,b,c. Without it the rows of the head are taken to be in the data's order of names."
+            "help": "With --checkpoint: names of the people in the order of their ids in the head: a file, one name a "
+            "line, or a,b,c. Default: the names of the data, in their order."
         },
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "Face model: a local folder or a Hub id."})
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str | None = field(default=None, metadata={"help": SCORED_ON})
-    image_column: str = field(default="image", metadata={"help": "Column of the images."})
-    label_column: str = field(default="label", metadata={"help": "Column that says who is on them."})
-    replay_ratio: float = field(default=1.0, metadata={"help": "Share of each kept person that is replayed."})
-    shots: int | None = field(default=None, metadata={"help": "Few-shot: exactly this many images of everybody."})
-    missing: str | None = field(
-        default=None, metadata={"help": "To keep, although none of their data may be used; names or ids split by ','."}
-    )
-    pictures: bool = field(default=True, metadata={"help": "Whether to draw private_pictures in the output folder."})
-    config: str | None = field(default=None, metadata={"help": "YAML file with any of these settings."})
+    label_column: str = field(default="label", metadata={"help": "Column of the people's labels."})
+    pictures: bool = field(default=True, metadata={"help": "Draw private_pictures in the output folder."})
 
 
 @dataclass
 class FaceModelArguments:
-    """What a checkpoint does not tell of the model, and what a pre-trained one is like."""
+    """Settings of the face model: those that a checkpoint lacks, and those of pre-training."""
 
     head_type: str | None = field(default=None, metadata={"help": "cosface (default), arcface, sface or softmax."})
     scale: float = field(default=64.0, metadata={"help": "Scale of the head."})
@@ -87,7 +67,7 @@ class FaceModelArguments:
 
 
 if __name__ == "__main__":
-    help_if_asked(__doc__, FaceArguments, FaceModelArguments)  # before the imports that take seconds
+    help_if_asked(__doc__, FaceArguments, FaceModelArguments)  # before slow imports
 
 import shutil
 import sys
@@ -114,23 +94,24 @@ from gs_lora_peft import (
     parse_requests,
 )
 from gs_lora_peft.audit import audit_faces, draw_face_pictures, format_face_audit
-from gs_lora_peft.cli.convert_face import read_names
-from gs_lora_peft.cli.running import (
+from gs_lora_peft.cli import (
+    SettingsParser,
     carry_out,
     load_data,
     make_forgetter,
+    missing_classes,
     model_source,
     publish_if_asked,
+    read_names,
     refuse_ignored,
 )
-from gs_lora_peft.data import align_known_labels, default_collator
-from gs_lora_peft.data.classes import label_names, resolve_classes
+from gs_lora_peft.data import align_known_labels, default_collator, label_names, resolve_classes
 from gs_lora_peft.io import as_path, parse_json, refuse_links, sha256_of, staged_folder, write_json_atomic
 from gs_lora_peft.ledger import exit_status, format_table
 from gs_lora_peft.models import FaceImageProcessor
 from gs_lora_peft.runs.workspace import newest_checkpoint
 
-SETTINGS_FILE = "base_model.json"  # what the base model beside it was made from
+SETTINGS_FILE = "base_model.json"  # the settings of the base model beside it
 CONVERSION = ("image_size", "num_attention_heads", "head_type", "scale", "margin", "pixels")
 DATA = ("dataset_name", "dataset_config_name", "train_split", "image_column", "label_column")
 
@@ -139,17 +120,17 @@ def parse_arguments(
     argv: list[str],
 ) -> tuple[FaceArguments, FaceModelArguments, AdapterArguments, GSLoraTrainingArguments]:
     """Defaults, then the YAML file, then the command line."""
-    parser = settings_parser("forget_faces.py", __doc__, FaceArguments, FaceModelArguments, output_dir="runs/faces")
-    script, face, adapter, args = parse_settings(parser, argv)
+    parser = SettingsParser("forget_faces.py", __doc__, FaceArguments, FaceModelArguments, output_dir="runs/faces")
+    script, face, adapter, args = parser.parse_args_and_config(argv)
     if script.checkpoint is not None and script.model_name_or_path is not None:
         parser.error("--checkpoint and --model_name_or_path both name a model; give one")
     if script.people is not None and script.checkpoint is None:
-        parser.error("--people is for the model of a --checkpoint; others have their names")
+        parser.error("--people is for the model of a --checkpoint; other models have names")
     if script.model_revision is not None and script.model_name_or_path is None:
         parser.error("--model_revision is of a --model_name_or_path, which is missing")
     try:
         if script.model_name_or_path is not None:
-            refuse_ignored(face, vars(face), "the model of --model_name_or_path has its own")
+            refuse_ignored(face, vars(face), "the model of --model_name_or_path has its own settings")
         elif script.checkpoint is not None:
             refuse_ignored(face, vars(face).keys() - CONVERSION, "the model of a --checkpoint is already trained")
     except ValueError as error:
@@ -163,32 +144,32 @@ def parse_arguments(
 
 
 def names_of_people(script: FaceArguments, dataset: DatasetDict) -> list[str] | None:
-    """Names of the people that a base model made here knows, in the order of their ids."""
+    """Returns the names of the people that the base model is made for, in the order of their ids."""
     return label_names(dataset["train"], script.label_column) if script.people is None else read_names(script.people)
 
 
 def check_pretraining(script: FaceArguments, dataset: DatasetDict) -> None:
-    """Refuses, before hours of training, people without names and requests for people who are not in the data."""
+    """Refuses people without names, and requests for people who are not in the data, before hours of training."""
     names = label_names(dataset["train"], script.label_column)
     if names is None:
         raise ValueError(
-            f"{script.label_column!r} of {script.dataset_name!r} has labels without names, which a model that is "
-            f"pre-trained on it needs; name them with `dataset.class_encode_column({script.label_column!r})`, or use "
-            "a folder of pictures for each person."
+            f"{script.label_column!r} of {script.dataset_name!r} has labels without names, which pre-training needs; "
+            f"name them with `dataset.class_encode_column({script.label_column!r})`, or use a folder of pictures for "
+            "each person."
         )
     asked = [name for request in parse_requests(script.forget) for name in request.classes]
     resolve_classes([*asked, *missing_classes(script)], names=names)
 
 
 def check_base_model(folder: Path, settings: dict[str, Any], advice: str) -> None:
-    """Refuses a base model that an earlier run made, or has begun to make, from something else."""
+    """Refuses a base model that an earlier run made, or began to make, with other settings."""
     mark = folder.parent / SETTINGS_FILE
     known = parse_json(mark.read_bytes()) if mark.is_file() else {}
     before = {name: known.get(name, "unknown") for name in settings}
     if differing := [name for name, value in settings.items() if before[name] != value]:
-        told = (f"--{name} was {shortened(before[name])} and is {shortened(settings[name])}" for name in differing)
+        changes = (f"--{name} was {shortened(before[name])} and is {shortened(settings[name])}" for name in differing)
         raise ValueError(
-            f"'{folder}' is made from something else: {'; '.join(told)}. Choose another --output_dir, or {advice}."
+            f"'{folder}' is made with other settings: {'; '.join(changes)}. Choose another --output_dir, or {advice}."
         )
 
 
@@ -200,7 +181,7 @@ def pretrained(
     face: FaceModelArguments,
     args: GSLoraTrainingArguments,
 ) -> None:
-    """Trains a Face Transformer on everybody, from the last checkpoint in `work` if there is one, and writes it."""
+    """Trains a Face Transformer on all people, from the last checkpoint in `work` if there is one, and writes it."""
     names = names_of_people(script, dataset)
     config = FaceTransformerConfig(
         image_size=face.image_size or 112,
@@ -246,19 +227,19 @@ def pretrained(
 
 
 def converted(folder: Path, script: FaceArguments, names: list[str] | None, settings: dict[str, Any]) -> None:
-    """Writes the model of a checkpoint."""
+    """Converts a checkpoint, and writes the model."""
     try:
         convert_face_checkpoint(script.checkpoint, folder, label_names=names, **settings)
     except ValueError as error:
         if script.people is None:
-            error.add_note("The names are the data's. If the head knows other people, name them with --people.")
+            error.add_note("The names are those of the data. If the head has other people, name them with --people.")
         raise
 
 
 def model_folder(
     script: FaceArguments, face: FaceModelArguments, args: GSLoraTrainingArguments, dataset: DatasetDict
 ) -> str:
-    """The base model that is made once, in the output folder, from a checkpoint or the data."""
+    """Makes the base model once, in the output folder, from a checkpoint or the data; returns its folder."""
     refuse_links(args.output_dir, ("base_model", "pretraining", SETTINGS_FILE))
     folder, work = Path(args.output_dir, "base_model"), Path(args.output_dir, "pretraining")
     names, settings, made = names_of_people(script, dataset), asdict(face), folder.is_dir()
@@ -270,7 +251,7 @@ def model_folder(
         )
     else:
         source, training = "pre-trained", {name: getattr(script, name) for name in DATA}
-        training |= {"seed": args.seed, "num_processes": args.world_size}  # on these, too, its checkpoints depend
+        training |= {"seed": args.seed, "num_processes": args.world_size}  # its checkpoints depend on these, too
     mark = {"checkpoint": source, "people": names, **settings}
     if made:
         check_base_model(folder, mark, f"go on with --model_name_or_path {folder}, without the options that made it")
@@ -279,7 +260,7 @@ def model_folder(
     PartialState().wait_for_everyone()
     if not made and PartialState().is_main_process:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(folder.parent / SETTINGS_FILE, mark | training)  # first, so that no folder is without it
+        write_json_atomic(folder.parent / SETTINGS_FILE, mark | training)  # before the folder that it describes
     if not made and script.checkpoint is None:
         pretrained(folder, work, dataset, script, face, args)
     elif not made and PartialState().is_main_process:
@@ -291,7 +272,7 @@ def model_folder(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Runs the script; returns its exit status."""
     script, face, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     requests = parse_requests(script.forget)
     dataset = load_data(script)
@@ -307,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.label_column, processor)
     carry_out(forgetter, requests, script)
     if not PartialState().is_main_process:
-        return 0  # with another status a launcher would end the main process, which is still at work
+        return 0  # with another status a launcher would stop the main process
     print(format_table(forgetter.ledger))
     base_model = AutoModelForImageClassification.from_pretrained(**source).to(args.device)
     collator = default_collator(processor, script.label_column)

@@ -1,4 +1,4 @@
-"""Draw a run: which groups carry each request, accuracies before and after each, and the training curves.
+"""Draw a run: the groups that each request changes, accuracies before and after each, and the training curves.
 
 python examples/plot_run.py runs/digits docs/images    # writes docs/images/figures/*.png
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.hub.run_figures import draw_figures
+from gs_lora_peft.hub import draw_figures
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:

@@ -145,15 +145,15 @@ def test_completion(run):
         (["export", "RUN", "OUT", "--tasks", "task_003"], 1, "was revoked"),
         (["export", "RUN", "OUT", "--tasks", "0"], 1, "Choose at least one"),
         (["export", "RUN", "OUT"], 1, "an adapter in safetensors"),
-        (["push", "RUN", "a/b/c"], 1, "cannot be a repository on the Hub"),
-        (["pull", "a/b/c"], 1, "cannot be a repository on the Hub"),
+        (["push", "RUN", "a/b/c"], 1, "`repo_id` is 'a/b/c'"),
+        (["pull", "a/b/c"], 1, "`repo_id` is 'a/b/c'"),
         (["verify", "RUN", "--base-model", "no/such/folder"], 1, "no/such/folder"),
         (["forget"], 2, "No such command 'forget'"),
         (["show"], 2, "Missing argument 'RUN'"),
         (["show", "RUN", "--csv"], 2, "No such option"),
         (["merge", "RUN", "OUT"], 2, "Missing option '--base-model'"),
         (["push", "RUN", "me/x", "--max-rank", "many"], 2, "--max-rank"),
-        (["export", "RUN", "OUT", "--repository", "--tasks", "1"], 2, "goes without --tasks"),
+        (["export", "RUN", "OUT", "--repository", "--tasks", "1"], 2, "cannot be combined with --tasks"),
         (["export", "RUN", "OUT", "--dataset", "mnist"], 2, "need --repository"),
     ],
 )
@@ -219,7 +219,7 @@ def test_errors_that_nobody_foresaw(call, run, monkeypatch):
     monkeypatch.setattr(ForgettingLedger, "load", fail)
     code, out, err = call("show", run)
     assert (code, out) == (1, "")
-    assert err == "Error: TypeError: broken on purpose (GS_LORA_TRACEBACK=1 shows where it came from)\n"
+    assert err == "Error: TypeError: broken on purpose (GS_LORA_TRACEBACK=1 shows the traceback)\n"
     monkeypatch.setattr(ForgettingLedger, "load", interrupt)
     assert call("show", run)[0] == 130
 

@@ -1,4 +1,4 @@
-"""Zero-group ratio against H, from the results of `yale_faces.py sweep`.
+"""Plots the zero-group ratio against H, from the results of `yale_faces.py sweep`.
 
 python examples/benchmarks/plot_sweep.py runs/yale docs/images/sweep.png
 """
@@ -23,7 +23,7 @@ def draw(work: str, out: str) -> None:
     for (size, refit), (colour, style) in STYLES.items():
         path = Path(work, f"sweep_{size}.jsonl")
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        # Runs that dropped every group forget nothing (H = 0); they would only squeeze the scale.
+        # Runs that dropped every group forget nothing (H = 0), and would compress the scale.
         rows = [row for row in rows if row["zero_group_ratio"] < 1]
         rows = [row for row in rows if (row["settings"]["sparsity_until_epoch"] is not None) == refit]
         rows = sorted(rows, key=lambda row: (row["zero_group_ratio"], row["settings"]["sparsity_weight"]))

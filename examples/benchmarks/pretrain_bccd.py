@@ -1,9 +1,9 @@
-"""A small RT-DETR on blood cells (BCCD), from scratch on a CPU: what forget_detection.py then makes forget.
+"""Trains a small RT-DETR on blood cells (BCCD) from scratch on a CPU, as the model for forget_detection.py.
 
     python examples/benchmarks/pretrain_bccd.py DATA MODEL --threads 2
 
-DATA is a folder with `train.parquet` and `test.parquet` (`image`, `objects`), or a Hub id. The test split is only
-scored once, at the end.
+DATA is a folder with `train.parquet` and `test.parquet` (`image`, `objects`), or a Hub id. The test split is scored
+only once, at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Item = dict[str, Any]  # `pixel_values` (3, H, W) and `labels` of one image
 
 
 def small_detector(names: Sequence[str]) -> RTDetrForObjectDetection:
-    """3 million parameters: a ResNet of one block a stage, one encoder and three decoder layers of width 128."""
+    """Returns a detector of 3 million parameters: a ResNet of one block a stage, 1 encoder and 3 decoder layers."""
     backbone = RTDetrResNetConfig(
         embedding_size=32,
         hidden_sizes=[32, 64, 128, 256],
@@ -44,7 +44,7 @@ def small_detector(names: Sequence[str]) -> RTDetrForObjectDetection:
     )
     config = RTDetrConfig(
         backbone_config=backbone,
-        # By default the backbone's BatchNorm is the identity for ever: nothing would be normalised from scratch.
+        # The default freezes the BatchNorm of the backbone as the identity, which would normalise nothing.
         freeze_backbone_batch_norms=False,
         encoder_hidden_dim=128,
         encoder_in_channels=[64, 128, 256],
@@ -66,13 +66,13 @@ def small_detector(names: Sequence[str]) -> RTDetrForObjectDetection:
 
 
 def small_processor() -> RTDetrImageProcessor:
-    """Images of 256×192, normalised to the colours of a blood smear."""
+    """Returns a processor for images of 256×192, normalised to the colours of a blood smear."""
     colours = {"image_mean": [0.65, 0.6, 0.65], "image_std": [0.2, 0.2, 0.2]}
     return RTDetrImageProcessor(size={"height": 192, "width": 256}, do_normalize=True, **colours)
 
 
 def prepared(rows: Any, collate: DetectionCollator) -> list[Item]:
-    """Every image decoded and resized once: on two cores that costs as much as a tenth of the training otherwise."""
+    """Decodes and resizes every image once, which otherwise costs a tenth of the training on two cores."""
     items = []
     for row in rows:
         batch = collate([row])
@@ -81,7 +81,7 @@ def prepared(rows: Any, collate: DetectionCollator) -> list[Item]:
 
 
 def flipped(items: Sequence[Item]) -> dict[str, Any]:
-    """A batch, each image turned over in either direction at random: blood cells have no up and down."""
+    """Collates a batch with random flips in both directions; blood cells have no orientation."""
     turned = [_flip(item, torch.rand(2) < 0.5) for item in items]
     return {
         "pixel_values": torch.stack([item["pixel_values"] for item in turned]),

@@ -1,9 +1,9 @@
-"""A Vision Transformer on 100 classes of Tiny ImageNet at 32×32, from scratch: what protocol.py then makes forget.
+"""Trains a Vision Transformer on 100 classes of Tiny ImageNet at 32×32 from scratch, as the model for protocol.py.
 
     python examples/benchmarks/pretrain_tiny_imagenet.py DATA MODEL --size small --epochs 10     # minutes on a CPU
     accelerate launch examples/benchmarks/pretrain_tiny_imagenet.py DATA MODEL --size full --epochs 200   # a GPU
 
-DATA is a folder with `train.parquet` and `test.parquet` (`image`, `label`), or a Hub id. The test split is only scored
+DATA is a folder with `train.parquet` and `test.parquet` (`image`, `label`), or a Hub id. The test split is scored only
 once, at the end.
 """
 
@@ -18,8 +18,7 @@ from protocol import Settings, load_data
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from gs_lora_peft.data import ImageCollator
-from gs_lora_peft.data.classes import label_names
+from gs_lora_peft.data import ImageCollator, label_names
 
 SIZES = {
     "small": {"patch_size": 8, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6, "heads": 4},
@@ -28,7 +27,7 @@ SIZES = {
 
 
 class Augmented:
-    """Collates rows to images that are flipped at random and shifted by up to 4 pixels."""
+    """Collates rows to images with random flips and shifts by up to 4 pixels."""
 
     def __init__(self, collate: ImageCollator):
         self.collate = collate
@@ -51,7 +50,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder to write")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--images_per_class", type=int, help="train on so many images of each class; default: all")
+    parser.add_argument("--images_per_class", type=int, help="number of training images of each class; default: all")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")

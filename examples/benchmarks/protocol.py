@@ -2,9 +2,9 @@
 
     python examples/benchmarks/protocol.py examples/benchmarks/faces/yale_full.yaml --model face --data DATA
 
-The file names how many classes each task leaves, how much data a task sees, the adapter and the training; what its
-keys mean is said in `Settings`. MODEL and DATA are Hub ids or local folders. Results and runs go to a new folder,
-`--work`. Nothing is chosen on the test split.
+The file sets how many classes each task leaves, how much data a task sees, the adapter and the training; `Settings`
+explains its keys. MODEL and DATA are Hub ids or local folders. Results and runs are written to a new folder, `--work`.
+Nothing is chosen on the test split.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from gs_lora_peft.data import (
     align_known_labels,
     class_order,
     continual_protocol,
+    label_names,
     train_validation_split,
 )
-from gs_lora_peft.data.classes import label_names
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.methods import get_method
 from gs_lora_peft.roles import ClassRoles
@@ -47,22 +47,22 @@ SCORES = ("acc_retain", "acc_forget", "acc_old", "acc_missing")
 class Settings:
     """One row of the papers' tables."""
 
-    kept: list[int]  # classes left after each task; the order of the classes is that of the papers' code
+    kept: list[int]  # number of classes left after each task, in the order of classes of the papers' code
     training: dict[str, Any] = field(default_factory=dict)  # GSLoraTrainingArguments
     per_task: dict[str, list] = field(default_factory=dict)  # training arguments with one value for each task
     adapter: dict[str, Any] = field(default_factory=dict)  # GSLoraConfig
-    model: dict[str, Any] = field(default_factory=dict)  # what the configuration of the model is changed to
+    model: dict[str, Any] = field(default_factory=dict)  # changes to the configuration of the model
     image_column: str = "image"
     label_column: str = "label"
     test_split: str = "test"
     dataset_config_name: str | None = None
-    train_fraction: float = 1.0  # of each class, drawn by the seed
+    train_fraction: float = 1.0  # share of each class, sampled with the seed
     replay_ratio: float = 1.0
     shots: int | None = None
-    method: str = "gs_lora"  # or "ffn": plain fine-tuning of the feed-forward Linears, with the same losses
-    missing: int = 0  # so many of the classes that stay to the end have no training data
-    published: dict[str, Any] = field(default_factory=dict)  # what the papers report, in percent
-    ours: dict[str, Any] = field(default_factory=dict)  # the same, filled in by those who have run it
+    method: str = "gs_lora"  # or "ffn": plain fine-tuning of the feed-forward Linears with the same losses
+    missing: int = 0  # number of classes without training data, of those that stay to the end
+    published: dict[str, Any] = field(default_factory=dict)  # results of the papers, in percent
+    ours: dict[str, Any] = field(default_factory=dict)  # results of a run, in percent
 
     def __post_init__(self):
         wrong = {name: len(values) for name, values in self.per_task.items() if len(values) != len(self.kept)}
@@ -76,13 +76,13 @@ class Settings:
             raise InvalidInputError("method", self.method, f"one of {METHODS}")
 
     def arguments(self, task: int, **others: Any) -> GSLoraTrainingArguments:
-        """The training of one task."""
+        """Returns the training of one task."""
         own = {name: values[task] for name, values in self.per_task.items()}
         return GSLoraTrainingArguments(**(self.training | own | others))
 
 
 def read_settings(file: Path, changes: dict[str, Any], training: dict[str, Any]) -> Settings:
-    """A file's settings, of which `changes` replace whole keys and `training` single arguments for every task."""
+    """Reads a file. `changes` replace whole keys, and `training` replaces single arguments for every task."""
     settings = Settings(**(yaml.safe_load(file.read_text(encoding="utf-8")) | changes))
     settings.training |= training
     settings.per_task = {name: values for name, values in settings.per_task.items() if name not in training}
@@ -90,7 +90,7 @@ def read_settings(file: Path, changes: dict[str, Any], training: dict[str, Any])
 
 
 def load_data(name: str, settings: Settings) -> DatasetDict:
-    """Train and test split."""
+    """Loads the train and test split."""
     local = Path(name).is_dir() and any(Path(name).glob("*.parquet"))
     dataset = load_dataset("parquet", data_dir=name) if local else load_dataset(name, settings.dataset_config_name)
     if settings.image_column != "image":
@@ -105,16 +105,16 @@ class Protocol:
     model: Any
     processor: Any
     dataset: DatasetDict
-    tasks: list[list[int]]  # classes to forget, ids of the head
-    missing: list[int]  # classes that stay without training data
+    tasks: list[list[int]]  # ids of the classes to forget
+    missing: list[int]  # ids of the classes to keep without training data
 
     def old_classes(self, task: int) -> list[int]:
-        """What the tasks before this one forgot."""
+        """Returns the classes that the tasks before this one forgot."""
         return [c for earlier in self.tasks[:task] for c in earlier]
 
 
 def prepare(settings: Settings, model_name: str, data_name: str, seed: int) -> Protocol:
-    """The base model and the data of one seed."""
+    """Loads the base model and the data of one seed."""
     dataset = load_data(data_name, settings)
     model = AutoModelForImageClassification.from_pretrained(model_name, **settings.model)
     dataset = align_known_labels(dataset, settings.label_column, model.config.label2id)
@@ -124,12 +124,12 @@ def prepare(settings: Settings, model_name: str, data_name: str, seed: int) -> P
             "classes of the model",
             model.config.num_labels,
             f"the {len(names)} classes of the data",
-            "Their names differ, so it is unknown which are the same. Use a model that was trained on this data.",
+            "Their names differ, so they cannot be matched. Use a model that was trained on this data.",
         )
     if settings.train_fraction < 1:
         held_out = 1 - settings.train_fraction
         dataset["train"], _ = train_validation_split(dataset["train"], settings.label_column, held_out, seed)
-    # The classes of the data in the order of their ids: a head may know more.
+    # The classes of the data in the order of their ids; the head may have more.
     classes = sorted(dataset["train"].unique(settings.label_column))
     tasks = [[classes[i] for i in task] for task in continual_protocol(len(classes), settings.kept)]
     staying = [classes[i] for i in class_order(len(classes))]
@@ -138,14 +138,14 @@ def prepare(settings: Settings, model_name: str, data_name: str, seed: int) -> P
 
 
 class Scorer:
-    """Scores of the live model on the test split, with the head's margin and, where it has one, without."""
+    """Scores the live model on the test split, with the margin of the head and, if it has one, without."""
 
     def __init__(self, protocol: Protocol, args: GSLoraTrainingArguments, label_column: str):
         self.protocol, self.args = protocol, args
         self.collate = ImageCollator(protocol.processor, label_column=label_column)
 
     def __call__(self, task: int, acc_forget_before: float | None = None) -> dict[str, float]:
-        """Scores by the roles that classes have in a task."""
+        """Returns the scores by the roles of the classes in a task."""
         config = self.protocol.model.config
         scores = self._by_role(task, acc_forget_before)
         if at_eval := getattr(config, "margin_at_eval", False):
@@ -167,7 +167,7 @@ class Scorer:
 
 
 def run(settings: Settings, model_name: str, data_name: str, folder: Path, seed: int) -> list[dict[str, Any]]:
-    """All tasks with one seed: scores, zero groups, steps, and seconds with what a method scores itself."""
+    """Carries out all tasks with one seed; returns scores, zero groups, steps, and seconds with scoring."""
     protocol = prepare(settings, model_name, data_name, seed)
     common = {"seed": seed, "disable_tqdm": True, "output_dir": str(folder)}
     score = Scorer(protocol, settings.arguments(0, **common), settings.label_column)
@@ -189,7 +189,7 @@ def run(settings: Settings, model_name: str, data_name: str, folder: Path, seed:
 
 
 def with_gs_lora(protocol: Protocol, settings: Settings, folder: Path, common: dict[str, Any]) -> CarryOut:
-    """Each task by [`ContinualForgetter`]."""
+    """Returns a function that carries out a task with [`ContinualForgetter`]."""
     forgetter = ContinualForgetter(
         protocol.model,
         protocol.dataset,
@@ -212,7 +212,7 @@ def with_gs_lora(protocol: Protocol, settings: Settings, folder: Path, common: d
 
 
 def with_ffn_finetuning(protocol: Protocol, settings: Settings, common: dict[str, Any]) -> CarryOut:
-    """Each task by `FFNFinetuning`, on the same data."""
+    """Returns a function that carries out a task with `FFNFinetuning`, on the same data."""
 
     def carry_out(task: int) -> dict[str, float]:
         old = protocol.old_classes(task)
@@ -244,7 +244,7 @@ def with_ffn_finetuning(protocol: Protocol, settings: Settings, common: dict[str
 
 
 def format_means(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds in percent, one line for each task and one for all."""
+    """Returns means over seeds in percent, a line for each task and one for all."""
     names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in ("seed", "task")]
     lines = ["task  " + "  ".join(names)]
     for task in [*sorted({row["task"] for row in rows}), None]:
@@ -264,9 +264,13 @@ if __name__ == "__main__":
     parser.add_argument("--model", required=True, help="image classifier: Hub id or folder")
     parser.add_argument("--data", required=True, help="data set: Hub id or folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337])
-    parser.add_argument("--work", type=Path, help="where runs and results go; default: runs/NAME of the file")
-    parser.add_argument("--settings", type=json.loads, default={}, help="other settings that win, as JSON")
-    parser.add_argument("--training", type=json.loads, default={}, help="training arguments that win, as JSON")
+    parser.add_argument("--work", type=Path, help="folder for runs and results; default: runs/NAME of the file")
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help="settings that replace those of the file, as JSON"
+    )
+    parser.add_argument(
+        "--training", type=json.loads, default={}, help="training arguments that replace those of the file, as JSON"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()
     work = options.work or Path("runs", options.file.stem)

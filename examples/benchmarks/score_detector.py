@@ -1,4 +1,4 @@
-"""Average precision of every category, of a detector before and after its forgetting tasks.
+"""Prints the average precision of every category, for a detector before and after its forgetting tasks.
 
     python examples/benchmarks/score_detector.py DATA MODEL --run RUN
 
@@ -22,7 +22,7 @@ from gs_lora_peft.metrics import detection_scores, references_from_objects
 
 @torch.no_grad()
 def average_precisions(model: Any, processor: Any, dataset: Dataset) -> dict[int, dict[str, float]]:
-    """`ap`, `ap50` and `ar` of each category on rows that [`prepare_boxes`] has checked."""
+    """Returns `ap`, `ap50` and `ar` of each category, on rows from [`prepare_boxes`]."""
     collate = DetectionCollator(processor)
     found = []
     model.eval()
@@ -35,7 +35,7 @@ def average_precisions(model: Any, processor: Any, dataset: Dataset) -> dict[int
 
 
 def format_scores(scores: dict[int, dict[str, float]], names: dict[int, str]) -> str:
-    """One line for each category."""
+    """Returns one line for each category."""
     return "\n".join(
         f"  {names[number]:<12} AP {values['ap']:.3f}  AP50 {values['ap50']:.3f}  AR {values['ar']:.3f}"
         for number, values in scores.items()

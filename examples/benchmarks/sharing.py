@@ -1,9 +1,9 @@
-"""What a run costs to share: bytes of a task, and the time to load and to sum up a hundred. Prints three tables.
+"""The cost of sharing a run: bytes of a task, and the time to load and to sum a hundred tasks. Prints three tables.
 
     python examples/benchmarks/sharing.py
 
 ViT-B/16 at 224 with random weights and tasks with random matrices, r=8, in a temporary folder of about 1 GB. Times are
-the best of three, or of one where they are long; files come from the page cache. `--small` takes ViT-S.
+the best of three, or of one if they are long; files come from the page cache. `--small` uses ViT-S.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from gs_lora_peft import (
     weights_fingerprint,
 )
 from gs_lora_peft.adapters import model_identity
-from gs_lora_peft.hub.composite import write_composite
-from gs_lora_peft.hub.verify import verify_repository
+from gs_lora_peft.hub import verify_repository, write_composite
 from gs_lora_peft.io import sha256_of, write_json_atomic
 from gs_lora_peft.ledger import TaskEntry
 from gs_lora_peft.ledger.entry import CURVE_NAMES
@@ -51,7 +50,7 @@ def make_model(small: bool) -> PreTrainedModel:
 
 
 def make_run(folder: Path, model: PreTrainedModel, active: list[int]) -> ForgettingLedger:
-    """A run with one task for each number of active groups, as `ContinualForgetter` would have left it."""
+    """Makes a run as `ContinualForgetter` does, with a task for each number of active groups."""
     ledger = ForgettingLedger.create(folder, base_model=model_identity(model))
     args = GSLoraTrainingArguments(output_dir=str(folder), use_cpu=True)
     settings = Recipe(CONFIG, args, "label", None, data_collator=list).settings()
@@ -91,7 +90,7 @@ def make_run(folder: Path, model: PreTrainedModel, active: list[int]) -> Forgett
 
 
 def seconds(action: Callable[[Any], Any], prepare: Callable[[], Any] = lambda: None, rounds: int = 3) -> float:
-    """The fastest of some rounds; `prepare`, whose result `action` gets, is not timed."""
+    """Returns the fastest of some rounds. `prepare` is not timed; its result is passed to `action`."""
     timings = []
     for _ in range(rounds):
         prepared = prepare()
@@ -107,7 +106,7 @@ def show(title: str, rows: list[tuple[str, str]]) -> None:
 
 
 def bytes_of_tasks(folder: Path, small: bool) -> None:
-    """Bytes of everything that is published of a task, against the share of groups that are active."""
+    """Shows the published bytes of a task against the share of active groups."""
     counts = [12, 0, 1, 2, 3, 6, 9, 11]
     ledger = make_run(folder, make_model(small), counts)
     size = [sum((folder / name).stat().st_size for name in entry.files) for entry in ledger.tasks]
@@ -122,7 +121,7 @@ def bytes_of_tasks(folder: Path, small: bool) -> None:
 
 
 def loading(folder: Path, small: bool, tasks: int) -> None:
-    """What loading a hundred tasks costs, against reading their files once."""
+    """Shows the cost of loading a hundred tasks against reading their files once."""
     ledger = make_run(folder, make_model(small), [6] * tasks)
     paths = [folder / name for entry in ledger.tasks for name in entry.files]
     total = sum(path.stat().st_size for path in paths)
@@ -164,7 +163,7 @@ def loading(folder: Path, small: bool, tasks: int) -> None:
 
 
 def opens(folder: Path, small: bool) -> int:
-    """How often `load_forgotten` opens files of tasks."""
+    """Counts how often `load_forgotten` opens files of tasks."""
     seen: list[str] = []
     watched = [str(folder / "tasks")]
 
@@ -180,7 +179,7 @@ def opens(folder: Path, small: bool) -> int:
 
 @torch.no_grad()
 def root_adapter(folder: Path, small: bool, tasks: int, active: int) -> None:
-    """The adapter in the root: how long it takes, how large it is, and how near to the merged model."""
+    """Shows the cost of the adapter in the root, its size, and its difference to the merged model."""
     ledger = (
         ForgettingLedger.load(folder) if folder.exists() else make_run(folder, make_model(small), [active] * tasks)
     )

@@ -1,9 +1,9 @@
-"""Cost of a training step against the stock Trainer with stock PEFT LoRA, and other costs. Prints one JSON object.
+"""Cost of a training step against the stock Trainer with stock PEFT LoRA, and other costs, as one JSON object.
 
     python examples/benchmarks/speed.py
 
-ViT-S/16 at 224 with random weights, a joint batch of 16 images (8 to keep, 8 to forget). Each variant runs in a
-process of its own, in turns, so that slow phases of the machine meet all of them; ratios are of medians.
+ViT-S/16 at 224 with random weights, a joint batch of 16 images (8 to keep, 8 to forget). Each variant runs in a new
+process, in turns, so that slow phases of the machine affect all of them; ratios are of medians.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ VARIANTS = ("stock", "gs_lora", "gs_lora_half_zero", "gs_lora_task_20")
 
 
 def peak_memory() -> float:
-    """Peak resident memory of this process so far, in MiB."""
+    """Returns the peak resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(variant: str) -> dict:
-    """Seconds of each step, and the peak memory that training added."""
+    """Returns the seconds of each step, and the peak memory before and after."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
@@ -36,7 +36,7 @@ def measure(variant: str) -> dict:
     size = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
     base = ViTForImageClassification(ViTConfig(num_labels=2, **size))
     if variant == "gs_lora_task_20":
-        for number in range(1, 20):  # 19 tasks carried out before: merged, as ContinualForgetter does
+        for number in range(1, 20):  # 19 earlier tasks, merged as by ContinualForgetter
             earlier = get_peft_model(base, GSLoraConfig(init_lora_weights=False), adapter_name=f"task_{number:03d}")
             base = earlier.merge_and_unload()
     images = torch.randn(2 * HALF, 3, 224, 224)
@@ -93,7 +93,7 @@ def measure(variant: str) -> dict:
 
 
 def import_seconds(code: str) -> float:
-    """Fastest of five fresh interpreters."""
+    """Returns the fastest of five new interpreters."""
 
     def once() -> float:
         program = f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
@@ -105,7 +105,7 @@ def import_seconds(code: str) -> float:
 
 
 def search_seconds() -> float:
-    """`find_ffn_blocks` on ViT-L, fastest of five."""
+    """Times `find_ffn_blocks` on ViT-L, the fastest of five."""
     import torch
     from transformers import ViTConfig, ViTModel
 

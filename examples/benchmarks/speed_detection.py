@@ -4,8 +4,8 @@
 
 The RT-DETR of pretrain_bccd.py and a DETR of 6 + 6 layers, random weights, on 16 images of BCCD at 256×192; DATA is a
 folder with `train.parquet` and `test.parquet`, or a Hub id. The stock step is the model's own loss over all
-annotations, without denoising queries and losses of earlier layers, which GS-LoRA leaves out too. Both train in turns;
-ratios are of medians.
+annotations, without denoising queries and losses of earlier layers, which GS-LoRA does not use either. Both train in
+turns; ratios are of medians.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ def detr() -> Any:
 
 
 def images(data: str) -> tuple[Dataset, Dataset]:
-    """Half of them with objects to forget, half without."""
+    """Loads images, half with objects to forget, half without."""
     train = prepare_boxes(load_data(data, Settings(kept=[]))["train"])
     split = split_dataset(train, forget=[FORGET], label_column="objects")
     return split.forget.select(range(HALF)), split.retain.select(range(HALF))
 
 
 def trainers(base: Any, forget: Dataset, retain: Dataset, folder: str) -> dict[str, tuple[Trainer, Clock]]:
-    """The stock Trainer and ours, each with a model of its own."""
+    """Returns the stock Trainer and the one of GS-LoRA, each with its own model."""
     common: dict[str, Any] = {
         "output_dir": folder, "max_steps": STEPS + WARMUP, "use_cpu": True, "disable_tqdm": True, "report_to": "none",
         "save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": False, "learning_rate": 1e-4,

@@ -18,7 +18,7 @@ SIZES = {
 
 
 def load_faces(folder: str | Path) -> DatasetDict:
-    """Grey images without their illumination: logarithm minus local mean, scaled to unit variance, 3 channels."""
+    """Loads grey images without illumination: logarithm minus local mean, unit variance, 3 channels."""
     files = {split: str(Path(folder) / f"{split}.parquet") for split in ("train", "test")}
     dataset = load_dataset("parquet", data_files=files)
 
@@ -36,20 +36,20 @@ def load_faces(folder: str | Path) -> DatasetDict:
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
-    """Each image shifted by up to 1 pixel: 42 images a person are few."""
+    """Shifts each image by up to 1 pixel, because there are only 42 images of each person."""
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     corners = torch.randint(0, 3, (len(padded), 2)).tolist()
     return torch.stack([image[:, y : y + 32, x : x + 32] for image, (y, x) in zip(padded, corners, strict=True)])
 
 
 def collate(batch: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch with random shifts."""
+    """Collates a batch with random shifts."""
     images = shifted(torch.stack([row["pixel_values"] for row in batch]))
     return {"pixel_values": images, "labels": torch.stack([row["label"] for row in batch])}
 
 
 def with_shifts(dataset: Dataset) -> Dataset:
-    """The same samples, shifted anew each time they are read."""
+    """Returns the same samples, with a new shift each time they are read."""
 
     def transform(rows: dict) -> dict:
         if "pixel_values" in rows:
@@ -60,7 +60,7 @@ def with_shifts(dataset: Dataset) -> Dataset:
 
 
 def pretrained_vit(dataset: DatasetDict, folder: str | Path, size: str = "base", epochs: int = 30, seed: int = 1337):
-    """Train once, then read from `folder`."""
+    """Trains a ViT once, then loads it from `folder`."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         torch.manual_seed(seed)
@@ -95,7 +95,7 @@ def pretrained_vit(dataset: DatasetDict, folder: str | Path, size: str = "base",
 
 @torch.no_grad()
 def accuracy(model, dataset) -> float:
-    """Fraction of a split that is classified right."""
+    """Returns the fraction of a split that is classified correctly."""
     batch = dataset[:]
     hits = model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["label"]
     return hits.float().mean().item()

@@ -5,8 +5,8 @@
     python examples/benchmarks/yale_faces.py one DATA --settings '{"forget_bound": 7.28}'
 
 DATA is the folder with `train.parquet` and `test.parquet` of the Extended Yale Face Database B (32×32 crops). `tasks`
-scores on the test split, with the library's defaults. `sweep` and `one` choose nothing on test data: they hold a
-quarter of the training split out, pre-train and forget on the rest, and score the first request on what was held out.
+scores on the test split, with the library's defaults. `sweep` and `one` do not use the test split: they hold out a
+quarter of the training split, pre-train and forget on the rest, and score the first request on the held-out part.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REFITTED = (0.3, 0.4, 0.5, 0.6, 0.8)  # smaller ones drop no group in a third of
 
 
 def tasks(data: str, work: Path, size: str) -> None:
-    """Four requests one after another, with the augmentation that the model was pre-trained with."""
+    """Carries out four requests one after another, with the augmentation of pre-training."""
     dataset = load_faces(data)
     model = pretrained_vit(dataset, work / size, size)
     print(f"base model: test accuracy {100 * accuracy(model, dataset['test']):.1f} %")
@@ -58,7 +58,7 @@ def tasks(data: str, work: Path, size: str) -> None:
 
 
 def one_run(base: Path, fit: Dataset, held_out: Dataset, **settings) -> dict:
-    """The first request with other settings, scored on the held-out part."""
+    """Carries out the first request with other settings; returns scores on the held-out part."""
     args = GSLoraTrainingArguments(str(base / "work"), disable_tqdm=True, logging_strategy="no", **settings)
     set_seed(args.seed)
     model = get_peft_model(ViTForImageClassification.from_pretrained(base), GSLoraConfig())
@@ -78,7 +78,7 @@ def one_run(base: Path, fit: Dataset, held_out: Dataset, **settings) -> dict:
 
 
 def held_out_part(data: str, work: Path, size: str) -> tuple[Path, Dataset, Dataset]:
-    """A model that has seen three quarters of the training split, those, and the quarter it has not seen."""
+    """Returns a model trained on three quarters of the training split, these, and the held-out quarter."""
     dataset = load_faces(data)
     fit, held_out = train_validation_split(dataset["train"], "label", 0.25, seed=0)
     folder = work / f"{size}_fit"
@@ -88,7 +88,7 @@ def held_out_part(data: str, work: Path, size: str) -> tuple[Path, Dataset, Data
 
 
 def sweep(data: str, work: Path, size: str, settings: dict) -> None:
-    """Sparsity weight against zero groups and H, with sparsity to the end and with the survivors refitted."""
+    """Varies the sparsity weight, with sparsity to the end and with the surviving groups refitted."""
     base, fit, held_out = held_out_part(data, work, size)
     selection = GSLoraTrainingArguments.sparsity_until_epoch
     for weight, until in [*((weight, None) for weight in WEIGHTS), *((weight, selection) for weight in REFITTED)]:
@@ -99,7 +99,7 @@ def sweep(data: str, work: Path, size: str, settings: dict) -> None:
 
 
 def one(data: str, work: Path, size: str, settings: dict) -> None:
-    """The first request with the given settings."""
+    """Carries out the first request with the given settings."""
     print(json.dumps(one_run(*held_out_part(data, work, size), **settings)))
 
 
@@ -107,7 +107,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["tasks", "sweep", "one"])
     parser.add_argument("data", help="folder with train.parquet and test.parquet")
-    parser.add_argument("--work", type=Path, default=Path("runs/yale"), help="where models and results go")
+    parser.add_argument("--work", type=Path, default=Path("runs/yale"), help="folder for models and results")
     parser.add_argument("--size", choices=["base", "small"], default="base", help="width 128 or 64")
     parser.add_argument("--settings", type=json.loads, default={}, help="training arguments as JSON, not for `tasks`")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")

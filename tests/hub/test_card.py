@@ -520,12 +520,29 @@ def test_escaped_text_reads_as_it_was():
     assert cells[1] == "z"
 
 
+def test_the_card_names_the_method():
+    """Another method than GS-LoRA is named with its tasks, and only then."""
+    other = {"settings": {"config": {"r": 8}, "method": {"name": "neggrad", "share": 0.9}}}
+    assert "The adapter was trained with group-sparse LoRA (GS-LoRA, [arXiv:2403.11530]" in text_of(
+        build_card(cases.run(2), repo_id=REPO)
+    )
+    only = text_of(build_card(cases.run(2, **other), repo_id=REPO))
+    assert "The adapter was trained with the method `neggrad` by the package `gs_lora_peft`." in only
+    assert "GS-LoRA" not in only
+    both = text_of(build_card(cases.run(3, changes={2: other}), repo_id=REPO, withheld=True))
+    assert "2403.11530)) (task_001, task_003), with the method `neggrad` (task_002) by the package" in both
+    none = text_of(build_card(cases.run(0), repo_id=REPO))
+    assert "The adapter was made by the package" in none
+
+
 def test_a_template_escapes_what_it_prints():
     """Nobody has to think of it; only code and tables go through, and a value that is missing is an error."""
     values = {"title": HOSTILE, "repo": 'a"b', "base": "x`y", "active": 1, "total": 2, "scores": Table(["a"], [["*"]])}
+    values["method"] = HOSTILE
     card = render_card("adapter", ModelCardData(license="mit"), **values)
     assert card.data.license == "mit"
     assert f"# {escape_markdown(HOSTILE)}\n" in card.text
+    assert f"({escape_markdown(HOSTILE)})" in card.text
     assert 'from_pretrained(base_model, "a\\"b")' in card.text
     assert "`x'y`" in card.text
     assert "| a |\n| --- |\n| \\* |" in card.text

@@ -7,17 +7,16 @@ import pytest
 from errors import refused
 from huggingface_hub import errors
 
-from gs_lora_peft.hub.client import calls as hub_calls, calls as hub_sources
+from gs_lora_peft.hub.client import calls as hub_calls, download as hub_sources
 from gs_lora_peft.hub.client.calls import (
     HubRefusalError,
     HubUnreachableError,
-    Source,
     call_hub,
     checked_repo_id,
-    find_source,
     status_of,
     writing_api,
 )
+from gs_lora_peft.hub.client.download import Source, find_source
 
 
 @pytest.fixture

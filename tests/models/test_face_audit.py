@@ -107,9 +107,9 @@ def test_it_says_what_the_ledger_says(run, audit):
             assert found["margin"][when]["acc_retain"] <= found["cosine"][when]["acc_retain"]
         assert found["cosine"]["after"]["h_mean"] == entry.scores["after"]["h_mean"]
     last = face_predictions(forgetter.model, test, data_collator=collator, batch_size=7)
-    np.testing.assert_array_equal(audit.answers[-1].embeddings, last.embeddings)
+    np.testing.assert_array_equal(audit.predictions[-1].embeddings, last.embeddings)
     first = face_predictions(base, test, data_collator=collator, batch_size=7)
-    np.testing.assert_array_equal(audit.answers[0].embeddings, first.embeddings)
+    np.testing.assert_array_equal(audit.predictions[0].embeddings, first.embeddings)
 
 
 def test_a_margin_of_evaluation_alone(run):
@@ -152,13 +152,13 @@ def test_the_tables(audit):
 
 def first_request_only(audit, keep):
     """The audit of the first request, which forgets one person, on some of the images."""
-    answers = [FacePredictions(*(values[keep] for values in astuple(found))) for found in audit.answers[:2]]
-    return replace(audit, tasks=audit.tasks[:1], forgotten=audit.forgotten[:1], missing=[[]], answers=answers)
+    predictions = [FacePredictions(*(values[keep] for values in astuple(found))) for found in audit.predictions[:2]]
+    return replace(audit, tasks=audit.tasks[:1], forgotten=audit.forgotten[:1], missing=[[]], predictions=predictions)
 
 
 def test_one_person_alone(audit):
     """A request for one person has verification figures, and dashes are explained, with too few images as well."""
-    labels = audit.answers[0].labels
+    labels = audit.predictions[0].labels
     whole = first_request_only(audit, labels >= 0)
     found = whole.scores()["verification"]["after"]
     assert (found["forget"]["n_same"], found["forget"]["n_different"], found["forget"]["eer"]) == (6, 0, None)

@@ -1,4 +1,4 @@
-"""Is it really forgotten? What a finished run still knows, seen from outside."""
+"""Measurements and pictures of what a finished run still knows."""
 
 import lazy_loader
 

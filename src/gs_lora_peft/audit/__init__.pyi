@@ -1,4 +1,4 @@
-from .detections import draw_detections as draw_detections
+from .detections import draw_detections as draw_detections, has_objects as has_objects
 from .faces import (
     FaceAudit as FaceAudit,
     FacePredictions as FacePredictions,
@@ -17,4 +17,5 @@ __all__ = [
     "draw_face_pictures",
     "face_predictions",
     "format_face_audit",
+    "has_objects",
 ]

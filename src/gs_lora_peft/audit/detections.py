@@ -1,10 +1,10 @@
-"""What a detector finds in the same images before and after it forgot. The picture is private."""
+"""The detections of a model in the same images before and after it forgot. The picture is private."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +23,23 @@ from ..ledger import ForgettingLedger
 from ..reports import FORGOTTEN, KEPT, new_figure, own_style, png_bytes
 from .pictures import private_folder
 
-Found = list[dict[str, Tensor]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
+Detections = list[dict[str, Tensor]]  # boxes, labels and scores of each image
 
 _Confidence = Annotated[Number, Field(ge=0, le=1, description="a number in [0, 1]")]
+_INPUTS = ("pixel_values", "pixel_mask")
+
+
+class DetectionProcessor(Protocol):
+    """The image processor of a detector."""
+
+    def __call__(self, *, images: list[Any], return_tensors: str) -> Mapping[str, Tensor]: ...
+
+    def post_process_object_detection(self, outputs: Any, threshold: float, target_sizes: Tensor) -> Detections: ...
 
 
 def draw_detections(
@@ -34,29 +47,29 @@ def draw_detections(
     folder: StrPath,
     dataset: Dataset,
     *,
-    processing_class: Any,
+    processing_class: DetectionProcessor,
     image_column: str = "image",
     objects_column: str = "objects",
     threshold: float = 0.5,
     max_images: int = 4,
 ) -> Path:
     """
-    Draws what a detector finds before and after all tasks in effect, as `private_pictures/detections.png` in a folder.
+    Draws the detections of a model before and after all tasks in effect, as `private_pictures/detections.png`.
 
-    Images with objects of forgotten and of kept categories come first, then those with forgotten ones alone, evenly
-    spread over the data set. Above are the detections of the base model, below those of the model that forgot: all
-    whose confidence is above the threshold, each kind of category in a colour of its own.
+    Images with objects of forgotten and of kept categories come first, then images with forgotten ones alone, evenly
+    spread over the data set. The upper row shows the base model, the lower row the model that has forgotten, each with
+    the detections above the threshold. Forgotten and kept categories have different colours.
 
-    **The picture shows what is to be forgotten. Keep it where the data is kept, and delete it with it.** What
-    [`push_to_hub`] publishes is built from the ledger and has none of it.
+    **The picture shows what is to be forgotten. Store it with the data, and delete it with the data.**
+    [`push_to_hub`] does not publish it.
 
     Args:
         base_model (`transformers.PreTrainedModel`):
-            The detector before any task. Afterwards it has forgotten: the tasks are merged into it.
+            The detector before any task. It is changed: afterwards the tasks are merged into it.
         folder (`str` or `os.PathLike`):
-            The folder of the run.
+            The folder of the run, to which the picture is written.
         dataset (`datasets.Dataset`):
-            Images with annotated boxes, numbered as the model numbers its categories.
+            Images with annotated boxes, with the category ids of the model.
         processing_class (`transformers.BaseImageProcessor`):
             The model's image processor.
         image_column (`str`, *optional*, defaults to `"image"`):
@@ -64,18 +77,17 @@ def draw_detections(
         objects_column (`str`, *optional*, defaults to `"objects"`):
             Column of the annotated boxes.
         threshold (`float`, *optional*, defaults to 0.5):
-            Confidence from which a detection is drawn, in [0, 1].
+            Lowest confidence of a detection that is drawn, in [0, 1].
         max_images (`int`, *optional*, defaults to 4):
             The largest number of images.
 
     Returns:
-        `Path`: The file.
+        `pathlib.Path`: The file.
 
     Raises:
-        LedgerError: If the ledger does not say which categories were forgotten, or does not fit, as
-            [`load_forgotten`].
-        ValueError: If the threshold or the number of images is out of range, no image has a forgotten category, or
-            columns are missing.
+        LedgerError: If the ledger withholds the forgotten categories; otherwise as [`load_forgotten`].
+        InvalidInputError: If `threshold` or `max_images` is out of range, no image has a forgotten category, or a
+            column is missing.
         OSError: If the file could not be written.
     """
     folder = as_path(folder, "folder")
@@ -83,7 +95,7 @@ def draw_detections(
     checked("max_images", max_images, Count)
     if image_column not in dataset.column_names:
         expected = f"one of the columns {dataset.column_names}"
-        fix = f"There is no {image_column!r}: name the column of the images."
+        fix = f"There is no {image_column!r}: pass the name of the image column."
         raise InvalidInputError("image_column", image_column, expected, fix)
     forgotten = ForgettingLedger.load(folder).forgotten_classes
     rows = rows_to_show(read_annotations(dataset, objects_column), forgotten, max_images)
@@ -99,12 +111,26 @@ def draw_detections(
     return file
 
 
+def has_objects(dataset: Dataset, categories: Sequence[int], objects_column: str = "objects") -> bool:
+    """Returns whether an image has an object of one of the categories, so that [`draw_detections`] can show it.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Images with annotated boxes.
+        categories (`Sequence[int]`):
+            Ids of the categories.
+        objects_column (`str`, *optional*, defaults to `"objects"`):
+            Column of the annotated boxes.
+    """
+    return not set(categories).isdisjoint(read_annotations(dataset, objects_column).categories.tolist())
+
+
 def rows_to_show(annotations: Annotations, forgotten: Sequence[int], most: int) -> list[int]:
-    """Images that show best what was forgotten and what was not.
+    """Chooses images with objects of forgotten and of kept categories, then with forgotten ones alone.
 
     Args:
         annotations ([`Annotations`]):
-            Those of the whole data set.
+            The annotations of the whole data set.
         forgotten (`Sequence[int]`):
             Ids of the forgotten categories.
         most (`int`):
@@ -114,7 +140,7 @@ def rows_to_show(annotations: Annotations, forgotten: Sequence[int], most: int) 
         `list[int]`: Rows of the data set, ascending.
 
     Raises:
-        ValueError: If no image has an object of a forgotten category.
+        InvalidInputError: If no image has an object of a forgotten category.
     """
     gone = np.isin(annotations.categories, list(forgotten))
     with_gone, with_kept = np.unique(annotations.rows[gone]), np.unique(annotations.rows[~gone])
@@ -133,8 +159,10 @@ def _spread(rows: np.ndarray, most: int) -> list[int]:
 
 
 @torch.no_grad()
-def _detected(model: nn.Module, images: Sequence[Any], processor: Any, threshold: float) -> Found:
-    """Boxes (corners in pixels), labels and scores of each image, one at a time: nothing is padded."""
+def _detected(
+    model: nn.Module, images: Sequence[Image], processor: DetectionProcessor, threshold: float
+) -> Detections:
+    """Returns boxes (corners in pixels), labels and scores of each image. One image at a time needs no padding."""
     device = next(model.parameters()).device
     found = []
     for image in images:
@@ -145,10 +173,7 @@ def _detected(model: nn.Module, images: Sequence[Any], processor: Any, threshold
     return found
 
 
-_INPUTS = ("pixel_values", "pixel_mask")
-
-
-def _figure(images: Sequence[Any], states: tuple[Found, Found], forgotten: Sequence[int]) -> Any:
+def _figure(images: Sequence[Image], states: tuple[Detections, Detections], forgotten: Sequence[int]) -> Figure:
     from matplotlib.patches import Patch
 
     height = 2.8 * max(np.asarray(image).shape[0] / np.asarray(image).shape[1] for image in images)
@@ -169,7 +194,7 @@ def _figure(images: Sequence[Any], states: tuple[Found, Found], forgotten: Seque
     return figure
 
 
-def _draw_boxes(axes: Any, detections: dict[str, Tensor], forgotten: Sequence[int]) -> None:
+def _draw_boxes(axes: Axes, detections: dict[str, Tensor], forgotten: Sequence[int]) -> None:
     from matplotlib.patches import Rectangle
 
     for box, label in zip(detections["boxes"].tolist(), detections["labels"].tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""People before and after they were forgotten: accuracy with and without the margin, and verification."""
+"""Recognition of people before and after they were forgotten: accuracy with and without the margin, verification."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from ..metrics import continual_forgetting_scores, verification_by_role
 from ..models import FaceTransformerForRecognition
 from ..reports import Cell, Table
 
+Collator = Callable[[list[Any]], Mapping[str, torch.Tensor]]
+
 
 @dataclass(frozen=True)
 class FacePredictions:
     """
-    What a face model says about labelled images.
+    The outputs of a face model for labelled images.
 
     Attributes:
         labels (`np.ndarray`):
@@ -38,7 +40,7 @@ class FacePredictions:
         predictions (`np.ndarray`):
             Ids that the model predicts by the cosine, int64, shape `(n,)`.
         margin_predictions (`np.ndarray`):
-            The same with the margin, as the papers measure accuracy.
+            Ids that the model predicts with the margin, as the papers measure accuracy, shape `(n,)`.
     """
 
     labels: np.ndarray
@@ -50,13 +52,17 @@ class FacePredictions:
 
 @torch.no_grad()
 def face_predictions(
-    model: FaceTransformerForRecognition, dataset: Any, *, data_collator: Callable, batch_size: int = 64
+    model: FaceTransformerForRecognition,
+    dataset: Any,
+    *,
+    data_collator: Collator,
+    batch_size: int = 64,
 ) -> FacePredictions:
-    """Asks a face model about every image of a data set, in eval mode and on the model's device.
+    """Runs a face model on every image of a data set, in eval mode and on the model's device.
 
     Args:
         model ([`FaceTransformerForRecognition`]):
-            The bare model; it is left in eval mode.
+            The model without adapters. It stays in eval mode.
         dataset (map-style dataset):
             Labelled rows.
         data_collator (`Callable`):
@@ -65,10 +71,10 @@ def face_predictions(
             Number of images in a batch.
 
     Returns:
-        [`FacePredictions`]
+        [`FacePredictions`]: The outputs, in the order of the rows.
 
     Raises:
-        ValueError: If the model is not a face model, or there are no rows.
+        InvalidInputError: If the model is not a face model, or there are no rows.
     """
     if not isinstance(model, FaceTransformerForRecognition):
         expected = "a FaceTransformerForRecognition, without adapters"
@@ -91,17 +97,17 @@ def face_predictions(
 @dataclass(frozen=True)
 class FaceAudit:
     """
-    A run on a face model, looked at after each of its tasks in effect; made by [`audit_faces`].
+    The predictions of a run on a face model after each of its tasks in effect; made by [`audit_faces`].
 
     Attributes:
         tasks (`list[str]`):
             Names of the tasks in effect.
         forgotten (`list[list[int]]`):
-            Ids of the people that each of them forgot.
+            Ids of the people that each task forgot.
         missing (`list[list[int]]`):
-            Ids of the people that each of them kept without any of their training data.
-        answers (`list[FacePredictions]`):
-            Those of the base model, then of the model after each task.
+            Ids of the people that each task kept without training data of them.
+        predictions (`list[FacePredictions]`):
+            Predictions of the base model, then of the model after each task.
         has_margin (`bool`):
             Whether the head has a margin, so that accuracy can be measured with it.
     """
@@ -109,22 +115,22 @@ class FaceAudit:
     tasks: list[str]
     forgotten: list[list[int]]
     missing: list[list[int]]
-    answers: list[FacePredictions]
+    predictions: list[FacePredictions]
     has_margin: bool
 
     @property
     def everybody_forgotten(self) -> list[int]:
-        """Ids of all people that were forgotten, in the order in which they were."""
+        """Ids of all forgotten people, in the order of the tasks."""
         return [person for people in self.forgotten for person in people]
 
     def scores(self) -> dict[str, Any]:
-        """Everything in numbers, as JSON can hold it; rates as fractions from 0 to 1.
+        """Returns all scores as JSON types, with rates as fractions from 0 to 1.
 
         Returns:
-            `dict`: `tasks`, one entry each with `task`, and `cosine` and `margin` (`None` without a margin) with the.
-            scores `before` and `after` as [`continual_forgetting_scores`] gives them; and `verification` of the `base`
-            model and of the model `after` all tasks, each as [`verification_by_role`] gives it for `retain`, `forget`
-            and `forget_against_all`, where `forget` is everybody forgotten by any task.
+            `dict`: `tasks` has an entry for each task: `task` is its name; `cosine` and `margin` (`None` without a
+            margin) hold the scores `before` and `after`, see [`continual_forgetting_scores`]. `verification` has the
+            scores of the `base` model and of the model `after` all tasks, see [`verification_by_role`]; `forget` in
+            it means all people that any task forgot.
         """
         return {
             "tasks": [
@@ -136,8 +142,8 @@ class FaceAudit:
                 for number, name in enumerate(self.tasks)
             ],
             "verification": {
-                "base": self._verification(self.answers[0]),
-                "after": self._verification(self.answers[-1]),
+                "base": self._verification(self.predictions[0]),
+                "after": self._verification(self.predictions[-1]),
             },
         }
 
@@ -147,16 +153,16 @@ class FaceAudit:
             "missing_classes": self.missing[number],
             "old_classes": [person for people in self.forgotten[:number] for person in people],
         }
-        before, after = self.answers[number], self.answers[number + 1]
+        before, after = self.predictions[number], self.predictions[number + 1]
         first = continual_forgetting_scores(getattr(before, kind), before.labels, **roles)
         second = continual_forgetting_scores(
             getattr(after, kind), after.labels, accuracy_forget_before=first["acc_forget"], **roles
         )
         return {"before": first, "after": second}
 
-    def _verification(self, answers: FacePredictions) -> dict[str, Any]:
-        found = verification_by_role(answers.embeddings, answers.labels, forget_classes=self.everybody_forgotten)
-        return {role: found[role] for role in ("retain", "forget", "forget_against_all")}
+    def _verification(self, found: FacePredictions) -> dict[str, Any]:
+        scores = verification_by_role(found.embeddings, found.labels, forget_classes=self.everybody_forgotten)
+        return {role: scores[role] for role in ("retain", "forget", "forget_against_all")}
 
 
 def audit_faces(
@@ -164,42 +170,42 @@ def audit_faces(
     run: str | os.PathLike,
     dataset: Any,
     *,
-    data_collator: Callable,
+    data_collator: Collator,
     label_column: str = "label",
     batch_size: int = 64,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> FaceAudit:
     """
-    Looks at a run on a face model after each of its tasks in effect, no matter who carried it out and when.
+    Runs a face model on labelled images after each task in effect of a run.
 
     The model is rebuilt from the run's adapters, which are checked first.
 
     Args:
         base_model ([`FaceTransformerForRecognition`]):
-            The model the run was begun with; it is not changed.
+            The model before any task. It is not changed.
         run (`str` or `os.PathLike`):
             As in [`load_forgotten`]: a folder, or a repository on the Hub.
         dataset (map-style dataset):
-            Labelled images that were not trained on, of everybody.
+            Labelled images of all people that were not trained on.
         data_collator (`Callable`):
             As in [`face_predictions`].
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column of the labels. If it has names, they must be those of the model for the same ids.
         batch_size (`int`, *optional*, defaults to 64):
             As in [`face_predictions`].
-        label_column (`str`, *optional*, defaults to `"label"`):
-            Where the data have names of people, which must be those that the model has for the same ids.
         revision (`str`, *optional*):
             As in [`load_forgotten`].
         token (`str`, *optional*):
             As in [`load_forgotten`].
 
     Returns:
-        [`FaceAudit`]
+        [`FaceAudit`]: The predictions after each task.
 
     Raises:
         LedgerError: As [`load_forgotten`]; also if no task is in effect, or the ledger withholds who was forgotten.
-        ValueError: If the model is not a face model, there are no rows, or the data number people otherwise than the
-            model.
+        InvalidInputError: If the model is not a face model, there are no rows, or the data and the model have other
+            ids for the same people.
 
     Example:
         ```py
@@ -221,17 +227,20 @@ def audit_faces(
     ledger.check_base(model_identity(base_model))
     check_adapters(base_model, adapters)
     model = copy.deepcopy(base_model)
-    answers = [face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size)]
+    predictions = [face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size)]
     for adapter in adapters:
         merge_adapters(model, [adapter])
-        answers.append(face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size))
+        predictions.append(face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size))
     return FaceAudit(
         tasks=[entry.name for entry in entries],
         forgotten=[list(entry.classes or []) for entry in entries],
         missing=[list(entry.missing_classes or []) for entry in entries],
-        answers=answers,
+        predictions=predictions,
         has_margin=base_model.config.evaluation_margin > 0,
     )
+
+
+# Tables
 
 
 _ACCURACIES = {
@@ -261,22 +270,25 @@ _COMPARED = {
 
 
 def format_face_audit(audit: FaceAudit) -> str:
-    """Return two tables as plain text. Rates are in percent; people appear only by number.
+    """Returns two tables as plain text. Rates are in percent; people appear only by number.
 
     The first table has a row for each task, by the cosine and, where there is one, with the margin. Its columns are
     the accuracy on the people whom the task forgot (Acc_f), on those kept (Acc_r), on those kept without training data
     (Acc_m), on those whom earlier tasks forgot (Acc_o), and H.
 
-    The second table compares images in pairs: can the model tell whether two images show one person? Its columns are
-    the 1:1 accuracy at the best threshold (10-fold); the share of pairs of one person that are accepted (TAR), at the
+    The second table measures whether the model can verify that two images show the same person. Its columns are the
+    1:1 accuracy at the best threshold (10-fold); the share of pairs of one person that are accepted (TAR), at the
     threshold that accepts a hundredth or a thousandth of the other pairs (FAR); and the equal error rate (EER). Its
-    rows compare all people forgotten by any task among themselves; the same people against all others, forgotten or
-    kept, so that one forgotten person is enough; and all people kept among themselves. A dash stands for what cannot
-    be measured, and a line below the table gives the reason.
+    rows compare all forgotten people among themselves; all forgotten people with everyone, which needs only one
+    forgotten person; and all kept people among themselves. A dash marks a value that cannot be measured; a line below
+    the table gives the reason.
 
     Args:
         audit ([`FaceAudit`]):
             From [`audit_faces`].
+
+    Returns:
+        `str`: The tables.
     """
     scores = audit.scores()
     return f"{_accuracies(audit, scores).to_text()}\n\n{_verification(scores['verification']).to_text()}"
@@ -300,7 +312,7 @@ def _verification(scores: Mapping[str, Any]) -> Table:
             found = scores[state][role]
             rates = (found[name] for name in _VERIFICATION.values())
             rows.append([who, title, *rates, found["n_same"], found["n_different"]])
-        # Both models saw the same images, so the last row speaks for the one before.
+        # Both models saw the same images, so the reason holds for both rows.
         if reason := _why_not_measured(found):
             reasons.append(f"{who}: {reason}")
     return Table(["people compared", "model", *_VERIFICATION, "pairs of one", "of two"], rows, notes=reasons)

@@ -1,10 +1,10 @@
-"""Pictures of people before and after they were forgotten. They show faces, and are private."""
+"""Private pictures of people before and after they were forgotten."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,21 +15,19 @@ from ..io import StrPath, as_path, refuse_links, write_bytes_atomic
 from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
 from .faces import FaceAudit, FacePredictions
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 PICTURES_FOLDER = "private_pictures"
 
-
-_COLUMNS = 8  # of faces at most
-
-
-_LARGEST, _NARROWEST = 2.3, 4.2  # inches: side of a face, and width of the picture, in which its legend has room
-
-
-# A person of their own shape in the map; more people than shapes share one.
-_SHAPES = "o^sDvP*X"
+_MAX_COLUMNS = 8
+_MAX_SIDE, _MIN_WIDTH = 2.3, 4.2  # inches: side of a face, and width of the picture, which the legend needs
+_SHAPES = "o^sDvP*X"  # of people in the map; people beyond these share shapes
 
 
 def private_folder(folder: StrPath) -> Path:
-    """Makes `private_pictures` in a folder, for its owner alone; InvalidInputError if it is a link."""
+    """Makes `private_pictures` in a folder, readable only by its owner; raises InvalidInputError if it is a link."""
     folder = as_path(folder, "folder")
     refuse_links(folder, [PICTURES_FOLDER])
     place = folder / PICTURES_FOLDER
@@ -49,16 +47,15 @@ def draw_face_pictures(
     seed: int = 0,
 ) -> list[Path]:
     """
-    Draws what became of the people, into `private_pictures` in a folder.
+    Draws forgotten and kept people before and after, to `private_pictures` in a folder.
 
-    `faces.png`: up to eight people who were forgotten and as many who were kept, evenly spread over all of them, each
-    with the image whose similarity was in the middle of theirs before (of four people or fewer several images each,
-    from the least to the most similar): the cosine between its embedding and the direction that the head has for the
-    person, before and after. `embedding_map.png`: embeddings of the same images before and after in one plane, so that
-    what moved has moved. Nobody is named.
+    `faces.png` shows up to eight forgotten and eight kept people, evenly spread. Each has the image of median
+    similarity before the tasks; up to four people have several images each, from the least to the most similar. Below
+    each image is the cosine between its embedding and the direction of the person in the head, before and after.
+    `embedding_map.png` shows the embeddings of the same images before and after in one plane. No person is named.
 
-    **The pictures show faces that are to be forgotten. Keep them where the data is kept, and delete them with it.**
-    What [`push_to_hub`] publishes is built from the ledger and has none of them.
+    **The pictures show faces that are to be forgotten. Store them with the data, and delete them with the data.**
+    [`push_to_hub`] does not publish them.
 
     Args:
         audit ([`FaceAudit`]):
@@ -66,28 +63,28 @@ def draw_face_pictures(
         dataset (map-style dataset):
             The data set of the audit.
         folder (`str` or `os.PathLike`):
-            A folder, e.g. that of the run.
+            A folder, e.g. the folder of the run.
         image_column (`str`, *optional*, defaults to `"image"`):
-            Column of the images, in any form that [`to_image`] knows.
+            Column of the images, in any form that [`to_image`] accepts.
         method (`str`, *optional*, defaults to `"tsne"`):
-            `"tsne"` keeps neighbours together, `"pca"` distances.
+            `"tsne"` preserves neighbours, `"pca"` distances.
         max_images (`int`, *optional*, defaults to 1000):
-            The largest number of images in the map, chosen at random.
+            The largest number of images in the map. They are chosen at random.
         seed (`int`, *optional*, defaults to 0):
-            Seed for that choice and for t-SNE.
+            Seed for the choice of images and for t-SNE.
 
     Returns:
-        `list[Path]`: The two files.
+        `list[pathlib.Path]`: The two files.
 
     Raises:
-        ValueError: If the data set is not the audit's, has no such column, or the method is another one.
+        InvalidInputError: If `dataset` is not that of the audit or has no such column, or `method` is unknown.
         OSError: If a file could not be written.
     """
     folder = as_path(folder, "folder")
     if method not in ("tsne", "pca"):
         raise InvalidInputError("method", method, "'tsne' or 'pca'")
-    if len(dataset) != len(audit.answers[0].labels):
-        expected = f"the {len(audit.answers[0].labels)} rows of the data set that was audited"
+    if len(dataset) != len(audit.predictions[0].labels):
+        expected = f"the {len(audit.predictions[0].labels)} rows of the data set that was audited"
         raise InvalidInputError("dataset", f"{len(dataset)} rows", expected, "Pass the data set of the audit.")
     rows = _people_to_show(audit)
     named = NamedRows(dataset)
@@ -104,43 +101,43 @@ def draw_face_pictures(
 
 
 def _people_to_show(audit: FaceAudit) -> tuple[list[int], list[int]]:
-    """Rows of the data set: one image of some people forgotten, and of some kept."""
-    before = audit.answers[0]
+    """Returns rows of the data set with images of forgotten people, and of kept ones."""
+    before = audit.predictions[0]
     gone = audit.everybody_forgotten
     kept = sorted(set(before.labels.tolist()) - set(gone))
     return _typical_rows(before, gone), _typical_rows(before, kept)
 
 
-def _typical_rows(answers: FacePredictions, people: Sequence[int]) -> list[int]:
-    present = [person for person in people if (answers.labels == person).any()]
-    count = min(len(present), _COLUMNS)
+def _typical_rows(predictions: FacePredictions, people: Sequence[int]) -> list[int]:
+    present = [person for person in people if (predictions.labels == person).any()]
+    count = min(len(present), _MAX_COLUMNS)
     rows = []
     for person in (present[place * len(present) // count] for place in range(count)):
-        own = np.flatnonzero(answers.labels == person)
-        by_similarity = own[np.argsort(answers.similarities[own], kind="stable")]
-        shown = min(_COLUMNS // count, len(own))  # of few people several images each, so that the row is full
+        own = np.flatnonzero(predictions.labels == person)
+        by_similarity = own[np.argsort(predictions.similarities[own], kind="stable")]
+        shown = min(_MAX_COLUMNS // count, len(own))  # few people have several images each, to fill the row
         rows += [int(by_similarity[(2 * place + 1) * len(own) // (2 * shown)]) for place in range(shown)]
     return rows
 
 
 def _image(row: Any, column: str) -> np.ndarray:
     if column not in row:
-        fix = f"There is no {column!r}: name the column of the images."
+        fix = f"There is no {column!r}: pass the name of the image column."
         raise InvalidInputError("image_column", column, f"one of the columns {sorted(row)}", fix)
     return np.asarray(to_image(picture_cell(row, column), name=cell_name(row, column)))
 
 
-def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int, np.ndarray]) -> Any:
-    # As many columns as there are faces in the longer row: few people are shown as large as a full row of them allows.
+def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int, np.ndarray]) -> Figure:
+    # The longer row decides the number of columns, so that few faces are shown larger.
     columns = max(map(len, rows))
-    width = 1.15 * _COLUMNS + 0.4
-    side = min((width - 0.4) / columns, _LARGEST)
-    width = max(columns * side + 0.4, _NARROWEST)
+    width = 1.15 * _MAX_COLUMNS + 0.4
+    side = min((width - 0.4) / columns, _MAX_SIDE)
+    width = max(columns * side + 0.4, _MIN_WIDTH)
     figure = new_figure(width, 2 * (1.15 * side) + 2.1)
     bands = figure.subfigures(2, 1)
     titles = ("Forgotten people", "Kept people")
-    first, last = audit.answers[0], audit.answers[-1]
-    lowest = min(0.0, *(float(answers.similarities[row]) for of in rows for row in of for answers in (first, last)))
+    first, last = audit.predictions[0], audit.predictions[-1]
+    lowest = min(0.0, *(float(found.similarities[row]) for of in rows for row in of for found in (first, last)))
     for band, shown, title, colour in zip(bands, rows, titles, (FORGOTTEN, KEPT), strict=True):
         band.suptitle(title, x=0.01, ha="left", fontsize=12)
         panels = band.subplots(2, columns, height_ratios=(5 * side, 1), squeeze=False)
@@ -156,9 +153,9 @@ def _faces(audit: FaceAudit, rows: tuple[list[int], list[int]], images: dict[int
     return figure
 
 
-def _similarity_strip(axes: Any, before: float, after: float, lowest: float, colour: str) -> None:
+def _similarity_strip(axes: Axes, before: float, after: float, lowest: float, colour: str) -> None:
     axes.plot([before, after], [0, 0], color=colour, linewidth=1.5, alpha=0.5)
-    # The larger one, so that it shows around the other where both are equal.
+    # The larger point stays visible around the other if both are equal.
     axes.plot([before], [0], "o", color=colour, markerfacecolor="white", markersize=9)
     axes.plot([after], [0], "o", color=colour, markersize=5)
     axes.set(xlim=(lowest - 0.1, 1.1), ylim=(-1, 1), yticks=[])
@@ -168,7 +165,7 @@ def _similarity_strip(axes: Any, before: float, after: float, lowest: float, col
     axes.set_xlabel(f"{before:.2f} → {after:.2f}", fontsize=9, labelpad=1)
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: Figure) -> None:
     from matplotlib.lines import Line2D
 
     point: dict[str, Any] = {"marker": "o", "linestyle": "", "color": TEXT}
@@ -183,8 +180,8 @@ def _legend(figure: Any) -> None:
 # Map of embeddings
 
 
-def _map(audit: FaceAudit, method: str, max_images: int, seed: int) -> Any:
-    first, last = audit.answers[0], audit.answers[-1]
+def _map(audit: FaceAudit, method: str, max_images: int, seed: int) -> Figure:
+    first, last = audit.predictions[0], audit.predictions[-1]
     count = len(first.labels)
     rows = np.sort(np.random.default_rng(seed).permutation(count)[:max_images])
     plane = _plane(np.concatenate([first.embeddings[rows], last.embeddings[rows]]), method, seed)
@@ -207,7 +204,7 @@ def _map(audit: FaceAudit, method: str, max_images: int, seed: int) -> Any:
 
 
 def _plane(embeddings: np.ndarray, method: str, seed: int) -> np.ndarray:
-    """Directions of embeddings in two dimensions, shape `(n, 2)`."""
+    """Returns directions of embeddings in two dimensions, shape `(n, 2)`."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -218,7 +215,7 @@ def _plane(embeddings: np.ndarray, method: str, seed: int) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(directions)
 
 
-def _map_legend(figure: Any, count: int, method: str) -> None:
+def _map_legend(figure: Figure, count: int, method: str) -> None:
     from matplotlib.lines import Line2D
 
     label = "the forgotten person" if count == 1 else "forgotten people"

@@ -1,8 +1,8 @@
-"""The command `gs-lora`: what is done with finished runs, from a shell.
+"""The program `gs-lora` for finished runs, and the parts that scripts share.
 
-What takes time to import is imported inside of the commands: a shell starts the program to complete a word.
+Names are imported on first use: a shell starts the program to complete a word, and a help page must not take seconds.
 """
 
-from .program import main
+import lazy_loader
 
-__all__ = ["main"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Lists of names as one gives them on a command line."""
+"""The command that converts a face model of the papers' code."""
 
 from __future__ import annotations
 
@@ -9,36 +9,9 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InvalidInputError
 from .share import Out
 from .terminal import Json, print_result, working
-
-
-def read_names(text: str) -> list[str]:
-    """Read the names in a file, one a line, or the names themselves, split by `,`.
-
-    Args:
-        text (`str`):
-            E.g. `"people.txt"` or `"ada,bob"`. What is the path of a file is taken for it.
-
-    Returns:
-        `list[str]`: The names in order, without empty ones.
-
-    Raises:
-        ValueError: If there is neither a file nor a `,`, or the file is not UTF-8 text.
-        OSError: If the file cannot be read.
-    """
-    path = Path(os.path.expanduser(text))
-    if path.is_file():
-        try:
-            names = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"'{text}' holds no text ({error}); expected UTF-8 with one name a line.") from None
-    elif "," in text:
-        names = text.split(",")
-    else:
-        raise ValueError(f"there is no file '{text}'; expected a file with one name a line, or names split by ','.")
-    return [name.strip() for name in names if name.strip()]
-
 
 _SHOWN = (
     "image_size", "patch_size", "patch_stride", "num_hidden_layers", "hidden_size", "num_attention_heads",
@@ -46,9 +19,9 @@ _SHOWN = (
 )  # fmt: skip
 
 
-# The choices of `convert_face_checkpoint`, whose module takes seconds to import.
+# The choices of `convert_face_checkpoint`, which takes seconds to import.
 class Head(StrEnum):
-    """Heads that have the same tensors; a head with a bias is known by it."""
+    """Heads with the same tensors. A softmax head is recognised by its bias."""
 
     cosface = "cosface"
     arcface = "arcface"
@@ -56,7 +29,7 @@ class Head(StrEnum):
 
 
 class Pixels(StrEnum):
-    """Kinds of pixels that a model was trained on."""
+    """Pixel values that a model was trained on."""
 
     unit = "unit"
     symmetric = "symmetric"
@@ -86,21 +59,21 @@ def convert_face(
         Pixels,
         typer.Option(
             metavar="KIND",
-            help="What it was trained on: RGB in [0, 1] (unit), in [-1, 1] (symmetric) or in [0, 255] (bytes), or "
-            "grey images of mean 0 and deviation 1 (standardized).",
+            help="Pixel values that the model was trained on: RGB in [0, 1] (unit), [-1, 1] (symmetric) or [0, 255] "
+            "(bytes), or grey images of mean 0 and deviation 1 (standardized).",
         ),
     ] = Pixels.unit,
     label_names: Annotated[
         str | None,
         typer.Option(
-            metavar="NAMES", help="Names of the people in the order of their ids: a file, one a line, or a,b,c."
+            metavar="NAMES", help="Names of the people in the order of their ids: a file, one name a line, or a,b,c."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Convert a face model of the papers' code to a folder that transformers loads, and print the folder.
 
-    The file is read as plain tensors; nothing in it is executed. A file that is something else is refused.
+    The file is read as plain tensors, and no code in it is executed. Other files are refused.
     """
     with working(f"Converting {checkpoint}"):
         names = None if label_names is None else read_names(label_names)
@@ -128,3 +101,32 @@ def convert_face(
         **{name: getattr(config, name) for name in _SHOWN},
     }
     print_result(as_json, document, os.fspath(folder))
+
+
+def read_names(text: str) -> list[str]:
+    """Reads names from a file, one a line, or from text, split by `,`.
+
+    Args:
+        text (`str`):
+            The path of a file, or names, e.g. `"people.txt"` or `"ada,bob"`. An existing file takes precedence.
+
+    Returns:
+        `list[str]`: The names in order, without empty ones.
+
+    Raises:
+        InvalidInputError: If there is no such file and no `,` in the text, or the file is not UTF-8 text.
+        OSError: If the file cannot be read.
+    """
+    path = Path(os.path.expanduser(text))
+    if path.is_file():
+        try:
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            expected = f"UTF-8 text with one name a line ({error})"
+            raise InvalidInputError("names", text, expected, "Save the file as UTF-8.") from None
+    elif "," in text:
+        names = text.split(",")
+    else:
+        fix = f"There is no file '{text}'."
+        raise InvalidInputError("names", text, "a file with one name a line, or names split by ','", fix)
+    return [name.strip() for name in names if name.strip()]

@@ -1,4 +1,4 @@
-"""Commands that change nothing: show and verify."""
+"""The commands that change nothing: show and verify."""
 
 from __future__ import annotations
 
@@ -22,8 +22,71 @@ from ..ledger import (
 from .terminal import Json, Revision, Run, Token, print_json, print_result, printable, working
 
 
-def print_ledger(ledger: ForgettingLedger) -> None:
-    """Print the base model, one row for each task, and what is not as asked for, in 80 columns."""
+def show(run: Run, revision: Revision = None, token: Token = None, as_json: Json = False) -> None:
+    """Show what a run has forgotten: its ledger as a table.
+
+    The exit code is 3 if the classes of a request are not forgotten, or are recognised again.
+    """
+    from ..hub import resolve_run_folder
+
+    ledger = ForgettingLedger.load(resolve_run_folder(run, tasks=0, revision=revision, token=token))
+    if as_json:
+        print_json({"folder": str(ledger.folder), **_outcome(ledger), "ledger": ledger.to_dict()})
+    else:
+        _print_ledger(ledger)
+    if status := exit_status(ledger):
+        raise typer.Exit(status)
+
+
+def verify(
+    run: Run,
+    base_model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Folder or Hub id of the base model, to check its weights too."),
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Check a run: its ledger, the hashes of its files, the adapter of all tasks together, and the base model.
+
+    The exit code is 1 if anything differs from the ledger, else 3 if a request is not forgotten by its scores.
+    """
+    with working(f"Checking {run}"):
+        from ..hub import fetch_repository, folder_or_fetched, verify_repository
+
+        folder = folder_or_fetched(
+            run, lambda repo_id: fetch_repository(repo_id, revision=revision, token=token), revision
+        )
+        report = verify_repository(folder, base_model, token=token)
+    if report.problems:
+        lines = [f"{len(report.problems)} problem(s):", *report.problems]
+    else:
+        lines = [
+            f"{'Files and ledger agree' if report.forgotten is False else 'All is well'}: {len(report.tasks)} task(s) "
+            f"in effect, {len(report.files)} file(s) with the right hashes."
+        ]
+    if report.root_checked:
+        lossy = f", recompressed in {len(report.recompressed)} layer(s)" if report.recompressed else ""
+        lines.append(
+            "The adapter in the root was compared with the sum of the tasks: relative error "
+            f"{report.relative_error:.1e}{lossy}."
+        )
+    lines.append(
+        "The base model was compared with the ledger's fingerprint."
+        if report.base_checked
+        else "No base model was compared (--base-model)."
+    )
+    lines += report.remarks
+    print_result(as_json, {"ok": not report.problems, **dataclasses.asdict(report)}, "\n".join(lines))
+    if report.problems:
+        raise typer.Exit(1)
+    if report.forgotten is False:
+        raise typer.Exit(NOT_FORGOTTEN_STATUS)
+
+
+def _print_ledger(ledger: ForgettingLedger) -> None:
+    """Prints the base model, a row for each task, and sentences on tasks that are not forgotten, in 80 columns."""
     console = Console(highlight=False)
     for line in _about(ledger):
         console.print(Text(printable(line)), soft_wrap=True)
@@ -55,26 +118,8 @@ def _about(ledger: ForgettingLedger) -> list[str]:
     return lines
 
 
-def show(run: Run, revision: Revision = None, token: Token = None, as_json: Json = False) -> None:
-    """Show what a run has forgotten: its ledger as a table.
-
-    Exit code 3 if the classes of a request are not forgotten, or are recognised again.
-    """
-    from ..hub import resolve_run_folder
-
-    ledger = ForgettingLedger.load(resolve_run_folder(run, tasks=0, revision=revision, token=token))
-    if as_json:
-        print_json({"folder": str(ledger.folder), **_outcome(ledger), "ledger": ledger.to_dict()})
-    else:
-        pass
-
-        print_ledger(ledger)
-    if status := exit_status(ledger):
-        raise typer.Exit(status)
-
-
 def _outcome(ledger: ForgettingLedger) -> dict[str, Any]:
-    """For machines: whether all is forgotten, the state of each task in effect, and in words what is not right."""
+    """Returns for JSON whether all is forgotten, the state of each task in effect, and remarks in words."""
     states = task_states(ledger.tasks)
     return {
         "forgotten": all_forgotten(ledger.tasks),
@@ -90,50 +135,3 @@ def _outcome(ledger: ForgettingLedger) -> dict[str, Any]:
         },
         "remarks": [*not_forgotten(ledger), *doubts(ledger)],
     }
-
-
-def verify(
-    run: Run,
-    base_model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Folder or Hub id of the base model, to compare its weights as well."),
-    ] = None,
-    revision: Revision = None,
-    token: Token = None,
-    as_json: Json = False,
-) -> None:
-    """Check a run: its ledger, the hashes of its files, the adapter of all tasks together, and the base model.
-
-    Exit code 1 if anything is not as the ledger says, else 3 if a request is not forgotten by what the ledger says.
-    """
-    with working(f"Checking {run}"):
-        from ..hub import fetch_repository, folder_or_fetched, verify_repository
-
-        folder = folder_or_fetched(
-            run, lambda repo_id: fetch_repository(repo_id, revision=revision, token=token), revision
-        )
-        report = verify_repository(folder, base_model, token=token)
-    if report.problems:
-        lines = [f"{len(report.problems)} problem(s):", *report.problems]
-    else:
-        lines = [
-            f"{'Files and ledger agree' if report.forgotten is False else 'All is well'}: {len(report.tasks)} task(s) "
-            f"in effect, {len(report.files)} file(s) with the right hashes."
-        ]
-    if report.root_checked:
-        kept = f", recompressed in {len(report.recompressed)} layer(s)" if report.recompressed else ""
-        lines.append(
-            "The adapter in the root was compared with the sum of the tasks: relative error "
-            f"{report.relative_error:.1e}{kept}."
-        )
-    lines.append(
-        "The base model was compared with the ledger's fingerprint."
-        if report.base_checked
-        else "No base model was compared (--base-model)."
-    )
-    lines += report.remarks
-    print_result(as_json, {"ok": not report.problems, **dataclasses.asdict(report)}, "\n".join(lines))
-    if report.problems:
-        raise typer.Exit(1)
-    if report.forgotten is False:
-        raise typer.Exit(NOT_FORGOTTEN_STATUS)

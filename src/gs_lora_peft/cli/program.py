@@ -1,4 +1,4 @@
-"""The program as a whole: its commands, its help, and how it ends."""
+"""The program `gs-lora`: its commands, its help and its exit codes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .share import export, merge, pull, push, revoke
 from .terminal import TRACEBACK_VARIABLE, print_error, traceback_wanted
 
 _EXIT_CODES = (
-    "Exit codes: 0 if all went well; 1 if a check failed, or something was refused or broke off; 2 if the command "
-    "line is wrong; 3 if 'show' or 'verify' find that what was to be forgotten is not, of which the others warn. With "
+    "Exit codes: 0 if all went well; 1 if a check failed, or the command was refused or failed; 2 if the command line "
+    "is wrong; 3 if 'show' or 'verify' find a request that is not forgotten, of which other commands warn. With "
     "--json, stdout is one JSON document in all of these cases: the result, or an object with the key 'error'. "
-    "Everything else (progress, warnings) goes to stderr."
+    "Progress and warnings go to stderr."
 )
 
 
@@ -53,23 +53,28 @@ def program(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
     ] = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", help=f"Show where an error came from; so does {TRACEBACK_VARIABLE}=1.")
+        bool, typer.Option("--traceback", help=f"Show the traceback of an error; so does {TRACEBACK_VARIABLE}=1.")
     ] = False,
 ) -> None:
-    """Show, check, export, merge and share runs in which a model has forgotten."""
+    """Show, check, export, merge and share the runs of models that have forgotten."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command line, by default that of the process, and ends the process."""
+    """Runs a command line and ends the process.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*):
+            By default the command line of the process.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a class may be named in letters that the terminal does not have
+        if hasattr(stream, "reconfigure"):  # the name of a class may have letters that the terminal lacks
             stream.reconfigure(errors="backslashreplace")
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries, meant for programmers
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries, for programmers
     warnings.showwarning = _print_warning
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the result has seen enough
+    except BrokenPipeError:  # the reader of the result has closed it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         code = 1
     sys.exit(code)
@@ -77,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     try:
-        # With `standalone_mode` typer would print errors and end the process by itself.
+        # With `standalone_mode` typer prints errors and ends the process itself.
         return get_command(app).main(arguments, prog_name="gs-lora", standalone_mode=False) or 0
     except BrokenPipeError:
         raise

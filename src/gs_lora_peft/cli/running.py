@@ -1,4 +1,4 @@
-"""What scripts that forget share: model and data sources, a forgetter, requests, publishing."""
+"""The steps that scripts share: load model and data, make a forgetter, carry out requests, publish."""
 
 from __future__ import annotations
 
@@ -7,32 +7,50 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
-from datasets import DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.naming import camelcase_to_snakecase
+from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from ..data import EVALUATION_SPLITS, evaluation_split
+from ..data import EVALUATION_SPLITS, evaluation_split, resolve_classes
 from ..errors import InvalidInputError
 from ..hub import find_source, push_to_hub
 from ..ledger import ForgetRequest
 from ..runs import ContinualForgetter
 from ..training import GSLoraTrainingArguments, repo_to_publish_in
 from ..tuner import GSLoraConfig
-from .settings import AdapterArguments, RepeatArguments, missing_classes
+from .settings import AdapterArguments, RunArguments, missing_classes
 
 _CARD = "README.md"
 
 
-def model_source(script: Any) -> dict[str, Any]:
-    """Where the model of `--model_name_or_path` is, as `from_pretrained` takes it.
+class ModelOptions(Protocol):
+    """Options of a script that name its model."""
+
+    model_name_or_path: Any
+    model_revision: str | None
+
+
+class DataOptions(Protocol):
+    """Options of a script that name its data."""
+
+    dataset_name: Any
+    dataset_config_name: str | None
+    train_split: str
+    test_split: str | None
+    image_column: str
+
+
+def model_source(script: ModelOptions) -> dict[str, Any]:
+    """Returns keyword arguments of `from_pretrained` for the model of `--model_name_or_path`.
 
     Raises:
         InvalidInputError: If there is neither a folder nor a repository of that name, or `--model_revision` is given
             with a folder.
-        ConnectionError: If the Hub cannot be reached, and the cache does not hold the model.
+        ConnectionError: If the Hub is out of reach, and the cache does not hold the model.
     """
     name, revision = script.model_name_or_path, script.model_revision
     found = find_source(name, "--model_name_or_path", "the folder of a model", filename=CONFIG_NAME, revision=revision)
@@ -45,13 +63,13 @@ def model_source(script: Any) -> dict[str, Any]:
     }
 
 
-def load_data(script: Any) -> DatasetDict:
-    """Train and test split of `--dataset_name`; the column of the images is called "image".
+def load_data(script: DataOptions) -> DatasetDict:
+    """Loads the train and test split of `--dataset_name`. The column of the images becomes "image".
 
     Raises:
-        InvalidInputError: If there is neither such a folder or file nor such a repository, a split or the column of
-            the images is missing, or an option is given that has no effect on these data.
-        ConnectionError: If the Hub cannot be reached, and the cache does not hold the data.
+        InvalidInputError: If there is neither a folder or file nor a repository of that name, a split or the column
+            of the images is missing, or an option is given that has no effect on these data.
+        ConnectionError: If the Hub is out of reach, and the cache does not hold the data.
     """
     dataset = _read(script)
     test = script.test_split or evaluation_split(dataset)
@@ -62,7 +80,7 @@ def load_data(script: Any) -> DatasetDict:
             f"{script.train_split!r} to train on and "
             f"{script.test_split or ' or '.join(map(repr, EVALUATION_SPLITS))} to score on",
             f"Set --train_split and --test_split. Without other data, --test_split {script.train_split} scores on the "
-            "training data, and says so.",
+            "training data, and the table says so.",
         )
     chosen = DatasetDict(train=dataset[script.train_split], test=dataset[test])
     return DatasetDict({split: _with_image(part, script.image_column) for split, part in chosen.items()})
@@ -75,9 +93,9 @@ def refuse_ignored(settings: Any, names: Iterable[str], why: str) -> None:
         settings (a dataclass):
             The options.
         names (`Iterable[str]`):
-            Those that have no effect.
+            Names of the options that have no effect.
         why (`str`):
-            Why not, for the error.
+            The reason, for the error.
 
     Raises:
         InvalidInputError: If one of them differs from its default.
@@ -86,11 +104,11 @@ def refuse_ignored(settings: Any, names: Iterable[str], why: str) -> None:
     if ignored := [name for name in names if getattr(settings, name) != defaults[name]]:
         first = ignored[0]
         expected = f"its default, {defaults[first]!r}, because {why}"
-        fix = f"Leave out {', '.join(f'--{name}' for name in ignored)}."
+        fix = f"Omit {', '.join(f'--{name}' for name in ignored)}."
         raise InvalidInputError(f"--{first}", getattr(settings, first), expected, fix)
 
 
-def _read(script: Any) -> DatasetDict:
+def _read(script: DataOptions) -> DatasetDict:
     found = find_source(
         script.dataset_name,
         "--dataset_name",
@@ -112,7 +130,7 @@ def _read(script: Any) -> DatasetDict:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Lets `load_dataset` look in its cache at once. By itself it tries to reach the Hub for half a minute first."""
+    """Makes `load_dataset` use its cache at once. Otherwise it first tries to reach the Hub for half a minute."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True
     try:
@@ -122,45 +140,45 @@ def _offline() -> Iterator[None]:
 
 
 def _is_cached(repo_id: str) -> bool:
-    """Whether `load_dataset` finds a data set without the Hub: it looks for what it prepared before."""
+    """Returns whether `load_dataset` has prepared a data set before, and finds it without the Hub."""
     *organisation, name = repo_id.split("/")
     folder = "___".join([*organisation, camelcase_to_snakecase(name)])
     prepared = Path(datasets.config.HF_DATASETS_CACHE, folder).expanduser().glob("*/*/*")
     return any(path.is_dir() for path in prepared)
 
 
-def _with_image(dataset: Any, column: str) -> Any:
+def _with_image(dataset: Dataset, column: str) -> Dataset:
     if column not in dataset.column_names:
         fix = "Name the column of the images."
         raise InvalidInputError("--image_column", column, f"one of the columns {dataset.column_names}", fix)
     if column == "image":
         return dataset
-    unused = [name for name in dataset.column_names if name == "image"]  # it would be in the way
+    unused = [name for name in dataset.column_names if name == "image"]  # renaming needs the name
     return dataset.remove_columns(unused).rename_column(column, "image")
 
 
 def make_forgetter(
-    script: Any,
+    script: RunArguments,
     adapter: AdapterArguments,
     args: GSLoraTrainingArguments,
-    model: Any,
+    model: PreTrainedModel,
     dataset: DatasetDict,
     label_column: str,
     processor: Any,
 ) -> ContinualForgetter:
-    """A forgetter with the settings of a script.
+    """Makes a forgetter with the settings of a script.
 
     Args:
-        script (a dataclass):
-            The options of the script; `replay_ratio`, `shots` and `missing` are read.
+        script ([`RunArguments`]):
+            The options of the script.
         adapter ([`AdapterArguments`]):
             The adapter of each task.
         args ([`GSLoraTrainingArguments`]):
-            The training; its `output_dir` is the folder of the run. Publishing is left to [`publish_if_asked`].
+            The training. `output_dir` is the folder of the run. [`publish_if_asked`] publishes it, not the trainer.
         model (`transformers.PreTrainedModel`):
             The base model.
         dataset (`datasets.DatasetDict`):
-            A train and a test split.
+            The data, with a train and a test split.
         label_column (`str`):
             The column of the labels, or of the annotated boxes.
         processor (*optional*):
@@ -182,25 +200,48 @@ def make_forgetter(
     )
 
 
-def task_to_redo(script: RepeatArguments) -> str | None:
-    """The task that `--redo` names; `None` for the last one."""
-    return None if script.redo == "last" else script.redo
-
-
 def carry_out(
     forgetter: ContinualForgetter,
     requests: Sequence[ForgetRequest],
-    script: RepeatArguments,
+    script: RunArguments,
     args: Sequence[GSLoraTrainingArguments] | None = None,
 ) -> None:
-    """Carries out `--redo`, then the requests, with `--keep`; `args` are the training arguments of each request."""
+    """Carries out requests, after `--redo` and with `--keep`.
+
+    Args:
+        forgetter ([`ContinualForgetter`]):
+            The forgetter.
+        requests (`Sequence[ForgetRequest]`):
+            All requests of the run; those that are done are skipped.
+        script ([`RunArguments`]):
+            The options of the script.
+        args (`Sequence[GSLoraTrainingArguments]`, *optional*):
+            The training of each request; by default that of the forgetter for all.
+
+    Raises:
+        LedgerError, ValueError, OSError: As [`~ContinualForgetter.redo`] and [`~ContinualForgetter.run`].
+    """
     if script.redo is not None:
-        forgetter.redo(task_to_redo(script))
+        if args is not None:
+            forgetter.recipe.args = _args_of_last(forgetter, requests, args)
+        forgetter.redo(None if script.redo == "last" else script.redo)
     forgetter.run(requests, keep=script.keep or script.redo is not None, args=args)
 
 
+def _args_of_last(
+    forgetter: ContinualForgetter, requests: Sequence[ForgetRequest], args: Sequence[GSLoraTrainingArguments]
+) -> GSLoraTrainingArguments:
+    """Returns the training of the request that the last task in effect carried out, which alone can be redone."""
+    tasks = forgetter.ledger.active_tasks
+    classes = set(tasks[-1].classes or ()) if tasks else set()
+    for request, own in zip(requests, args, strict=True):
+        if set(resolve_classes(request.classes, names=forgetter.label_names)) == classes:
+            return own
+    return forgetter.recipe.args
+
+
 def publish_if_asked(args: GSLoraTrainingArguments) -> None:
-    """`--push_to_hub`: publishes the whole run, private unless asked otherwise, and prints the address."""
+    """Publishes the whole run if `--push_to_hub` is given, and prints the address. By default it is private."""
     if args.push_to_hub:
         repo_id = repo_to_publish_in(args)
         private = args.hub_private_repo is not False

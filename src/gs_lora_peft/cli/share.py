@@ -1,4 +1,4 @@
-"""Commands that exchange runs with the Hub, or write to folders."""
+"""The commands that exchange runs with the Hub, write them to folders, or change their ledger."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .terminal import (
 )
 
 RepoId = Annotated[str, typer.Argument(metavar="REPO_ID", help="Repository on the Hub, as 'organisation/name'.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder to make; a folder that holds files is refused.")]
 
 
 def push(
@@ -42,7 +43,7 @@ def push(
         bool | None,
         typer.Option(
             "--withhold-classes/--name-classes",
-            help="Whether no file names a class. By default as it was published before, else classes are named.",
+            help="Whether to withhold the names of classes. By default as in the last publication, else not.",
             show_default=False,
         ),
     ] = None,
@@ -52,9 +53,9 @@ def push(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Publish a run in one commit, or what is new in it, and print the commit's address.
+    """Publish a run, or its changes, in one commit, and print the commit's address.
 
-    The repository is private unless asked otherwise. 'gs-lora export --repository' shows what would be published.
+    The repository is private by default. 'gs-lora export --repository' shows what would be published.
     """
     with working(f"Publishing {run} in {repo_id}"):
         from ..hub import push_to_hub
@@ -80,7 +81,7 @@ def pull(
         str | None,
         typer.Argument(
             metavar="FOLDER",
-            help="A new folder, or one with another state of the run. By default the last part of REPO_ID.",
+            help="A new folder, or a folder with another state of the run. By default the last part of REPO_ID.",
             show_default=False,
         ),
     ] = None,
@@ -88,7 +89,7 @@ def pull(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a published run into a folder in which one can go on with it, and print the folder.
+    """Download a published run to a folder in which it can be continued, and print the folder.
 
     ContinualForgetter carries out the next request there, and 'gs-lora push' publishes it.
     """
@@ -100,16 +101,13 @@ def pull(
     print_result(as_json, {"folder": os.fspath(place), "tasks": tasks}, os.fspath(place))
 
 
-Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder to make; one that holds files is refused.")]
-
-
 def export(
     run: Run,
     out: Out,
     tasks: Tasks = None,
     max_rank: MaxRank = None,
     repository: Annotated[
-        bool, typer.Option("--repository", help="Write all that 'gs-lora push' would publish of the run in a folder.")
+        bool, typer.Option("--repository", help="Write everything that 'gs-lora push' would publish of the run.")
     ] = False,
     repo_id: Annotated[
         str | None, typer.Option(metavar="REPO_ID", help="Name of the repository, for its card (with --repository).")
@@ -118,7 +116,7 @@ def export(
         bool | None,
         typer.Option(
             "--withhold-classes/--name-classes",
-            help="Whether no file names a class (with --repository). By default as it was published before.",
+            help="Whether to withhold the names of classes (with --repository). By default as published before.",
             show_default=False,
         ),
     ] = None,
@@ -130,11 +128,11 @@ def export(
 ) -> None:
     """Write a run, or some of its tasks, as one plain LoRA adapter, and print its folder.
 
-    Stock PEFT loads it. With --repository it comes with ledger, card, pictures and the adapters of single tasks.
+    Stock PEFT loads it. With --repository the folder also has ledger, card, pictures and the adapters of single tasks.
     """
     of_adapter, of_repository = (tasks, revision, token), (repo_id, withhold_classes, dataset, license)
     if repository and any(value is not None for value in of_adapter):
-        raise typer.BadParameter("--repository goes without --tasks, --revision and --token.")
+        raise typer.BadParameter("--repository cannot be combined with --tasks, --revision or --token.")
     if not repository and any(value is not None for value in of_repository):
         raise typer.BadParameter(
             "--repo-id, --withhold-classes, --name-classes, --dataset and --license need --repository."
@@ -162,20 +160,20 @@ def merge(
     out: Out,
     base_model: Annotated[
         str,
-        typer.Option(metavar="MODEL", help="Folder or Hub id of the base model; 'gs-lora show' says which it is."),
+        typer.Option(metavar="MODEL", help="Folder or Hub id of the base model, which 'gs-lora show' names."),
     ],
     tasks: Tasks = None,
     push_to: Annotated[
-        str | None, typer.Option(metavar="REPO_ID", help="New repository in which the model is published as well.")
+        str | None, typer.Option(metavar="REPO_ID", help="New repository, to publish the model as well.")
     ] = None,
     private: Private = True,
     revision: Revision = None,
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Write a full model that has forgotten, without the weights that still knew, and print its folder.
+    """Write a full model that has forgotten, and print its folder.
 
-    The base model with an adapter still holds what was forgotten. This model, shared alone, does not.
+    A base model with an adapter still holds what was forgotten. This model, shared alone, does not.
     """
     with working(f"Merging {run} into {base_model}"):
         from ..hub import merge_forgotten
@@ -189,12 +187,12 @@ def merge(
 def revoke(
     run: RunFolder,
     task: Task,
-    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why; it is written to the ledger.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Reason, for the ledger.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Take a request back: its task is no longer loaded, merged or published. Its files stay.
+    """Revoke a request: its task is no longer loaded, merged or published. Its files stay.
 
-    Its effect on the model is not measured here, because that needs data; ContinualForgetter.revoke measures it.
+    The effect on the model is not measured, because that needs data. ContinualForgetter.revoke measures it.
     """
     ledger = ForgettingLedger.load(run)
     with ledger.changes():
@@ -203,6 +201,6 @@ def revoke(
     print_result(
         as_json,
         {"task": entry.name, "revocation": entry.revocation, "measured": False, "tasks": remain},
-        f"{entry.name} is revoked; in effect remain: {', '.join(remain) or 'none'}.\nWhat that does to the accuracy "
-        "was not measured. What was published changes with the next 'gs-lora push'.",
+        f"{entry.name} is revoked; in effect remain: {', '.join(remain) or 'none'}.\nThe effect on the accuracy was "
+        "not measured. The next 'gs-lora push' changes the published run.",
     )

@@ -1,4 +1,4 @@
-"""Options that commands share, what is printed, and how a program ends."""
+"""Options that commands share, printing, and the end of a script."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from ..errors import InvalidInputError
 from ..io import visible
 from ..ledger import ForgettingLedger
 
+# Options
+
 
 def _parsed_tasks(text: str) -> int | Sequence[str]:
     return int(text) if text.isascii() and text.isdigit() else [name.strip() for name in text.split(",")]
 
 
 def _tasks_in_effect(ctx: typer.Context, incomplete: str) -> list[str]:
-    """For the completion of a shell: the tasks of the run that was typed before."""
+    """Returns the tasks of the run on the command line, for the completion of a shell."""
     try:
         names = [entry.name for entry in ForgettingLedger.load(ctx.params["run"]).active_tasks]
     except (OSError, ValueError, KeyError, TypeError):
@@ -33,70 +35,64 @@ def _tasks_in_effect(ctx: typer.Context, incomplete: str) -> list[str]:
 
 Run = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="Folder of a run, or a repository on the Hub. A folder that exists wins."),
+    typer.Argument(metavar="RUN", help="Folder of a run, or a repository on the Hub. A folder takes precedence."),
 ]
-
 
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")]
 
-
 Task = Annotated[str, typer.Argument(metavar="TASK", help="The task, as task_002.", autocompletion=_tasks_in_effect)]
-
 
 Tasks = Annotated[
     Any,  # int | Sequence[str] | None, which typer does not know
     typer.Option(
         metavar="TASKS",
-        help="The first so many tasks in effect, or some by name, as task_001,task_003. By default all.",
+        help="Number of tasks in effect, from the first, or names, as task_001,task_003. By default all.",
         parser=_parsed_tasks,
     ),
 ]
-
 
 Revision = Annotated[
     str | None, typer.Option(metavar="REVISION", help="Branch, tag or commit of the repository; by default main.")
 ]
 
-
 Token = Annotated[
-    str | None, typer.Option(metavar="TOKEN", help="For the Hub; by default HF_TOKEN or that of 'hf auth login'.")
+    str | None,
+    typer.Option(metavar="TOKEN", help="Token for the Hub; by default HF_TOKEN or that of 'hf auth login'."),
 ]
-
 
 MaxRank = Annotated[
     int | None,
-    typer.Option(metavar="RANK", help="Largest rank in a layer; more is recompressed. By default it is exact."),
+    typer.Option(metavar="RANK", help="Largest rank in a layer; a larger one is recompressed. By default exact."),
 ]
 
-
-Private = Annotated[bool, typer.Option("--private/--public", help="Visibility of a repository that is made.")]
-
+Private = Annotated[bool, typer.Option("--private/--public", help="Visibility of a new repository.")]
 
 Dataset = Annotated[str | None, typer.Option(metavar="ID", help="Hub id of the data set, for the card.")]
 
-
 License = Annotated[str | None, typer.Option(metavar="NAME", help="License of the base model, for the card.")]
-
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 
 
-# In the environment, it works wherever the command line is out of reach.
+# Printing
+
+
+# An environment variable also works for scripts.
 TRACEBACK_VARIABLE = "GS_LORA_TRACEBACK"
 
 
 def traceback_wanted() -> bool:
-    """Whether the environment asks for tracebacks."""
+    """Returns whether the environment asks for tracebacks."""
     return os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
 
 
 def printable(text: str) -> str:
-    """The text with every character escaped that could move a terminal's cursor or turn its text around."""
+    """Returns the text with escapes for characters that move a terminal's cursor or change the direction of text."""
     return visible(text, keep="\n")
 
 
 def print_result(as_json: bool, document: Mapping[str, Any], text: str) -> None:
-    """Prints what came of a command, for machines or for people."""
+    """Prints the result of a command: `document` as JSON, or `text`."""
     if as_json:
         print_json(document)
     else:
@@ -104,16 +100,16 @@ def print_result(as_json: bool, document: Mapping[str, Any], text: str) -> None:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Prints a document in ASCII, which every program reads alike."""
+    """Prints a document as JSON in ASCII, which needs no encoding."""
     print(json.dumps(document, indent=2))
 
 
 def print_error(error: Exception, as_json: bool) -> int:
-    """Prints an error in one message; returns the exit code that goes with it."""
-    usage: Any = error if hasattr(error, "format_message") else None  # typer's word for a wrong command line
+    """Prints an error as one message; returns its exit code."""
+    usage: Any = error if hasattr(error, "format_message") else None  # typer's error of a wrong command line
     message = usage.format_message() if usage else str(error)
     if not usage and not isinstance(error, (ValueError, OSError)):
-        message = f"{type(error).__name__}: {message} (GS_LORA_TRACEBACK=1 shows where it came from)"
+        message = f"{type(error).__name__}: {message} (GS_LORA_TRACEBACK=1 shows the traceback)"
     if as_json:
         print_json({"error": {"type": type(error).__name__, "message": message}})
     elif usage:
@@ -125,23 +121,20 @@ def print_error(error: Exception, as_json: bool) -> int:
 
 @contextmanager
 def working(message: str) -> Iterator[None]:
-    """Says on a terminal what takes its time, and keeps everything that libraries print out of the result."""
+    """Prints a message on a terminal, and keeps the output of libraries out of stdout during the block."""
     if sys.stderr.isatty():
         print(f"{printable(message)} ...", file=sys.stderr)
     with redirect_stdout(sys.stderr):
         yield
 
 
+# The end of a script
+
+
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-
-
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun"}
-
-
 _LAUNCHING_MODULES = {"accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run"}
-
-
-# Waits for the end of a process, a minute at most, and prints a line.
+# Waits at most a minute for the end of a process, and prints a line.
 _REPEAT = """
 import os, select, sys
 try:
@@ -155,17 +148,16 @@ print(sys.argv[2], file=sys.stderr, flush=True)
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Runs the main function of a script and ends the process.
 
-    Errors that a user can correct (`ValueError`, and `OSError`, e.g. if the Hub cannot be reached) end in one line on
-    stderr and exit code 1, without a traceback unless `GS_LORA_TRACEBACK=1`. Any other error keeps its traceback,
-    because it is a fault of the program. Launchers print a traceback of their own if a script fails. On Linux the line
-    is printed once more after it, so that it is the last one. `accelerate launch` and `torchrun` themselves end with 1
-    for every exit code but 0.
+    An error that a user can correct (`ValueError` or `OSError`, e.g. an unreachable Hub) is printed as one line on
+    stderr, with exit code 1, and with its traceback if `GS_LORA_TRACEBACK=1`. Other errors keep their traceback. If a
+    script fails, launchers print their own traceback; on Linux the line is then printed again as the last one.
+    `accelerate launch` and `torchrun` end with 1 for every exit code but 0.
 
     Several processes without an accelerator train together on the CPU, also without `--use_cpu true`.
 
     Args:
         main (`Callable`):
-            What to run. It may return an exit code; `None` is 0.
+            The main function. It may return an exit code; `None` is 0.
     """
     from ..ledger import NOT_FORGOTTEN_STATUS
 
@@ -174,7 +166,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         code = main() or 0
         _leave_the_others()
         if code == NOT_FORGOTTEN_STATUS:
-            say_last("Not everything is forgotten: the lines below the table say what is still recognised.")
+            say_last("Not everything is forgotten: the lines below the table name what is still recognised.")
     except KeyboardInterrupt:
         if traceback_wanted():
             raise
@@ -189,14 +181,14 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _join_cpu_processes() -> None:
-    """Lets several CPU processes train together: accelerate would let each train alone, without a word."""
+    """Makes several CPU processes train together. Without this, accelerate lets each train alone, silently."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch
 
         if not torch.accelerator.is_available():
             os.environ["ACCELERATE_USE_CPU"] = "true"
         return
-    # accelerate (1.15) sets an address for several CPU processes, but without MPI it starts a single one.
+    # accelerate (1.15) sets an address for several CPU processes, but starts only one without MPI.
     prepared = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
     if prepared and not any(name in os.environ for name in _MPI_SIZES):
         raise InvalidInputError(
@@ -208,7 +200,7 @@ def _join_cpu_processes() -> None:
 
 
 def _leave_the_others() -> None:
-    """Ends the process group. Threads of it that still run when the interpreter ends abort the process (SIGABRT)."""
+    """Ends the process group. Threads that it leaves running would abort the process at its end (SIGABRT)."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -216,12 +208,12 @@ def _leave_the_others() -> None:
 
 
 def say_last(line: str) -> None:
-    """Prints a line on stderr, and again after the output of the launcher of this process."""
+    """Prints a line on stderr, and again after the output of this process's launcher."""
     rank = int(os.environ.get("RANK", "0"))
     sys.stdout.flush()
     print(line if rank == 0 else f"[process {rank}] {line}", file=sys.stderr, flush=True)
     if rank == 0 and (launcher := _launcher()) is not None:
-        # A process of its own, which outlives this one. It writes to where this one does.
+        # A separate process, which outlives this one and writes to the same stderr.
         subprocess.Popen(
             [sys.executable, "-c", _REPEAT, str(launcher), line],
             stdin=subprocess.DEVNULL,
@@ -231,7 +223,7 @@ def say_last(line: str) -> None:
 
 
 def _launcher() -> int | None:
-    """The process id of the launcher that started this process. Linux alone tells, and tells when it ends."""
+    """Returns the process id of the launcher that started this process; `None` without one, or outside of Linux."""
     parent = os.getppid()
     if not hasattr(os, "pidfd_open"):
         return None
@@ -243,6 +235,6 @@ def _launcher() -> int | None:
 
 
 def _is_launcher(command_line: list[str]) -> bool:
-    # The name of a program is its first word, or the second of one that Python runs; `-m` comes before a module's.
+    # A program is the first word, or the second after `python`; a module comes after `-m`.
     words = command_line[:4]
     return any(PurePath(word).name in _LAUNCHERS or word in _LAUNCHING_MODULES for word in words)

@@ -1,4 +1,4 @@
-"""Publishing a run, fetching one, and what else is done with repositories."""
+"""Publishing, fetching, checking, loading and exporting runs."""
 
 import lazy_loader
 

@@ -1,8 +1,11 @@
-from .client.calls import checked_repo_id as checked_repo_id, find_source as find_source, writing_api as writing_api
+from .client.calls import checked_repo_id as checked_repo_id, writing_api as writing_api
 from .client.commit import commit_folder as commit_folder, open_repository as open_repository
+from .client.download import find_source as find_source
+from .composite import write_composite as write_composite
 from .export import export_forgotten as export_forgotten, merge_forgotten as merge_forgotten
 from .fetch import (
     fetch_ledger as fetch_ledger,
+    fetch_repository as fetch_repository,
     fetch_run as fetch_run,
     fetch_to_continue as fetch_to_continue,
     folder_or_fetched as folder_or_fetched,
@@ -11,10 +14,10 @@ from .fetch import (
 from .load import check_bare as check_bare, load_forgotten as load_forgotten
 from .publish import (
     StagedRepository as StagedRepository,
-    fetch_repository as fetch_repository,
     push_to_hub as push_to_hub,
     stage_repository as stage_repository,
 )
+from .run_figures import draw_figures as draw_figures
 from .verify import VerifyReport as VerifyReport, verify_repository as verify_repository
 from .withhold import is_proof as is_proof, request_proof as request_proof
 
@@ -24,6 +27,7 @@ __all__ = [
     "check_bare",
     "checked_repo_id",
     "commit_folder",
+    "draw_figures",
     "export_forgotten",
     "fetch_ledger",
     "fetch_repository",
@@ -40,5 +44,6 @@ __all__ = [
     "resolve_run_folder",
     "stage_repository",
     "verify_repository",
+    "write_composite",
     "writing_api",
 ]

@@ -1,4 +1,4 @@
-"""The card of a published run: values and tables; the sentences are in its template."""
+"""The card of a published run: its values and tables. The sentences are in the template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from ..ledger import (
     task_states,
 )
 from ..reports import Cell, Table, percent, render_card, shortened_names
-from . import card as sections
 from .card_metadata import (
     METRICS,
     evaluation_results,
@@ -38,154 +37,6 @@ from .withhold import without_counts
 
 if TYPE_CHECKING:
     from .composite import CompositeReport
-
-
-def requests(entries: Sequence[TaskEntry], *, withheld: bool) -> Table:
-    """What was asked and when."""
-    rows = []
-    for entry in entries:
-        is_withheld = withheld or entry.classes is None
-        shown = _day if is_withheld else _moment
-        status = "in effect"
-        if entry.status == "revoked":
-            status = f"revoked {shown((entry.revocation or {}).get('revoked_at'))}"
-        classes = _withheld(entry) if is_withheld else ", ".join(_names(entry))
-        rows.append([entry.name, classes, shown(entry.request.get("requested_at")), shown(entry.finished_at), status])
-    return Table(["Task", "To forget", "Asked", "Done", "Status"], rows)
-
-
-def _withheld(entry: TaskEntry) -> str:
-    digest = entry.request.get("digest")
-    return f"withheld ({digest[:24]}…)" if isinstance(digest, str) else "withheld"
-
-
-def _names(entry: TaskEntry) -> list[str]:
-    return entry.class_names or [f"class {class_id}" for class_id in entry.classes or ()]
-
-
-def _day(text: Any) -> str:
-    return text[:10] if isinstance(text, str) else "–"
-
-
-def _moment(text: Any) -> str:
-    return text[:16].replace("T", " ") + " UTC" if isinstance(text, str) else "–"
-
-
-def scores(entries: Sequence[TaskEntry]) -> Table:
-    """Scores of each task before and after; a star marks those that no model has any more."""
-    titles, values = score_columns(entries, [pair for pair in SCORES if pair[1] != "missing"])
-    stars = ["*" if entry.status == "revoked" or revoked_since(entry, entries) else "" for entry in entries]
-    rows = [
-        [entry.name + star, *row, active_groups(entry)]
-        for entry, star, row in zip(entries, stars, values, strict=True)
-    ]
-    return Table(["Task", *titles, "active groups"], rows)
-
-
-def verdict(entries: Sequence[TaskEntry]) -> dict[str, Any] | None:
-    """Which tasks are forgotten, and the worst of their scores and targets; `None` where that is not known."""
-    states = [state for state in task_states(entries) if state.forgotten]
-    worst = max((state.score for state in states if state.score is not None), default=None)
-    if worst is None:
-        return None
-    target = max((state.entry.target for state in states if state.entry.target is not None), default=None)
-    names = task_ranges([state.entry.name for state in states])
-    return {"tasks": names, "count": len(states), "worst": worst, "target": target}
-
-
-def groups(entries: Sequence[TaskEntry], *, withheld: bool) -> Table:
-    """Which groups each task changes, and how it was trained."""
-    names = list(dict.fromkeys(name for entry in entries for name in (*_active(entry), *entry.groups.get("zero", []))))
-    prefix, labels = shortened_names(names, longest=10**6)
-    label_of = dict(zip(names, labels, strict=True))
-    counts = {} if withheld else {"Steps": "steps", "Samples to forget": "forget", "Samples to keep": "retain"}
-    rows = []
-    for entry in entries:
-        which = ", ".join(label_of[name] for name in _active(entry)) or "none: the adapter changes nothing"
-        rows.append([entry.name, which, *(size(entry, name) for name in counts.values())])
-    return Table(["Task", f"Active groups (of {prefix})" if prefix else "Active groups", *counts], rows)
-
-
-def _active(entry: TaskEntry) -> list[str]:
-    return entry.groups.get("active", [])
-
-
-def revocations(entries: Sequence[TaskEntry]) -> Table:
-    """What revoking tasks did, for those where it was measured."""
-    names = [metric_of(*entries).key(of) for of in ("revoked", "still_forgotten", "retain")]
-    rows = []
-    for entry in entries:
-        before, after = ((entry.revocation or {}).get(f"scores_{when}") or {} for when in ("before", "after"))
-        if before or after:
-            rows.append([entry.name, *(f"{percent(before.get(name))} → {percent(after.get(name))}" for name in names)])
-    return Table(["Revoked", "Its classes", "Classes still forgotten", "Kept classes"], rows)
-
-
-def measured_on(entries: Sequence[TaskEntry]) -> list[tuple[Any, str]]:
-    """The data that scores were measured on, each with its tasks."""
-    scored = [entry for entry in entries if entry.scores.get("after")]
-    return [(data, task_ranges(names)) for data, names in _by_value(scored, lambda entry: entry.scores.get("data"))]
-
-
-def settings(entries: Sequence[TaskEntry]) -> Table:
-    """Adapter, training and data settings; where tasks differ, each value with its tasks."""
-    return _values(["Setting", "Value"], entries, lambda entry: dict(_flat(entry.settings)))
-
-
-def versions(entries: Sequence[TaskEntry]) -> Table:
-    """Versions of the libraries; where tasks differ, each with its tasks."""
-    return _values(["Library", "Version"], entries, lambda entry: entry.versions)
-
-
-def task_ranges(names: Sequence[str]) -> str:
-    """Names of tasks in rising order, with neighbours joined: `"task_001 to task_004, task_007"`."""
-    runs: list[list[str]] = []
-    for name in names:
-        if runs and _number(name) == _number(runs[-1][-1]) + 1:
-            runs[-1].append(name)
-        else:
-            runs.append([name])
-    return ", ".join(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
-
-
-def _number(name: str) -> int:
-    return int(name.removeprefix("task_"))
-
-
-def _values(header: list[str], entries: Sequence[TaskEntry], of: Callable[[TaskEntry], Mapping[str, Any]]) -> Table:
-    rows: list[list[Cell]] = []
-    for key in dict.fromkeys(key for entry in entries for key in of(entry)):
-        values = _by_value(entries, lambda entry, key=key: of(entry).get(key))  # type: ignore[misc]
-        texts = [_plain(value) + (f" ({task_ranges(names)})" if len(values) > 1 else "") for value, names in values]
-        rows.append([key, "; ".join(texts)])
-    return Table(header, rows)
-
-
-def _by_value(entries: Sequence[TaskEntry], of: Callable[[TaskEntry], Any]) -> list[tuple[Any, list[str]]]:
-    """The values that tasks have, in order of appearance, each with the names of its tasks."""
-    found: list[tuple[Any, list[str]]] = []
-    for entry in entries:
-        value = of(entry)
-        names = next((names for other, names in found if other == value), None)
-        if names is None:
-            found.append((value, names := []))
-        names.append(entry.name)
-    return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _plain(value: Any) -> str:
-    if value is None or value == {}:
-        return "–"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
 
 TAGS = ["gs-lora", "unlearning", "continual-forgetting", "lora"]
 
@@ -201,10 +52,10 @@ def build_card(
     license: str | None = None,
 ) -> ModelCard:
     """
-    Write the card of a run: what was asked, how well it worked, how to load it, and what it does not promise.
+    Writes the card of a run: what was asked, how well it worked, how to load it, and what it does not promise.
 
-    Everything comes from the ledger; what is not known is left out, or said to be unknown. The same arguments give the
-    same text.
+    All values come from the ledger; unknown ones are omitted, or reported as unknown. The same arguments give the same
+    text.
 
     Args:
         ledger ([`ForgettingLedger`]):
@@ -217,13 +68,13 @@ def build_card(
         figures (`Sequence[str]`, *optional*, defaults to `()`):
             Pictures to show, as paths in the repository; see [`draw_figures`].
         withheld (`bool`, *optional*, defaults to `False`):
-            Names no class, no number of samples and no exact time or share, whatever the ledger holds. Tasks whose
-            classes the ledger withholds are never named.
+            Whether to show no class, no number of samples and no exact time or score. Classes that the ledger
+            withholds are never shown.
         dataset (`str`, *optional*):
             Hub id of the data set. The ledger does not record it.
         license (`str`, *optional*):
-            Licence of the base model as the Hub calls it, e.g. `"apache-2.0"`. The adapter is derived from the base
-            model; without it the card names none.
+            License of the base model as the Hub calls it, e.g. `"apache-2.0"`. The adapter is derived from the base
+            model; by default the card names no license.
 
     Returns:
         `huggingface_hub.ModelCard`: The card; `card.save("README.md")` writes it.
@@ -266,32 +117,186 @@ def build_card(
         task_count=len(entries),
         count=len(active),
         newest=active[-1].name if active else None,
+        methods=_with_tasks(entries, _method),
         withheld=withheld or any(entry.classes is None for entry in entries),
-        revoked=_class_names(revoked),
-        idle=_class_names([e for e in active if not e.groups.get("active") and e.groups.get("total")]),
+        revoked=_task_names(revoked),
+        idle=_task_names([e for e in active if not e.groups.get("active") and e.groups.get("total")]),
         composite=composite,
         # How well they worked
         measure=measure,
-        is_scored=any(entry.scores.get("after") for entry in entries),
+        is_scored=any(_is_scored(entry) for entry in entries),
         all_forgotten=all_forgotten(entries),
         not_forgotten=not_forgotten(ledger, withheld=withheld),
         doubts=doubts(ledger, withheld=withheld),
-        verdict=sections.verdict(entries),
+        verdict=_verdict(entries),
         last=scored_last(entries),
-        outdated=_class_names([entry for entry in active if revoked_since(entry, entries)]),
-        measured_on=sections.measured_on(entries),
+        outdated=_task_names([entry for entry in active if revoked_since(entry, entries)]),
+        measured_on=_with_tasks([entry for entry in entries if _is_scored(entry)], _evaluation_data),
         evaluation_splits=EVALUATION_SPLITS,
-        unscored=_class_names([entry for entry in entries if not entry.scores.get("after")]),
+        unscored=_task_names([entry for entry in entries if not _is_scored(entry)]),
         # Tables and pictures
-        requests=sections.requests(entries, withheld=withheld),
-        scores=sections.scores(entries),
-        groups=sections.groups(entries, withheld=withheld),
-        revocations=sections.revocations(entries),
-        settings=sections.settings(entries),
-        versions=sections.versions(entries),
+        requests=_requests_table(entries, withheld=withheld),
+        scores=_scores_table(entries),
+        groups=_groups_table(entries, withheld=withheld),
+        revocations=_revocations_table(entries),
+        settings=_values_table(["Setting", "Value"], entries, lambda entry: dict(_flat(entry.settings))),
+        versions=_values_table(["Library", "Version"], entries, lambda entry: entry.versions),
         pictures=[PurePosixPath(path) for path in figures],
     )
 
 
-def _class_names(entries: Sequence) -> str:
-    return sections.task_ranges([entry.name for entry in entries])
+def task_ranges(names: Sequence[str]) -> str:
+    """Returns names of tasks, in rising order, with neighbours joined: `"task_001 to task_004, task_007"`."""
+    runs: list[list[str]] = []
+    for name in names:
+        if runs and _number(name) == _number(runs[-1][-1]) + 1:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("task_"))
+
+
+def _task_names(entries: Sequence[TaskEntry]) -> str:
+    return task_ranges([entry.name for entry in entries])
+
+
+# Values
+
+
+def _method(entry: TaskEntry) -> str:
+    """Returns the name of the method that carried out a task. The ledger records none for GS-LoRA."""
+    method = entry.settings.get("method")
+    return str(method.get("name")) if isinstance(method, Mapping) else "gs_lora"
+
+
+def _is_scored(entry: TaskEntry) -> bool:
+    return bool(entry.scores.get("after"))
+
+
+def _evaluation_data(entry: TaskEntry) -> Any:
+    return entry.scores.get("data")
+
+
+def _verdict(entries: Sequence[TaskEntry]) -> dict[str, Any] | None:
+    """Returns which tasks are forgotten, and the worst of their scores and targets; `None` if that is unknown."""
+    states = [state for state in task_states(entries) if state.forgotten]
+    worst = max((state.score for state in states if state.score is not None), default=None)
+    if worst is None:
+        return None
+    target = max((state.entry.target for state in states if state.entry.target is not None), default=None)
+    names = _task_names([state.entry for state in states])
+    return {"tasks": names, "count": len(states), "worst": worst, "target": target}
+
+
+def _with_tasks(entries: Sequence[TaskEntry], value_of: Callable[[TaskEntry], Any]) -> list[tuple[Any, str]]:
+    """Returns the distinct values of tasks in order of appearance, each with the names of its tasks."""
+    found: list[tuple[Any, list[TaskEntry]]] = []
+    for entry in entries:
+        value = value_of(entry)
+        tasks = next((tasks for other, tasks in found if other == value), None)
+        if tasks is None:
+            found.append((value, tasks := []))
+        tasks.append(entry)
+    return [(value, _task_names(tasks)) for value, tasks in found]
+
+
+# Tables
+
+
+def _requests_table(entries: Sequence[TaskEntry], *, withheld: bool) -> Table:
+    rows = []
+    for entry in entries:
+        is_withheld = withheld or entry.classes is None
+        shown = _day if is_withheld else _minute
+        status = "in effect"
+        if entry.status == "revoked":
+            status = f"revoked {shown((entry.revocation or {}).get('revoked_at'))}"
+        classes = _digest(entry) if is_withheld else ", ".join(_class_names(entry))
+        rows.append([entry.name, classes, shown(entry.request.get("requested_at")), shown(entry.finished_at), status])
+    return Table(["Task", "To forget", "Asked", "Done", "Status"], rows)
+
+
+def _digest(entry: TaskEntry) -> str:
+    digest = entry.request.get("digest")
+    return f"withheld ({digest[:24]}…)" if isinstance(digest, str) else "withheld"
+
+
+def _class_names(entry: TaskEntry) -> list[str]:
+    return entry.class_names or [f"class {class_id}" for class_id in entry.classes or ()]
+
+
+def _day(text: Any) -> str:
+    return text[:10] if isinstance(text, str) else "–"
+
+
+def _minute(text: Any) -> str:
+    return text[:16].replace("T", " ") + " UTC" if isinstance(text, str) else "–"
+
+
+def _scores_table(entries: Sequence[TaskEntry]) -> Table:
+    """Scores before and after each task. A star marks scores that no current model has."""
+    titles, values = score_columns(entries, [pair for pair in SCORES if pair[1] != "missing"])
+    stars = ["*" if entry.status == "revoked" or revoked_since(entry, entries) else "" for entry in entries]
+    rows = [
+        [entry.name + star, *row, active_groups(entry)]
+        for entry, star, row in zip(entries, stars, values, strict=True)
+    ]
+    return Table(["Task", *titles, "active groups"], rows)
+
+
+def _groups_table(entries: Sequence[TaskEntry], *, withheld: bool) -> Table:
+    """The groups that each task changes, and the size of its training."""
+    names = list(dict.fromkeys(name for entry in entries for name in (*_active(entry), *entry.groups.get("zero", []))))
+    prefix, labels = shortened_names(names, longest=10**6)
+    label_of = dict(zip(names, labels, strict=True))
+    counts = {} if withheld else {"Steps": "steps", "Samples to forget": "forget", "Samples to keep": "retain"}
+    rows = []
+    for entry in entries:
+        which = ", ".join(label_of[name] for name in _active(entry)) or "none: the adapter changes nothing"
+        rows.append([entry.name, which, *(size(entry, name) for name in counts.values())])
+    return Table(["Task", f"Active groups (of {prefix})" if prefix else "Active groups", *counts], rows)
+
+
+def _active(entry: TaskEntry) -> list[str]:
+    return entry.groups.get("active", [])
+
+
+def _revocations_table(entries: Sequence[TaskEntry]) -> Table:
+    """The measured effect of revoking tasks."""
+    names = [metric_of(*entries).key(of) for of in ("revoked", "still_forgotten", "retain")]
+    rows = []
+    for entry in entries:
+        before, after = ((entry.revocation or {}).get(f"scores_{when}") or {} for when in ("before", "after"))
+        if before or after:
+            rows.append([entry.name, *(f"{percent(before.get(name))} → {percent(after.get(name))}" for name in names)])
+    return Table(["Revoked", "Its classes", "Classes still forgotten", "Kept classes"], rows)
+
+
+def _values_table(
+    header: list[str], entries: Sequence[TaskEntry], values_of: Callable[[TaskEntry], Mapping[str, Any]]
+) -> Table:
+    """A row for each key. Where tasks differ, each value has its tasks."""
+    rows: list[list[Cell]] = []
+    for key in dict.fromkeys(key for entry in entries for key in values_of(entry)):
+        values = _with_tasks(entries, lambda entry, key=key: values_of(entry).get(key))  # type: ignore[misc]
+        texts = [_plain(value) + (f" ({tasks})" if len(values) > 1 else "") for value, tasks in values]
+        rows.append([key, "; ".join(texts)])
+    return Table(header, rows)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == {}:
+        return "–"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

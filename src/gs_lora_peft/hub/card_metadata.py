@@ -1,4 +1,4 @@
-"""The head of a card: metadata, scores in the form that the Hub reads, and code that loads the model."""
+"""The metadata of a card: data set, license, task and scores as the Hub reads them."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ from ..io import visible
 from ..ledger import TaskEntry, metric_of, parse_utc
 from ..metrics import ACCURACY, AVERAGE_PRECISION
 
+# The name on the Hub of each measure, and its title.
+METRICS = {ACCURACY: ("accuracy", "Accuracy"), AVERAGE_PRECISION: ("mAP", "AP@[.5:.95]")}
+
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
+_SPLITS = {"forget": "classes to forget", "retain": "kept classes", "old": "classes forgotten by earlier tasks"}
 
 
 def check_card_data(*, dataset: str | None, license: str | None) -> None:
-    """Check what the Hub would refuse in the head of a card, or would show as a dead link.
+    """Checks values that the Hub would refuse in the metadata of a card, or would show as a dead link.
 
     Args:
         dataset (`str`, *optional*):
             Hub id of a data set.
         license (`str`, *optional*):
-            A licence as the Hub calls it. Only the Hub can say whether it knows the name.
+            A license as the Hub calls it. Only its form is checked.
 
     Raises:
-        ValueError: If one of them cannot be on the Hub; an [`InvalidInputError`] with its name and value.
+        InvalidInputError: If one of them cannot be a name on the Hub.
     """
     if dataset is not None:
         try:
             validate_repo_id(dataset)
         except HFValidationError as error:
             expected = f"the id of a data set on the Hub, as 'organisation/name' ({error})"
-            raise InvalidInputError("dataset", dataset, expected, "Correct it, or leave it out.") from None
+            raise InvalidInputError("dataset", dataset, expected, "Correct or omit it.") from None
     if license is not None and not (isinstance(license, str) and _LICENSE.fullmatch(license)):
-        expected = "a name as the Hub has it, as 'apache-2.0' or 'other'"
-        raise InvalidInputError("license", license, expected, "Correct it, or leave it out.")
+        expected = "a license as the Hub calls it, such as 'apache-2.0' or 'other'"
+        raise InvalidInputError("license", license, expected, "Correct or omit it.")
 
 
 def is_on_hub(base: Mapping[str, Any]) -> bool:
-    """Whether the name of the base model is an id on the Hub; for a local folder the ledger has only the last part."""
+    """Returns whether the name of the base model is an id on the Hub. Of a local path the ledger has the last part."""
     name = base.get("name_or_path") or ""
     try:
         validate_repo_id(name)
@@ -53,7 +57,7 @@ def is_on_hub(base: Mapping[str, Any]) -> bool:
 
 
 def model_module(model_class: str) -> str | None:
-    """Where a model class is imported from; `None` where it is neither in transformers nor in this package."""
+    """Returns the module that has a model class: transformers, or one of this package; `None` if neither has it."""
     import transformers
 
     from .. import models
@@ -62,7 +66,7 @@ def model_module(model_class: str) -> str | None:
 
 
 def pipeline_tag_of(model_class: str) -> str | None:
-    """What the Hub calls the task of a class of transformers; `None` where that is not known."""
+    """Returns the pipeline tag of a model class of transformers, or `None` if it is unknown."""
     from transformers.modelcard import TASK_MAPPING
 
     mappings: Mapping[str, Any] = TASK_MAPPING
@@ -72,24 +76,17 @@ def pipeline_tag_of(model_class: str) -> str | None:
     return None
 
 
-# What the Hub calls a measure, and how it is written.
-METRICS = {ACCURACY: ("accuracy", "Accuracy"), AVERAGE_PRECISION: ("mAP", "AP@[.5:.95]")}
-
-
-_SPLITS = {"forget": "classes to forget", "retain": "kept classes", "old": "classes forgotten by earlier tasks"}
-
-
 def evaluation_results(entries: Sequence[TaskEntry], *, task_type: str, dataset: str | None) -> list[EvalResult]:
-    """Return one result for each task and each of forgotten, kept and earlier forgotten classes that has scores.
+    """Returns one result for each task and each of forgotten, kept and earlier forgotten classes that has scores.
 
-    Revoked tasks have none, and tasks that were scored while a since-revoked task was in effect have none either: no
-    published model has these scores.
+    Revoked tasks have no results. Neither do tasks that were scored while a since-revoked task was in effect, because
+    no published model has these scores.
 
     Args:
         entries (`Sequence[TaskEntry]`):
-            All tasks, the revoked ones too.
+            All tasks, including revoked ones.
         task_type (`str`):
-            The kind of task as the Hub calls it, e.g. `"image-classification"`.
+            The kind of task on the Hub, e.g. `"image-classification"`.
         dataset (`str`, *optional*):
             Hub id of the data set.
 
@@ -125,30 +122,32 @@ def evaluation_results(entries: Sequence[TaskEntry], *, task_type: str, dataset:
 
 
 def revoked_since(entry: TaskEntry, entries: Sequence[TaskEntry]) -> list[str]:
-    """The earlier tasks that were in effect when a task was scored, and have been revoked since."""
+    """Returns the earlier tasks that were in effect when a task was scored, and were revoked later."""
     earlier = [other for other in entries if other.number < entry.number and other.status == "revoked"]
     return [other.name for other in earlier if not _revoked_before(other, entry)]
 
 
 def scored_last(entries: Sequence[TaskEntry]) -> TaskEntry | None:
-    """The task that was done or revoked last, which made the model what it is; `None` without any task."""
+    """Returns the task that was done or revoked last and thus changed the model last; `None` without tasks."""
     done = [entry for entry in entries if entry.status != "revoked"]
     revoked = [entry for entry in entries if entry.status == "revoked"]
     since = [entry for entry in revoked if not done or not _revoked_before(entry, done[-1])]
-    return max(since, key=lambda entry: (_moment(entry), _order(entry)), default=None) or (done[-1] if done else None)
+    return max(since, key=lambda entry: (revocation_time(entry), _order(entry)), default=None) or (
+        done[-1] if done else None
+    )
 
 
 def _revoked_before(revoked: TaskEntry, entry: TaskEntry) -> bool:
-    # A withheld ledger has the day alone, and says which task was the last one before.
+    # A withheld ledger has only the day, and names the last task before the revocation.
     last = (revoked.revocation or {}).get("last_task")
     if isinstance(last, str) and last.removeprefix("task_").isdecimal():
         return int(last.removeprefix("task_")) < entry.number
     # A revocation takes the lock that training holds: it cannot fall between start and end.
-    return _moment(revoked) < datetime.fromisoformat(entry.finished_at)
+    return revocation_time(revoked) < datetime.fromisoformat(entry.finished_at)
 
 
-def _moment(revoked: TaskEntry) -> datetime:
-    """When a task was revoked; the end of time where the ledger does not say, so that no score counts as current."""
+def revocation_time(revoked: TaskEntry) -> datetime:
+    """Returns when a task was revoked; the end of time if unknown, so that no score counts as current."""
     try:
         return datetime.fromisoformat(parse_utc((revoked.revocation or {}).get("revoked_at")))
     except ValueError:
@@ -156,6 +155,6 @@ def _moment(revoked: TaskEntry) -> datetime:
 
 
 def _order(revoked: TaskEntry) -> int:
-    """Which of the revocations it was, where a withheld ledger says so."""
+    """Returns the position of a revocation among all, which a withheld ledger has; otherwise 0."""
     order = (revoked.revocation or {}).get("order")
     return order if isinstance(order, int) else 0

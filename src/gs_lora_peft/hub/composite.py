@@ -1,4 +1,4 @@
-"""The adapter in the root of a repository: one that does what all tasks in effect do together."""
+"""The adapter in the root of a repository: the sum of all tasks in effect."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class CompositeReport:
         rank (`int`):
             The largest rank of a module in it.
         recompressed (`list[str]`):
-            Paths of the modules in which the ranks of all tasks together were too many.
+            Paths of the modules in which the sum of the tasks' ranks exceeded the limit.
         relative_error (`float`):
-            The largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) among those; 0.0 without any.
+            The largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) of these modules; 0.0 without any.
     """
 
     rank: int
@@ -51,33 +51,33 @@ def write_composite(
     max_rank: int | None = None,
 ) -> CompositeReport:
     """
-    Write the sum of tasks as one plain LoRA adapter, which stock PEFT and transformers load.
+    Writes the sum of tasks as one plain LoRA adapter, which stock PEFT and transformers load.
 
-    One task is copied as it is, byte for byte. Of several, the matrices of each module are concatenated with their
-    scalings folded in, so that nothing is lost; each module has the rank that its tasks need. Where that is more than
-    the module's smaller dimension, or `max_rank`, the sum is brought to that rank by a singular value decomposition in
-    float64. Where no task changes anything, or none is left, the adapter has no weights.
+    A single task is copied byte for byte. For several tasks, the matrices of each module are concatenated with their
+    scalings folded in, which is exact; the rank of a module is the sum of its tasks' ranks. If that exceeds the
+    module's smaller dimension, or `max_rank`, a singular value decomposition in float64 reduces the sum to that rank.
+    If no task changes anything, or there are no tasks, the adapter has no weights.
 
-    The same tasks give the same bytes (modules that are recompressed: on the same kind of machine).
+    The same tasks give the same bytes; recompressed modules do so on the same kind of machine.
 
     Args:
         ledger ([`ForgettingLedger`]):
-            The run. Files are read from its folder, and checked.
+            The run. Files are read from its folder and checked.
         out (`str` or `os.PathLike`):
-            Folder for `adapter_config.json` and `adapter_model.safetensors`; made if absent.
+            Folder for `adapter_config.json` and `adapter_model.safetensors`; made if missing.
         tasks (`int` or list of `str`, *optional*):
-            See [`~ForgettingLedger.select`]; by default all in effect.
+            As in [`ForgettingLedger.select`]; by default all in effect.
         max_rank (`int`, *optional*):
-            The largest rank of a module. Below the sum of the tasks' ranks the adapter becomes smaller, and differs
-            from the tasks. By default the module's smaller dimension.
+            The largest rank of a module. A limit below the sum of the tasks' ranks makes the adapter smaller and
+            inexact. By default the module's smaller dimension.
 
     Returns:
-        [`CompositeReport`]: Its size, and what was lost.
+        [`CompositeReport`]: The rank of the adapter, and the error of the recompression.
 
     Raises:
         LedgerError: If a file is missing, differs from its recorded hash or is not plain LoRA; or if there is no task,
-            not even a revoked one, whose modules an adapter could name. Nothing is written then.
-        InvalidInputError: If `max_rank` is not a whole number from 1 up.
+            not even a revoked one, with the configuration that an adapter needs. Nothing is written then.
+        InvalidInputError: If `max_rank` is neither a whole number from 1 up nor `None`.
         OSError: If a file cannot be written.
     """
     check_max_rank(max_rank)
@@ -102,11 +102,22 @@ def write_composite(
 
 def check_max_rank(max_rank: int | None) -> None:
     """Raises InvalidInputError if `max_rank` is neither a whole number from 1 up nor `None`."""
-    checked("max_rank", max_rank, Count | None, fix="Leave it out to have no limit.")
+    checked("max_rank", max_rank, Count | None, fix="Omit it for no limit.")
 
 
 def summed_pair(adapters: Sequence[TaskAdapter], path: str) -> Pair | None:
-    """What several tasks do to a module, as one pair in float64 with a scaling of 1; `None` if that is nothing."""
+    """Returns the summed update of tasks to a module.
+
+    Args:
+        adapters (`Sequence[TaskAdapter]`):
+            The tasks.
+        path (`str`):
+            Path of the module.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: A (rank × inputs) and B (outputs × rank) in float64, with a scaling of 1; `None` if
+        no task changes the module.
+    """
     parts = [(*adapter.pairs[path], adapter.scaling(path)) for adapter in adapters if path in adapter.pairs]
     parts = [part for part in parts if part[0].any() and part[1].any()]
     if not parts:
@@ -117,9 +128,9 @@ def summed_pair(adapters: Sequence[TaskAdapter], path: str) -> Pair | None:
 
 
 def recompressed_pair(pair: Pair, rank: int) -> tuple[Pair, float]:
-    """The best pair of a smaller rank for the same product, and its relative error (Frobenius).
+    """Returns the best approximation of a pair at a smaller rank, and its relative error (Frobenius).
 
-    The dense product is never formed where it is larger than the factors.
+    The dense product, which can be much larger than the factors, is never formed.
     """
     q_b, r_b = torch.linalg.qr(pair[1])
     q_a, r_a = torch.linalg.qr(pair[0].T)
@@ -131,7 +142,7 @@ def recompressed_pair(pair: Pair, rank: int) -> tuple[Pair, float]:
 
 
 def relative_difference(pair: Pair, expected: Pair) -> float:
-    """‖BA − B'A'‖ / ‖B'A'‖ (Frobenius) for two pairs of any rank; 0.0 where only float64 rounds differently."""
+    """Returns ‖BA − B'A'‖ / ‖B'A'‖ (Frobenius) for two pairs of any rank; 0.0 within the rounding of float64."""
     (found_a, found_b), (factor_a, factor_b) = ((a.double(), b.double()) for a, b in (pair, expected))
     difference = _product_norm(torch.cat([found_a, factor_a]), torch.cat([found_b, -factor_b], dim=1))
     if difference <= torch.finfo(torch.float64).eps * float(factor_a.norm() * factor_b.norm()):
@@ -143,13 +154,13 @@ def relative_difference(pair: Pair, expected: Pair) -> float:
 def _product_norm(factor_a: Tensor, factor_b: Tensor) -> float:
     if len(factor_a) >= min(factor_a.shape[1], len(factor_b)):
         return float(torch.linalg.matrix_norm(factor_b @ factor_a))
-    # ‖BA‖ = ‖R_B R_Aᵀ‖, where the rank is smaller than the product.
+    # ‖BA‖ = ‖R_B R_Aᵀ‖, which is cheaper if the rank is smaller than the product.
     r_a, r_b = (torch.linalg.qr(factor, mode="r").R for factor in (factor_a.T, factor_b))
     return float(torch.linalg.matrix_norm(r_b @ r_a.T))
 
 
 def _sum(adapters: Sequence[TaskAdapter], max_rank: int | None) -> tuple[dict[str, Pair], CompositeReport]:
-    """The pairs of all modules that change, with a scaling of 1."""
+    """Returns the summed pairs of all modules that change, with a scaling of 1, and the report."""
     pairs: dict[str, Pair] = {}
     errors: dict[str, float] = {}
     for path in sorted({path for adapter in adapters for path in adapter.pairs}):
@@ -168,7 +179,7 @@ def _sum(adapters: Sequence[TaskAdapter], max_rank: int | None) -> tuple[dict[st
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Decompositions come out with other bits on other numbers of threads, which wait for each other on busy cores."""
+    """Runs the block on one thread: with other numbers of threads, decompositions differ in their last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -178,14 +189,14 @@ def _one_thread() -> Iterator[None]:
 
 
 def _any_adapter(ledger: ForgettingLedger) -> TaskAdapter:
-    """The adapter of a task that was revoked; its files may be gone."""
+    """Returns the adapter of any revoked task whose files still exist, for its configuration."""
     for entry in ledger.tasks:
         try:
             return verified_adapter(ledger, entry)[0]
         except (OSError, ValueError):
             continue
-    expected = "at least one task, in effect or revoked, whose files are there"
-    fix = "They have the configuration that the adapter needs: carry out a request first."
+    expected = "at least one task, in effect or revoked, whose files exist"
+    fix = "The adapter needs the configuration in them: carry out a request first."
     raise InvalidLedgerError(f"tasks of the ledger in '{ledger.folder}'", "no files", expected, fix)
 
 
@@ -199,18 +210,18 @@ def _weights_bytes(pairs: dict[str, Pair]) -> bytes:
 
 
 def _config_bytes(adapters: Sequence[TaskAdapter], pairs: dict[str, Pair]) -> bytes:
-    """The fields of `LoraConfig` that decide the outputs; everything else is left at PEFT's defaults."""
+    """Returns a configuration with the fields that affect the outputs; all others have PEFT's defaults."""
     first, paths = adapters[0].config, sorted(pairs)
     ranks = {path: len(pairs[path][0]) for path in paths}
     usual = max(Counter(ranks.values()).items(), key=lambda item: (item[1], item[0]), default=(1, 0))[0]
-    # PEFT takes the first key that matches the end of a module's name. Anchored at both ends, no key can match the
-    # module of another one.
+    # PEFT takes the first key that matches the end of a module's name. A key that is anchored at both ends cannot
+    # match another module.
     pattern = {
         f"^(?:{'|'.join(re.escape(path) for path in paths if ranks[path] == rank)})": rank
         for rank in sorted(set(ranks.values()) - {usual})
     }
     targets: str | list[str] = paths or DUMMY_TARGET_MODULES
-    # A regular expression was needed where the name of an adapted module is the end of another module's name.
+    # A task has a regular expression if the name of an adapted module is the end of another module's name.
     if paths and any(isinstance(adapter.config.target_modules, str) for adapter in adapters if adapter.pairs):
         targets = "|".join(map(re.escape, paths))
     config: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A run as one adapter, or as a full model, in a folder of its own."""
+"""Writing a run as one adapter, or as a full model, to a new folder."""
 
 from __future__ import annotations
 
@@ -35,35 +35,33 @@ def export_forgotten(
     token: str | bool | None = None,
 ) -> CompositeReport:
     """
-    Write what some tasks of a run do together as one plain LoRA adapter, which stock PEFT and transformers load.
+    Writes some tasks of a run as one plain LoRA adapter, which stock PEFT and transformers load.
 
-    One task is written byte for byte as it is in the run; of several the adapter is their sum, as in the root of a
-    published repository. A warning says which of the tasks did not forget.
+    A single task is copied byte for byte; several tasks become their sum, as in the root of a published repository. A
+    warning names the tasks that did not forget.
 
     Args:
         repo_or_folder (`str` or `os.PathLike`):
             As in [`load_forgotten`].
         out (`str` or `os.PathLike`):
-            The folder to make. One that holds files is refused.
+            The folder to make. A folder that holds files is refused.
         tasks (`int` or list of `str`, *optional*):
             As in [`load_forgotten`]; by default all tasks in effect.
         max_rank (`int`, *optional*):
-            The largest rank that the adapter may have in a layer; more is recompressed. By default it is exact.
+            The largest rank in a layer of the adapter. A larger one is recompressed. By default the adapter is exact.
         revision (`str`, *optional*):
             As in [`load_forgotten`].
         token (`str`, *optional*):
             As in [`load_forgotten`].
 
     Returns:
-        [`CompositeReport`]: The rank of the adapter, and what recompressing it lost.
+        [`CompositeReport`]: The rank of the adapter, and the error of the recompression.
 
     Raises:
-        LedgerError: If files or tasks are not what the ledger says.
+        LedgerError: If files or tasks are not what the ledger says. After an error `out` is unchanged.
         ValueError: If `out` holds files, there is nothing to export, `max_rank` is not a whole number from 1 up, or
             the repository is out of reach.
         OSError: If a file could not be written.
-
-        After an error `out` is as it was.
     """
     out = as_path(out, "out")
     check_free(out)
@@ -91,33 +89,33 @@ def merge_forgotten(
     private: bool = True,
 ) -> Path:
     """
-    Write a full model that has forgotten: the base model with the tasks merged, its processor and a card.
+    Writes a full model that has forgotten: the base model with the tasks merged, its processor and a card.
 
-    Base model + adapter still holds what was forgotten. This model, shared alone, does not: of the layers that the
-    tasks change, no weights of the base model are in it. It is in safetensors, sharded as transformers does, loads
-    with `AutoModelFor...`, and is bit-equal to the model that the live run has. A warning and the card say which tasks
-    did not forget.
+    A base model with an adapter still holds what was forgotten. This model, shared alone, does not: it has no weights
+    of the base model in the layers that the tasks change. It is stored as safetensors, sharded as by transformers,
+    loads with `AutoModelFor...`, and is bit-equal to the model of the live run. A warning and the card name the tasks
+    that did not forget.
 
     Args:
         base_model (`PreTrainedModel`, `str` or `os.PathLike`):
-            The base model, which is not changed; or where to load it from, a folder or a Hub id (at the revision that
-            the ledger names).
+            The base model, which is not changed; or a folder or Hub id to load it from, at the revision that the
+            ledger names.
         repo_or_folder (`str` or `os.PathLike`):
             As in [`load_forgotten`].
         out (`str` or `os.PathLike`):
-            The folder to make. One that holds files is refused.
+            The folder to make. A folder that holds files is refused.
         tasks (`int` or list of `str`, *optional*):
             As in [`load_forgotten`]; by default all tasks in effect.
         processing_class (*optional*):
-            The image processor (or tokenizer, ...) to save with the model. By default the one found with the base
-            model; a warning says if there is none.
+            The image processor (or tokenizer, ...) to save with the model. By default the one of the base model; if
+            it has none, a warning says so.
         revision (`str`, *optional*):
             Branch, tag or commit of the repository with the run.
         token (`str`, *optional*):
             By default the one of `hf auth login`.
         push_to (`str`, *optional*):
-            A new repository in which the model is published as well. Never that of the run: next to the adapters, and
-            in a history with models that had forgotten less, nothing is erased.
+            A new repository in which the model is published as well. It cannot be the repository of the run: together
+            with the adapters, or with earlier models in its history, the model gives the knowledge back.
         private (`bool`, *optional*, defaults to `True`):
             As in [`push_to_hub`], for `push_to`.
 
@@ -125,12 +123,11 @@ def merge_forgotten(
         `pathlib.Path`: `out`.
 
     Raises:
-        LedgerError: As [`load_forgotten`]: files, base weights or tasks are not what the ledger says.
+        LedgerError: If files, base weights or tasks are not what the ledger says. After an error `out` is unchanged,
+            and nothing is published.
         ValueError: If the base model is quantised, `out` holds files, there is nothing to merge, the class of the base
             model is unknown, or `push_to` is malformed, out of reach or not new.
-        OSError: If the base model cannot be loaded or a file not be written.
-
-        After an error `out` is as it was, and nothing is published.
+        OSError: If the base model cannot be loaded or a file cannot be written.
     """
     out = as_path(out, "out")
     check_free(out)
@@ -143,12 +140,12 @@ def merge_forgotten(
     ledger = ForgettingLedger.load(folder)
     entries = ledger.select(tasks)
     if not entries:
-        raise ValueError(f"no task of the run in '{folder}' is merged: {empty_selection_reason(ledger.tasks, tasks)}")
+        fix = f"Nothing is merged: {empty_selection_reason(ledger.tasks, tasks)}"
+        raise InvalidInputError("tasks", tasks, f"at least one task in effect of the run in '{folder}'", fix)
     if not any(entry.groups.get("active", True) for entry in entries):
-        raise ValueError(
-            f"no task of the run in '{folder}' is merged that changes anything, so that the result would be the base "
-            "model. Choose some."
-        )
+        expected = f"a task of the run in '{folder}' that changes the model"
+        fix = "Nothing is merged, because the result would be the base model: choose other tasks."
+        raise InvalidInputError("tasks", tasks, expected, fix)
     names = [entry.name for entry in entries]
     warn_not_forgotten(ledger, tasks)
     if isinstance(base_model, PreTrainedModel):
@@ -165,9 +162,12 @@ def merge_forgotten(
         if api is not None and repo is not None:
             head = open_repository(api, repo, private=private)
             if not was_always_new(api, head) and not head.holds(staged):
-                raise ValueError(
-                    f"the repository {head.repo_id!r} is not new ({len(head.files)} files now); what it holds, or "
-                    "held once, could give the base model back. Choose another name."
+                raise InvalidInputError(
+                    "push_to",
+                    head.repo_id,
+                    "a new repository",
+                    f"It has {len(head.files)} files. What it holds, or held once, could give the base model back: "
+                    "choose another name.",
                 )
             commit_folder(api, head, staged, f"Model after {len(names)} forgetting request(s)")
     return out
@@ -176,9 +176,9 @@ def merge_forgotten(
 def _processor(ledger: ForgettingLedger, source: str, token: str | bool | None) -> Any:
     try:
         return AutoProcessor.from_pretrained(**base_source(ledger, source, token=token))
-    except (OSError, ValueError, KeyError, ImportError) as error:  # what it raises where there is none
+    except (OSError, ValueError, KeyError, ImportError) as error:  # what it raises if there is none
         warnings.warn(
-            f"no processor was found with the base model {source!r}, so that none is saved with the merged one "
+            f"no processor was found with the base model {source!r}, and none is saved with the merged model "
             f"({error}). Pass processing_class.",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Installing a fetched run into a folder, which may hold another state of it."""
+"""Installing a fetched run in a folder, which may hold another state of the run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from ..ledger import (
 
 
 def continuation_error(older: ForgettingLedger, newer: ForgettingLedger) -> str | None:
-    """Says why `newer` does not continue `older`, or `None` if it does: the same base and tasks, and perhaps more.
+    """Returns why `newer` does not continue `older`, or `None` if it does: the same base and tasks, and perhaps more.
 
-    Tasks are the same if their files are. So it does not matter whether one of the ledgers withholds the classes. A
-    task may be revoked in `newer` alone.
+    Tasks are the same if their files are, even if one of the ledgers withholds the classes. A task may be revoked in
+    `newer` alone.
     """
     mine, other = older.base_model["fingerprint"], newer.base_model["fingerprint"]
     if mine != other:
@@ -43,21 +43,21 @@ def continuation_error(older: ForgettingLedger, newer: ForgettingLedger) -> str 
 
 
 def is_withheld(ledger: ForgettingLedger) -> bool:
-    """Whether the ledger keeps the classes of a task to itself."""
+    """Returns whether a ledger withholds the classes of a task."""
     return bool(withheld_tasks(ledger))
 
 
 def withheld_tasks(ledger: ForgettingLedger) -> list[str]:
-    """The tasks whose classes the ledger keeps to itself."""
+    """Returns the tasks whose classes a ledger withholds."""
     return [entry.name for entry in ledger.tasks if entry.classes is None]
 
 
 def check_free(folder: StrPath) -> None:
-    """Checks that a folder can be made, or is there and empty, before what is to go there is made.
+    """Checks that a folder is missing or empty, before its content is made.
 
     Raises:
-        ValueError: It holds files, is none, or is the working directory: a folder is put into its place as a whole, so
-            that a process that works in it would be left in one that is gone.
+        InvalidInputError: If it holds files, is not a folder, or is the working directory, which cannot be replaced
+            under the running process.
     """
     target = Path(folder)
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
@@ -68,27 +68,28 @@ def check_free(folder: StrPath) -> None:
 
 def _check_elsewhere(target: Path) -> None:
     if os.path.realpath(target) == os.path.realpath("."):
-        raise ValueError(f"'{target}' is the working directory; expected a folder to be made. Name a new one in it.")
+        fix = "It is the working directory: name a new folder in it."
+        raise InvalidInputError("folder", str(target), "a folder that can be replaced", fix)
 
 
 def install_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: Path, repo_id: str) -> None:
-    """Puts some tasks of a run, and its ledger, into a folder that is missing, empty, or holds another state of it.
+    """Copies some tasks of a run, and its ledger, to a folder that is missing, empty, or has another state of the run.
 
     Args:
         ledger ([`ForgettingLedger`]):
-            The published run; its files were checked.
+            The published run, with checked files.
         entries (`Sequence[TaskEntry]`):
             The tasks.
         target (`Path`):
-            The folder. A run in it that is ahead stays as it is, and files that it lacks are added.
+            The folder. If the run in it is ahead, its ledger stays, and only missing files are added.
         repo_id (`str`):
             The repository, for messages.
 
     Raises:
-        DivergedRunError: `target` holds a run that went another way.
-        WithheldClassesError: The published run withholds classes that the one in `target` names.
-        ValueError: If it holds something else.
-        OSError: A file cannot be written.
+        DivergedRunError: If the run in `target` and the published one went separate ways.
+        WithheldClassesError: If the published run is ahead, and withholds classes that the one in `target` names.
+        InvalidInputError: If `target` holds something else.
+        OSError: If a file cannot be written.
     """
     if not Path(target, LEDGER_NAME).exists():
         if target.is_dir() and any(target.iterdir()):
@@ -122,7 +123,7 @@ def install_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: 
             _add_task(ledger, entry, target)
         if problem is None and not knows_more:
             if ledger.names_classes and not own.names_classes:
-                own.path.chmod(0o600)  # a file that is replaced keeps its permissions
+                own.path.chmod(0o600)  # a replaced file keeps its permissions
             write_bytes_atomic(own.path, ledger.path.read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""Rebuilding a model that has forgotten, from a folder or from the Hub, and the model on which a run rests."""
+"""Loading a model that has forgotten, and the base model of a run, from a folder or from the Hub."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ..compat import refuse_quantised, uncompiled
 from ..errors import InvalidInputError
 from ..io import StrPath
 from ..ledger import ForgettingLedger
-from .client.calls import as_folder_or_repo, find_source
+from .client.download import as_folder_or_repo, find_source
 from .fetch import resolve_run_folder
+
+_NAME, _WHAT = "base_model", "the folder of a model"
 
 
 def load_forgotten(
@@ -31,35 +33,36 @@ def load_forgotten(
     token: str | bool | None = None,
 ) -> nn.Module:
     """
-    Rebuild the model as it was after some of its forgetting tasks. Ledger, files and base weights are checked first.
+    Loads a model as it was after some of its forgetting tasks. Ledger, files and base weights are checked first.
 
     Args:
         base_model (`transformers.PreTrainedModel`):
-            The model the tasks were trained on, changed in place.
+            The model that the tasks were trained on. It is changed in place.
         repo_or_folder (`str` or `os.PathLike`):
-            A folder with `forgetting.json`, or a repository that [`push_to_hub`] made (`"organisation/name"`). A
-            folder that exists wins. Of a repository only the ledger and files of the chosen tasks are downloaded.
+            A folder with `forgetting.json`, or a repository that [`push_to_hub`] made (`"organisation/name"`). An
+            existing folder takes precedence. Only the ledger and the files of the chosen tasks are downloaded.
         tasks (`int` or list of `str`, *optional*):
-            The first so many tasks in effect, or their names (`"task_001"`). By default all; 0 gives the base model
-            back. Tasks that were revoked are left out.
+            The number of tasks in effect, from the first, or their names (`"task_001"`). By default all; with 0 the
+            base model is returned. Revoked tasks are not loaded.
         merge (`bool`, *optional*, defaults to `False`):
-            `True`: the tasks are merged into the weights in order and the bare model is returned, bit-equal to the
-            model that was trained on. `False`: a `PeftModel` with one frozen adapter per task, all active.
+            With `True` the tasks are merged into the weights in order, and the bare model is returned, bit-equal to
+            the model of the live run. With `False` a `PeftModel` is returned, with one frozen adapter per task, all
+            active.
         revision (`str`, *optional*):
-            Branch, tag or commit of the repository; by default its main branch. A folder has none.
+            Branch, tag or commit of the repository; by default its main branch. Not for a folder.
         token (`str`, *optional*):
             For private repositories; by default the one of `hf auth login`.
 
     Returns:
-        `PeftModel`, or the base model itself with `merge=True` or without tasks; in eval mode.
+        `PeftModel`, or the base model with `merge=True` or without tasks; in eval mode.
 
     Raises:
         LedgerError: If the ledger is missing, edited or of a newer schema, if a file is missing or differs from its
             recorded hash, if the base weights are not those the ledger names, if a task does not exist, or if an
-            adapter does not fit the model. Nothing is changed then.
-        ValueError: If the model holds adapters already or is quantised, the repository does not exist or may not be
-            read, or there is a folder although a revision was asked for.
-        ConnectionError: If the Hub is out of reach and the cache does not hold everything; the call can be repeated.
+            adapter does not fit the model. The model is unchanged then.
+        ValueError: If the model holds adapters or is quantised, the repository does not exist or may not be read, or
+            `revision` is given for a folder.
+        ConnectionError: If the Hub is out of reach and the cache does not hold everything; repeat the call.
     """
     base_model = uncompiled(base_model)
     check_bare(base_model)
@@ -74,24 +77,21 @@ def load_forgotten(
 
 
 def check_bare(model: nn.Module) -> None:
-    """Raises ValueError if a model holds adapters, or is quantised: tasks rest on exact weights."""
+    """Raises InvalidInputError if a model holds adapters, or is quantised: tasks need the exact base weights."""
     refuse_quantised(model)
     if hasattr(model, "peft_config"):
-        fix = "It holds adapters already: model.unload() takes them off, model.merge_and_unload() keeps what they do."
-        raise InvalidInputError("base_model", type(model).__name__, "a bare model, because tasks bring adapters", fix)
+        fix = "It holds adapters: model.unload() removes them, model.merge_and_unload() keeps their effect."
+        raise InvalidInputError("base_model", type(model).__name__, "a model without adapters", fix)
 
 
-_NAME, _WHAT = "base_model", "the folder of a model"
-
-
-def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> Any:
-    """Load the base model of a run with the class that its ledger names.
+def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> PreTrainedModel:
+    """Loads the base model of a run with the class that its ledger names.
 
     Args:
         ledger ([`ForgettingLedger`]):
             The run.
         source (`str` or `os.PathLike`):
-            A folder, or a Hub id (loaded at the revision that the ledger names for it).
+            A folder, or a Hub id. It is loaded at the revision that the ledger names for this id.
         token (`str`, *optional*):
             By default the one of `hf auth login`.
 
@@ -99,15 +99,16 @@ def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | b
         `transformers.PreTrainedModel`: The model. Its weights are not checked here.
 
     Raises:
-        ValueError: If transformers has no such class, or `source` is neither a folder nor a repository.
-        OSError: If the model cannot be loaded; ConnectionError if the Hub is away and the cache does not hold it.
+        InvalidInputError: If transformers has no such class, or `source` is neither a folder nor a repository.
+        OSError: If the model cannot be loaded.
+        ConnectionError: If the Hub is away and the cache does not hold the model.
     """
     model_class = _model_class(ledger)
     return model_class.from_pretrained(**base_source(ledger, source, token=token))
 
 
 def base_source(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained` that find the base model, or its processor.
+    """Returns keyword arguments of `from_pretrained` for the base model, or for its processor.
 
     Raises:
         ValueError, ConnectionError: As [`find_source`].
@@ -123,16 +124,16 @@ def base_source(ledger: ForgettingLedger, source: StrPath, *, token: str | bool 
 
 
 def model_source(source: StrPath) -> str:
-    """A folder that exists, or a Hub id that may or may not exist; nothing is asked of the network.
+    """Returns the path of an existing folder, or a Hub id that may or may not exist; makes no request.
 
     Raises:
-        InvalidInputError: If it can only be a path, and nothing is there.
+        InvalidInputError: If the value can only be a path, and the path does not exist.
     """
     return os.fspath(as_folder_or_repo(source, _NAME, _WHAT))
 
 
 def base_revision(ledger: ForgettingLedger, source: str) -> str:
-    """What to load from `source`: the commit that the ledger names, if it is that Hub id."""
+    """Returns the commit that the ledger names if `source` is its Hub id, else `"main"`."""
     base = ledger.base_model
     is_known = base.get("name_or_path") == source and not os.path.isdir(source)
     return (base.get("revision") if is_known else None) or "main"

@@ -1,45 +1,55 @@
-"""A run as the repository that is published: built in a folder, whole, before anything is sent."""
+"""Publishing a run: the repository is built in a folder, whole, before anything is sent."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
 from ..adapters import check_tasks
+from ..errors import InvalidInputError
 from ..io import StrPath, as_path, staged_folder, write_bytes_atomic
-from ..ledger import LEDGER_NAME, ForgettingLedger, ledger_bytes, listed_files, warn_not_forgotten
+from ..ledger import (
+    KEY_NAME,
+    LEDGER_NAME,
+    ForgettingLedger,
+    InvalidLedgerError,
+    LedgerError,
+    ledger_bytes,
+    listed_files,
+    warn_not_forgotten,
+)
 from .card_metadata import check_card_data
 from .client.calls import checked_repo_id, writing_api
-from .client.commit import PUBLISHED_SUFFIXES, commit_folder, open_repository, publishable_files
+from .client.commit import RemoteHead, commit_folder, open_repository, publishable_files, versions_of
 from .composite import CompositeReport, check_max_rank, write_composite
-from .fetch import (
-    check_continues,
-    check_history,
-    check_withholding,
-    downloaded,
-    fetch_ledger,
-    published_ledger,
-    stale_files,
-)
-from .install import check_free, is_withheld
+from .fetch import fetch_ledger
+from .install import check_free, continuation_error, is_withheld
 from .withhold import withheld_ledger, withholding_key, withholds_by_default
+
+# Files that publishing writes, and may therefore remove.
+_OWN_FILES = re.compile(
+    r"README\.md|forgetting\.json|figures/[^/]+\.png"
+    r"|(tasks/task_\d+/)?(adapter_config\.json|gs_lora_config\.json|adapter_model\.safetensors)"
+)
 
 
 @dataclass(frozen=True)
 class StagedRepository:
-    """What would be published.
+    """A repository as it would be published, in a folder.
 
     Attributes:
         folder (`Path`):
-            Where it is.
+            The folder.
         files (`list[str]`):
-            Everything in it, by relative path.
+            All files in it, by relative path.
         ledger ([`ForgettingLedger`]):
             The ledger as it would be published.
         composite ([`CompositeReport`]):
@@ -50,6 +60,106 @@ class StagedRepository:
     files: list[str]
     ledger: ForgettingLedger
     composite: CompositeReport
+
+
+def push_to_hub(
+    folder: StrPath,
+    repo_id: str,
+    *,
+    private: bool = True,
+    commit_message: str | None = None,
+    revision: str | None = None,
+    withhold_classes: bool | None = None,
+    max_rank: int | None = None,
+    dataset: str | None = None,
+    license: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """
+    Publishes a run in one commit: card, ledger, the adapter of all tasks together, one of each task, and pictures.
+
+    Only safetensors, JSON, Markdown and PNG leave the machine. They are built in a separate folder from the files that
+    the ledger lists; checkpoints, optimizer states, logs and data are never sent. Publishing again sends only new
+    files. A push that fails leaves the branch as it was (an empty new repository may remain) and can be repeated.
+    Commits of others are never overwritten. A run that did not forget is published as well, with a warning here and
+    on the card.
+
+    The ledger holds the names of the forgotten classes. Therefore a new repository is private by default, and an
+    existing public one is refused. The ledger also lists revoked tasks, but their adapters are not published, and are
+    removed if they were.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            A folder with `forgetting.json`.
+        repo_id (`str`):
+            `"name"` or `"organisation/name"`; made if it does not exist.
+        private (`bool`, *optional*, defaults to `True`):
+            Visibility of a repository that this call makes. With `False` an existing public one is accepted too.
+        commit_message (`str`, *optional*):
+            By default the number of requests in effect.
+        revision (`str`, *optional*):
+            A branch, made if it does not exist; by default the main branch.
+        withhold_classes (`bool`, *optional*):
+            With `True` no file names a class, its id, or its number of samples. Requests appear by number and a keyed
+            digest. The key stays in `folder` as `withheld.key`; keep it, because it can prove later what was
+            forgotten. Times are days, and scores whole per cent. Running the model still shows which classes it no
+            longer knows. `False` names the classes. By default as the repository was published before; a new
+            repository withholds them if `folder` has a `withheld.key`.
+        max_rank (`int`, *optional*):
+            The largest rank in a layer of the adapter of all tasks together. A larger one is recompressed, and the
+            card gives the error. By default the adapter is exact.
+        dataset (`str`, *optional*):
+            Hub id of the training data, for the card.
+        license (`str`, *optional*):
+            License for the card; by default the one of the base model, if that is on the Hub.
+        token (`str`, *optional*):
+            By default the one of `hf auth login`.
+
+    Returns:
+        `str`: Address of the commit.
+
+    Raises:
+        LedgerError: If there is no ledger, a file is missing or differs from its hash, or if what the repository holds
+            is not an earlier state of this run, or names in any commit the classes that are to be withheld. Nothing is
+            sent then.
+        ValueError: If the repository's name is malformed, it is public and `private` is not `False`, belongs to
+            another user or holds something else, there is no token, others have committed in the meantime, or
+            `max_rank`, `dataset` or `license` is malformed.
+        ConnectionError: If the Hub is away, or busy for too long; repeat the call.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+    """
+    folder = as_path(folder, "folder")
+    checked_repo_id(repo_id)
+    check_max_rank(max_rank)
+    check_card_data(dataset=dataset, license=license)
+    ledger = ForgettingLedger.load(folder)
+    check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
+    api = writing_api(token)
+    head = open_repository(api, repo_id, revision=revision, private=private)
+    published = _published_ledger(head, api.token)
+    if published is not None:
+        _check_continues(published, ledger, head.repo_id)
+        if withhold_classes is None:
+            withhold_classes = is_withheld(published)
+    if withhold_classes is None:
+        withhold_classes = withholds_by_default(folder)
+    if withhold_classes:
+        _check_history(api, head)
+    with tempfile.TemporaryDirectory() as scratch:
+        staged = stage_repository(
+            folder,
+            Path(scratch, "repository"),
+            head.repo_id,
+            withhold_classes=withhold_classes,
+            max_rank=max_rank,
+            dataset=dataset,
+            license=license or _license_of_base(api, ledger),
+        )
+        if published is not None:
+            _check_continues(published, staged.ledger, head.repo_id)
+            _check_digests(published, staged.ledger, head.repo_id)
+        message = commit_message or f"{len(staged.ledger.active_tasks)} forgetting request(s)"
+        return commit_folder(api, head, staged.folder, message, removed=_stale_files(head, staged.files))
 
 
 def stage_repository(
@@ -63,26 +173,27 @@ def stage_repository(
     license: str | None = None,
 ) -> StagedRepository:
     """
-    Write everything that [`push_to_hub`] would publish of a run to a folder.
+    Writes everything that [`push_to_hub`] would publish of a run to a folder.
 
-    `README.md`, `forgetting.json`, the adapter of all tasks together, one of each task in effect, and pictures. Only
-    what the ledger vouches for is taken over, after its hashes were checked. The same run gives the same bytes.
+    This is `README.md`, `forgetting.json`, the adapter of all tasks together, one of each task in effect, and
+    pictures. Only files that the ledger lists are copied, after a check of their hashes. The same run gives the same
+    bytes.
 
     Args:
         folder (`str` or `os.PathLike`):
             A folder with `forgetting.json`.
         out (`str` or `os.PathLike`):
-            The folder to make; one that holds files is refused.
+            The folder to make; a folder that holds files is refused.
         repo_id (`str`, *optional*):
             The repository's name, for the card.
         withhold_classes (`bool`, *optional*):
-            As in [`push_to_hub`]; by default as it was published the last time.
+            As in [`push_to_hub`]; by default `True` if `folder` has a `withheld.key`.
         max_rank (`int`, *optional*):
             As in [`push_to_hub`].
         dataset (`str`, *optional*):
-            The Hub id of the data, for the card.
+            Hub id of the training data, for the card.
         license (`str`, *optional*):
-            The license of the base model, for the card.
+            License of the base model, for the card.
 
     Returns:
         [`StagedRepository`]: What was written.
@@ -93,7 +204,7 @@ def stage_repository(
         ValueError: If `out` holds files, or `repo_id`, `max_rank`, `dataset` or `license` is malformed.
         OSError: If a file could not be written.
     """
-    # Drawing takes a second to import; loading and merging do not need it.
+    # matplotlib takes a second to import; loading and merging do not need it.
     from .card import build_card
     from .run_figures import draw_figures
 
@@ -116,21 +227,19 @@ def stage_repository(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(folder, name), target)
         composite = write_composite(ledger, staged, max_rank=max_rank)
+        published = ledger
         if withhold_classes:
             published = withheld_ledger(ledger, withholding_key(folder, create=True), staged)
-        else:
-            published = ledger
-        # The ledger as it was read: its file may have been replaced since by a request that was carried out.
+        # From memory, because a request that has finished since may have replaced the file.
         content = ledger_bytes(published.to_dict())
         write_bytes_atomic(staged / LEDGER_NAME, content, private=published.names_classes)
         published = ForgettingLedger.load(staged)
         published.check_files(active)
-        figures = draw_figures(published, staged)
         card = build_card(
             published,
             repo_id=repo_id,
             composite=composite,
-            figures=figures,
+            figures=draw_figures(published, staged),
             withheld=withhold_classes,
             dataset=dataset,
             license=license,
@@ -139,138 +248,88 @@ def stage_repository(
     return StagedRepository(out, publishable_files(out), ForgettingLedger.load(out), composite)
 
 
-def fetch_repository(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """
-    Download all that was published of a run, for [`verify_repository`]; [`fetch_run`] brings what loading needs.
-
-    Args:
-        repo_id (`str`):
-            `"organisation/name"`.
-        revision (`str`, *optional*):
-            Branch, tag or commit; by default the main branch.
-        token (`str`, *optional*):
-            By default the one of `hf auth login`.
-
-    Returns:
-        `pathlib.Path`: The snapshot in the Hugging Face cache.
+def _published_ledger(head: RemoteHead, token: str | bool | None) -> ForgettingLedger | None:
+    """Returns the ledger at the newest commit of a repository, or `None` if the repository is new.
 
     Raises:
-        LedgerError, ValueError, ConnectionError: As [`fetch_run`].
+        LedgerError: If it is damaged, edited or of a newer schema.
+        InvalidInputError: If the repository holds something else.
     """
-    commit = fetch_ledger(repo_id, revision=revision, token=token).folder.name
-    patterns = [f"*{suffix}" for suffix in PUBLISHED_SUFFIXES]
-    return Path(
-        downloaded(lambda: snapshot_download(repo_id, revision=commit, token=token, allow_patterns=patterns), repo_id)
+    if LEDGER_NAME in head.files:
+        return fetch_ledger(head.repo_id, revision=head.sha, token=token)
+    if head.is_new:
+        return None
+    raise InvalidInputError(
+        "repo_id",
+        head.repo_id,
+        "a new repository, or one that push_to_hub made",
+        f"It holds other files ({', '.join(sorted(head.files)[:3])}, {len(head.files)} in all) and no {LEDGER_NAME}: "
+        "choose another name.",
     )
 
 
-def push_to_hub(
-    folder: StrPath,
-    repo_id: str,
-    *,
-    private: bool = True,
-    commit_message: str | None = None,
-    revision: str | None = None,
-    withhold_classes: bool | None = None,
-    max_rank: int | None = None,
-    dataset: str | None = None,
-    license: str | None = None,
-    token: str | bool | None = None,
-) -> str:
-    """
-    Publish a run in one commit: card, ledger, the adapter of all tasks together, one of each task, and pictures.
-
-    Only safetensors, JSON, Markdown and PNG leave the machine, built in a folder of their own from what the ledger
-    vouches for; checkpoints, optimizer states, logs and data never do. Publishing again sends only what is new. A push
-    that fails leaves the branch as it was (a repository made for it may remain, empty) and can be repeated. What
-    others have published in the meantime is never overwritten. A run that did not forget is published as well;
-    a warning and the card say so.
-
-    The ledger holds the names of the forgotten classes, so a new repository is private unless asked otherwise, and one
-    that exists and is public is refused. Of tasks that were revoked the ledger tells, but their adapters are not
-    published, and are taken away where they were.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            A folder with `forgetting.json`.
-        repo_id (`str`):
-            `"name"` or `"organisation/name"`; made if it does not exist.
-        private (`bool`, *optional*, defaults to `True`):
-            Visibility of a repository that is made by this call. With `False` an existing public one is accepted too.
-        commit_message (`str`, *optional*):
-            By default how many requests are in effect.
-        revision (`str`, *optional*):
-            A branch, made if it does not exist; by default the main one.
-        withhold_classes (`bool`, *optional*):
-            `True`: no file names a class, its id, or how many samples it has; requests appear by number and a keyed
-            digest, whose key `withheld.key` stays in `folder` (keep it: with it one can prove later what was
-            forgotten). Times are days, and scores whole per cent. Running the model still shows what it no longer
-            knows. By default as the repository was published before, and a new one as the run was: withheld if it ever
-            was (`folder` has a `withheld.key`), else named. `False` names the classes.
-        max_rank (`int`, *optional*):
-            The largest rank that the adapter of all tasks together may have in a layer; more is recompressed, and the
-            card says with what error. By default it is exact.
-        dataset (`str`, *optional*):
-            Hub id of the data the run was trained on, for the card.
-        license (`str`, *optional*):
-            For the card; by default the one of the base model, if that is on the Hub.
-        token (`str`, *optional*):
-            By default the one of `hf auth login`.
-
-    Returns:
-        `str`: Address of the commit.
+def _check_continues(published: ForgettingLedger, own: ForgettingLedger, repo_id: str) -> None:
+    """Checks that publishing loses nothing: the run has all tasks that are published, and none of them differs.
 
     Raises:
-        LedgerError: If there is no ledger, a file is missing or differs from its hash, or if what the repository holds
-            is not an earlier state of this run, or names in any commit the classes that are to be withheld. Nothing is
-            sent then.
-        ValueError: If the repository's name is malformed, it is public and `private` is not `False`, belongs to
-            another user or holds something else, there is no token, others have committed in the meantime, or
-            `max_rank`, `dataset` or `license` is malformed.
-        ConnectionError: If the Hub is away, or busy for too long; the call can be repeated.
-        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+        LedgerError: If the repository holds tasks that the run lacks, or others.
     """
-    folder = as_path(folder, "folder")
-    checked_repo_id(repo_id)
-    check_max_rank(max_rank)
-    check_card_data(dataset=dataset, license=license)
-    ledger = ForgettingLedger.load(folder)
-    check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
-    api = writing_api(token)
-    head = open_repository(api, repo_id, revision=revision, private=private)
-    published = published_ledger(head, api.token)
-    if published is not None:
-        check_continues(published, ledger, head.repo_id)
-        if withhold_classes is None:
-            withhold_classes = is_withheld(published)
-    if withhold_classes is None:
-        withhold_classes = withholds_by_default(folder)
-    if withhold_classes:
-        check_history(api, head)
-    with tempfile.TemporaryDirectory() as scratch:
-        staged = stage_repository(
-            folder,
-            Path(scratch, "repository"),
-            head.repo_id,
-            withhold_classes=withhold_classes,
-            max_rank=max_rank,
-            dataset=dataset,
-            license=license or _license_of_base(api, ledger),
+    if problem := continuation_error(published, own):
+        raise InvalidLedgerError(
+            "folder",
+            str(own.folder),
+            f"a run that continues the one published in {repo_id!r}",
+            f"This one does not: {problem}. Nothing was sent. If more has been published, fetch that first "
+            f"(ContinualForgetter.from_hub({repo_id!r}, ...)) and carry out the missing requests there; or choose "
+            "another repository.",
         )
-        if published is not None:
-            check_continues(published, staged.ledger, head.repo_id)
-            check_withholding(published, staged.ledger, head.repo_id)
-        message = commit_message or f"{len(staged.ledger.active_tasks)} forgetting request(s)"
-        return commit_folder(api, head, staged.folder, message, removed=stale_files(head, staged.files))
+
+
+def _check_digests(published: ForgettingLedger, staged: ForgettingLedger, repo_id: str) -> None:
+    """Checks that withheld classes keep their digests.
+
+    Raises:
+        LedgerError: If the published ledger was made with another key.
+    """
+    if not is_withheld(staged):
+        return
+    for entry, new in zip(published.tasks, staged.tasks, strict=False):
+        before, now = entry.request.get("digest"), new.request.get("digest")
+        if before != now:
+            expected = f"{before}, which is published in {repo_id!r}"
+            fix = f"'{KEY_NAME}' holds another key than before: restore the former one, or choose another repository."
+            raise InvalidLedgerError(f"digest of {entry.name}", now, expected, fix)
+
+
+def _check_history(api: HfApi, head: RemoteHead) -> None:
+    """Checks that no commit of a repository names classes that are to be withheld: deleted files can still be fetched.
+
+    Raises:
+        LedgerError: If a commit names them, or its ledger cannot be read.
+    """
+    for sha in versions_of(api, head, LEDGER_NAME):
+        try:
+            entries = fetch_ledger(head.repo_id, revision=sha, token=api.token).tasks
+            names = any(entry.classes is not None or entry.class_names is not None for entry in entries)
+        except LedgerError:  # a damaged or newer ledger may name them
+            names = True
+        if names:
+            fix = f"Commit {sha[:8]} names them, and stays. Delete that repository, or choose another one."
+            raise InvalidLedgerError("repo_id", head.repo_id, "a repository whose history names no class", fix)
+
+
+def _stale_files(head: RemoteHead, staged: Sequence[str]) -> list[str]:
+    """Returns the files of an earlier publication that this one no longer has."""
+    return sorted(path for path in head.files if _OWN_FILES.fullmatch(path) and path not in staged)
 
 
 def _license_of_base(api: HfApi, ledger: ForgettingLedger) -> str | None:
     name, revision = ledger.base_model.get("name_or_path"), ledger.base_model.get("revision")
-    if not name or not revision:  # not loaded from the Hub: another model there may happen to have the same name
+    if not name or not revision:  # not loaded from the Hub: a model there may have the same name by chance
         return None
     try:
         card = api.model_info(name, revision=revision).card_data
-    except (HTTPError, OSError, ValueError):  # a card without a licence is better than none
+    except (HTTPError, OSError, ValueError):  # the license is optional
         return None
     found = card.get("license") if card else None
     return found if isinstance(found, str) else None

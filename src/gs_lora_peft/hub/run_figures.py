@@ -1,4 +1,4 @@
-"""Pictures of a run: which groups carry each task, what is known after each, and how each training went."""
+"""Pictures of a run: the groups that each task changes, scores after each task, and training curves."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_b
 
 FIGURES_FOLDER = "figures"
 
-
-EARLIER, ZERO = "#009E73", "#E4E4E4"
+_EARLIER, _ZERO = "#009E73", "#E4E4E4"
 
 
 def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
     """
-    Draw a run from its ledger.
+    Draws a run from its ledger.
 
-    `group_norms.png` shows the norm ‖g‖ of every group in every task as a heat map and marks groups that are exactly
-    zero. `accuracies.png` shows the accuracy (or the average precision of a detector) on the kept, the forgotten and
-    the earlier forgotten classes, before and after each task. `training_curves.png` shows losses, accuracies (or
-    confidences of a detector) and active groups during each training. A picture without recorded numbers is left out.
-    Tasks appear by number, revoked ones with a star; classes are never named. The same ledger gives the same bytes
-    with the same version of matplotlib, whatever style the caller has set.
+    - `group_norms.png` shows the norm ‖g‖ of every group in every task as a heat map and marks groups that are exactly
+      zero.
+    - `accuracies.png` shows the accuracy (or the average precision of a detector) on the kept, the forgotten and the
+      earlier forgotten classes, before and after each task.
+    - `training_curves.png` shows losses, accuracies (or confidences of a detector) and active groups during training.
+
+    A picture without recorded numbers is not drawn. Tasks appear by number, revoked ones with a star; classes are
+    never named. The same ledger gives the same bytes with the same version of matplotlib, in any style of the caller.
 
     Args:
         ledger ([`ForgettingLedger`]):
             The run.
         out (`str` or `os.PathLike`):
-            A folder; the pictures go to `figures/` in it.
+            A folder. The pictures are written to `figures/` in it.
 
     Returns:
-        `list[str]`: The pictures, as paths relative to `out` with `/`, sorted.
+        `list[str]`: Paths of the pictures relative to `out`, with `/`, sorted.
 
     Raises:
         OSError: If a file cannot be written.
@@ -88,9 +89,9 @@ def _group_norms(entries: Sequence[TaskEntry]) -> Figure | None:
 
 
 def _draw_cells(figure: Figure, axes: Axes, norms: np.ndarray, cell: float) -> None:
-    """Colours each cell by its norm and marks the zeros; `cell` is the shorter side of a cell in inches."""
+    """Colours each cell by its norm and marks zeros. `cell` is the shorter side of a cell in inches."""
     options: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
-    axes.imshow(np.where(norms == 0, 1.0, np.nan), cmap=ListedColormap([ZERO]), **options)
+    axes.imshow(np.where(norms == 0, 1.0, np.nan), cmap=ListedColormap([_ZERO]), **options)
     image = axes.imshow(np.where(norms > 0, norms, np.nan), cmap=_more_is_darker(), **options)
     image.set_clim(0, np.nanmax(norms) or 1.0)
     bar = figure.colorbar(image, ax=axes, label="norm of the group's LoRA matrices", pad=0.02, aspect=30)
@@ -105,7 +106,7 @@ def _draw_cells(figure: Figure, axes: Axes, norms: np.ndarray, cell: float) -> N
     axes.spines[:].set_visible(False)
     handles: list[Any] = []
     if zeros.size:
-        label = "exactly zero: the task leaves the group as it was"
+        label = "exactly zero: the task does not change the group"
         handles.append(Line2D([], [], marker="x", color=FAINT, linestyle="", label=label))
     if np.isnan(norms).any():
         handles.append(Patch(facecolor="white", edgecolor=FAINT, label="not adapted, or not recorded"))
@@ -114,7 +115,7 @@ def _draw_cells(figure: Figure, axes: Axes, norms: np.ndarray, cell: float) -> N
 
 
 def _more_is_darker() -> ListedColormap:
-    """Viridis, which suits every kind of colour vision; without the light end, too near to the grey of the zeros."""
+    """Returns Viridis, which suits all kinds of colour vision, without the light end, which resembles the zeros."""
     return ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1, 256)))
 
 
@@ -123,7 +124,7 @@ def _write_norms(axes: Axes, norms: np.ndarray) -> None:
     for row, column in np.argwhere(norms > 0):
         value = norms[row, column]
         luminance = np.dot(np.power(colours(value / largest)[:3], 2.2), (0.2126, 0.7152, 0.0722))
-        colour = "white" if luminance < 0.18 else "black"  # where both have the same contrast
+        colour = "white" if luminance < 0.18 else "black"  # at 0.18 both have the same contrast
         axes.text(column, row, f"{value:.2g}", ha="center", va="center", color=colour, fontsize=9)
 
 
@@ -156,9 +157,9 @@ def _accuracies(entries: Sequence[TaskEntry]) -> Figure | None:
     plot(places + aside, missing, "kept classes without data, after", color=KEPT, marker="D", markerfacecolor="none")
     plot(places, before, "this task's classes, before", color=FORGOTTEN, markerfacecolor="white")
     plot(places, after, "this task's classes, after", color=FORGOTTEN)
-    # Hollow and larger, so that a point under it still shows.
+    # Hollow and larger, so that a point under it stays visible.
     shape: dict[str, Any] = {"marker": "^", "markerfacecolor": "none", "markersize": min(1.5 * size, 8)}
-    plot(places + aside, earlier, "classes of earlier tasks, after", color=EARLIER, **shape)
+    plot(places + aside, earlier, "classes of earlier tasks, after", color=_EARLIER, **shape)
     axes.grid(True, axis="y")
     axes.set(ylim=(-4, 104), xlim=(-0.6, count - 0.4), ylabel=f"{measure.title} (%)")
     axes.set_title(f"{measure.title.capitalize()} before and after each task")
@@ -168,7 +169,7 @@ def _accuracies(entries: Sequence[TaskEntry]) -> Figure | None:
 
 
 def _scores(entries: Sequence[TaskEntry], when: str, role: str) -> np.ndarray:
-    """A score of each task in percent; NaN where there is none."""
+    """Returns a score of each task in percent; NaN if there is none."""
     values = [score(entry, when, role) for entry in entries]
     return 100 * np.array([np.nan if value is None else value for value in values])
 
@@ -214,14 +215,14 @@ def _training_curves(entries: Sequence[TaskEntry]) -> Figure | None:
     return figure
 
 
-# What all of them have
+# Shared parts
 
 
 def _log_axis(axes: Axes, entries: Sequence[TaskEntry]) -> None:
-    """A log axis with few, round numbers on it, though a loss may be exactly 0.
+    """Sets a log axis with a few round ticks. A loss may be exactly 0.
 
-    It is linear below the decade of the smallest loss that is not 0, so that curves of one decade fill the panel and
-    ticks do not crowd at its lower end.
+    The axis is linear below the decade of the smallest positive loss. Thus curves within one decade fill the panel,
+    and ticks do not crowd at its lower end.
     """
     curves = [entry.curves[name] for entry in entries if entry.curves for name in ("retain_loss", "forget_loss")]
     values = np.array([value for curve in curves for value in curve])
@@ -233,7 +234,7 @@ def _log_axis(axes: Axes, entries: Sequence[TaskEntry]) -> None:
     highest = float(np.log10(positive.max()))
     has_zeros = bool((values < 10**lowest).any())
     axes.set_yscale("symlog", linthresh=10**lowest, linscale=0.5)
-    # In each decade 1, 2 and 5 where there are few decades, else 1 alone.
+    # For few decades 1, 2 and 5 in each of them, otherwise 1.
     steps = (1, 2, 5) if highest - lowest <= 2 else (1, 3) if highest - lowest <= 3 else (1,)
     decades = range(int(lowest), int(np.ceil(highest)) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
@@ -245,7 +246,7 @@ def _log_axis(axes: Axes, entries: Sequence[TaskEntry]) -> None:
 
 
 def _number_tasks(axes: Axes, entries: Sequence[TaskEntry], *, most: int, at: float = 0.0) -> None:
-    """Labels the tasks along the x axis by their number, at most so many of them."""
+    """Labels at most `most` tasks along the x axis by their number."""
     step = _step(len(entries), most)
     shown = [(place, entry) for place, entry in enumerate(entries) if entry.number % step == 0]
     labels = [f"{entry.number}{'*' if entry.status == 'revoked' else ''}" for _, entry in shown]
@@ -255,5 +256,5 @@ def _number_tasks(axes: Axes, entries: Sequence[TaskEntry], *, most: int, at: fl
 
 
 def _step(count: int, most: int) -> int:
-    """The smallest round step in which at most `most` of `count` are labelled."""
+    """Returns the smallest round step that labels at most `most` of `count`."""
     return next((step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if count <= step * most), 1000)

@@ -1,4 +1,4 @@
-"""Is a repository what its ledger says? Compares hashes, unlisted files, and the sum in the root."""
+"""Checks a repository against its ledger: hashes, unlisted files, and the adapter in the root."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ..ledger import (
     ForgettingLedger,
     LedgerError,
     TaskEntry,
+    UnusableAdapterError,
     all_forgotten,
     doubts,
     not_forgotten,
@@ -32,47 +33,38 @@ from .load import check_bare, load_base_model, model_source
 
 TOLERANCE = 1e-6
 
-
 _PICTURES = "figures"
-
-
 _CARD_NAME = "README.md"
-
-
+_ROOT = "the root"  # stands for the name of a task
 _ROOT_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
-
-
 _OTHER_FILES = {*_ROOT_FILES, _CARD_NAME, LEDGER_NAME, LOCK_NAME, ".gitattributes"}
-
-
-# git and the Hub's client keep their books beside the files.
-_BOOKS = (".git", ".cache")
+_METADATA_FOLDERS = (".git", ".cache")  # of git and of the Hub's client
 
 
 @dataclass
 class VerifyReport:
-    """What was looked at, and what was found.
+    """What [`verify_repository`] checked, and what it found.
 
     Attributes:
         tasks (`list[str]`):
             The tasks in effect.
         files (`list[str]`):
-            The files that were compared with the hashes in the ledger.
+            The files whose hashes were compared with the ledger.
         root_checked (`bool`):
             Whether the adapter in the root was compared with the sum of the tasks.
         base_checked (`bool`):
             Whether a base model was compared with the ledger's fingerprint.
         recompressed (`list[str]`):
-            Modules in which the adapter in the root is not the sum, but its best approximation of that rank.
+            Modules in which the adapter in the root is the best approximation of the sum at its rank.
         relative_error (`float`):
             The largest ‖ΔW − ΣΔW_task‖ / ‖ΣΔW_task‖ (Frobenius) of a module in the root.
         problems (`list[str]`):
-            What is wrong; empty if nothing is.
+            The problems; empty if all is well.
         forgotten (`bool` or `None`):
-            Whether all tasks in effect are forgotten, by the scores in the ledger; `None` where that is not known. It
-            is measured on data and not checked here.
+            Whether all tasks in effect are forgotten, by the scores in the ledger; `None` if unknown. The scores are
+            not measured again.
         remarks (`list[str]`):
-            Which tasks are not forgotten, and what makes scores say little.
+            Tasks that are not forgotten, and reasons to doubt scores.
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -93,37 +85,36 @@ def verify_repository(
     token: str | bool | None = None,
 ) -> VerifyReport:
     """
-    Check a repository that [`push_to_hub`] or [`stage_repository`] made, or the folder of a run.
+    Checks a repository that [`push_to_hub`] or [`stage_repository`] made, or the folder of a run.
 
-    - The ledger: its digest, and all else that [`ForgettingLedger.load`] checks.
-    - The files of the tasks in effect: there, and with the hashes that the ledger has.
-    - Files that the ledger does not vouch for: below `tasks/`, and in a repository anywhere; card and pictures may be
-      there. (A run keeps working files and logs beside its ledger.)
-    - What the adapters hold: matrices of finite numbers, a scaling of 10,000 at most and other than 0, explicit names
-      of modules, the ledger's base model, and no class to import from outside transformers, PEFT and this package.
-    - The adapter in the root of a repository: the sum of the tasks to within 1e-6. Where its rank is too small for
-      that (`max_rank`), it must be the best approximation of that rank; the report has the error.
-    - With `base_model`: the fingerprint of its weights, and whether the adapters fit it: no update is a thousand times
-      as large as the weights of its layer (Frobenius norms).
+    - The ledger: its digest, and everything else that [`ForgettingLedger.load`] checks.
+    - The files of the tasks in effect exist and have the hashes in the ledger.
+    - No files that the ledger does not list are below `tasks/`, or anywhere in a repository except card and pictures.
+      (A run keeps working files and logs beside its ledger.)
+    - The adapters hold matrices of finite numbers, a scaling of at most 10,000 and not 0, explicit names of modules,
+      the ledger's base model, and no class to import from outside transformers, PEFT and this package.
+    - The adapter in the root of a repository is the sum of the tasks to within 1e-6. If its rank is too small for that
+      (`max_rank`), it is the best approximation of that rank, and the report has the error.
+    - With `base_model`: the fingerprint of its weights, and whether the adapters fit it. No update is more than a
+      thousand times as large as the weights of its layer (Frobenius norms).
 
-    A ledger's digest shows accidents and careless edits. With write access to a repository, anyone can replace all
-    of it, so that only the commit tells whether it is the one you trust.
+    A ledger's digest reveals accidents and careless edits. A person with write access to a repository can replace all
+    of it; only its commit identifies the version that you trust.
 
     Args:
         folder (`str` or `os.PathLike`):
             A local folder; [`fetch_repository`] downloads one.
         base_model (`transformers.PreTrainedModel`, `str` or `os.PathLike`, *optional*):
-            The bare model that the tasks rest on, which is not changed; or where to load it from, a folder or a Hub
-            id.
+            The base model without adapters, which is not changed; or a folder or Hub id to load it from.
         token (`str`, *optional*):
             For a base model on the Hub; by default the one of `hf auth login`.
 
     Returns:
-        [`VerifyReport`]: `problems` is empty if all is well. Whatever is wrong in the folder is reported there, not.
-        raised.
+        [`VerifyReport`]: `problems` lists what is wrong in the folder; nothing of it is raised.
 
     Raises:
-        ValueError, OSError: If `base_model` holds adapters or cannot be loaded.
+        ValueError: If `base_model` holds adapters, or is neither a folder nor a repository.
+        OSError: If `base_model` cannot be loaded.
     """
     if isinstance(base_model, nn.Module):
         check_bare(base_model)
@@ -179,7 +170,7 @@ def _check_files(ledger: ForgettingLedger, report: VerifyReport) -> None:
 
 
 def _is_repository(folder: Path) -> bool:
-    """Whether it is something that was published, and no run: those have no root adapter."""
+    """Returns whether a folder is a published repository. A run has no adapter in its root."""
     has_root = any(os.path.lexists(folder / name) for name in _ROOT_FILES)
     return has_root or (os.path.lexists(folder / _CARD_NAME) and not os.path.lexists(folder / LOCK_NAME))
 
@@ -190,7 +181,7 @@ def _unlisted(ledger: ForgettingLedger, is_repository: bool) -> list[str]:
     for parent, folders, names in os.walk(ledger.folder if is_repository else ledger.folder / TASKS_FOLDER):
         inside = Path(parent).relative_to(ledger.folder)
         if inside == Path():
-            folders[:] = [name for name in folders if name not in _BOOKS]
+            folders[:] = [name for name in folders if name not in _METADATA_FOLDERS]
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         found += [(inside / name).as_posix() for name in (*names, *links)]
     return sorted(name for name in found if name not in listed | _OTHER_FILES and not _is_picture(PurePosixPath(name)))
@@ -201,7 +192,7 @@ def _is_picture(path: PurePosixPath) -> bool:
 
 
 def _read_task(ledger: ForgettingLedger, entry: TaskEntry, report: VerifyReport) -> TaskAdapter | None:
-    """The adapter of a task; what is wrong with one says nothing about the others."""
+    """Returns the adapter of a task, or `None` after noting a problem, so that the others are checked too."""
     with _noted(report):
         return verified_adapter(ledger, entry)[0]
     return None
@@ -211,12 +202,15 @@ def _read_root(ledger: ForgettingLedger) -> TaskAdapter:
     folder = ledger.folder
     for name in _ROOT_FILES:
         if not safe_join(folder, name).exists():
-            raise LedgerError(f"{name}: it is missing; expected an adapter of all tasks in the root of the repository")
-    root = replace(read_adapter(folder), name="the root")
+            message = f"{name}: it is missing; expected an adapter of all tasks in the root of the repository"
+            raise UnusableAdapterError(message, task=_ROOT, file=name, name=None)
+    root = replace(read_adapter(folder), name=_ROOT)
     if problem := base_mismatch(ledger, root):
-        raise LedgerError(f"the adapter in the root of '{folder}' is not accepted: {problem}")
-    if left_out := [path for path in root.pairs if not check_target_module_exists(root.config, path)]:
-        raise LedgerError(f"{CONFIG_NAME}: its target_modules leave out {left_out[0]!r}, for which there are weights")
+        message = f"the adapter in the root of '{folder}' is not accepted: {problem}"
+        raise UnusableAdapterError(message, task=_ROOT, file=CONFIG_NAME, name="base_model_name_or_path")
+    if untargeted := [path for path in root.pairs if not check_target_module_exists(root.config, path)]:
+        message = f"{CONFIG_NAME}: its target_modules do not match {untargeted[0]!r}, which has weights"
+        raise UnusableAdapterError(message, task=_ROOT, file=CONFIG_NAME, name="target_modules")
     return root
 
 
@@ -246,7 +240,7 @@ def _compare(root: TaskAdapter, adapters: Sequence[TaskAdapter], report: VerifyR
 
 
 def _is_same(found: Pair, expected: Pair, dtype: torch.dtype) -> bool:
-    """Whether the root has the very matrices, rounded to the type that it stores."""
+    """Returns whether the root has the same matrices, rounded to the type that it stores."""
     return torch.equal(found[0], expected[0]) and torch.equal(found[1].to(dtype), expected[1].to(dtype))
 
 

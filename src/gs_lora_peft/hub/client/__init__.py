@@ -1,1 +1,1 @@
-"""Calls to the Hub: retried, checked, and all of a commit or nothing."""
+"""Calls to the Hub with retries, downloads, and commits that are complete or absent."""

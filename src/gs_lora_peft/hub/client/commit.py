@@ -1,4 +1,4 @@
-"""A folder becomes one commit on the Hub: all of it or nothing, and only kinds of files that may leave the machine."""
+"""A folder becomes one commit on the Hub, completely or not at all, with permitted kinds of files only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
@@ -18,9 +18,7 @@ from ...io import StrPath, sha256_of
 from .calls import HubRefusalError, call_hub, checked_repo_id, status_of
 
 PUBLISHED_SUFFIXES = (".safetensors", ".json", ".md", ".png")
-
-
-# What the Hub itself puts into a repository that is made on its pages.
+# The Hub puts these into a repository that is made on its pages.
 _OF_THE_HUB = (".gitattributes", "README.md")
 
 
@@ -30,7 +28,7 @@ class RemoteHead:
 
     Attributes:
         repo_id (`str`):
-            The repository, with its owner.
+            Id of the repository, with its owner.
         revision (`str` or `None`):
             The branch; `None` is the main one.
         sha (`str` or `None`):
@@ -38,8 +36,8 @@ class RemoteHead:
         files (`dict[str, RepoFile]`):
             Its files by path.
         makes_branch (`bool`):
-            Whether the branch does not exist yet; commit and files are those of the main one then, on which the first
-            commit makes it.
+            Whether the branch does not exist yet. Commit and files are then those of the main branch, from which
+            [`commit_folder`] makes it.
     """
 
     repo_id: str
@@ -50,18 +48,18 @@ class RemoteHead:
 
     @property
     def is_new(self) -> bool:
-        """Whether it holds no model yet."""
+        """Whether the commit holds no model."""
         return all(path in _OF_THE_HUB for path in self.files)
 
     def holds(self, folder: StrPath, removed: Iterable[str] = ()) -> bool:
-        """Whether all files of `folder` are there, byte for byte, and those of `removed` are not."""
+        """Returns whether the commit has all files of `folder`, byte for byte, and none of `removed`."""
         return not any(path in self.files for path in removed) and all(
             _is_same(Path(folder, name), self.files.get(name)) for name in publishable_files(folder)
         )
 
 
 def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, private: bool = True) -> RemoteHead:
-    """Makes sure that the repository exists, and looks at what is there.
+    """Makes a repository if it does not exist, and reads its newest commit.
 
     Args:
         api (`HfApi`):
@@ -73,13 +71,16 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
         private (`bool`, *optional*, defaults to `True`):
             Whether a new repository is private, and an existing one must be.
 
+    Returns:
+        [`RemoteHead`]: The newest commit.
+
     Raises:
-        InvalidInputError: If the name is malformed, or the repository is public and should not be. Nothing is changed
-            then.
+        InvalidInputError: If the name is malformed, or the repository is public and `private` is `True`. Nothing is
+            changed then.
         HubRefusalError: If the token does not allow it. Nothing is changed then.
     """
     checked_repo_id(repo_id)
-    if revision == "":  # would be taken for the list of all revisions
+    if revision == "":  # the Hub would return the list of all revisions
         raise InvalidInputError("revision", "", "the name of a branch, or None for the main one", "Name it.")
     full_id = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id).repo_id
     info = call_hub(lambda: api.repo_info(full_id), full_id)
@@ -88,7 +89,7 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
             "repo_id",
             full_id,
             "a private repository; this one is public",
-            "Make it private, choose another one, or pass private=False if everybody may read what is published.",
+            "Make it private, choose another one, or pass private=False if everyone may read what is published.",
         )
 
     def branch() -> str | None:
@@ -97,17 +98,17 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
         return None
 
     sha = None if revision is None else call_hub(branch, full_id)
-    head = _look_at(api, full_id, revision, sha or info.sha)
+    head = _read_head(api, full_id, revision, sha or info.sha)
     return replace(head, makes_branch=revision is not None and sha is None)
 
 
 def was_always_new(api: HfApi, head: RemoteHead) -> bool:
-    """Whether no commit of a branch or tag has ever held a model: what was deleted can be fetched from the history."""
-    return head.is_new and all(_look_at(api, head.repo_id, None, sha).is_new for sha in _all_commits(api, head))
+    """Returns whether no commit of a branch or tag holds a model; deleted files can be fetched from the history."""
+    return head.is_new and all(_read_head(api, head.repo_id, None, sha).is_new for sha in _all_commits(api, head))
 
 
 def versions_of(api: HfApi, head: RemoteHead, path: str) -> list[str]:
-    """The commits of all branches and tags in which a file has a content that no other one of them has, newest first.
+    """Finds the versions of a file in all branches and tags.
 
     Args:
         api (`HfApi`):
@@ -116,6 +117,9 @@ def versions_of(api: HfApi, head: RemoteHead, path: str) -> list[str]:
             The repository.
         path (`str`):
             The file.
+
+    Returns:
+        `list[str]`: One commit for each distinct content of the file, newest first.
     """
     found: dict[str, str] = {}
     for sha in _all_commits(api, head):
@@ -126,7 +130,7 @@ def versions_of(api: HfApi, head: RemoteHead, path: str) -> list[str]:
 
 
 def _all_commits(api: HfApi, head: RemoteHead) -> list[str]:
-    """Every commit that a branch or a tag leads to, those of the branch of `head` first."""
+    """Returns every commit of a branch or a tag, those of the branch of `head` first."""
     if head.sha is None:
         return []
     refs = call_hub(lambda: api.list_repo_refs(head.repo_id), head.repo_id)
@@ -139,28 +143,28 @@ def _all_commits(api: HfApi, head: RemoteHead) -> list[str]:
 
 
 def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *, removed: Iterable[str] = ()) -> str:
-    """Sends all files of a folder in one commit on top of `head`; files that are there already are not sent again.
+    """Sends all files of a folder in one commit on top of `head`. Unchanged files are not sent again.
 
     Args:
         api (`HfApi`):
             The client, with a token.
         head ([`RemoteHead`]):
-            What the commit is made on.
+            The commit on which the new one is made.
         folder (`str` or `os.PathLike`):
             The folder; its files get the same names in the repository.
         message (`str`):
             The first line of the commit.
         removed (`Iterable[str]`, *optional*):
-            Files of `head` that the commit takes away.
+            Files of `head` that the commit deletes.
 
     Returns:
         `str`: Address of the commit.
 
     Raises:
-        InvalidInputError: If the folder holds something that must not leave the machine, or the repository has a
-            `.gitignore`. The repository is as it was then.
-        HubRefusalError: If the token does not allow it, or another commit came in the meantime. The repository is as
-            it was then.
+        InvalidInputError: If the folder holds files that must not leave the machine, or the repository has a
+            `.gitignore`. The repository is unchanged then.
+        HubRefusalError: If the token does not allow it, or another commit came in the meantime. The repository is
+            unchanged then.
         HubUnreachableError: If the Hub is away, or busy for too long.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses for another reason.
     """
@@ -174,8 +178,8 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
         )
     removed = [path for path in removed if path in head.files]
 
-    def commit():
-        # Made anew for each attempt: the client notes in them what the Hub said the time before.
+    def commit() -> CommitInfo:
+        # New objects for each attempt, because the client stores answers of the Hub in them.
         add = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=Path(folder, name)) for name in names]
         delete = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in removed]
         return api.create_commit(
@@ -196,10 +200,10 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
     except HTTPError as error:
         if status_of(error) not in (404, 412):
             raise
-        # Perhaps the commit was made, and only the answer was lost on its way: then `head` is no longer the newest
-        # one, and what was to be removed is gone.
+        # If the commit was made and only its answer was lost, `head` is not the newest commit, and the files to
+        # delete are gone.
         sha = call_hub(lambda: api.repo_info(head.repo_id, revision=head.revision), head.repo_id).sha
-        if _look_at(api, head.repo_id, head.revision, sha).holds(folder, removed):
+        if _read_head(api, head.repo_id, head.revision, sha).holds(folder, removed):
             return f"{api.endpoint}/{head.repo_id}/commit/{sha}"
         if sha == head.sha:
             raise
@@ -207,13 +211,13 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
             "repo_id",
             head.repo_id,
             f"a repository that is still at commit {str(head.sha)[:8]}; another commit came in the meantime",
-            "Nothing was sent. Look at what is there now, and push again.",
+            "Nothing was sent. Check the new commit, and push again.",
             status_of(error),
         ) from error
 
 
 def publishable_files(folder: StrPath) -> list[str]:
-    """All files below a folder by their relative path, sorted.
+    """Returns all files below a folder by their relative path, sorted.
 
     Raises:
         InvalidInputError: If one of them is a link, or of a kind that must not leave the machine.
@@ -228,14 +232,14 @@ def publishable_files(folder: StrPath) -> list[str]:
                     "file to publish",
                     relative,
                     f"a regular file that ends with {', '.join(PUBLISHED_SUFFIXES)}",
-                    f"Take it out of '{folder}'.",
+                    f"Remove it from '{folder}'.",
                 )
             if name in files:
                 names.append(relative)
     return sorted(names)
 
 
-def _look_at(api: HfApi, repo_id: str, revision: str | None, sha: str | None) -> RemoteHead:
+def _read_head(api: HfApi, repo_id: str, revision: str | None, sha: str | None) -> RemoteHead:
     if sha is None:
         return RemoteHead(repo_id, revision, None, {})
     tree = call_hub(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=sha)), repo_id)
