@@ -16,8 +16,9 @@ from transformers import ViTConfig, ViTModel
 from gs_lora_peft.cli.running import load_data, model_source
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.hub import export_forgotten, merge_forgotten, push_to_hub, verify_repository
-from gs_lora_peft.hub.client import calls as hub_calls
-from gs_lora_peft.hub.client.calls import HubUnreachableError, as_folder_or_repo, is_away
+from gs_lora_peft.hub.client import download as hub_calls
+from gs_lora_peft.hub.client.calls import HubUnreachableError
+from gs_lora_peft.hub.client.download import as_folder_or_repo, is_away
 from gs_lora_peft.hub.fetch import fetch_run, resolve_run_folder
 from gs_lora_peft.hub.load import load_base_model
 from gs_lora_peft.ledger import ForgettingLedger
