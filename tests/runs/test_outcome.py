@@ -200,7 +200,7 @@ def test_another_target_judges_what_is_done(weak, base, data, tmp_path, monkeypa
         assert entry.outcome == ledger.tasks[0].outcome
         assert (entry.forgotten, entry.target) == (forgotten, 1.0 if forgotten else pytest.approx(1 / 6))
         assert exit_status(ledger) == (0 if forgotten else 3)
-        assert [record.name.rsplit(".")[-1] for record in caplog.records].count("run_folder") == 1
+        assert [record.name.rsplit(".")[-1] for record in caplog.records].count("folder") == 1
         before = cases.snapshot(folder)
         forgetter.run(cases.requests(["cassowary"]), keep=keep)
         assert cases.snapshot(folder) == before
