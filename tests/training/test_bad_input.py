@@ -1,6 +1,5 @@
 """What cannot work is refused before any training, with the bad value and the fix; a NaN stops a run in time."""
 
-import copy
 import shutil
 from types import SimpleNamespace
 
@@ -93,39 +92,26 @@ def test_an_objective_of_ones_own_may_train_any_model(tmp_path):
 # Data
 
 
-@pytest.fixture(scope="module")
-def untouched():
-    """A model with its adapter for what is refused before the model changes."""
-    return peft_vit()
-
-
 @pytest.mark.parametrize("which", ["forget", "retain"])
 @pytest.mark.parametrize(
-    ("bad", "value"),
+    ("bad", "message"),
     [
-        (None, "NoneType"),
+        (None, "expected a map-style dataset"),
         (Dataset.from_dict({"label": []}), "an empty data set"),
-        (Dataset.from_dict({"label": [0]}).to_iterable_dataset(), "IterableDataset"),
-        (Dataset.from_dict({"target": [0]}), "label"),
-        (Dataset.from_dict({"label": ["cat"]}), "string"),
-        (Dataset.from_dict({"label": [0.5]}), "float64"),
-        (Dataset.from_dict({"label": [-1]}), -1),
+        (Dataset.from_dict({"label": [0]}).to_iterable_dataset(), "expected a map-style dataset"),
+        (Dataset.from_dict({"target": [0]}), "set: .*'label'"),
+        (Dataset.from_dict({"label": ["cat"]}), "set: .*'label'"),
+        (Dataset.from_dict({"label": [0.5]}), "set: .*'label'"),
+        (Dataset.from_dict({"label": [-1]}), "set: .*'label'.* is -1"),
+        ([{"target": 0}], "a sample of the .* set has no 'label'"),
+        ([(torch.zeros(3), 0)], "a sample of the .* set has no 'label'"),
+        ([{"label": "cat"}], "must be integers"),
     ],
 )
-def test_sets_that_cannot_be_read(tmp_path, untouched, which, bad, value):
-    """Missing, empty, streamed or unlabelled sets: the error says which one and why."""
-    with pytest.raises(InvalidInputError) as error:
-        trainer_for(untouched, tmp_path, kwargs={f"{which}_dataset": bad})
-    assert which in error.value.name
-    assert error.value.value == value
-
-
-@pytest.mark.parametrize("which", ["forget", "retain"])
-@pytest.mark.parametrize("bad", [[{"target": 0}], [(torch.zeros(3), 0)], [{"label": "cat"}]])
-def test_lists_that_cannot_be_read(tmp_path, untouched, which, bad):
-    """Samples without labels, or with labels of another type."""
-    with pytest.raises(ValueError, match=f"{which} set"):
-        trainer_for(untouched, tmp_path, kwargs={f"{which}_dataset": bad})
+def test_sets_that_cannot_be_read(tmp_path, which, bad, message):
+    """Missing, empty, streamed or unlabelled sets: the message says which one and why."""
+    with pytest.raises(ValueError, match=message):
+        trainer_for(peft_vit(), tmp_path, kwargs={f"{which}_dataset": bad})
 
 
 def test_both_sets_have_to_be_named(tmp_path):
@@ -144,23 +130,19 @@ def test_both_sets_have_to_be_named(tmp_path):
         ({"old_classes": [77]}, "label", 77),
     ],
 )
-def test_classes_that_overlap_or_do_not_exist(tmp_path, untouched, kwargs, name, value):
+def test_classes_that_overlap_or_do_not_exist(tmp_path, kwargs, name, value):
     """A class has one role, and the head has to know it."""
     with refused(name, value):
-        trainer_for(untouched, tmp_path, kwargs=kwargs)
+        trainer_for(peft_vit(), tmp_path, kwargs=kwargs)
 
 
 @pytest.mark.parametrize("which", ["forget_dataset", "retain_dataset", "eval_dataset"])
-def test_labels_of_another_order(tmp_path, untouched, which):
+def test_labels_of_another_order(tmp_path, which):
     """Data that number the classes otherwise than the model would have another class forgotten."""
     rows = samples(FORGET if which == "forget_dataset" else RETAIN, 3)
     shuffled = rows.cast_column("label", ClassLabel(names=NAMES[::-1]))
-    with pytest.raises(InvalidInputError) as error:
-        trainer_for(untouched, tmp_path, kwargs={which: shuffled})
-    assert error.value.name.endswith("'label': class 0")
-    assert error.value.value == "flamingo"
-    assert "aardvark" in error.value.expected
-    assert "align_labels" in error.value.fix
+    with pytest.raises(ValueError, match=r"'label': class 0.* is 'flamingo'; expected 'aardvark'.*align"):
+        trainer_for(peft_vit(), tmp_path, kwargs={which: shuffled})
 
 
 def test_a_head_of_another_size(tmp_path):
@@ -177,58 +159,56 @@ def test_a_head_of_another_size(tmp_path):
         ({"far": Dataset.from_dict({"label": [0, 9]})}, "label of the evaluation ('far') set", 9),
     ],
 )
-def test_evaluation_labels_outside_the_head(tmp_path, untouched, sets, name, value):
+def test_evaluation_labels_outside_the_head(tmp_path, sets, name, value):
     """On a GPU the cross-entropy would end in a device-side assertion, after an epoch of training."""
     with refused(name, value):
-        trainer_for(untouched, tmp_path, kwargs={"eval_dataset": sets})
+        trainer_for(peft_vit(), tmp_path, kwargs={"eval_dataset": sets})
 
 
-def test_an_evaluation_set_without_labels(tmp_path, untouched):
-    """The error says that it is this set."""
-    with pytest.raises(InvalidInputError) as error:
-        trainer_for(untouched, tmp_path, kwargs={"eval_dataset": Dataset.from_dict({"target": [0]})})
-    assert "evaluation" in error.value.name
-    assert error.value.value == "label"
+def test_an_evaluation_set_without_labels(tmp_path):
+    """The message says that it is this set."""
+    with pytest.raises(ValueError, match=r"the evaluation set: .*'label'"):
+        trainer_for(peft_vit(), tmp_path, kwargs={"eval_dataset": Dataset.from_dict({"target": [0]})})
 
 
 @pytest.mark.parametrize(
     ("sets", "expected"), [({"near": scoring_set()}, "eval_near_h_mean"), (samples(RETAIN), "the classes to forget")]
 )
-def test_a_best_model_by_a_score_that_no_evaluation_gives(tmp_path, untouched, sets, expected):
+def test_a_best_model_by_a_score_that_no_evaluation_gives(tmp_path, sets, expected):
     """The default of `load_best_model_at_end` would end in a KeyError after the first epoch."""
     best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
     with refused("metric_for_best_model", "h_mean") as error:
-        trainer_for(untouched, tmp_path, kwargs={"eval_dataset": sets}, **best)
+        trainer_for(peft_vit(), tmp_path, kwargs={"eval_dataset": sets}, **best)
     assert expected in error.value.expected
 
 
 @pytest.mark.parametrize("strategy", ["epoch", "steps"])
-def test_evaluation_without_data(tmp_path, untouched, strategy):
+def test_evaluation_without_data(tmp_path, strategy):
     """The message offers a validation part and warns of the test data."""
     with refused("eval_strategy", strategy) as error:
-        trainer_for(untouched, tmp_path, eval_strategy=strategy, eval_steps=2)
+        trainer_for(peft_vit(), tmp_path, eval_strategy=strategy, eval_steps=2)
     assert "never the test data" in error.value.fix
 
 
-def test_a_validation_part_of_nothing(tmp_path, untouched):
+def test_a_validation_part_of_nothing(tmp_path):
     """One sample a class leaves none to hold out."""
     data = {"retain_dataset": samples(RETAIN, 1), "forget_dataset": samples(FORGET, 1)}
-    with refused("fraction", 0.1):
-        trainer_for(untouched, tmp_path, kwargs=data, validation_fraction=0.1)
+    with pytest.raises(ValueError, match=r"fraction.* is 0\.1"):
+        trainer_for(peft_vit(), tmp_path, kwargs=data, validation_fraction=0.1)
 
 
-def test_a_validation_part_of_a_plain_list(tmp_path, untouched):
+def test_a_validation_part_of_a_plain_list(tmp_path):
     """Holding out works on `datasets.Dataset`, whose rows can be picked."""
     retain = [{"pixel_values": torch.zeros(3, 8, 8), "label": 0}] * 8
-    with refused("dataset", "list"):
-        trainer_for(untouched, tmp_path, kwargs={"retain_dataset": retain}, validation_fraction=0.5)
+    with pytest.raises(ValueError, match=r"expected a datasets\.Dataset"):
+        trainer_for(peft_vit(), tmp_path, kwargs={"retain_dataset": retain}, validation_fraction=0.5)
 
 
 @pytest.mark.usefixtures("trains")
 def test_a_collator_without_labels(tmp_path):
     """The loss needs them; the message lists what the batch has."""
     kwargs = {"data_collator": lambda rows: {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}}
-    with refused("the keys of a batch", ["pixel_values"]):
+    with pytest.raises(ValueError, match=r"the keys of a batch.* is \['pixel_values'\]"):
         trainer_for(peft_vit(), tmp_path, kwargs=kwargs).train()
 
 
@@ -542,20 +522,15 @@ class Exploding(torch.autograd.Function):
 
 @pytest.mark.parametrize("name", ["missing_classes", "old_classes"])
 @pytest.mark.parametrize("value", [[-1], [1.5], ["bobcat"], "bobcat", 3, [True], None])
-def test_classes_must_be_ids(tmp_path, untouched, name, value):
+def test_classes_must_be_ids(tmp_path, name, value):
     """A negative id would count from the end of the head, a fraction would be cut, and names belong elsewhere."""
     kwargs = {"retain_dataset": samples((0, 1)), name: value}
     with pytest.raises(InvalidInputError) as caught:
-        trainer_for(untouched, tmp_path, kwargs=kwargs)
+        trainer_for(peft_vit(), tmp_path, kwargs=kwargs)
     assert caught.value.name.partition("[")[0] == name
-
-
-@pytest.mark.parametrize("name", ["missing_classes", "old_classes"])
-@pytest.mark.parametrize("ids", [np.array([3, 2]), iter((2, 3)), {2, 3}])
-def test_ids_of_classes_come_in_any_collection(tmp_path, name, ids):
-    """The trainer holds them sorted."""
-    kwargs = {"retain_dataset": samples((0, 1)), name: copy.copy(ids)}
-    assert getattr(trainer_for(peft_vit(), tmp_path, kwargs=kwargs), name) == [2, 3]
+    for ids in (np.array([3, 2]), iter((2, 3)), {2, 3}):
+        kwargs[name] = ids
+        assert getattr(trainer_for(peft_vit(), tmp_path, kwargs=kwargs), name) == [2, 3]
 
 
 @pytest.mark.usefixtures("trains")
