@@ -52,7 +52,7 @@ def test_detections_are_those_of_the_image_processor(name):
 def test_scores_of_gathered_batches(name):
     """Whatever the numbers of detections and objects, batches put together and filled up score as the whole does."""
     generator = torch.Generator().manual_seed(1)
-    scoring = DetectionScoring(is_softmax=name == "yolos", most=None)
+    scoring = DetectionScoring(is_softmax=name == "yolos", max_detections=None)
     parts, found, references = [], [], []
     for images in (3, 1, 2):
         logits, boxes = torch.randn(images, 4, NUM_LABELS + 1, generator=generator), torch.rand(images, 4, 4)

@@ -145,7 +145,7 @@ class PairedSampler(Sampler[Pair]):
             raise InvalidInputError(
                 "dataloader_drop_last",
                 True,
-                f"False, because it drops the only batch: {covered} samples to {role}, {global_batch_size} in a batch",
+                f"False, because it leaves no batch: {covered} samples to {role}, {global_batch_size} in a batch",
                 "Use a smaller batch, or keep the last one.",
             )
         self.num_retain = num_retain
