@@ -70,49 +70,28 @@ def _writable(value: str) -> str:
 # Numbers: text that writes one is refused, NumPy's and torch's are accepted.
 Whole = Annotated[int, Strict(), BeforeValidator(plain_number)]
 
-
 AnyNumber = Annotated[float, Strict(), BeforeValidator(plain_number)]
-
-
 Number = Annotated[AnyNumber, AllowInfNan(False)]
-
-
 Flag = Annotated[bool, Strict(), BeforeValidator(plain_number)]
-
-
 Count = Annotated[Whole, Field(ge=1, description="a whole number from 1 up")]
-
-
 NotNegative = Annotated[Number, Field(ge=0, description="a finite number of at least 0")]
-
-
 NotNegativeWhole = Annotated[Whole, Field(ge=0, description="a whole number from 0 up")]
-
-
 Share = Annotated[Number, Field(gt=0, le=1, description="a number in (0, 1]")]
-
-
 BelowOne = Annotated[Number, Field(ge=0, lt=1, description="a number in [0, 1)")]
-
 
 # Text that a file can hold
 Text = Annotated[str, Strict(), AfterValidator(_writable)]
 
-
 OptionalText = Annotated[Text | None, Field(description="text that UTF-8 can encode, or None")]
-
 
 # Classes, by name or by id
 ClassName = Annotated[Text, AfterValidator(_not_blank)]
 
-
 ClassId = Annotated[Whole, Field(ge=0)]
-
 
 ClassRef = Annotated[
     ClassName | ClassId, Field(description="a class name (text) or a class id (a whole number from 0 up)")
 ]
-
 
 ClassRefs = Annotated[
     list[ClassRef],
@@ -121,9 +100,7 @@ ClassRefs = Annotated[
     Field(description="a list of different class names or ids"),
 ]
 
-
 SomeClassRefs = Annotated[ClassRefs, Field(min_length=1, description="a list of class names or ids, one at least")]
-
 
 ClassIds = Annotated[
     list[ClassId],
@@ -220,7 +197,6 @@ _PLAIN = {
     "a valid list": "a list",
     "a valid dictionary": "a dictionary",
 }
-
 
 _ADVICE = {
     "int_type": "Give a whole number, such as 1, without quotation marks.",

@@ -16,10 +16,7 @@ from .errors import InvalidInputError
 # What Pillow converts by way of another mode only, or not without a warning.
 _BY_WAY_OF = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB", "P": "RGBA", "PA": "RGBA"}
 
-
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats that hold 16 bits at most; Pillow before 11 reads them as 32-bit integers
-
-
 _CHANNELS = (1, 2, 3, 4)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +39,9 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
             quantised ones of torchao, whose content no other library can read.
     """
     if isinstance(model_or_state_dict, nn.Module):
-        state: Mapping[str, Any] = _bare(model_or_state_dict).state_dict()
+        from ..compat import bare
+
+        state: Mapping[str, Any] = bare(model_or_state_dict).state_dict()
     elif isinstance(model_or_state_dict, Mapping):
         state = model_or_state_dict
     else:
@@ -76,40 +77,20 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         `num_labels` (or `None`), `tied_heads` (only where it is so: detectors whose heads are tied to each other, see
         [`has_tied_heads`]) and `fingerprint` (see [`weights_fingerprint`]).
     """
-    from ..compat import has_tied_heads
+    from ..compat import bare, has_tied_heads, loaded_from
     from ..objectives import head_size
 
-    bare = _bare(model)
-    config = getattr(bare, "config", None)
-    raw_name = getattr(config, "_name_or_path", None) or getattr(bare, "name_or_path", None)
-    name, revision = public_name(raw_name if isinstance(raw_name, str) else "")
+    own = bare(model)
+    raw_name, commit = loaded_from(own)
+    name, revision = public_name(raw_name or "")
     return {
         "name_or_path": name,
-        "revision": getattr(config, "_commit_hash", None) or revision,
-        "model_class": type(bare).__name__,
-        "num_labels": head_size(bare),
-        **({"tied_heads": True} if has_tied_heads(bare) else {}),
-        "fingerprint": weights_fingerprint(bare),
+        "revision": commit or revision,
+        "model_class": type(own).__name__,
+        "num_labels": head_size(own),
+        **({"tied_heads": True} if has_tied_heads(own) else {}),
+        "fingerprint": weights_fingerprint(own),
     }
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    # A PEFT model can only be here if PEFT has been imported, so it need not be imported to ask.
-    peft = sys.modules.get("peft")
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    while True:
-        inner: Any = None
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        elif hasattr(model, "_orig_mod"):  # torch.compile
-            inner = model._orig_mod
-        elif peft is not None and isinstance(model, peft.PeftModel):
-            inner = model.get_base_model()
-        elif tuners is not None and isinstance(model, tuners.BaseTuner):
-            inner = model.model
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def _bare_names(state: Mapping[str, Any]) -> dict[str, str]:

@@ -17,13 +17,8 @@ from typing import Any
 from wrapt import when_imported
 
 MODEL_TYPE = "face_transformer"
-
-
 _CONFIG = "FaceTransformerConfig"
-
-
 _MODULE = f"transformers.models.{MODEL_TYPE}"  # where transformers looks for the classes of this model type
-
 
 # File below `transformers.models.auto` → its table of names → the face model's entry. The mapping that transformers
 # makes of a table is called the same without `_NAMES`.
@@ -35,7 +30,6 @@ _ENTRIES: dict[str, dict[str, Any]] = {
     },
     "image_processing_auto": {"IMAGE_PROCESSOR_MAPPING_NAMES": {"pil": "FaceImageProcessor"}},
 }
-
 
 _CLASSES = (_CONFIG, "FaceTransformerModel", "FaceTransformerForRecognition", "FaceImageProcessor")
 

@@ -58,8 +58,6 @@ except ImportError:  # no flock on this platform: what killed runs left behind i
 
 
 STAGING_PREFIX = ".staging-"
-
-
 _STAGED_NAME = re.compile(r"\.staging-.+-[0-9a-f]{16}\Z", re.DOTALL)
 
 

@@ -23,7 +23,6 @@ How well a detector forgot some categories and kept the others: COCO AP, AP50 an
 retain, forgotten before and kept without data, the drop of the first, and H, the harmonic mean of AP kept and drop.
 """
 
-
 _INPUTS = """
 Args:
     predictions: for each image `boxes` (x0, y0, x1, y1), `scores` and `labels`.

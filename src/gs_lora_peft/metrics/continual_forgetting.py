@@ -16,7 +16,6 @@ How well a classifier forgot some classes and kept the others: accuracy on the c
 before and kept without data, the drop of the first, and H, the harmonic mean of the accuracy kept and the drop.
 """
 
-
 _INPUTS = """
 Args:
     predictions (`array` of shape `(n,)`): Predicted class ids, whole numbers.

@@ -13,11 +13,7 @@ from ..errors import InvalidInputError
 from .scores import class_roles, fraction, h_mean
 
 MAX_DETECTIONS = 100  # of one category in one image, the best first: COCO's own limit
-
-
 _ROLES = ("retain", "forget", "old", "missing")
-
-
 _MEASURES = ("ap", "ap50", "ar")
 
 

@@ -21,7 +21,6 @@ _CITATION = """
 }
 """
 
-
 _PAPERS = ["https://arxiv.org/abs/2403.11530", "https://arxiv.org/abs/2501.09705"]
 
 

@@ -41,8 +41,6 @@ class MetricName:
 
 
 ACCURACY = MetricName("acc", "Acc", "accuracy")
-
-
 AVERAGE_PRECISION = MetricName("ap", "AP", "average precision")
 
 

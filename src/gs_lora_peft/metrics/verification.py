@@ -11,11 +11,7 @@ from ..errors import InvalidInputError
 from .scores import class_roles
 
 FALSE_ACCEPT_RATES = (1e-2, 1e-3)
-
-
 MAX_PAIRS = 2_000_000
-
-
 _AT_ONCE = 1 << 16  # pairs whose embeddings are in memory together
 
 

@@ -9,13 +9,10 @@ from typing import Any
 
 DOTS_PER_INCH = 150
 
-
 # Okabe-Ito colours, which differ for every kind of colour vision. Shapes and fillings differ as well.
 KEPT, FORGOTTEN = "#0072B2", "#D55E00"
 
-
 TEXT, FAINT = "#222222", "#808080"
-
 
 # White and not transparent, so that everything has the intended contrast: only a few greys can be read both on white
 # and on black pages.

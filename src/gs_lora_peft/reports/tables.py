@@ -50,10 +50,7 @@ def _cut(text: str, length: int) -> str:
 
 
 Cell = str | int | float | None
-
-
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},

@@ -19,7 +19,7 @@ from ..io import as_path
 from ..training import GSLoraTrainingArguments
 from ..training import check_types
 from ..tuner import GSLoraConfig
-from ..compat import uncompiled
+from ..compat import unwrapped
 from ..adapters import check_tasks
 from .settings import Differences, changed_settings, refuse_other_settings
 from .settings import data_settings
@@ -162,7 +162,7 @@ class ContinualForgetter(RevocableRun):
         check_sampling(replay_ratio, shots, args.sampling_seed)
         missing_classes = checked("missing_classes", missing_classes, ClassRefs)
         warn_not_pushed(args, self.folder)
-        base_model = uncompiled(base_model)
+        base_model = unwrapped(base_model)
         check_bare(base_model)
         check_class_head(base_model, "base_model")
         self.train_dataset, self.eval_dataset, self.scored_on = train_and_test(dataset, eval_dataset)

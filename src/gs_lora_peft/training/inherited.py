@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from ..compat import bare
+from ..compat import bare, has_input_embeddings
 from ..errors import InvalidInputError
 
 # What smaller values of mean a better model, besides losses, which transformers knows.
@@ -209,7 +209,9 @@ BY_TRAINER: dict[str, list[Refusal]] = {
     ],
     "neftune_noise_alpha": [
         Refusal(
-            lambda trainer: trainer.args.neftune_noise_alpha is not None and not _has_embeddings(trainer.model),
+            lambda trainer: (
+                trainer.args.neftune_noise_alpha is not None and not has_input_embeddings(bare(trainer.model))
+            ),
             "None: the model has no input embeddings to add noise to",
             "Leave it out, or use `augmentation`.",
         )
@@ -285,10 +287,3 @@ def _check(name: str, refusals: list[Refusal], subject: Any, args: Any) -> None:
 def smaller_is_better(metric: str) -> bool:
     """Whether a score is the better the smaller it is: how well what is to be forgotten, or was, is still known."""
     return metric.endswith(_SMALLER_IS_BETTER)
-
-
-def _has_embeddings(model: Any) -> bool:
-    try:
-        return bare(model).get_input_embeddings() is not None
-    except (AttributeError, NotImplementedError):
-        return False

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
+from ..compat import loaded_from
 from ..errors import InvalidInputError
 from ..hub import checked_repo_id, commit_folder, open_repository, writing_api
 from ..io import public_name
@@ -134,8 +135,9 @@ class AdapterPublishing(TaskTrainer):
                 "Choose another one.",
             )
         self.hub_model_id = head.repo_id  # type: ignore[assignment]
-        name, of_cache = public_name(getattr(model.config, "_name_or_path", None) or "")
-        on_hub = name if of_cache or getattr(model.config, "_commit_hash", None) else None
+        place, commit = loaded_from(model)
+        name, of_cache = public_name(place or "")
+        on_hub = name if of_cache or commit else None
         data = ModelCardData(
             base_model=on_hub,
             base_model_relation="adapter" if on_hub else None,

@@ -15,11 +15,7 @@ from ..errors import InvalidInputError
 from .targets import STRUCTURAL_TARGETS, compiled_pattern, keyword_of, resolved
 
 GroupBy = Literal["block", "module", "matrix"]
-
-
 _Rank = Annotated[Count, Field(description="a whole number from 1 up; the papers use 8")]
-
-
 _Dropout = Annotated[BelowOne, Field(description="a number in [0, 1); the papers use no dropout, 0")]
 
 
@@ -33,15 +29,12 @@ _Alpha = Annotated[
     Whole | Number, AfterValidator(_not_zero), Field(description="a finite number other than 0; the papers use 1")
 ]
 
-
 _Name = Annotated[str, Strict()]
-
 
 _Modules = Annotated[
     _Name | list[_Name] | set[_Name] | None,
     Field(description="text (a keyword or a regular expression) or a list of names"),
 ]
-
 
 # Options of `LoraConfig` that cannot work with exact group sparsity or with a plain-LoRA export, and why.
 _REFUSED = {
@@ -69,20 +62,16 @@ _REFUSED = {
     "use_bdlora": "block-diagonal LoRA matrices are not part of the plain LoRA form",
 }
 
-
 # These leave the base weights alone. `False` starts B at random (PEFT's own way to test an adapter); "gaussian" and
 # "orthogonal" only draw the matrices differently; "mica" keeps B fixed at minor singular vectors and trains A; "eva"
 # is the default until the user has PEFT fill A from data (`initialize_lora_eva_weights`).
 _HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "mica", "eva")
 
-
 # From where the class of a base model may be imported that a configuration names.
 _KNOWN_LIBRARIES = ("transformers", "peft", "gs_lora_peft")
 
-
 # The largest |scaling| of an adapter, α / r or α / √r. The papers have 1/8; thousands are a slip or an attack.
 MAX_SCALING = 1e4
-
 
 # Task types whose PeftModel adds the head to `modules_to_save`.
 HEAD_TRAINING_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")

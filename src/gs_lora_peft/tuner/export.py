@@ -16,15 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..compat import uncompiled
+from ..compat import bare
 from ..errors import InvalidInputError
 from ..io import as_path, write_bytes_atomic
 from .config import check_plain_lora, mapping_problem
 from .targets import exact_targets, names_modules
 
 _PREFIX = "base_model.model."
-
-
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -81,7 +79,7 @@ def export_lora(
     kept = drop_zero_pairs(tensors)
     known_paths = _module_paths(tensors)
     if isinstance(model_or_folder, PeftModel):
-        known_paths |= {path for path, _ in _inner(model_or_folder).named_modules()}
+        known_paths |= {path for path, _ in bare(model_or_folder).named_modules()}
     if base_model_name_or_path is not None:
         config = {**config, "base_model_name_or_path": base_model_name_or_path}
     plain = _plain_config(config, sorted(_module_paths(kept)), known_paths)
@@ -113,11 +111,6 @@ def _pair_of(name: str) -> str | None:
     return None
 
 
-def _inner(model: PeftModel) -> Any:
-    """The adapted model; `get_base_model` would ask for the active adapter first, which may have been deleted."""
-    return uncompiled(model.base_model.model)
-
-
 def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if adapter_name is None:
         if len(model.active_adapters) != 1:
@@ -130,7 +123,7 @@ def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, A
     values = config.to_dict()
     if not isinstance(config, LoraConfig):
         return values, {}
-    base = _inner(model)
+    base = bare(model)
     values["base_model_name_or_path"] = config.base_model_name_or_path or getattr(base, "name_or_path", None) or None
     if values.get("auto_mapping") is None and config.task_type is None:
         # What PEFT's own save_pretrained writes; AutoPeftModel needs it to find the base model's class.

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..checking import checked
+from ..compat import activate, base_of
 from ..errors import InvalidInputError
 from .blocks import find_blocks_of
 from .config import GroupBy
@@ -55,7 +55,7 @@ class LoraGroups:
     """
 
     def __init__(self, model: nn.Module, adapter_name: str = "default", group_by: str | None = None):
-        base = _base_of(model)
+        base = base_of(model)
         layers = {
             path: module
             for path, module in base.named_modules()
@@ -275,10 +275,10 @@ class LoraGroups:
         for path, groups in self._groups_of_layer.items():
             layer = self._layers[path]
             if groups & self._frozen and self.adapter_name in layer.active_adapters:
-                # Straight to the attribute: the layer's `set_adapter` would also flip which adapters train.
                 before = list(layer.active_adapters)
-                layer._active_adapter = [name for name in before if name != self.adapter_name]
-                self._skipping[path] = (before, layer._active_adapter)
+                skipping = [name for name in before if name != self.adapter_name]
+                activate(layer, skipping)
+                self._skipping[path] = (before, skipping)
         return [self.names[index] for index in new]
 
     def thaw(self) -> None:
@@ -294,7 +294,7 @@ class LoraGroups:
             now = self._layers[path].active_adapters
             # Another list than ours: other code has chosen adapters since. A shorter one: an adapter was deleted.
             if now is skipping or set(now) < set(skipping):
-                self._layers[path]._active_adapter = [n for n in before if n in now or n == self.adapter_name]
+                activate(self._layers[path], [n for n in before if n in now or n == self.adapter_name])
         self._skipping.clear()
         self._frozen.clear()
         self._thawed_flags.clear()
@@ -332,16 +332,6 @@ class _GroupLasso(torch.autograd.Function):
         factors = inverse[ctx.groups._index].unbind()
         per_matrix = [f.to(p.device, p.dtype) for f, p in zip(factors, parameters, strict=True)]
         return (None, *torch._foreach_mul(parameters, per_matrix))
-
-
-def _base_of(model: nn.Module) -> nn.Module:
-    """The model whose module paths have no `base_model.model.` prefix."""
-    if isinstance(model, PeftModel):
-        # `get_base_model` asks for the active adapter first, which may have been deleted.
-        model = model.base_model
-    if isinstance(model, LoraModel):
-        return model.model
-    return model
 
 
 def trainable_adapters(model: nn.Module) -> Sequence[str]:

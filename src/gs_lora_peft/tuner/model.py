@@ -17,14 +17,13 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..compat import has_custom_layers
 from ..errors import InvalidInputError
 from .blocks import find_attention_blocks, find_ffn_blocks, warn_of_fused_experts
 from .config import GSLoraConfig, check_plain_lora
 from .targets import exact_targets, resolved
 
 _BLOCK_FINDERS = {"ffn": find_ffn_blocks, "attention": find_attention_blocks}
-
-
 Flags = dict[tuple[str, str, str], bool]
 
 
@@ -135,7 +134,11 @@ class GSLoraModel(LoraModel):
 
     def _check_targets(self, model: nn.Module, config: GSLoraConfig) -> None:
         """Refuse targets that LoRA cannot act on through a pair of matrices, before anything has been changed."""
-        if getattr(config, "is_structural", False) or config.target_modules == "all-linear" or config._custom_modules:
+        if (
+            getattr(config, "is_structural", False)
+            or config.target_modules == "all-linear"
+            or has_custom_layers(config)
+        ):
             return
         adapted: tuple[str, ...] = ()  # what is below an adapted layer belongs to PEFT
         for path, module in model.named_modules():
@@ -182,7 +185,7 @@ class GSLoraModel(LoraModel):
         odd = [
             name for name, tensor in tensors.items() if "lora_" in name and (tensor.dim() < 2 or not tensor.numel())
         ]
-        if odd and not config._custom_modules:  # PEFT warns of this by the name of the type, too
+        if odd and not has_custom_layers(config):  # PEFT warns of this by the name of the type, too
             warnings.warn(
                 f"{len(odd)} of the LoRA matrices to save are flat or empty, e.g. {odd[0]!r} with shape "
                 f"{tuple(tensors[odd[0]].shape)}: they are shards (DeepSpeed ZeRO-3, FSDP), and the saved adapter "
@@ -347,7 +350,7 @@ def _absent(targets: Any, paths: list[str]) -> list[str]:
 
 def _may_adapt_nothing(config: Any) -> bool:
     """Whether an adapter without LoRA matrices is meant: PEFT's word for none, or layers of the user's own make."""
-    return config.target_modules == DUMMY_TARGET_MODULES or bool(config._custom_modules)
+    return config.target_modules == DUMMY_TARGET_MODULES or has_custom_layers(config)
 
 
 def _is_linear(module: nn.Module) -> bool:

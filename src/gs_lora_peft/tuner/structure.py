@@ -13,23 +13,21 @@ from functools import cache
 from typing import Literal
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-Role = Literal["attention", "mixer", "ffn", "skip", ""]
+from ..compat import base_of
 
+Role = Literal["attention", "mixer", "ffn", "skip", ""]
 
 # All of these are matched against snake_case: `Blip2QFormerSelfAttention` is `blip2_q_former_self_attention`.
 _ATTENTION = re.compile(r"attn|attention|(?:^|_)(?:mha|msa|mhsa|mhca)\d*(?:_|$)")
 
-
 _FFN = re.compile(
     r"mlp|ffn|ffwd|feed_?forward|(?:^|_)ff\d*(?:_|$)|intermediate|expert|(?:^|_)moe(?:_layer|_block)?$|dense_relu|glu$"
 )
-
 
 # Feed-forward only where they name a Linear that stands in the block itself (OPT, nn.TransformerEncoderLayer).
 _FFN_LINEAR = re.compile(
@@ -37,13 +35,11 @@ _FFN_LINEAR = re.compile(
     r"|dense_\d?h_to_\d?h"
 )
 
-
 # Mixers other than attention. Weaker than the words above: Nemotron-H calls its feed-forward `mixer`, too.
 _MIXER = re.compile(
     r"mixer|mamba|(?:^|_)ssm|retention|delta_net|(?:^|_)lru|recurrent|time_mix|token_mix|temporal_block|short_conv"
     r"|modulation|hyena|wkv"
 )
-
 
 # Small networks of the shape d → h → d that are not feed-forward: routers, adapters, position biases. A name with
 # `attn` or `attention` in it is spared: `RelPosAttention` is attention.
@@ -53,31 +49,18 @@ _SKIP = re.compile(
     r"|pos(?:ition)?s?_(?:emb|enc|mlp|head|proj))"
 )
 
-
 # Norms with matrices of their own (adaptive ones). By what the instance is called only: the class `PreNorm` wraps the
 # real thing, and `NormMlp` is it.
 _SKIP_INSTANCE = re.compile(r"(?:^|_)norm\d*$|^norm\d*_|layer_?norm|batch_?norm|ada_?ln")
 
-
 # Attention under another name, or without one, is found by its projections.
 _PREFIX = r"(?:to_|w_?|c_|in_proj_|linear_|proj_|fc_)?"
 
-
 _FUSED_QKV = re.compile(_PREFIX + r"qkv(?:_proj|_linear)?|query_key_value|queries_keys_values")
-
-
 _QUERY = re.compile(_PREFIX + r"(?:q|query|queries)(?:_proj|_linear|_lin)?")
-
-
 _KEY = re.compile(_PREFIX + r"(?:k|kv|key|keys)(?:_proj|_linear|_lin)?")
-
-
 _VALUE_OR_OUT = re.compile(_PREFIX + r"(?:v|value|values|o|out)(?:_proj|_linear|_lin)?|(?:c_)?proj|projection|dense")
-
-
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-
-
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -146,12 +129,8 @@ def read_structure(model: nn.Module) -> list[Node]:
     Returns:
         `list[Node]`: The nodes; a module shared by several parents appears once, under its first path.
     """
-    if isinstance(model, PeftModel):
-        model = model.get_base_model()
-    if isinstance(model, BaseTuner):
-        model = model.model
     nodes: list[Node] = []
-    _flatten(model, "", -1, False, nodes, set())
+    _flatten(base_of(model), "", -1, False, nodes, set())
     _assign_roles(nodes)
     _assign_regions(nodes)
     return nodes
@@ -167,7 +146,7 @@ def nearest_element(nodes: list[Node], index: int) -> int | None:
 
 
 def _flatten(module: nn.Module, path: str, parent: int, is_element: bool, nodes: list[Node], seen: set[int]) -> None:
-    module = _unwrap(module)
+    module = _without_tuner_layer(module)
     if id(module) in seen:
         return
     seen.add(id(module))
@@ -180,7 +159,7 @@ def _flatten(module: nn.Module, path: str, parent: int, is_element: bool, nodes:
     node.end = len(nodes)
 
 
-def _unwrap(module: nn.Module) -> nn.Module:
+def _without_tuner_layer(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, BaseTunerLayer):
             module = module.get_base_layer()

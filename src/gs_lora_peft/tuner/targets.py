@@ -9,14 +9,10 @@ from typing import Any
 from ..errors import InvalidInputError
 
 _LITERAL = r"(?:\\[^\w\s]|\\ |[^\\^$*+?{}\[\]|()\x00-\x1f])+"
-
-
 _NAMES = rf"{_LITERAL}(?:\|{_LITERAL})*"
-
 
 # What this package writes: names, several with `|` between them, perhaps anchored and in one group.
 _EXPLICIT = re.compile(rf"\^?(?:\(\?:{_NAMES}\)|{_NAMES})\$?")
-
 
 _MOST_CHOICES, _MOST_OPTIONS = 4, 2
 

@@ -11,23 +11,15 @@ from ...checking import BelowOne, Count, Flag, NotNegative, NotNegativeWhole, Nu
 from ...errors import InvalidInputError
 
 HEAD_TYPES = ("cosface", "arcface", "sface", "softmax")
-
-
 _DERIVED_SIZES = ("patch_stride", "head_dim")
-
 
 _SIZES = (
     "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     *_DERIVED_SIZES,
 )  # fmt: skip
 
-
 _DEFAULT_MARGINS = {"cosface": 0.35, "arcface": 0.5}
-
-
 _Scale = Annotated[Number, Field(gt=0, description="a positive number")]
-
-
 _MarginAtEval = Annotated[Flag | NotNegative, Field(description="True, False or a number of at least 0")]
 
 

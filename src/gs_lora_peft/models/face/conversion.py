@@ -20,14 +20,11 @@ from .processing import FaceImageProcessor
 
 _CHANNELS = 3
 
-
 # The one overlapping patch of the public code, and the stride it goes with: P12S8.
 _OVERLAPPING_PATCH, _OVERLAPPING_STRIDE = 12, 8
 
-
 # `ViTs_face` has other angles of SFace than `ViT_face`, whose are the configuration's defaults.
 _OVERLAPPING_SFACE = {"sface_intra_angle": 0.9, "sface_inter_angle": 1.2}
-
 
 _OUTER = {
     "pos_embedding": "vit.embeddings.position_embeddings",
@@ -39,12 +36,8 @@ _OUTER = {
     "loss.weight": "classifier.weight",
 }
 
-
 _BIAS = {"loss.bias": "classifier.bias"}
-
-
 _QKV = "0.fn.fn.to_qkv.weight"
-
 
 _INNER = {
     "0.fn.norm.weight": "layernorm_before.weight",
@@ -59,10 +52,7 @@ _INNER = {
     "1.fn.fn.net.3.bias": "mlp.fc2.bias",
 }
 
-
 _LAYER = re.compile(r"transformer\.layers\.(0|[1-9]\d{0,3})\.(.+)")
-
-
 _FACTOR = re.compile(r"(?:0\.fn\.fn\.to_qkv|1\.fn\.fn\.net\.[03])\.lora_[AB]")
 
 

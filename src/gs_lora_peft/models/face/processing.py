@@ -16,7 +16,6 @@ from ...images import is_scaled, to_image
 # ITU-R BT.601, as Pillow turns RGB into grey.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
 
-
 PIXEL_KINDS: dict[str, dict[str, Any]] = {
     "unit": {},
     "symmetric": {"do_normalize": True},
