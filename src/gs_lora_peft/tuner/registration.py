@@ -69,7 +69,8 @@ def register(config_cls: type, model_cls: type) -> None:
     if known is not None:
         warnings.warn(
             f"the PEFT type {GS_LORA!r} is already registered by {known.__module__}.{known.__qualname__}. "
-            "gs_lora_peft leaves it as it is, so that GSLoraConfig does not lead to GSLoraModel. Import only one of them.",
+            "gs_lora_peft leaves it as it is, so that GSLoraConfig does not lead to GSLoraModel. Import only one "
+            "of them.",
             stacklevel=3,
         )
         return
