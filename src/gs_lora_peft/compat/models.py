@@ -80,7 +80,7 @@ def loaded_from(model: nn.Module) -> tuple[str | None, str | None]:
             A bare model or a `PeftModel`.
 
     Returns:
-        `tuple[str | None, str | None]`: Each is `None` where it is unknown.
+        `tuple[str | None, str | None]`: Each is `None` if it is unknown.
     """
     config = getattr(model, "config", None)
     name = getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None)

@@ -200,7 +200,7 @@ def remove_abandoned(folder: StrPath) -> None:
 
 
 def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
-    """A new file or folder beside `target` and the descriptor through which it is locked (-1 if it is not)."""
+    """Creates a file or folder beside `target`. Returns it with the descriptor that locks it (-1 without locks)."""
     while True:
         staged = _staged_name(target)
         flags = os.O_RDONLY if folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)

@@ -152,8 +152,8 @@ def verification_by_role(
         similarities, same = _cosines(directions, first, second), people[first] == people[second]
         return verification_scores(similarities, same, false_accept_rates=false_accept_rates, folds=folds)
 
-    nobody = np.zeros_like(scored)
-    among = {role: scores(rows[role], nobody) for role in ("retain", "forget", "old", "missing")}
+    no_one = np.zeros_like(scored)
+    among = {role: scores(rows[role], no_one) for role in ("retain", "forget", "old", "missing")}
     against_all = {f"{role}_against_all": scores(rows[role], scored & ~rows[role]) for role in ("forget", "old")}
     return among | against_all
 
