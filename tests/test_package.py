@@ -1,7 +1,10 @@
 """The package as a whole: what it exports, and which room may import which."""
 
+import ast
+import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,9 @@ import pytest
 import gs_lora_peft
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "gs_lora_peft"
+ROOMS = sorted(path.name for path in PACKAGE.iterdir() if any(path.glob("*.py")))
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
 
 
 def test_every_public_name_resolves():
@@ -27,11 +33,53 @@ def test_imports_point_down():
     assert result.returncode == 0, result.stdout
 
 
+def test_every_room_is_used_by_its_facade():
+    """Each folder has a contract that keeps other rooms from its files, and a floor."""
+    assert len(ROOMS) > 10
+    protected = [contract for contract in CONTRACTS if contract["type"] == "protected"]
+    expected = [([f"gs_lora_peft.{room}.**"], [f"gs_lora_peft.{room}"]) for room in ROOMS]
+    assert sorted((c["protected_modules"], c["allowed_importers"]) for c in protected) == expected
+    assert not any("ignore_imports" in contract for contract in CONTRACTS)
+
+
+def test_every_module_stands_on_a_floor():
+    (floors,) = (contract for contract in CONTRACTS if contract["type"] == "layers")
+    assert floors["exhaustive"]
+    placed = [name for floor in floors["layers"] for name in floor.split(" | ")]
+    files = [path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"]
+    assert sorted(placed) == sorted([*ROOMS, *files])
+
+
+@pytest.mark.parametrize("room", ["", *ROOMS])
+def test_facades_export_what_their_stub_names(room):
+    """A façade exports what its stub imports, with the same `__all__`, and every name of it resolves."""
+    folder = PACKAGE / room
+    if not (folder / "__init__.pyi").exists():
+        assert room == "cli"  # one entrance, which `cli/__init__.py` imports itself
+        return
+    stub = ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    named = {alias.asname for node in imports for alias in node.names}
+    listed = next(ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
+    assert set(listed) == named
+    assert len(listed) == len(named)
+    facade = importlib.import_module(f"gs_lora_peft.{room}".rstrip("."))
+    assert set(facade.__all__) == named
+    for name in named:
+        assert getattr(facade, name) is not None
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_stay_small(room):
+    """At most 14 files a room, those of its folders included."""
+    assert len([path for path in (PACKAGE / room).rglob("*.py") if path.stem != "__init__"]) <= 14
+
+
 def test_source_files_stay_small():
     """About 300 lines a file; one idea each."""
     long = {
         str(path.relative_to(ROOT)): lines
         for path in (ROOT / "src").rglob("*.py")
-        if (lines := path.read_text().count("\n")) > 400
+        if (lines := path.read_text(encoding="utf-8").count("\n")) > 400
     }
     assert not long

@@ -1,4 +1,4 @@
-"""`python -m gs_lora_peft` is `gs-lora`."""
+"""Lets `python -m gs_lora_peft` run the command `gs-lora`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values checked by their types: pydantic does it, the errors are those of this package."""
+"""Checks values by their types: pydantic checks, and the errors are those of this package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .errors import InvalidInputError
 
 
 def plain_number(value: Any) -> Any:
-    """A number or truth value of NumPy or torch as Python's own; anything else as it is."""
+    """Returns a number or boolean of NumPy or torch as Python's own, and anything else as it is."""
     if type(value) in (bool, int, float, str, NoneType):
         return value
     if "bool" in str(getattr(value, "dtype", "")) and not getattr(value, "shape", ()):
@@ -45,7 +45,7 @@ def _not_blank(value: str) -> str:
 
 
 def ordered_list(value: Any) -> Any:
-    """A list of what an ordered collection holds. Every process must see one order, so that sets are refused."""
+    """Returns the items of an ordered collection as a list. Sets are refused: processes see other orders."""
     if isinstance(value, (str, bytes)) or (not isinstance(value, Iterable) and plain_number(value) is not None):
         raise ValueError(f"Write [{value!r}].")
     if isinstance(value, (Mapping, Set)) or not isinstance(value, Iterable):
@@ -67,52 +67,31 @@ def _writable(value: str) -> str:
     return str.__str__(value)
 
 
-# Numbers: text that writes one is refused, NumPy's and torch's are accepted.
+# Numbers. Those of NumPy and torch are accepted, numbers in text are not.
 Whole = Annotated[int, Strict(), BeforeValidator(plain_number)]
 
-
 AnyNumber = Annotated[float, Strict(), BeforeValidator(plain_number)]
-
-
 Number = Annotated[AnyNumber, AllowInfNan(False)]
-
-
 Flag = Annotated[bool, Strict(), BeforeValidator(plain_number)]
-
-
 Count = Annotated[Whole, Field(ge=1, description="a whole number from 1 up")]
-
-
 NotNegative = Annotated[Number, Field(ge=0, description="a finite number of at least 0")]
-
-
 NotNegativeWhole = Annotated[Whole, Field(ge=0, description="a whole number from 0 up")]
-
-
 Share = Annotated[Number, Field(gt=0, le=1, description="a number in (0, 1]")]
-
-
 BelowOne = Annotated[Number, Field(ge=0, lt=1, description="a number in [0, 1)")]
 
-
-# Text that a file can hold
+# Text that a file can hold.
 Text = Annotated[str, Strict(), AfterValidator(_writable)]
-
 
 OptionalText = Annotated[Text | None, Field(description="text that UTF-8 can encode, or None")]
 
-
-# Classes, by name or by id
+# Classes, by name or by id.
 ClassName = Annotated[Text, AfterValidator(_not_blank)]
 
-
 ClassId = Annotated[Whole, Field(ge=0)]
-
 
 ClassRef = Annotated[
     ClassName | ClassId, Field(description="a class name (text) or a class id (a whole number from 0 up)")
 ]
-
 
 ClassRefs = Annotated[
     list[ClassRef],
@@ -121,9 +100,7 @@ ClassRefs = Annotated[
     Field(description="a list of different class names or ids"),
 ]
 
-
-SomeClassRefs = Annotated[ClassRefs, Field(min_length=1, description="a list of class names or ids, one at least")]
-
+SomeClassRefs = Annotated[ClassRefs, Field(min_length=1, description="a list of at least one class name or id")]
 
 ClassIds = Annotated[
     list[ClassId],
@@ -133,7 +110,12 @@ ClassIds = Annotated[
 
 
 def auto_or(kind: Any) -> PlainValidator:
-    """Makes of `str` the type of a field that is a number or "auto": a command line gives numbers as text."""
+    """Returns a validator for a field that is a number or "auto". It reads numbers in text, for command lines.
+
+    Args:
+        kind (a type):
+            Type of the number.
+    """
     adapter: TypeAdapter[Any] = TypeAdapter(kind)
 
     def read(value: Any) -> Any:
@@ -147,22 +129,22 @@ def auto_or(kind: Any) -> PlainValidator:
 def checked(
     name: str, value: Any, kind: Any, *, fix: str = "", error: Callable[..., Exception] = InvalidInputError
 ) -> Any:
-    """A value as a type has it.
+    """Returns a value if it fits a type, as pydantic reads it.
 
     Args:
         name (`str`):
-            What holds the value, for the error.
+            Name of what holds the value, for the error.
         value (`Any`):
             The value.
         kind (a type):
-            What pydantic takes for one; `Field(description=...)` in it says what is expected.
-        fix (`str`, *optional*):
-            What the error tells to do.
+            A type that pydantic knows. `Field(description=...)` in it says what is expected.
+        fix (`str`, *optional*, defaults to `""`):
+            What to do, for the error.
         error (`Callable`, *optional*, defaults to [`InvalidInputError`]):
-            Makes the error, of the same parts.
+            Creates the error from the same arguments as [`InvalidInputError`].
 
     Raises:
-        InvalidInputError: The value is none of that type.
+        InvalidInputError: If the value does not fit the type.
     """
     try:
         return _adapter(kind).validate_python(value)
@@ -180,24 +162,24 @@ def check_fields(
     prefix: str = "",
     fix: str = "",
 ) -> None:
-    """Checks the fields of a dataclass by their annotations; text is looked at only where it says more than `str`.
+    """Checks the fields of a dataclass by their annotations. Fields annotated with plain `str` are not checked.
 
-    A number of NumPy or torch, and one that was given as text where "auto" may stand, is replaced by Python's own.
+    Numbers of NumPy or torch are replaced by Python's own. So are numbers in text, if the field is a number or "auto".
 
     Args:
         instance (a dataclass):
-            What is checked.
+            The dataclass.
         only (`Callable[[str], bool]`, *optional*):
-            Whether a field of this name is checked; by default all are.
+            Whether the field with this name is checked. By default all fields are.
         kinds (`Mapping[str, Any]`, *optional*):
-            Types of fields whose annotations say too little, by name.
-        prefix (`str`, *optional*):
-            What stands before the names in errors, such as `--`.
-        fix (`str`, *optional*):
-            What errors tell to do.
+            Types by name, for fields whose annotations say too little.
+        prefix (`str`, *optional*, defaults to `""`):
+            Prefix of the names in errors, such as `--`.
+        fix (`str`, *optional*, defaults to `""`):
+            What to do, for errors.
 
     Raises:
-        InvalidInputError: A field holds something else.
+        InvalidInputError: If a field holds a value that does not fit.
     """
     for name, kind in {**_kinds(type(instance)), **kinds}.items():  # type: ignore[arg-type]
         if only is None or only(name):
@@ -206,12 +188,12 @@ def check_fields(
                 result = checked(f"{prefix}{name}", value, kind, fix=fix)
             except InvalidInputError as error:
                 raise error if error.fix else _with_default(error, type(instance), name) from None
-            # An integer that is meant stays one, in whatever is written of it: 1 and not 1.0.
+            # An integer stays one, so that files hold 1 and not 1.0.
             if type(result) in (bool, int, float) and (type(value) not in (bool, int, float) or _is_text(kind)):
                 setattr(instance, name, result)
 
 
-# What pydantic expects, in words that say what to write; and what to do where nothing else says it.
+# pydantic's words for what it expects, in words that say what to write.
 _PLAIN = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
@@ -221,7 +203,7 @@ _PLAIN = {
     "a valid dictionary": "a dictionary",
 }
 
-
+# What to do, by pydantic's type of error, if nothing else says it.
 _ADVICE = {
     "int_type": "Give a whole number, such as 1, without quotation marks.",
     "float_type": "Give a number, such as 0.5, without quotation marks.",
@@ -240,7 +222,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 @cache
 def _kinds(cls: type) -> dict[str, Any]:
-    """The fields of a dataclass whose types say what to check: numbers, choices and annotated ones."""
+    """Returns the types to check, by field: those of numbers, choices and annotated fields."""
     fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
     hints = get_type_hints(cls, include_extras=True)
     kinds = {name: _kind(hints[name]) for name, field in fields.items() if field.init}
@@ -248,7 +230,7 @@ def _kinds(cls: type) -> dict[str, Any]:
 
 
 def _with_default(error: InvalidInputError, cls: type, name: str) -> InvalidInputError:
-    """The same error with the fix that is left where no other is known."""
+    """Returns the same error with the advice to use the default."""
     field = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
     default = field.default if field.default_factory is MISSING else field.default_factory()
     if default is MISSING:
@@ -262,28 +244,28 @@ def _is_text(kind: Any) -> bool:
 
 
 def _kind(hint: Any) -> Any:
-    """The type to check for an annotation; `None` where it says nothing that is checked here."""
+    """Returns the type to check for an annotation, or `None` if there is nothing to check."""
     if hint in (int, float, bool, NoneType):
         return {int: Whole, float: AnyNumber, bool: Flag}.get(hint, NoneType)
     if get_origin(hint) in (Annotated, Literal):
         return hint
     if get_origin(hint) in (Union, UnionType):
         kinds = [_kind(part) for part in get_args(hint)]
-        return None if None in kinds else Union[tuple(kinds)]  # noqa: UP007 - of parts that are known now only
+        return None if None in kinds else Union[tuple(kinds)]  # noqa: UP007 - the parts are known at run time only
     return None
 
 
 def _refused(
     name: str, value: Any, kind: Any, problem: ValidationError, fix: str, error: Callable[..., Exception]
 ) -> Exception:
-    """The error of this package for what pydantic found."""
+    """Returns the error of this package for what pydantic found."""
     found = problem.errors(include_url=False)
     first = found[0]["loc"][:1]
-    if first and isinstance(first[0], int):  # an item of a list; of several bad ones the first is named
+    if first and isinstance(first[0], int):  # an item of a list: only the first bad one is named
         found = [entry for entry in found if entry["loc"][:1] == first]
     places = list(zip(*(entry["loc"] for entry in found), strict=False))
     place = [keys[0] for keys in itertools.takewhile(lambda keys: len(set(keys)) == 1, places)]
-    if place[-1:] == ["[key]"]:  # a key of a dictionary: it is the whole that is wrong
+    if place[-1:] == ["[key]"]:  # a key of a dictionary: the error names the dictionary
         place = place[:-2]
     inner = kind
     for key in place:
@@ -298,14 +280,14 @@ def _refused(
 def _description(kind: Any) -> str | None:
     parts = get_args(kind) if get_origin(kind) is Annotated else ()
     said = [part.description for part in parts if isinstance(part, FieldInfo) and part.description]
-    if not said and get_origin(kind) in (Union, UnionType):  # an optional one
+    if not said and get_origin(kind) in (Union, UnionType):  # an optional value
         described = [_description(part) or ("None" if part is NoneType else "") for part in get_args(kind)]
         return " or ".join(described) if all(described) else None
     return said[-1] if said else None
 
 
 def _inside(kind: Any) -> Any:
-    """The type of what a list or a dictionary holds."""
+    """Returns the type of the items of a list or the values of a dictionary."""
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     options = [part for part in get_args(kind) if get_origin(part) in (list, dict, tuple)]

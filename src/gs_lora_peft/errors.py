@@ -8,27 +8,17 @@ from typing import Any
 class InvalidInputError(ValueError):
     """An argument, an option, a setting, a file or a cell of a data set holds a value that cannot be used.
 
-    The message is made of the parts below, which tests and callers read instead of the prose.
+    The message consists of the arguments below. Each is an attribute too, so that callers need not read the message.
 
     Args:
         name (`str`):
-            What holds the value: an argument such as `num_train_epochs`, a path, a row and its column.
+            Name of what holds the value: an argument such as `num_train_epochs`, a path, or a row and its column.
         value (`Any`):
             The value as it was given.
         expected (`str`):
-            What was expected in its place.
-        fix (`str`, *optional*):
+            What was expected instead; continues "expected …".
+        fix (`str`, *optional*, defaults to `""`):
             One sentence on what to do.
-
-    Attributes:
-        name:
-            As given.
-        value:
-            As given.
-        expected:
-            As given.
-        fix:
-            As given.
     """
 
     def __init__(self, name: str, value: Any, expected: str, fix: str = ""):
@@ -39,21 +29,28 @@ class InvalidInputError(ValueError):
         self.fix = fix
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default an exception is unpickled from its message alone, which worker processes would trip over.
+        # Exceptions are unpickled from their message alone by default. Worker processes pickle what they raise.
         return type(self), (self.name, self.value, self.expected, self.fix)
 
 
 def located(error: ValueError, place: str) -> ValueError:
-    """The same error, of the same class, that says where in a larger whole it arose."""
+    """Returns the same error, of the same class, with the place it comes from in front.
+
+    Args:
+        error (`ValueError`):
+            The error.
+        place (`str`):
+            Name of the place, such as a row.
+    """
     if isinstance(error, InvalidInputError):
         return type(error)(f"{place}: {error.name}", error.value, error.expected, error.fix)
     return type(error)(f"{place}: {error}")
 
 
 def short(value: Any) -> str:
-    """A `repr` that does not flood a message."""
+    """Returns the `repr` of a value, of at most 100 characters."""
     try:
         text = repr(value)
-    except Exception:  # nested without end, or a class whose own `__repr__` fails
+    except Exception:  # nested endlessly, or a class whose own `__repr__` fails
         text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 100 else text[:97] + "..."

@@ -1,4 +1,4 @@
-"""From whatever a cell of a data set holds to a picture of 8 bits a channel."""
+"""Turns a cell of a data set into a picture with 8 bits a channel."""
 
 from __future__ import annotations
 
@@ -13,42 +13,41 @@ from PIL import Image, ImageOps
 
 from .errors import InvalidInputError
 
-# What Pillow converts by way of another mode only, or not without a warning.
+# Modes that Pillow converts only by way of another mode, or with a warning.
 _BY_WAY_OF = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB", "P": "RGBA", "PA": "RGBA"}
 
-
-_SIXTEEN_BITS = ("PNG", "PPM")  # formats that hold 16 bits at most; Pillow before 11 reads them as 32-bit integers
-
-
+_SIXTEEN_BITS = ("PNG", "PPM")  # hold at most 16 bits; Pillow before version 11 reads them as 32-bit integers
 _CHANNELS = (1, 2, 3, 4)
 
 
 def to_image(cell: Any, mode: str | None = "RGB", *, name: str = "image") -> Image.Image:
-    """
-    The picture that a cell holds, in one mode, whatever it is stored as.
+    """Returns the picture in a cell of a data set, in one mode.
 
-    Pictures of 16 bits are scaled to 8. Transparency is left out, as `PIL.Image.Image.convert` does. A file is turned
-    as its EXIF data say, as `datasets` does; a picture that is open already is taken as it lies.
+    Pictures with 16 bits a channel are scaled to 8. The alpha channel is dropped, as `PIL.Image.Image.convert` does. A
+    file is rotated as its EXIF data say, as `datasets` does; a `PIL.Image.Image` is not.
 
     Args:
-        cell (*any*):
-            A PIL image of any mode but `I` and `F`; the `dict` of an undecoded `datasets.Image`; the bytes or the
-            local path of an image file; or an array, a tensor or nested lists of shape `(height, width)`, `(height,
-            width, channels)` or `(channels, height, width)` with 1 to 4 channels (grey, grey and alpha, RGB, RGB and
-            alpha). Where a shape has both meanings, a tensor has its channels first, an array last. Values are
-            booleans, 8 or 16 bits without sign, floats in [0, 1], or other numbers that are whole and in [0, 255].
+        cell (`Any`):
+            One of these:
+
+            - a PIL image of any mode except `I` and `F`;
+            - the `dict` of an undecoded `datasets.Image`, the bytes of an image file, or its local path;
+            - an array, a tensor or nested lists of shape `(height, width)`, `(height, width, channels)` or
+              `(channels, height, width)` with 1 to 4 channels: grey, grey and alpha, RGB, RGB and alpha. If a shape
+              has both meanings, the channels are first in a tensor and last in an array. Values are booleans, unsigned
+              integers of 8 or 16 bits, floats in [0, 1], or whole numbers in [0, 255].
         mode (`str`, *optional*, defaults to `"RGB"`):
             The mode of the picture, e.g. `"L"`. With `None` a grey picture stays grey, and every other one becomes
             RGB.
         name (`str`, *optional*, defaults to `"image"`):
-            Where the cell is, for the message of an error.
+            Name of the cell, for errors.
 
     Returns:
-        `PIL.Image.Image`: The cell itself where it has the mode already.
+        `PIL.Image.Image`: The picture; the cell itself if it is a picture in this mode.
 
     Raises:
-        InvalidInputError: If there is no picture, it cannot be decoded, its range is not known, or it lies behind a
-            URL. Nothing is fetched.
+        InvalidInputError: If the cell holds no picture, or a picture that cannot be decoded, has an unknown range of
+            values or lies behind a URL. Nothing is downloaded.
 
     Example:
         ```py
@@ -63,13 +62,14 @@ def to_image(cell: Any, mode: str | None = "RGB", *, name: str = "image") -> Ima
     except Exception as error:  # each of Pillow's formats has errors of its own
         raise _broken(name, cell, error) from error
     if 0 in cell.size:
-        raise InvalidInputError(name, cell, "a picture of one pixel at least", "Leave the row out.")
+        raise InvalidInputError(name, cell, "a picture with at least one pixel", "Leave the row out.")
     return cell if cell.mode == mode else _converted(cell, mode, name)
 
 
 def is_scaled(cell: Any, do_rescale: bool | None) -> bool:
-    """Whether a cell holds floats for an image processor that is told to leave values as they are, `do_rescale=False`,
-    as transformers advises where they are in [0, 1] already.
+    """Whether a cell holds floats that the image processor leaves as they are, with `do_rescale=False`.
+
+    transformers advises `do_rescale=False` if values are in [0, 1] already.
     """
     if do_rescale is not False:
         return False
@@ -86,9 +86,9 @@ def _converted(image: Image.Image, mode: str | None, name: str) -> Image.Image:
         raise InvalidInputError(
             name,
             image,
-            "a picture whose range is known, of 8 or 16 bits",
-            f"Mode {image.mode!r} may hold any range: scale the pictures to 0..255 and convert them to uint8, with "
-            "`dataset.map` or in a transform, `dataset.with_transform(...)`.",
+            "a picture with 8 or 16 bits a channel",
+            f"Mode {image.mode!r} can hold values of any range. Scale the pictures to 0..255 and convert them to "
+            "uint8, with `dataset.map` or in a transform, `dataset.with_transform(...)`.",
         )
     mode = mode or ("L" if image.mode == "L" else "RGB")
     between = _BY_WAY_OF.get(image.mode)
@@ -98,7 +98,7 @@ def _converted(image: Image.Image, mode: str | None, name: str) -> Image.Image:
 
 
 def _read(cell: Any, name: str) -> Image.Image:
-    """The picture behind anything but a picture."""
+    """Returns the picture in a cell that is not a `PIL.Image.Image`."""
     if isinstance(cell, Mapping) and {"bytes", "path"} & set(cell):
         content, path = cell.get("bytes"), cell.get("path")
         if content is not None or path is not None:
@@ -130,13 +130,13 @@ def _opened(source: Any, name: str) -> Image.Image:
         shown, stream = os.fspath(source), source
         if "://" in str(shown):
             raise InvalidInputError(
-                name, shown, "a picture or a local file; nothing is fetched", "Download the pictures before."
+                name, shown, "a picture or a local file; nothing is downloaded", "Download the pictures first."
             )
     try:
         with Image.open(stream) as image:
             image.load()
             turned = ImageOps.exif_transpose(image)
-            turned.format = image.format  # tells how many bits there were
+            turned.format = image.format  # the bits a channel depend on it
             return turned
     except Exception as error:  # each of Pillow's formats has errors of its own
         raise _broken(name, shown, error) from error
@@ -165,7 +165,7 @@ def _of_array(array: np.ndarray, name: str, *, first: bool) -> Image.Image:
 
 
 def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
-    """The values as uint8."""
+    """Returns the values as uint8."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
@@ -173,7 +173,7 @@ def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return _eight_bits(array)
     if array.dtype.kind in "iuf" and array.size:
-        lowest, highest = array.min(), array.max()  # of NaN where there is one, which no comparison holds for
+        lowest, highest = array.min(), array.max()  # NaN if there is one; then every comparison below is false
         if array.dtype.kind == "f" and lowest >= 0 and highest <= 1:
             return np.rint(array * 255).astype(np.uint8)
         if lowest >= 0 and highest <= 255 and (array.dtype.kind != "f" or (array == np.rint(array)).all()):
@@ -184,12 +184,13 @@ def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
     raise InvalidInputError(
         name,
         shown,
-        "values whose range is known: booleans, 8 or 16 bits without sign, floats in [0, 1], whole numbers to 255",
-        "Scale the pictures to 0..255 and convert them to uint8; or let the transform of the data set make the "
-        "model's `pixel_values` of them, which are taken as they are.",
+        "values with a known range: booleans, unsigned integers of 8 or 16 bits, floats in [0, 1], whole numbers "
+        "to 255",
+        "Scale the pictures to 0..255 and convert them to uint8. Or let the transform of the data set return the "
+        "model's `pixel_values`, which are taken as they are.",
     )
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """16 bits as the nearest 8: 257 · v becomes v."""
+    """Returns values of 16 bits as the nearest ones of 8 bits: 257 · v becomes v."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -17,7 +17,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..compat import head_tying_hidden
+from ..compat import adapt_layer, head_tying_hidden
 from ..errors import short
 from ..ledger import ForgettingLedger, UnusableAdapterError
 from .task_adapter import REAL_DTYPES, TaskAdapter, new_adapter, read_adapters
@@ -114,10 +114,7 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
                 if like != adapter.name:
                     _copy_adapter(model.get_submodule(path), like, adapter.name)
                     continue
-                parent_path, _, name = path.rpartition(".")
-                parent = model.get_submodule(parent_path)
-                target = getattr(parent, name)
-                tuner._create_and_replace(adapter.config, adapter.name, target, name, parent, current_key=path)
+                adapt_layer(peft_model, path, adapter.config, adapter.name)
     for adapter in adapters:
         for path, pair in adapter.pairs.items():
             layer: Any = model.get_submodule(path)

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..compat import bare, has_tied_heads, is_foreign, uncompiled
+from ..compat import bare, has_tied_heads, is_foreign
 from ..errors import InvalidInputError
 from ..io import public_name
 from ..objectives import head_size
@@ -42,7 +41,9 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
             such as the quantised ones of torchao.
     """
     if isinstance(model_or_state_dict, nn.Module):
-        state: Mapping[str, Any] = _bare(model_or_state_dict).state_dict()
+        from ..compat import bare
+
+        state: Mapping[str, Any] = bare(model_or_state_dict).state_dict()
     elif isinstance(model_or_state_dict, Mapping):
         state = model_or_state_dict
     else:
@@ -78,29 +79,19 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         (`True` for detectors with tied heads, see [`has_tied_heads`]; else absent) and `fingerprint` (see
         [`weights_fingerprint`]).
     """
-    model = _bare(model)
-    config = getattr(model, "config", None)
-    raw_name = getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None)
-    name, revision = public_name(raw_name if isinstance(raw_name, str) else "")
+    from ..compat import loaded_from
+
+    own = bare(model)
+    raw_name, commit = loaded_from(own)
+    name, revision = public_name(raw_name or "")
     return {
         "name_or_path": name,
-        "revision": getattr(config, "_commit_hash", None) or revision,
-        "model_class": type(model).__name__,
-        "num_labels": head_size(model),
-        **({"tied_heads": True} if has_tied_heads(model) else {}),
-        "fingerprint": weights_fingerprint(model),
+        "revision": commit or revision,
+        "model_class": type(own).__name__,
+        "num_labels": head_size(own),
+        **({"tied_heads": True} if has_tied_heads(own) else {}),
+        "fingerprint": weights_fingerprint(own),
     }
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """Returns the model without its wrappers, which may be nested in any order."""
-    while True:
-        inner = bare(uncompiled(model))
-        if isinstance(inner, BaseTuner):
-            inner = inner.model
-        if inner is model:
-            return model
-        model = inner
 
 
 def _bare_names(state: Mapping[str, Any]) -> dict[str, str]:

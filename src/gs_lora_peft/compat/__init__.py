@@ -1,4 +1,4 @@
-"""What is private in PEFT, transformers and accelerate: when a new version breaks this package, it breaks here."""
+"""Private parts of PEFT, transformers and accelerate. When a new version breaks this package, it breaks here."""
 
 import lazy_loader
 

@@ -1,60 +1,180 @@
-"""Models as others wrap, quantise, tie and normalise them."""
+"""Models as PEFT, transformers, accelerate and torch wrap, mark, quantise and normalise them.
+
+In this order: the model inside its wrappers, what the libraries note on it, which adapters act in it, its BatchNorms,
+its tied heads, its quantised weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InvalidInputError
 
+# What accelerate sets on a model that it prepares: a forward under autocast, and a mark that keeps it from wrapping
+# the model again.
+_PREPARED = "_is_accelerate_prepared"
+_PREPARATION = ("forward", "_original_forward", _PREPARED)
 
-def unwrapped(model: nn.Module) -> Any:
-    """The model itself, where the trainer has wrapped it for several processes."""
-    return extract_model_from_parallel(model)
+_WEIGHTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
+
+
+def unwrapped(model: Any) -> Any:
+    """Returns the model inside the wrappers of `DistributedDataParallel`, `DataParallel` and `torch.compile`.
+
+    A wrapper and the model inside it share their modules, so that a change to one acts in the other. Paths of modules
+    are those of the model inside.
+
+    Args:
+        model (`torch.nn.Module`):
+            Any model. A `PeftModel` stays one. Anything that is not a module is returned as it is.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    while (inner := extract_model_from_parallel(model, keep_torch_compile=False)) is not model:
+        model = inner
+    return model
+
+
+def base_of(model: nn.Module) -> Any:
+    """Returns the model inside a `PeftModel` or a PEFT tuner, whose paths have no prefix `base_model.model.`.
+
+    The adapters' layers stay in it. Other models are returned as they are, also those that [`unwrapped`] would open.
+
+    Args:
+        model (`torch.nn.Module`):
+            Any model.
+    """
+    # `get_base_model()` asks for the active adapter first, which may have been deleted.
+    tuner = model.base_model if isinstance(model, PeftModel) else model
+    return tuner.model if isinstance(tuner, BaseTuner) else tuner
 
 
 def bare(model: nn.Module) -> Any:
-    """The base model, out of its wrapper for several processes and its `PeftModel`."""
-    own = unwrapped(model)
-    return own.get_base_model() if isinstance(own, PeftModel) else own
+    """Returns the model itself, out of all wrappers ([`unwrapped`]) and out of PEFT ([`base_of`]), in any order.
 
-
-def uncompiled(model: Any) -> Any:
-    """The model inside of what `torch.compile` made; anything else as it is.
-
-    Both share their modules, so that what is done to one acts in the other. The names of modules are those of the one
-    inside: with the wrapper's they would fit no model that is not compiled.
+    Args:
+        model (`torch.nn.Module`):
+            Any model.
     """
-    return getattr(model, "_orig_mod", model)
+    while (inner := base_of(unwrapped(model))) is not model:
+        model = inner
+    return model
+
+
+def loaded_from(model: nn.Module) -> tuple[str | None, str | None]:
+    """Returns the name or path that a model was loaded by, and the commit of its Hub repository.
+
+    Args:
+        model (`torch.nn.Module`):
+            A bare model or a `PeftModel`.
+
+    Returns:
+        `tuple[str | None, str | None]`: Each is `None` if it is unknown.
+    """
+    config = getattr(model, "config", None)
+    name = getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None)
+    commit = getattr(config, "_commit_hash", None)
+    return (name if isinstance(name, str) and name else None), commit or None
+
+
+def undo_preparation(model: nn.Module) -> None:
+    """Takes off what accelerate set on a model when it prepared it for evaluation alone.
+
+    The mark would keep accelerate from wrapping the model in DDP for training: every process would train alone.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model, which is not wrapped.
+    """
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    vars(model).pop(_PREPARED, None)
+
+
+@contextmanager
+def preparation_undone(model: nn.Module) -> Iterator[None]:
+    """Gives a model its own forward and marks back at the end of the block, in which accelerate prepares it.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model.
+    """
+    own = {name: vars(model)[name] for name in _PREPARATION if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in _PREPARATION:
+            vars(model).pop(name, None)
+        vars(model).update(own)
+
+
+def activate(layer: LoraLayer, names: Sequence[str]) -> None:
+    """Lets these adapters of one layer act, and no others. Their `requires_grad` flags stay.
+
+    PEFT's `set_adapter` would also choose which adapters train.
+
+    Args:
+        layer (`peft.tuners.lora.LoraLayer`):
+            The layer.
+        names (`Sequence[str]`):
+            Names of adapters. The layer keeps this very object.
+    """
+    layer._active_adapter = names  # type: ignore[assignment]
+
+
+def adapt_layer(model: PeftModel, path: str, config: LoraConfig, name: str) -> None:
+    """Puts one more adapter on one layer, without PEFT's walk through the whole model.
+
+    Args:
+        model (`peft.PeftModel`):
+            The model.
+        path (`str`):
+            Path of the layer in the base model.
+        config (`peft.LoraConfig`):
+            The adapter's configuration.
+        name (`str`):
+            The adapter's name.
+    """
+    tuner: Any = model.base_model
+    parent_path, _, child = path.rpartition(".")
+    parent = tuner.model.get_submodule(parent_path)
+    tuner._create_and_replace(config, name, getattr(parent, child), child, parent, current_key=path)
+
+
+def has_custom_layers(config: LoraConfig) -> bool:
+    """Whether a configuration names LoRA layers of the user's own (PEFT's `_register_custom_module`)."""
+    return bool(config._custom_modules)
 
 
 @contextmanager
 def reference_model(model: nn.Module, adapter: str | None) -> Iterator[None]:
-    """
-    Makes the model what it was before the task: `adapter` does nothing, other active adapters act, no dropout, no
-    gradient. On leaving, every module is in the mode it was in.
+    """Makes the model what it was before the task, for the time of the block.
+
+    The adapter does nothing and other active adapters act. There is no dropout and no gradient. On leaving, every
+    module is in the mode it was in.
 
     Args:
         model (`torch.nn.Module`):
             A `PeftModel`, or a model without adapters.
         adapter (`str`, *optional*):
-            The adapter that trains; `None` where there is none.
+            The adapter that trains; `None` if there is none.
     """
     modes = [(module, module.training) for module in model.modules()]
     layers = [module for module, _ in modes if isinstance(module, LoraLayer) and adapter in module.active_adapters]
     active = [layer._active_adapter for layer in layers]
-    # Straight to the attribute: `set_adapter` would flip which adapters train, and `disable_adapter()` would take
-    # earlier tasks off, too.
+    # `disable_adapter()` would take earlier tasks off, too.
     for layer in layers:
-        layer._active_adapter = [name for name in layer.active_adapters if name != adapter]
+        activate(layer, [name for name in layer.active_adapters if name != adapter])
     model.eval()
     try:
         with torch.no_grad():
@@ -68,12 +188,11 @@ def reference_model(model: nn.Module, adapter: str | None) -> Iterator[None]:
 
 @contextmanager
 def batch_norm_frozen(model: nn.Module) -> Iterator[None]:
-    """
-    Keeps every BatchNorm of the frozen base in eval mode, also through `model.train()`.
+    """Keeps every BatchNorm of the frozen base in eval mode, also through `model.train()`.
 
     A BatchNorm in training mode normalises by the batch and moves its running statistics at every forward. No adapter
-    saves these: the base that the adapter was trained with would be another one than it is loaded on. RT-DETR and
-    D-FINE, LeViT and MobileViT, for example, have such layers outside any frozen backbone.
+    saves these, so that the adapter would be loaded on another base than it was trained with. RT-DETR, D-FINE, LeViT
+    and MobileViT, for example, have such layers outside any frozen backbone.
 
     Layers with a parameter that trains are left alone. On leaving, every layer is in the mode that `model.train()` and
     `model.eval()` would have given it.
@@ -109,12 +228,12 @@ def _into_eval(module: nn.Module, inputs: tuple) -> None:
 
 @contextmanager
 def head_tying_hidden(model: nn.Module) -> Iterator[None]:
-    """
-    Lets stock PEFT wrap a detector with tied heads, on which it raises `NotImplementedError` otherwise.
+    """Lets stock PEFT wrap a detector with tied heads; without this, PEFT raises `NotImplementedError`.
 
-    Deformable DETR, DAB-DETR, RT-DETRv2 and D-FINE set `tie_word_embeddings` for their heads. PEFT asks such a model
-    for the input embeddings they would be tied to, and there are none. For the time of the block the configuration
-    says that nothing is tied; the heads stay as they are. Models with input embeddings are left alone.
+    Deformable DETR, DAB-DETR, RT-DETRv2 and D-FINE set `tie_word_embeddings` for their heads. PEFT takes this for
+    heads that are tied to input embeddings, and asks the model for embeddings that it does not have. During the block
+    the configuration says that nothing is tied; the heads stay as they are. Models with input embeddings are left
+    alone.
 
     Args:
         model (`torch.nn.Module`):
@@ -138,35 +257,50 @@ def head_tying_hidden(model: nn.Module) -> Iterator[None]:
 
 
 def has_tied_heads(model: nn.Module) -> bool:
-    """Whether a bare model ties its heads to each other, so that stock PEFT has to be kept from asking for embeddings.
-
-    See [`head_tying_hidden`].
-    """
+    """Whether a bare model ties its heads to each other and has no input embeddings, see [`head_tying_hidden`]."""
     config: Any = getattr(model, "config", None)
-    return bool(getattr(config, "tie_word_embeddings", False)) and not _has_input_embeddings(model)
+    return bool(getattr(config, "tie_word_embeddings", False)) and not has_input_embeddings(model)
 
 
-def _has_input_embeddings(model: Any) -> bool:
+def has_input_embeddings(model: Any) -> bool:
+    """Whether a bare model has input embeddings that transformers finds."""
     try:
         return model.get_input_embeddings() is not None
     except (AttributeError, NotImplementedError):
         return False
 
 
-_WEIGHTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-_PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
-
-
-def quantised_part(model: nn.Module) -> str | None:
-    """Says what in a model is quantised, or `None` if nothing is.
+def refuse_quantised(model: Any, name: str = "base_model") -> None:
+    """Refuses a quantised model where exact weights are needed: for fingerprints, and for adapters that are merged.
 
     Args:
         model (`torch.nn.Module`):
-            Any model. Looked at are what transformers notes (`is_quantized`, `config.quantization_config`), torch's
-            own quantised layers, weights that are tensors of another make (torchao), and matrices that are not stored
-            as floating-point numbers of 16 bits or more (bitsandbytes).
+            The model. Anything that is not a module is accepted.
+        name (`str`, *optional*, defaults to `"base_model"`):
+            Name of the argument, for the error.
+
+    Raises:
+        InvalidInputError: If the model is quantised.
+    """
+    if isinstance(model, nn.Module) and (part := quantised_part(model)):
+        raise InvalidInputError(
+            name,
+            type(model).__name__,
+            f"weights that are not quantised, but {part} is: merging would round them again, and the result would not "
+            "be the model that was trained on",
+            "Forget on the unquantised model, merge, and quantise the result.",
+        )
+
+
+def quantised_part(model: nn.Module) -> str | None:
+    """Says which part of a model is quantised, or returns `None` if nothing is.
+
+    Looks at transformers' notes (`hf_quantizer`, `is_quantized`, `config.quantization_config`), at torch's own
+    quantised layers, and at every weight (see [`is_quantised`]).
+
+    Args:
+        model (`torch.nn.Module`):
+            Any model.
     """
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False) is True:
         return f"the whole {type(model).__name__}"
@@ -182,32 +316,20 @@ def quantised_part(model: nn.Module) -> str | None:
     return None
 
 
-def refuse_quantised(model: Any, name: str = "base_model") -> None:
-    """Refuses a quantised model for what needs exact weights: fingerprints, and adapters that are merged.
-
-    Raises:
-        InvalidInputError: It is quantised.
-    """
-    if isinstance(model, nn.Module) and (part := quantised_part(model)):
-        raise InvalidInputError(
-            name,
-            type(model).__name__,
-            f"weights that are not quantised, but {part} is: merging would round them again, so that the result is "
-            "no longer the model that was trained on",
-            "Forget on the unquantised model, merge, and quantise the result.",
-        )
-
-
 def is_quantised(weight: torch.Tensor) -> bool:
-    """Whether a matrix of weights is a tensor of another make, or not stored as floating-point numbers of 16 bits."""
+    """Whether a weight is quantised.
+
+    It is if another library brings its operators (torchao, see [`is_foreign`]), or if it is a matrix that is not
+    stored as floating-point numbers of 16 bits or more (bitsandbytes).
+    """
     plain = weight.dtype in _WEIGHTS or weight.is_complex()
-    if type(weight).__module__.startswith("bitsandbytes."):  # quantised once it is moved to its device
+    if type(weight).__module__.startswith("bitsandbytes."):  # quantised only once it is moved to its device
         return True
     return is_foreign(weight) or weight.is_quantized or (weight.dim() > 1 and not plain)
 
 
 def is_foreign(tensor: torch.Tensor) -> bool:
-    """Whether a tensor brings its own operators, as torchao's do. Sharded ones of torch itself hold plain numbers."""
+    """Whether a tensor brings its own operators, as torchao's do. torch's own sharded tensors hold plain numbers."""
     kinds = {type(tensor), type(tensor.data)} - {torch.Tensor, nn.Parameter}
     foreign = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
     return any(kind.__torch_dispatch__ is not _PLAIN_DISPATCH for kind in foreign)

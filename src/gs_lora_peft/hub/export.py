@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoProcessor, PreTrainedModel
 
-from ..compat import refuse_quantised, uncompiled
+from ..compat import loaded_from, refuse_quantised, unwrapped
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, staged_folder
 from ..ledger import ForgettingLedger, empty_selection_reason, metric_of, not_forgotten, warn_not_forgotten
@@ -131,9 +131,9 @@ def merge_forgotten(
     """
     out = as_path(out, "out")
     check_free(out)
-    base_model = uncompiled(base_model)
+    base_model = unwrapped(base_model)
     refuse_quantised(base_model)
-    source = base_model.config._name_or_path if isinstance(base_model, PreTrainedModel) else model_source(base_model)
+    source = loaded_from(base_model)[0] or "" if isinstance(base_model, PreTrainedModel) else model_source(base_model)
     api = None if push_to is None else writing_api(token)
     repo = None if push_to is None else checked_repo_id(push_to)
     folder = resolve_run_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)

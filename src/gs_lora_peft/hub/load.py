@@ -13,7 +13,7 @@ from transformers.utils import CONFIG_NAME
 
 from .. import models
 from ..adapters import attach_adapters, check_adapters, merge_adapters, model_identity, read_adapters
-from ..compat import refuse_quantised, uncompiled
+from ..compat import refuse_quantised, unwrapped
 from ..errors import InvalidInputError
 from ..io import StrPath
 from ..ledger import ForgettingLedger
@@ -64,7 +64,7 @@ def load_forgotten(
             `revision` is given for a folder.
         ConnectionError: If the Hub is out of reach and the cache does not hold everything; repeat the call.
     """
-    base_model = uncompiled(base_model)
+    base_model = unwrapped(base_model)
     check_bare(base_model)
     folder = resolve_run_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, staged folders, locks, hashes and safe paths."""
+"""Files: atomic writes, staged folders, locks, hashes and safe paths."""
 
 import lazy_loader
 

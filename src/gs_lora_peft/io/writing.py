@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whatever happens while they are written, and locks on them."""
+"""Locks, atomic writes and staged folders: a killed process leaves the old content or the new one."""
 
 from __future__ import annotations
 
@@ -19,22 +19,36 @@ from filelock import FileLock, Timeout
 from ..errors import InvalidInputError
 from .reading import StrPath
 
-# What file systems without locks answer.
+try:
+    import fcntl
+except ImportError:  # no flock on this platform: temporary files of killed processes stay
+    fcntl = None  # type: ignore[assignment]
+
+# Errors of file systems without locks.
 _NO_LOCKS = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+STAGING_PREFIX = ".staging-"
+
+_STAGED_NAME = re.compile(r"\.staging-.+-[0-9a-f]{16}\Z", re.DOTALL)
 
 
 @contextmanager
 def exclusive_lock(path: StrPath) -> Iterator[None]:
-    """Holds an advisory lock on the file `path`, which is created and left there; it means nothing by itself.
+    """Holds an advisory lock on a file for the time of the block.
 
-    The system lets go of the lock when its holder ends, however it ends; processes that the holder forks, as workers
-    of a data loader, do not hold it. Where the file system knows no locks, this does nothing.
+    The file is created and stays; its presence alone does not mean that it is locked. The system releases the lock
+    when the process ends, however it ends. Forked processes, such as workers of a data loader, do not hold it. On file
+    systems without locks this does nothing.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
 
     Raises:
-        BlockingIOError: If another holder has the lock.
-        OSError: If `path` cannot be opened, or is a symbolic link.
+        BlockingIOError: If the lock is held already.
+        OSError: If the file cannot be opened, or is a symbolic link.
     """
-    # Without `fallback_to_soft`: the lock of file systems without locks would be the file, which outlives its holder.
+    # `fallback_to_soft` would use the file itself as the lock, which outlives its holder.
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     owner = os.getpid()
     try:
@@ -51,33 +65,25 @@ def exclusive_lock(path: StrPath) -> Iterator[None]:
             lock.release()
 
 
-try:
-    import fcntl
-except ImportError:  # no flock on this platform: what killed runs left behind is not removed
-    fcntl = None  # type: ignore[assignment]
-
-
-STAGING_PREFIX = ".staging-"
-
-
-_STAGED_NAME = re.compile(r"\.staging-.+-[0-9a-f]{16}\Z", re.DOTALL)
-
-
 def json_bytes(obj: Any) -> bytes:
-    """Readable JSON in UTF-8, keys in the order given; ValueError for NaN, infinities and lone surrogates."""
+    """Returns indented JSON in UTF-8, with keys in the given order.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, or text holds a lone surrogate.
+    """
     return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 def write_json_atomic(path: StrPath, obj: Any, *, private: bool = False) -> None:
-    """Writes `obj` as JSON so that `path` holds the old content or the new one, see [`write_bytes_atomic`]."""
+    """Writes an object as JSON, like [`write_bytes_atomic`]."""
     write_bytes_atomic(path, json_bytes(obj), private=private)
 
 
 def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> None:
-    """Writes `data` so that `path` holds the old content or the new one, whatever happens in between.
+    """Writes a file that holds the old content or the new one, whatever happens in between.
 
-    The bytes go to a temporary file beside `path`, reach the disk and are then moved into place. What a killed run
-    left behind of such files is removed first. A file that is replaced keeps its permissions.
+    The bytes go to a temporary file in the same folder, reach the disk and are then moved into place. Temporary files
+    of killed processes are removed first. A file that is replaced keeps its permissions.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -85,11 +91,10 @@ def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> 
         data (`bytes`):
             Its content.
         private (`bool`, *optional*, defaults to `False`):
-            Whether a new file is for its owner alone (mode 0600, on systems that have it). An existing file keeps its
-            permissions.
+            Whether only the owner may read a new file (mode 0600, on systems that have it).
 
     Raises:
-        OSError: If the write failed (disk full, no permission, ...). `path` is as it was, the temporary file is gone.
+        OSError: If writing fails (disk full, no permission, …). The file is unchanged, and the temporary file is gone.
     """
     path = Path(path)
     remove_abandoned(path.parent)
@@ -97,7 +102,7 @@ def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> 
         staged, fd = _new_staged(path, folder=False)
     except OSError as error:
         raise explained(error, path) from error
-    # Where there are locks the file is moved while still open, so that no process takes it for abandoned.
+    # On systems with locks the file is moved while it is open, so that other processes do not remove it as abandoned.
     with open(fd, "wb", buffering=0, closefd=True) as file:
         try:
             _set_mode(fd, path, private)
@@ -121,23 +126,23 @@ def write_bytes_atomic(path: StrPath, data: bytes, *, private: bool = False) -> 
 
 @contextmanager
 def staged_folder(target: StrPath) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place, whole and on disk, when the block ends well.
+    """Yields a temporary folder that becomes `target`, whole and on disk, when the block ends without an error.
 
-    On an error the temporary folder is removed and `target` is as it was. A `target` that exists is replaced: it is
-    moved aside first, because no system swaps two folders in one step. A process killed between the two moves leaves
-    no `target`. What killed processes left in the same parent (names with the prefix `.staging-`) is removed; folders
-    that a living process still fills stay.
+    After an error the temporary folder is removed and `target` is unchanged. An existing `target` is replaced. It is
+    moved aside first, because systems cannot swap two folders in one step; a process killed between the two moves
+    leaves no `target`. Folders that killed processes left in the same parent (prefix `.staging-`) are removed. Those
+    of living processes stay.
 
     Args:
         target (`str` or `os.PathLike`):
-            The folder to make. Missing parents are created.
+            The folder. Missing parents are created.
 
     Yields:
         `Path`: The folder to fill.
 
     Raises:
         InvalidInputError: If `target` is a file or a link.
-        OSError: If something cannot be written.
+        OSError: If writing fails.
     """
     target = Path(target)
     try:
@@ -169,9 +174,13 @@ def staged_folder(target: StrPath) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: StrPath) -> None:
-    """Removes the staged files and folders in `folder` whose writers are no longer alive.
+    """Removes the temporary files and folders in a folder whose writers are not alive.
 
-    A writer keeps its staged file or folder locked for as long as it lives, so what can be locked is abandoned.
+    A writer holds a lock on its temporary file or folder. If it can be locked, its writer has ended.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The folder.
     """
     if fcntl is None or not os.path.isdir(folder):
         return
@@ -191,11 +200,11 @@ def remove_abandoned(folder: StrPath) -> None:
 
 
 def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
-    """A new file or folder beside `target` and the descriptor through which it is locked (-1 if it is not)."""
+    """Creates a file or folder beside `target`. Returns it with the descriptor that locks it (-1 without locks)."""
     while True:
         staged = _staged_name(target)
         flags = os.O_RDONLY if folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        if folder:  # mkdir and open, unlike `tempfile`, leave the permissions to the umask
+        if folder:  # unlike `tempfile`, mkdir and open leave the permissions to the umask
             staged.mkdir()
             if fcntl is None:
                 return staged, -1
@@ -203,7 +212,7 @@ def _new_staged(target: Path, *, folder: bool) -> tuple[Path, int]:
             fd = os.open(staged, flags, 0o666)
         except FileNotFoundError:
             if folder:
-                continue  # another process tidied it up before it could be locked
+                continue  # another process removed it before it could be locked
             raise
         if fcntl is not None:
             with suppress(OSError):
@@ -219,7 +228,7 @@ def _staged_name(target: Path) -> Path:
 
 
 def _set_mode(fd: int, path: Path, private: bool) -> None:
-    """Gives the still empty file that will be `path` its permissions, if it is not the umask that decides."""
+    """Sets the permissions of the empty file that becomes `path`, unless the umask decides."""
     mode = 0o600 if private else None
     with suppress(FileNotFoundError):
         mode = stat.S_IMODE(os.stat(path).st_mode) & 0o777
@@ -229,7 +238,7 @@ def _set_mode(fd: int, path: Path, private: bool) -> None:
 
 def _replace_folder(target: Path, staged: Path) -> None:
     """Moves `staged` to `target`, and removes the folder that was there."""
-    old = _staged_name(target) if target.exists() else None  # under this name it is removed even after a kill
+    old = _staged_name(target) if target.exists() else None  # a later process removes this name if this one is killed
     if old is not None:
         os.rename(target, old)
     try:
@@ -260,23 +269,30 @@ def _fsync_tree(folder: Path) -> None:
 
 
 def _fsync_folder(folder: StrPath) -> None:
-    if os.name == "nt":  # folders cannot be opened there
+    if os.name == "nt":  # folders cannot be opened
         return
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system cannot
             raise
     finally:
         os.close(fd)
 
 
 def explained(error: OSError, path: Path) -> OSError:
-    """The same error with what it means for `path` and what to do; for writes that leave nothing half-written."""
+    """Returns the same error with its consequence for a file, and what to do, for writes that are atomic.
+
+    Args:
+        error (`OSError`):
+            The error.
+        path (`Path`):
+            The file that was to be written.
+    """
     fix = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Fix the cause"
     message = (
-        f"could not write {path.name} ({error.strerror or error}); what was there before is unchanged and nothing "
+        f"could not write {path.name} ({error.strerror or error}); the former content is unchanged, and nothing "
         f"half-written is left. {fix} and run again"
     )
     return OSError(error.errno, message, str(path))

@@ -1,4 +1,4 @@
-"""Scores of continual forgetting, detection and verification."""
+"""Scores of continual forgetting: classification, detection and verification."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Boxes in the forms that scoring reads: references from a dataset or a batch, and a batch as one tensor to gather."""
+"""Converts boxes: references of a data set or a batch for scoring, and batches to one tensor that can be gathered."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from .detection import as_array
 if TYPE_CHECKING:
     import torch
 
-PADDING = -100.0  # what `transformers.Trainer` fills tensors of several lengths up with
+PADDING = -100.0  # `transformers.Trainer` pads tensors with it
 
 
 def references_from_objects(objects: Iterable[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
-    """References in pixels from the annotations of a dataset.
+    """Returns references in pixels from the annotations of a data set, for [`detection_scores`].
 
     Args:
         objects (`Iterable[Mapping]`):
-            For each image `bbox` (boxes as (x, y, w, h)), `category` (ids) and, where there are crowds, `iscrowd`: the
-            column `objects` of a dataset from [`prepare_boxes`].
+            For each image `bbox` (boxes as (x, y, w, h) in pixels), `category` (ids) and optionally `iscrowd`: the
+            column `objects` of a data set from [`prepare_boxes`].
 
     Returns:
-        `list[dict[str, np.ndarray]]`: `boxes`, `labels` and `iscrowd` for each image, for [`detection_scores`].
+        `list[dict[str, np.ndarray]]`: For each image `boxes` of shape `(n, 4)` as (x0, y0, x1, y1), `labels` and
+        `iscrowd` of shape `(n,)`.
     """
     references = []
     for row in objects:
@@ -43,17 +44,18 @@ def references_from_objects(objects: Iterable[Mapping[str, Any]]) -> list[dict[s
 
 
 def references_from_labels(labels: Iterable[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
-    """References as shares of the image from the labels a detector is trained on.
+    """Returns references as shares of the image from the labels of a batch, for [`detection_scores`].
 
     They fit the predictions of `post_process_object_detection(outputs, threshold=0.0)` without `target_sizes`.
 
     Args:
         labels (`Iterable[Mapping]`):
             For each image `boxes`, (cx, cy, w, h) as shares of the image, and `class_labels`, as the image processors
-            of transformers give them.
+            of transformers return them.
 
     Returns:
-        `list[dict[str, np.ndarray]]`: `boxes` and `labels` for each image, for [`detection_scores`].
+        `list[dict[str, np.ndarray]]`: For each image `boxes` of shape `(n, 4)` as (x0, y0, x1, y1), and `labels` of
+        shape `(n,)`.
     """
     references = []
     for label in labels:
@@ -65,10 +67,10 @@ def references_from_labels(labels: Iterable[Mapping[str, Any]]) -> list[dict[str
 
 
 def pack_boxes(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-    """One tensor of all boxes of a batch.
+    """Packs all boxes of a batch into one tensor.
 
-    `transformers.Trainer` and accelerate gather tensors over processes and batches and fill them up with -100 along
-    the second dimension. They cannot gather lists of images that hold different numbers of boxes.
+    `transformers.Trainer` and accelerate gather tensors over processes and batches, and pad them with -100 along the
+    second dimension. They cannot gather lists of images with different numbers of boxes.
 
     Args:
         rows (`Sequence[Mapping[str, torch.Tensor]]`):
@@ -76,19 +78,19 @@ def pack_boxes(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
             predictions, or `iscrowd` of shape `(n,)` of references.
 
     Returns:
-        `torch.Tensor` of shape `(images, max(1, most boxes), 6)`, float64 (float32 on devices without it): Label,.
-        score or `iscrowd` (0 where there is neither), and box; filled up with -100. A batch without boxes keeps one
-        row of -100, because an empty dimension cannot be gathered.
+        `torch.Tensor`: Shape `(images, max(1, most boxes), 6)`, float64 (float32 on devices without it). The columns
+        are label, score or `iscrowd` (0 without either), and box. Shorter images are padded with -100. A batch without
+        boxes has one row of -100, because an empty dimension cannot be gathered.
 
     Raises:
-        ValueError: If there are no images.
+        InvalidInputError: If there are no images.
 
     Example:
-    ```python
-    >>> found = processor.post_process_object_detection(outputs, threshold=0.0)
-    >>> everywhere = unpack_boxes(accelerator.gather_for_metrics(accelerator.pad_across_processes(
-    ...     pack_boxes(found), dim=1, pad_index=-100)))
-    ```
+        ```py
+        >>> found = processor.post_process_object_detection(outputs, threshold=0.0)
+        >>> everywhere = unpack_boxes(accelerator.gather_for_metrics(accelerator.pad_across_processes(
+        ...     pack_boxes(found), dim=1, pad_index=-100)))
+        ```
     """
     import torch
 
@@ -106,15 +108,15 @@ def pack_boxes(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
 
 
 def unpack_boxes(packed: Any) -> list[dict[str, Any]]:
-    """The boxes of a tensor from [`pack_boxes`], also after more filling up.
+    """Returns the boxes in a tensor from [`pack_boxes`], also after more padding.
 
     Args:
-        packed (tensor or array of shape `(images, n, 6)`):
-            As [`pack_boxes`] gives it.
+        packed (`torch.Tensor` or `np.ndarray`):
+            Shape `(images, n, 6)`.
 
     Returns:
-        `list[dict[str, torch.Tensor]]`: `boxes` (float64), `labels` (int64), `scores` (float64) and `iscrowd` (bool).
-        for each image. [`detection_scores`] reads `scores` of predictions and `iscrowd` of references.
+        `list[dict[str, torch.Tensor]]`: For each image `boxes` (float64), `labels` (int64), `scores` (float64) and
+        `iscrowd` (bool). [`detection_scores`] reads `scores` of predictions and `iscrowd` of references.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Average precision of a detector by role of the category, from one run of the COCO evaluation."""
+"""Average precision and recall of a detector by role of the category, from one run of the COCO evaluation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ from ..errors import InvalidInputError
 from ..roles import ClassRoles
 from .scores import fraction, h_mean
 
-MAX_DETECTIONS = 100  # of one category in one image, the best first: COCO's own limit
-
-
+MAX_DETECTIONS = 100  # of one category in one image, the best ones: COCO's own limit
 _ROLES = ("retain", "forget", "old", "missing")
-
-
 _MEASURES = ("ap", "ap50", "ar")
 
 
@@ -58,62 +54,62 @@ def detection_scores(
 ) -> dict[str, Any]:
     """Scores a detector on data of a continual forgetting task.
 
-    The COCO evaluation runs once over all categories. The average over the categories of a role equals what a run
-    over these alone gives. At most 100 detections of a category count in an image.
+    The COCO evaluation runs once over all categories. The average over the categories of a role is the same as from a
+    run over these categories alone. At most 100 detections of a category count in an image.
 
     Args:
         predictions (`Sequence[Mapping]`):
-            One for each image, as the image processors' `post_process_object_detection` gives them. Use
-            `threshold=0.0`: AP counts unsure detections too.
+            One for each image, as `post_process_object_detection` of the image processors returns them. Use
+            `threshold=0.0`: AP counts detections with low scores too.
 
             - `boxes` of shape `(n, 4)`: (x0, y0, x1, y1).
             - `scores` of shape `(n,)`.
-            - `labels` of shape `(n,)`: category ids. Detections of a category that has no role and is in no reference
+            - `labels` of shape `(n,)`: category ids. Detections of a category without a role and without references
               are ignored.
         references (`Sequence[Mapping]`):
             One for each image, in the same order:
 
-            - `boxes` of shape `(m, 4)`: (x0, y0, x1, y1), in the units of the predictions: both in pixels, or both as
-              shares of the image's width and height, which gives the same scores.
+            - `boxes` of shape `(m, 4)`: (x0, y0, x1, y1) in the units of the predictions: pixels, or shares of the
+              image's width and height. The scores are the same.
             - `labels` of shape `(m,)`: category ids from 0 up.
-            - `iscrowd` of shape `(m,)`, *optional*: Regions of many objects; detections in them are ignored.
+            - `iscrowd` of shape `(m,)`, *optional*: marks regions of many objects. Detections in them are ignored.
 
-            [`references_from_objects`] and [`references_from_labels`] make them.
+            [`references_from_objects`] and [`references_from_labels`] return them.
         forget_classes (`Iterable[int]`):
-            Categories the task forgets. May be empty, to score a model before any task.
+            Categories to forget. May be empty, to score a model before any task.
         old_classes (`Iterable[int]`, *optional*, defaults to none):
             Categories that earlier tasks forgot.
         missing_classes (`Iterable[int]`, *optional*, defaults to none):
-            Categories kept without any replayed data.
-        retain_classes (`Iterable[int]`, *optional*, defaults to every category of the references named nowhere else):
-            Categories kept.
+            Categories to retain without replayed data.
+        retain_classes (`Iterable[int]`, *optional*, defaults to all other categories of the references):
+            Categories to retain.
         ap_forget_before (`float`, *optional*):
             AP_f of the model before the task, in [0, 1].
 
     Returns:
-        `dict[str, Any]`, fractions from 0 to 1 and `None` where a role has no object in the references:
+        `dict[str, Any]`: Fractions from 0 to 1. A score is `None` if its role has no object in the references.
 
         - `ap_retain` (AP_r), `ap_forget` (AP_f), `ap_old` (AP_o), `ap_missing` (AP_m): COCO's AP@[.5:.95], the mean
           over the categories of the role that have objects.
         - `ap50_retain`, …: AP at an overlap (IoU) of 0.5. `ar_retain`, …: COCO's average recall.
-        - `drop` (Drop): AP_f before − AP_f after; `None` where either is unknown.
-        - `h_mean` (H): the harmonic mean of AP_r and Drop, see [`h_mean`]; `None` where either is.
-        - `n_retain`, …: the numbers of objects, crowds not counted.
-        - `per_class`: by category id a `dict` of `ap`, `ap50`, `ar` and `n`.
+        - `drop` (Drop): AP_f before − AP_f after; `None` if either is unknown.
+        - `h_mean` (H): the harmonic mean of AP_r and Drop, see [`h_mean`]; `None` if either is `None`.
+        - `n_retain`, …: the numbers of objects, without crowds.
+        - `per_class`: by category id a `dict` with `ap`, `ap50`, `ar` and `n`.
 
     Raises:
-        ValueError: If predictions and references are not of the same images, or their boxes, scores or labels are
-            missing, of other shapes or not finite; if a reference's category is negative or its box has no area; if a
-            category has two roles; or if the AP is not a fraction.
+        InvalidInputError: If predictions and references differ in their number of images; if boxes, scores or labels
+            are missing, have other shapes or are not finite; if the category of a reference is negative, or its box
+            has no area; if a category has two roles; or if the AP is not a fraction.
 
     Example:
-    ```python
-    >>> found = {"boxes": [[0, 0, 8, 8], [9, 0, 14, 5]], "scores": [0.9, 0.8], "labels": [0, 1]}
-    >>> truth = {"boxes": [[0, 0, 8, 8], [20, 0, 25, 5]], "labels": [0, 1]}
-    >>> scores = detection_scores([found], [truth], forget_classes=[1], ap_forget_before=0.5)
-    >>> round(scores["ap_retain"], 6), scores["ap_forget"], round(scores["h_mean"], 6)
-    (1.0, 0.0, 0.666667)
-    ```
+        ```py
+        >>> found = {"boxes": [[0, 0, 8, 8], [9, 0, 14, 5]], "scores": [0.9, 0.8], "labels": [0, 1]}
+        >>> truth = {"boxes": [[0, 0, 8, 8], [20, 0, 25, 5]], "labels": [0, 1]}
+        >>> scores = detection_scores([found], [truth], forget_classes=[1], ap_forget_before=0.5)
+        >>> round(scores["ap_retain"], 6), scores["ap_forget"], round(scores["h_mean"], 6)
+        (1.0, 0.0, 0.666667)
+        ```
     """
     found, truth = predicted_boxes(predictions), reference_boxes(references)
     check_same_images(found, truth)
@@ -139,19 +135,27 @@ def detection_scores(
 
 
 def predicted_boxes(predictions: Sequence[Mapping[str, Any]]) -> Boxes:
-    """The predictions for many images as columns.
+    """Returns the predictions for many images as columns.
+
+    Args:
+        predictions (`Sequence[Mapping]`):
+            As for [`detection_scores`].
 
     Raises:
-        ValueError: If they cannot be scored, see [`detection_scores`].
+        InvalidInputError: If they cannot be scored, see [`detection_scores`].
     """
     return _columns(predictions, "predictions", "scores", np.float64)
 
 
 def reference_boxes(references: Sequence[Mapping[str, Any]]) -> Boxes:
-    """The references of many images as columns.
+    """Returns the references of many images as columns.
+
+    Args:
+        references (`Sequence[Mapping]`):
+            As for [`detection_scores`].
 
     Raises:
-        ValueError: If they cannot be scored, see [`detection_scores`].
+        InvalidInputError: If they cannot be scored, see [`detection_scores`].
     """
     truth = _columns(references, "references", "iscrowd", np.bool_)
     bad = np.flatnonzero(truth.labels < 0)
@@ -174,18 +178,18 @@ def reference_boxes(references: Sequence[Mapping[str, Any]]) -> Boxes:
 
 
 def check_same_images(found: Boxes, truth: Boxes) -> None:
-    """Refuses predictions and references of different numbers of images."""
+    """Refuses predictions and references with different numbers of images."""
     if found.num_images != truth.num_images:
         raise InvalidInputError(
             "len(predictions)",
             found.num_images,
             f"{truth.num_images}, one for each image of the `references`",
-            "Pass an empty prediction where nothing was found.",
+            "Pass an empty prediction for an image without detections.",
         )
 
 
 def as_array(values: Any, dtype: Any = None) -> np.ndarray:
-    """A NumPy array on the CPU, also of a tensor on a GPU or in bfloat16, which NumPy does not have."""
+    """Returns values as a NumPy array. Tensors may be on a GPU or in bfloat16, which NumPy does not have."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()
@@ -230,9 +234,9 @@ def _row(row: Any, name: str, extra: str, dtype: Any) -> tuple[np.ndarray, np.nd
 
 
 def _per_class(found: Boxes, truth: Boxes, classes: list[int], objects: Counter[int]) -> dict[int, dict[str, Any]]:
-    """AP, AP50, AR and the number of objects of each category."""
+    """Returns AP, AP50, AR and the number of objects of each category."""
     evaluation = coco_evaluation(found, truth, classes)
-    # Of precision (overlap, recall, category, area, limit) and recall (overlap, category, area, limit).
+    # Precision has the axes (overlap, recall, category, area, limit), recall (overlap, category, area, limit).
     precision, recall = evaluation.eval["precision"][:, :, :, 0, -1], evaluation.eval["recall"][:, :, 0, -1]
     return {
         category: {
@@ -246,7 +250,7 @@ def _per_class(found: Boxes, truth: Boxes, classes: list[int], objects: Counter[
 
 
 def coco_evaluation(found: Boxes, truth: Boxes, classes: list[int]) -> Any:
-    """The accumulated `faster_coco_eval.COCOeval_faster` over some categories.
+    """Runs the COCO evaluation over some categories.
 
     Args:
         found ([`Boxes`]):
@@ -257,24 +261,24 @@ def coco_evaluation(found: Boxes, truth: Boxes, classes: list[int]) -> Any:
             Ids of the categories, ascending.
 
     Returns:
-        `faster_coco_eval.COCOeval_faster`: `eval["precision"]` and `eval["recall"]` are in the order of `classes`.
+        `faster_coco_eval.COCOeval_faster`: `eval["precision"]` and `eval["recall"]` have the order of `classes`.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     images = [{"id": number} for number in range(truth.num_images)]
     categories = [{"id": category} for category in classes]
     known = np.isin(found.labels, classes)
-    answers = {"images": images, "categories": categories, "annotations": _annotations(found, known, "score")}
-    ground = {
+    detected = {"images": images, "categories": categories, "annotations": _annotations(found, known, "score")}
+    ground_truth = {
         "images": images,
         "categories": categories,
         "annotations": _annotations(truth, np.isin(truth.labels, classes), "iscrowd"),
     }
-    evaluation = COCOeval_faster(COCO(ground), COCO(answers), "bbox")
+    evaluation = COCOeval_faster(COCO(ground_truth), COCO(detected), "bbox")
     evaluation.params.imgIds = list(range(truth.num_images))
     evaluation.params.catIds = classes
     evaluation.params.maxDets = [MAX_DETECTIONS]
-    # The first range holds objects of all sizes. Scores by size are not needed, and each costs as much as the whole.
+    # The first range holds objects of all sizes. Scores by size are not needed, and each costs as much again.
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.evaluate()
     evaluation.accumulate()

@@ -1,4 +1,4 @@
-"""What the metrics of continual forgetting for the `evaluate` library share."""
+"""Base class of the metrics for the `evaluate` library."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ _CITATION = """
 }
 """
 
-
 _PAPERS = ["https://arxiv.org/abs/2403.11530", "https://arxiv.org/abs/2501.09705"]
 
 
 class ForgettingMetric(evaluate.Metric, ABC):
-    """Base of the metrics: checks the classes of each role and every batch, and passes both on to the scores.
+    """Base class of the metrics. It checks the classes of each role and every batch, and calls the function of scores.
 
     Attributes:
         score_before (`str`):
-            Name of the setting that holds a score of the model before the task, e.g. `"ap_forget_before"`.
+            Name of the setting with the score of the model before the task, e.g. `"ap_forget_before"`.
         summary (`str`):
-            What the metric measures, as `evaluate` shows it.
+            Description of the metric, for `evaluate`.
         inputs (`str`):
-            The predictions and references, as `evaluate` shows them.
+            Description of predictions and references, for `evaluate`.
         data_format (`str`, *optional*):
-            Format in which stored batches are read, see `datasets.Dataset.set_format`. `None` is lists.
+            Format in which stored batches are read, see `datasets.Dataset.set_format`; `None` means lists.
         score (`Callable`):
-            From predictions, references and settings to the scores.
+            Maps predictions, references and settings to the scores.
     """
 
     score_before: ClassVar[str]
@@ -71,16 +70,16 @@ class ForgettingMetric(evaluate.Metric, ABC):
         """Adds one prediction and its reference.
 
         Raises:
-            ValueError: If one of them cannot be scored.
+            InvalidInputError: If one of them cannot be scored.
         """
-        # `add` of the parent would store 1.7 as 1 unchecked.
+        # The parent's `add` would store 1.7 as 1.
         self.add_batch(predictions=[prediction], references=[reference], **kwargs)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
         """Adds a batch of predictions and references.
 
         Raises:
-            ValueError: If they differ in number or cannot be scored.
+            InvalidInputError: If they differ in number or cannot be scored.
         """
         predictions, references = self._rows(predictions, references)
         super().add_batch(predictions=predictions, references=references, **kwargs)
@@ -96,14 +95,14 @@ class ForgettingMetric(evaluate.Metric, ABC):
         retain_classes: Iterable[int] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any] | None:
-        """Scores everything added so far and starts anew. Settings left out come from the constructor.
+        """Scores everything added so far and starts again. Settings that are left out come from the constructor.
 
         Returns:
-            `dict[str, Any]`: The scores, as listed at the class. `None` in every process but the first.
+            `dict[str, Any]`: The scores. `None` in all processes except the first.
 
         Raises:
-            ValueError: If `forget_classes` is given neither here nor to the constructor, or if predictions,
-                references, classes or the score before the task cannot be used. What was added before stays.
+            InvalidInputError: If `forget_classes` is given neither here nor to the constructor, or if predictions,
+                references, classes or the score before the task cannot be used. Batches added before stay.
         """
         given = {
             "forget_classes": forget_classes,
@@ -112,7 +111,7 @@ class ForgettingMetric(evaluate.Metric, ABC):
             "retain_classes": retain_classes,
             "before": kwargs.pop(self.score_before, None),
         }
-        # Checked before the parent closes its files: a later error would leave their locks behind.
+        # Checked before the parent closes its files, because a later error would leave their locks behind.
         settings = self._checked(
             **self._settings | {name: value for name, value in given.items() if value is not None}
         )
@@ -120,22 +119,26 @@ class ForgettingMetric(evaluate.Metric, ABC):
             raise InvalidInputError(
                 "forget_classes",
                 None,
-                "the ids the task forgets",
-                "Give them to the constructor or to compute; an empty list scores a model that has forgotten nothing.",
+                "the ids of the classes to forget",
+                "Pass them to the constructor or to compute. An empty list scores a model that has forgotten nothing.",
             )
         settings[self.score_before] = settings.pop("before")
         return super().compute(predictions=predictions, references=references, **settings, **kwargs)
 
     @abstractmethod
     def _rows(self, predictions: Any, references: Any) -> tuple[Any, Any]:
-        """A batch as it is stored; raises ValueError if it cannot be scored."""
+        """Returns a batch as it is stored.
+
+        Raises:
+            InvalidInputError: If it cannot be scored.
+        """
 
     @abstractmethod
     def _features(self) -> datasets.Features:
-        """How predictions and references are stored."""
+        """Returns the types in which predictions and references are stored."""
 
     def _checked(self, before: Any, **classes: Iterable[int] | None) -> dict[str, Any]:
-        # Classes become sorted lists: the first computation would use an iterator up.
+        # Sorted lists, because the first computation would exhaust an iterator.
         given = {name.removesuffix("_classes"): ids for name, ids in classes.items() if ids is not None}
         ids = {name: ids for name, ids in ClassRoles(**given).as_keywords().items() if classes[name] is not None}
         return {**dict.fromkeys(classes), **ids, "before": fraction(before, self.score_before)}

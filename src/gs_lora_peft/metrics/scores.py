@@ -1,4 +1,4 @@
-"""Names of the scores of a kind of model."""
+"""Names of scores, the scores of a classifier that forgets, and the checks that all scores share."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..roles import ClassRoles
 
 @dataclass(frozen=True)
 class MetricName:
-    """Names of a score in [0, 1] that says how well a class is known.
+    """Names of a metric in [0, 1] that measures how well a class is recognised.
 
     Args:
         prefix (`str`):
-            Start of the keys of the scores: `"acc"` in `acc_forget`, `acc_retain`, ….
+            Prefix of keys of scores: `"acc"` in `acc_forget`, `acc_retain`, ….
         symbol (`str`):
-            The papers' symbol: `"Acc"` in Acc_f, Acc_r, Acc_o and Acc_m.
+            Symbol in the papers: `"Acc"` in Acc_f, Acc_r, Acc_o and Acc_m.
         title (`str`):
-            The score in words, e.g. `"average precision"`.
+            Name of the metric in words, e.g. `"average precision"`.
     """
 
     prefix: str
@@ -31,22 +31,20 @@ class MetricName:
     title: str
 
     def key(self, role: str) -> str:
-        """Key of the score of a role (`"forget"`, `"retain"`, `"old"`, `"missing"`) or another set of classes."""
+        """Returns the key of a score, for a role (`"forget"`, `"retain"`, `"old"`, `"missing"`) or other classes."""
         return f"{self.prefix}_{role}"
 
     def symbol_of(self, role: str) -> str:
-        """The papers' symbol for the score of a role: `"Acc_f"` for `"forget"`."""
+        """Returns the papers' symbol for the score of a role: `"Acc_f"` for `"forget"`."""
         return f"{self.symbol}_{role[0]}"
 
 
 ACCURACY = MetricName("acc", "Acc", "accuracy")
-
-
 AVERAGE_PRECISION = MetricName("ap", "AP", "average precision")
 
 
 def measure_of(*scores: Mapping[str, Any]) -> MetricName:
-    """Names of the measure behind scores, recognised by their keys; accuracy without scores."""
+    """Returns the names of the metric behind scores, recognised by their keys; accuracy if there are no scores."""
     names: Iterable[str] = (name for found in scores for name in found)
     return AVERAGE_PRECISION if any(name.startswith(f"{AVERAGE_PRECISION.prefix}_") for name in names) else ACCURACY
 
@@ -65,42 +63,42 @@ def continual_forgetting_scores(
 
     Args:
         predictions (array or tensor of shape `(n,)`):
-            Predicted class ids, whole numbers. An id that is not a class, such as -1 for "none", counts as wrong.
+            Predicted class ids. An id that is not a class, such as -1 for "none", counts as wrong.
         references (array or tensor of shape `(n,)`):
             True class ids, from 0 up.
         forget_classes (`Iterable[int]`):
-            Classes the task forgets. May be empty, to score a model before any task.
+            Classes to forget. May be empty, to score a model before any task.
         old_classes (`Iterable[int]`, *optional*, defaults to none):
             Classes that earlier tasks forgot.
         missing_classes (`Iterable[int]`, *optional*, defaults to none):
-            Classes kept without any replayed data.
-        retain_classes (`Iterable[int]`, *optional*, defaults to every class named nowhere else):
-            Classes kept. Rows of classes named nowhere are then ignored.
+            Classes to retain without replayed data.
+        retain_classes (`Iterable[int]`, *optional*, defaults to all other classes):
+            Classes to retain. If given, rows of classes without a role are ignored.
         accuracy_forget_before (`float`, *optional*):
             Acc_f of the model before the task, in [0, 1].
 
     Returns:
-        `dict[str, float | int | None]`, accuracies as fractions from 0 to 1:
+        `dict[str, float | int | None]`: Accuracies are fractions from 0 to 1.
 
         - `acc_retain` (Acc_r), `acc_forget` (Acc_f), `acc_old` (Acc_o), `acc_missing` (Acc_m): the share of right
-          answers on the rows of the role. `None` where there are no such rows: unlike NaN it equals itself, is legal
-          JSON and fails loudly in a comparison or a mean.
-        - `drop` (Drop): Acc_f before − Acc_f after, from -1 to 1; `None` where either is not known.
-        - `h_mean` (H): see [`h_mean`]; `None` where Acc_r or Drop is.
+          predictions on the rows of the role. `None` without such rows: unlike NaN it equals itself, is valid JSON,
+          and raises in a comparison or a mean.
+        - `drop` (Drop): Acc_f before − Acc_f after, from -1 to 1; `None` if either is unknown.
+        - `h_mean` (H): see [`h_mean`]; `None` if Acc_r or Drop is `None`.
         - `n_retain`, `n_forget`, `n_old`, `n_missing`: the numbers of rows.
 
     Raises:
-        ValueError: If predictions and references differ in length, are not one-dimensional or not whole numbers, if a
-            reference is negative, if a class has two roles, or if the accuracy is not a fraction.
+        InvalidInputError: If predictions and references differ in length, are not one-dimensional or not whole
+            numbers, if a reference is negative, if a class has two roles, or if the accuracy is not a fraction.
 
     Example:
-    ```python
-    >>> scores = continual_forgetting_scores([1, 1, 2], [0, 1, 2], forget_classes=[0], accuracy_forget_before=1.0)
-    >>> scores["acc_forget"], scores["acc_retain"], scores["h_mean"]
-    (0.0, 1.0, 1.0)
-    ```
+        ```py
+        >>> scores = continual_forgetting_scores([1, 1, 2], [0, 1, 2], forget_classes=[0], accuracy_forget_before=1.0)
+        >>> scores["acc_forget"], scores["acc_retain"], scores["h_mean"]
+        (0.0, 1.0, 1.0)
+        ```
     """
-    predictions, references = answers(predictions, references)
+    predictions, references = class_ids(predictions, references)
     before = fraction(accuracy_forget_before, "accuracy_forget_before")
     present = np.unique(references).tolist()
     roles = ClassRoles.of(forget_classes, old_classes, missing_classes, retain_classes, present=present)
@@ -119,9 +117,9 @@ def continual_forgetting_scores(
 
 
 def h_mean(acc_retain: float | None, drop: float | None) -> float | None:
-    """The harmonic mean of the accuracy kept and the drop, the paper's H = 2 · Acc_r · Drop / (Acc_r + Drop).
+    """Returns the harmonic mean of retained accuracy and drop, the paper's H = 2 · Acc_r · Drop / (Acc_r + Drop).
 
-    Average precisions as fractions work as well.
+    Average precisions work as well.
 
     Args:
         acc_retain (`float`, *optional*):
@@ -130,27 +128,33 @@ def h_mean(acc_retain: float | None, drop: float | None) -> float | None:
             Drop = Acc_f before − Acc_f after, from -1 to 1.
 
     Returns:
-        `float` or `None`: H, from 0 to 1. It is 0 if the drop is negative, where the formula has no meaning, or if.
+        `float` or `None`: H, from 0 to 1. It is 0 if the drop is negative, for which the formula has no meaning, or if
         both are 0. It is `None` if either is `None`.
 
     Raises:
-        ValueError: If a value is not a finite number in its range. Percent are refused.
+        InvalidInputError: If a value is not a finite number in its range. Values in percent are refused.
     """
     kept, gone = fraction(acc_retain, "acc_retain"), fraction(drop, "drop", lowest=-1)
     if kept is None or gone is None:
         return None
     if gone <= 0 or kept == 0:
         return 0.0
-    # Division first: the product of two tiny numbers would vanish. Sorted: both orders round alike.
+    # Divided first, because the product of two tiny numbers would vanish. Sorted, so that both orders round alike.
     low, high = sorted((kept, gone))
     return 2 * low * (high / (low + high))
 
 
-def answers(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true class ids as NumPy arrays of int64, shape `(n,)`.
+def class_ids(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns predicted and true class ids as NumPy arrays, int64, shape `(n,)`.
+
+    Args:
+        predictions (array or tensor of shape `(n,)`):
+            Predicted class ids.
+        references (array or tensor of shape `(n,)`):
+            True class ids.
 
     Raises:
-        ValueError: If they differ in length, are not one-dimensional or not whole numbers, or if a reference is
+        InvalidInputError: If they differ in length, are not one-dimensional or not whole numbers, or if a reference is
             negative.
     """
     predictions, references = _id_array(predictions, "predictions"), _id_array(references, "references")
@@ -166,14 +170,22 @@ def answers(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fraction(value: Any, name: str, *, lowest: float = 0) -> float | None:
-    """A finite number from `lowest` to 1, or `None` for `None`.
+    """Returns a finite number from `lowest` to 1, or `None` for `None`.
+
+    Args:
+        value (`float`, *optional*):
+            The number.
+        name (`str`):
+            Name of the argument, for the error.
+        lowest (`float`, *optional*, defaults to 0):
+            The smallest value.
 
     Raises:
-        ValueError: If it is something else.
+        InvalidInputError: If it is anything else.
     """
     if value is None:
         return None
-    # NaN fails the comparison as well.
+    # NaN fails the comparison too.
     if isinstance(value, bool) or not isinstance(value, Real) or not lowest <= float(value) <= 1:
         raise InvalidInputError(name, value, f"a fraction from {lowest} to 1", "Divide percent by 100.")
     return float(value)

@@ -1,4 +1,4 @@
-"""Are two images of the same person? Verification as face recognition measures it, from pairs of embeddings."""
+"""Verification, as face recognition measures it: do two embeddings show the same person?"""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from ..errors import InvalidInputError
 from ..roles import ClassRoles
 
 FALSE_ACCEPT_RATES = (1e-2, 1e-3)
-
-
 MAX_PAIRS = 2_000_000
-
-
-_AT_ONCE = 1 << 16  # pairs whose embeddings are in memory together
+_PAIRS_AT_ONCE = 1 << 16  # pairs with their embeddings in memory at the same time
 
 
 def verification_scores(
@@ -28,49 +24,49 @@ def verification_scores(
 ) -> dict[str, float | int | None]:
     """Scores pairs of images by the similarity of their embeddings.
 
-    A pair is accepted as one person where its similarity reaches a threshold. TAR is the share of the pairs of one
-    person that are accepted, FAR the share of the pairs of two people that are.
+    A pair is accepted as the same person if its similarity reaches a threshold. TAR is the share of accepted pairs
+    among the pairs of the same person, FAR that among the pairs of different people.
 
     Args:
         similarities (array or tensor of shape `(n,)`):
-            The higher, the more alike, e.g. cosines.
+            Similarities, e.g. cosines.
         same (array or tensor of shape `(n,)`):
-            Whether a pair shows one person.
+            Whether each pair shows the same person.
         false_accept_rates (`Sequence[float]`, *optional*, defaults to `(0.01, 0.001)`):
-            Rates at which TAR is given.
+            FARs at which TAR is returned.
         folds (`int`, *optional*, defaults to 10):
-            Folds of the accuracy. Of either kind of pairs a fold takes the next n / `folds` in the order given. With
-            the list of LFW these are the folds of its protocol.
+            Number of folds for the accuracy. A fold takes the next n / `folds` pairs of either kind, in the given
+            order. With the list of LFW these are the folds of its protocol.
 
     Returns:
-        `dict[str, float | int | None]`, rates as fractions from 0 to 1:
+        `dict[str, float | int | None]`: Rates are fractions from 0 to 1.
 
         - `accuracy`: 1:1 accuracy at the best threshold, by cross-validation: for each fold the threshold that is best
-          on the others. Either kind of pairs counts half, however many there are, as in lists with as many of both.
-          `None` where there are fewer than `folds` pairs of a kind.
-        - `eer`: the error rate where as many pairs of one person are rejected as pairs of two are accepted;
-          interpolated between thresholds.
-        - `tar_at_far_0.01`, …: the highest TAR of any threshold with a FAR of at most that. With fewer than 1/FAR
-          pairs of two people, none of these may be accepted.
-        - `n_same`, `n_different`: the numbers of pairs. Without pairs of both kinds all else is `None`.
+          on the others. Pairs of the same person and pairs of different people count half each, whatever their number.
+          `None` with fewer than `folds` pairs of a kind.
+        - `eer`: the error rate at the threshold at which FAR equals 1 − TAR, interpolated between thresholds.
+        - `tar_at_far_0.01`, …: the highest TAR of all thresholds with at most this FAR. With fewer than 1/FAR pairs of
+          different people, none of them may be accepted.
+        - `n_same`, `n_different`: the numbers of pairs. Without pairs of both kinds all other values are `None`.
 
     Raises:
-        ValueError: If the two differ in length or are not one-dimensional, if a similarity is not finite, if `same`
-            holds other values than booleans (or 1 and 0), if a rate is not in [0, 1], or if `folds` is less than 2.
+        InvalidInputError: If the two differ in length or are not one-dimensional, if a similarity is not finite, if
+            `same` holds other values than booleans (or 1 and 0), if a rate is not in [0, 1], or if `folds` is less
+            than 2.
 
     Example:
-    ```python
-    >>> scores = verification_scores([0.9, 0.8, 0.3, 0.1], [True, True, False, False], folds=2)
-    >>> scores["accuracy"], scores["eer"], scores["tar_at_far_0.01"]
-    (1.0, 0.0, 1.0)
-    ```
+        ```py
+        >>> scores = verification_scores([0.9, 0.8, 0.3, 0.1], [True, True, False, False], folds=2)
+        >>> scores["accuracy"], scores["eer"], scores["tar_at_far_0.01"]
+        (1.0, 0.0, 1.0)
+        ```
     """
     similarity, is_same = _pairs(similarities, same)
     for rate in false_accept_rates:
         if not 0 <= rate <= 1:
             raise InvalidInputError("false_accept_rates", rate, "fractions from 0 to 1, e.g. 1e-3")
     if folds < 2:
-        raise InvalidInputError("folds", folds, "at least 2, as each threshold is chosen on the other folds")
+        raise InvalidInputError("folds", folds, "at least 2, because each threshold is chosen on the other folds")
     tar_names = [f"tar_at_far_{rate:g}" for rate in false_accept_rates]
     counts = {"n_same": int(is_same.sum()), "n_different": int((~is_same).sum())}
     if not all(counts.values()):
@@ -99,46 +95,48 @@ def verification_by_role(
     folds: int = 10,
     max_pairs: int = MAX_PAIRS,
 ) -> dict[str, dict[str, float | int | None]]:
-    """Verification of forgotten and of kept people: can the model still tell them apart?
+    """Scores verification of forgotten and of retained people: can the model still tell them apart?
 
-    Pairs of images are compared by the cosine of their embeddings, for each role all pairs among its people. One
-    person alone makes no pair of two people. So the forgotten people are also compared with everyone: a pair of one
-    person shows a forgotten person twice, a pair of two people a forgotten person and another one who has a role.
+    Pairs of images are compared by the cosine of their embeddings, for each role all pairs among its people. A single
+    person gives no pair of different people. So the forgotten people are also compared with everyone: a pair of the
+    same person shows a forgotten person twice, and a pair of different people shows a forgotten person and another one
+    with a role.
 
     Args:
         embeddings (array or tensor of shape `(n, d)`):
             Embeddings of images, normalised or not.
         labels (array or tensor of shape `(n,)`):
-            Ids of the people on them.
+            Ids of the people in the images.
         forget_classes (`Iterable[int]`):
-            People the task forgets.
+            People to forget.
         old_classes (`Iterable[int]`, *optional*, defaults to none):
             People that earlier tasks forgot.
         missing_classes (`Iterable[int]`, *optional*, defaults to none):
-            People kept without any replayed data.
-        retain_classes (`Iterable[int]`, *optional*, defaults to all people not named elsewhere):
-            People kept.
-        false_accept_rates (`Sequence[float]`, *optional*):
+            People to retain without replayed data.
+        retain_classes (`Iterable[int]`, *optional*, defaults to all other people):
+            People to retain.
+        false_accept_rates (`Sequence[float]`, *optional*, defaults to `(0.01, 0.001)`):
             As in [`verification_scores`].
         folds (`int`, *optional*, defaults to 10):
             As in [`verification_scores`].
         max_pairs (`int`, *optional*, defaults to 2,000,000):
-            Most pairs of one person, and most pairs of two. If there are more, the same random ones are drawn every
-            time. Of two million pairs of two people 2,000 are accepted at a FAR of 1e-3.
+            The most pairs of the same person, and the most pairs of different people. If there are more, the same
+            random ones are drawn every time. Of two million pairs of different people, 2,000 are accepted at a FAR of
+            1e-3.
 
     Returns:
-        `dict[str, dict]`, [`verification_scores`] of:
+        `dict[str, dict]`: [`verification_scores`] of these pairs:
 
-        - `retain`, `forget`, `old`, `missing`: all pairs among the people of the role. With fewer than two people all
-          but the numbers of pairs is `None`.
-        - `forget_against_all`, `old_against_all`: the same pairs of one person, and all pairs of a person of the role
-          with another person. One person is enough.
+        - `retain`, `forget`, `old`, `missing`: all pairs among the people of the role. With fewer than two people,
+          everything except the numbers of pairs is `None`.
+        - `forget_against_all`, `old_against_all`: the same pairs of the same person, and all pairs of a person of the
+          role with another person. One person is enough.
 
-        Everywhere two images of one person are needed, as [`verification_scores`] says.
+        All of them need two images of the same person, see [`verification_scores`].
 
     Raises:
-        ValueError: If embeddings and labels differ in number, if an embedding is zero or not finite, if a person has
-            two roles, or if `max_pairs` is less than 1.
+        InvalidInputError: If embeddings and labels differ in number, if an embedding is zero or not finite, if a
+            person has two roles, or if `max_pairs` is less than 1.
     """
     if max_pairs < 1:
         raise InvalidInputError("max_pairs", max_pairs, "1 or more")
@@ -154,14 +152,14 @@ def verification_by_role(
         similarities, same = _cosines(directions, first, second), people[first] == people[second]
         return verification_scores(similarities, same, false_accept_rates=false_accept_rates, folds=folds)
 
-    nobody = np.zeros_like(scored)
-    among = {role: scores(rows[role], nobody) for role in ("retain", "forget", "old", "missing")}
+    no_one = np.zeros_like(scored)
+    among = {role: scores(rows[role], no_one) for role in ("retain", "forget", "old", "missing")}
     against_all = {f"{role}_against_all": scores(rows[role], scored & ~rows[role]) for role in ("forget", "old")}
     return among | against_all
 
 
 def _curve(is_same: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """FAR, TAR and the thresholds they belong to, from the strictest on."""
+    """Returns FAR and TAR by threshold, and the thresholds, beginning with the strictest."""
     # scikit-learn takes a second to import.
     from sklearn.metrics import roc_curve
 
@@ -181,12 +179,13 @@ def _cross_validated_accuracy(similarity: np.ndarray, is_same: np.ndarray, folds
 
 
 def _pairs_of(people: np.ndarray, of: np.ndarray, others: np.ndarray, max_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of all pairs of one person among `of`, then of all pairs of two with at least one of them in `of`; of
-    either kind `max_pairs` at most. `others` shows nobody who is in `of`.
+    """Returns the rows of all pairs of the same person in `of`, then of different people with at least one in `of`.
+
+    There are at most `max_pairs` of each kind. `of` and `others` show different people.
     """
     of = of[np.argsort(people[of], kind="stable")]
     order, rows = np.concatenate([of, others]), np.arange(len(of))
-    # Sorted by person: the partners of a row are those up to the end of its person, then all behind.
+    # Rows are sorted by person: partners of a row are the rows to the end of its person, then all later ones.
     ends = np.searchsorted(people[of], people[of], side="right")
     kinds = ((rows + 1, ends), (ends, np.full_like(ends, len(order))))
     pairs = [_drawn(starts, stops, max_pairs) for starts, stops in kinds]
@@ -195,10 +194,10 @@ def _pairs_of(people: np.ndarray, of: np.ndarray, others: np.ndarray, max_pairs:
 
 
 def _drawn(starts: np.ndarray, stops: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every row i with each of the rows from starts[i] to stops[i]; a random choice of `most` where there are more."""
+    """Pairs every row i with each row from starts[i] to stops[i]; draws `most` of the pairs if there are more."""
     until = np.cumsum(stops - starts)
     total = int(until[-1]) if len(until) else 0
-    # Pairs are drawn by their number: a list of them all would grow with the square of the images.
+    # Numbers of pairs are drawn, because a list of all pairs grows with the square of the images.
     drawn = np.random.default_rng(0).choice(total, most, replace=False, shuffle=False) if total > most else None
     numbers = np.arange(total) if drawn is None else np.sort(drawn)
     first = np.searchsorted(until, numbers, side="right")
@@ -206,10 +205,10 @@ def _drawn(starts: np.ndarray, stops: np.ndarray, most: int) -> tuple[np.ndarray
 
 
 def _cosines(directions: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The cosine of the directions of each pair."""
+    """Returns the cosine of the two directions of each pair."""
     similarities = np.empty(len(first))
-    for start in range(0, len(first), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
+    for start in range(0, len(first), _PAIRS_AT_ONCE):
+        part = slice(start, start + _PAIRS_AT_ONCE)
         similarities[part] = np.einsum("nd,nd->n", directions[first[part]], directions[second[part]])
     return similarities
 

@@ -1,4 +1,4 @@
-"""Models that transformers does not have."""
+"""Models that transformers does not include."""
 
 import lazy_loader
 

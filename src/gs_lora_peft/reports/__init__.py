@@ -1,4 +1,4 @@
-"""Tables, figures and cards: one model of each, with several renderers."""
+"""Tables with several renderers, the style of figures, and cards from templates."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Cards of models and adapters. The sentences are in the templates of this room; Python gives the values."""
+"""Renders cards of models and adapters from the templates of this folder."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ if TYPE_CHECKING:
 
 
 def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
-    """
-    Render a card.
+    """Renders a card.
 
-    Everything that a template prints is escaped for Markdown, so that a template cannot forget it. Exceptions are a
-    [`Table`], which escapes its own cells, and the results of three filters: `code` makes an inline code span,
-    `python` a string in Python code, `identifier` the name of a class in Python code (`BaseModel` where it is not
-    one). The filters `percent` and `short_percent` format rates.
+    Everything that a template prints is escaped for Markdown. Exceptions are a [`Table`], which escapes its own cells,
+    and the results of three filters: `code` returns an inline code span, `python` a string in Python code, and
+    `identifier` the name of a class in Python code (`BaseModel` if it is not an identifier). The filters `percent` and
+    `short_percent` format rates.
 
     Args:
         template (`str`):
             Name of the template, without its suffixes: `"run"`, `"merged_model"` or `"adapter"`.
         data (`huggingface_hub.ModelCardData`):
-            The head of the card.
-        values (*optional*):
-            What the template prints.
+            The metadata at the top of the card.
+        values (`Any`, *optional*):
+            Values that the template prints.
 
     Returns:
         `huggingface_hub.ModelCard`: The card.
@@ -39,7 +38,7 @@ def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
     Raises:
         jinja2.UndefinedError: If the template prints a value that is missing.
     """
-    from huggingface_hub import ModelCard  # takes half a second, which the command line does not have
+    from huggingface_hub import ModelCard  # takes half a second to import, too long for a command line
 
     body = _environment().get_template(f"{template}.md.jinja").render(values)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n")
@@ -48,7 +47,7 @@ def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    # Jinja escapes for HTML what is not Markup, so nothing but Markup may come out of `finalize`.
+    # Jinja escapes for HTML everything that is not Markup, so `finalize` must return Markup.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The common style of all pictures. matplotlib is imported only when something is drawn."""
+"""The common style of all figures. matplotlib is imported only when a figure is drawn."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from typing import Any
 
 DOTS_PER_INCH = 150
 
-
-# Okabe-Ito colours, which differ for every kind of colour vision. Shapes and fillings differ as well.
+# Okabe-Ito colours, which people with any colour vision can tell apart. Shapes and fillings differ as well.
 KEPT, FORGOTTEN = "#0072B2", "#D55E00"
-
 
 TEXT, FAINT = "#222222", "#808080"
 
-
-# White and not transparent, so that everything has the intended contrast: only a few greys can be read both on white
-# and on black pages.
+# White instead of transparent: only a few greys can be read both on white and on black pages.
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "axes.spines.top": False,
@@ -40,7 +36,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def own_style() -> Iterator[None]:
-    """Draw inside of this context in the style of the package, whatever style the caller has set."""
+    """Sets the style of the package for the time of the block, whatever style the caller has set."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -50,14 +46,14 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Return an empty figure of this width and height in inches, without a window."""
+    """Returns an empty figure without a window. Width and height are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(float(width), float(height)), dpi=DOTS_PER_INCH, layout="constrained")
 
 
 def png_bytes(figure: Any) -> bytes:
-    """Return a figure as a PNG without metadata."""
+    """Returns a figure as a PNG without metadata."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

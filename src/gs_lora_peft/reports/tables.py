@@ -1,4 +1,4 @@
-"""Module paths, made short enough for a picture or a table."""
+"""Tables with renderers for text, terminals, Markdown, LaTeX and CSV, and the names and numbers in them."""
 
 from __future__ import annotations
 
@@ -14,46 +14,9 @@ from ..io import visible
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-
-def shortened_names(names: Sequence[str], longest: int = 40) -> tuple[str, list[str]]:
-    """Split module paths into their common start and the rest of each.
-
-    Args:
-        names (`Sequence[str]`):
-            Different dotted paths, e.g. `["vit.layers.0", "vit.layers.1"]`.
-        longest (`int`, *optional*, defaults to 40):
-            If a rest has more characters, the long parts of all of them are shortened in their middle, as far as they
-            stay different.
-
-    Returns:
-        `tuple[str, list[str]]`: The start and the rests, e.g. `("vit.layers", ["0", "1"])`.
-    """
-    parts = [name.split(".") for name in names]
-    shared = 0
-    while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
-        shared += 1
-    labels = [".".join(p[shared:]) for p in parts]
-    for length in range(longest, 2, -1):
-        if max(map(len, labels), default=0) <= longest:
-            break
-        cut = [".".join(_cut(part, length) for part in p[shared:]) for p in parts]
-        if len(set(cut)) < len(cut):
-            break
-        labels = cut
-    return ".".join(parts[0][:shared]) if parts else "", labels
-
-
-def _cut(text: str, length: int) -> str:
-    """Shorten a text in its middle: `"stage_12"` to a length of 6 is `"sta…12"`."""
-    tail = length // 3 or 1
-    return text if len(text) <= length else f"{text[: length - 1 - tail]}…{text[-tail:]}"
-
-
 Cell = str | int | float | None
 
-
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -63,7 +26,7 @@ _LATEX = {
     "|": r"\textbar{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
-    "[": "{[}",  # at the start of a row it would be taken for an option of the row before
+    "[": "{[}",  # at the start of a row LaTeX would read an option of the row before
     "–": "--",
     "…": r"\dots{}",
     "→": r"$\to$",
@@ -73,15 +36,14 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """
-    A table of values; each renderer formats and escapes them for its own format.
+    """A table of values. Each renderer formats and escapes them for its own format.
 
     Args:
         header (`Sequence[str]`):
             One title per column.
         rows (`Sequence[Sequence[Cell]]`):
-            One cell per column. A `float` is a rate from 0 to 1 and is shown in percent, `None` is shown as a dash,
-            everything else as it is.
+            One cell per column. A `float` is a rate from 0 to 1 and is shown in percent. `None` is shown as a dash,
+            and everything else as it is.
         align (`str`, *optional*, defaults to `""`):
             `l` (left) or `r` (right) for each column, e.g. `"lrr"`. Columns without a letter are aligned left.
         caption (`str`, *optional*, defaults to `""`):
@@ -105,7 +67,7 @@ class Table:
                 raise ValueError(f"a row has {len(row)} cells: {row!r}; expected {len(self.header)}, as the header.")
 
     def to_text(self) -> str:
-        """Render plain text, in columns of equal width."""
+        """Renders plain text in aligned columns."""
         from rich.cells import cell_len  # Chinese characters and emoji are two columns wide
 
         head, *body = ([visible(cell) for cell in row] for row in self._texts())
@@ -119,13 +81,13 @@ class Table:
         return "\n\n".join("\n".join(part) for part in (above, lines, notes) if part)
 
     def to_rich(self, *, fold: str | None = None, faint: Collection[int] = ()) -> RichTable:
-        """Render a table of `rich` for a terminal, without caption and notes, which the terminal wraps.
+        """Renders a table of `rich` for a terminal, without caption and notes.
 
         Args:
             fold (`str`, *optional*):
-                Title of the column that is folded where the terminal is too narrow.
+                Title of the column that is folded if the terminal is too narrow.
             faint (`Collection[int]`, *optional*, defaults to `()`):
-                Numbers of the rows that are shown faintly.
+                Indices of rows that are shown faintly.
         """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
@@ -146,7 +108,7 @@ class Table:
         return table
 
     def to_markdown(self) -> str:
-        """Render Markdown; nothing in a cell makes markup."""
+        """Renders Markdown. Cells are escaped."""
         head, *body = ([escape_markdown(cell) for cell in row] for row in self._texts())
         rule = ["---:" if side == "r" else "---" for side in self._alignment()]
         lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
@@ -154,7 +116,7 @@ class Table:
         return "\n\n".join([*above, "\n".join(lines), *notes])
 
     def to_latex(self) -> str:
-        """Render LaTeX with the rules of the package booktabs; nothing in a cell makes a command."""
+        """Renders LaTeX with the rules of the package booktabs. Cells are escaped."""
         head, *body = (f"{' & '.join(map(escape_latex, row))} \\\\" for row in self._texts())
         tabular = [
             rf"\begin{{tabular}}{{{''.join(self._alignment())}}}",
@@ -168,13 +130,13 @@ class Table:
         return "\n".join([r"\begin{table}", r"\centering", *caption, *tabular, *notes, r"\end{table}"])
 
     def to_csv(self) -> str:
-        """Render CSV for programs: numbers with all their digits, rates from 0 to 1, `None` as an empty cell."""
+        """Renders CSV for programs: numbers with all digits, rates from 0 to 1, and empty cells for `None`."""
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
         return buffer.getvalue()
 
     def _texts(self) -> list[list[str]]:
-        """The header and all rows as text."""
+        """Returns the header and all rows as text."""
         return [list(self.header), *([_shown(cell) for cell in row] for row in self.rows)]
 
     def _alignment(self) -> str:
@@ -184,28 +146,62 @@ class Table:
         return [self.caption] if self.caption else []
 
 
-def percent(value: float | None) -> str:
-    """Format a rate from 0 to 1 in percent with one decimal; `None` is a dash."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def short_percent(value: float | None) -> str:
-    """Format a rate in percent without needless decimals: `"70"`, `"12.5"`; `None` is a dash."""
-    return percent(value).removesuffix(".0")
-
-
 def _shown(cell: Cell) -> str:
     return percent(cell) if cell is None or isinstance(cell, float) else str(cell)
 
 
+def percent(value: float | None) -> str:
+    """Formats a rate from 0 to 1 in percent with one decimal; `None` is a dash."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def short_percent(value: float | None) -> str:
+    """Formats a rate in percent without a trailing zero: `"70"`, `"12.5"`; `None` is a dash."""
+    return percent(value).removesuffix(".0")
+
+
+def shortened_names(names: Sequence[str], longest: int = 40) -> tuple[str, list[str]]:
+    """Splits module paths into their common start and the rest of each.
+
+    Args:
+        names (`Sequence[str]`):
+            Different dotted paths, e.g. `["vit.layers.0", "vit.layers.1"]`.
+        longest (`int`, *optional*, defaults to 40):
+            Number of characters. If a rest is longer, the long parts of all rests are shortened in their middle, as
+            long as the rests stay different.
+
+    Returns:
+        `tuple[str, list[str]]`: The start and the rests, e.g. `("vit.layers", ["0", "1"])`.
+    """
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
+        shared += 1
+    labels = [".".join(p[shared:]) for p in parts]
+    for length in range(longest, 2, -1):
+        if max(map(len, labels), default=0) <= longest:
+            break
+        cut = [".".join(_cut(part, length) for part in p[shared:]) for p in parts]
+        if len(set(cut)) < len(cut):
+            break
+        labels = cut
+    return ".".join(parts[0][:shared]) if parts else "", labels
+
+
+def _cut(text: str, length: int) -> str:
+    """Shortens text in its middle: `"stage_12"` to a length of 6 is `"sta…12"`."""
+    tail = length // 3 or 1
+    return text if len(text) <= length else f"{text[: length - 1 - tail]}…{text[-tail:]}"
+
+
 def escape_markdown(text: object) -> str:
-    """Return text for Markdown: it makes no markup, stays in its line and table cell, and hides no character."""
+    """Escapes text for Markdown. It stays in its line and table cell, and invisible characters are shown."""
     entities = re.sub(r"[&<>]", lambda match: _ENTITIES[match[0]], _one_line(text))
     return re.sub(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", entities)
 
 
 def escape_latex(text: object) -> str:
-    """Return text for LaTeX: it makes no command and stays in its line and table cell."""
+    """Escapes text for LaTeX. It stays in its line and table cell."""
     return "".join(_LATEX.get(character, character) for character in _one_line(text))
 
 

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..compat import uncompiled
+from ..compat import unwrapped
 from ..data import (
     ALIGN,
     EVALUATION_SPLITS,
@@ -164,7 +164,7 @@ def prepared_base_model(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: If the model has adapters, is quantised or has no class head.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     check_bare(model)
     check_class_head(model, "base_model")
     return model

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
-from ..compat import bare
+from ..compat import bare, has_input_embeddings
 from ..errors import InvalidInputError
 
 # Scores that are better if they are smaller, besides losses, which transformers knows.
@@ -208,7 +208,9 @@ BY_TRAINER: dict[str, list[Refusal]] = {
     ],
     "neftune_noise_alpha": [
         Refusal(
-            lambda trainer: trainer.args.neftune_noise_alpha is not None and not _has_embeddings(trainer.model),
+            lambda trainer: (
+                trainer.args.neftune_noise_alpha is not None and not has_input_embeddings(bare(trainer.model))
+            ),
             "None: the model has no input embeddings to add noise to",
             "Leave it out, or use `augmentation`.",
         )
@@ -329,10 +331,3 @@ def _check(name: str, refusals: list[Refusal], subject: Any, args: TrainingArgum
 def smaller_is_better(metric: str) -> bool:
     """Whether a smaller score is better: it measures what the model still knows of forgotten classes."""
     return metric.endswith(_SMALLER_IS_BETTER)
-
-
-def _has_embeddings(model: Any) -> bool:
-    try:
-        return bare(model).get_input_embeddings() is not None
-    except (AttributeError, NotImplementedError):
-        return False

@@ -12,6 +12,7 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainingArguments
 
+from ..compat import loaded_from
 from ..errors import InvalidInputError
 from ..hub import checked_repo_id, commit_folder, open_repository, writing_api
 from ..io import public_name
@@ -147,8 +148,9 @@ class AdapterPublishing(TaskTrainer):
                 "Choose another one.",
             )
         self.hub_model_id = head.repo_id  # type: ignore[assignment]
-        name, from_cache = public_name(getattr(model.config, "_name_or_path", None) or "")
-        on_hub = name if from_cache or getattr(model.config, "_commit_hash", None) else None
+        place, commit = loaded_from(model)
+        name, from_cache = public_name(place or "")
+        on_hub = name if from_cache or commit else None
         data = ModelCardData(
             base_model=on_hub,
             base_model_relation="adapter" if on_hub else None,

@@ -14,7 +14,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
-from ..compat import batch_norm_frozen
+from ..compat import batch_norm_frozen, undo_preparation
 from ..data import (
     AugmentedPairs,
     PairedDataset,
@@ -324,8 +324,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
     def _reset_prepared_state(self) -> None:
         """Removes the mark of evaluation before training, with which training would not wrap the model in DDP."""
         if self.model_wrapped is self.model:
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self.model.__dict__.pop("_is_accelerate_prepared", None)
+            undo_preparation(self.model)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.method.takes_steps:

@@ -1,4 +1,4 @@
-"""The search for blocks in a flattened model, and the check by shape that what they hold is a feed-forward."""
+"""Searches a flattened model for blocks, and checks by shape that they hold a feed-forward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shape = tuple[int, int]
 
 @dataclass(slots=True)
 class Block:
-    """A block as indices into the node list.
+    """A block, as indices into the list of nodes.
 
     Args:
         index (`int`):
@@ -21,8 +21,8 @@ class Block:
         linears (`list[int]`):
             Its feed-forward Linears.
         joint (`int`):
-            The innermost module that holds this feed-forward and a mixer; the block itself, part of it, or, where
-            feed-forward and mixer are elements of one list, what holds that list.
+            The innermost module that holds this feed-forward and a mixer: the block itself or part of it; or, if
+            feed-forward and mixer are elements of one list, the module with that list.
     """
 
     index: int
@@ -33,12 +33,12 @@ class Block:
 def search_blocks(nodes: list[Node]) -> list[Block]:
     """Finds the blocks, in module order.
 
-    Named feed-forwards count first; only a model that has none at all is searched for any Linears of the right shape
-    beside a mixer. So a block with a well-named MLP is never given something else of the same shape.
+    Feed-forwards are recognised by name first. Only in a model without any, Linears of the right shape beside a mixer
+    count. So a block with a named MLP never gets other Linears of the same shape.
 
     Args:
         nodes (`list[Node]`):
-            What [`read_structure`] returned.
+            The nodes that [`read_structure`] returned.
 
     Returns:
         `list[Block]`: The blocks; empty if there are none.
@@ -66,14 +66,14 @@ def _search(nodes: list[Node], named: bool) -> list[Block]:
     for joint in reversed(joints):
         for block in _raise_to_blocks(nodes, joint, feeds, mixes, named):
             (listed if nodes[block].is_element else unlisted).append((block, joint))
-    # Attention and MLP outside of any list are a head (SigLIP's pooling), unless the whole model is written that way.
+    # Attention and MLP outside any list are a head (SigLIP's pooling), unless the whole model is written that way.
     candidates = _innermost(nodes, _separate(nodes, listed)) or unlisted
     blocks = {block: Block(block, _ffn_linears(nodes, block, named), joint) for block, joint in candidates}
     return [blocks[i] for i in sorted(blocks) if blocks[i].linears]
 
 
 def _raise_to_blocks(nodes: list[Node], joint: int, feeds: list[bool], mixes: list[bool], named: bool) -> list[int]:
-    """The block or blocks of one innermost module that holds a mixer and a feed-forward."""
+    """Returns the blocks of one innermost module that holds a mixer and a feed-forward."""
     elements = [
         i
         for i in range(joint + 1, nodes[joint].end)
@@ -81,7 +81,7 @@ def _raise_to_blocks(nodes: list[Node], joint: int, feeds: list[bool], mixes: li
     ]
     feeding = [i for i in elements if feeds[i] and len(_ffn_linears(nodes, i, named)) > 1]
     mixing = [i for i in elements if mixes[i]]
-    # A list of layers that only mix (their experts are fused, say) and one MLP beside the list: that is a head.
+    # A list of layers that only mix (with fused experts, say) and one MLP beside the list: the MLP is a head.
     layers = (i for i in range(joint + 1, nodes[joint].end) if nodes[i].is_element and nodes[i].parent != joint)
     if not feeding and any(mixes[i] and (nodes[i].region_root != i or not nodes[joint].is_element) for i in layers):
         return []
@@ -94,21 +94,21 @@ def _raise_to_blocks(nodes: list[Node], joint: int, feeds: list[bool], mixes: li
 
 
 def _separate(nodes: list[Node], candidates: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Takes an element apart that holds numbered blocks as attributes (`self.block1`, `self.block2`, …)."""
+    """Splits an element that holds numbered blocks as attributes (`self.block1`, `self.block2`, …)."""
     series = Counter((block, nodes[joint].leaf.rstrip("0123456789")) for block, joint in candidates)
     separate = {block for (block, _), count in series.items() if count > 1}
     return [(joint if block in separate else block, joint) for block, joint in candidates]
 
 
 def _innermost(nodes: list[Node], candidates: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Drops elements that contain other blocks: a pooling head's attention and MLP are raised to the whole tower."""
+    """Drops elements that contain other blocks, such as a tower that stands for its pooling head."""
     indices = sorted({block for block, _ in candidates})
     outer = {a for a, b in pairwise(indices) if b < nodes[a].end}
     return [(block, joint) for block, joint in candidates if block not in outer]
 
 
 def _ffn_linears(nodes: list[Node], block: int, named: bool) -> list[int]:
-    """The feed-forward Linears of a block whose shapes lead out of some width d and back into it."""
+    """Returns the feed-forward Linears of a block whose shapes lead from a width d and back to it."""
     inside = [i for i in range(block, nodes[block].end) if nodes[i].shape is not None]
     unnamed = [i for i in inside if nodes[i].region == ""]
     if not named:
@@ -124,7 +124,7 @@ def _ffn_linears(nodes: list[Node], block: int, named: bool) -> list[int]:
         else:
             # The width may double or halve on the way (MViT's stages; LightGlue's MLP of two concatenated inputs).
             confirmed += _matched(nodes, unit) or _matched(nodes, unit, widths=(1, 2))
-    # BERT's `intermediate.dense` carries the name, its partner `output.dense` does not.
+    # BERT's `intermediate.dense` is recognised by name, its partner `output.dense` is not.
     for i in sorted(set(single) - set(_matched(nodes, single))):
         partners = (j for j in unnamed if j > i and j not in single and _leads_back(nodes[i].shape, nodes[j].shape))
         single += [j for j in (next(partners, None),) if j is not None]
@@ -132,11 +132,11 @@ def _ffn_linears(nodes: list[Node], block: int, named: bool) -> list[int]:
 
 
 def _matched(nodes: list[Node], linears: list[int], widths: tuple[int, ...] = (1,)) -> list[int]:
-    """Those of the Linears that lead d → h, or h → d, and have a counterpart among the others."""
+    """Returns the Linears that lead d → h, or h → d, and have a counterpart among the others."""
     shapes = Counter(nodes[i].shape for i in linears)
 
     def has_counterpart(shape: Shape | None) -> bool:
-        # With h = d a Linear is its own counterpart by shape, so that there must be a second one.
+        # If h = d, a Linear is its own counterpart by shape, so that there must be a second one.
         return any(
             count > (other == shape)
             for other, count in shapes.items()
@@ -147,7 +147,7 @@ def _matched(nodes: list[Node], linears: list[int], widths: tuple[int, ...] = (1
 
 
 def _leads_back(up: Shape | None, down: Shape | None, widths: tuple[int, ...] = (1,)) -> bool:
-    """Whether d → h (or packed d → 2h) is followed by h → d, or by h → one of the multiples of d that are allowed."""
+    """Whether d → h (or packed d → 2h) and h → d follow each other; d may change by a factor in `widths`."""
     if up is None or down is None or up[1] not in (down[0], 2 * down[0]):
         return False
     return any(up[0] == k * down[1] or k * up[0] == down[1] for k in widths)

@@ -1,8 +1,7 @@
 """Finds the feed-forward Linears of a model and the Transformer blocks they belong to, in any architecture.
 
-A block is what one forgetting task keeps or drops as a whole. It is found by structure: the innermost element of a
-`ModuleList`, `Sequential` or `ModuleDict` that holds a token mixer (attention, mostly) and a feed-forward. Three
-layouts need more than that:
+A forgetting task keeps or drops a block as a whole. A block is the innermost element of a `ModuleList`, `Sequential`
+or `ModuleDict` that holds a token mixer (mostly attention) and a feed-forward. Three layouts need more than that:
 
 - attention and feed-forward alternate as elements of one list (LeViT): each feed-forward element is a block;
 - the two are elements of a small list inside a block (T5, lucidrains' ViT): the block is what holds that list;
@@ -23,7 +22,7 @@ from .targets import compiled_pattern
 
 
 class NoFFNFoundError(InvalidInputError):
-    """No feed-forward Linears could be found: `expected` says why, and `fix` what to set instead."""
+    """The model has no feed-forward Linears that can be found. `expected` says why, and `fix` what to set instead."""
 
 
 def find_ffn_blocks(
@@ -31,15 +30,15 @@ def find_ffn_blocks(
 ) -> dict[str, list[str]]:
     r"""Finds the feed-forward Linears of every Transformer block.
 
-    Attention, position biases, routers, adapters, stage transitions and heads are never among them. What is found is
-    confirmed by shape: d → h → d, gate and up d → h with down h → d, or packed d → 2h with h → d.
+    Attention, position biases, routers, adapters, stage transitions and heads are never among them. Shapes confirm
+    what is found: d → h → d, gate and up d → h with down h → d, or packed d → 2h with h → d.
 
     Args:
         model (`nn.Module`):
             Any model, on any device (meta included). Linears are `nn.Linear`, GPT-2's `Conv1D` and quantised ones.
-            PEFT wrappers are looked through, so that a wrapped model gives the same paths as the one underneath.
+            A model wrapped by PEFT gives the same paths as the one inside.
         block_pattern (`str`, *optional*):
-            Regular expression, searched (`re.search`) in block paths: only blocks that match are returned, e.g.
+            Regular expression, searched (`re.search`) in block paths. Only blocks that match are returned, e.g.
             `"vision_model"`, or `r"layers\.(8|9|10|11)$"`.
         exclude_blocks (`str`, *optional*):
             Regular expression, searched in block paths: blocks that match are left out. Wins over `block_pattern`.
@@ -48,11 +47,11 @@ def find_ffn_blocks(
         `dict[str, list[str]]`: Block path → paths of its feed-forward Linears, both in module order.
 
     Raises:
-        NoFFNFoundError: If the model has none that can be found; the message says why and what to set.
-        InvalidInputError: If a pattern is not a regular expression, or if the two leave no block.
+        NoFFNFoundError: If none can be found. The message says why, and what to set instead.
+        InvalidInputError: If a pattern is not a regular expression, or if no block is left.
 
     Warns:
-        UserWarning: If part of the experts are fused into 3-D parameters, which are not among the Linears.
+        UserWarning: If some experts are fused into 3-D parameters, which are not Linears.
 
     Example:
         ```py
@@ -74,8 +73,8 @@ def find_attention_blocks(
 ) -> dict[str, list[str]]:
     """Finds the attention projections (q, k, v or fused qkv, and output) of every Transformer block.
 
-    The blocks are those of [`find_ffn_blocks`]. Where attention is a list element of its own (LeViT) that element is
-    its block, and where a model has no feed-forward Linears (fused experts) the element around the attention is.
+    The blocks are those of [`find_ffn_blocks`]. If attention is a list element of its own (LeViT), that element is its
+    block. If a model has no feed-forward Linears (fused experts), the element around the attention is.
 
     Args:
         model (`nn.Module`):
@@ -89,9 +88,9 @@ def find_attention_blocks(
         `dict[str, list[str]]`: Block path → paths of its attention projections, both in module order.
 
     Raises:
-        ValueError: If there is no attention with Linear projections, if the attention of a selected block is an
-            `nn.MultiheadAttention` (whose q, k and v are one bare parameter), or if a pattern is invalid or leaves
-            nothing.
+        InvalidInputError: If there is no attention with Linear projections, if the attention of a selected block is an
+            `nn.MultiheadAttention` (whose q, k and v are one parameter), if a pattern is not a regular expression, or
+            if no block is left.
     """
     nodes = read_structure(model)
     blocks = search_blocks(nodes)
@@ -120,14 +119,14 @@ def find_attention_blocks(
             raise InvalidInputError(
                 packed[block],
                 "nn.MultiheadAttention",
-                "Linear projections, but its q, k and v are one bare parameter (`in_proj_weight`)",
+                "Linear projections, but its q, k and v are one parameter (`in_proj_weight`)",
                 "Use target_modules='ffn', or leave such blocks out with `block_pattern` or `exclude_blocks`.",
             )
     return selected
 
 
 def find_blocks_of(model: nn.Module, module_paths: Iterable[str]) -> dict[str, str]:
-    """Finds the block that each of the given modules belongs to; used where the user chose the target modules.
+    """Finds the block of each module, for target modules that the user chose.
 
     Args:
         model (`nn.Module`):
@@ -136,11 +135,11 @@ def find_blocks_of(model: nn.Module, module_paths: Iterable[str]) -> dict[str, s
             Paths of modules of `model`, as in `named_modules()` without PEFT's wrappers.
 
     Returns:
-        `dict[str, str]`: Module path → block path, in the order given: the block found around it, else the innermost.
-        element of a `ModuleList`, `Sequential` or `ModuleDict` around it, else the module's own path.
+        `dict[str, str]`: Module path → block path, in the given order. The block is the one around the module, else
+        the innermost element of a `ModuleList`, `Sequential` or `ModuleDict` around it, else the module itself.
 
     Raises:
-        ValueError: If a path is none of the model's.
+        InvalidInputError: If the model has no module of that path.
     """
     nodes = read_structure(model)
     index_of = {node.path: i for i, node in enumerate(nodes)}
@@ -159,7 +158,7 @@ def find_blocks_of(model: nn.Module, module_paths: Iterable[str]) -> dict[str, s
 
 
 def warn_of_fused_experts(model: nn.Module) -> None:
-    """Warns where a model has experts that no target reaches; [`find_ffn_blocks`] does so by itself.
+    """Warns if a model has experts that no target reaches. [`find_ffn_blocks`] does so by itself.
 
     Args:
         model (`nn.Module`):
@@ -176,13 +175,13 @@ def _warn_of_fused_experts(model: nn.Module, nodes: list[Node]) -> None:
     if fused:
         warnings.warn(
             f"{type(model).__name__} has experts that are fused into 3-D parameters ({_some(fused)}). They are not "
-            "Linear layers and are not adapted: the adapter does not make them forget.",
+            "Linear layers and are not adapted, so that they do not forget.",
             stacklevel=3,
         )
 
 
 def _block_of_attention(nodes: list[Node], blocks: list[Block], index: int) -> str | None:
-    """Path of the block that an attention module or projection belongs to; `None` for that of a head."""
+    """Returns the path of the block of an attention module or projection, or `None` if it is part of a head."""
     for block in blocks:
         if block.index <= index < nodes[block.index].end:
             return nodes[block.index].path
@@ -206,12 +205,14 @@ def _select(
     if not selected:
         name, pattern = ("exclude_blocks", exclude_blocks) if keep is None else ("block_pattern", block_pattern)
         beside = "" if keep is None or drop is None else f", with exclude_blocks={exclude_blocks!r},"
-        raise InvalidInputError(name, pattern, f"a pattern that{beside} leaves a block out of {_some(list(found))}")
+        raise InvalidInputError(
+            name, pattern, f"a pattern that{beside} leaves at least one block of {_some(list(found))}"
+        )
     return selected
 
 
 def _explain(nodes: list[Node]) -> tuple[str, str]:
-    """Why no feed-forward was found, as what was expected, and what to set."""
+    """Returns what was expected of the model, with the reason why no feed-forward was found, and what to set."""
     fused = [node.path for node in nodes if node.holds_fused_experts]
     feeding = [node for node in nodes if node.region == "ffn"]
     convolutions = [node.path for node in feeding if node.is_convolution]
@@ -223,11 +224,11 @@ def _explain(nodes: list[Node]) -> tuple[str, str]:
     elif convolutions and not any(node.shape for node in feeding):
         why = f"its feed-forwards are convolutional ({_some(convolutions)}), not Linear layers"
     elif not mixers:
-        why = "no attention or similar token mixer was found in it, so that nothing tells a block from the rest"
+        why = "no attention or similar token mixer was found in it, so that blocks cannot be told from the rest"
     else:
         why = (
-            f"it mixes tokens ({_some(mixers)}), and has no Linear layers of the shape d → h → d whose role could be "
-            "told apart by name and shape"
+            f"it mixes tokens ({_some(mixers)}), but name and shape do not show which of its Linear layers lead "
+            "d → h → d as a feed-forward"
         )
     return (
         f"one with feed-forward Linear layers, but {why}",

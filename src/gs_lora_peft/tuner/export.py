@@ -1,4 +1,4 @@
-"""The plain LoRA form of an adapter: what is published, loadable by stock PEFT without this package."""
+"""Writes an adapter as plain LoRA, which stock PEFT loads without this package."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..compat import uncompiled
+from ..compat import bare
 from ..errors import InvalidInputError
 from ..io import as_path, write_bytes_atomic
 from .config import check_plain_lora, mapping_problem
 from .targets import exact_targets, names_modules
 
 _PREFIX = "base_model.model."
-
-
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -35,21 +33,20 @@ def export_lora(
     *,
     base_model_name_or_path: str | None = None,
 ) -> Path:
-    """
-    Write an adapter as plain LoRA: `adapter_config.json` and `adapter_model.safetensors`, without what is zero.
+    """Writes an adapter as plain LoRA: `adapter_config.json` and `adapter_model.safetensors`, without zero pairs.
 
-    A LoRA pair with a factor that is entirely zero adds exactly 0 to its layer, so it is left out. Everything that
-    remains is written as it is, so that stock PEFT, `AutoPeftModel` and transformers' `load_adapter` give bit-equal
-    outputs in a process that never imports this package. The same adapter gives the same bytes every time. An adapter
-    whose groups are all zero has no tensors, and PEFT's own word for no module at all as `target_modules`.
+    A LoRA pair with a factor that is entirely zero adds exactly 0 to its layer, and is left out. The other pairs are
+    written as they are. Stock PEFT, `AutoPeftModel` and transformers' `load_adapter` give bit-equal outputs in a
+    process that never imports this package. The same adapter always gives the same bytes. If all groups are zero, the
+    file has no tensors, and `target_modules` is PEFT's name for no module.
 
-    `target_modules` is the sorted list of the full names of the modules that remain. Where such a name is also the end
-    of another module's name, so that PEFT's suffix matching would hit both, it is a regular expression; a folder does
-    not say what else the model holds, so that this is seen for a live model only.
+    `target_modules` is the sorted list of the full names of the modules that remain. It is a regular expression if
+    such a name is also the end of another module's name, because PEFT's suffix matching would hit both. This is seen
+    only for a live model: a folder does not list the other modules.
 
-    Limits of the loaders: `torch.nn.TransformerEncoder` ignores stock PEFT's LoRA in eval mode (merge the adapter
-    there, or call `torch.backends.mha.set_fastpath_enabled(False)`). transformers' `load_adapter` rounds the matrices
-    to the dtype of the base model, where PEFT keeps them in float32. On detectors with tied heads (Deformable DETR,
+    Limits of the loaders: `torch.nn.TransformerEncoder` ignores stock PEFT's LoRA in eval mode. Merge the adapter
+    there, or call `torch.backends.mha.set_fastpath_enabled(False)`. transformers' `load_adapter` rounds the matrices
+    to the dtype of the base model, while PEFT keeps them in float32. On detectors with tied heads (Deformable DETR,
     DAB-DETR, RT-DETRv2, D-FINE) stock PEFT raises `NotImplementedError` unless `config.tie_word_embeddings` is `False`
     while it loads.
 
@@ -57,20 +54,20 @@ def export_lora(
         model_or_folder (`PeftModel`, `str` or `os.PathLike`):
             A live model, or a folder that `save_pretrained` wrote.
         out (`str` or `os.PathLike`):
-            Folder to write to; made if missing. Both files are replaced atomically.
+            Folder to write to; created if missing. Both files are replaced atomically.
         adapter_name (`str`, *optional*):
-            Which adapter of a live model. By default the active one, if only one is.
+            Adapter of a live model. By default the active one, if only one is active.
         base_model_name_or_path (`str`, *optional*):
-            What the configuration calls the base model. By default the name it was loaded by, which for a local folder
-            is a path on this machine.
+            Name of the base model in the configuration. By default the name that it was loaded by, which is a path on
+            this machine for a local folder.
 
     Returns:
         `pathlib.Path`: `out`.
 
     Raises:
         InvalidInputError: If the adapter does not exist, if several are active and none is named, if the folder holds
-            no readable adapter, or if the adapter is of a type, or has options, that have no plain LoRA form. Nothing
-            has been written then.
+            no readable adapter, or if the type or an option of the adapter has no plain LoRA form. Nothing is written
+            then.
     """
     out = as_path(out, "out")
     if isinstance(model_or_folder, PeftModel):
@@ -81,7 +78,7 @@ def export_lora(
     kept = drop_zero_pairs(tensors)
     known_paths = _module_paths(tensors)
     if isinstance(model_or_folder, PeftModel):
-        known_paths |= {path for path, _ in _inner(model_or_folder).named_modules()}
+        known_paths |= {path for path, _ in bare(model_or_folder).named_modules()}
     if base_model_name_or_path is not None:
         config = {**config, "base_model_name_or_path": base_model_name_or_path}
     plain = _plain_config(config, sorted(_module_paths(kept)), known_paths)
@@ -92,7 +89,7 @@ def export_lora(
 
 
 def drop_zero_pairs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out every LoRA pair whose product is zero because one of its factors is.
+    """Leaves out every LoRA pair with a factor that is entirely zero.
 
     Args:
         tensors (`dict[str, torch.Tensor]`):
@@ -106,22 +103,17 @@ def drop_zero_pairs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pair_of(name: str) -> str | None:
-    """What the two factors of one LoRA pair have in common in their names; `None` for other tensors."""
+    """Returns the part of the name that both factors of a LoRA pair share, or `None` for other tensors."""
     for factor in _FACTORS:
         if name.endswith(factor):
             return name.removesuffix(factor)
     return None
 
 
-def _inner(model: PeftModel) -> Any:
-    """The adapted model; `get_base_model` would ask for the active adapter first, which may have been deleted."""
-    return uncompiled(model.base_model.model)
-
-
 def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if adapter_name is None:
         if len(model.active_adapters) != 1:
-            expected = f"the one to export out of the active adapters {model.active_adapters}"
+            expected = f"the one of the active adapters {model.active_adapters} to export"
             raise InvalidInputError("adapter_name", None, expected)
         adapter_name = model.active_adapters[0]
     if adapter_name not in model.peft_config:
@@ -130,10 +122,10 @@ def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, A
     values = config.to_dict()
     if not isinstance(config, LoraConfig):
         return values, {}
-    base = _inner(model)
+    base = bare(model)
     values["base_model_name_or_path"] = config.base_model_name_or_path or getattr(base, "name_or_path", None) or None
     if values.get("auto_mapping") is None and config.task_type is None:
-        # What PEFT's own save_pretrained writes; AutoPeftModel needs it to find the base model's class.
+        # As PEFT's own save_pretrained does. AutoPeftModel needs it to find the base model's class.
         values["auto_mapping"] = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
     tensors = get_peft_model_state_dict(base, adapter_name=adapter_name, save_embedding_layers=False)
     return values, {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}
@@ -146,7 +138,7 @@ def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise InvalidInputError(
                 "model_or_folder",
                 str(folder),
-                f"an adapter folder, but {path.name!r} is missing",
+                f"an adapter folder with {path.name!r}",
                 "Give a folder that save_pretrained wrote (safetensors only; pickled weights are never read).",
             )
     try:
@@ -161,11 +153,11 @@ def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _check_exportable(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Refuse what the plain form would lose, rather than publish another adapter than the one that was trained."""
+    """Refuses an adapter that the plain form would change."""
     kind = config.get("peft_type")
     kind = getattr(kind, "value", kind)
     if kind not in ("LORA", "GS_LORA"):
-        raise InvalidInputError("peft_type", kind, "LORA or GS_LORA, because others have no plain LoRA form")
+        raise InvalidInputError("peft_type", kind, "LORA or GS_LORA, because other types have no plain LoRA form")
     check_plain_lora(config, "the plain LoRA form")
     for name in ("r", "lora_alpha"):
         if not isinstance(value := config.get(name), int | float):
@@ -179,7 +171,7 @@ def _check_exportable(config: dict[str, Any], tensors: dict[str, Tensor]) -> Non
         raise InvalidInputError(
             "tensors",
             odd,
-            "pairs of lora_A and lora_B matrices, as nothing else has a plain LoRA form",
+            "pairs of lora_A and lora_B matrices, because other tensors have no plain LoRA form",
             "Export an adapter that was trained on Linear layers, without further trained modules.",
         )
 
@@ -189,7 +181,7 @@ def _module_paths(tensors: dict[str, Tensor]) -> set[str]:
 
 
 def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str]) -> dict[str, Any]:
-    """The few fields of `LoraConfig` that decide the outputs; everything else is left at PEFT's defaults."""
+    """Returns the fields of `LoraConfig` that decide the outputs. All others are left at PEFT's defaults."""
     targets = exact_targets(paths, known_paths) if paths else DUMMY_TARGET_MODULES  # PEFT refuses an empty list
     plain = {
         "peft_type": "LORA",
@@ -214,19 +206,19 @@ def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str
 
 
 def _known_mapping(mapping: Any) -> Any:
-    """PEFT's note on which class to load, if everybody has it: readers refuse to import what they do not know.
+    """Returns PEFT's note on the class to load, if it is part of a known library.
 
-    The name of a private module is nobody else's business either.
+    Readers refuse to import others, and the name of a private module is not published.
     """
     return mapping if mapping and mapping_problem(mapping) is None else None
 
 
 def _used_patterns(patterns: dict[str, Any], paths: list[str]) -> dict[str, Any]:
-    """The entries of a `rank_pattern` or `alpha_pattern` that the remaining modules use.
+    """Returns the entries of a `rank_pattern` or `alpha_pattern` that the remaining modules use.
 
-    PEFT takes the first entry that matches, and the file is sorted. Where sorting would let another entry match first,
-    or an entry is a real regular expression, which readers of a published file refuse, each module gets an entry of
-    its own.
+    PEFT takes the first entry that matches, and the file is sorted. Each module gets an entry of its own if sorting
+    would let another entry match first, or if an entry is a real regular expression, which readers of a published file
+    refuse.
     """
     key_of = {path: get_pattern_key(list(patterns), path) for path in paths}
     kept = {key: patterns[key] for key in sorted(patterns) if key in key_of.values()}

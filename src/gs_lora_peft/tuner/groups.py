@@ -1,4 +1,4 @@
-"""The groups of one adapter: norms, penalty, proximal step, and which of them are exactly zero."""
+"""The groups of one adapter: their norms, penalty and proximal step, and which of them are exactly zero."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..checking import checked
+from ..compat import activate, base_of
 from ..errors import InvalidInputError
 from .blocks import find_blocks_of
 from .config import GroupBy
@@ -21,16 +21,15 @@ GroupScale = Literal["sqrt_size", "none"]
 
 
 class LoraGroups:
-    """
-    The LoRA matrices of one adapter, in groups that are kept or dropped together.
+    """The LoRA matrices of one adapter, in groups that are kept or dropped together.
 
-    Group g is, by default, every LoRA matrix of one Transformer block (symbol 𝓖_g in GS-LoRA,
+    By default group g is every LoRA matrix of one Transformer block (symbol 𝓖_g in GS-LoRA,
     https://arxiv.org/abs/2403.11530, eq. 7). All arithmetic runs in `torch._foreach` kernels on the device of the
-    matrices, in float32 whatever their dtype, and without a host synchronisation, except in the methods that return
-    Python values: `zero_groups`, `zero_group_ratio`, `freeze_zero_groups`.
+    matrices, in float32 whatever their dtype. Only the methods that return Python values synchronise with the host:
+    `zero_groups`, `active_groups`, `zero_group_ratio`, `state` and `freeze_zero_groups`.
 
-    Groups are derived from the modules, so that any model with LoRA layers will do: a `PeftModel`, a tuner, or a model
-    that `inject_adapter_in_model` or transformers' `add_adapter` has changed.
+    The model may be a `PeftModel`, a tuner, or a model that `inject_adapter_in_model` or transformers' `add_adapter`
+    has changed.
 
     Args:
         model (`torch.nn.Module`):
@@ -38,24 +37,24 @@ class LoraGroups:
         adapter_name (`str`, *optional*, defaults to `"default"`):
             The adapter.
         group_by (`"block"`, `"module"` or `"matrix"`, *optional*):
-            What is kept or dropped together. By default what the adapter's [`GSLoraConfig`] says, or `"block"` where
-            it has none.
+            The unit that is kept or dropped. By default that of the adapter's [`GSLoraConfig`], or `"block"` without
+            one.
 
     Attributes:
         names (`list[str]`):
-            Block paths, module paths, or `"<module path>.lora_A"` / `".lora_B"`, in module order. By matrix, a matrix
-            whose partner is dropped can no longer contribute and is dropped with it.
+            Block paths, module paths, or `"<module path>.lora_A"` / `".lora_B"`, in module order. With `"matrix"`, a
+            matrix is dropped together with its partner, without which it has no effect.
         sizes (`list[int]`):
             Number of entries of each group.
         parameters (`list[torch.nn.Parameter]`):
             The matrices; `group_of[i]` is the group of `parameters[i]`.
 
     Raises:
-        ValueError: If the model holds no LoRA matrices of that adapter, or `group_by` is unknown.
+        InvalidInputError: If the model holds no LoRA matrices of that adapter, or `group_by` is unknown.
     """
 
     def __init__(self, model: nn.Module, adapter_name: str = "default", group_by: str | None = None):
-        base = _base_of(model)
+        base = base_of(model)
         layers = {
             path: module
             for path, module in base.named_modules()
@@ -63,7 +62,7 @@ class LoraGroups:
         }
         if not layers:
             known = sorted({name for m in base.modules() if isinstance(m, LoraLayer) for name in m.lora_A})
-            expected = f"an adapter out of {known}" if known else "an adapter, and the model has none"
+            expected = f"one of {known}" if known else "an adapter of the model, which has none"
             fix = "Wrap it with get_peft_model(model, GSLoraConfig(...))." if not known else ""
             raise InvalidInputError("adapter_name", adapter_name, expected, fix)
         config = getattr(model, "peft_config", {}).get(adapter_name)
@@ -90,7 +89,7 @@ class LoraGroups:
         for position, (parameter, index) in enumerate(zip(self.parameters, self.group_of, strict=True)):
             self.sizes[index] += parameter.numel()
             self._members[index].append(position)
-        # By matrix, the groups of a pair are neighbours; otherwise each group stands alone.
+        # With `"matrix"`, the two groups of a pair are neighbours. Otherwise each group is its own partner.
         self._partner_of = [index ^ 1 if grouping == "matrix" else index for index in range(len(self.names))]
         self._frozen: set[int] = set()
         self._thawed_flags: dict[int, bool] = {}
@@ -100,14 +99,15 @@ class LoraGroups:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        # Asked for anew: loading with `low_cpu_mem_usage` puts new parameters where the old ones were.
+        """The matrices."""
+        # Read again each time: loading with `low_cpu_mem_usage` replaces parameters.
         return [factor.weight for factor in self._factors]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def _prepare(self) -> None:
-        """Index tensors on the device the matrices are on now (the model may have been moved since)."""
+        """Creates index tensors on the device of the matrices, again if the model has been moved."""
         parameters = self.parameters
         device = parameters[0].device
         if self._device == device:
@@ -117,8 +117,8 @@ class LoraGroups:
         self._device = device
         self._index = torch.tensor(self.group_of, device=device)
         self._partners = torch.tensor(self._partner_of, device=device)
-        # Row g lists the matrices of group g, filled up with the index of an extra zero. Gathered and summed along the
-        # row, a group's norm does not depend on the order in which an accelerator's threads happen to finish.
+        # Row g lists the matrices of group g, padded with the index of an extra zero. Summed along the row, a group's
+        # norm does not depend on the order in which an accelerator's threads finish.
         longest, extra = max(map(len, self._members)), len(parameters)
         rows = [row + [extra] * (longest - len(row)) for row in self._members]
         self._rows = torch.tensor(rows, device=device)
@@ -127,13 +127,13 @@ class LoraGroups:
 
     @torch.no_grad()
     def norms(self) -> Tensor:
-        """Frobenius norm of each group: (Σ_{p∈g} ‖p‖²_F)^½.
+        """Returns the Frobenius norm of each group: (Σ_{p∈g} ‖p‖²_F)^½.
 
-        A group of a positive norm need not change anything yet, see [`~LoraGroups.changed`].
+        This is the norm that is penalised, not the sum of the norms of matrices. A group with a positive norm may
+        still change nothing, see [`~LoraGroups.changed`].
 
         Returns:
-            `torch.Tensor`: float32, shape `(number of groups,)`, on the device of the first matrix. This is the norm.
-            that is penalised, not the sum of per-matrix norms.
+            `torch.Tensor`: float32, shape `(number of groups,)`, on the device of the first matrix.
         """
         squares = nn.functional.pad(self._matrix_norms().square_(), (0, 1))
         return squares[self._rows].sum(dim=1).sqrt_()
@@ -142,13 +142,14 @@ class LoraGroups:
     def changed(self) -> Tensor:
         """Whether each group changes the model: in at least one of its LoRA pairs neither factor is entirely zero.
 
-        A fresh adapter changes nothing, for its `lora_B` are zero while its `lora_A` are not. This is what "active"
-        means wherever groups are counted, and what [`export_lora`] writes.
+        A new adapter changes nothing, because every `lora_B` is zero. Wherever groups are counted, "active" means
+        this. [`export_lora`] writes the pairs that change the model.
 
         Returns:
             `torch.Tensor`: Bool, shape `(number of groups,)`, on the device of the first matrix.
         """
-        # By the largest entry: the square of a small one may be zero. The two factors of a pair are neighbours.
+        # The largest entry counts, because the square of a small one may be zero. The factors of a pair are
+        # neighbours.
         both = (self._matrix_norms(math.inf) != 0).view(-1, 2).all(dim=1)
         alive = nn.functional.pad(both.repeat_interleave(2), (0, 1))
         return alive[self._rows].any(dim=1)
@@ -156,7 +157,7 @@ class LoraGroups:
     def _matrix_norms(self, order: float = 2) -> Tensor:
         self._prepare()
         data = [p.detach() for p in self.parameters]
-        if any(p.dtype == torch.float64 for p in data):  # which the kernel does not narrow
+        if any(p.dtype == torch.float64 for p in data):  # the kernel does not convert it to float32
             matrix_norms = [norm.float() for norm in torch._foreach_norm(data, order)]
         else:
             matrix_norms = list(torch._foreach_norm(data, order, dtype=torch.float32))
@@ -165,10 +166,10 @@ class LoraGroups:
         return torch.stack(matrix_norms)
 
     def penalty(self) -> Tensor:
-        """The group lasso Σ_g ‖g‖ (eq. 7 of the paper, without α), differentiable.
+        """Returns the group lasso Σ_g ‖g‖ (eq. 7 of the paper, without α), differentiable.
 
-        Its gradient p / ‖g‖ is replaced by 0 where ‖g‖ = 0, the subgradient of least norm; the published code gives
-        NaN there.
+        The gradient is p / ‖g‖, and 0 if ‖g‖ = 0, the subgradient with the smallest norm. The published code gives NaN
+        there.
 
         Returns:
             `torch.Tensor`: float32 scalar.
@@ -177,27 +178,26 @@ class LoraGroups:
 
     @torch.no_grad()
     def proximal_step(self, step: float | Tensor, scale: GroupScale = "sqrt_size", keep_last: bool = False) -> None:
-        """One step of proximal gradient descent on the group lasso, in place.
+        """Takes one step of proximal gradient descent on the group lasso, in place.
 
         g ← max(0, 1 − t_g / ‖g‖) · g with t_g = `step` · √n_g (`scale="sqrt_size"`) or `step` (`scale="none"`). A
-        group that has reached zero stays exactly zero from then on, also where momentum would move it away again.
+        group that has reached zero stays exactly zero, even if momentum would move it away again.
 
         Args:
             step (`float` or `torch.Tensor`):
-                Learning rate of the optimizer's step just taken, times the sparsity weight α. A tensor may hold one
-                value per group.
+                Learning rate of the optimizer's last step, times the sparsity weight α. A tensor may hold one value
+                per group.
             scale (`"sqrt_size"` or `"none"`, *optional*, defaults to `"sqrt_size"`):
-                With √n_g, n_g the number of entries of the group, α is compared with how far one *entry* moves. An
-                Adam step moves a group of n entries by up to lr · √n, so only then does one α suit models of every
+                With √n_g, the root of the number of entries of the group, α is compared with the movement of one
+                *entry*. An Adam step moves a group of n entries by up to lr · √n, so that one α suits models of every
                 size.
             keep_last (`bool`, *optional*, defaults to `False`):
-                Where the step would drop every group that is left, the one with the largest ‖g‖ / t_g stays as it is
-                (by matrix, its partner too). A group that is alone is not shrunk either: there is nothing left to
-                choose from.
+                Whether the group with the largest ‖g‖ / t_g stays as it is if the step would drop every group that is
+                left. With `"matrix"`, its partner stays too. A single group that is left is not shrunk either.
 
         Raises:
-            ValueError: If `step` is a negative or non-finite number (a tensor is not looked at, which would take a
-                host synchronisation), or `scale` is unknown.
+            InvalidInputError: If `step` is a negative or non-finite number, or `scale` is unknown. The values of a
+                tensor are not checked, because this needs a host synchronisation.
         """
         checked("scale", scale, GroupScale)
         if not isinstance(step, Tensor) and not 0.0 <= step < math.inf:
@@ -205,8 +205,8 @@ class LoraGroups:
         norms = self.norms()
         sizes = self._sqrt_sizes if scale == "sqrt_size" else torch.ones_like(norms)
         threshold = sizes * step
-        # A step of 0 drops nothing, not even what is zero because it has not been trained yet. A NaN norm compares as
-        # not dropped and stays NaN.
+        # A step of 0 drops nothing, not even groups that are zero because they have not been trained. A NaN norm is
+        # not dropped, and stays NaN.
         dropped = self._dropped | ((norms <= threshold) & (threshold > 0))
         dropped = dropped | dropped[self._partners]
         factors = 1.0 - threshold / torch.where(norms == 0, 1.0, norms)
@@ -219,8 +219,8 @@ class LoraGroups:
         self._scale_matrices(torch.where(dropped, 0.0, factors)[self._index])
 
     def _strongest(self, strengths: Tensor) -> Tensor:
-        """Whether each group, of those that are left, is the one with the largest strength, or its partner."""
-        # Of a pair, the weaker matrix counts.
+        """Whether each group is the one with the largest strength among those that are left, or its partner."""
+        # The weaker matrix of a pair counts.
         strengths = torch.minimum(strengths, strengths[self._partners]).masked_fill(self._dropped, -1.0)
         strongest = torch.arange(len(self), device=strengths.device) == strengths.argmax()
         return (strongest | strongest[self._partners]) & ~self._dropped
@@ -231,30 +231,35 @@ class LoraGroups:
         torch._foreach_mul_(data, per_matrix)
 
     def zero_groups(self) -> list[str]:
-        """Names of the groups that change nothing, see [`~LoraGroups.changed`] (one host synchronisation)."""
+        """Returns the names of the groups that change nothing, see [`~LoraGroups.changed`].
+
+        Needs one host synchronisation.
+        """
         return [name for name, changed in zip(self.names, self.changed().tolist(), strict=True) if not changed]
 
     def active_groups(self) -> list[str]:
-        """Names of the groups that change the model, see [`~LoraGroups.changed`] (one host synchronisation)."""
+        """Returns the names of the groups that change the model, see [`~LoraGroups.changed`].
+
+        Needs one host synchronisation.
+        """
         zero = set(self.zero_groups())
         return [name for name in self.names if name not in zero]
 
     def zero_group_ratio(self) -> float:
-        """Groups that change nothing / all groups, in [0, 1] (one host synchronisation)."""
+        """Returns the share of groups that change nothing, in [0, 1]. Needs one host synchronisation."""
         return len(self.zero_groups()) / len(self)
 
     def freeze_zero_groups(self, is_zero: Sequence[bool] | None = None) -> list[str]:
-        """Stop training groups of norm 0, and skip their LoRA pairs in the forward (one host synchronisation).
+        """Stops training groups with norm 0, and skips their LoRA pairs in the forward.
 
-        A group of which only every `lora_B` is zero goes on: that is how training starts. A frozen matrix gets no
+        A group in which only every `lora_B` is zero goes on: training starts this way. A frozen matrix gets no
         gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that it costs nothing. `thaw`
-        takes both back. Call it again after something has activated the adapter anew (`set_adapter`). By matrix, a
-        `lora_B` that is zero only because its `lora_A` has not been trained yet is left alone.
+        undoes both. Call this again after the adapter has been activated again (`set_adapter`). With `"matrix"`, a
+        `lora_B` is left alone if it is zero only because its `lora_A` has not been trained.
 
         Args:
             is_zero (`Sequence[bool]`, *optional*):
-                Whether each group is zero, where the caller has fetched `norms() == 0` already; there is no host
-                synchronisation then.
+                `norms() == 0` on the host. Without it, one host synchronisation is needed.
 
         Returns:
             `list[str]`: The groups frozen by this call.
@@ -275,26 +280,26 @@ class LoraGroups:
         for path, groups in self._groups_of_layer.items():
             layer = self._layers[path]
             if groups & self._frozen and self.adapter_name in layer.active_adapters:
-                # Straight to the attribute: the layer's `set_adapter` would also flip which adapters train.
                 before = list(layer.active_adapters)
-                layer._active_adapter = [name for name in before if name != self.adapter_name]
-                self._skipping[path] = (before, layer._active_adapter)
+                skipping = [name for name in before if name != self.adapter_name]
+                activate(layer, skipping)
+                self._skipping[path] = (before, skipping)
         return [self.names[index] for index in new]
 
     def thaw(self) -> None:
-        """Undo `freeze_zero_groups`: frozen groups take part in the forward again and their matrices train as before.
+        """Undoes `freeze_zero_groups`: frozen groups act in the forward again, and their matrices train as before.
 
-        Zero stays zero until training goes on. But the model is an ordinary PEFT model again, e.g. for loading other
-        weights into the adapter.
+        Zero groups stay zero until training goes on. The model is an ordinary PEFT model again, for example to load
+        other weights into the adapter.
         """
         parameters = self.parameters
         for position, requires_grad in self._thawed_flags.items():
             parameters[position].requires_grad_(requires_grad)
         for path, (before, skipping) in self._skipping.items():
             now = self._layers[path].active_adapters
-            # Another list than ours: other code has chosen adapters since. A shorter one: an adapter was deleted.
+            # Another list: other code has chosen adapters. A shorter one: an adapter was deleted.
             if now is skipping or set(now) < set(skipping):
-                self._layers[path]._active_adapter = [n for n in before if n in now or n == self.adapter_name]
+                activate(self._layers[path], [n for n in before if n in now or n == self.adapter_name])
         self._skipping.clear()
         self._frozen.clear()
         self._thawed_flags.clear()
@@ -302,11 +307,11 @@ class LoraGroups:
             self._dropped = torch.zeros_like(self._dropped)
 
     def state(self) -> dict[str, Any]:
-        """What a log or a ledger records (one host synchronisation).
+        """Returns the groups for a log or a ledger. Needs one host synchronisation.
 
         Returns:
-            `dict`: `{"total": int, "active": [names], "zero": [names], "zero_group_ratio": float}`; a group is active.
-            if it changes the model, see [`~LoraGroups.changed`], and zero otherwise.
+            `dict[str, Any]`: `{"total": int, "active": [names], "zero": [names], "zero_group_ratio": float}`. A group
+            is active if it changes the model, see [`~LoraGroups.changed`], and zero otherwise.
         """
         zero = self.zero_groups()
         active = [name for name in self.names if name not in set(zero)]
@@ -314,7 +319,7 @@ class LoraGroups:
 
 
 class _GroupLasso(torch.autograd.Function):
-    """Σ_g ‖g‖ with the gradient written down, so that it is finite at 0 and runs in foreach kernels."""
+    """Σ_g ‖g‖ with its own gradient, which is finite at 0 and runs in foreach kernels."""
 
     @staticmethod
     def forward(ctx: Any, groups: LoraGroups, *parameters: Tensor) -> Tensor:
@@ -334,18 +339,8 @@ class _GroupLasso(torch.autograd.Function):
         return (None, *torch._foreach_mul(parameters, per_matrix))
 
 
-def _base_of(model: nn.Module) -> nn.Module:
-    """The model whose module paths have no `base_model.model.` prefix."""
-    if isinstance(model, PeftModel):
-        # `get_base_model` asks for the active adapter first, which may have been deleted.
-        model = model.base_model
-    if isinstance(model, LoraModel):
-        return model.model
-    return model
-
-
 def trainable_adapters(model: nn.Module) -> Sequence[str]:
-    """Names of the adapters that have at least one LoRA matrix with `requires_grad`, sorted."""
+    """Returns the sorted names of the adapters with at least one LoRA matrix that requires a gradient."""
     return sorted(
         {
             name

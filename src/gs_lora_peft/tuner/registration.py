@@ -1,7 +1,8 @@
-"""Makes the tuner type `GS_LORA` known to PEFT.
+"""Registers the tuner type `GS_LORA` with PEFT.
 
-PEFT has no plug-in mechanism: `register_peft_method` insists that the name be a member of the `PeftType` enum. The
-member is therefore added here, through the tables that every enum keeps, once per process.
+PEFT has no plug-in mechanism: `register_peft_method` accepts only names of the enum `PeftType`. This module adds a
+member to it, through the private tables of the enum, once per process. Pickles of configurations name the function
+`add_peft_type` of this module.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ GS_LORA = "GS_LORA"
 
 
 def add_peft_type(name: str) -> PeftType:
-    """Add `name` to [`peft.PeftType`], or return the member that is already there.
+    """Returns the member `name` of [`peft.PeftType`], and adds it if it is missing.
+
+    Args:
+        name (`str`):
+            Name and value of the member.
 
     Raises:
-        RuntimeError: If this Python's enums do not take the new member, so that nothing fails later and silently.
+        RuntimeError: If the enums of this Python version do not take the new member.
     """
     if name in PeftType.__members__:
         return PeftType[name]
@@ -29,8 +34,8 @@ def add_peft_type(name: str) -> PeftType:
     member._value_ = name
     member.__objclass__ = PeftType  # type: ignore[attr-defined]
     member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]
-    # An enum member is pickled as a call of its class, which fails in a process where nobody has added it yet; pickled
-    # as a call of this function it brings the package along. That makes `config.to_dict()` picklable, too.
+    # An enum member is pickled as a call of its class, which fails in a process that has not added it. A call of this
+    # function imports the package there. It makes `config.to_dict()` picklable, too.
     member.__reduce_ex__ = lambda protocol: (add_peft_type, (name,))  # type: ignore
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
@@ -47,22 +52,28 @@ def add_peft_type(name: str) -> PeftType:
 
 
 def register(config_cls: type, model_cls: type) -> None:
-    """Register the tuner type under `GS_LORA`. Doing it twice changes nothing.
+    """Registers the tuner type `GS_LORA`. A second call changes nothing.
 
-    `LORA`'s parameter prefix `lora_` is shared on purpose: the matrices are plain LoRA matrices, and every part of
-    PEFT that looks for them by prefix must find them. Where another package, or PEFT itself, already answers to the
-    name, this one steps aside with a warning.
+    The parameter prefix `lora_` is that of `LORA` on purpose: the matrices are plain LoRA matrices, and PEFT finds
+    them by this prefix. If another package, or PEFT itself, has registered the name, this warns and leaves it.
+
+    Args:
+        config_cls (`type`):
+            The configuration.
+        model_cls (`type`):
+            The tuner.
     """
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[GS_LORA])
     if known is config_cls:
         return
     if known is not None:
         warnings.warn(
-            f"the PEFT type {GS_LORA!r} is already taken by {known.__module__}.{known.__qualname__}; gs_lora_peft "
-            "leaves it as it is, and its own GSLoraConfig will not reach GSLoraModel. Import only one of the two.",
+            f"the PEFT type {GS_LORA!r} is already registered by {known.__module__}.{known.__qualname__}. "
+            "gs_lora_peft leaves it as it is, so that GSLoraConfig does not lead to GSLoraModel. Import only one "
+            "of them.",
             stacklevel=3,
         )
         return
     register_peft_method(name=GS_LORA.lower(), config_cls=config_cls, model_cls=model_cls, prefix="lora_")
-    # `hotswap_adapter` compares these options of two adapters; the matrices are those of LORA.
+    # `hotswap_adapter` compares these options of two adapters, as for LORA.
     CONFIG_KEYS_TO_CHECK[PeftType[GS_LORA]] = list(CONFIG_KEYS_TO_CHECK[PeftType.LORA])

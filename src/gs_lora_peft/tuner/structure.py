@@ -1,8 +1,8 @@
-"""What each module of a network is for, read off its name, its class and its place.
+"""Tells the role of each module of a network from its name, its class and its place.
 
-[`read_structure`] flattens a model into a list of [`Node`]s in module order, once, and tells token mixers from
-feed-forwards; `tuner/block_search.py` finds the blocks in that list. Nothing here knows an architecture: there is a
-small vocabulary of names, and the rest is structure.
+[`read_structure`] flattens a model into a list of [`Node`]s in module order, and tells token mixers from
+feed-forwards. `tuner/block_search.py` finds the blocks in that list. No architecture is known here: there is a small
+vocabulary of names, and the rest is structure.
 """
 
 from __future__ import annotations
@@ -13,71 +13,54 @@ from functools import cache
 from typing import Literal
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..compat import base_of
+
 Role = Literal["attention", "mixer", "ffn", "skip", ""]
 
-
-# All of these are matched against snake_case: `Blip2QFormerSelfAttention` is `blip2_q_former_self_attention`.
+# All patterns are matched against snake_case: `Blip2QFormerSelfAttention` is `blip2_q_former_self_attention`.
 _ATTENTION = re.compile(r"attn|attention|(?:^|_)(?:mha|msa|mhsa|mhca)\d*(?:_|$)")
-
 
 _FFN = re.compile(
     r"mlp|ffn|ffwd|feed_?forward|(?:^|_)ff\d*(?:_|$)|intermediate|expert|(?:^|_)moe(?:_layer|_block)?$|dense_relu|glu$"
 )
 
-
-# Feed-forward only where they name a Linear that stands in the block itself (OPT, nn.TransformerEncoderLayer).
+# Feed-forward only as names of Linears directly in a block (OPT, nn.TransformerEncoderLayer).
 _FFN_LINEAR = re.compile(
     r"(?:fc|lin|linear|w|dense|layer)_?\d(?:_|$)|c_fc|wi(?:_\d)?$|wo$|(?:gate|up|down|gate_up)_?proj(?:_|$)"
     r"|dense_\d?h_to_\d?h"
 )
 
-
-# Mixers other than attention. Weaker than the words above: Nemotron-H calls its feed-forward `mixer`, too.
+# Mixers other than attention. The patterns above come first: Nemotron-H calls its feed-forward `mixer`, too.
 _MIXER = re.compile(
     r"mixer|mamba|(?:^|_)ssm|retention|delta_net|(?:^|_)lru|recurrent|time_mix|token_mix|temporal_block|short_conv"
     r"|modulation|hyena|wkv"
 )
 
-
-# Small networks of the shape d → h → d that are not feed-forward: routers, adapters, position biases. A name with
-# `attn` or `attention` in it is spared: `RelPosAttention` is attention.
+# Small networks of the shape d → h → d that are not feed-forward: routers, adapters, position biases. Names with
+# `attn` or `attention` are excepted: `RelPosAttention` is attention.
 _SKIP = re.compile(
     r"router|adapt[eo]r|embeddings?$|offset|attention_weights"
     r"|^(?!.*att(?:n|ention)).*(?:rel(?:ative)?_pos|cpb|(?:^|_)rpe(?:_|$)|bias|(?:time|timestep|rotary|patch)_emb"
     r"|pos(?:ition)?s?_(?:emb|enc|mlp|head|proj))"
 )
 
-
-# Norms with matrices of their own (adaptive ones). By what the instance is called only: the class `PreNorm` wraps the
-# real thing, and `NormMlp` is it.
+# Adaptive norms, which have matrices. Only the name of the instance counts: the class `PreNorm` wraps an attention or
+# a feed-forward, and `NormMlp` is one.
 _SKIP_INSTANCE = re.compile(r"(?:^|_)norm\d*$|^norm\d*_|layer_?norm|batch_?norm|ada_?ln")
 
-
-# Attention under another name, or without one, is found by its projections.
+# Attention with another name, or without one, is found by its projections.
 _PREFIX = r"(?:to_|w_?|c_|in_proj_|linear_|proj_|fc_)?"
 
-
 _FUSED_QKV = re.compile(_PREFIX + r"qkv(?:_proj|_linear)?|query_key_value|queries_keys_values")
-
-
 _QUERY = re.compile(_PREFIX + r"(?:q|query|queries)(?:_proj|_linear|_lin)?")
-
-
 _KEY = re.compile(_PREFIX + r"(?:k|kv|key|keys)(?:_proj|_linear|_lin)?")
-
-
 _VALUE_OR_OUT = re.compile(_PREFIX + r"(?:v|value|values|o|out)(?:_proj|_linear|_lin)?|(?:c_)?proj|projection|dense")
-
-
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-
-
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -87,23 +70,23 @@ class Node:
 
     Args:
         path (`str`):
-            Dotted path from the model that was given, without anything PEFT put in between.
+            Dotted path in the model, without PEFT's layers.
         module (`nn.Module`):
-            The module itself; for one wrapped by PEFT, the layer underneath.
+            The module; if PEFT wraps it, the layer inside.
         parent (`int`):
             Index of the parent in the list, -1 for the root.
         is_element (`bool`):
             Whether the parent is a `ModuleList`, `Sequential` or `ModuleDict`.
         shape (`tuple[int, int]`, *optional*):
-            (in, out) features if this is a Linear.
-        end (`int`):
-            Index one past the last descendant; descendants of node i are `nodes[i + 1 : nodes[i].end]`.
-        role (`str`):
-            What the module is by its own name and class.
-        region (`str`):
-            What it is part of: its own role or that of the module around it.
-        region_root (`int`):
-            Index of the module that the region begins with, e.g. the whole attention; -1 if in none.
+            (in, out) features of a Linear.
+        end (`int`, *optional*, defaults to 0):
+            Index one past the last descendant. The descendants of node i are `nodes[i + 1 : nodes[i].end]`.
+        role (`str`, *optional*, defaults to `""`):
+            Role by its own name and class.
+        region (`str`, *optional*, defaults to `""`):
+            Role of the region that it is part of: its own, or that of a module around it.
+        region_root (`int`, *optional*, defaults to -1):
+            Index of the module that the region begins with, e.g. the whole attention; -1 outside all regions.
     """
 
     path: str
@@ -118,18 +101,22 @@ class Node:
 
     @property
     def leaf(self) -> str:
+        """Last part of the path."""
         return self.path.rpartition(".")[2]
 
     @property
     def is_container(self) -> bool:
+        """Whether it is a `ModuleList`, `Sequential` or `ModuleDict`."""
         return isinstance(self.module, _CONTAINERS)
 
     @property
     def is_convolution(self) -> bool:
+        """Whether it is a convolution."""
         return isinstance(self.module, _CONVOLUTIONS)
 
     @property
     def holds_fused_experts(self) -> bool:
+        """Whether it holds 3-D parameters with the matrices of several experts."""
         # A stack of matrices; RWKV's feed-forward has vectors of shape (1, 1, d).
         stacks = (p.dim() == 3 and min(p.shape[1:]) > 1 for p in self.module._parameters.values() if p is not None)
         return self.region == "ffn" and not self.is_convolution and any(stacks)
@@ -140,25 +127,21 @@ def read_structure(model: nn.Module) -> list[Node]:
 
     Args:
         model (`nn.Module`):
-            Any model. PEFT wrappers are looked through, so that the paths are those of the unwrapped model; those of a
-            `PeftModel` are relative to its base model (`get_submodule` understands them on both).
+            Any model. The paths are those of the model inside PEFT's layers. Those of a `PeftModel` are paths in its
+            base model, which `PeftModel.get_submodule` understands too.
 
     Returns:
-        `list[Node]`: The nodes; a module shared by several parents appears once, under its first path.
+        `list[Node]`: The nodes. A module shared by several parents appears once, under its first path.
     """
-    if isinstance(model, PeftModel):
-        model = model.get_base_model()
-    if isinstance(model, BaseTuner):
-        model = model.model
     nodes: list[Node] = []
-    _flatten(model, "", -1, False, nodes, set())
+    _flatten(base_of(model), "", -1, False, nodes, set())
     _assign_roles(nodes)
     _assign_regions(nodes)
     return nodes
 
 
 def nearest_element(nodes: list[Node], index: int) -> int | None:
-    """Index of the innermost container element at or above a node; `None` if there is none."""
+    """Returns the index of the innermost container element at or above a node, or `None` if there is none."""
     while index >= 0:
         if nodes[index].is_element:
             return index
@@ -167,7 +150,7 @@ def nearest_element(nodes: list[Node], index: int) -> int | None:
 
 
 def _flatten(module: nn.Module, path: str, parent: int, is_element: bool, nodes: list[Node], seen: set[int]) -> None:
-    module = _unwrap(module)
+    module = _without_tuner_layer(module)
     if id(module) in seen:
         return
     seen.add(id(module))
@@ -180,7 +163,7 @@ def _flatten(module: nn.Module, path: str, parent: int, is_element: bool, nodes:
     node.end = len(nodes)
 
 
-def _unwrap(module: nn.Module) -> nn.Module:
+def _without_tuner_layer(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, BaseTunerLayer):
             module = module.get_base_layer()
@@ -191,13 +174,13 @@ def _unwrap(module: nn.Module) -> nn.Module:
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of a Linear of whatever make: torch's, GPT-2's transposed one, or a quantised stand-in."""
+    """Returns (in, out) of a Linear: torch's, GPT-2's transposed `Conv1D`, or a quantised one."""
     if isinstance(module, Conv1D):
         return module.nx, module.nf
     d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if not isinstance(d_in, int) or not isinstance(d_out, int):
         return None
-    # Packed weights have other names or are methods; but one of three dimensions is a stack of Linears, not one.
+    # Packed weights have other names or are methods. A weight of three dimensions is a stack of Linears.
     weight = getattr(module, "weight", None)
     return None if isinstance(weight, torch.Tensor) and weight.dim() != 2 else (d_in, d_out)
 
@@ -209,7 +192,7 @@ def _snake(name: str) -> str:
 
 @cache
 def _role_by_name(instance: str, class_name: str, class_first: bool, is_linear: bool, mixes_below: bool) -> Role:
-    """The role that the words give. What the author called the instance weighs more than the name of its class."""
+    """Returns the role by the names of instance and class. The name of the instance weighs more."""
     instance, class_name = _snake(instance), _snake(class_name)
     # A class `RelPosBlock` that holds attention is not a position bias.
     if _SKIP.search(instance) or _SKIP_INSTANCE.search(instance) or (_SKIP.search(class_name) and not mixes_below):
@@ -227,15 +210,15 @@ def _role_by_name(instance: str, class_name: str, class_first: bool, is_linear: 
 
 def _role_of(nodes: list[Node], node: Node, mixes_below: bool) -> Role:
     parent = nodes[node.parent]
-    # An element of a list has no name but a number: it goes by its class, and then by the name of the list.
+    # An element of a list has only a number: its class counts first, then the name of the list.
     numbered = isinstance(parent.module, nn.ModuleList)
     instance = parent.leaf if numbered else node.leaf
     return _role_by_name(instance, type(node.module).__name__, numbered, node.shape is not None, mixes_below)
 
 
 def _assign_roles(nodes: list[Node]) -> None:
-    """Gives each node its role; names alone are not believed where the structure says otherwise."""
-    weighty = [False] * len(nodes)  # holds a matrix, which dropouts and norms called `attention_…` do not
+    """Gives each node its role. The structure overrides names."""
+    weighty = [False] * len(nodes)  # holds a matrix, unlike dropouts and norms called `attention_…`
     mixes_below = [False] * len(nodes)
     feeds_below = [False] * len(nodes)
     for i in range(len(nodes) - 1, 0, -1):
@@ -262,7 +245,7 @@ def _assign_roles(nodes: list[Node]) -> None:
 
 
 def _find_unnamed_attention(node: Node, children: list[Node], has_ffn: bool) -> None:
-    """Recognises attention by its projections: a module of any name with q and k, or a block that holds them flat."""
+    """Recognises attention by its projections: in a module of any name, or in a block that holds them itself."""
     leaves = [_snake(child.leaf) for child in children]
     separate = any(map(_QUERY.fullmatch, leaves)) and any(map(_KEY.fullmatch, leaves))
     if not separate and not any(map(_FUSED_QKV.fullmatch, leaves)):
@@ -276,7 +259,7 @@ def _find_unnamed_attention(node: Node, children: list[Node], has_ffn: bool) -> 
 
 
 def _assign_regions(nodes: list[Node]) -> None:
-    """Hands roles down. Skipped parts stay skipped; inside attention everything is attention, whatever its name."""
+    """Passes roles down. Skipped parts stay skipped. Inside attention everything is attention, whatever its name."""
     rank = {"skip": 3, "attention": 2, "mixer": 2, "ffn": 1, "": 0}
     for i, node in enumerate(nodes[1:], start=1):
         around = nodes[node.parent]

@@ -1,4 +1,4 @@
-"""Which modules a structural target or a pattern of names stands for."""
+"""Values of `target_modules`: keywords, lists of names and patterns, and which modules they hit."""
 
 from __future__ import annotations
 
@@ -8,68 +8,27 @@ from typing import Any
 
 from ..errors import InvalidInputError
 
-_LITERAL = r"(?:\\[^\w\s]|\\ |[^\\^$*+?{}\[\]|()\x00-\x1f])+"
+# Keywords of `target_modules`. The structure of the model decides what they hit, not the names of modules.
+STRUCTURAL_TARGETS = ("ffn", "attention")
 
+_LITERAL = r"(?:\\[^\w\s]|\\ |[^\\^$*+?{}\[\]|()\x00-\x1f])+"
 
 _NAMES = rf"{_LITERAL}(?:\|{_LITERAL})*"
 
-
-# What this package writes: names, several with `|` between them, perhaps anchored and in one group.
+# The patterns that this package writes: names with `|` between them, with or without anchors and one group.
 _EXPLICIT = re.compile(rf"\^?(?:\(\?:{_NAMES}\)|{_NAMES})\$?")
 
-
-_MOST_CHOICES, _MOST_OPTIONS = 4, 2
-
-
-def compiled_pattern(pattern: Any, name: str) -> re.Pattern[str]:
-    """A regular expression, compiled.
-
-    Raises:
-        InvalidInputError: It is not one; `name` is what holds it.
-    """
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        fix = r"Escape special characters, e.g. r'encoder\.layers\.[0-5]$'."
-        raise InvalidInputError(name, pattern, f"a regular expression ({error})", fix) from error
-
-
-def names_modules(pattern: Any) -> bool:
-    """Whether a pattern does no more than name modules, so that comparing takes a time that grows with its length."""
-    return isinstance(pattern, str) and _is_explicit(pattern)
-
-
-def is_quick(pattern: str) -> bool:
-    """Whether a search with a pattern ends soon on any name of a module.
-
-    Allowed are four repeats of single characters and groups together, and two optional characters, but no repeated
-    group and no reference back: enough for patterns such as `.*layers\\.(0|1|2)$`.
-    """
-    bare = re.sub(r"\\[^\d]", "x", pattern)
-    bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", bare)
-    if re.search(r"\\\d|\(\?P=|\)[*+?{]", bare):
-        return False
-    # A look ahead or behind is searched once, whatever follows.
-    choices = len(re.findall(r"[*+{]|\((?!\?[!=<])", bare))
-    return choices <= _MOST_CHOICES and len(re.findall(r"(?<!\()\?", bare)) <= _MOST_OPTIONS
-
-
-def _is_explicit(pattern: str) -> bool:
-    # No two parts of this grammar begin alike, so that it never searches long itself.
-    return _EXPLICIT.fullmatch(pattern) is not None
-
-
-# `target_modules` keywords that are resolved by the structure of the model rather than by module names.
-STRUCTURAL_TARGETS = ("ffn", "attention")
+# The most repeats and groups, and the most optional characters, of a pattern that is quick to search with.
+_MAX_CHOICES, _MAX_OPTIONS = 4, 2
 
 
 class ResolvedNames(set):
-    """Full names of modules that answer a keyword.
+    """Full names of the modules that a keyword stands for in one model.
 
     Args:
-        names (`Iterable[str]`):
+        names (`Iterable[str]`, *optional*, defaults to `()`):
             The names.
-        keyword (`str`):
+        keyword (`str`, *optional*):
             The keyword.
     """
 
@@ -80,17 +39,17 @@ class ResolvedNames(set):
 
     @property
     def keyword(self) -> str | None:
-        """The keyword; `None` once names have been added or taken out."""
+        """The keyword; `None` after names have been added or removed."""
         return self._keyword if self == self._original else None
 
 
 class ResolvedPattern(str):
-    """The same as a regular expression, where a list of names would match other modules, too.
+    """Like [`ResolvedNames`], as a regular expression, for models in which the names would match other modules too.
 
     Args:
         pattern (`str`):
             The regular expression.
-        keyword (`str`):
+        keyword (`str`, *optional*):
             The keyword.
     """
 
@@ -102,34 +61,90 @@ class ResolvedPattern(str):
         return self
 
 
-def keyword_of(target_modules: Any) -> str | None:
-    """The keyword that `target_modules` is, or was resolved from; `None` where it is PEFT's own list or pattern."""
-    if isinstance(target_modules, ResolvedNames | ResolvedPattern):
-        return target_modules.keyword
-    return target_modules if isinstance(target_modules, str) and target_modules in STRUCTURAL_TARGETS else None
-
-
 def resolved(target_modules: Iterable[str] | str, keyword: str) -> ResolvedNames | ResolvedPattern:
-    """`target_modules` as PEFT reads them, together with the keyword that they answer."""
+    """Returns `target_modules` as PEFT reads them, with the keyword that they come from.
+
+    Args:
+        target_modules (`Iterable[str]` or `str`):
+            Names, or a regular expression.
+        keyword (`str`):
+            The keyword.
+    """
     if isinstance(target_modules, str):
         return ResolvedPattern(target_modules, keyword)
     return ResolvedNames(target_modules, keyword)
 
 
+def keyword_of(target_modules: Any) -> str | None:
+    """Returns the keyword that `target_modules` is or comes from, or `None` for a list or pattern as PEFT reads it."""
+    if isinstance(target_modules, ResolvedNames | ResolvedPattern):
+        return target_modules.keyword
+    return target_modules if isinstance(target_modules, str) and target_modules in STRUCTURAL_TARGETS else None
+
+
 def exact_targets(paths: list[str], known_paths: Iterable[str]) -> list[str] | str:
-    """`target_modules` that hit just these modules: their names, or, where PEFT would read one as the end of another
-    module's name, a regular expression.
+    """Returns `target_modules` that hit these modules and no others.
 
     Args:
         paths (`list[str]`):
             Full names of the modules.
         known_paths (`Iterable[str]`):
-            Full names of all modules of the model, as far as they are known.
+            Full names of all known modules of the model.
 
     Returns:
-        `list[str]` or `str`: "layers.0.fc1" in a list would also hit "decoder.layers.0.fc1".
+        `list[str]` or `str`: The names; or a regular expression, if a name is also the end of another module's name:
+        in a list, `"layers.0.fc1"` would also hit `"decoder.layers.0.fc1"`.
     """
     suffixes = tuple(f".{path}" for path in paths)
     if any(other.endswith(suffixes) for other in set(known_paths) - set(paths)):
         return "|".join(map(re.escape, paths))
     return paths
+
+
+def compiled_pattern(pattern: Any, name: str) -> re.Pattern[str]:
+    """Compiles a regular expression.
+
+    Args:
+        pattern (`str`):
+            The regular expression.
+        name (`str`):
+            Name of the argument, for the error.
+
+    Raises:
+        InvalidInputError: If the pattern is not a regular expression.
+    """
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        fix = r"Escape special characters, e.g. r'encoder\.layers\.[0-5]$'."
+        raise InvalidInputError(name, pattern, f"a regular expression ({error})", fix) from error
+
+
+def names_modules(pattern: Any) -> bool:
+    """Whether a pattern only names modules, so that the time to match it is linear in its length."""
+    return isinstance(pattern, str) and _is_explicit(pattern)
+
+
+def _is_explicit(pattern: str) -> bool:
+    # No two alternatives of this grammar begin with the same character, so that the match itself is quick.
+    return _EXPLICIT.fullmatch(pattern) is not None
+
+
+def is_quick(pattern: str) -> bool:
+    r"""Whether a search with a pattern ends soon on any name of a module.
+
+    A quick pattern has at most four repeats of single characters and groups together, and at most two optional
+    characters. It has no repeated group and no backreference. `.*layers\.(0|1|2)$` is quick.
+
+    Args:
+        pattern (`str`):
+            A regular expression.
+    """
+    # One character in place of each escape and each set of characters.
+    reduced = re.sub(r"\\[^\d]", "x", pattern)
+    reduced = re.sub(r"\[\^?\]?[^\]]*\]", "x", reduced)
+    if re.search(r"\\\d|\(\?P=|\)[*+?{]", reduced):
+        return False
+    # A lookahead or lookbehind is searched once, whatever follows.
+    choices = len(re.findall(r"[*+{]|\((?!\?[!=<])", reduced))
+    return choices <= _MAX_CHOICES and len(re.findall(r"(?<!\()\?", reduced)) <= _MAX_OPTIONS

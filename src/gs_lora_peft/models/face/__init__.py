@@ -1,1 +1,1 @@
-"""Face Transformer: a ViT that recognises people by the angle between embeddings."""
+"""The Face Transformer, a ViT that recognises people by the angle between embeddings."""

@@ -1,4 +1,4 @@
-"""Configuration of the Face Transformer."""
+"""The configuration of the Face Transformer."""
 
 from __future__ import annotations
 
@@ -11,30 +11,23 @@ from ...checking import BelowOne, Count, Flag, NotNegative, NotNegativeWhole, Nu
 from ...errors import InvalidInputError
 
 HEAD_TYPES = ("cosface", "arcface", "sface", "softmax")
-
-
 _DERIVED_SIZES = ("patch_stride", "head_dim")
-
 
 _SIZES = (
     "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     *_DERIVED_SIZES,
 )  # fmt: skip
 
-
 _DEFAULT_MARGINS = {"cosface": 0.35, "arcface": 0.5}
-
-
 _Scale = Annotated[Number, Field(gt=0, description="a positive number")]
-
-
 _MarginAtEval = Annotated[Flag | NotNegative, Field(description="True, False or a number of at least 0")]
 
 
 class FaceTransformerConfig(ViTConfig):
-    """
-    Configuration of a [`FaceTransformerForRecognition`]. The defaults are the model of the GS-LoRA papers: a ViT of
-    depth 6 on aligned faces of 112×112 pixels in patches of 8×8, with a CosFace head.
+    """Configuration of a [`FaceTransformerForRecognition`].
+
+    The defaults are the model of the GS-LoRA papers: a ViT of depth 6 for aligned faces of 112×112 pixels in patches
+    of 8×8, with a CosFace head.
 
     Args:
         image_size (`int`, *optional*, defaults to 112):
@@ -42,10 +35,10 @@ class FaceTransformerConfig(ViTConfig):
         patch_size (`int`, *optional*, defaults to 8):
             Height and width of a patch, in pixels.
         patch_stride (`int`, *optional*, defaults to `patch_size`):
-            Pixels from one patch to the next. Patches overlap where it is smaller than `patch_size`; the papers' P12S8
-            is `patch_size=12, patch_stride=8`.
+            Pixels from one patch to the next. Patches overlap if it is smaller than `patch_size`. The papers' P12S8 is
+            `patch_size=12, patch_stride=8`.
         patch_padding (`int`, *optional*, defaults to `patch_size - patch_stride`):
-            Pixels of zeros around the image. There must be as many patches a side as strides fit into the image.
+            Pixels of zeros around the image. The number of patches a side must be `image_size // patch_stride`.
         hidden_size (`int`, *optional*, defaults to 512):
             Width of the Transformer and of the embedding.
         num_hidden_layers (`int`, *optional*, defaults to 6):
@@ -59,30 +52,29 @@ class FaceTransformerConfig(ViTConfig):
         hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
             Dropout after the embeddings, after attention and after the feed-forward. Attention itself has none.
         intermediate_dropout_prob (`float`, *optional*, defaults to `hidden_dropout_prob`):
-            Dropout between the two layers of the feed-forward, which `ViTModel` does not have and the papers' code
-            does.
+            Dropout between the two layers of the feed-forward. The papers' code has it, `ViTModel` has not.
         head_type (`str`, *optional*, defaults to `"cosface"`):
             `"cosface"` (https://arxiv.org/abs/1801.09414), `"arcface"` (https://arxiv.org/abs/1801.07698), `"sface"`
             (https://arxiv.org/abs/2205.12010) or `"softmax"`, a linear layer with bias.
         scale (`float`, *optional*, defaults to 64.0):
-            S, by which cosines are multiplied; `"softmax"` has none.
+            Factor s of the cosines. Not used by `"softmax"`.
         margin (`float`, *optional*, defaults to 0.35 for `"cosface"`, 0.5 for `"arcface"`, else 0.0):
-            M, which CosFace takes from the cosine of a sample's own class and ArcFace adds to its angle, in radians.
-            Applies in training only. The other heads have none.
+            Margin m, in training only. CosFace subtracts it from the cosine of a sample's own class. ArcFace adds it
+            to the angle, in radians. The other heads have no margin.
         margin_at_eval (`bool` or `float`, *optional*, defaults to `False`):
-            Whether the margin applies in evaluation too; a number is a margin of evaluation's own. The papers'
-            accuracies are measured with a margin, which counts a sample as right only if its class wins by it.
+            Whether the margin applies in evaluation too. A number is another margin for evaluation. The papers measure
+            accuracies with a margin: a sample counts as right only if its class wins by the margin.
         sface_slope (`float`, *optional*, defaults to 80.0):
-            K of SFace, in 1/radian.
+            Slope k of SFace, in 1/radian.
         sface_intra_angle (`float`, *optional*, defaults to 0.8):
-            A of SFace, in radians: own classes farther off pull.
+            Angle a of SFace, in radians. A sample is pulled to its own class beyond it.
         sface_inter_angle (`float`, *optional*, defaults to 1.22):
-            B of SFace, in radians: other classes nearer push.
+            Angle b of SFace, in radians. A sample is pushed off other classes below it.
         kwargs:
             As for [`transformers.ViTConfig`], with `qkv_bias=False` and `layer_norm_eps=1e-5` as defaults.
 
     Raises:
-        InvalidInputError: If a value is not one of those expected, or patches do not fit the image.
+        InvalidInputError: If a value is invalid, or the patches do not fit the image.
 
     Example:
         ```py
@@ -92,12 +84,12 @@ class FaceTransformerConfig(ViTConfig):
     """
 
     model_type = "face_transformer"
-    # The Trainer would gather them in evaluation, for metrics that ask for logits.
+    # Otherwise the Trainer gathers them in evaluation, beside the logits.
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["embeddings"]
 
     image_size: int = 112
     patch_size: int = 8
-    # None stands for a default that follows from other fields; `__post_init__` fills it in.
+    # None stands for a default that depends on other fields. `__post_init__` sets it.
     patch_stride: int = None  # type: ignore[assignment]
     patch_padding: int = None  # type: ignore[assignment]
     hidden_size: int = 512
@@ -137,7 +129,6 @@ class FaceTransformerConfig(ViTConfig):
     def _check_numbers(self) -> None:
         for name in _SIZES:
             value = getattr(self, name)
-            # Sizes that follow from others may be None still.
             if value is None and name in _DERIVED_SIZES:
                 continue
             setattr(self, name, checked(name, value, Count))
@@ -155,8 +146,8 @@ class FaceTransformerConfig(ViTConfig):
             raise InvalidInputError(
                 "patch_padding",
                 padding,
-                f"one that gives {fitting} patches a side, as many as strides fit, and not {max(patches, 0)} (images "
-                f"of {size} pixels, patch_size={patch}, patch_stride={stride})",
+                f"a padding that gives {fitting} patches a side instead of {max(patches, 0)} (image_size={size}, "
+                f"patch_size={patch}, patch_stride={stride})",
                 "Leave it out or change it.",
             )
 
@@ -178,6 +169,6 @@ class FaceTransformerConfig(ViTConfig):
 
     @property
     def evaluation_margin(self) -> float:
-        """The margin by which accuracy "with the margin" is measured: `margin_at_eval` where that is one."""
+        """Margin of accuracies with a margin: `margin_at_eval` if it is a positive number, else `margin`."""
         has_own = not isinstance(self.margin_at_eval, bool) and self.margin_at_eval > 0
         return self.margin_at_eval if has_own else self.margin

@@ -1,4 +1,4 @@
-"""Checkpoints of the papers' public code (`ViT_face`, `ViTs_face`) as folders that transformers loads."""
+"""Converts checkpoints of the papers' public code (`ViT_face`, `ViTs_face`) to folders that transformers loads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,11 @@ from .processing import FaceImageProcessor
 
 _CHANNELS = 3
 
-
-# The one overlapping patch of the public code, and the stride it goes with: P12S8.
+# The only overlapping patch of the public code, and its stride: P12S8.
 _OVERLAPPING_PATCH, _OVERLAPPING_STRIDE = 12, 8
 
-
-# `ViTs_face` has other angles of SFace than `ViT_face`, whose are the configuration's defaults.
+# Angles of SFace in `ViTs_face`. Those of `ViT_face` are the defaults of the configuration.
 _OVERLAPPING_SFACE = {"sface_intra_angle": 0.9, "sface_inter_angle": 1.2}
-
 
 _OUTER = {
     "pos_embedding": "vit.embeddings.position_embeddings",
@@ -39,12 +36,8 @@ _OUTER = {
     "loss.weight": "classifier.weight",
 }
 
-
 _BIAS = {"loss.bias": "classifier.bias"}
-
-
 _QKV = "0.fn.fn.to_qkv.weight"
-
 
 _INNER = {
     "0.fn.norm.weight": "layernorm_before.weight",
@@ -59,10 +52,7 @@ _INNER = {
     "1.fn.fn.net.3.bias": "mlp.fc2.bias",
 }
 
-
 _LAYER = re.compile(r"transformer\.layers\.(0|[1-9]\d{0,3})\.(.+)")
-
-
 _FACTOR = re.compile(r"(?:0\.fn\.fn\.to_qkv|1\.fn\.fn\.net\.[03])\.lora_[AB]")
 
 
@@ -79,48 +69,48 @@ def convert_face_checkpoint(
     label_names: Sequence[str] | None = None,
     pixels: str = "unit",
 ) -> Path:
-    """
-    Writes a Face Transformer of the papers' public code as a folder for `from_pretrained`: the model and its image
-    processor.
+    """Converts a Face Transformer of the papers' public code to a folder for `from_pretrained`.
 
-    Depth, widths, patches and the number of people follow from the shapes of the tensors; what shapes do not tell can
-    be given, and is by default what that code uses. The file is read as plain tensors: nothing in it is executed.
+    The folder holds the model and its image processor. Depth, widths, patches and the number of people come from the
+    shapes of the tensors. Other settings are arguments, with the defaults of that code. The file is read as plain
+    tensors, and no code in it is executed.
 
-    A file that was saved with LoRA holds its weights with the factors merged into them, since that code saves in
-    evaluation mode, *and* the factors. The weights alone are the model; the factors are left out.
+    A file that was saved with LoRA holds weights that contain the LoRA factors already, because that code saves in
+    evaluation mode, and the factors as well. The factors are left out.
 
     Args:
         path (`str` or `os.PathLike`):
             The `.pth` file: a state dict of `ViT_face` or `ViTs_face`.
         out (`str` or `os.PathLike`):
-            The folder to make. One that holds files is refused.
+            The folder to create. It must be missing or empty.
         image_size (`int`, *optional*):
-            Height and width of the images in pixels; only needed for overlapping patches other than P12S8, and for
-            patches of 12 pixels that do not overlap. By default patches of 12 are 8 apart and others do not overlap.
+            Height and width of the images, in pixels. Needed for overlapping patches other than P12S8, and for patches
+            of 12 pixels that do not overlap. By default patches of 12 pixels have a stride of 8, and others do not
+            overlap.
         patch_padding (`int`, *optional*):
             As in [`FaceTransformerConfig`], for overlapping patches.
         num_attention_heads (`int`, *optional*, defaults to 8):
             Number of attention heads.
         head_type (`str`, *optional*):
-            `"cosface"`, `"arcface"` or `"sface"`, which have the same tensors; by default `"cosface"`. A head with a
-            bias is `"softmax"`.
+            `"cosface"`, `"arcface"` or `"sface"`, which have the same tensors. By default `"softmax"` if the head has
+            a bias, else `"cosface"`.
         scale (`float`, *optional*, defaults to 64.0):
-            S of the head.
+            Factor s of the head.
         margin (`float`, *optional*):
-            M of the head; by default that of [`FaceTransformerConfig`].
+            Margin m of the head; by default that of [`FaceTransformerConfig`].
         label_names (`Sequence[str]`, *optional*):
             Names of the people, in the order of their ids.
         pixels (`str`, *optional*, defaults to `"unit"`):
-            The kind of pixels it was trained on, as in [`FaceImageProcessor.for_pixels`]. By default RGB in [0, 1], as
-            that code has them.
+            Kind of pixels that it was trained on, as in [`FaceImageProcessor.for_pixels`]. By default RGB in [0, 1],
+            as in that code.
 
     Returns:
         `pathlib.Path`: `out`.
 
     Raises:
-        InvalidInputError: If the file is something else (the error names the first key that is wrong), if a setting
+        InvalidInputError: If the file is not such a state dict (the error names the first wrong key), if a setting
             does not fit it, or if `out` holds files. Nothing is written then.
-        OSError: If the file cannot be read or the folder not be written.
+        OSError: If the file cannot be read, or the folder cannot be written.
 
     Example:
         ```py
@@ -151,13 +141,13 @@ def _read(path: StrPath) -> dict[str, Tensor]:
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        # Half a file, text, pickles of anything but tensors: a damaged file can make torch raise anything.
+        # torch raises many types of errors for damaged files, text, and pickles of other objects.
         except Exception as error:
             raise InvalidInputError(
                 "path",
                 str(path),
                 f"plain tensors, as `torch.save(model.state_dict(), …)` writes them ({type(error).__name__})",
-                "Save the state dict alone: no code in a file is executed.",
+                "Save only the state dict: no code in a file is executed.",
             ) from error
     if not isinstance(content, Mapping) or not content:
         expected = "a state dict of ViT_face or ViTs_face"
@@ -165,13 +155,13 @@ def _read(path: StrPath) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise _wrong(path, key, type(value).__name__, "a tensor")
-    # nn.DataParallel, which that code trains with on several GPUs.
+    # That code trains with nn.DataParallel on several GPUs.
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): value for key, value in content.items()}
 
 
 def _check_keys(state: Mapping[str, Tensor], path: StrPath) -> None:
-    """Raises InvalidInputError at the first key that the layout does not have, has otherwise, or that is missing."""
+    """Refuses unknown keys, wrong numbers of dimensions and missing keys."""
     for key, tensor in state.items():
         layer = _LAYER.fullmatch(key)
         inner = layer is not None and (layer[2] in _INNER or layer[2] == _QKV or _FACTOR.fullmatch(layer[2]))
@@ -195,7 +185,7 @@ def _depth(state: Mapping[str, Tensor]) -> int:
 def _shape_settings(
     state: Mapping[str, Tensor], path: StrPath, image_size: int | None, num_attention_heads: int
 ) -> dict[str, Any]:
-    """Depth, widths and patches, from the shapes."""
+    """Returns depth, widths and patches by the shapes."""
     first = "transformer.layers.0."
     width = state["cls_token"].shape[-1]
     inner = state[first + _QKV].shape[0] // 3
@@ -247,14 +237,14 @@ def _head_settings(
     if head_type is None:
         head_type = "softmax" if has_bias else "cosface"
     if (head_type == "softmax") != has_bias:
-        expected = f"one that fits '{path}', whose head has {'a' if has_bias else 'no'} bias ('loss.bias')"
+        expected = f"a type for the head in '{path}', which has {'a' if has_bias else 'no'} bias ('loss.bias')"
         raise InvalidInputError("head_type", head_type, expected, "Leave it out, or choose another.")
     people = state["loss.weight"].shape[0]
     if label_names is not None and len(label_names) != people:
-        raise InvalidInputError("label_names", f"{len(label_names)} names", f"one for each of {people} people")
+        raise InvalidInputError("label_names", f"{len(label_names)} names", f"{people} names, one for each person")
     if label_names is not None and len(set(label_names)) != people:
         twice = next(name for name in label_names if list(label_names).count(name) > 1)
-        raise InvalidInputError("label_names", f"{twice!r} twice", "another name for each person")
+        raise InvalidInputError("label_names", f"{twice!r} twice", "a different name for each person")
     names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(people)]
     return {
         "head_type": head_type,
@@ -266,7 +256,7 @@ def _head_settings(
 
 
 def _load(model: FaceTransformerForRecognition, state: Mapping[str, Tensor], path: StrPath) -> None:
-    """Copies the tensors into the model; InvalidInputError at the first one of another shape."""
+    """Copies the tensors into the model, and refuses shapes that differ."""
     targets = model.state_dict()
     with torch.no_grad():
         for key, tensor in state.items():
@@ -277,7 +267,7 @@ def _load(model: FaceTransformerForRecognition, state: Mapping[str, Tensor], pat
 
 
 def _parts(key: str, tensor: Tensor, config: FaceTransformerConfig) -> list[tuple[str, Tensor]]:
-    """Names and values that a tensor has in our layout; none for a LoRA factor."""
+    """Returns the names and values of a tensor in the layout of transformers; none for a LoRA factor."""
     if key == "patch_to_embedding.weight":
         return [(_OUTER[key], _as_convolution(tensor, config))]
     if key in _OUTER or key in _BIAS:
@@ -292,14 +282,14 @@ def _parts(key: str, tensor: Tensor, config: FaceTransformerConfig) -> list[tupl
 
 def _as_convolution(weight: Tensor, config: FaceTransformerConfig) -> Tensor:
     patch = config.patch_size
-    if config.patch_stride == patch:  # ViT_face: the columns are rows, columns, channels of the patch
+    # The columns of a weight go through a patch in the order rows, columns, channels in ViT_face, and in that of
+    # `nn.Unfold`, channels, rows, columns, in ViTs_face.
+    if config.patch_stride == patch:
         return weight.unflatten(1, (patch, patch, _CHANNELS)).permute(0, 3, 1, 2)
-    return weight.unflatten(
-        1, (_CHANNELS, patch, patch)
-    )  # ViTs_face: channels, rows, columns, as `nn.Unfold` has them
+    return weight.unflatten(1, (_CHANNELS, patch, patch))
 
 
 def _wrong(path: StrPath, key: Any, value: Any, expected: str) -> InvalidInputError:
-    """The error for a key that holds something else: a tensor of this shape, an object of this type, or nothing."""
+    """Returns the error for a key. Its value is the shape of a tensor, the type of another object, or `None`."""
     fix = "Give the state dict of a ViT_face or ViTs_face of the papers' code, with its head ('loss.weight')."
     return InvalidInputError(f"key {key!r} of {path}", value, expected, fix)

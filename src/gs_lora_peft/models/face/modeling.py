@@ -1,4 +1,4 @@
-"""The Face Transformer on top of the ViT of transformers, with its heads."""
+"""The Face Transformer: heads, and the model on top of transformers' ViT."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .configuration import FaceTransformerConfig
 
 
 class RecognitionHead:
-    """What every head has: logits, logits with the margin, and a loss for each sample."""
+    """Base class of the heads: logits, logits with the margin, and a loss for each sample."""
 
     def margin_logits(self, logits: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
-        """Logits of which that of each sample's own class is made harder by the margin; here there is none.
+        """Applies the margin to the logit of each sample's own class. By default there is no margin.
 
         Args:
             logits (`torch.Tensor`):
                 Shape `(B, C)`, from `forward`.
             labels (`torch.Tensor`):
                 int64, shape `(B,)`.
-            margin (`float`, *optional*, defaults to the head's own):
-                M.
+            margin (`float`, *optional*):
+                Margin m; by default that of the head.
 
         Returns:
             `torch.Tensor`: Shape `(B, C)`.
@@ -37,29 +37,29 @@ class RecognitionHead:
         return logits
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropies of shape `(B,)`, in nats."""
+        """Returns the cross-entropy of each sample, shape `(B,)`, in nats."""
         return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
 class SoftmaxHead(RecognitionHead, nn.Linear):
-    """W·e + b, the head of an ordinary classifier."""
+    """W·e + b, the head of a common classifier."""
 
 
 class CosineHead(RecognitionHead, nn.Module):
-    """
-    s · cos θ_j: the cosine between an embedding and the direction of every class, scaled.
+    """s · cos θ_j: the cosine between an embedding and the direction of each class, times a factor.
 
-    Computed in float32 whatever the dtype of the model: in bfloat16 cosines near 1 are 0.004 apart.
+    It is computed in float32 whatever the dtype of the model: in bfloat16, neighbouring cosines near 1 differ by
+    0.004.
 
     Args:
         width (`int`):
             Width of the embedding.
         num_classes (`int`):
-            C.
+            Number of classes C.
         scale (`float`):
-            S.
+            Factor s.
         margin (`float`, *optional*, defaults to 0.0):
-            M.
+            Margin m.
     """
 
     def __init__(self, width: int, num_classes: int, scale: float, margin: float = 0.0):
@@ -88,16 +88,15 @@ class CosFaceHead(CosineHead):
 
 
 class ArcFaceHead(CosineHead):
-    """
-    s · cos(θ + m) for the own class (ArcFace, https://arxiv.org/abs/1801.07698).
+    """s · cos(θ + m) for the own class (ArcFace, https://arxiv.org/abs/1801.07698).
 
-    Where θ + m would pass π and the cosine rise again, cos θ − m · sin m goes on falling.
+    Beyond θ + m = π, where the cosine would rise again, it is s · (cos θ − m · sin m), which keeps falling.
     """
 
     def margin_logits(self, logits: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
         margin = self.margin if margin is None else margin
         cosine = logits.gather(1, labels[:, None]) / self.scale
-        # The slope of the square root has no bound at 0, and rounding can take the square of a cosine past 1.
+        # The slope of the square root is infinite at 0, and rounding can make the square of a cosine larger than 1.
         sine = (1 - cosine.square()).clamp(min=1e-7).sqrt()
         turned = cosine * math.cos(margin) - sine * math.sin(margin)
         straight = cosine - margin * math.sin(margin)
@@ -106,20 +105,25 @@ class ArcFaceHead(CosineHead):
 
 
 class SFaceHead(CosineHead):
-    """
-    Pulls a sample towards its own class and pushes it off the others, each only as far as it still needs to be
-    (SFace, https://arxiv.org/abs/2205.12010).
+    """Pulls a sample to its own class and pushes it off the others (SFace, https://arxiv.org/abs/2205.12010).
 
-    The loss of a sample is −s · w(θ_y) · cos θ_y + s · Σ_{j≠y} v(θ_j) · cos θ_j with w(θ) = σ(k(θ − a)) and
-    v(θ) = σ(−k(θ − b)), which carry no gradient. There is no margin.
+    Both forces fade once the angle is good enough. The loss of a sample is
+    −s · w(θ_y) · cos θ_y + s · Σ_{j≠y} v(θ_j) · cos θ_j with w(θ) = σ(k(θ − a)) and v(θ) = σ(−k(θ − b)), which have no
+    gradient. There is no margin.
 
     Args:
+        width (`int`):
+            Width of the embedding.
+        num_classes (`int`):
+            Number of classes C.
+        scale (`float`):
+            Factor s.
         slope (`float`):
-            K, in 1/radian.
+            Slope k, in 1/radian.
         intra_angle (`float`):
-            A, in radians.
+            Angle a, in radians.
         inter_angle (`float`):
-            B, in radians.
+            Angle b, in radians.
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class SFaceHead(CosineHead):
 
 
 def build_head(config: FaceTransformerConfig) -> SoftmaxHead | CosineHead:
-    """The head that a configuration asks for, with weights still to be initialised."""
+    """Returns the head of a configuration, with weights that are not initialised."""
     width, classes = config.hidden_size, cast(int, config.num_labels)
     if config.head_type == "softmax":
         return SoftmaxHead(width, classes)
@@ -150,25 +154,24 @@ def build_head(config: FaceTransformerConfig) -> SoftmaxHead | CosineHead:
     return kind(width, classes, config.scale, config.margin)
 
 
-# Modules that are not spread over several devices.
-_WHOLE = ["OverlappingEmbeddings", "ViTEmbeddings", "ViTLayer"]
+# Modules that stay on one device each.
+_NO_SPLIT = ["OverlappingEmbeddings", "ViTEmbeddings", "ViTLayer"]
 
 
 @dataclass
 class FaceRecognitionOutput(ImageClassifierOutput):
-    """
-    What [`FaceTransformerForRecognition`] returns: an `ImageClassifierOutput` and the embeddings.
+    """Output of [`FaceTransformerForRecognition`]: an `ImageClassifierOutput` with embeddings.
 
     Args:
-        embeddings (`torch.Tensor`):
-            Shape `(B, hidden_size)`: what two images are compared by, not normalised.
+        embeddings (`torch.Tensor`, *optional*):
+            Embeddings to compare two images, shape `(B, hidden_size)`, not normalised.
     """
 
     embeddings: torch.FloatTensor | None = None
 
 
 class OverlappingPatchEmbeddings(ViTPatchEmbeddings):
-    """Patches that may overlap, and may reach over the edge of the image."""
+    """Patches that may overlap and may extend over the edge of the image."""
 
     def __init__(self, config: FaceTransformerConfig):
         super().__init__(config)
@@ -191,7 +194,7 @@ class OverlappingEmbeddings(ViTEmbeddings):
         self.position_embeddings = nn.Parameter(
             torch.empty(1, self.patch_embeddings.num_patches + 1, config.hidden_size)
         )
-        # What ViT divides height and width by, to know how many patches a larger image has.
+        # ViT divides height and width by it to count the patches of a larger image.
         self.patch_size = config.patch_stride
 
 
@@ -203,10 +206,10 @@ class ClassToken(nn.Module):
 
 
 class FaceTransformerModel(ViTModel):
-    """
-    The backbone: a `ViTModel` as the Face Transformer has it (https://arxiv.org/abs/2103.14803). Attention is scaled
-    by 1/√width instead of 1/√(width of a head), there is dropout within the feed-forward, and `pooler_output` is the
-    class token behind the final LayerNorm: the embedding.
+    """The backbone of the Face Transformer (https://arxiv.org/abs/2103.14803), a `ViTModel`.
+
+    It differs in three points. Attention is scaled by 1/√width instead of 1/√(width of a head). There is dropout
+    inside the feed-forward. `pooler_output` is the class token after the final LayerNorm: the embedding.
 
     Args:
         config ([`FaceTransformerConfig`]):
@@ -215,7 +218,7 @@ class FaceTransformerModel(ViTModel):
 
     config: FaceTransformerConfig
     config_class = FaceTransformerConfig
-    _no_split_modules = _WHOLE
+    _no_split_modules = _NO_SPLIT
 
     def __init__(self, config: FaceTransformerConfig):
         super().__init__(config, add_pooling_layer=False)
@@ -223,10 +226,10 @@ class FaceTransformerModel(ViTModel):
         for layer in cast(Any, self.layers):
             if not (hasattr(layer.attention, "scaling") and hasattr(layer.mlp, "activation_fn")):
                 raise RuntimeError("transformers' ViT layers are built differently; use an earlier transformers.")
-            # Every attention kernel takes it from here. Folded into the query weights instead, it would change what
-            # the weights of a converted checkpoint, and LoRA factors beside them, are worth.
+            # Every attention kernel reads this value. Scaling the query weights instead would change the weights of a
+            # converted checkpoint, and the effect of LoRA factors.
             layer.attention.scaling = config.hidden_size**-0.5
-            # Dropout has no weights, so that their names stay those of ViT.
+            # Dropout has no weights, so that the names of weights stay those of ViT.
             dropout = nn.Dropout(config.intermediate_dropout_prob)
             layer.mlp.activation_fn = nn.Sequential(layer.mlp.activation_fn, dropout)
         if config.patch_stride != config.patch_size:
@@ -235,30 +238,29 @@ class FaceTransformerModel(ViTModel):
 
 
 class FaceTransformerForRecognition(ViTPreTrainedModel):
-    """
-    Recognises people: a [`FaceTransformerModel`] and a head that compares embeddings with one direction per person.
+    """A [`FaceTransformerModel`] with a head that compares embeddings with one direction per person.
 
-    Without labels, `logits` are the scaled cosines (the plain logits with a softmax head). With labels, the margin
-    applies in training, and in evaluation with `config.margin_at_eval`; then `logits` have it too, so that loss and
-    accuracy are measured on the same. A training loop that computes the loss itself, from logits, calls
+    Without labels, `logits` are the scaled cosines (plain logits with a softmax head). With labels, the margin applies
+    in training, and in evaluation with `config.margin_at_eval`. It applies to the returned `logits` too, so that loss
+    and accuracy agree. A training loop that computes the loss from logits itself calls
     [`~FaceTransformerForRecognition.margin_logits`].
 
     Args:
         config ([`FaceTransformerConfig`]):
-            The configuration; `num_labels` or `id2label` say who is known.
+            The configuration. `num_labels` or `id2label` lists the people.
 
     Example:
         ```py
         >>> model = AutoModelForImageClassification.from_pretrained(convert_face_checkpoint("face.pth", "face"))
         >>> outputs = model(pixel_values=pixels)   # (B, 3, 112, 112)
-        >>> outputs.logits.argmax(-1), outputs.embeddings   # who it is; what to compare two images by
+        >>> outputs.logits.argmax(-1), outputs.embeddings   # ids of people; embeddings to compare images
         ```
     """
 
     config: FaceTransformerConfig
     config_class = FaceTransformerConfig
     base_model_prefix = "vit"
-    _no_split_modules = _WHOLE
+    _no_split_modules = _NO_SPLIT
 
     def __init__(self, config: FaceTransformerConfig):
         super().__init__(config)
@@ -282,7 +284,8 @@ class FaceTransformerForRecognition(ViTPreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> FaceRecognitionOutput:
-        """
+        """Computes logits, embeddings and, with labels, the loss.
+
         Args:
             pixel_values (`torch.Tensor`):
                 Shape `(B, 3, image_size, image_size)`.
@@ -291,8 +294,8 @@ class FaceTransformerForRecognition(ViTPreTrainedModel):
             interpolate_pos_encoding (`bool`, *optional*):
                 As for `ViTModel`, for images of other sizes.
             num_items_in_batch (`int`, *optional*):
-                What the sum of the losses is divided by, where a batch is accumulated over several calls; by default
-                the number of images.
+                Divisor of the sum of losses, for a batch that is accumulated over several calls. By default the number
+                of images.
             kwargs (*optional*):
                 As for `ViTModel`, e.g. `output_hidden_states`.
 
@@ -315,17 +318,16 @@ class FaceTransformerForRecognition(ViTPreTrainedModel):
         )
 
     def margin_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """
-        Applies the margin where it belongs: in training, and with `config.margin_at_eval` in evaluation.
+        """Applies the margin in training, and with `config.margin_at_eval` in evaluation.
 
         Args:
             logits (`torch.Tensor`):
-                Shape `(B, C)`, what the model returned without labels.
+                Logits that the model returned without labels, shape `(B, C)`.
             labels (`torch.Tensor`):
                 Ids of people, int64, shape `(B,)`.
 
         Returns:
-            `torch.Tensor`: Shape `(B, C)`: the logits, that of each sample's own class made harder by the margin.
+            `torch.Tensor`: The logits, shape `(B, C)`. The margin lowers the logit of each sample's own class.
         """
         if self.training:
             return self.classifier.margin_logits(logits, labels)

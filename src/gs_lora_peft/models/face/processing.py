@@ -1,4 +1,4 @@
-"""Face images as a Face Transformer wants them."""
+"""Prepares face images for a Face Transformer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from transformers.processing_utils import ImagesKwargs
 from ...errors import InvalidInputError
 from ...images import is_scaled, to_image
 
-# ITU-R BT.601, as Pillow turns RGB into grey.
+# ITU-R BT.601, with which Pillow converts RGB to grey.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]
 
-
+# Kinds of pixels that models are trained on → settings of the processor.
 PIXEL_KINDS: dict[str, dict[str, Any]] = {
     "unit": {},
     "symmetric": {"do_normalize": True},
@@ -26,14 +26,15 @@ PIXEL_KINDS: dict[str, dict[str, Any]] = {
 
 
 class FaceImageProcessorKwargs(ImagesKwargs, total=False):
-    """
+    """Options of [`FaceImageProcessor`] that transformers' processors do not have.
+
     Args:
         do_grayscale (`bool`, *optional*):
-            Whether colours are taken out; the three channels become equal.
+            Whether images become grey, with three equal channels.
         do_standardize (`bool`, *optional*):
-            Whether each image gets mean 0 and standard deviation 1 by its own.
+            Whether each image is standardised by its own mean and standard deviation.
         standardize_epsilon (`float`, *optional*):
-            Added to the standard deviation that is divided by.
+            Added to the standard deviation.
     """
 
     do_grayscale: bool | None
@@ -42,35 +43,34 @@ class FaceImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class FaceImageProcessor(PilBackend):
-    """
-    Turns face images, aligned and cropped, into the `pixel_values` of a [`FaceTransformerForRecognition`].
+    """Prepares aligned and cropped face images as `pixel_values` of a [`FaceTransformerForRecognition`].
 
-    By default what the GS-LoRA papers' code does: RGB in [0, 1], without any normalisation. An image is, in this order
-    and as far as asked for: read as [`to_image`] reads it, resized, made grey, rescaled, standardised by its own mean
-    and deviation, normalised.
+    The defaults are those of the GS-LoRA papers' code: RGB in [0, 1] without normalisation. The steps are, in this
+    order: read the image (as [`to_image`] does), resize, convert to grey, rescale, standardise, normalise.
 
     Args:
-        size (`dict`, *optional*, defaults to `{"height": 112, "width": 112}`):
-            What images are resized to, in pixels.
+        size (`dict[str, int]`, *optional*, defaults to `{"height": 112, "width": 112}`):
+            Size after resizing, in pixels.
         do_resize (`bool`, *optional*, defaults to `True`):
-            Whether they are.
+            Whether images are resized.
         resample (`int`, *optional*, defaults to bilinear):
-            Filter of `PIL.Image` to resize with.
+            Filter of `PIL.Image` for resizing.
         do_rescale (`bool`, *optional*, defaults to `True`):
             Whether pixels are multiplied by `rescale_factor`.
-        rescale_factor (`float`, *optional*, defaults to 1/255).
+        rescale_factor (`float`, *optional*, defaults to 1/255):
+            Factor for `do_rescale`.
         do_grayscale (`bool`, *optional*, defaults to `False`):
-            Whether colours are taken out; the three channels become equal.
+            Whether images become grey, with three equal channels.
         do_standardize (`bool`, *optional*, defaults to `False`):
-            Whether each image, minus its own mean, is divided by its own standard deviation.
+            Whether each image's own mean is subtracted, and the result divided by its own standard deviation.
         standardize_epsilon (`float`, *optional*, defaults to 1e-3):
             Added to the standard deviation.
         do_normalize (`bool`, *optional*, defaults to `False`):
-            Whether `image_mean` is subtracted and divided by `image_std`.
-        image_mean:
-            For each channel.
+            Whether `image_mean` is subtracted, and the result divided by `image_std`.
+        image_mean (`list[float]`, *optional*, defaults to 0.5 each):
+            Mean of each channel, for `do_normalize`.
         image_std (`list[float]`, *optional*, defaults to 0.5 each):
-            For each channel.
+            Standard deviation of each channel, for `do_normalize`.
 
     Example:
         ```py
@@ -96,18 +96,18 @@ class FaceImageProcessor(PilBackend):
 
     @classmethod
     def for_pixels(cls, pixels: str = "unit", *, image_size: int = 112) -> FaceImageProcessor:
-        """The processor of a model that was trained on pixels of a known kind.
+        """Returns the processor for a model that was trained on a known kind of pixels.
 
         Args:
             pixels (`str`, *optional*, defaults to `"unit"`):
-                `"unit"`: RGB in [0, 1], as the GS-LoRA papers' code has them; `"symmetric"`: RGB in [-1, 1];
-                `"bytes"`: RGB in [0, 255], as the Face Transformer's code has them; `"standardized"`: grey in [0, 1],
-                minus the image's own mean, divided by its own standard deviation + 1e-3, in three equal channels.
+                `"unit"`: RGB in [0, 1], as in the GS-LoRA papers' code. `"symmetric"`: RGB in [-1, 1]. `"bytes"`: RGB
+                in [0, 255], as in the Face Transformer's code. `"standardized"`: grey in [0, 1], minus the image's own
+                mean, divided by its own standard deviation + 1e-3, in three equal channels.
             image_size (`int`, *optional*, defaults to 112):
                 Height and width, in pixels.
 
         Raises:
-            InvalidInputError: If the kind is another one.
+            InvalidInputError: If the kind is unknown.
         """
         if pixels not in PIXEL_KINDS:
             raise InvalidInputError("pixels", pixels, f"one of {', '.join(PIXEL_KINDS)}")
@@ -116,7 +116,8 @@ class FaceImageProcessor(PilBackend):
     def process_image(
         self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
     ) -> np.ndarray:
-        # Transformers' own conversion cuts 16 bits off at 255. Floats stay: a call may say `do_rescale=False` of them.
+        # transformers' own conversion clips 16 bits at 255. Floats stay as they are, for calls with
+        # `do_rescale=False`.
         if do_convert_rgb and input_data_format is None and not is_scaled(image, do_rescale=False):
             image = to_image(image)
         return super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
