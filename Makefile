@@ -27,7 +27,7 @@ style: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/pylint src
+	$(VENV)/bin/python .ci/duplicates.py src
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
