@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 # Options of other programs, and of gs-lora by typer and by a name that differs from the parameter's.
 OTHER_OPTIONS = {"install-completion", "multi_gpu", "num_processes", "nproc_per_node", "cpu", "name-classes"}
 
