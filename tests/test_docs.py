@@ -11,7 +11,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-# Options of other programs, and of gs-lora by typer and by a name that differs from the parameter's.
+# Options of other programs and of typer, and one that typer calls otherwise than its parameter.
 OTHER_OPTIONS = {"install-completion", "multi_gpu", "num_processes", "nproc_per_node", "cpu", "name-classes"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
