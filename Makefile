@@ -6,12 +6,12 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 export TRANSFORMERS_VERBOSITY ?= error
 export TOKENIZERS_PARALLELISM ?= false
 
-# The main job: a small ViT forgets handwritten digits, three requests one after another.
+# A small ViT forgets handwritten digits, in three requests one after another.
 demo: $(VENV)/.demo
 	$(VENV)/bin/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		examples/forget.py --disable_tqdm true
 
-# The whole suite, on both cores. Tests that need ../shared are skipped where it is missing.
+# All tests, on both cores. Without ../shared, the tests that need it are skipped.
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
@@ -23,11 +23,12 @@ test-fast: $(VENV)/.test
 coverage: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
+# Lint, format, direction of imports, and duplicated code.
 style: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/pylint src
+	$(VENV)/bin/python .ci/duplicates.py src
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
@@ -35,7 +36,7 @@ types: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and by its exact version: a range would fetch the newest build with several GB of CUDA packages.
+# Install torch first and by its exact version: a range would fetch the newest build with several GB of CUDA packages.
 $(VENV)/.torch: $(VENV)/bin/python constraints.txt
 	$(PIP) install "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	touch $@

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..compat import bare, has_tied_heads, is_foreign
+from ..compat import bare, has_tied_heads, is_foreign, loaded_from
 from ..errors import InvalidInputError
 from ..io import public_name
 from ..objectives import head_size
@@ -41,8 +41,6 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
             such as the quantised ones of torchao.
     """
     if isinstance(model_or_state_dict, nn.Module):
-        from ..compat import bare
-
         state: Mapping[str, Any] = bare(model_or_state_dict).state_dict()
     elif isinstance(model_or_state_dict, Mapping):
         state = model_or_state_dict
@@ -79,7 +77,6 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         (`True` for detectors with tied heads, see [`has_tied_heads`]; else absent) and `fingerprint` (see
         [`weights_fingerprint`]).
     """
-    from ..compat import loaded_from
 
     own = bare(model)
     raw_name, commit = loaded_from(own)

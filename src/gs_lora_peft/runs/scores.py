@@ -79,9 +79,7 @@ class Scores:
         sets = {"all": list(by_class), "retain": roles.retain, "missing": roles.missing}
         return scores_of_sets(scoring, by_class, sets)
 
-    def of_task(
-        self, model: nn.Module, roles: ClassRoles, before: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def of_task(self, model: nn.Module, roles: ClassRoles, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Scores a model by the roles of the classes, see [`Scoring.by_role`].
 
         Args:
@@ -163,7 +161,11 @@ def scores_of_sets(
 
 
 def predict(
-    model: nn.Module, dataset: Dataset, args: GSLoraTrainingArguments, data_collator: Callable, label_column: str = "label"
+    model: nn.Module,
+    dataset: Dataset,
+    args: GSLoraTrainingArguments,
+    data_collator: Callable,
+    label_column: str = "label",
 ) -> Predictions:
     """Predicts every row of a data set with a model and the objective of its kind.
 
