@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import os
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ from errors import refused
 from hypothesis import given, strategies as st
 from test_failed import Breaks
 from test_forgetter import Seen, never_trains
-from test_killed import KilledAt, deadly, forgetter_module, in_child, is_ledger, needs_fork
+from test_killed import KilledAt, deadly, in_child, is_ledger, needs_fork
 from transformers import ViTImageProcessor
 
 from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, OtherSettingsError, load_forgotten
@@ -342,8 +343,8 @@ def test_redo_that_breaks_down(base, data, run):
 
 MOMENTS = {
     "between two checkpoints": None,
-    "before the ledger is moved": lambda: deadly(forgetter_module.os, "replace", before=True, of=is_ledger, call=1),
-    "after the ledger is moved": lambda: deadly(forgetter_module.os, "replace", of=is_ledger, call=1),
+    "before the ledger is moved": lambda: deadly(os, "replace", before=True, of=is_ledger, call=1),
+    "after the ledger is moved": lambda: deadly(os, "replace", of=is_ledger, call=1),
 }
 
 
