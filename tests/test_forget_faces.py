@@ -157,7 +157,7 @@ def test_from_a_checkpoint(example, faces, tmp_path, capsys, monkeypatch):
     torch.save(cases.author_state(), tmp_path / "face.pth")
     pushed = []
     monkeypatch.setattr(
-        "gs_lora_peft.hub.publish.push_to_hub",
+        "gs_lora_peft.cli.running.push_to_hub",
         lambda folder, name, **options: pushed.append((folder, name)) or "there",
     )
     command = [*SETTINGS, "--dataset_name", faces, "--forget", "dan", "--output_dir", str(tmp_path / "run")]

@@ -114,7 +114,7 @@ def test_published_without_a_picture(example, command, tmp_path, capsys, monkeyp
     data.save_to_disk(str(tmp_path / "others"))
     pushed = []
     monkeypatch.setattr(
-        "gs_lora_peft.hub.publish.push_to_hub", lambda *args, **options: pushed.append((args, options)) or "address"
+        "gs_lora_peft.cli.running.push_to_hub", lambda *args, **options: pushed.append((args, options)) or "address"
     )
     options = ["--dataset_name", str(tmp_path / "others"), "--max_steps", "1", "--missing", "ant,3"]
     example.main([*command, *options, "--push_to_hub", "true", "--hub_model_id", "me/it", "--hub_token", "hf_x"])
