@@ -35,8 +35,7 @@ from gs_lora_peft import (
 from gs_lora_peft.adapters import model_identity
 from gs_lora_peft.hub import verify_repository, write_composite
 from gs_lora_peft.io import sha256_of, write_json_atomic
-from gs_lora_peft.ledger import TaskEntry
-from gs_lora_peft.ledger.entry import CURVE_NAMES
+from gs_lora_peft.ledger import CURVE_NAMES, TaskEntry
 from gs_lora_peft.runs.recipe import Recipe, adapter_settings
 from gs_lora_peft.runs.task import MAX_CURVE_POINTS, library_versions
 

@@ -1,4 +1,5 @@
 from .entry import (
+    CURVE_NAMES as CURVE_NAMES,
     KNOWN_BY as KNOWN_BY,
     TaskEntry as TaskEntry,
     curve_names as curve_names,
@@ -73,6 +74,7 @@ from .summary import (
 )
 
 __all__ = [
+    "CURVE_NAMES",
     "KEY_NAME",
     "KNOWN_BY",
     "LEDGER_NAME",
