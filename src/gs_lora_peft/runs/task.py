@@ -22,7 +22,6 @@ from ..tuner import LoraGroups, export_lora
 from ..ledger import TRAINING_CONFIG, task_folder
 from ..ledger import ForgettingLedger
 from ..adapters import fresh_adapter
-from ..ledger import LedgerError
 from .folder import on_main
 from .recipe import Recipe, adapter_settings
 from ..ledger import ForgetRequest
@@ -183,7 +182,7 @@ def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger
             on_main(lambda: work.begin(task.plan, task.start))
             try:
                 trainer.train(resume_from_checkpoint=task.start.checkpoint)
-                _check_trained(trainer.state.global_step, task)
+                trainer.check_trained()
                 groups = cast(TrainedAdapter, trainer.trained).groups
                 on_main(lambda: _export(peft_model, groups, task.name, recipe, ledger))
             except Exception:
@@ -194,16 +193,6 @@ def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger
     finally:
         if main:
             work.remove_if_empty()
-
-
-def _check_trained(steps: int, task: PlannedTask) -> None:
-    """Refuses a task that was not trained, whatever kept it from it: its adapter does nothing."""
-    if steps == 0:
-        raise LedgerError(
-            f"{task.name}, for {task.plan['request']['classes']!r}, took no optimizer step, so that nothing is "
-            "forgotten; it is not recorded. Look at num_train_epochs, max_steps, the size of the data and callbacks "
-            "that stop the training, and ask again."
-        )
 
 
 def _export(model: PeftModel, groups: LoraGroups, name: str, recipe: Recipe, ledger: ForgettingLedger) -> None:
