@@ -122,6 +122,9 @@ class ClassRoles:
         return {f"{role}_classes": list(classes) for role, classes in self.as_dict().items()}
 
 
+NO_ROLES = ClassRoles()
+
+
 def class_ids(name: str, classes: Any) -> list[int]:
     """The different class ids that an argument gives, sorted.
 

@@ -21,7 +21,7 @@ from tasks import (
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, NoStepError, OtherSettingsError
 from gs_lora_peft.methods import METHODS, get_method
-from gs_lora_peft.training import ForgettingTrainer
+from gs_lora_peft.training import ForgettingTrainer, Method
 
 MODULE = '''
     """NegGrad+ with a pull towards the weights as they were, and a method that edits instead of training."""
@@ -169,6 +169,25 @@ def test_a_run_is_carried_out_by_it(tmp_path):
     assert len(forgetter(get_method("neggrad", share=0.8)).run([ForgetRequest(["echidna"])])) == 1
 
 
+def test_a_run_is_carried_out_by_a_method_that_edits(tmp_path):
+    """It takes no optimizer step, and its adapter is stored like that of a training."""
+
+    class Edit(Method):
+        name = "edit"
+        takes_steps = False
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            with torch.no_grad():
+                for weight in self.trainer.trained.parameters:
+                    weight += torch.randn_like(weight)
+
+    options = {"config": GSLoraConfig(r=2), "args": arguments(tmp_path / "out"), "eval_dataset": scoring_set()}
+    forgetter = ContinualForgetter(knowing_vit(), samples(), tmp_path / "run", method=Edit(), **options)
+    entry = forgetter.forget(ForgetRequest(["echidna"]))
+    assert (entry.sizes["steps"], entry.settings["method"]) == (0, {"name": "edit"})
+    assert len(entry.groups["active"]) == 3
+
+
 def test_a_run_of_gs_lora_records_no_method(tmp_path):
     """Ledgers made before read as they did."""
     args = arguments(tmp_path / "out", max_steps=1)
@@ -192,8 +211,6 @@ def test_what_is_no_method_is_refused(tmp_path):
 
 def test_the_earlier_model_answers_while_the_weights_train(tmp_path):
     """Teachers need no copy of the model: the pass in between leaves weights and gradients as they are."""
-    from gs_lora_peft.training import Method
-
     seen = []
 
     class Comparing(Method):

@@ -17,7 +17,7 @@ from test_forgetter import Seen, never_trains
 from test_killed import KilledAt, deadly, in_child, is_ledger, needs_fork
 from transformers import ViTImageProcessor
 
-from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, OtherSettingsError, load_forgotten
+from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, NoStepError, OtherSettingsError, load_forgotten
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.ledger import ForgettingLedger, TaskEntry
 from gs_lora_peft.ledger.errors import InvalidLedgerError, LaterTasksError, RequestOrderError, UnfinishedRequestError
@@ -388,7 +388,7 @@ def test_no_step_no_task(base, data, one_task, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(ForgettingTrainer, "train", lambda *args, **kwargs: None)
         for action in (lambda: forgetter.forget(ForgetRequest([2])), forgetter.redo):
-            with pytest.raises(LedgerError):
+            with pytest.raises(NoStepError):
                 action()
             assert cases.snapshot(one_task) == before
             assert not (one_task / "work").exists()

@@ -77,7 +77,6 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         (`True` for detectors with tied heads, see [`has_tied_heads`]; else absent) and `fingerprint` (see
         [`weights_fingerprint`]).
     """
-
     own = bare(model)
     raw_name, commit = loaded_from(own)
     name, revision = public_name(raw_name or "")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..metrics import ACCURACY, MetricName, continual_forgetting_scores
-from ..roles import ClassRoles
+from ..roles import NO_ROLES, ClassRoles
 from .heads import check_class_head
 from .losses import ForgetLoss, GlobalMean, PrototypeDistance, identity
 
@@ -240,7 +240,7 @@ class Task:
             The adapter that trains; `None` if the model's own weights train.
     """
 
-    roles: ClassRoles = ClassRoles()
+    roles: ClassRoles = NO_ROLES
     adapter: str | None = None
 
 

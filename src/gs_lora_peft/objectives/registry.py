@@ -7,7 +7,7 @@ import pkgutil
 from torch import nn
 
 from ..errors import InvalidInputError
-from ..roles import ClassRoles
+from ..roles import NO_ROLES, ClassRoles
 from .base import Kind, LossArguments, Objective, Task
 from .classification import CLASSIFICATION
 from .detection.objective import DETECTION
@@ -50,7 +50,7 @@ def objective_for(
     model: nn.Module,
     args: LossArguments,
     *,
-    roles: ClassRoles = ClassRoles(),
+    roles: ClassRoles = NO_ROLES,
     adapter: str | None = "default",
     kind: str | None = None,
 ) -> Objective:

@@ -25,7 +25,6 @@ from ..ledger import (
     TRAINING_CONFIG,
     ForgetRequest,
     ForgettingLedger,
-    LedgerError,
     TaskEntry,
     curve_names,
     outcome_of_task,
@@ -226,7 +225,7 @@ def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger
             run_on_main(lambda: workspace.begin(task.plan, task.start))
             try:
                 trainer.train(resume_from_checkpoint=task.start.checkpoint)
-                _check_trained(trainer.state.global_step, task)
+                trainer.check_trained()
                 groups = cast(TrainedAdapter, trainer.trained).groups
                 run_on_main(lambda: _export(peft_model, groups, task.name, recipe, ledger))
             except Exception:
@@ -237,16 +236,6 @@ def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger
     finally:
         if main:
             workspace.remove_if_empty()
-
-
-def _check_trained(steps: int, task: PlannedTask) -> None:
-    """Checks that the task was trained: an adapter without a step does nothing."""
-    if steps == 0:
-        raise LedgerError(
-            f"{task.name}, for {task.plan['request']['classes']!r}, took no optimizer step. Nothing is forgotten "
-            "and nothing is recorded. Check num_train_epochs, max_steps, the size of the data and callbacks that stop "
-            "the training, and try again."
-        )
 
 
 def _export(model: PeftModel, groups: LoraGroups, name: str, recipe: Recipe, ledger: ForgettingLedger) -> None:

@@ -68,7 +68,7 @@ def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> 
             "Give images with annotated objects: others teach nothing and cannot be scored.",
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        bad = next((label for label in labels.flat if not isinstance(label, np.integer) or label < 0), None)
+        bad = next((label for label in labels.flat if not isinstance(label, (int, np.integer)) or label < 0), None)
         raise InvalidInputError(
             column,
             bad.item() if isinstance(bad, np.generic) else bad,

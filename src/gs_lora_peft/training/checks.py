@@ -185,7 +185,9 @@ def classes_of_task(
 
 # What to do about classes of an argument that have another role, too
 _OTHER_ROLE = {
-    "missing": "Missing classes have no training data. Take them out of one, or pass them as `missing` to split_dataset.",
+    "missing": (
+        "Missing classes have no training data. Take them out of one, or pass them as `missing` to split_dataset."
+    ),
     "forget": "Use split_dataset, which keeps the sets apart.",
     "old": "Training on them would bring back what earlier tasks forgot. Pass them as `old` to split_dataset.",
 }

@@ -197,6 +197,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         if args.remove_unused_columns:
             self._filter_columns(label_column)
         self.ignore_keys_for_eval: list[str] | None = None
+        self._resumed = False
         self._own_callbacks: list[TrainerCallback] = []
         self._make_callbacks()
         self._get_train_sampler()  # raises if the batch size leaves no batch
@@ -292,6 +293,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
                 )
         if checkpoint is not None:
             checkpoint = str(as_path(checkpoint, "resume_from_checkpoint"))
+        self._resumed = checkpoint is not None
         state = read_state(checkpoint) if checkpoint is not None else {}
         if self.model_init is not None:
             self.accuracy_forget_before.clear()  # of the model before
@@ -303,10 +305,19 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
             # Also after an error, so that evaluation scores the weights of an ordinary model.
             self.method.release()
             self.is_in_train = False
-        untouched = self.method.takes_steps and output.global_step == 0
-        if untouched or (checkpoint is None and self._gradients.changed_nothing):
-            raise NoStepError(output.global_step, None if self.method.takes_steps else self.method.name)
+        self.check_trained()
         return output
+
+    def check_trained(self) -> None:
+        """Checks that the last training changed the weights; [`~ForgettingTrainer.train`] calls it at its end.
+
+        Raises:
+            NoStepError: If it did not.
+        """
+        takes_steps, steps = self.method.takes_steps, self.state.global_step
+        # A training that is resumed at its end changes nothing, and need not.
+        if (takes_steps and steps == 0) or (not self._resumed and self._gradients.changed_nothing):
+            raise NoStepError(steps, None if takes_steps else self.method.name)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self.meter = LossMeter()
