@@ -122,9 +122,6 @@ class ClassRoles:
         return {f"{role}_classes": list(classes) for role, classes in self.as_dict().items()}
 
 
-NO_ROLES = ClassRoles()
-
-
 def class_ids(name: str, classes: Any) -> list[int]:
     """The different class ids that an argument gives, sorted.
 
@@ -141,3 +138,6 @@ def class_ids(name: str, classes: Any) -> list[int]:
         classes = list(classes)  # an iterator is read once, and a set has no places to name
     fix = "Give ids, not names: a ForgettingSplit (see split_dataset) and `model.config.label2id` have them."
     return sorted(set(checked(name, classes, _IDS, fix=fix)))
+
+
+NO_ROLES = ClassRoles()

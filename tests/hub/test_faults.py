@@ -10,7 +10,7 @@ from client_process import ClientError
 from hub_refusals import ledger_refused
 from loopback import OWNER
 
-from gs_lora_peft.ledger.files import ledger_bytes, with_digest
+from gs_lora_peft.ledger.schema import ledger_bytes, with_digest
 
 WEIGHTS = "tasks/task_001/adapter_model.safetensors"
 CONFIG = "tasks/task_001/adapter_config.json"

@@ -19,7 +19,7 @@ from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.hub import export_forgotten, publish as repository, stage_repository, verify_repository
 from gs_lora_peft.hub.composite import write_composite
 from gs_lora_peft.io import sha256_of
-from gs_lora_peft.ledger.files import with_digest
+from gs_lora_peft.ledger.schema import with_digest
 
 ROOT = {"README.md", "forgetting.json", "adapter_config.json", "adapter_model.safetensors"}
 

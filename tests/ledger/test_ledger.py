@@ -19,7 +19,7 @@ from errors import ANY, refused
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from gs_lora_peft.io import sha256_of
-from gs_lora_peft.ledger import ForgetRequest, ForgettingLedger, LedgerError, TaskEntry, files as ledger_file
+from gs_lora_peft.ledger import ForgetRequest, ForgettingLedger, LedgerError, TaskEntry, schema as ledger_file
 from gs_lora_peft.ledger.errors import (
     FilesDifferError,
     InvalidLedgerError,
@@ -28,8 +28,8 @@ from gs_lora_peft.ledger.errors import (
     OtherBaseModelError,
     RunLockedError,
 )
-from gs_lora_peft.ledger.files import LEDGER_NAME
 from gs_lora_peft.ledger.request import parse_utc
+from gs_lora_peft.ledger.schema import LEDGER_NAME
 
 BASE = {
     "name_or_path": "org/base",

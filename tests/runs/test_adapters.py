@@ -21,7 +21,7 @@ from gs_lora_peft.adapters.task_adapter import read_adapters
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import TaskEntry
 from gs_lora_peft.ledger.errors import FilesDifferError, UnusableAdapterError
-from gs_lora_peft.ledger.files import MAX_CONFIG_BYTES
+from gs_lora_peft.ledger.schema import MAX_CONFIG_BYTES
 from gs_lora_peft.runs import task
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -21,7 +21,7 @@ from gs_lora_peft.ledger.errors import (
     LinkedRunError,
     WithheldClassesError,
 )
-from gs_lora_peft.ledger.files import MAX_CONFIG_BYTES, MAX_LEDGER_BYTES, with_digest
+from gs_lora_peft.ledger.schema import MAX_CONFIG_BYTES, MAX_LEDGER_BYTES, with_digest
 
 REPO = "clinic/forgotten"
 

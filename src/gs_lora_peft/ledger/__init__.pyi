@@ -23,20 +23,6 @@ from .errors import (
     WithheldClassesError as WithheldClassesError,
     as_ledger_error as as_ledger_error,
 )
-from .files import (
-    KEY_NAME as KEY_NAME,
-    LEDGER_NAME as LEDGER_NAME,
-    LOCK_NAME as LOCK_NAME,
-    LOGS_FOLDER as LOGS_FOLDER,
-    MAX_CONFIG_BYTES as MAX_CONFIG_BYTES,
-    MAX_LEDGER_BYTES as MAX_LEDGER_BYTES,
-    TASKS_FOLDER as TASKS_FOLDER,
-    TRAINING_CONFIG as TRAINING_CONFIG,
-    WORK_FOLDER as WORK_FOLDER,
-    ledger_bytes as ledger_bytes,
-    refuse_linked_parts as refuse_linked_parts,
-    task_folder as task_folder,
-)
 from .ledger import ForgettingLedger as ForgettingLedger
 from .outcome import (
     NOT_FORGOTTEN_STATUS as NOT_FORGOTTEN_STATUS,
@@ -55,7 +41,22 @@ from .request import (
     parse_utc as parse_utc,
     utc_now as utc_now,
 )
-from .schema import first_digits as first_digits, plain_json as plain_json
+from .schema import (
+    KEY_NAME as KEY_NAME,
+    LEDGER_NAME as LEDGER_NAME,
+    LOCK_NAME as LOCK_NAME,
+    LOGS_FOLDER as LOGS_FOLDER,
+    MAX_CONFIG_BYTES as MAX_CONFIG_BYTES,
+    MAX_LEDGER_BYTES as MAX_LEDGER_BYTES,
+    TASKS_FOLDER as TASKS_FOLDER,
+    TRAINING_CONFIG as TRAINING_CONFIG,
+    WORK_FOLDER as WORK_FOLDER,
+    first_digits as first_digits,
+    ledger_bytes as ledger_bytes,
+    plain_json as plain_json,
+    refuse_linked_parts as refuse_linked_parts,
+    task_folder as task_folder,
+)
 from .summary import (
     SCORES as SCORES,
     active_groups as active_groups,

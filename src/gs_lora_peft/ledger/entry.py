@@ -13,9 +13,8 @@ from ..checking import ClassIds, Flag, checked
 from ..errors import InvalidInputError
 from ..io import relative_path_problem
 from .errors import InvalidLedgerError, as_ledger_error
-from .files import TASKS_FOLDER, TRAINING_CONFIG
 from .request import parse_utc
-from .schema import Names, plain_json
+from .schema import TASKS_FOLDER, TRAINING_CONFIG, Names, plain_json
 
 CURVE_NAMES = ("epoch", "retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy", "active_groups")
 

@@ -13,9 +13,20 @@ from ..errors import InvalidInputError
 from ..io import StrPath, as_path, file_mismatch, safe_join, write_bytes_atomic
 from .entry import TaskEntry, select_tasks
 from .errors import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError
-from .files import FIX, LEDGER_NAME, LedgerFolder, ledger_bytes, read_ledger_file, refuse_linked_parts, with_digest
 from .request import utc_now
-from .schema import Names, base_model_mismatch, checked_base_model, plain_json
+from .schema import (
+    FIX,
+    LEDGER_NAME,
+    LedgerFolder,
+    Names,
+    base_model_mismatch,
+    checked_base_model,
+    ledger_bytes,
+    plain_json,
+    read_ledger_file,
+    refuse_linked_parts,
+    with_digest,
+)
 
 
 class ForgettingLedger(LedgerFolder):

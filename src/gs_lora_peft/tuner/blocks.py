@@ -16,9 +16,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..errors import InvalidInputError
-from .block_search import Block, search_blocks
 from .structure import Node, nearest_element, read_structure
-from .targets import compiled_pattern
+from .targets import Block, compiled_pattern, search_blocks
 
 
 class NoFFNFoundError(InvalidInputError):
