@@ -1,6 +1,5 @@
 """`GSLoraTrainer` on a detector: batches, checks, scores and what an adapter alone reproduces."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
