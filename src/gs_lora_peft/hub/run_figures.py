@@ -106,7 +106,7 @@ def _draw_cells(figure: Figure, axes: Axes, norms: np.ndarray, cell: float) -> N
     axes.spines[:].set_visible(False)
     handles: list[Any] = []
     if zeros.size:
-        label = "exactly zero: the task does not change the group"
+        label = "exactly zero: the task leaves the group as it was"
         handles.append(Line2D([], [], marker="x", color=FAINT, linestyle="", label=label))
     if np.isnan(norms).any():
         handles.append(Patch(facecolor="white", edgecolor=FAINT, label="not adapted, or not recorded"))
