@@ -19,7 +19,7 @@ from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_b
 
 FIGURES_FOLDER = "figures"
 
-_EARLIER, _ZERO = "#009E73", "#E4E4E4"
+EARLIER, ZERO = "#009E73", "#E4E4E4"
 
 
 def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
@@ -91,7 +91,7 @@ def _group_norms(entries: Sequence[TaskEntry]) -> Figure | None:
 def _draw_cells(figure: Figure, axes: Axes, norms: np.ndarray, cell: float) -> None:
     """Colours each cell by its norm and marks zeros. `cell` is the shorter side of a cell in inches."""
     options: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
-    axes.imshow(np.where(norms == 0, 1.0, np.nan), cmap=ListedColormap([_ZERO]), **options)
+    axes.imshow(np.where(norms == 0, 1.0, np.nan), cmap=ListedColormap([ZERO]), **options)
     image = axes.imshow(np.where(norms > 0, norms, np.nan), cmap=_more_is_darker(), **options)
     image.set_clim(0, np.nanmax(norms) or 1.0)
     bar = figure.colorbar(image, ax=axes, label="norm of the group's LoRA matrices", pad=0.02, aspect=30)
@@ -106,7 +106,7 @@ def _draw_cells(figure: Figure, axes: Axes, norms: np.ndarray, cell: float) -> N
     axes.spines[:].set_visible(False)
     handles: list[Any] = []
     if zeros.size:
-        label = "exactly zero: the task does not change the group"
+        label = "exactly zero: the task leaves the group as it was"
         handles.append(Line2D([], [], marker="x", color=FAINT, linestyle="", label=label))
     if np.isnan(norms).any():
         handles.append(Patch(facecolor="white", edgecolor=FAINT, label="not adapted, or not recorded"))
@@ -159,7 +159,7 @@ def _accuracies(entries: Sequence[TaskEntry]) -> Figure | None:
     plot(places, after, "this task's classes, after", color=FORGOTTEN)
     # Hollow and larger, so that a point under it stays visible.
     shape: dict[str, Any] = {"marker": "^", "markerfacecolor": "none", "markersize": min(1.5 * size, 8)}
-    plot(places + aside, earlier, "classes of earlier tasks, after", color=_EARLIER, **shape)
+    plot(places + aside, earlier, "classes of earlier tasks, after", color=EARLIER, **shape)
     axes.grid(True, axis="y")
     axes.set(ylim=(-4, 104), xlim=(-0.6, count - 0.4), ylabel=f"{measure.title} (%)")
     axes.set_title(f"{measure.title.capitalize()} before and after each task")
