@@ -109,7 +109,7 @@ from gs_lora_peft.data import align_known_labels, default_collator, label_names,
 from gs_lora_peft.io import as_path, parse_json, refuse_links, sha256_of, staged_folder, write_json_atomic
 from gs_lora_peft.ledger import exit_status, format_table
 from gs_lora_peft.models import FaceImageProcessor
-from gs_lora_peft.runs.workspace import newest_checkpoint
+from gs_lora_peft.runs import newest_checkpoint
 
 SETTINGS_FILE = "base_model.json"  # the settings of the base model beside it
 CONVERSION = ("image_size", "num_attention_heads", "head_type", "scale", "margin", "pixels")

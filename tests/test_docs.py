@@ -12,7 +12,15 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 # Options of other programs and of typer, and one that typer calls otherwise than its parameter.
-OTHER_OPTIONS = {"install-completion", "multi_gpu", "num_processes", "nproc_per_node", "cpu", "name-classes"}
+OTHER_OPTIONS = {
+    "install-completion",
+    "multi_gpu",
+    "num_processes",
+    "nproc_per_node",
+    "cpu",
+    "name-classes",
+    "mpirun_hostfile",
+}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -35,7 +35,7 @@ from gs_lora_peft.data import (
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.methods import get_method
 from gs_lora_peft.roles import ClassRoles
-from gs_lora_peft.runs.scores import predict
+from gs_lora_peft.runs import predict
 from gs_lora_peft.training import ForgettingTrainer
 
 METHODS = ("gs_lora", "ffn")

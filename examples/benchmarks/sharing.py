@@ -36,8 +36,7 @@ from gs_lora_peft.adapters import model_identity
 from gs_lora_peft.hub import verify_repository, write_composite
 from gs_lora_peft.io import sha256_of, write_json_atomic
 from gs_lora_peft.ledger import CURVE_NAMES, TaskEntry
-from gs_lora_peft.runs.recipe import Recipe, adapter_settings
-from gs_lora_peft.runs.task import MAX_CURVE_POINTS, library_versions
+from gs_lora_peft.runs import MAX_CURVE_POINTS, Recipe, adapter_settings, library_versions
 
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 CONFIG = GSLoraConfig(r=8)

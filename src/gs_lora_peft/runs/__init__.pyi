@@ -1,9 +1,22 @@
 from .forgetter import ContinualForgetter as ContinualForgetter
+from .recipe import Recipe as Recipe, adapter_settings as adapter_settings
+from .scores import predict as predict
 from .settings import OtherSettingsError as OtherSettingsError
-from .task import training_curves as training_curves
+from .task import (
+    MAX_CURVE_POINTS as MAX_CURVE_POINTS,
+    library_versions as library_versions,
+    training_curves as training_curves,
+)
+from .workspace import newest_checkpoint as newest_checkpoint
 
 __all__ = [
+    "MAX_CURVE_POINTS",
     "ContinualForgetter",
     "OtherSettingsError",
+    "Recipe",
+    "adapter_settings",
+    "library_versions",
+    "newest_checkpoint",
+    "predict",
     "training_curves",
 ]

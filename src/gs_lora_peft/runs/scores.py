@@ -11,14 +11,12 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from ..compat import preparation_undone
 from ..data import AgreeingLabels
 from ..objectives import Scoring, objective_for
 from ..roles import ClassRoles
 from ..training import GSLoraTrainingArguments, ObjectiveEvaluation
 from .recipe import Recipe
-
-# Attributes that accelerate's evaluation leaves on a model: autocast, and a mark that prevents DDP in later training.
-_EVALUATION_ATTRIBUTES = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 class Predictions(NamedTuple):
@@ -193,8 +191,7 @@ def predict(
     # Columns are removed below, as in training: after the data set's transform. All predictions are collected.
     filtered = args.remove_unused_columns
     args.remove_unused_columns, args.prediction_loss_only, args.eval_do_concat_batches = False, False, True
-    own = {name: vars(model)[name] for name in _EVALUATION_ATTRIBUTES if name in vars(model)}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, preparation_undone(model):
         args.output_dir = scratch
         try:
             scorer = _Scorer(model, args, data_collator=data_collator)
@@ -204,9 +201,6 @@ def predict(
             scorer.data_collator = AgreeingLabels(scorer.data_collator, label_column)
             prediction = scorer.predict(dataset)
         finally:
-            for name in _EVALUATION_ATTRIBUTES:
-                vars(model).pop(name, None)
-            vars(model).update(own)
             model.eval()
     return Predictions(scorer.objective.scoring, prediction.predictions, prediction.label_ids)
 
