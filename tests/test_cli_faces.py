@@ -51,12 +51,12 @@ def test_convert_face(call, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected", "said"),
     [
-        (["CHECKPOINT", "OUT", "--heads", "3"], 1, "`num_attention_heads`=3 does not divide"),
+        (["CHECKPOINT", "OUT", "--heads", "3"], 1, "`num_attention_heads` is 3"),
         (["NONE", "OUT"], 1, "No such file"),
-        (["CHECKPOINT", "OUT", "--heads", "2", "--label-names", "ada,"], 1, "1 names; expected one for each of 5"),
-        (["CHECKPOINT", "OUT", "--label-names", "poeple.txt"], 1, "there is no file 'poeple.txt'; expected a file"),
-        (["CHECKPOINT", "OUT", "--label-names", "CHECKPOINT"], 1, "holds no text"),
-        (["CHECKPOINT", "HERE", "--heads", "2"], 1, "exists already"),
+        (["CHECKPOINT", "OUT", "--heads", "2", "--label-names", "ada,"], 1, "`label_names` is '1 names'"),
+        (["CHECKPOINT", "OUT", "--label-names", "poeple.txt"], 1, "`names` is 'poeple.txt'"),
+        (["CHECKPOINT", "OUT", "--label-names", "CHECKPOINT"], 1, "expected UTF-8 text"),
+        (["CHECKPOINT", "HERE", "--heads", "2"], 1, "`out` is"),
         (["CHECKPOINT", "OUT", "--pixels", "raw"], 2, "--pixels"),
         (["CHECKPOINT"], 2, "Missing argument 'OUT'"),
     ],

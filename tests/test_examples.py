@@ -177,7 +177,7 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         ("forget: ['tench, Tinca tinca', church]", "`forget` is 'tench, Tinca tinca'; expected one class"),
         ("missing: [yes]", "`missing` is True; expected names or ids"),
         ("missing: {ada: 1}", "`missing` is {'ada': 1}"),
-        ("missing: [[ada], [bob]]", "--missing: 'ada;bob' has a ';'"),
+        ("missing: [[ada], [bob]]", "`--missing` is 'ada;bob'"),
         ("[" * 5000, "cannot be read"),
         ("shots: 2.5", "`--shots` is 2.5"),
         ("replay_ratio: yes", "`--replay_ratio` is True"),
@@ -197,7 +197,7 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         (["--forget_wei", "3"], "--forget_wei"),  # no abbreviations: another version may have two such options
         (["--shots", "four"], "--shots: invalid int value: 'four'"),
         (["--forget_weight", "-1"], "`--forget_weight` is -1.0"),
-        (["--missing", "one;two"], "--missing: 'one;two' has a ';'"),
+        (["--missing", "one;two"], "`--missing` is 'one;two'"),
         (["--missing", ""], "empty class name"),
         (["--rank", "4"], "no option --rank; did you mean"),
         (["--r", "4", "tench"], "'tench' belongs to no option"),

@@ -204,7 +204,7 @@ def test_refused_before_pretraining(example, faces, tmp_path, capsys):
         (["--model_name_or_path", "face", "--scale", "32", "--pretrain_epochs", "2"], "--scale, --pretrain_epochs."),
         (["--model_revision", "v1"], "--model_revision is of a --model_name_or_path"),
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
-        (["--missing", "ada;bob"], "'ada;bob' has a ';'"),
+        (["--missing", "ada;bob"], "`--missing` is 'ada;bob'"),
     ):
         with pytest.raises(SystemExit):
             example([*command, *options])

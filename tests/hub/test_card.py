@@ -20,7 +20,7 @@ from gs_lora_peft.hub.card import build_card, task_ranges
 from gs_lora_peft.hub.composite import CompositeReport
 from gs_lora_peft.hub.export import _card
 from gs_lora_peft.io import code_span
-from gs_lora_peft.ledger.summary import doubts, not_forgotten
+from gs_lora_peft.ledger.run_table import doubts, not_forgotten
 from gs_lora_peft.reports import Table, escape_markdown, render_card
 
 REPO = "me/forgotten"

@@ -5,7 +5,7 @@ import run_cases as cases
 from test_forgetter import never_trains
 
 from gs_lora_peft import ForgetRequest, load_forgotten
-from gs_lora_peft.cli.share import revoke
+from gs_lora_peft.cli.commands import revoke
 from gs_lora_peft.hub import stage_repository
 from gs_lora_peft.ledger import ForgettingLedger
 from gs_lora_peft.ledger.errors import LinkedRunError

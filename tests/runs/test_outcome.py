@@ -17,7 +17,7 @@ from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.ledger import TaskEntry, exit_status, format_table, task_states
 from gs_lora_peft.ledger.errors import AlreadyForgottenError, InvalidLedgerError
 from gs_lora_peft.ledger.outcome import all_forgotten, outcome_of_task, target_score, updated_outcomes
-from gs_lora_peft.ledger.summary import doubts, not_forgotten, warn_not_forgotten
+from gs_lora_peft.ledger.run_table import doubts, not_forgotten, warn_not_forgotten
 from gs_lora_peft.runs.validation import train_and_test
 
 BASE = {"fingerprint": "sha256:" + "0" * 64, "num_labels": 10, "model_class": "ViTForImageClassification"}

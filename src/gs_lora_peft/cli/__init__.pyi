@@ -1,4 +1,5 @@
 from .convert_face import read_names as read_names
+from .parser import SettingsParser as SettingsParser
 from .program import main as main
 from .running import (
     carry_out as carry_out,
@@ -11,7 +12,6 @@ from .running import (
 from .settings import (
     AdapterArguments as AdapterArguments,
     RunArguments as RunArguments,
-    SettingsParser as SettingsParser,
     help_if_asked as help_if_asked,
     missing_classes as missing_classes,
 )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
-from .share import Out
+from .commands import Out
 from .terminal import Json, print_result, working
 
 _SHOWN = (

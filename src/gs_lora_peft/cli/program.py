@@ -12,9 +12,8 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 from typer.main import get_command
 
+from .commands import export, merge, pull, push, revoke, show, verify
 from .convert_face import convert_face
-from .inspect import show, verify
-from .share import export, merge, pull, push, revoke
 from .terminal import TRACEBACK_VARIABLE, print_error, traceback_wanted
 
 _EXIT_CODES = (

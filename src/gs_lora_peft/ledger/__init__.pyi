@@ -41,6 +41,22 @@ from .request import (
     parse_utc as parse_utc,
     utc_now as utc_now,
 )
+from .run_table import (
+    SCORES as SCORES,
+    active_groups as active_groups,
+    base_score as base_score,
+    describe_new_targets as describe_new_targets,
+    doubts as doubts,
+    format_table as format_table,
+    narrow_table as narrow_table,
+    not_forgotten as not_forgotten,
+    score as score,
+    score_columns as score_columns,
+    size as size,
+    warn_after as warn_after,
+    warn_before as warn_before,
+    warn_not_forgotten as warn_not_forgotten,
+)
 from .schema import (
     KEY_NAME as KEY_NAME,
     LEDGER_NAME as LEDGER_NAME,
@@ -56,22 +72,6 @@ from .schema import (
     plain_json as plain_json,
     refuse_linked_parts as refuse_linked_parts,
     task_folder as task_folder,
-)
-from .summary import (
-    SCORES as SCORES,
-    active_groups as active_groups,
-    base_score as base_score,
-    describe_new_targets as describe_new_targets,
-    doubts as doubts,
-    format_table as format_table,
-    narrow_table as narrow_table,
-    not_forgotten as not_forgotten,
-    score as score,
-    score_columns as score_columns,
-    size as size,
-    warn_after as warn_after,
-    warn_before as warn_before,
-    warn_not_forgotten as warn_not_forgotten,
 )
 
 __all__ = [
