@@ -198,7 +198,7 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         (["--shots", "four"], "--shots: invalid int value: 'four'"),
         (["--forget_weight", "-1"], "`--forget_weight` is -1.0"),
         (["--missing", "one;two"], "`--missing` is 'one;two'"),
-        (["--missing", ""], "empty class name"),
+        (["--missing", ""], "`--missing` is ''"),
         (["--rank", "4"], "no option --rank; did you mean"),
         (["--r", "4", "tench"], "'tench' belongs to no option"),
         (["--model_name_or_path", "m", "--dataset_name", "d"], "--forget is missing"),
