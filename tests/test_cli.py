@@ -192,7 +192,7 @@ def test_a_run_without_tasks_in_effect(call, tmp_path):
 
 
 def test_traceback_on_demand(run):
-    """Where an error came from is shown to whoever asks for it."""
+    """Where an error came from is shown to users who ask for it."""
     for arguments, environment in (
         (["--traceback", "show", "no/such/folder"], {}),
         (["show", "x/y/z"], {"GS_LORA_TRACEBACK": "1"}),
@@ -254,7 +254,7 @@ def test_show(call, run):
 
 
 def test_names_are_only_text(call, run):
-    """What somebody else called a class neither formats the table nor reaches the terminal as a command."""
+    """What another user called a class neither formats the table nor reaches the terminal as a command."""
     _, out, _ = call("show", run)
     text = "".join(line[20:].split("100.0→")[0].strip() for line in out.splitlines())
     assert "[red]cassette[/red]" in text

@@ -101,7 +101,7 @@ def new_ledger(model, folder):
 
 
 def vouch_again(folder):
-    """Makes a ledger vouch for the files as they are now, as somebody with bad intentions could."""
+    """Makes a ledger vouch for the files as they are now, as a user with bad intentions could."""
     ledger = ForgettingLedger.load(folder)
     for entry in ledger.tasks:
         for name in entry.files:

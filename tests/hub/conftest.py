@@ -68,7 +68,7 @@ def one_client(**options):
 
 
 client = one_client()  # the client of most tests, without Xet
-xet_client = one_client(HF_HUB_DISABLE_XET=None)  # with Xet if `hf_xet` is installed; also somebody else
+xet_client = one_client(HF_HUB_DISABLE_XET=None)  # with Xet if `hf_xet` is installed; also another user
 stock_client = one_client(refuse="gs_lora_peft")  # as if this package were not installed
 
 

@@ -136,7 +136,7 @@ def test_what_is_not_known_is_not_claimed():
     ],
 )
 def test_a_base_model_is_named_only_where_it_is_on_the_hub(name, revision, known):
-    """The last part of a local path may be somebody else's model on the Hub; it does not become `base_model`."""
+    """The last part of a local path may be another user's model on the Hub; it does not become `base_model`."""
     card = build_card(cases.run(1, base={**cases.BASE, "name_or_path": name, "revision": revision}), repo_id=REPO)
     assert card.data.to_dict().get("base_model") == (name if known else None)
     assert ("base_model_relation" in card.data.to_dict()) == known

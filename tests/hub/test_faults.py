@@ -1,4 +1,4 @@
-"""What can go wrong between this package and the Hub, and what somebody can put there on purpose."""
+"""What can go wrong between this package and the Hub, and what a user can put there on purpose."""
 
 import json
 import os
@@ -172,11 +172,11 @@ def test_downloads_keep_breaking(hub, client, published, base, tmp_path, pattern
     assert not (tmp_path / "target").exists()
 
 
-# What somebody may have put there
+# What a user may have put there
 
 
 def edited(hub, repo_id, change):
-    """The published ledger with a change and a genuine digest, as somebody would make it who means harm."""
+    """The published ledger with a change and a genuine digest, as a user would make it who means harm."""
     data = json.loads(hub.files(repo_id)["forgetting.json"])
     data.pop("digest"), data.pop("schema_version")
     change(data)

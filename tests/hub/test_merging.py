@@ -18,7 +18,7 @@ from gs_lora_peft.errors import InvalidInputError
 
 @pytest.fixture
 def live(base):
-    """The base model as somebody has loaded it."""
+    """The base model as a user has loaded it."""
     model = cases.load_base(base)
     model.config._name_or_path = str(base)
     return model
@@ -81,7 +81,7 @@ def test_the_card(base, finished, tmp_path):
 
 
 def test_the_card_of_a_model_that_did_not_forget(base, run_folder, tmp_path):
-    """It says which task that is, and names no class; whoever merges is warned."""
+    """It says which task that is, and names no class; a merge warns."""
     ledger = ForgettingLedger.load(run_folder)
     failed = {**ledger.tasks[1].outcome, "forgotten": False}
     first, second, third = ledger.tasks
@@ -145,7 +145,7 @@ def test_unknown_classes(base, run_folder, tmp_path, name):
 
 
 def test_without_a_processor(live, finished, tmp_path):
-    """Somebody whose base model has no processor is told, and can pass one."""
+    """A user whose base model has no processor is told, and can pass one."""
     live.config._name_or_path = str(tmp_path)
     with pytest.warns(UserWarning, match="no processor was found"):
         merge_forgotten(live, finished[0], tmp_path / "out")

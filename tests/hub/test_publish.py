@@ -199,7 +199,7 @@ def test_public(hub, client, repo_id, short_run):
     ],
 )
 def test_who_may_push(hub, client, repo_id, short_run, token, name, blamed, status):
-    """No token, a wrong one, one that may only read, somebody else's or a malformed name: said, and nothing sent."""
+    """No token, a wrong one, one that may only read, another user's or a malformed name: said, and nothing sent."""
     repo_id = f"me/refused-{token}" if name is None else name
     if name is None:
         hub.create(repo_id, private=True)

@@ -154,7 +154,7 @@ def test_somebody_elses_model(hub, client, repo_id, short_run):
 
 
 def test_own_files_of_others_stay(hub, client, repo_id, short_run, base):
-    """What somebody adds to a published run beside our files is left alone, while stale pictures of ours go."""
+    """What a user adds to a published run beside our files is left alone, while stale pictures of ours go."""
     client("push", OWNER, folder=short_run, repo_id=repo_id)
     own = ("LICENSE", "notes/a.md", "tasks/task_009/x.json")
     stale = ("figures/old.png", "tasks/task_009/adapter_config.json")
@@ -169,7 +169,7 @@ def test_own_files_of_others_stay(hub, client, repo_id, short_run, base):
 
 
 def test_verified_from_the_hub(hub, client, repo_id, finished):
-    """What was published can be fetched whole and checked; a file that somebody slipped in is found."""
+    """What was published can be fetched whole and checked; a file that a user slipped in is found."""
     client("push", OWNER, folder=finished[0], repo_id=repo_id)
     assert client("verify", OWNER, repo_id=repo_id) == []
     hub.put(repo_id, {"tasks/task_001/adapter_model_2.safetensors": b"x", "tasks/task_001/adapter_model.bin": b"x"})
@@ -192,7 +192,7 @@ def test_what_came_wrong_is_not_kept(hub, new_client, client, repo_id, base, sho
 
 
 def test_a_damaged_ledger_on_the_hub(hub, client, repo_id, short_run):
-    """What cannot be read may be somebody's newer run: it is not overwritten."""
+    """What cannot be read may be another user's newer run: it is not overwritten."""
     hub.create(repo_id, {"forgetting.json": b"{}"}, private=True)
     with ledger_refused("schema_version", "None"):
         client("push", OWNER, folder=short_run, repo_id=repo_id)
@@ -232,7 +232,7 @@ def test_a_file_that_changes_meanwhile(run_folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [".", "../here"])
 def test_the_working_directory(run_folder, tmp_path, monkeypatch, name):
-    """A folder is put into place as a whole: whoever works in it would be left in one that is gone."""
+    """A folder is put into place as a whole: a process in it would be left in a folder that is gone."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for write in (stage_repository, export_forgotten):

@@ -325,7 +325,7 @@ def test_what_says_that_it_is_withheld():
 
 
 def test_proof(told, tmp_path):
-    """The owner can open one digest to somebody, who learns nothing about the others; nobody can open it wrongly."""
+    """The owner can open one digest to a user, who learns nothing about the others; nobody can open it wrongly."""
     published = stage_repository(told, tmp_path / "out", withhold_classes=True).ledger
     proof = request_proof(told, "task_002")
     assert proof["class_names"] == [cases.NAMES[0], cases.NAMES[4]]

@@ -83,7 +83,7 @@ def test_help_of_every_added_field_is_one_readable_line():
 
 
 def test_docstring_lists_the_defaults_that_differ_from_the_trainers():
-    """Somebody who knows TrainingArguments must find every surprise in one place."""
+    """A user who knows TrainingArguments must find every surprise in one place."""
     own, stock = GSLoraTrainingArguments.__dataclass_fields__, TrainingArguments.__dataclass_fields__
     changed = {name for name in stock if own[name].default != stock[name].default}
     assert changed

@@ -155,7 +155,7 @@ class StopAt(TrainerCallback):
     [("average", 4, "no"), ("average", 6, "epoch"), ("evaluated", 6, "no"), ("zero groups, average", 6, "no")],
 )
 def test_a_run_that_really_stopped_goes_on_from_its_last_checkpoint(tmp_path, run, step, save):
-    """`resume_from_checkpoint=True` in the same folder, as somebody who starts the script again does it."""
+    """`resume_from_checkpoint=True` in the same folder, as a user who starts the script again does it."""
     model, trainer = start(run, tmp_path / "through")
     trainer.train()
     final = adapter_state(model)

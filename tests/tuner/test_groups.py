@@ -349,7 +349,7 @@ def test_a_step_of_zero_changes_nothing():
 
 
 def test_broken_weights_stay_visible():
-    """NaN is neither shrunk nor dropped, so that whoever checks for it can see it."""
+    """NaN is neither shrunk nor dropped, so that checks can see it."""
     _model, groups = made()
     with torch.no_grad():
         groups.parameters[0][0, 0] = math.nan

@@ -66,7 +66,7 @@ class LoopbackHub:
             server.faults.append(Fault(method, pattern, **what))
 
     def tamper(self, path: str, content: bytes) -> None:
-        """From now on, whoever downloads this path gets other content than was committed."""
+        """From now on, clients that download this path get other content than was committed."""
         self.storage.tampered[path] = content
 
     def seen(self, method: str, pattern: str = "") -> list[Request]:

@@ -59,7 +59,7 @@ class Storage:
             return self.blobs[file.sha256]
 
     def sent(self, path: str, file: File) -> bytes:
-        """What somebody who downloads a file gets."""
+        """What a user who downloads a file gets."""
         return self.tampered[path] if path in self.tampered else self.content(file)
 
     def upload_link(self, repo_id: str, sha256: str) -> str:
