@@ -214,7 +214,7 @@ def test_drawn_pairs_are_spread():
 
 
 def test_who_cannot_be_compared():
-    """A single image is no pair of one person, and a user alone in the data has nobody to be compared with."""
+    """A single image is no pair of one person, and a person alone in the data has nobody to be compared with."""
     vectors = np.eye(4)
     once = verification_by_role(vectors, [0, 1, 1, 1], forget_classes=[0])["forget_against_all"]
     assert (once["n_same"], once["n_different"], once["eer"]) == (0, 3, None)
