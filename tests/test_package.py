@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from processes import in_new_process
 
 import gs_lora_peft
 
@@ -83,3 +84,27 @@ def test_source_files_stay_small():
         if (lines := path.read_text(encoding="utf-8").count("\n")) > 400
     }
     assert not long
+
+
+FIRST = [
+    "gs_lora_peft:export_forgotten",
+    "gs_lora_peft:weights_fingerprint",
+    "gs_lora_peft.runs:predict",
+    "gs_lora_peft.objectives:ClassificationObjective",
+    "gs_lora_peft.compat:base_of",
+]
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_any_room_may_be_the_first(name):
+    """Importing PEFT imports the tuner, which must not find a room half loaded, whatever is imported first."""
+    module, _, attribute = name.partition(":")
+    assert in_new_process(f"from {module} import {attribute}; print({attribute}.__name__)").strip() == attribute
+
+
+def test_nothing_imports_the_package_from_within():
+    """The package's own face is for users: a room that imported it could reach every floor above."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "gs_lora_peft" and not node.level:
+                raise AssertionError(f"{path.name} imports {[alias.name for alias in node.names]} from gs_lora_peft")

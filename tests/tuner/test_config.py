@@ -140,7 +140,7 @@ def test_options_set_after_the_configuration_was_made_are_refused():
         ({"layers_to_transform": 0, "target_modules": "attention"}, "'attention'"),
         ({"layers_pattern": "layers"}, "'ffn'"),
         ({"layers_to_transform": [0], "target_modules": ".*fc1"}, "'.*fc1'"),
-        ({"layers_to_transform": [], "target_modules": ["fc1"]}, "empty list"),
+        ({"layers_to_transform": [], "target_modules": ["fc1"]}, "at least one layer"),
     ],
     ids=lambda value: str(value)[:60],
 )
