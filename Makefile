@@ -16,7 +16,7 @@ test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 # The unit tests: at most 90 seconds on two cores.
-FAST := $(addprefix tests/,adapters data io ledger methods/test_registry.py metrics models objectives reports tuner training/test_arguments.py training/test_bad_input.py)
+FAST := $(addprefix tests/,test_contributing.py test_docs.py test_duplicates.py test_package.py test_roles.py adapters compat data io ledger methods/test_registry.py metrics models objectives reports tuner training/test_arguments.py training/test_bad_input.py)
 test-fast: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(FAST)
 

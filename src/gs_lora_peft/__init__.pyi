@@ -15,7 +15,7 @@ from .ledger import (
     parse_classes as parse_classes,
     parse_requests as parse_requests,
 )
-from .methods import GSLoraTrainer as GSLoraTrainer
+from .methods import GSLoraTrainer as GSLoraTrainer, get_method as get_method
 from .metrics import (
     ContinualDetection as ContinualDetection,
     ContinualForgetting as ContinualForgetting,
@@ -30,7 +30,9 @@ from .models import (
 )
 from .runs import ContinualForgetter as ContinualForgetter, OtherSettingsError as OtherSettingsError
 from .training import (
+    ForgettingTrainer as ForgettingTrainer,
     GSLoraTrainingArguments as GSLoraTrainingArguments,
+    Method as Method,
     NoGradientError as NoGradientError,
     NonFiniteLossError as NonFiniteLossError,
     NoStepError as NoStepError,
@@ -55,12 +57,14 @@ __all__ = [
     "ForgetRequest",
     "ForgettingLedger",
     "ForgettingSplit",
+    "ForgettingTrainer",
     "GSLoraConfig",
     "GSLoraModel",
     "GSLoraTrainer",
     "GSLoraTrainingArguments",
     "LedgerError",
     "LoraGroups",
+    "Method",
     "NoFFNFoundError",
     "NoGradientError",
     "NoStepError",
@@ -72,6 +76,7 @@ __all__ = [
     "export_lora",
     "fetch_run",
     "find_ffn_blocks",
+    "get_method",
     "load_forgotten",
     "merge_forgotten",
     "parse_classes",

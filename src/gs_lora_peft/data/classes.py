@@ -124,8 +124,8 @@ def resolve_classes(
     """Turns class names and ids into ids.
 
     A string is first read as a name, which must match exactly, including letter case. If no class has that name, the
-    text of a whole number ("3") is read as an id. If class names are such numbers themselves, as folder names often
-    are, it is not: the class with that name may be missing.
+    text of a whole number ("3") is read as an id. If class names are numbers themselves, as folder names often are,
+    "3" is only a name: a class "3" may be missing from the data.
 
     Args:
         requested (`Sequence[str | int]`):

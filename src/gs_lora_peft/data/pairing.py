@@ -1,4 +1,4 @@
-"""Paired batches of samples to keep and to forget, and the check of the labels that the samples were chosen by."""
+"""Paired batches of samples to keep and to forget, and the check that a batch has the stored labels."""
 
 from __future__ import annotations
 
@@ -218,8 +218,7 @@ class PairedCollator:
 
 
 class AgreeingLabels:
-    """
-    A collator that refuses batches with other labels than those that the rows were chosen by.
+    """A collator that refuses batches with other labels than the stored ones.
 
     The stored label column, or the rows of datasets without one, decide which rows are forgotten, replayed and scored.
     The model learns the labels of the batch. If the two differ, the model forgets a class that was not requested.

@@ -139,7 +139,7 @@ LOCK_NAME = "forgetting.lock"
 TASKS_FOLDER = "tasks"
 WORK_FOLDER = "work"
 LOGS_FOLDER = "logs"
-KEY_NAME = "withheld.key"  # decrypts what a published ledger withholds
+KEY_NAME = "withheld.key"  # proves what the digests of a published ledger withhold
 TRAINING_CONFIG = "gs_lora_config.json"  # beside the plain adapter: the settings needed to train it further
 
 MAX_CONFIG_BYTES = 2**24

@@ -131,9 +131,9 @@ class GSLoraTrainer(ForgettingTrainer):
         augment (`Callable`, *optional*):
             From an image, as in the data, to a random view of it, for `augmentation` and `prototype_augmentations`;
             by default RandAugment, see [`rand_augment`].
-        objective ([`Objective`], *optional*):
+        objective ([`Objective`] or `str`, *optional*):
             What "forget" and "retain" mean, in place of the options for losses in `args`; by default what suits the
-            model, see [`objective_for`].
+            model, see [`objective_for`]. A `str` names the kind of model, see `OBJECTIVES`.
         model_init (`Callable`, *optional*):
             Makes a fresh model with its adapter, at the start of every training; in place of `model`, for
             [`~GSLoraTrainer.hyperparameter_search`].
@@ -178,7 +178,7 @@ class GSLoraTrainer(ForgettingTrainer):
         processing_class: Any = None,
         data_collator: Any = None,
         augment: Callable[[Any], Any] | None = None,
-        objective: Objective | None = None,
+        objective: Objective | str | None = None,
         model_init: Callable[..., PeftModel] | None = None,
         **kwargs: Any,
     ):
@@ -213,8 +213,10 @@ class GSLoraTrainer(ForgettingTrainer):
 
     @property
     def sparsity(self) -> SparsityCallback:
+        """The callback that takes the proximal steps."""
         return self.method.sparsity
 
     @property
     def ema(self) -> EMACallback | None:
+        """The callback that keeps the moving average, or `None` without one."""
         return self.method.ema

@@ -6,6 +6,7 @@ import pkgutil
 from dataclasses import fields
 from typing import Any
 
+from ..checking import check_fields
 from ..errors import InvalidInputError
 from ..training import Method
 
@@ -29,7 +30,8 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
         [`Method`]: The method, for `method` of [`ForgettingTrainer`] or [`ContinualForgetter`].
 
     Raises:
-        InvalidInputError: If there is no method of this name, or it has no such hyper-parameter.
+        InvalidInputError: If there is no method of this name, it has no such hyper-parameter, or the value of one has
+            another type.
 
     Example:
         ```py
@@ -47,5 +49,8 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
     known = [item.name for item in fields(method) if item.init]
     if unknown := next((given for given in hyper_parameters if given not in known), None):
         expected = f"one of {known}" if known else "none, because its hyper-parameters are GSLoraTrainingArguments"
-        raise InvalidInputError(f"hyper-parameter of {name!r}", unknown, expected)
-    return method(**hyper_parameters)
+        fix = "Leave it out." if known else "Set it in `args`."
+        raise InvalidInputError(f"hyper-parameter of {name!r}", unknown, expected, fix)
+    made = method(**hyper_parameters)
+    check_fields(made)
+    return made

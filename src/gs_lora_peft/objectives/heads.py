@@ -14,7 +14,7 @@ from transformers.models.auto import modeling_auto
 from ..compat import bare, unwrapped
 from ..errors import InvalidInputError
 
-# `config.num_labels` where nobody set it, also in models without a head.
+# `config.num_labels` by default, also in models without a head.
 _DEFAULT_NUM_LABELS = 2
 
 # Names of transformers' classes with one decision for each sample; the automatic mappings lack some of them.

@@ -20,7 +20,7 @@ GlobalMean = Callable[[Tensor], Tensor]
 
 
 def identity(tensor: Tensor) -> Tensor:
-    """The mean, or the sum, over processes where there is one process."""
+    """Returns the tensor itself: the mean, or the sum, over a single process."""
     return tensor
 
 
@@ -79,8 +79,9 @@ def log_odds_against(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def hinge(value: Tensor, bound: float, mean: Tensor) -> Tensor:
-    """
-    ReLU(bound − value), which the mean over all processes opens or closes. NaN stays NaN.
+    """Returns ReLU(bound − value), closed in every process as soon as the mean over all of them reaches the bound.
+
+    NaN stays NaN.
 
     Args:
         value (`torch.Tensor`):

@@ -95,8 +95,8 @@ class RevocableRun(TaskRunner):
     def revoke(self, task: str, reason: str | None = None) -> TaskEntry:
         """Revokes a task: its adapter is no longer merged, and the ledger records the effect.
 
-        Later tasks were trained on top of this one, so without it they change slightly other weights. The revoked, the
-        still forgotten and the kept classes are scored before and after, on the evaluation data (`acc_revoked`,
+        Later tasks were trained on top of this one, so without it they act on slightly different weights. The revoked,
+        the still forgotten and the kept classes are scored before and after, on the evaluation data (`acc_revoked`,
         `acc_still_forgotten`, `acc_retain`). The files of the task stay.
 
         Args:

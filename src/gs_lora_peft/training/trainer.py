@@ -77,20 +77,33 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
             By default `GSLoraTrainingArguments("forgetting")`.
         method ([`Method`]):
             The way to forget, see [`~methods.get_method`].
-        forget_dataset, retain_dataset, eval_dataset, forget_classes, old_classes, missing_classes, label_column,
-        processing_class:
-            As in [`GSLoraTrainer`].
-        data_collator:
-            As in [`GSLoraTrainer`].
-        augment:
-            As in [`GSLoraTrainer`].
-        model_init:
-            As in [`GSLoraTrainer`].
-        kwargs:
-            As in [`GSLoraTrainer`].
+        forget_dataset (map-style dataset):
+            D_f, samples of the classes to forget.
+        retain_dataset (map-style dataset):
+            D_r, samples of the classes to keep.
+        eval_dataset (map-style dataset or dict of them, *optional*):
+            Labelled samples of all classes, scored by role of the class.
+        forget_classes (`Sequence[int]`, *optional*):
+            Ids of the classes to forget; by default those of `forget_dataset`.
+        old_classes (`Sequence[int]`, *optional*):
+            Ids of the classes that earlier tasks forgot.
+        missing_classes (`Sequence[int]`, *optional*):
+            Ids of the classes to keep that have no training data.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column of the integer labels, or of the annotated boxes.
+        processing_class (*optional*):
+            The model's image processor, tokenizer or feature extractor.
+        data_collator (`Callable`, *optional*):
+            Collates a list of samples into a batch with a `labels` key.
+        augment (`Callable`, *optional*):
+            From an image to a random view of it.
         objective ([`Objective`] or `str`, *optional*):
             What "forget" and "retain" mean, or the kind of model (a name in `OBJECTIVES`); by default what suits the
             model.
+        model_init (`Callable`, *optional*):
+            Makes a fresh model at the start of every training, in place of `model`.
+        kwargs:
+            As for [`transformers.Trainer`].
 
     Raises:
         ValueError: As for [`GSLoraTrainer`].
@@ -146,7 +159,8 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         check_arguments(args, eval_dataset, kwargs)
         check_model(model, model_init, objective, kwargs)
         if not isinstance(method, Method):
-            raise InvalidInputError("method", method, "a Method", "Get one by its name: get_method('gs_lora').")
+            fix = "Get one by its name: gs_lora_peft.methods.get_method(name)."
+            raise InvalidInputError("method", method, "a Method", fix)
         method.check(args)
         self._given_method, self._given_objective = method, objective
         pairs = PairedDataset(retain_dataset, forget_dataset)

@@ -252,10 +252,11 @@ class LoraGroups:
     def freeze_zero_groups(self, is_zero: Sequence[bool] | None = None) -> list[str]:
         """Stops training groups with norm 0, and skips their LoRA pairs in the forward.
 
-        A group in which only every `lora_B` is zero goes on: training starts this way. A frozen matrix gets no
-        gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that it costs nothing. `thaw`
-        undoes both. Call this again after the adapter has been activated again (`set_adapter`). With `"matrix"`, a
-        `lora_B` is left alone if it is zero only because its `lora_A` has not been trained.
+        A group whose `lora_A` is not zero keeps training, even if every `lora_B` is zero: this is how training starts.
+        A frozen matrix gets no gradient. A LoRA pair with a frozen factor is left out of its layer's forward, so that
+        it costs nothing. `thaw` undoes both. Call this again after the adapter has been activated again
+        (`set_adapter`). With `"matrix"`, a `lora_B` is left alone if it is zero only because its `lora_A` has not been
+        trained.
 
         Args:
             is_zero (`Sequence[bool]`, *optional*):

@@ -1,7 +1,7 @@
 """Tells the role of each module of a network from its name, its class and its place.
 
 [`read_structure`] flattens a model into a list of [`Node`]s in module order, and tells token mixers from
-feed-forwards. `tuner/block_search.py` finds the blocks in that list. No architecture is known here: there is a small
+feed-forwards. `tuner/targets.py` finds the blocks in that list. No architecture is known here: there is a small
 vocabulary of names, and the rest is structure.
 """
 
