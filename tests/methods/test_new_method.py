@@ -159,6 +159,7 @@ def test_a_run_is_carried_out_by_it(tmp_path):
 
     entry = forgetter(get_method("neggrad", share=0.8)).forget(ForgetRequest(["echidna"]))
     assert entry.settings["method"] == {"name": "neggrad", "share": 0.8, "pull": 0.0}
+    assert not [name for name in entry.settings["training"] if name.startswith(("sparsity", "ema_"))]  # do not act
     assert entry.scores["after"]["acc_forget"] < 0.3
     model = PeftModel.from_pretrained(base, tmp_path / "run" / "tasks" / "task_001")
     assert any(matrix.any() for matrix in adapter_state(model).values())

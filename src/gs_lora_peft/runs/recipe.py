@@ -32,6 +32,8 @@ _TRANSFORMERS_SETTINGS = (
 )  # fmt: skip
 
 
+# Options of sparsity and of the moving average, which act with GS-LoRA only.
+_GS_LORA_PREFIXES = ("sparsity", "ema_")
 # Settings that only affect the outcome, which records them. They may change when a run is resumed.
 _OUTCOME_SETTINGS = ("max_forget_accuracy",)
 
@@ -177,8 +179,11 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """Returns the record of the settings: `config`, `training`, `data`, and `method` unless it is GS-LoRA."""
+        method = get_method(self.method)
         excluded = {*_OUTCOME_SETTINGS, *(item.name for item in fields(TrainingArguments))}
-        own = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in excluded]
+        names = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in excluded]
+        inactive = () if isinstance(method, GSLora) else _GS_LORA_PREFIXES
+        own = [name for name in names if not name.startswith(inactive)]
         training = {name: getattr(self.args, name) for name in (*own, *_TRANSFORMERS_SETTINGS)}
         data = {
             "replay_ratio": self.replay_ratio,
@@ -192,7 +197,6 @@ class Recipe:
             "training": {**training, "num_processes": self.args.world_size},
             "data": data,
         }
-        method = get_method(self.method)
         if method.name != GSLora.name:
             values["method"] = method.settings()
         return plain_json(values, "settings")
