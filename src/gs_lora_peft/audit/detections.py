@@ -53,8 +53,7 @@ def draw_detections(
     threshold: float = 0.5,
     max_images: int = 4,
 ) -> Path:
-    """
-    Draws the detections of a model before and after all tasks in effect, as `private_pictures/detections.png`.
+    """Draws the detections of a model before and after all tasks in effect, as `private_pictures/detections.png`.
 
     Images with objects of forgotten and of kept categories come first, then images with forgotten ones alone, evenly
     spread over the data set. The upper row shows the base model, the lower row the model that has forgotten, each with

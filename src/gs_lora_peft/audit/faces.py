@@ -27,8 +27,7 @@ Collator = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class FacePredictions:
-    """
-    The outputs of a face model for labelled images.
+    """The outputs of a face model for labelled images.
 
     Attributes:
         labels (`np.ndarray`):
@@ -96,8 +95,7 @@ def face_predictions(
 
 @dataclass(frozen=True)
 class FaceAudit:
-    """
-    The predictions of a run on a face model after each of its tasks in effect; made by [`audit_faces`].
+    """The predictions of a run on a face model after each of its tasks in effect; made by [`audit_faces`].
 
     Attributes:
         tasks (`list[str]`):
@@ -176,8 +174,7 @@ def audit_faces(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> FaceAudit:
-    """
-    Runs a face model on labelled images after each task in effect of a run.
+    """Runs a face model on labelled images after each task in effect of a run.
 
     The model is rebuilt from the run's adapters, which are checked first.
 

@@ -46,8 +46,7 @@ def draw_face_pictures(
     max_images: int = 1000,
     seed: int = 0,
 ) -> list[Path]:
-    """
-    Draws forgotten and kept people before and after, to `private_pictures` in a folder.
+    """Draws forgotten and kept people before and after, to `private_pictures` in a folder.
 
     `faces.png` shows up to eight forgotten and eight kept people, evenly spread. Each has the image of median
     similarity before the tasks; up to four people have several images each, from the least to the most similar. Below

@@ -22,8 +22,7 @@ RESUMABLE = {"save_strategy": "epoch", "save_total_limit": 1}  # defaults of scr
 
 
 class SettingsParser(HfArgumentParser):
-    """
-    Parses a script's options, those of [`AdapterArguments`] and those of [`GSLoraTrainingArguments`].
+    """Parses a script's options, those of [`AdapterArguments`] and those of [`GSLoraTrainingArguments`].
 
     As with `trl.TrlParser`, settings come from the defaults, then from the YAML file of `--config`, then from the
     command line. Differences: the file and the command line are checked alike, options are written in full, an error

@@ -93,8 +93,7 @@ def missing_classes(script: RunArguments) -> list[str]:
 
 
 def help_if_asked(description: str, *options: type, argv: Sequence[str] | None = None) -> None:
-    """
-    Prints the help and ends the process, if the command line asks for it.
+    """Prints the help and ends the process, if the command line asks for it.
 
     A script calls this function before slow imports. The script's own options come first, then those of the adapter
     and of forgetting, with their defaults. `--help_all` shows those of transformers too.

@@ -82,10 +82,10 @@ def model_label_ids(names: Sequence[str], label2id: Mapping[Any, Any]) -> list[i
         belongs to several of its classes, or if two names mean the same class.
 
     Example:
-    ```python
-    >>> model_label_ids(["church", "tench"], {"tench, Tinca tinca": 0, "church, church building": 497})
-    [497, 0]
-    ```
+        ```py
+        >>> model_label_ids(["church", "tench"], {"tench, Tinca tinca": 0, "church, church building": 497})
+        [497, 0]
+        ```
     """
     whole: dict[str, set[int]] = {}
     synonyms: dict[str, set[int]] = {}

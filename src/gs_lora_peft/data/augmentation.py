@@ -20,8 +20,7 @@ Augment = Callable[[Any], Any]
 
 
 def rand_augment(num_ops: int = 2, magnitude: int = 9) -> Augment:
-    """
-    RandAugment (https://arxiv.org/abs/1909.13719) of torchvision, by default with two operations as in the paper.
+    """RandAugment (https://arxiv.org/abs/1909.13719) of torchvision, by default with two operations as in the paper.
 
     The function maps a uint8 tensor of shape `(channels, height, width)` to such a tensor, and anything else that
     [`to_image`] reads to a PIL image. Grey stays grey. Other modes (transparency, palette, CMYK, one bit) become RGB.
@@ -72,8 +71,7 @@ class _ReadsImages:
 
 
 class Augmentation:
-    """
-    Makes random views of the images in rows. A view depends only on the seed and its number.
+    """Makes random views of the images in rows. A view depends only on the seed and its number.
 
     A resumed run, and data loading in other processes, see the same views.
 
@@ -112,8 +110,7 @@ class Augmentation:
 
 
 class AugmentedViews(Dataset):
-    """
-    Every row of a dataset as it is, followed by its augmented views.
+    """Every row of a dataset as it is, followed by its augmented views.
 
     Args:
         dataset (map-style dataset):
@@ -152,8 +149,7 @@ class NumberedSampler(PairedSampler):
 
 
 class AugmentedPairs(PairedDataset):
-    """
-    A [`PairedDataset`] with a new view of both samples each time. [`NumberedSampler`] draws its indices.
+    """A [`PairedDataset`] with a new view of both samples each time. [`NumberedSampler`] draws its indices.
 
     Args:
         retain (map-style dataset):

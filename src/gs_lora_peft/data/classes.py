@@ -147,10 +147,10 @@ def resolve_classes(
             class; if several classes share a requested name; or if `names` and `num_classes` disagree.
 
     Example:
-    ```python
-    >>> resolve_classes(["tench", 2], names=["tench", "golf ball", "church"])
-    [0, 2]
-    ```
+        ```py
+        >>> resolve_classes(["tench", 2], names=["tench", "golf ball", "church"])
+        [0, 2]
+        ```
     """
     items = checked(name, requested, _REQUESTED)
     names, num_classes = _checked_label_space(names, num_classes)

@@ -37,8 +37,7 @@ _MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds", "input_values", "
 
 
 class ImageCollator:
-    """
-    Collates rows with an image into `pixel_values` and `labels`.
+    """Collates rows with an image into `pixel_values` and `labels`.
 
     Images become RGB, or grey for a processor with one channel (the length of its `image_mean`). A call returns
     `pixel_values`, float, shape `(batch, channels, height, width)`, and `labels`, int64, shape `(batch,)`.
@@ -77,8 +76,7 @@ class ImageCollator:
 
 
 class TensorCollator:
-    """
-    Collates rows of tensors, arrays and numbers as [`transformers.default_data_collator`] does.
+    """Collates rows of tensors, arrays and numbers as [`transformers.default_data_collator`] does.
 
     The labels become `labels`. Other columns named `label`, `labels` or `label_ids` are left out, because the collator
     would read them as the labels; if there is no `label_column`, they are the labels. Pictures and single numbers are

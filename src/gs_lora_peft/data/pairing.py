@@ -30,8 +30,7 @@ _KEEP_LABELS = (
 
 
 class PairedDataset(TorchDataset):
-    """
-    Samples addressed by a pair of indices: one into the retain set, one into the forget set.
+    """Samples addressed by a pair of indices: one into the retain set, one into the forget set.
 
     Args:
         retain (map-style dataset):
@@ -94,8 +93,7 @@ class PairedDataset(TorchDataset):
 
 
 class PairedSampler(Sampler[Pair]):
-    """
-    Draws the pairs of an epoch, which covers the larger set once and cycles through the smaller set.
+    """Draws the pairs of an epoch, which covers the larger set once and cycles through the smaller set.
 
     With few classes to keep, an epoch over the retain set would be a handful of steps and would miss most samples to
     forget.
@@ -188,8 +186,7 @@ class PairedSampler(Sampler[Pair]):
 
 
 class PairedCollator:
-    """
-    Turns pairs into one joint batch: the samples to keep first, then as many samples to forget.
+    """Turns pairs into one joint batch: the samples to keep first, then as many samples to forget.
 
     Args:
         collate (`Callable`):

@@ -27,8 +27,7 @@ LABEL_NAMES = ("labels", "label", "label_ids")
 
 
 class Row(dict):
-    """
-    A row of a dataset.
+    """A row of a dataset.
 
     Attributes:
         origin (`tuple[NamedRows, int]` or `None`):
@@ -48,8 +47,7 @@ class Row(dict):
 
 
 class NamedRows(Dataset):
-    """
-    A map-style dataset whose rows know where they come from. Errors name the number and the column of a broken row.
+    """A map-style dataset whose rows know where they come from. Errors name the number and the column of a broken row.
 
     Formats of `datasets` that return tables, such as `"pandas"`, are ignored: rows then have no format.
 
@@ -253,8 +251,7 @@ def picture_cell(row: Mapping[str, Any], column: str) -> Any:
 
 
 def picture_for(processor: Any, row: Mapping[str, Any], column: str, number: int = 0, mode: str | None = "RGB") -> Any:
-    """
-    The input of an image processor: a PIL image of one mode, whatever the cell holds.
+    """The input of an image processor: a PIL image of one mode, whatever the cell holds.
 
     Floats stay as they are if the processor does not rescale.
 

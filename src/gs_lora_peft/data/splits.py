@@ -22,8 +22,7 @@ EVALUATION_SPLITS = ("test", "validation", "valid", "val", "evaluation", "eval",
 
 
 def evaluation_split(splits: Iterable[str]) -> str | None:
-    """
-    Picks the split to score on: the first of `test`, `validation`, `valid`, `val`, `evaluation`, `eval` and `dev`.
+    """Picks the split to score on: the first of `test`, `validation`, `valid`, `val`, `evaluation`, `eval` and `dev`.
 
     Args:
         splits (`Iterable[str]`):
@@ -37,8 +36,7 @@ def evaluation_split(splits: Iterable[str]) -> str | None:
 
 
 def class_order(num_classes: int, seed: int = 1337) -> list[int]:
-    """
-    The classes in the order of the GS-LoRA papers' code, which shuffles them with Python's `random`.
+    """The classes in the order of the GS-LoRA papers' code, which shuffles them with Python's `random`.
 
     The last classes of the order are forgotten first, and the first ones are kept.
 
@@ -57,8 +55,7 @@ def class_order(num_classes: int, seed: int = 1337) -> list[int]:
 
 
 def continual_protocol(num_classes: int, kept: Sequence[int], seed: int = 1337) -> list[list[int]]:
-    """
-    The classes that each task forgets in the papers' protocol (GS-LoRA, https://arxiv.org/abs/2403.11530, §4).
+    """The classes that each task forgets in the papers' protocol (GS-LoRA, https://arxiv.org/abs/2403.11530, §4).
 
     Args:
         num_classes (`int`):
@@ -147,11 +144,11 @@ def split_dataset(
             split; or if a setting is out of range, or both `replay_ratio` and `shots` are set.
 
     Example:
-    ```python
-    >>> split = split_dataset(dataset, forget=["tench", "cassette player"], replay_ratio=0.1)
-    >>> split.forget_classes
-    [0, 482]
-    ```
+        ```py
+        >>> split = split_dataset(dataset, forget=["tench", "cassette player"], replay_ratio=0.1)
+        >>> split.forget_classes
+        [0, 482]
+        ```
     """
     settings: dict[str, Any] = {
         "old": old,

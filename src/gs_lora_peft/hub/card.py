@@ -51,8 +51,7 @@ def build_card(
     dataset: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
-    """
-    Writes the card of a run: what was asked, how well it worked, how to load it, and what it does not promise.
+    """Writes the card of a run: what was asked, how well it worked, how to load it, and what it does not promise.
 
     All values come from the ledger; unknown ones are omitted, or reported as unknown. The same arguments give the same
     text.

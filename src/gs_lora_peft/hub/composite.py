@@ -50,8 +50,7 @@ def write_composite(
     tasks: int | Sequence[str] | None = None,
     max_rank: int | None = None,
 ) -> CompositeReport:
-    """
-    Writes the sum of tasks as one plain LoRA adapter, which stock PEFT and transformers load.
+    """Writes the sum of tasks as one plain LoRA adapter, which stock PEFT and transformers load.
 
     A single task is copied byte for byte. For several tasks, the matrices of each module are concatenated with their
     scalings folded in, which is exact; the rank of a module is the sum of its tasks' ranks. If that exceeds the

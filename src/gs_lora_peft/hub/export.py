@@ -34,8 +34,7 @@ def export_forgotten(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> CompositeReport:
-    """
-    Writes some tasks of a run as one plain LoRA adapter, which stock PEFT and transformers load.
+    """Writes some tasks of a run as one plain LoRA adapter, which stock PEFT and transformers load.
 
     A single task is copied byte for byte; several tasks become their sum, as in the root of a published repository. A
     warning names the tasks that did not forget.
@@ -88,8 +87,7 @@ def merge_forgotten(
     push_to: str | None = None,
     private: bool = True,
 ) -> Path:
-    """
-    Writes a full model that has forgotten: the base model with the tasks merged, its processor and a card.
+    """Writes a full model that has forgotten: the base model with the tasks merged, its processor and a card.
 
     A base model with an adapter still holds what was forgotten. This model, shared alone, does not: it has no weights
     of the base model in the layers that the tasks change. It is stored as safetensors, sharded as by transformers,

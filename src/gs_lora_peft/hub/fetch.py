@@ -39,8 +39,7 @@ def fetch_run(
     local_dir: StrPath | None = None,
     tasks: int | Sequence[str] | None = None,
 ) -> Path:
-    """
-    Downloads a published run: its ledger, and the files of its tasks that the ledger lists. Nothing else is fetched.
+    """Downloads a published run: its ledger, and the files of its tasks that the ledger lists. It fetches no others.
 
     Files in the Hugging Face cache are not downloaded again, and are enough when offline (`HF_HUB_OFFLINE=1`).
 
@@ -141,8 +140,7 @@ def fetch_ledger(repo_id: str, *, revision: str | None = None, token: str | bool
 
 
 def fetch_repository(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """
-    Downloads all published files of a run, for [`verify_repository`]; [`fetch_run`] downloads what loading needs.
+    """Downloads all published files of a run, for [`verify_repository`]; [`fetch_run`] downloads what loading needs.
 
     Args:
         repo_id (`str`):

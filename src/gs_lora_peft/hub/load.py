@@ -32,8 +32,7 @@ def load_forgotten(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> nn.Module:
-    """
-    Loads a model as it was after some of its forgetting tasks. Ledger, files and base weights are checked first.
+    """Loads a model as it was after some of its forgetting tasks. Ledger, files and base weights are checked first.
 
     Args:
         base_model (`transformers.PreTrainedModel`):

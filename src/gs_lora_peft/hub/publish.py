@@ -75,8 +75,7 @@ def push_to_hub(
     license: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """
-    Publishes a run in one commit: card, ledger, the adapter of all tasks together, one of each task, and pictures.
+    """Publishes a run in one commit: card, ledger, the adapter of all tasks together, one of each task, and pictures.
 
     Only safetensors, JSON, Markdown and PNG leave the machine. They are built in a separate folder from the files that
     the ledger lists; checkpoints, optimizer states, logs and data are never sent. Publishing again sends only new
@@ -172,8 +171,7 @@ def stage_repository(
     dataset: str | None = None,
     license: str | None = None,
 ) -> StagedRepository:
-    """
-    Writes everything that [`push_to_hub`] would publish of a run to a folder.
+    """Writes everything that [`push_to_hub`] would publish of a run to a folder.
 
     This is `README.md`, `forgetting.json`, the adapter of all tasks together, one of each task in effect, and
     pictures. Only files that the ledger lists are copied, after a check of their hashes. The same run gives the same

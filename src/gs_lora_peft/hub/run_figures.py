@@ -23,8 +23,7 @@ EARLIER, ZERO = "#009E73", "#E4E4E4"
 
 
 def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
-    """
-    Draws a run from its ledger.
+    """Draws a run from its ledger.
 
     - `group_norms.png` shows the norm ‖g‖ of every group in every task as a heat map and marks groups that are exactly
       zero.

@@ -84,8 +84,7 @@ def verify_repository(
     *,
     token: str | bool | None = None,
 ) -> VerifyReport:
-    """
-    Checks a repository that [`push_to_hub`] or [`stage_repository`] made, or the folder of a run.
+    """Checks a repository that [`push_to_hub`] or [`stage_repository`] made, or the folder of a run.
 
     - The ledger: its digest, and everything else that [`ForgettingLedger.load`] checks.
     - The files of the tasks in effect exist and have the hashes in the ledger.

@@ -17,8 +17,7 @@ from .losses import ForgetLoss, GlobalMean, PrototypeDistance, identity
 
 
 class Scoring(Protocol):
-    """
-    Scores a kind of model by its predictions on a dataset. Subclass it, and give it to an [`Objective`].
+    """Scores a kind of model by its predictions on a dataset. Subclass it, and give it to an [`Objective`].
 
     Attributes:
         measure ([`MetricName`]):
@@ -119,8 +118,7 @@ def _predicted(logits: Any) -> np.ndarray:
 
 @dataclass
 class ObjectiveOutput:
-    """
-    The loss of one joint batch, and values to log.
+    """The loss of one joint batch, and values to log.
 
     Attributes:
         loss (`torch.Tensor`):
@@ -147,8 +145,7 @@ class ObjectiveOutput:
 
 
 class Objective(Protocol):
-    """
-    What "forget" and "retain" mean for a kind of model.
+    """What "forget" and "retain" mean for a kind of model.
 
     Subclass it. [`GSLoraTrainer`] knows nothing else about the kind of model.
 

@@ -19,8 +19,7 @@ from .terms import with_distillation, with_prototypes
 
 
 class ClassificationObjective(Objective):
-    r"""
-    The loss of a classifier: L_retain + β · a bounded forgetting term, from the logits of one joint batch.
+    r"""The loss of a classifier: L_retain + β · a bounded forgetting term, from the logits of one joint batch.
 
     L_retain is the mean cross-entropy of the half to keep. The forgetting term is one of
 

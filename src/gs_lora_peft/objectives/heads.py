@@ -42,8 +42,7 @@ def is_detector(model: nn.Module) -> bool:
 
 
 def find_head(model: nn.Module) -> str:
-    """
-    Finds the classification head: the last Linear, convolution or cosine head that maps to `config.num_labels`.
+    """Finds the classification head: the last Linear, convolution or cosine head that maps to `config.num_labels`.
 
     "Last" follows the order in which the modules were registered. In every classifier of transformers the head is
     registered after the layers before it. LoRA matrices do not count.
@@ -126,8 +125,7 @@ class CapturedInputs:
 
     @property
     def embeddings(self) -> Tensor:
-        """
-        The embeddings of the batch, float32, shape `(B, width)`, with gradient where the forward had one.
+        """The embeddings of the batch, float32, shape `(B, width)`, with gradient where the forward had one.
 
         Raises:
             NoEmbeddingFoundError: If the head was not called exactly once, or not on one vector for each sample.
@@ -146,8 +144,7 @@ class CapturedInputs:
 
 @contextmanager
 def captured_embeddings(model: nn.Module, path: str | None = None) -> Iterator[CapturedInputs]:
-    """
-    Captures the inputs of the head while a forward runs in the block.
+    """Captures the inputs of the head while a forward runs in the block.
 
     Args:
         model (`torch.nn.Module`):
@@ -233,8 +230,7 @@ def _check_logits(model: nn.Module, logits: Tensor, labels: Tensor) -> None:
 
 
 def head_size(model: nn.Module) -> int | None:
-    """
-    The number of classes that a model tells apart, C.
+    """The number of classes that a model tells apart, C.
 
     Args:
         model (`torch.nn.Module`):
@@ -252,8 +248,7 @@ def head_size(model: nn.Module) -> int | None:
 
 
 def check_class_head(model: nn.Module, name: str = "model") -> None:
-    """
-    Refuses models that cannot have a class head, before anything is loaded or trained.
+    """Refuses models that cannot have a class head, before anything is loaded or trained.
 
     Only classes that transformers defines are known. Your own class passes, with or without a configuration: its
     logits are checked in the first forward.

@@ -25,8 +25,7 @@ def identity(tensor: Tensor) -> Tensor:
 
 
 def auto_forget_bound(num_classes: int, kind: ForgetLoss = "log_odds") -> float:
-    r"""
-    A bound BND that suits a plain softmax head of C classes.
+    r"""A bound BND that suits a plain softmax head of C classes.
 
     A sample with p(true class) < 1/C is certainly misclassified, because another class is more probable. Its log-odds
     against its class then exceed ln(C − 1). Its cross-entropy exceeds ln C, the value of a head that knows nothing.
@@ -58,8 +57,7 @@ def auto_forget_bound(num_classes: int, kind: ForgetLoss = "log_odds") -> float:
 
 
 def log_odds_against(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""
-    log((1 − p) / p) of each sample's class: how far its logit lies below those of all other classes together.
+    r"""log((1 − p) / p) of each sample's class: how far its logit lies below those of all other classes together.
 
     Equals the cross-entropy −log p where p is small. Where the head is sure (p ≈ 1), the slope of cross-entropy
     vanishes with 1 − p, so that forgetting cannot start. Here the slope is 1 everywhere.
@@ -98,8 +96,7 @@ def hinge(value: Tensor, bound: float, mean: Tensor) -> Tensor:
 
 
 def bounded_cross_entropy(losses: Tensor, bound: float, global_mean: GlobalMean = identity) -> Tensor:
-    """
-    ReLU(BND − mean CE), the forgetting term of GS-LoRA as published (eq. 4), with the mean taken over all processes.
+    """ReLU(BND − mean CE), the forgetting term of GS-LoRA as published (eq. 4), with the mean over all processes.
 
     Every process opens or closes the ReLU by the same, global mean. Otherwise the mean over processes would not be the
     loss of the joint batch.
@@ -120,8 +117,7 @@ def bounded_cross_entropy(losses: Tensor, bound: float, global_mean: GlobalMean 
 
 
 def embedding_distances(embeddings: Tensor, prototypes: Tensor, kind: PrototypeDistance = "kl") -> Tensor:
-    """
-    The distance of each embedding from a prototype.
+    """The distance of each embedding from a prototype.
 
     Args:
         embeddings (`torch.Tensor`):
@@ -145,8 +141,7 @@ def embedding_distances(embeddings: Tensor, prototypes: Tensor, kind: PrototypeD
 
 
 def distillation_loss(logits: Tensor, earlier: Tensor, excluded_classes: Sequence[int] = ()) -> Tensor:
-    """
-    Mean KL(p_before ‖ p_now) over all classes but the excluded ones.
+    """Mean KL(p_before ‖ p_now) over all classes but the excluded ones.
 
     Args:
         logits (`torch.Tensor`):

@@ -27,8 +27,7 @@ DISTILLATION_WEIGHT = 1.0  # w_d by default where classes have no training data;
 
 @dataclass(frozen=True)
 class ClassPrototypes:
-    """
-    The mean embedding of every class, on the device of the model.
+    """The mean embedding of every class, on the device of the model.
 
     Attributes:
         means (`torch.Tensor`):
@@ -45,8 +44,7 @@ class ClassPrototypes:
     def compute(
         cls, model: nn.Module, batches: Iterable[dict[str, Any]], global_sum: GlobalMean = identity
     ) -> ClassPrototypes:
-        """
-        Averages the embeddings of each class in one pass over labelled data.
+        """Averages the embeddings of each class in one pass over labelled data.
 
         Args:
             model (`torch.nn.Module`):
@@ -98,8 +96,7 @@ class ClassPrototypes:
 
 
 class PrototypeObjective(Objective):
-    r"""
-    Adds the prototype terms of GS-LoRA++ (https://arxiv.org/abs/2501.09705, §3.4) to the objective of a classifier.
+    r"""Adds the prototype terms of GS-LoRA++ (https://arxiv.org/abs/2501.09705, §3.4) to a classifier's objective.
 
     The terms are w_f · ReLU(BND_pro − D_f) + w_r · D_r, where D_f and D_r are the mean distances of the embeddings of
     the forget and the retain half from the prototypes of their classes.
@@ -175,8 +172,7 @@ class PrototypeObjective(Objective):
 
 
 class DistillationObjective(Objective):
-    r"""
-    Adds w_d · KL(p_before ‖ p_now) to the objective of a classifier, over all classes but those to forget.
+    r"""Adds w_d · KL(p_before ‖ p_now) to the objective of a classifier, over all classes but those to forget.
 
     This is knowledge distillation (https://arxiv.org/abs/1503.02531) as Learning without Forgetting uses it
     (https://arxiv.org/abs/1606.09282), without the classes to forget. It is not part of the papers' method.

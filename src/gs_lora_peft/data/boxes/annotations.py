@@ -42,8 +42,7 @@ class InvalidBoxError(InvalidInputError):
 
 @dataclass(frozen=True)
 class Annotations:
-    """
-    The annotations of a dataset's images, in the order of its rows.
+    """The annotations of a dataset's images, in the order of its rows.
 
     Attributes:
         rows (`np.ndarray` of shape `(n,)`, int64):
@@ -115,9 +114,9 @@ def prepare_boxes(
             model does not have one of the categories.
 
     Example:
-    ```python
-    >>> dataset = prepare_boxes(load_dataset("cppe-5"), label2id=model.config.label2id, invalid="drop")
-    ```
+        ```py
+        >>> dataset = prepare_boxes(load_dataset("cppe-5"), label2id=model.config.label2id, invalid="drop")
+        ```
     """
     checked("box_format", box_format, BoxFormat)
     checked("invalid", invalid, InvalidBoxes)

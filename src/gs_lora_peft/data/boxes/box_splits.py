@@ -81,11 +81,11 @@ def split_boxes(
             split; or if a setting is out of range, or both `replay_ratio` and `shots` are set.
 
     Example:
-    ```python
-    >>> split = split_boxes(dataset, forget=["WBC"], replay_ratio=0.5)
-    >>> len(split.forget), len(split.retain)
-    (290, 143)
-    ```
+        ```py
+        >>> split = split_boxes(dataset, forget=["WBC"], replay_ratio=0.5)
+        >>> len(split.forget), len(split.retain)
+        (290, 143)
+        ```
     """
     check_sampling(replay_ratio, shots, seed)
     annotations = checked_annotations(dataset, objects_column)

@@ -35,10 +35,10 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
             category that is not listed; if categories share a name; or if an image file is missing.
 
     Example:
-    ```python
-    >>> dataset = read_coco("annotations/instances_val2017.json", "val2017")
-    >>> dataset = prepare_boxes(dataset, label2id=model.config.label2id, invalid="drop")
-    ```
+        ```py
+        >>> dataset = read_coco("annotations/instances_val2017.json", "val2017")
+        >>> dataset = prepare_boxes(dataset, label2id=model.config.label2id, invalid="drop")
+        ```
     """
     annotation_file, image_folder = as_path(annotation_file, "annotation_file"), as_path(image_folder, "image_folder")
     content = _content(annotation_file)

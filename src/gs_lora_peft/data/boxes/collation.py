@@ -25,8 +25,7 @@ _MASKED_PROCESSORS = ("Detr", "ConditionalDetr", "DeformableDetr")
 
 
 class DetectionCollator:
-    """
-    Collates rows with an image and annotated boxes into a batch for one of transformers' detectors.
+    """Collates rows with an image and annotated boxes into a batch for one of transformers' detectors.
 
     A row's boxes are (x, y, w, h) in pixels of its image after the dataset's transform. A transform must move the
     boxes with the image and remove those that leave it (albumentations does with `BboxParams("coco",
@@ -64,9 +63,9 @@ class DetectionCollator:
         InvalidInputError: In a call, if a row lacks an image or annotations, or the head does not have a category.
 
     Example:
-    ```python
-    >>> collate = PairedCollator(DetectionCollator(processor, forget_classes=split.forget_classes))
-    ```
+        ```py
+        >>> collate = PairedCollator(DetectionCollator(processor, forget_classes=split.forget_classes))
+        ```
     """
 
     def __init__(

@@ -21,8 +21,7 @@ _ROTATED = (5, 6, 7, 8)  # EXIF orientations for which `datasets` rotates an ima
 
 @dataclass(frozen=True)
 class ObjectColumn:
-    """
-    All annotations in the table of a dataset, flattened from any of the usual layouts.
+    """All annotations in the table of a dataset, flattened from any of the usual layouts.
 
     Attributes:
         lengths (`np.ndarray` of shape `(rows,)`, int64):

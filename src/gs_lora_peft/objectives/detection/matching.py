@@ -33,8 +33,7 @@ _LABELS_MADE = "A detector's image processor makes them: processor(images=…, a
 
 @dataclass
 class Targets:
-    """
-    The annotations of a batch of images.
+    """The annotations of a batch of images.
 
     Attributes:
         annotations (list of `dict`):
@@ -62,8 +61,7 @@ class Targets:
 
 
 def read_targets(inputs: dict[str, Any], num_labels: int, training: bool) -> Targets:
-    """
-    Reads the annotations of a batch, and checks what would otherwise fail later, far from its cause.
+    """Reads the annotations of a batch, and checks what would otherwise fail later, far from its cause.
 
     Args:
         inputs (`dict`):
@@ -135,8 +133,7 @@ def _check_label(label: Mapping[str, Tensor], names: Sequence[str], position: in
 
 @dataclass
 class Matched:
-    """
-    The queries that a loss is taken over, of several images in one flat list, and their matched annotations.
+    """The queries that a loss is taken over, of several images in one flat list, and their matched annotations.
 
     Attributes:
         logits (`torch.Tensor`):
@@ -165,8 +162,7 @@ class Matched:
 
 
 def select(logits: Tensor, boxes: Tensor, pairs: Pairs, targets: Targets, forget: bool) -> Matched:
-    """
-    Selects what the loss of one half is taken over.
+    """Selects what the loss of one half is taken over.
 
     Queries that match annotations of the other kind take no part, neither as an object nor as background. Images
     without annotations to forget take no part in the half to forget. All their queries would be background, and a
@@ -214,8 +210,7 @@ def select(logits: Tensor, boxes: Tensor, pairs: Pairs, targets: Targets, forget
 
 
 class DetectionCriterion:
-    """
-    The detector's `loss_function` on its last layer, in two steps: match, then sum the loss terms.
+    """The detector's `loss_function` on its last layer, in two steps: match, then sum the loss terms.
 
     transformers' loss functions do both in one call. They divide by the number of boxes of one process (RT-DETR,
     D-FINE), or by a mean over processes that is too small by a factor of their number (all others). Here the caller
@@ -348,8 +343,7 @@ _CRITERIA: dict[Any, Callable[[Any], Criterion]] = {
 
 
 class HeadRecorder:
-    """
-    Records the input of the last Linear of a detector's classification head in a forward.
+    """Records the input of the last Linear of a detector's classification head in a forward.
 
     Args:
         model (`torch.nn.Module`):

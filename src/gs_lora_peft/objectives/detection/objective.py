@@ -34,8 +34,7 @@ class _Half:
 
 
 class DetectionObjective(Objective):
-    r"""
-    The loss of a detector: L_retain + β · (a bounded forgetting term + the box losses of the forget half).
+    r"""The loss of a detector: L_retain + β · (a bounded forgetting term + the box losses of the forget half).
 
     L_retain is the detector's own loss (class, L1 and GIoU of the last layer, with the weights of its configuration)
     on the half to keep, with the annotations to keep. On the half to forget the detector still learns the boxes, but

@@ -14,8 +14,7 @@ from ..base import Scoring
 
 
 class DetectionScoring(Scoring):
-    """
-    COCO's AP@[.5:.95] of the categories by role, see [`detection_scores`].
+    """COCO's AP@[.5:.95] of the categories by role, see [`detection_scores`].
 
     Args:
         is_softmax (`bool`):
