@@ -30,9 +30,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, TrainerCallback, ViTImageProcessor
 
+import gs_lora_peft
 from gs_lora_peft import GSLoraConfig, GSLoraTrainer, LoraGroups
 from gs_lora_peft.methods import SparsityCallback
 from gs_lora_peft.objectives import auto_forget_bound
+
+PACKAGE = str(Path(gs_lora_peft.__file__).parent)
 
 
 class Recorder(TrainerCallback):
@@ -578,7 +581,7 @@ def test_one_host_synchronisation_a_step(tmp_path, monkeypatch, on_cpu):
         original = getattr(torch.Tensor, name)
 
         def wrapper(self, *args):
-            frames = [frame for frame in traceback.extract_stack() if "gs_lora_peft" in frame.filename]
+            frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
             # The sampler, the collator and the check of its labels work on the host anyway.
             if frames and not frames[-1].filename.endswith(("pairing.py", "collation.py", "rows.py")):
                 counts[frames[-1].name] += 1
