@@ -30,6 +30,12 @@ from .losses import (
     log_odds_against as log_odds_against,
 )
 from .registry import OBJECTIVES as OBJECTIVES, kind_of as kind_of, objective_for as objective_for
+from .states import (
+    CapturedStates as CapturedStates,
+    Pooling as Pooling,
+    block_paths as block_paths,
+    captured_states as captured_states,
+)
 from .terms import (
     ClassPrototypes as ClassPrototypes,
     DistillationObjective as DistillationObjective,
@@ -39,6 +45,7 @@ from .terms import (
 __all__ = [
     "OBJECTIVES",
     "Background",
+    "CapturedStates",
     "ClassPrototypes",
     "ClassificationObjective",
     "ClassificationScoring",
@@ -51,13 +58,16 @@ __all__ = [
     "NoEmbeddingFoundError",
     "Objective",
     "ObjectiveOutput",
+    "Pooling",
     "PrototypeDistance",
     "PrototypeObjective",
     "Scoring",
     "Task",
     "auto_forget_bound",
+    "block_paths",
     "bounded_cross_entropy",
     "captured_embeddings",
+    "captured_states",
     "check_class_head",
     "distillation_loss",
     "embedding_distances",

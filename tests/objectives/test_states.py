@@ -1,0 +1,59 @@
+"""The states behind the blocks: those of a real model, pooled as asked, with gradient, and nothing left behind."""
+
+import pytest
+import torch
+from errors import refused
+from peft import LoraConfig, get_peft_model
+from transformers import ViTConfig, ViTForImageClassification
+
+from gs_lora_peft.objectives import block_paths, captured_states
+
+
+@pytest.fixture
+def vit():
+    torch.manual_seed(0)
+    return ViTForImageClassification(
+        ViTConfig(
+            image_size=8, patch_size=4, num_channels=1, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+            intermediate_size=32, num_labels=4,
+        )
+    ).eval()  # fmt: skip
+
+
+PIXELS = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_states_are_those_that_transformers_returns(vit):
+    with captured_states(vit) as captured:
+        hidden = vit(pixel_values=PIXELS, output_hidden_states=True).hidden_states
+    assert captured.paths == block_paths(vit)
+    for path, expected in zip(captured.paths, hidden[1:], strict=True):
+        assert torch.equal(captured.pooled("first")[path], expected[:, 0])
+        assert torch.equal(captured.pooled("mean")[path], expected.mean(1))
+
+
+def test_padding_does_not_count(vit):
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+    with captured_states(vit) as captured:
+        vit(pixel_values=PIXELS)
+    for path, states in captured.pooled("mean", mask).items():
+        torch.testing.assert_close(states[0], captured.outputs[path][0, :2].mean(0))
+        torch.testing.assert_close(states[1], captured.outputs[path][1].mean(0))
+
+
+def test_paths_and_gradients_hold_in_a_peft_model_and_the_hooks_are_removed(vit):
+    paths = block_paths(vit)
+    model = get_peft_model(vit, LoraConfig(target_modules=["fc1"]))
+    with captured_states(model) as captured:
+        model(pixel_values=PIXELS)
+    assert list(captured.pooled("first")) == paths
+    assert captured.pooled("first")[paths[-1]].requires_grad
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_block_that_takes_no_part_is_named(vit):
+    vit.unused = torch.nn.Linear(2, 2)
+    with captured_states(vit, ["unused"]) as captured:
+        vit(pixel_values=PIXELS)
+    with refused("blocks that took part in the forward", []):
+        captured.pooled("first")
