@@ -1,0 +1,130 @@
+"""A model under audit: its states and logits, computed once, and fresh copies for attacks that train."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..adapters import weights_fingerprint
+from ..objectives import (
+    NoEmbeddingFoundError,
+    block_paths,
+    captured_embeddings,
+    captured_states,
+    find_head,
+    is_detector,
+    logits_of,
+)
+from .samples import Samples
+
+Kind = Literal["original", "forgotten", "retrained", "random"]
+
+EMBEDDING, LOGITS = "embedding", "logits"
+
+
+@dataclass
+class Subject:
+    """A model under audit.
+
+    Args:
+        name (`str`):
+            Its name in reports, e.g. `"retrained 2"`.
+        kind (`"original"`, `"forgotten"`, `"retrained"` or `"random"`):
+            What it is.
+        model (`torch.nn.Module`):
+            The bare model, in eval mode. Attacks do not change it.
+    """
+
+    name: str
+    kind: Kind
+    model: nn.Module
+    _states: dict[int, tuple[Samples, dict[str, np.ndarray]]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+
+    @property
+    def is_detector(self) -> bool:
+        return is_detector(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def fingerprint(self) -> str:
+        """Returns the hash of the weights."""
+        return weights_fingerprint(self.model)
+
+    def fresh(self) -> nn.Module:
+        """Returns a copy, in eval mode, whose weights all train."""
+        model = copy.deepcopy(self.model)
+        model.requires_grad_(True)
+        return model.eval()
+
+    def states(self, samples: Samples) -> dict[str, np.ndarray]:
+        """The states of all samples behind every block, and their logits; computed once.
+
+        Args:
+            samples ([`Samples`]):
+                The samples.
+
+        Returns:
+            `dict[str, np.ndarray]`: Float32, shape `(n, width)`, by place: `"block 1"` … (the first token, which is
+            the class token of most models), `"block 1 (mean)"` … (the mean over all tokens), `"embedding"` (the input
+            of the head, where that is one vector) and `"logits"`.
+        """
+        if id(samples) not in self._states:
+            self._states[id(samples)] = samples, states_of(self.model, samples)
+        return self._states[id(samples)][1]
+
+    def forget_states(self) -> None:
+        """Frees the memory of the states."""
+        self._states.clear()
+
+
+@torch.no_grad()
+def states_of(model: nn.Module, samples: Samples, size: int = 128) -> dict[str, np.ndarray]:
+    """Computes the states behind every block and the logits of a classifier, as in [`~Subject.states`].
+
+    Args:
+        model (`torch.nn.Module`):
+            A bare classifier in eval mode.
+        samples ([`Samples`]):
+            The samples.
+        size (`int`, *optional*, defaults to 128):
+            Samples in a batch.
+    """
+    paths, head = block_paths(model), _head_path(model)
+    device = next(model.parameters()).device
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in samples.batches(size=size, device=device):
+        embeddings = captured_embeddings(model, head) if head else nullcontext()
+        with captured_states(model, paths) as captured, embeddings as inputs:
+            logits = logits_of(model, batch)
+        found = {LOGITS: logits.float(), **({EMBEDDING: inputs.embeddings} if inputs else {})}
+        for number, (path, first) in enumerate(captured.pooled("first").items(), start=1):
+            found[f"block {number}"] = first
+            if captured.outputs[path].ndim > 2:
+                found[f"block {number} (mean)"] = captured.pooled("mean", batch.get("attention_mask"))[path]
+        for place, values in found.items():
+            parts.setdefault(place, []).append(values.cpu().numpy())
+    return {place: np.concatenate(values) for place, values in sorted(parts.items(), key=_order)}
+
+
+def _order(item: tuple[str, list[np.ndarray]]) -> tuple[bool, int, str]:
+    place = item[0]
+    number = 0 if place in (EMBEDDING, LOGITS) else int(place.split()[1])
+    return not number, number, place
+
+
+def _head_path(model: nn.Module) -> str | None:
+    try:
+        return find_head(model)
+    except NoEmbeddingFoundError:
+        return None
