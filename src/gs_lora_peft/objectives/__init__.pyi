@@ -8,6 +8,11 @@ from .base import (
     Task as Task,
 )
 from .classification import ClassificationObjective as ClassificationObjective
+from .depth import (
+    DepthObjective as DepthObjective,
+    depth_distances as depth_distances,
+    target_weights as target_weights,
+)
 from .detection.objective import Background as Background, DetectionObjective as DetectionObjective
 from .heads import (
     NoEmbeddingFoundError as NoEmbeddingFoundError,
@@ -19,6 +24,7 @@ from .heads import (
     logits_of as logits_of,
 )
 from .losses import (
+    DepthTarget as DepthTarget,
     ForgetLoss as ForgetLoss,
     GlobalMean as GlobalMean,
     PrototypeDistance as PrototypeDistance,
@@ -49,6 +55,8 @@ __all__ = [
     "ClassPrototypes",
     "ClassificationObjective",
     "ClassificationScoring",
+    "DepthObjective",
+    "DepthTarget",
     "DetectionObjective",
     "DistillationObjective",
     "ForgetLoss",
@@ -69,6 +77,7 @@ __all__ = [
     "captured_embeddings",
     "captured_states",
     "check_class_head",
+    "depth_distances",
     "distillation_loss",
     "embedding_distances",
     "find_head",
@@ -79,4 +88,5 @@ __all__ = [
     "log_odds_against",
     "logits_of",
     "objective_for",
+    "target_weights",
 ]

@@ -13,7 +13,7 @@ from ..checking import BelowOne, NotNegative, NotNegativeWhole, Number, auto_or,
 from ..data import EpochCovers
 from ..errors import InvalidInputError
 from ..io import as_path
-from ..objectives import Background, ForgetLoss, PrototypeDistance
+from ..objectives import Background, DepthTarget, ForgetLoss, PrototypeDistance
 from .inherited import check_by_arguments, check_processes, smaller_is_better
 from .option_types import KINDS
 
@@ -107,6 +107,17 @@ class GSLoraTrainingArguments(TrainingArguments):
             that have no training data, see [`DistillationObjective`]. `"auto"`: 1 if the head has such classes, else 0
             to save its second forward. It acts on both halves of the batch if there are such classes, else on the half
             to keep. Not negative, not for detectors.
+        depth_weight (`float`, *optional*, defaults to 0):
+            Weight of the distance of the states of samples to forget from those of kept samples, behind every block:
+            forgetting in depth, see [`DepthObjective`]. Without it the head no longer answers with the class, and the
+            states before the head still tell it apart. Costs one more forward of the half to keep in each step. Not
+            negative, not for detectors, not without an adapter.
+        depth_target (`"sample"` or `"mean"`, *optional*, defaults to `"sample"`):
+            What the states are drawn to: one kept sample of the class that resembles the sample to forget most, or the
+            mean of the kept samples of that class in the batch.
+        depth_blocks (`str`, *optional*, defaults to `"auto"`):
+            The blocks, as a regular expression that is searched in their paths, such as `r"layers\.(8|9|10|11)$"`.
+            `"auto"`: all.
         ema_decay (`float`, *optional*, defaults to 0):
             Decay of an exponential moving average of the adapter, in [0, 1). Evaluation scores the average, and the
             model holds it at the end; checkpoints hold it beside the weights. 0: no average.
@@ -199,6 +210,17 @@ class GSLoraTrainingArguments(TrainingArguments):
     distillation_weight: _WeightOrAuto = field(
         default="auto",
         metadata={"help": "w_d: holds the other classes; 'auto': 1 if some have no data, else 0."},
+    )
+    depth_weight: NotNegative = field(
+        default=0.0,
+        metadata={"help": "Draws states of forgotten samples to those of kept ones, in every block; 0: off."},
+    )
+    depth_target: DepthTarget = field(
+        default="sample",
+        metadata={"help": "Kept states to draw to: of one 'sample' of the nearest class, or its 'mean'."},
+    )
+    depth_blocks: str = field(
+        default="auto", metadata={"help": "Blocks of the depth term: 'auto' (all), or a regular expression on paths."}
     )
     augmentation: bool = field(default=False, metadata={"help": "Train on augmented views."})
     ema_decay: BelowOne = field(default=0.0, metadata={"help": "Decay of the adapter's moving average; 0: off."})
