@@ -10,7 +10,7 @@ from .base import (
 from .classification import ClassificationObjective as ClassificationObjective
 from .depth import (
     DepthObjective as DepthObjective,
-    depth_distances as depth_distances,
+    state_scales as state_scales,
     target_weights as target_weights,
 )
 from .detection.objective import Background as Background, DetectionObjective as DetectionObjective
@@ -77,7 +77,6 @@ __all__ = [
     "captured_embeddings",
     "captured_states",
     "check_class_head",
-    "depth_distances",
     "distillation_loss",
     "embedding_distances",
     "find_head",
@@ -88,5 +87,6 @@ __all__ = [
     "log_odds_against",
     "logits_of",
     "objective_for",
+    "state_scales",
     "target_weights",
 ]

@@ -225,6 +225,7 @@ class LossArguments(Protocol):
     prototype_augmentations: int
     distillation_weight: Any  # a number or "auto"
     depth_weight: float
+    depth_retain_weight: float
     depth_target: DepthTarget
     depth_blocks: str
 

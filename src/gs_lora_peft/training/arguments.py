@@ -108,10 +108,12 @@ class GSLoraTrainingArguments(TrainingArguments):
             to save its second forward. It acts on both halves of the batch if there are such classes, else on the half
             to keep. Not negative, not for detectors.
         depth_weight (`float`, *optional*, defaults to 0):
-            Weight of the distance of the states of samples to forget from those of kept samples, behind every block:
-            forgetting in depth, see [`DepthObjective`]. Without it the head no longer answers with the class, and the
-            states before the head still tell it apart. Costs one more forward of the half to keep in each step. Not
-            negative, not for detectors, not without an adapter.
+            Forgetting in depth: weight of the distance of the states of samples to forget from those of kept samples,
+            behind every block, see [`DepthObjective`]. Without it the head no longer answers with the class, and the
+            states before the head still tell it apart. It costs one more forward in each step. Not negative, not for
+            detectors, not without an adapter.
+        depth_retain_weight (`float`, *optional*, defaults to 0):
+            With it, weight of the distance of kept states from what they were before the task. Not negative.
         depth_target (`"sample"` or `"mean"`, *optional*, defaults to `"sample"`):
             What the states are drawn to: one kept sample of the class that resembles the sample to forget most, or the
             mean of the kept samples of that class in the batch.
@@ -215,6 +217,9 @@ class GSLoraTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Draws states of forgotten samples to those of kept ones, in every block; 0: off."},
     )
+    depth_retain_weight: NotNegative = field(
+        default=0.0, metadata={"help": "With it, holds the states of kept samples at what they were; 0: off."}
+    )
     depth_target: DepthTarget = field(
         default="sample",
         metadata={"help": "Kept states to draw to: of one 'sample' of the nearest class, or its 'mean'."},
@@ -278,6 +283,13 @@ class GSLoraTrainingArguments(TrainingArguments):
                 views,
                 "0 without prototypes, which average the views",
                 "Set `prototype_forget_weight` or `prototype_retain_weight`, or leave it out.",
+            )
+        if self.depth_retain_weight and not self.depth_weight:
+            raise InvalidInputError(
+                "depth_retain_weight",
+                self.depth_retain_weight,
+                "0 without forgetting in depth",
+                "Set `depth_weight`, or leave it out.",
             )
         if self.ema_start_epoch and not self.ema_decay:
             raise InvalidInputError(
