@@ -91,16 +91,17 @@ def slow_depth(model, inputs):
     mask = inputs.get("attention_mask", torch.ones(len(labels), TOKENS)).tolist()
     now = [slow_readings(model, x, m) for x, m in zip(inputs["x"], mask, strict=True)]
     kept = [states for states, _ in now[:half]]
-    scales, total, count = slow_scales(kept), 0.0, 0
+    scales, total, weight = slow_scales(kept), 0.0, 0.0
     for states, logits in now[half:]:
         best = max(set(labels[:half]), key=lambda label: logits[label])
         of_class = [targets for targets, label in zip(kept, labels[:half], strict=True) if label == best]
         for reading, vector in enumerate(states):
             goal = [sum(x) / len(of_class) for x in zip(*(t[reading] for t in of_class), strict=True)]
             pairs = zip(vector, goal, scales[reading], strict=True)
-            total += sum(((a - b) / s) ** 2 for a, b, s in pairs) / WIDTH
-            count += 1
-    return total / count
+            block = 1 + reading // 2
+            total += sum(((a - b) / s) ** 2 for a, b, s in pairs) / WIDTH / block
+            weight += 1 / block
+    return total / weight
 
 
 @given(kept=st.lists(st.integers(0, 2), min_size=1, max_size=6), seed=st.integers(0, 2**20), masked=st.booleans())

@@ -39,7 +39,8 @@ class DepthObjective(Objective):
     σ_l is the standard deviation of s_l⁰ among all kept samples, by dimension. Without it the offset that all samples
     share would hide in what they differ. x_i are the samples to forget and y_j those to keep. y_{j(i)} is of that
     class among those in the half to keep to which the model before the task gives the largest logit for x_i; it is
-    drawn anew at each step. No gradient reaches the targets.
+    drawn anew at each step. No gradient reaches the targets. The mean over blocks weighs the l-th block by 1 / l,
+    because most of what later states tell apart is there behind the first block.
 
     Each step costs one more forward, without gradient, and the training begins with a pass over the data for σ. Ranked
     by the model that trains, which would cost less, ever more samples would fall to one kept class, and the kept
@@ -140,8 +141,14 @@ def readings(captured: CapturedStates, inputs: Mapping[str, Any]) -> list[Tensor
 
 
 def mean_distance(states: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """The mean squared difference over dimensions and samples, then over readings; a scalar."""
-    return torch.stack([(one - other).square().mean() for one, other in zip(states, targets, strict=True)]).mean()
+    """The mean squared difference over dimensions and samples, then over readings, weighted by block; a scalar.
+
+    Block l weighs 1 / l: later states follow from earlier ones, and the first block has the most to change.
+    """
+    distances = [(one - other).square().mean() for one, other in zip(states, targets, strict=True)]
+    weights = [1 / (1 + reading // len(_POOLINGS)) for reading in range(len(distances))]
+    total = sum((w * d for w, d in zip(weights, distances, strict=True)), torch.zeros_like(distances[0]))
+    return total / sum(weights)
 
 
 def target_weights(logits: Tensor, kept_labels: Tensor, target: DepthTarget = "sample") -> Tensor:
