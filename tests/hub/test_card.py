@@ -466,6 +466,7 @@ def test_a_card_of_any_length_is_whole(count):
         "What was asked",
         "How well it worked",
         "What changed in the model",
+        "Is it gone?",
         "How to load it",
         "How it was trained and measured",
         "What this does not promise",

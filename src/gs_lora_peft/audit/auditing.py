@@ -35,7 +35,8 @@ from ..runs import library_versions
 from .base import Attack, AuditContext, Measurement
 from .opening import open_run
 from .registry import get_attacks
-from .report import SCHEMA, AttackResult, AuditedModel, AuditReport
+from .report import AuditReport
+from .results import SCHEMA, AttackResult, AuditedModel
 from .samples import Samples
 from .subjects import Subject
 
