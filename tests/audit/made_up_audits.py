@@ -36,10 +36,14 @@ def made_up(excess=20.0, quick=True, tasks=("task_001", "task_002"), references=
     report = AuditReport(
         models=[AuditedModel(*pair, BASE if pair[0] == "original" else BASE[:-2] + f"{n:02d}") for n, pair in PAIRS],
         attacks=[
-            attack("answer", "the head's answer", "excess", lambda n: [measured([98.0, 0, 0, 0, 0][n], "all classes")]),
+            attack(
+                "answer", "the head's answer", "excess", lambda n: [measured([98.0, 0, 0, 0, 0][n], "all classes")]
+            ),
             attack("linear_probe", "linear probe", "excess", probe, settings={"shots": [1, 4], "draws": 10}),
             attack("relearning", "relearning", "excess", relearning, settings={"steps": 10}),
-            attack("membership", "membership", "distance", lambda n: [measured([60, 48, 51, 50, 52][n], "by the loss")]),
+            attack(
+                "membership", "membership", "distance", lambda n: [measured([60, 48, 51, 50, 52][n], "by the loss")]
+            ),
             attack("similarity", "similarity", "shown", lambda n: [measured(0.9, "CKA, kept", "block 1")], "CKA"),
         ],
         tasks=list(tasks),

@@ -111,14 +111,13 @@ def _layers(comparisons: Sequence[Comparison]) -> Figure:
     excess = np.full((len(rows), len(columns)), np.nan)
     for found in comparisons:
         excess[rows.index(f"{found.attack.title}, {found.setting}"), columns.index(found.where)] = found.excess
-    colours = LinearSegmentedColormap.from_list("excess", [KEPT, "white", FORGOTTEN])
-    colours = colours.with_extremes(bad="#F4F4F4")
+    colours = LinearSegmentedColormap.from_list("excess", [KEPT, "white", FORGOTTEN]).with_extremes(bad="#F4F4F4")
     figure = new_figure(max(6.5, 0.46 * len(columns) + 4.2), 0.34 * len(rows) + 2.1)
     axes = figure.subplots()
     image = axes.imshow(excess, cmap=colours, norm=Normalize(-_CLIPPED, _CLIPPED), aspect="auto")
     for (row, column), value in np.ndenumerate(excess):
         if not np.isnan(value):
-            colour = "white" if abs(value) > 0.7 * _CLIPPED else TEXT
+            colour = "white" if abs(value) > 0.85 * _CLIPPED else TEXT
             axes.text(
                 column, row, f"{value:.0f}".replace("-0", "0"), ha="center", va="center", fontsize=8, color=colour
             )

@@ -32,7 +32,7 @@ class AuditReport(AuditResults):
         """
         return save_report(self, folder)
 
-    def record(self, run: StrPath) -> list[Path]:
+    def record(self, run: StrPath, folder: StrPath | None = None) -> list[Path]:
         """Writes the report to `audit` in the folder of the run, and its summary into the ledger.
 
         The summary replaces that of an earlier audit. [`push_to_hub`] publishes it, and the JSON, Markdown and PNG
@@ -41,6 +41,8 @@ class AuditReport(AuditResults):
         Args:
             run (`str` or `os.PathLike`):
                 The folder of the run that was audited.
+            folder (`str` or `os.PathLike`, *optional*):
+                Another folder for the report, which is not published then.
 
         Returns:
             `list[pathlib.Path]`: The files of the report.
@@ -55,7 +57,8 @@ class AuditReport(AuditResults):
             (original,) = (model for model in self.models if model.kind == "original")
             ledger.check_base(original.fingerprint)
             ledger.record_audit(self.summary())  # refuses other tasks before anything is written
-            files = self.save(ledger.folder / AUDIT_FOLDER)
-            listed = {f"{AUDIT_FOLDER}/{file.name}": sha256_of(file) for file in files if file.suffix in _PUBLISHED}
-            ledger.record_audit(self.summary(), listed)
+            files = self.save(ledger.folder / AUDIT_FOLDER if folder is None else folder)
+            if folder is None:
+                kept = [file for file in files if file.suffix in _PUBLISHED]
+                ledger.record_audit(self.summary(), {f"{AUDIT_FOLDER}/{file.name}": sha256_of(file) for file in kept})
         return files
