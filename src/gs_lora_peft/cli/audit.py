@@ -133,7 +133,7 @@ def _audited(
     from transformers import AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
-    from ..audit import audit_run, get_attacks, open_run, retrained_models
+    from ..audit import audit_run, get_attacks, open_run
     from ..data import align_known_labels
     from ..hub import base_source, find_source, load_base_model, resolve_run_folder
     from ..io import as_path
@@ -152,7 +152,8 @@ def _audited(
     dataset: Any = load_data(options)
     model: Any = load_base_model(ledger, source, token=token)
     opened = open_run(model, run, revision=revision, token=token)
-    dataset = align_known_labels(dataset, label_column, model.config.label2id)
+    if names := model.config.label2id or model.config.id2label:
+        dataset = align_known_labels(dataset, label_column, names)
     try:
         processor = AutoProcessor.from_pretrained(**base_source(ledger, source, token=token))
     except (OSError, ValueError, KeyError, ImportError):  # prepared data need none

@@ -100,7 +100,7 @@ def audit_verdict(gap: Mapping[str, Any] | None, recovered: bool | None, referen
     if reference != "retrained":
         beside = "random weights, because no retrained model was given"
     found = f"{gap['title']} ({', '.join(filter(None, (gap['setting'], gap['where'])))})"
-    points = f"{max(gap['points'], 0):.{decimals}f}"
+    points = f"{max(0, gap['points']):.{decimals}f}"
     if not recovered:
         return (
             f"No attack recovers more than {points} points more than from {beside}; the largest excess is that of "
