@@ -50,17 +50,11 @@ def audit(
             help="Folder or Hub id of a model trained without the forgotten classes. Repeat it for several.",
         ),
     ] = None,
-    retrain: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Train so many references from scratch, without the classes.")
-    ] = 0,
-    retrain_epochs: Annotated[
-        float | None, typer.Option(metavar="EPOCHS", help="Epochs of each of them; by default 40.")
-    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Give every attack a small budget.")] = False,
     attacks: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Only these attacks, as answer,knn. By default all that fit.")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="SEED", min=0, help="Seed of all draws, and of --retrain.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="SEED", min=0, help="Seed of all draws.")] = 0,
     output: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +82,7 @@ def audit(
     """Attack a run: can what it forgot be recovered from its model, beside models that never learned it?
 
     Prints the worst figure of each attack and a verdict, writes a report, and records the verdict in the ledger of a
-    local run. The same command continues a stopped audit. Without --reference and --retrain the forgotten model is
+    local run. The same command continues a stopped audit. Without --reference the forgotten model is
     compared with random weights, a low bar.
     """
     options = _Options(data, data_config, train_split, test_split, image_column)
@@ -99,8 +93,6 @@ def audit(
             options,
             base_model=base_model,
             references=reference or [],
-            retrain=retrain,
-            retrain_epochs=retrain_epochs,
             output=output,
             revision=revision,
             token=token,
@@ -121,8 +113,6 @@ def _audited(
     *,
     base_model: str | None,
     references: list[str],
-    retrain: int,
-    retrain_epochs: float | None,
     output: str | None,
     revision: str | None,
     token: str | None,
@@ -140,7 +130,7 @@ def _audited(
     from .running import load_data
 
     disable_progress_bar()
-    label_column, seed = audit_options["label_column"], audit_options["seed"]
+    label_column = audit_options["label_column"]
     get_attacks(audit_options["attacks"])
     is_local = os.path.isdir(run)
     ledger = ForgettingLedger.load(resolve_run_folder(run, tasks=0, revision=revision, token=token))
@@ -166,13 +156,6 @@ def _audited(
     models: list[Any] = [
         type(model).from_pretrained(found.place, local_files_only=found.is_away, token=token) for found in sources
     ]
-    if retrain:
-        # All checks of the data, before hours of training.
-        audit_run(model, opened.folder, dataset, **{**audit_options, "attacks": []}, disable_tqdm=True)
-        train = dataset["train"] if isinstance(dataset, dict) else dataset
-        recipe = {} if retrain_epochs is None else {"epochs": retrain_epochs}
-        common = {"processing_class": processor, "label_column": label_column, "recipe": recipe, "disable_tqdm": hides}
-        models += retrained_models(model, train, opened.forgotten, retrain, seed=seed, **common)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     report = audit_run(
         model.to(device),
