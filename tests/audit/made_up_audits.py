@@ -31,7 +31,8 @@ def made_up(excess=20.0, quick=True, tasks=("task_001", "task_002"), references=
 
     def relearning(number):
         curve = [values[number] * step / 10 for step in range(11)]
-        return [measured(values[number] / 2, setting="4 images, all weights", curve=curve)]
+        facts = {"steps to half of the original": None if number > 1 else 20.0}
+        return [measured(values[number] / 2, setting="4 images, all weights", curve=curve, facts=facts)]
 
     report = AuditReport(
         models=[AuditedModel(*pair, BASE if pair[0] == "original" else BASE[:-2] + f"{n:02d}") for n, pair in PAIRS],
@@ -44,6 +45,7 @@ def made_up(excess=20.0, quick=True, tasks=("task_001", "task_002"), references=
             attack(
                 "membership", "membership", "distance", lambda n: [measured([60, 48, 51, 50, 52][n], "by the loss")]
             ),
+            attack("adapter_removal", "the adapters left off", "shown", lambda n: [measured(98.0, "all classes")]),
             attack("similarity", "similarity", "shown", lambda n: [measured(0.9, "CKA, kept", "block 1")], "CKA"),
         ],
         tasks=list(tasks),

@@ -9,7 +9,7 @@ from made_up_audits import made_up
 from markdown_it import MarkdownIt
 
 from gs_lora_peft.audit import format_audit
-from gs_lora_peft.audit.page import full_table, reference_gaps, summary_table
+from gs_lora_peft.audit.page import facts_table, full_table, reference_gaps, shown_table, summary_table
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -39,10 +39,11 @@ class Page(HTMLParser):
             self.headings.append(data)
 
 
-@pytest.fixture
-def page(tmp_path):
-    made_up().save(tmp_path)
-    return Page((tmp_path / "report.html").read_text("utf-8"))
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    made_up().save(folder)
+    return Page((folder / "report.html").read_text("utf-8"))
 
 
 def test_the_page_needs_nothing_else(page):
@@ -89,6 +90,7 @@ def test_pages_of_all_kinds_are_whole(tmp_path, report):
     report.save(tmp_path)
     markdown = (tmp_path / "report.md").read_text("utf-8")
     assert not re.search(r"[{}]{2}|None\b|Undefined|\n\n\n", markdown)
+    assert not re.search(r"[^\n]\n</details>", markdown)  # it would be a row of the table before it
     assert ("quick audit" in markdown) is report.facts["quick"]
 
 
@@ -108,8 +110,16 @@ def test_tables():
     assert [row[:2] for row in full.rows][4] == ["among all, 4-shot", "block 5"]
     assert full.rows[4][2] == "98.0 (96.0 to 100.0)"
     assert len(full.rows) == 8
-    shown = full_table(report, report.attacks[4])
-    assert (shown.rows[0][2], shown.rows[0][-1]) == ("0.90 (0.00 to 2.90)", "–")
+    similarity = full_table(report, report.attacks[5])
+    assert (similarity.rows[0][2], similarity.rows[0][-1]) == ("0.90 (0.00 to 2.90)", "–")
+    assert [row[:4] for row in shown_table(report).rows] == [
+        ["the adapters left off", "all classes", "–", "98.0 (96.0 to 100.0)"]
+    ]
+    (further,) = facts_table(report, report.attacks[2]).rows
+    assert further == [
+        *("4 images, all weights", "–", "steps to half of the original"),
+        *("20", "20", "never", "never", "never"),
+    ]
 
 
 def test_in_a_terminal():

@@ -158,8 +158,9 @@ def _curve_panels(results: AuditResults, curves: dict[_Key, dict[str, list[float
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     handles: dict[str, Any] = {}
     for axes, (place, key) in zip(panels, curves, strict=False):
-        _draw_curves(axes, results, curves[place, key], handles)
-        axes.set_title(f"{results.attacks[place].title}\n{key}", fontsize=9)
+        attack = results.attacks[place]
+        _draw_curves(axes, results, curves[place, key], attack.settings.get("every", 1), handles)
+        axes.set_title(f"{attack.title}\n{key}", fontsize=9)
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
@@ -168,7 +169,9 @@ def _curve_panels(results: AuditResults, curves: dict[_Key, dict[str, list[float
     return figure
 
 
-def _draw_curves(axes: Axes, results: AuditResults, curves: dict[str, list[float]], handles: dict[str, Any]) -> None:
+def _draw_curves(
+    axes: Axes, results: AuditResults, curves: dict[str, list[float]], every: int, handles: dict[str, Any]
+) -> None:
     styles: dict[str, dict[str, Any]] = {
         "original": {"color": FAINT, "linestyle": ":", "linewidth": 1.5},
         "forgotten": {"color": FORGOTTEN, "linewidth": 2},
@@ -179,7 +182,8 @@ def _draw_curves(axes: Axes, results: AuditResults, curves: dict[str, list[float
     for model in results.models:
         if model.name in curves:
             curve = curves[model.name]
-            (line,) = axes.plot(range(len(curve)), curve, **styles[model.kind])
+            steps = [every * number for number in range(len(curve))]
+            (line,) = axes.plot(steps, curve, **styles[model.kind])
             handles.setdefault(names[model.kind], line)
     axes.set(ylim=(-2, 102), xlabel="step")
     axes.grid(axis="y")

@@ -85,7 +85,11 @@ def render_report(results: AuditResults, figures: list[str]) -> str:
         not_applicable=facts.get("not_applicable", []),
         versions=Table(["Library", "Version"], [[str(k), str(v)] for k, v in facts.get("versions", {}).items()]),
         facts=Table(["Fact", "Value"], [[name, str(value)] for name, value in _flat(facts)]),
-        tables=[(attack.title, attack.unit, full_table(results, attack)) for attack in results.attacks],
+        shown=shown_table(results),
+        tables=[
+            (attack.title, attack.unit, full_table(results, attack), facts_table(results, attack))
+            for attack in results.attacks
+        ],
     )
 
 
@@ -136,6 +140,29 @@ def full_table(results: AuditResults, attack: AttackResult) -> Table:
         excess = "–" if attack.judged == "shown" or key not in compared else _excess(compared[key])
         rows.append([first.setting, first.where or "–", *cells, excess])
     return Table(["Setting", "Place", *names, "Above the reference"], rows, align="ll" + "r" * (len(names) + 1))
+
+
+def shown_table(results: AuditResults) -> Table:
+    """Returns the figures in points that are shown and not judged, such as those with the adapters left off."""
+    rows = []
+    for attack in results.attacks:
+        if attack.judged == "shown" and attack.unit == "points":
+            rows += [[attack.title, *row[:-1]] for row in full_table(results, attack).rows]
+    names = [model.name for model in results.models]
+    return Table(["Attack", "Setting", "Place", *names], rows, align="lll" + "r" * len(names))
+
+
+def facts_table(results: AuditResults, attack: AttackResult) -> Table:
+    """Returns the further figures of an attack, such as its number of steps: a column for each model."""
+    names = [model.name for model in results.models]
+    values: dict[tuple[str, str, str], dict[str, str]] = {}
+    for name in names:
+        for found in attack.measurements.get(name, []):
+            for fact, value in found.facts.items():
+                key = (found.setting, found.where or "–", fact)
+                values.setdefault(key, {})[name] = "never" if value is None else f"{value:g}"
+    rows = [[*key, *(of.get(name, "–") for name in names)] for key, of in values.items()]
+    return Table(["Setting", "Place", "What", *names], rows, align="lll" + "r" * len(names))
 
 
 def reference_gaps(results: AuditResults) -> list[float]:
