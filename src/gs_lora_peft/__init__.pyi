@@ -1,4 +1,5 @@
 from .adapters import weights_fingerprint as weights_fingerprint
+from .audit import AuditReport as AuditReport, audit_models as audit_models, audit_run as audit_run
 from .data import ForgettingSplit as ForgettingSplit, split_dataset as split_dataset
 from .hub import (
     export_forgotten as export_forgotten,
@@ -49,6 +50,7 @@ from .tuner import (
 __version__: str
 
 __all__ = [
+    "AuditReport",
     "ContinualDetection",
     "ContinualForgetter",
     "ContinualForgetting",
@@ -70,6 +72,8 @@ __all__ = [
     "NoStepError",
     "NonFiniteLossError",
     "OtherSettingsError",
+    "audit_models",
+    "audit_run",
     "convert_face_checkpoint",
     "detection_scores",
     "export_forgotten",

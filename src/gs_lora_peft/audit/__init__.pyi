@@ -1,3 +1,5 @@
+from .auditing import audit_models as audit_models, audit_run as audit_run
+from .base import Attack as Attack, AuditContext as AuditContext, Measurement as Measurement
 from .detections import draw_detections as draw_detections, has_objects as has_objects
 from .faces import (
     FaceAudit as FaceAudit,
@@ -6,16 +8,34 @@ from .faces import (
     face_predictions as face_predictions,
     format_face_audit as format_face_audit,
 )
+from .opening import OpenedRun as OpenedRun, open_run as open_run
 from .pictures import PICTURES_FOLDER as PICTURES_FOLDER, draw_face_pictures as draw_face_pictures
+from .registry import ATTACKS as ATTACKS, get_attacks as get_attacks
+from .report import AuditReport as AuditReport, RecoveryGap as RecoveryGap
+from .samples import Samples as Samples
+from .subjects import Subject as Subject
 
 __all__ = [
+    "ATTACKS",
     "PICTURES_FOLDER",
+    "Attack",
+    "AuditContext",
+    "AuditReport",
     "FaceAudit",
     "FacePredictions",
+    "Measurement",
+    "OpenedRun",
+    "RecoveryGap",
+    "Samples",
+    "Subject",
     "audit_faces",
+    "audit_models",
+    "audit_run",
     "draw_detections",
     "draw_face_pictures",
     "face_predictions",
     "format_face_audit",
+    "get_attacks",
     "has_objects",
+    "open_run",
 ]

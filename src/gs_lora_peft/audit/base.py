@@ -121,8 +121,13 @@ class AuditContext:
 
     def rng(self, *names: str | int) -> np.random.Generator:
         """Returns the random generator of one draw, the same for every model."""
+        return self.generator(self.seed, *names)
+
+    @staticmethod
+    def generator(seed: int, *names: str | int) -> np.random.Generator:
+        """Returns [`~AuditContext.rng`] for a seed."""
         words = [name if isinstance(name, int) else zlib.crc32(name.encode()) for name in names]
-        return np.random.default_rng(np.random.SeedSequence([self.seed, *words]))
+        return np.random.default_rng(np.random.SeedSequence([seed, *words]))
 
     def torch_rng(self, *names: str | int) -> torch.Generator:
         """Returns [`~AuditContext.rng`] as a generator of torch, on the CPU."""

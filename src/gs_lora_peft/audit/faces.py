@@ -13,14 +13,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ..adapters import check_adapters, merge_adapters, model_identity, read_adapters
+from ..adapters import merge_adapters
 from ..data import NamedRows, check_names, label_names
 from ..errors import InvalidInputError
-from ..hub import check_bare, resolve_run_folder
-from ..ledger import ForgettingLedger, InvalidLedgerError
 from ..metrics import continual_forgetting_scores, verification_by_role
 from ..models import FaceTransformerForRecognition
 from ..reports import Cell, Table
+from .opening import open_run
 
 Collator = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
@@ -210,28 +209,18 @@ def audit_faces(
         >>> print(format_face_audit(audit))
         ```
     """
-    check_bare(base_model)
     if label_column in (getattr(dataset, "features", None) or {}):
         check_names(label_names(dataset, label_column), base_model, repr(label_column))
-    folder = resolve_run_folder(run, tasks=None, revision=revision, token=token)
-    ledger = ForgettingLedger.load(folder)
-    entries = ledger.active_tasks
-    if not entries or any(entry.classes is None for entry in entries):
-        found = "none in effect" if not entries else "withheld people"
-        expected = "at least one task in effect, with the people that it forgot"
-        raise InvalidLedgerError(f"tasks of the ledger in '{folder}'", found, expected, "Use the original folder.")
-    adapters = read_adapters(ledger, None)
-    ledger.check_base(model_identity(base_model))
-    check_adapters(base_model, adapters)
+    opened = open_run(base_model, run, revision=revision, token=token)
     model = copy.deepcopy(base_model)
     predictions = [face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size)]
-    for adapter in adapters:
+    for adapter in opened.adapters:
         merge_adapters(model, [adapter])
         predictions.append(face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size))
     return FaceAudit(
-        tasks=[entry.name for entry in entries],
-        forgotten=[list(entry.classes or []) for entry in entries],
-        missing=[list(entry.missing_classes or []) for entry in entries],
+        tasks=[entry.name for entry in opened.entries],
+        forgotten=[list(entry.classes or []) for entry in opened.entries],
+        missing=[list(entry.missing_classes or []) for entry in opened.entries],
         predictions=predictions,
         has_margin=base_model.config.evaluation_margin > 0,
     )

@@ -14,6 +14,8 @@ from ..training import Method
 METHODS: dict[str, str] = {
     "ffn": "gs_lora_peft.methods.ffn_finetuning:FFNFinetuning",
     "gs_lora": "gs_lora_peft.methods.gs_lora:GSLora",
+    "random_labels": "gs_lora_peft.methods.random_labels:RandomLabels",
+    "salun": "gs_lora_peft.methods.random_labels:SalUn",
 }
 
 

@@ -1,0 +1,1 @@
+"""Attacks on detectors. The helper "detection" (branch h/detection) writes them: "references" need not."""

@@ -1,0 +1,322 @@
+"""Auditing a run, or any two models: every attack on every model, one after another, in parts that can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, set_seed
+
+from ..adapters import merge_adapters
+from ..data import (
+    check_names,
+    default_collator,
+    evaluation_split,
+    label_names,
+    read_classes,
+    train_validation_split,
+)
+from ..errors import InvalidInputError
+from ..io import StrPath, as_path, write_json_atomic
+from ..objectives import head_size
+from ..roles import ClassRoles
+from ..runs import library_versions
+from .base import Attack, AuditContext, Measurement
+from .opening import open_run
+from .registry import get_attacks
+from .report import SCHEMA, AttackResult, AuditedModel, AuditReport
+from .samples import Samples
+from .subjects import Subject
+
+logger = logging.getLogger(__name__)
+
+PARTS_FOLDER = "parts"
+Models = PreTrainedModel | Sequence[PreTrainedModel] | None
+
+
+def audit_run(
+    base_model: PreTrainedModel,
+    run: str | os.PathLike,
+    data: Dataset | DatasetDict | dict[str, Dataset],
+    *,
+    reference: Models = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **options: Any,
+) -> AuditReport:
+    """Attacks a run: how much of what it forgot can be got back, beside models that never learned it?
+
+    Accuracy 0 on the forgotten classes only says that the head does not answer. Each attack tries to get the classes
+    back from the model with all tasks in effect merged, in the same way and with the same draws as from the original
+    and from the references. What a reference gives as well is not knowledge of the forgotten data; the largest excess
+    over it is the recovery gap.
+
+    Args:
+        base_model (`transformers.PreTrainedModel`):
+            The bare model that the run began with. It is not changed.
+        run (`str` or `os.PathLike`):
+            The folder of a run, or a repository on the Hub.
+        data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
+            Labelled samples of all classes, the forgotten ones too: `train` for the attacker and `test` (or another
+            name of [`evaluation_split`]) to judge on. A single data set is split into halves.
+        reference (`transformers.PreTrainedModel` or a list of them, *optional*):
+            Models with the same head that were trained without the forgotten classes, see [`retrained_models`]. By
+            default the same architecture with random weights, which is a low bar: a retrained model also knows
+            features that help with classes it has never seen.
+        revision (`str`, *optional*):
+            As in [`load_forgotten`].
+        token (`str`, *optional*):
+            As in [`load_forgotten`].
+        options (*optional*):
+            As in [`audit_models`].
+
+    Returns:
+        [`AuditReport`]: All figures; `report.save(folder)` writes them as JSON and as a page.
+
+    Raises:
+        LedgerError: As [`load_forgotten`]; also if no task is in effect, or the ledger withholds the classes.
+        InvalidInputError: As in [`audit_models`].
+
+    Example:
+        ```py
+        >>> report = audit_run(base_model, "runs/clinic", dataset, reference=retrained_model)
+        >>> print(report.verdict)
+        >>> report.save("report")
+        ```
+    """
+    opened = open_run(base_model, run, revision=revision, token=token)
+    forgotten = merge_adapters(copy.deepcopy(base_model), opened.adapters)
+    return audit_models(
+        base_model,
+        forgotten,
+        data,
+        opened.forgotten,
+        reference=reference,
+        tasks=[entry.name for entry in opened.entries],
+        **options,
+    )
+
+
+def audit_models(
+    original: PreTrainedModel,
+    forgotten: nn.Module,
+    data: Dataset | DatasetDict | dict[str, Dataset],
+    forget_classes: Sequence[int],
+    *,
+    reference: Models = None,
+    attacks: Sequence[str | Attack] | None = None,
+    quick: bool = False,
+    label_column: str = "label",
+    processing_class: Any = None,
+    data_collator: Callable | None = None,
+    max_samples: int = 20_000,
+    seed: int = 0,
+    folder: StrPath | None = None,
+    tasks: Sequence[str] = (),
+    disable_tqdm: bool = False,
+) -> AuditReport:
+    """Attacks a model that forgot classes by any method, beside the original and models that never learned them.
+
+    Args:
+        original (`transformers.PreTrainedModel`):
+            The bare model before anything was forgotten. Not changed.
+        forgotten (`torch.nn.Module`):
+            The bare model afterwards. Not changed.
+        data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
+            As in [`audit_run`].
+        forget_classes (`Sequence[int]`):
+            Ids of the forgotten classes.
+        reference (`transformers.PreTrainedModel` or a list of them, *optional*):
+            As in [`audit_run`].
+        attacks (`Sequence[str | Attack]`, *optional*):
+            Names in `ATTACKS`, or attacks with a budget of their own; by default all that fit.
+        quick (`bool`, *optional*, defaults to `False`):
+            Whether attacks get their small budget.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column of the labels, or of annotated boxes.
+        processing_class (*optional*):
+            As in [`GSLoraTrainer`].
+        data_collator (`Callable`, *optional*):
+            As in [`GSLoraTrainer`].
+        max_samples (`int`, *optional*, defaults to 20000):
+            Largest number of samples of the attacker, and of the judge, as many of each class as possible.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of all draws.
+        folder (`str` or `os.PathLike`, *optional*):
+            Where finished parts are kept: the same call continues an audit that was stopped.
+        tasks (`Sequence[str]`, *optional*):
+            Names of the tasks, for the report.
+        disable_tqdm (`bool`, *optional*, defaults to `False`):
+            Whether to hide the progress.
+
+    Returns:
+        [`AuditReport`]: All figures.
+
+    Raises:
+        InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
+            model, a reference has another head or the weights of the original, or there is no attack of a name.
+    """
+    chosen = get_attacks(attacks, quick=quick)
+    train, test = _attacker_and_judge(data, label_column, seed)
+    check_names(label_names(train, label_column), original, repr(label_column))
+    collator = data_collator or default_collator(processing_class, label_column, train)
+    samples = [_capped(Samples(part, collator, label_column), max_samples, seed) for part in (train, test)]
+    roles = _roles(train, test, label_column, forget_classes)
+    subjects = [Subject("original", "original", original), Subject("forgotten", "forgotten", forgotten)]
+    references = _references(original, reference, seed)
+    context = AuditContext(roles, samples[0], samples[1], subjects[0], references, seed)
+    runner = _Runner(context, [*subjects, *references], None if folder is None else as_path(folder, "folder"))
+    fitting = [attack for attack in chosen if attack.fits(context)]
+    facts = {
+        "quick": quick,
+        "seed": seed,
+        "classes": {"forgotten": len(roles.forget), "kept": len(roles.retain)},
+        "samples": {"attacker": len(samples[0]), "judge": len(samples[1])},
+        "not_applicable": [attack.title for attack in chosen if attack not in fitting],
+        "versions": library_versions(),
+    }
+    return AuditReport(runner.models, runner.run(fitting, disable_tqdm), list(tasks), facts)
+
+
+@dataclass
+class _Runner:
+    """Runs attacks on models, and keeps what is finished."""
+
+    context: AuditContext
+    subjects: list[Subject]
+    folder: Path | None
+
+    def __post_init__(self) -> None:
+        self.models = [AuditedModel(s.name, s.kind, s.fingerprint()) for s in self.subjects]
+        (forgotten,) = (model for model in self.models if model.kind == "forgotten")
+        for model in self.models:
+            if model.kind == "retrained" and model.fingerprint in (self.models[0].fingerprint, forgotten.fingerprint):
+                expected = (
+                    "another model than the original and the forgotten one, trained without the forgotten classes"
+                )
+                raise InvalidInputError("reference", model.name, expected, "Retrain one, or leave it out.")
+
+    def run(self, attacks: Sequence[Attack], disable_tqdm: bool) -> list[AttackResult]:
+        results = []
+        steps = [(attack, subject) for attack in attacks for subject in self.subjects]
+        with tqdm(total=len(steps), disable=disable_tqdm, desc="audit") as bar:
+            for attack in attacks:
+                found: dict[str, list[Measurement]] = {}
+                seconds = 0.0
+                for subject in self.subjects:
+                    bar.set_postfix_str(f"{attack.title} on {subject.name}")
+                    found[subject.name], spent = self._part(attack, subject)
+                    seconds += spent
+                    bar.update()
+                results.append(
+                    AttackResult(
+                        attack.name,
+                        attack.title,
+                        attack.knowledge,
+                        attack.judged,
+                        attack.unit,
+                        attack.settings(),
+                        found,
+                        round(seconds, 2),
+                    )
+                )
+        return results
+
+    def _part(self, attack: Attack, subject: Subject) -> tuple[list[Measurement], float]:
+        path = (
+            None
+            if self.folder is None
+            else self.folder / PARTS_FOLDER / f"{attack.name}-{self._digest(attack, subject)}.json"
+        )
+        if path is not None and path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            return [Measurement.from_dict(found) for found in stored["measurements"]], stored["seconds"]
+        start = time.perf_counter()
+        # Dropout and new layers of an attack draw from the global generator.
+        set_seed(int(self.context.rng(attack.name).integers(2**31)))
+        found = attack.run(subject, self.context)
+        spent = time.perf_counter() - start
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(path, {"measurements": [item.to_dict() for item in found], "seconds": spent})
+        return found, spent
+
+    def _digest(self, attack: Attack, subject: Subject) -> str:
+        """Identifies a part by everything that its figures depend on."""
+        context = self.context
+        content = {
+            "schema": SCHEMA,
+            "attack": attack.name,
+            "settings": attack.settings(),
+            "subject": subject.fingerprint(),
+            "models": [(model.kind, model.fingerprint) for model in self.models],
+            "samples": [
+                hashlib.sha256(s.labels.tobytes() + s.rows.tobytes()).hexdigest()
+                for s in (context.attacker, context.judge)
+            ],
+            "data": [getattr(s.dataset, "_fingerprint", None) for s in (context.attacker, context.judge)],
+            "roles": context.roles.as_keywords(),
+            "seed": context.seed,
+            "versions": library_versions(),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _attacker_and_judge(data: Any, label_column: str, seed: int) -> tuple[Dataset, Dataset]:
+    """The attacker's and the judge's samples: `train` and `test`, or halves of a single data set."""
+    if not isinstance(data, dict):
+        if not isinstance(data, Dataset):
+            raise InvalidInputError("data", type(data).__name__, "a datasets.Dataset or a DatasetDict")
+        return train_validation_split(data, label_column, 0.5, seed)
+    name = evaluation_split(data)
+    if "train" not in data or name is None:
+        fix = "Rename them, or give a single Dataset, which is split into halves."
+        raise InvalidInputError("data", list(data), "the splits 'train' and 'test'", fix)
+    return data["train"], data[name]
+
+
+def _capped(samples: Samples, limit: int, seed: int) -> Samples:
+    if len(samples) <= limit or not len(samples.labels):
+        return samples
+    rows = samples.capped(limit, AuditContext.generator(seed, "samples"))
+    return Samples(samples.dataset, samples.data_collator, samples.label_column, rows)
+
+
+def _roles(train: Dataset, test: Dataset, label_column: str, forget_classes: Sequence[int]) -> ClassRoles:
+    present = [set(read_classes(part, label_column)[0].tolist()) for part in (train, test)]
+    for name, classes in zip(("the attacker's data", "the data to judge on"), present, strict=True):
+        if absent := sorted(set(forget_classes) - classes):
+            expected = "samples of every forgotten class, to try to get it back"
+            raise InvalidInputError(f"classes of {name}", f"none of {len(absent)} forgotten classes", expected)
+    kept = (present[0] & present[1]) - set(forget_classes)
+    return ClassRoles(forget=forget_classes, retain=kept)
+
+
+def _references(original: PreTrainedModel, reference: Models, seed: int) -> list[Subject]:
+    if reference is None:
+        set_seed(seed)
+        random: Any = type(original)(copy.deepcopy(original.config))
+        return [Subject("random weights", "random", random.to(original.device))]
+    models = [reference] if isinstance(reference, nn.Module) else list(reference)
+    for model in models:
+        if not isinstance(model, nn.Module) or head_size(model) != head_size(original):
+            found = head_size(model) if isinstance(model, nn.Module) else type(model).__name__
+            expected = f"a model with a head of {head_size(original)} classes, like the original"
+            raise InvalidInputError(
+                "reference", found, expected, "Retrain with the same head: classes keep their ids."
+            )
+    if not models:
+        raise InvalidInputError("reference", [], "at least one model, or None for random weights")
+    names = ["retrained"] if len(models) == 1 else [f"retrained {number}" for number in range(1, len(models) + 1)]
+    return [Subject(name, "retrained", model) for name, model in zip(names, models, strict=True)]

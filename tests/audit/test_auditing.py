@@ -1,0 +1,188 @@
+"""An audit attacks every model alike, changes none, goes on where it was stopped, and refuses what would mislead."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features
+from errors import refused
+from transformers import ViTConfig, ViTForImageClassification
+
+from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, audit_models, audit_run
+from gs_lora_peft.audit import Attack, AuditReport, Measurement
+from gs_lora_peft.ledger import InvalidLedgerError
+from gs_lora_peft.methods import get_method
+
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+def rows(count, seed):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % len(NAMES)
+    pixels = rng.normal(size=(count, 1, 4, 4)).astype(np.float32) + labels[:, None, None, None]
+    features = Features({"pixel_values": Array3D((1, 4, 4), "float32"), "label": ClassLabel(names=NAMES)})
+    return Dataset.from_dict({"pixel_values": pixels, "label": labels}, features=features).with_format("torch")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return DatasetDict(train=rows(48, 0), test=rows(24, 1))
+
+
+def model(seed=0, num_labels=4):
+    torch.manual_seed(seed)
+    return ViTForImageClassification(
+        ViTConfig(
+            image_size=4, patch_size=2, num_channels=1, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=16, id2label=dict(enumerate(NAMES[:num_labels])),
+            label2id={name: index for index, name in enumerate(NAMES[:num_labels])},
+        )
+    ).eval()  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(Attack):
+    """Counts its calls, and draws."""
+
+    name = "counted"
+    title = "counted"
+    knowledge = "none"
+    calls = []  # noqa: RUF012
+
+    def run(self, subject, context):
+        self.calls.append(subject.name)
+        rows = context.draw(2, context.roles.forget, "counted")
+        hits = subject.states(context.attacker)["logits"][rows].argmax(1) == context.attacker.labels[rows]
+        return [Measurement.of_hits("drawn", hits[None], facts={"random": torch.rand(()).item()})]
+
+
+@pytest.fixture
+def counted():
+    Counted.calls.clear()
+    return Counted()
+
+
+def audit(dataset, **options):
+    options = {"reference": model(2), "quick": True, "disable_tqdm": True} | options
+    return audit_models(model(0), model(1), dataset, [1, 3], **options)
+
+
+def test_no_model_changes_and_all_have_the_same_figures(dataset):
+    models = [model(0), model(1), model(2)]
+    before = [copy.deepcopy(m.state_dict()) for m in models]
+    report = audit_models(models[0], models[1], dataset, [1, 3], reference=models[2], quick=True, disable_tqdm=True)
+    for m, state in zip(models, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in m.state_dict().items())
+        assert not m.training
+    for attack in report.attacks:
+        if attack.judged != "shown":
+            keys = [[found.key for found in listed] for listed in attack.measurements.values()]
+            assert keys[0] == keys[1] == keys[2] != []
+    assert report.gap.points == max(c.excess for c in report.comparisons() if c.attack.judged != "shown")
+
+
+def test_the_same_audit_gives_the_same_figures_whatever_ran_before(dataset):
+    first = audit(dataset, attacks=["linear_probe", Counted()])
+    torch.rand(5)
+    second = audit(dataset, attacks=[Counted(), "linear_probe"])
+    for name in ("linear_probe", "counted"):
+        of_both = [next(a for a in report.attacks if a.name == name).measurements for report in (first, second)]
+        assert of_both[0] == of_both[1]
+
+
+def test_every_model_gets_the_same_draws(dataset, counted):
+    audit(dataset, attacks=[counted], reference=[model(2), model(3)])
+    assert counted.calls == ["original", "forgotten", "retrained 1", "retrained 2"]
+    report = audit(dataset, attacks=[counted])
+    (found,) = report.attacks
+    assert len({listed[0].facts["random"] for listed in found.measurements.values()}) == 1
+
+
+def test_a_stopped_audit_goes_on_where_it_was(dataset, counted, tmp_path, monkeypatch):
+    own = Counted.run
+
+    def stopped(attack, subject, context):
+        if subject.name == "retrained":
+            raise KeyboardInterrupt
+        return own(attack, subject, context)
+
+    monkeypatch.setattr(Counted, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        audit(dataset, attacks=[counted], folder=tmp_path)
+    monkeypatch.undo()
+    resumed = audit(dataset, attacks=[counted], folder=tmp_path)
+    assert counted.calls == ["original", "forgotten", "retrained"]
+    assert resumed.attacks[0].measurements == audit(dataset, attacks=[counted]).attacks[0].measurements
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"reference": model(3)}, {"max_samples": 8}])
+def test_a_part_of_another_audit_is_not_taken(dataset, counted, tmp_path, changed):
+    audit(dataset, attacks=[counted], folder=tmp_path)
+    counted.calls.clear()
+    audit(dataset, attacks=[counted], folder=tmp_path, **changed)
+    assert counted.calls == ["original", "forgotten", "retrained"]
+
+
+def test_without_a_reference_random_weights_are_the_floor_and_the_verdict_says_so(dataset):
+    report = audit(dataset, attacks=["answer"], reference=None)
+    assert [m.kind for m in report.models] == ["original", "forgotten", "random"]
+    assert not report.has_retrained
+    assert "random weights" in report.verdict
+
+
+def test_a_single_data_set_is_split_so_that_nothing_is_judged_on_what_the_attacker_has(dataset):
+    report = audit(dataset["train"], attacks=["answer"])
+    assert report.facts["samples"] == {"attacker": 24, "judge": 24}
+
+
+def test_the_report_comes_back_from_its_json(dataset):
+    report = audit(dataset, attacks=["answer", "knn"])
+    again = AuditReport.from_dict(report.to_dict())
+    assert again == report
+    assert again.verdict == report.verdict
+    with refused("schema", "other"):
+        AuditReport.from_dict({"schema": "other"})
+
+
+def test_no_class_is_named(dataset):
+    text = str(audit(dataset).to_dict())
+    assert not any(name in text for name in NAMES)
+
+
+def test_bad_input_is_refused_before_any_attack(dataset, counted):
+    cases = [
+        ("reference", {"reference": model(2, num_labels=3)}),
+        ("reference", {"reference": model(0)}),
+        ("reference", {"reference": model(1)}),
+        ("reference", {"reference": []}),
+        ("attacks", {"attacks": ["nonsense"]}),
+    ]
+    for name, options in cases:
+        with refused(name):
+            audit(dataset, **{"attacks": [counted], **options})
+    with refused("data", ["train"]):
+        audit(DatasetDict(train=dataset["train"]))
+    few = dataset["test"].filter(lambda row: row["label"] != 3)
+    with refused("classes of the data to judge on"):
+        audit(DatasetDict(train=dataset["train"], test=few))
+    assert counted.calls == []
+
+
+def test_a_run_is_audited_with_all_tasks_in_effect(dataset, tmp_path):
+    args = GSLoraTrainingArguments(str(tmp_path), max_steps=2, sparsity="none", disable_tqdm=True)
+    forgetter = ContinualForgetter(model(0), dataset, tmp_path / "run", args=args, method=get_method("gs_lora"))
+    forgetter.forget(ForgetRequest(["bee"]))
+    forgetter.forget(ForgetRequest(["dog"]))
+    report = audit_run(model(0), tmp_path / "run", dataset, attacks=["answer"], reference=model(2), disable_tqdm=True)
+    assert report.tasks == ["task_001", "task_002"]
+    assert report.facts["classes"] == {"forgotten": 2, "kept": 2}
+    by_hand = audit_models(
+        model(0), forgetter.model, dataset, [1, 3], attacks=["answer"], reference=model(2), disable_tqdm=True
+    )
+    assert [m.fingerprint for m in report.models] == [m.fingerprint for m in by_hand.models]
+    forgetter.revoke("task_002")
+    forgetter.revoke("task_001")
+    with pytest.raises(InvalidLedgerError):
+        audit_run(model(0), tmp_path / "run", dataset)
