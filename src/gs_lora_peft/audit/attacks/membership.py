@@ -21,11 +21,11 @@ _EPS = 1e-12
 class Membership(Attack):
     """Tells trained samples of the forgotten classes from others of the same classes, by one signal: AUC in points.
 
-    Members are the attacker's samples of the forgotten classes, which the original was trained on if they are from its
-    training data. Non-members are the judge's samples of the same classes, as many of each class: compared with samples
-    of other classes, every model that forgot a class would seem to have forgotten its members. Signals, each with the
-    sign that training gives it: the loss −log p_y; the entropy of the answer; whether the answer is correct; the
-    confidence of the answer, max p; and the modified entropy −(1 − p_y) log p_y − Σ_{i≠y} p_i log(1 − p_i) of
+    Members are the attacker's samples of the forgotten classes, which the original was trained on if they are from
+    its training data. Non-members are the judge's samples of the same classes, as many of each class: compared with
+    samples of other classes, every model that forgot a class would seem to have forgotten its members. Signals, each
+    with the sign that training gives it: the loss −log p_y; the entropy of the answer; whether the answer is correct;
+    the confidence of the answer, max p; and the modified entropy −(1 − p_y) log p_y − Σ_{i≠y} p_i log(1 − p_i) of
     https://arxiv.org/abs/2003.10595. (p_y itself has the AUC of the loss.) 50 is chance.
 
     Judged by the distance from the reference: an AUC of 30 tells as much about the members as one of 70.
@@ -79,16 +79,14 @@ class MembershipClassifier(Attack):
 
     def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
         members, others = balanced(context, context.roles.retain, self.limit)
-        name = "probability of the true class"
         inside = signals(subject, context.attacker, members)["loss"]
         outside = signals(subject, context.judge, others)["loss"]
         candidates, _ = balanced(context, context.roles.forget, self.limit)
         asked = signals(subject, context.attacker, candidates)["loss"]
-        classifier = SVC(C=3, gamma="auto")
-        classifier.fit(
-            np.exp(np.concatenate([inside, outside]))[:, None], np.repeat([1, 0], [len(members), len(others)])
-        )
-        return [Measurement.of_hits(name, classifier.predict(np.exp(asked)[:, None])[None] == 1)]
+        features = np.exp(np.concatenate([inside, outside]))[:, None]
+        classifier = SVC(C=3, gamma="auto").fit(features, np.repeat([True, False], [len(inside), len(outside)]))
+        called = classifier.predict(np.exp(asked)[:, None])
+        return [Measurement.of_hits("probability of the true class", called[None])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +96,8 @@ class ShadowMembership(Attack):
     The offline LiRA of https://arxiv.org/abs/2112.03570: φ = log p_y − log(1 − p_y) of a sample is compared with a
     Gaussian of its values in models that were not trained on it. These are the references. They are few, so that one
     variance serves all samples, as the paper advises, and only the mean belongs to the sample: members are those whose
-    φ lies above it. A reference is compared with the other references. So that every model meets as many shadow models,
-    the others meet all sets with one reference left out, and their figure is the mean.
+    φ lies above it. A reference is compared with the other references. So that every model meets as many shadow
+    models, the others meet all sets with one reference left out, and their figure is the mean.
 
     Attacker: as for [`Membership`], and trains models without the classes. Cost: the references, and one forward.
 

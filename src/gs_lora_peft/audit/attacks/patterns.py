@@ -53,11 +53,11 @@ class InputPattern(Attack):
     draws: int = 3
     batch: int = 64
     limit: int = 512
-    rates: tuple[float, ...] = (1e-2, 1e-1)
+    rates: tuple[float, ...] = (1e-1, 3e-1, 1.0)
 
     @classmethod
     def quick(cls) -> InputPattern:
-        return cls(steps=60, draws=2, batch=32, limit=256, rates=(1e-1,))
+        return cls(steps=60, draws=2, batch=32, limit=256, rates=(3e-1,))
 
     def fits(self, context: AuditContext) -> bool:
         return super().fits(context) and PIXELS in context.attacker.batch([0])

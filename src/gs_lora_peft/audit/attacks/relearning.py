@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import functional as F
 
@@ -78,7 +78,7 @@ class Relearning(Attack):
 
     @classmethod
     def quick(cls) -> Relearning:
-        return cls(steps=20, draws=2, every=5, limit=256, head_rates=(3e-2,), lora_rates=(3e-3,), all_rates=(1e-3,))
+        return cls(steps=20, draws=2, every=5, limit=256, head_rates=(3e-2,), lora_rates=(3e-3,), all_rates=(3e-4,))
 
     def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
         head = _head_of(subject.model)
@@ -192,11 +192,11 @@ def _prepared(model: nn.Module, variant: str, head: str | None, seed: int) -> nn
         config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", exclude_modules=[head] if head else None)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = get_peft_model(model, config).eval()  # type: ignore[arg-type]
-        if head:
-            model.base_model.model.get_submodule(head).requires_grad_(True)
-    elif variant == HEAD and head:
+            inject_adapter_in_model(config, model)  # freezes the other weights
+        model.eval()
+    elif variant == HEAD:
         model.requires_grad_(False)
+    if head:
         model.get_submodule(head).requires_grad_(True)
     return model
 

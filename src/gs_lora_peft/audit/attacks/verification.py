@@ -10,7 +10,7 @@ import numpy as np
 from ...metrics import verification_scores
 from ..base import Attack, AuditContext, Measurement
 from ..subjects import EMBEDDING, Subject
-from .probes import AMONG_ALL, AMONG_FORGOTTEN, class_sets
+from .probes import AMONG_ALL, class_sets
 
 _PARTS = 10
 
