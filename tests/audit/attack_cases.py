@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,13 @@ def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return default_data_collator([{"pixel_values": row["pixel_values"], "labels": row["label"]} for row in rows])
 
 
+@functools.cache
+def samples() -> tuple[Samples, Samples]:
+    """The attacker's and the judge's."""
+    attacker, judge = digits()
+    return Samples(attacker, collated), Samples(judge, collated)
+
+
 def untrained(seed: int = 0) -> ViTForImageClassification:
     torch.manual_seed(seed)
     return ViTForImageClassification(
@@ -49,8 +57,10 @@ def untrained(seed: int = 0) -> ViTForImageClassification:
     ).eval()  # fmt: skip
 
 
-def trained(attacker: Samples, classes: tuple[int, ...], seed: int = 0, steps: int = 250) -> ViTForImageClassification:
-    """A model that knows some classes, from scratch, in a few seconds."""
+@functools.cache
+def trained(classes: tuple[int, ...] = tuple(CLASSES), seed: int = 0, steps: int = 120) -> ViTForImageClassification:
+    """A model that knows some classes, from scratch, in a second."""
+    attacker, _ = samples()
     model = untrained(seed)
     data = attacker.batch(attacker.of(classes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -62,7 +72,7 @@ def trained(attacker: Samples, classes: tuple[int, ...], seed: int = 0, steps: i
         model(pixel_values=data["pixel_values"][rows], labels=data["labels"][rows]).loss.backward()
         optimizer.step()
         schedule.step()
-    return model
+    return model.eval()
 
 
 def permuted(model: ViTForImageClassification) -> ViTForImageClassification:
@@ -76,7 +86,7 @@ def permuted(model: ViTForImageClassification) -> ViTForImageClassification:
 def offset(model: ViTForImageClassification) -> ViTForImageClassification:
     """The logits of the forgotten classes are lowered so far that they are never the answer."""
     silent = copy.deepcopy(model)
-    silent.classifier.bias.data[list(FORGET)] -= 1000
+    silent.classifier.bias.data[list(FORGET)] -= 30
     return silent
 
 
@@ -84,15 +94,42 @@ def zeroed(model: ViTForImageClassification) -> ViTForImageClassification:
     """The rows of the forgotten classes in the head are zero, and their bias is low."""
     silent = copy.deepcopy(model)
     silent.classifier.weight.data[list(FORGET)] = 0
-    silent.classifier.bias.data[list(FORGET)] = -1000
+    silent.classifier.bias.data[list(FORGET)] = -10
+    return silent
+
+
+def switched_off(model: ViTForImageClassification, seed: int = 0) -> ViTForImageClassification:
+    """The model sees every image as if one pattern of 64 numbers had been taken from it: a switch that one can find."""
+    silent = copy.deepcopy(model)
+    pattern = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    projection = silent.vit.embeddings.patch_embeddings.projection
+    with torch.no_grad():
+        moved = (projection(pattern) - projection(torch.zeros_like(pattern))).flatten(2).transpose(1, 2)
+        silent.vit.embeddings.position_embeddings[:, 1:] -= moved
     return silent
 
 
 PLANTED = {"permuted": permuted, "offset": offset, "zeroed": zeroed}
 
 
-def context_of(attacker: Samples, judge: Samples, original: Subject, references: list[Subject]) -> AuditContext:
-    return AuditContext(ClassRoles(forget=FORGET, retain=KEEP), attacker, judge, original, references, seed=3)
+@functools.cache
+def context() -> AuditContext:
+    """The original, and two models that were trained without the forgotten classes."""
+    original = Subject("original", "original", trained())
+    references = [Subject(f"retrained {seed}", "retrained", trained(KEEP, seed)) for seed in (1, 2)]
+    return AuditContext(ClassRoles(forget=FORGET, retain=KEEP), *samples(), original, references, seed=3)
+
+
+@functools.cache
+def silent(planted: str) -> Subject:
+    """A model that knows the forgotten classes, and does not answer with them."""
+    return Subject("forgotten", "forgotten", PLANTED[planted](trained()))
+
+
+@functools.cache
+def random(seed: int) -> Subject:
+    """A model that never learned."""
+    return Subject(f"random {seed}", "random", untrained(seed))
 
 
 def by_key(measurements: list[Measurement]) -> dict[str, Measurement]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ...objectives import logits_of
 from ..base import Attack, AuditContext, Measurement
-from ..samples import Batch
+from ..samples import Batch, Samples
 from ..subjects import Subject
 from .relearning import picked
 
@@ -22,79 +23,101 @@ class InputPattern(Attack):
     """One pattern of the size of an image is added to every image, and trained to bring the forgotten classes back.
 
     A visual prompt (https://arxiv.org/abs/2203.17274), turned against forgetting. The pattern minimises the
-    cross-entropy of the model on the attacker's samples of the forgotten classes; then it is added to the judge's
-    samples of these classes. It is the same for all of them, so it cannot name a class, but it can switch knowledge
-    on that is still there. Its size is not bounded. Adam, learning rate falling to 0 by a cosine; where several
-    learning rates are given, the one that recovers most counts, for each model. The weights do not change.
+    cross-entropy of the model on the attacker's samples, half of them of forgotten classes. It is the same for all
+    images, so that it names no class, but it can switch on knowledge that is still there. Its size is not bounded.
+    Adam, the learning rate falls to 0 by a cosine. Where several learning rates are given, the one that recovers most
+    counts, for each model. The weights do not change.
 
-    A small pattern also upsets fragile models in general, so only the excess over the reference counts.
+    The figure is the accuracy on the forgotten classes with the pattern, less the share of samples of other classes
+    that get the same answer, as a mean over the forgotten classes (Youden's index). A pattern can make many models
+    answer one class whatever the image shows; this recovers nothing, and counts 0. A figure can lie below 0.
 
-    Attacker: has the weights (for gradients) and labelled images of the forgotten classes; chooses the input. Cost:
-    `steps` forwards and backwards for each draw and learning rate.
+    Attacker: has the weights (for gradients) and labelled images, chooses the input. Cost: `steps` forwards and
+    backwards for each draw and learning rate.
 
     Args:
-        steps (`int`, *optional*, defaults to 300):
+        steps (`int`, *optional*, defaults to 200):
             Training steps.
         draws (`int`, *optional*, defaults to 3):
             Seeds of the first pattern and of the batches.
-        batch (`int`, *optional*, defaults to 64):
-            Images in a step.
+        half_batch (`int`, *optional*, defaults to 32):
+            Images of forgotten classes in a step, and of kept ones.
         limit (`int`, *optional*, defaults to 512):
-            Largest number of images that are trained on, and that are judged.
+            Largest number of images of forgotten classes that are trained on, and of kept ones; and that are judged.
         rates (`tuple[float, ...]`, *optional*):
             Learning rates, in units of `pixel_values`.
     """
 
     name = "input_pattern"
     title = "one pattern added to every image"
-    knowledge = "has the weights and labelled images of the forgotten classes, chooses the input"
+    knowledge = "has the weights and labelled images of all classes, chooses the input"
 
-    steps: int = 300
+    steps: int = 200
     draws: int = 3
-    batch: int = 64
+    half_batch: int = 32
     limit: int = 512
     rates: tuple[float, ...] = (1e-1, 3e-1, 1.0)
 
     @classmethod
     def quick(cls) -> InputPattern:
-        return cls(steps=60, draws=2, batch=32, limit=256, rates=(3e-1,))
+        return cls(steps=60, draws=2, half_batch=16, limit=192, rates=(3e-1,))
 
     def fits(self, context: AuditContext) -> bool:
         return super().fits(context) and PIXELS in context.attacker.batch([0])
 
     def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
-        of_attacker, of_judge = (
-            samples.batch(context.rng(self.name, who).permutation(samples.of(context.roles.forget))[: self.limit])
-            for who, samples in (("attacker", context.attacker), ("judge", context.judge))
-        )
-        found = [
-            np.stack([self._hits(subject, rate, context, draw, of_attacker, of_judge) for draw in range(self.draws)])
-            for rate in self.rates
-        ]
-        return [Measurement.of_hits("one for all forgotten classes", max(found, key=np.mean))]
+        of_attacker, _ = self._images(context.attacker, context, "attacker")
+        of_judge, forgotten = self._images(context.judge, context, "judge")
+        labels = of_judge["labels"].numpy()
+        classes = np.unique(labels[:forgotten])
+        model = subject.fresh().requires_grad_(False)
+        found = []
+        for rate in self.rates:
+            answers = [self._answers(model, rate, context, draw, of_attacker, of_judge) for draw in range(self.draws)]
+            found.append(np.stack([_youden(of_draw, labels, classes) for of_draw in answers]))
+        return [Measurement.of_hits("one for all classes", max(found, key=np.mean))]
 
-    def _hits(
-        self, subject: Subject, rate: float, context: AuditContext, draw: int, of_attacker: Batch, of_judge: Batch
+    def _images(self, samples: Samples, context: AuditContext, who: str) -> tuple[Batch, int]:
+        """Returns images of forgotten classes, then of kept ones, and the number of the former."""
+        rng, roles = context.rng(self.name, who), context.roles
+        forgotten, kept = (
+            rng.permutation(samples.of(classes))[: self.limit]
+            for classes in (roles.forget, (*roles.retain, *roles.missing))
+        )
+        return samples.batch(np.concatenate([forgotten, kept])), len(forgotten)
+
+    def _answers(
+        self, model: nn.Module, rate: float, context: AuditContext, draw: int, of_attacker: Batch, of_judge: Batch
     ) -> np.ndarray:
-        device, model = subject.device, subject.fresh().requires_grad_(False)
-        first = 0.01 * torch.randn(of_attacker[PIXELS].shape[1:], generator=context.torch_rng(self.name, draw))
-        pattern = first.to(device, of_attacker[PIXELS].dtype).requires_grad_(True)
+        device = next(model.parameters()).device
+        start = 0.01 * torch.randn(of_attacker[PIXELS].shape[1:], generator=context.torch_rng(self.name, draw))
+        pattern = start.to(device, of_attacker[PIXELS].dtype).requires_grad_(True)
         optimizer = torch.optim.Adam([pattern], lr=rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        rng, count = context.rng(self.name, "batches", draw), len(of_attacker["labels"])
+        rng = context.rng(self.name, "batches", draw)
+        is_forgotten = np.isin(of_attacker["labels"].numpy(), context.roles.forget)
+        halves = np.flatnonzero(is_forgotten), np.flatnonzero(~is_forgotten)
         for _ in range(self.steps):
-            batch = picked(of_attacker, rng.permutation(count)[: self.batch], device)
+            rows = np.concatenate([rng.permutation(half)[: self.half_batch] for half in halves])
+            batch = picked(of_attacker, rows, device)
             optimizer.zero_grad()
-            F.cross_entropy(self._logits(model, batch, pattern).float(), batch["labels"]).backward()
+            F.cross_entropy(_logits(model, batch, pattern).float(), batch["labels"]).backward()
             optimizer.step()
             schedule.step()
-        hits = []
-        for rows in np.array_split(np.arange(len(of_judge["labels"])), -(-len(of_judge["labels"]) // 128)):
-            batch = picked(of_judge, rows, device)
-            with torch.no_grad():
-                hits.append(self._logits(model, batch, pattern).argmax(1) == batch["labels"])
-        return torch.cat(hits).cpu().numpy()
+        with torch.no_grad():
+            rows = np.arange(len(of_judge["labels"]))
+            parts = [picked(of_judge, rows[start : start + 128], device) for start in range(0, len(rows), 128)]
+            return torch.cat([_logits(model, part, pattern).argmax(1) for part in parts]).cpu().numpy()
 
-    @staticmethod
-    def _logits(model: torch.nn.Module, batch: Batch, pattern: torch.Tensor) -> torch.Tensor:
-        return logits_of(model, {**batch, PIXELS: batch[PIXELS] + pattern})
+
+def _logits(model: nn.Module, batch: Batch, pattern: torch.Tensor) -> torch.Tensor:
+    return logits_of(model, {**batch, PIXELS: batch[PIXELS] + pattern})
+
+
+def _youden(answers: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Returns a number for each sample, whose mean is that of TPR − FPR over the classes."""
+    score = np.zeros(len(labels))
+    for class_id in classes:
+        own, answered = labels == class_id, answers == class_id
+        score += np.where(own, answered / own.sum(), -(answered / max(1, (~own).sum())))
+    return score * len(labels) / len(classes)
