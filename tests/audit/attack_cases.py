@@ -52,7 +52,7 @@ def untrained(seed: int = 0) -> ViTForImageClassification:
     return ViTForImageClassification(
         ViTConfig(
             image_size=8, patch_size=4, num_channels=1, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=64, num_labels=10, initializer_range=0.1,
+            intermediate_size=64, num_labels=10, initializer_range=0.06,
         )
     ).eval()  # fmt: skip
 
@@ -99,7 +99,7 @@ def zeroed(model: ViTForImageClassification) -> ViTForImageClassification:
 
 
 def switched_off(model: ViTForImageClassification, seed: int = 0) -> ViTForImageClassification:
-    """The model sees every image as if one pattern of 64 numbers had been taken from it: a switch that one can find."""
+    """The model sees every image as if a pattern of 64 numbers had been taken from it: a switch that one can find."""
     silent = copy.deepcopy(model)
     pattern = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     projection = silent.vit.embeddings.patch_embeddings.projection
