@@ -17,6 +17,9 @@ ATTACKS: dict[str, str] = {
     "linear_probe": f"{_HERE}.probes:LinearProbe",
     "knn": f"{_HERE}.probes:NearestNeighbours",
     "centroid": f"{_HERE}.probes:NearestCentroid",
+    "detector_answer": f"{_HERE}.detection:DetectorAnswer",
+    "class_agnostic_recall": f"{_HERE}.detection:ClassAgnosticRecall",
+    "class_head": f"{_HERE}.detection:RetrainedClassHead",
     "similarity": f"{_HERE}.similarity:Similarity",
 }
 

@@ -8,7 +8,10 @@ from .base import (
     Task as Task,
 )
 from .classification import ClassificationObjective as ClassificationObjective
+from .detection.by_boxes import matched_by_boxes as matched_by_boxes
+from .detection.matching import DetectionCriterion as DetectionCriterion, HeadRecorder as HeadRecorder
 from .detection.objective import Background as Background, DetectionObjective as DetectionObjective
+from .detection.scoring import DetectionScoring as DetectionScoring, corners_of as corners_of
 from .heads import (
     NoEmbeddingFoundError as NoEmbeddingFoundError,
     captured_embeddings as captured_embeddings,
@@ -49,10 +52,13 @@ __all__ = [
     "ClassPrototypes",
     "ClassificationObjective",
     "ClassificationScoring",
+    "DetectionCriterion",
     "DetectionObjective",
+    "DetectionScoring",
     "DistillationObjective",
     "ForgetLoss",
     "GlobalMean",
+    "HeadRecorder",
     "Kind",
     "LossArguments",
     "NoEmbeddingFoundError",
@@ -69,6 +75,7 @@ __all__ = [
     "captured_embeddings",
     "captured_states",
     "check_class_head",
+    "corners_of",
     "distillation_loss",
     "embedding_distances",
     "find_head",
@@ -78,5 +85,6 @@ __all__ = [
     "kind_of",
     "log_odds_against",
     "logits_of",
+    "matched_by_boxes",
     "objective_for",
 ]
