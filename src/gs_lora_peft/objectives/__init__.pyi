@@ -9,7 +9,11 @@ from .base import (
 )
 from .classification import ClassificationObjective as ClassificationObjective
 from .detection.by_boxes import matched_by_boxes as matched_by_boxes
-from .detection.matching import DetectionCriterion as DetectionCriterion, HeadRecorder as HeadRecorder
+from .detection.matching import (
+    DetectionCriterion as DetectionCriterion,
+    HeadRecorder as HeadRecorder,
+    Matched as Matched,
+)
 from .detection.objective import Background as Background, DetectionObjective as DetectionObjective
 from .detection.scoring import DetectionScoring as DetectionScoring, corners_of as corners_of
 from .heads import (
@@ -61,6 +65,7 @@ __all__ = [
     "HeadRecorder",
     "Kind",
     "LossArguments",
+    "Matched",
     "NoEmbeddingFoundError",
     "Objective",
     "ObjectiveOutput",

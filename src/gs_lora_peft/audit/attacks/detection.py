@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...objectives import matched_by_boxes
+from ...objectives import Matched, matched_by_boxes
 from ..base import Attack, AuditContext, Measurement
 from ..detector_states import DetectorStates, average_precision
 from ..subjects import Subject
 
+_IMAGES = 32  # in a batch
 _OVERLAPS = np.arange(0.5, 1.0, 0.05)  # COCO's
 
 
@@ -82,7 +83,7 @@ class RetrainedClassHead(DetectorAttack):
     This is the linear probe of a detector: does the decoder still know the forgotten categories? Queries are matched
     with the annotations by the costs of their boxes alone; unmatched ones are background. The new layer, for all
     categories, minimises the detector's own class loss (softmax, focal or varifocal) on states that are standardised
-    on the attacker's queries; AdamW, full batch, cosine schedule. Boxes stay as the detector gives them. Judged is
+    on the attacker's queries; AdamW, batches of 32 images, cosine schedule. Boxes stay as the detector gives them. Judged is
     AP@[.5:.95] of the forgotten categories; AP50 is a fact.
 
     With n boxes, as in few-shot detection by a new head (https://arxiv.org/abs/2003.06957), the attacker has n boxes
@@ -136,7 +137,7 @@ class RetrainedClassHead(DetectorAttack):
             values, facts = [one.ap for one in found], {"AP50": float(np.mean([one.ap50 for one in found]))}
             measurements.append(Measurement.of_values(f"{count} boxes", values, facts=facts))
         rng = context.rng("class_head")
-        images = np.sort(rng.permutation(len(train.labels))[: self.limit])
+        images = rng.permutation(len(train.labels))[: self.limit]
         known = {int(image): torch.ones(len(train.labels[image]["boxes"])).bool() for image in images}
         one = average_precision(test, self._answers(train, test, known, forget), forget, self.resamples)
         measurements.append(Measurement("all boxes", one.ap, one.low, one.high, facts={"AP50": one.ap50}))
@@ -146,21 +147,23 @@ class RetrainedClassHead(DetectorAttack):
         self, train: DetectorStates, test: DetectorStates, known: dict[int, Tensor], forget: Sequence[int]
     ) -> Tensor:
         """The answers of a head that was trained on some images, with the annotations that the attacker knows."""
-        images = list(known)
-        states, boxes, labels = train.states[images], train.boxes[images], [train.labels[i] for i in images]
-        chosen = matched_by_boxes(train.criterion, states, boxes, labels, list(known.values()))
-        mean, scale = chosen.logits.mean(0), chosen.logits.std(0).clamp(min=1e-6)
-        head = nn.Linear(states.shape[2], train.logits.shape[2])
+        criterion, images = train.criterion, list(known)
+        batches = [
+            self._batch(train, {image: known[image] for image in images[start : start + _IMAGES]})
+            for start in range(0, len(images), _IMAGES)
+        ]
+        inputs = torch.cat([batch.logits for batch in batches])
+        mean, scale = inputs.mean(0), inputs.std(0).clamp(min=1e-6)
+        head = nn.Linear(train.states.shape[2], train.logits.shape[2])
         nn.init.zeros_(head.weight)
-        nn.init.constant_(head.bias, 0.0 if train.criterion.is_softmax else -4.0)  # as rare as objects are
+        nn.init.constant_(head.bias, 0.0 if criterion.is_softmax else -4.0)  # as rare as objects are
         optimizer = torch.optim.AdamW(head.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        inputs = (chosen.logits - mean) / scale
-        for _ in range(self.steps):
+        for step in range(self.steps):
+            batch = batches[step % len(batches)]
+            answers = replace(batch, logits=head((batch.logits - mean) / scale))
             optimizer.zero_grad()
-            answers = replace(chosen, logits=head(inputs))
-            loss = train.criterion.class_sum(answers) / max(train.criterion.class_normaliser(answers), 1.0)
-            loss.backward()
+            (criterion.class_sum(answers) / max(criterion.class_normaliser(answers), 1.0)).backward()
             optimizer.step()
             schedule.step()
         with torch.no_grad():
@@ -170,6 +173,14 @@ class RetrainedClassHead(DetectorAttack):
             kept = [column for column in range(logits.shape[2]) if column not in forget]
             logits[..., kept] = -torch.inf
         return logits
+
+    @staticmethod
+    def _batch(train: DetectorStates, known: dict[int, Tensor]) -> Matched:
+        images = list(known)
+        labels = [train.labels[image] for image in images]
+        return matched_by_boxes(
+            train.criterion, train.states[images], train.boxes[images], labels, list(known.values())
+        )
 
 
 def _drawn(states: DetectorStates, forget: Sequence[int], count: int, rng: np.random.Generator) -> dict[int, Tensor]:
