@@ -83,8 +83,8 @@ class RetrainedClassHead(DetectorAttack):
     This is the linear probe of a detector: does the decoder still know the forgotten categories? Queries are matched
     with the annotations by the costs of their boxes alone; unmatched ones are background. The new layer, for all
     categories, minimises the detector's own class loss (softmax, focal or varifocal) on states that are standardised
-    on the attacker's queries; AdamW, batches of 32 images, cosine schedule. Boxes stay as the detector gives them. Judged is
-    AP@[.5:.95] of the forgotten categories; AP50 is a fact.
+    on the attacker's queries; AdamW, batches of 32 images, cosine schedule. Boxes stay as the detector gives them.
+    Judged is AP@[.5:.95] of the forgotten categories; AP50 is a fact.
 
     With n boxes, as in few-shot detection by a new head (https://arxiv.org/abs/2003.06957), the attacker has n boxes
     of each forgotten category and, in their images, all boxes of the kept ones. Queries on further objects of the
