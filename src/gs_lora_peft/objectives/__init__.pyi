@@ -13,7 +13,14 @@ from .depth import (
     state_scales as state_scales,
     target_weights as target_weights,
 )
+from .detection.by_boxes import matched_by_boxes as matched_by_boxes
+from .detection.matching import (
+    DetectionCriterion as DetectionCriterion,
+    HeadRecorder as HeadRecorder,
+    Matched as Matched,
+)
 from .detection.objective import Background as Background, DetectionObjective as DetectionObjective
+from .detection.scoring import DetectionScoring as DetectionScoring, corners_of as corners_of
 from .heads import (
     NoEmbeddingFoundError as NoEmbeddingFoundError,
     captured_embeddings as captured_embeddings,
@@ -57,12 +64,16 @@ __all__ = [
     "ClassificationScoring",
     "DepthObjective",
     "DepthTarget",
+    "DetectionCriterion",
     "DetectionObjective",
+    "DetectionScoring",
     "DistillationObjective",
     "ForgetLoss",
     "GlobalMean",
+    "HeadRecorder",
     "Kind",
     "LossArguments",
+    "Matched",
     "NoEmbeddingFoundError",
     "Objective",
     "ObjectiveOutput",
@@ -77,6 +88,7 @@ __all__ = [
     "captured_embeddings",
     "captured_states",
     "check_class_head",
+    "corners_of",
     "distillation_loss",
     "embedding_distances",
     "find_head",
@@ -86,6 +98,7 @@ __all__ = [
     "kind_of",
     "log_odds_against",
     "logits_of",
+    "matched_by_boxes",
     "objective_for",
     "state_scales",
     "target_weights",
