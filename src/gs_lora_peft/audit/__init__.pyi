@@ -12,6 +12,8 @@ from .opening import OpenedRun as OpenedRun, open_run as open_run
 from .pictures import PICTURES_FOLDER as PICTURES_FOLDER, draw_face_pictures as draw_face_pictures
 from .registry import ATTACKS as ATTACKS, get_attacks as get_attacks
 from .report import AuditReport as AuditReport, RecoveryGap as RecoveryGap
+from .retrain_recipe import RetrainRecipe as RetrainRecipe
+from .retraining import retrain as retrain, retrained_models as retrained_models
 from .samples import Samples as Samples
 from .subjects import Subject as Subject
 
@@ -26,6 +28,7 @@ __all__ = [
     "Measurement",
     "OpenedRun",
     "RecoveryGap",
+    "RetrainRecipe",
     "Samples",
     "Subject",
     "audit_faces",
@@ -38,4 +41,6 @@ __all__ = [
     "get_attacks",
     "has_objects",
     "open_run",
+    "retrain",
+    "retrained_models",
 ]
