@@ -17,6 +17,17 @@ ATTACKS: dict[str, str] = {
     "linear_probe": f"{_HERE}.probes:LinearProbe",
     "knn": f"{_HERE}.probes:NearestNeighbours",
     "centroid": f"{_HERE}.probes:NearestCentroid",
+    "enrolment": f"{_HERE}.verification:Enrolment",
+    "verification": f"{_HERE}.verification:Verification",
+    "relearning": f"{_HERE}.relearning:Relearning",
+    "input_pattern": f"{_HERE}.patterns:InputPattern",
+    "membership": f"{_HERE}.membership:Membership",
+    "membership_classifier": f"{_HERE}.membership:MembershipClassifier",
+    "shadow_membership": f"{_HERE}.membership:ShadowMembership",
+    "adapter_removal": f"{_HERE}.adapter:AdapterRemoval",
+    "detector_answer": f"{_HERE}.detection:DetectorAnswer",
+    "class_agnostic_recall": f"{_HERE}.detection:ClassAgnosticRecall",
+    "class_head": f"{_HERE}.detection:RetrainedClassHead",
     "similarity": f"{_HERE}.similarity:Similarity",
 }
 

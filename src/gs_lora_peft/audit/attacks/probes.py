@@ -49,7 +49,7 @@ class Probe(Attack):
         train, test = subject.states(context.attacker), subject.states(context.judge)
         judged = context.judge.of(context.roles.forget)
         measurements = []
-        for among, classes in _class_sets(context):
+        for among, classes in class_sets(context):
             for shots, draws in self.shots_and_draws():
                 rows = [self._rows(context, classes, shots, draw) for draw in range(draws)]
                 setting = f"{among}, {'all samples' if shots is None else f'{shots}-shot'}"
@@ -79,7 +79,8 @@ class Probe(Attack):
         return [place for place in places if not place.startswith("block") or int(place.split()[1]) in kept]
 
 
-def _class_sets(context: AuditContext) -> Iterator[tuple[str, list[int]]]:
+def class_sets(context: AuditContext) -> Iterator[tuple[str, list[int]]]:
+    """Yields the classes that an attacker tells apart: the forgotten ones, if there are two, and all."""
     forget = list(context.roles.forget)
     if len(forget) > 1:
         yield AMONG_FORGOTTEN, forget

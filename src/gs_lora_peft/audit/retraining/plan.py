@@ -1,12 +1,11 @@
-"""Models that never learned some classes: the same architecture, trained again without them."""
+"""What is trained again: the checks before, the place in the cache, and the training."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from datasets import Dataset
 from huggingface_hub import cached_assets_path
 from transformers import PreTrainedModel, set_seed
 
-from ..checking import ClassRefs, Count, NotNegativeWhole, checked
-from ..compat import bare
-from ..data import (
+from ...checking import ClassRefs, checked
+from ...compat import bare
+from ...data import (
     check_dataset,
     check_names,
     default_collator,
@@ -29,153 +28,21 @@ from ..data import (
     remove_classes,
     resolve_classes,
 )
-from ..errors import InvalidInputError
-from ..io import StrPath, as_path, json_bytes, sha256_of, staged_folder
-from ..objectives import check_class_head, head_size, is_detector
-from ..runs import newest_checkpoint
-from ..training import ResumableTrainer
-from .retrain_recipe import SCRATCH, RetrainRecipe
-from .samples import Samples
-
-logger = logging.getLogger(__name__)
+from ...errors import InvalidInputError
+from ...io import StrPath, as_path, json_bytes, sha256_of, staged_folder
+from ...objectives import check_class_head, head_size, is_detector
+from ...runs import newest_checkpoint
+from ...training import ResumableTrainer
+from ..samples import Samples
+from .recipe import SCRATCH, RetrainRecipe
 
 _FORMAT = "gs-lora-peft retrained 1"
 _DIGESTED_ROWS = 8  # rows whose tensors tell one way to prepare the data from another
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "architectures", "dtype"}
 
 
-def retrain(
-    model: PreTrainedModel,
-    dataset: Dataset,
-    classes: Sequence[str | int],
-    *,
-    recipe: RetrainRecipe | Mapping[str, Any] | None = None,
-    seed: int = 0,
-    processing_class: Any = None,
-    data_collator: Callable | None = None,
-    label_column: str = "label",
-    cache: StrPath | None = None,
-    disable_tqdm: bool | None = None,
-) -> PreTrainedModel:
-    """Trains the architecture of a model again, on the same data without some classes.
-
-    This is what "never seen" means: the yardstick for a model that was made to forget (retraining is the gold standard
-    of unlearning, https://arxiv.org/abs/1912.03817). Samples of the classes are removed before the first step. Of a
-    detector only their boxes are removed: all images stay, and the objects count as background. Ids and the size of
-    the head stay, so that the model compares with the original.
-
-    A finished model is saved, and the same call returns it again without training. A call that was stopped goes on
-    after its last finished epoch. All processes of a distributed launch call this together.
-
-    Args:
-        model (`transformers.PreTrainedModel`):
-            Gives class and configuration. Its weights are not used, and it is not changed.
-        dataset (`datasets.Dataset`):
-            Training data of all classes.
-        classes (`Sequence[str | int]`):
-            The classes to leave out, by name or id. With none of them this is a control: a model on all the data by
-            the same recipe.
-        recipe ([`RetrainRecipe`] or `dict`, *optional*):
-            How to train.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the weights and of the order of samples.
-        processing_class (*optional*):
-            As in [`GSLoraTrainer`]; saved beside the model.
-        data_collator (`Callable`, *optional*):
-            Makes batches of lists of rows, by default [`default_collator`]. Random augmentation goes here, or into a
-            transform of the data set.
-        label_column (`str`, *optional*, defaults to `"label"`):
-            Column of the labels, or of annotated boxes.
-        cache (`str` or `os.PathLike`, *optional*, defaults to the assets cache of Hugging Face):
-            Folder of finished models. Each has a folder of its own, named by a hash of labels, first rows, left-out
-            classes, recipe, seed and configuration. Another collator of the same first rows needs another cache.
-        disable_tqdm (`bool`, *optional*):
-            As in `transformers.TrainingArguments`.
-
-    Returns:
-        `transformers.PreTrainedModel`: The model in eval mode, on the device of `model`.
-
-    Raises:
-        InvalidInputError: Before any training, if a class is unknown, no other class has data, the data do not fit the
-            head, a setting is invalid, or the backbone does not fit the model.
-
-    Example:
-        ```py
-        >>> reference = retrain(base_model, dataset["train"], ["person_01", "person_04"], recipe={"epochs": 60})
-        >>> audit_run(base_model, "runs/clinic", dataset, reference=reference)
-        ```
-    """
-    first = checked("seed", seed, NotNegativeWhole)
-    plan = _Plan.of(
-        model,
-        dataset,
-        classes,
-        recipe=recipe,
-        processing_class=processing_class,
-        data_collator=data_collator,
-        label_column=label_column,
-        cache=cache,
-    )
-    return plan.carry_out(first, disable_tqdm)
-
-
-def retrained_models(
-    model: PreTrainedModel,
-    dataset: Dataset,
-    classes: Sequence[str | int],
-    count: int = 3,
-    *,
-    seed: int = 0,
-    disable_tqdm: bool | None = None,
-    **options: Any,
-) -> Iterator[PreTrainedModel]:
-    """Retrains several models with the seeds `seed`, `seed + 1`, …: their mean is a steadier yardstick.
-
-    Everything is checked at the call. Each model is trained, or read from the cache, when it is asked for.
-
-    Args:
-        model (`transformers.PreTrainedModel`):
-            As in [`retrain`].
-        dataset (`datasets.Dataset`):
-            As in [`retrain`].
-        classes (`Sequence[str | int]`):
-            As in [`retrain`].
-        count (`int`, *optional*, defaults to 3):
-            Number of models.
-        seed (`int`, *optional*, defaults to 0):
-            The first seed.
-        disable_tqdm (`bool`, *optional*):
-            As in `transformers.TrainingArguments`.
-        options (*optional*):
-            Other arguments of [`retrain`].
-
-    Returns:
-        `Iterator[transformers.PreTrainedModel]`: The models, in the order of the seeds.
-
-    Raises:
-        InvalidInputError: As in [`retrain`].
-
-    Example:
-        ```py
-        >>> references = list(retrained_models(base_model, dataset["train"], ["person_01", "person_04"]))
-        >>> audit_run(base_model, "runs/clinic", dataset, reference=references)
-        ```
-    """
-    checked("count", count, Count)
-    first = checked("seed", seed, NotNegativeWhole)
-    plan = _Plan.of(model, dataset, classes, **options)
-
-    def models() -> Iterator[PreTrainedModel]:
-        for number in range(count):
-            if PartialState().is_main_process:
-                logger.info("Retrained model %d of %d", number + 1, count)
-            yield plan.carry_out(first + number, disable_tqdm)
-
-    return models()
-
-
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What is trained again, after all checks: everything but the seed."""
 
     original: PreTrainedModel
@@ -198,7 +65,7 @@ class _Plan:
         data_collator: Callable | None = None,
         label_column: str = "label",
         cache: StrPath | None = None,
-    ) -> _Plan:
+    ) -> Plan:
         own, how = bare(model), RetrainRecipe.of(recipe)
         if not isinstance(own, PreTrainedModel):
             expected = "a transformers.PreTrainedModel, whose configuration says how to build it"

@@ -10,9 +10,9 @@ from accelerate import PartialState
 from pydantic import Field
 from transformers import SchedulerType, TrainingArguments
 
-from ..checking import Count, NotNegative, Number, check_fields, checked
-from ..errors import InvalidInputError
-from ..io import StrPath
+from ...checking import Count, NotNegative, Number, check_fields, checked
+from ...errors import InvalidInputError
+from ...io import StrPath
 
 SCRATCH = "scratch"
 
