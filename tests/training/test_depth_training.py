@@ -1,5 +1,7 @@
 """Forgetting in depth in a run: against which model, beside which other options, and where it is refused."""
 
+import dataclasses
+
 import pytest
 import torch
 from errors import refused
@@ -13,7 +15,9 @@ from tasks import (
     two_adapters,
 )
 
+from gs_lora_peft import GSLoraTrainingArguments
 from gs_lora_peft.objectives import ClassificationObjective, DepthObjective, DistillationObjective, PrototypeObjective
+from gs_lora_peft.training import adapter_of_recipe
 
 BLOCKS = [f"vit.layers.{i}" for i in range(3)]
 
@@ -144,3 +148,24 @@ def test_patterns_that_name_no_block_are_refused(tmp_path, pattern):
 
 def test_more_to_forget_than_to_keep(tmp_path):
     trainer_for(peft_vit(), tmp_path, depth_weight=1.0, kwargs={"retain_dataset": retain_set(1)}).train()
+
+
+def test_the_deep_recipe_sets_what_is_left_at_its_default():
+    """What the user chose stays, also when the arguments are copied; and the adapter of a run is larger."""
+    args = GSLoraTrainingArguments("out", recipe="deep", depth_weight=3.0, use_cpu=True)
+    again = dataclasses.replace(args)
+    for found in (args, again):
+        assert (found.depth_weight, found.depth_retain_weight) == (3.0, 2.0)
+        assert (found.sparsity, found.num_train_epochs) == ("none", 8.0)
+    adapter = adapter_of_recipe("deep", r=4, lora_alpha=None, group_by="module")
+    assert (adapter.r, adapter.lora_alpha, adapter.group_by) == (4, 32, "module")
+    assert (adapter_of_recipe("fast").r, adapter_of_recipe("fast").lora_alpha) == (8, 1)
+    with refused("recipe", "slow"):
+        GSLoraTrainingArguments("out", recipe="slow", use_cpu=True)
+
+
+def test_the_fast_recipe_changes_nothing():
+    args = GSLoraTrainingArguments("out", use_cpu=True)
+    defaults = {item.name: item.default for item in dataclasses.fields(args)}
+    for name in ("depth_weight", "depth_retain_weight", "sparsity", "num_train_epochs"):
+        assert getattr(args, name) == defaults[name]

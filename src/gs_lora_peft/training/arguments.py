@@ -9,13 +9,14 @@ import torch
 from pydantic import Field
 from transformers import TrainingArguments
 
-from ..checking import BelowOne, NotNegative, NotNegativeWhole, Number, auto_or, check_fields
+from ..checking import BelowOne, NotNegative, NotNegativeWhole, Number, auto_or, check_fields, checked
 from ..data import EpochCovers
 from ..errors import InvalidInputError
 from ..io import as_path
 from ..objectives import Background, DepthTarget, ForgetLoss, PrototypeDistance
 from .inherited import check_by_arguments, check_processes, smaller_is_better
 from .option_types import KINDS
+from .recipes import RecipeName, apply_recipe
 
 _POSITIVE = Annotated[Number, Field(gt=0)]
 
@@ -50,6 +51,12 @@ class GSLoraTrainingArguments(TrainingArguments):
     the loss over all classes, is best before anything is forgotten).
 
     Args:
+        recipe (`"fast"` or `"deep"`, *optional*, defaults to `"fast"`):
+            `"fast"`: the defaults here. The head no longer answers with the classes; few images bring them back.
+            `"deep"`: `depth_weight=5`, `depth_retain_weight=2`, `sparsity="none"` and `num_train_epochs=8`, each
+            unless it is set to something else than its default; and where a [`ContinualForgetter`] or a script makes
+            the adapter, `r=32` and `lora_alpha=32`. The states of every block then say no more of the classes than
+            those of a model that never saw them (docs/audit.md).
         forget_weight (`float`, *optional*, defaults to 0.1):
             β, weight of the forgetting term. Not negative.
         forget_loss (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`):
@@ -170,6 +177,10 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Remove columns the model does not take."})
 
+    recipe: RecipeName = field(
+        default="fast",
+        metadata={"help": "'fast', or 'deep': forgets in every block, with a larger adapter (docs/audit.md)."},
+    )
     forget_weight: NotNegative = field(default=0.1, metadata={"help": "Beta: weight of the forgetting term."})
     forget_loss: ForgetLoss = field(
         default="log_odds", metadata={"help": "'log_odds' of each sample, or mean 'cross_entropy' (as published)."}
@@ -253,6 +264,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         for name in _STRATEGIES:
             if getattr(self, name) is False:  # an unquoted `no` in YAML
                 setattr(self, name, "no")
+        apply_recipe(self, checked("recipe", self.recipe, RecipeName))
         self.check()
         # `save_strategy` is a string or an enum that equals it.
         best_is_asked_for = self.load_best_model_at_end or self.save_strategy == "best"
