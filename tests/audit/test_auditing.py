@@ -15,7 +15,7 @@ from gs_lora_peft.audit import Attack, AuditReport, Measurement
 from gs_lora_peft.ledger import InvalidLedgerError
 from gs_lora_peft.methods import get_method
 
-NAMES = ["ant", "bee", "cat", "dog"]
+NAMES = ["aardvark", "bobcat", "cuttlefish", "dromedary"]
 
 
 def rows(count, seed):
