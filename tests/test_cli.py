@@ -13,7 +13,7 @@ from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.cli import main
 from gs_lora_peft.ledger import TaskEntry
 
-COMMANDS = ["show", "verify", "export", "merge", "push", "pull", "revoke", "convert-face"]
+COMMANDS = ["show", "verify", "audit", "export", "merge", "push", "pull", "revoke", "convert-face"]
 NAMES = ["tench", "[red]cassette[/red]", "évil\x1b[2Jname", "dragonfly"]
 BASE = {
     "name_or_path": "google/vit-base",
@@ -150,6 +150,8 @@ def test_completion(run):
         (["verify", "RUN", "--base-model", "no/such/folder"], 1, "no/such/folder"),
         (["forget"], 2, "No such command 'forget'"),
         (["show"], 2, "Missing argument 'RUN'"),
+        (["audit", "RUN"], 2, "Missing option '--data'"),
+        (["audit", "RUN", "--data", "DATA", "--max-gap", "-1"], 2, "--max-gap"),
         (["show", "RUN", "--csv"], 2, "No such option"),
         (["merge", "RUN", "OUT"], 2, "Missing option '--base-model'"),
         (["push", "RUN", "me/x", "--max-rank", "many"], 2, "--max-rank"),
@@ -234,6 +236,21 @@ def test_a_reader_that_has_seen_enough(run):
 # show
 
 
+def test_show_tells_the_verdict_of_an_audit(call, run):
+    """A line below the table; after a change it is the verdict of then."""
+    ledger = ForgettingLedger.load(run)
+    summary = {"verdict": "Not gone.", "recovered": None, "recovery_gap": None, "reference": "random"}
+    with ledger.changes():
+        ledger.record_audit(
+            {**summary, "tasks": ["task_001", "task_002"], "references": 1, "attacks": [], "quick": True}
+        )
+    assert call("show", run)[1].splitlines()[-1] == "Audit: Not gone."
+    write_task(ledger, [3])
+    said = "Audited after task_002; task_004, which came later, is not audited."
+    assert f"Audit: {said} The verdict of then: Not gone." in " ".join(call("show", run)[1].split())
+    assert json.loads(call("show", run, "--json")[1])["audit"] == [said, "The verdict of then: Not gone."]
+
+
 def test_show(call, run):
     """The table has what was asked, when, and what came of it, in 80 columns."""
     code, out, err = call("show", run)
@@ -270,6 +287,7 @@ def test_show_for_machines(call, run):
     assert document.pop("folder") == run
     assert document.pop("ledger") == ForgettingLedger.load(run).to_dict()
     assert (document.pop("forgotten"), document.pop("remarks")) == (None, [])  # it was never judged
+    assert document.pop("audit") == []  # nor audited
     states = document.pop("tasks")
     assert document == {}
     assert [(name, state["forgotten"], state["score"]) for name, state in states.items()] == [

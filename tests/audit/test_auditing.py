@@ -173,8 +173,8 @@ def test_bad_input_is_refused_before_any_attack(dataset, counted):
 def test_a_run_is_audited_with_all_tasks_in_effect(dataset, tmp_path):
     args = GSLoraTrainingArguments(str(tmp_path), max_steps=2, sparsity="none", disable_tqdm=True)
     forgetter = ContinualForgetter(model(0), dataset, tmp_path / "run", args=args, method=get_method("gs_lora"))
-    forgetter.forget(ForgetRequest(["bee"]))
-    forgetter.forget(ForgetRequest(["dog"]))
+    forgetter.forget(ForgetRequest(["bobcat"]))
+    forgetter.forget(ForgetRequest(["dromedary"]))
     report = audit_run(model(0), tmp_path / "run", dataset, attacks=["answer"], reference=model(2), disable_tqdm=True)
     assert report.tasks == ["task_001", "task_002"]
     assert report.facts["classes"] == {"forgotten": 2, "kept": 2}

@@ -3,7 +3,7 @@
 import math
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.ledger import TaskEntry
+from gs_lora_peft.ledger import TaskEntry, audit_verdict
 
 BASE = {
     "name_or_path": "org/base",
@@ -75,6 +75,32 @@ def run(count, *, base=BASE, changes=None, **more):
     """A ledger of so many tasks; `changes` has other fields by number of the task."""
     entries = [entry(number, **{**more, **(changes or {}).get(number, {})}) for number in range(1, count + 1)]
     return ForgettingLedger("not-used", base, None, entries)
+
+
+def audited(ledger, **more):
+    """The same ledger with an audit of its tasks in effect, whose report may be published."""
+    gap = {
+        "points": 12.34,
+        "margin": 2.5,
+        "attack": "knn",
+        "title": "nearest neighbours",
+        "setting": "all",
+        "where": "",
+    }
+    record = {
+        "tasks": [task.name for task in ledger.active_tasks],
+        "verdict": audit_verdict(gap, True, "retrained"),
+        "recovered": True,
+        "recovery_gap": gap,
+        "reference": "retrained",
+        "references": 3,
+        "attacks": ["answer", "knn"],
+        "quick": False,
+        "recorded_at": at(99),
+        "files": {"audit/report.md": "ab" * 32},
+        **more,
+    }
+    return ForgettingLedger(ledger.folder, ledger.base_model, ledger.label_names, ledger.tasks, audit=record)
 
 
 def revoked(hour, **scores):

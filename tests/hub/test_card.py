@@ -455,6 +455,71 @@ def test_pictures_are_shown_and_described():
     assert "![" not in build_card(cases.run(2), repo_id=REPO).text
 
 
+def section(card, title):
+    """The text of one section, on one line."""
+    return " ".join(card.text.split(f"## {title}\n")[1].split("\n## ")[0].split())
+
+
+def test_without_an_audit_the_card_says_that_nothing_was_measured():
+    """And gives the command; without a request there is nothing to attack."""
+    said = section(build_card(cases.run(2), repo_id=REPO), "Is it gone?")
+    assert said.startswith("**It was not measured whether what was forgotten can be recovered**")
+    assert f"gs-lora audit {REPO} --data" in said
+    assert "Is it gone?" not in build_card(cases.run(0), repo_id=REPO).text
+
+
+def test_the_verdict_of_an_audit():
+    """Verdict, gap, attack, reference, date, and a link to the report if that is published."""
+    ledger = cases.audited(cases.run(2))
+    said = section(build_card(ledger, repo_id=REPO), "Is it gone?")
+    assert said.startswith(escape_markdown(ledger.audit["verdict"]))
+    for part in (
+        "+12.3 ± 2.5 points",
+        "nearest neighbours",
+        "3 models that were retrained",
+        "2026-01-05",
+        "2 attacks",
+    ):
+        assert part in said
+    assert "[The report](audit/report.md)" in said
+    assert "quick" not in said
+    said = section(build_card(cases.audited(cases.run(2), files={}, quick=True), repo_id=REPO), "Is it gone?")
+    assert "report.md" not in said
+    assert "a quick audit" in said
+    nothing = {"recovery_gap": None, "recovered": None, "verdict": "Nothing was judged.", "reference": "random"}
+    said = section(build_card(cases.audited(cases.run(2), **nothing), repo_id=REPO), "Is it gone?")
+    assert said.startswith("Nothing was judged. Audited on 2026-01-05")
+
+
+def test_an_audit_of_earlier_tasks_is_not_that_of_the_present():
+    """What came after it is told first."""
+    said = section(
+        build_card(cases.audited(cases.run(3), tasks=["task_001", "task_002"]), repo_id=REPO), "Is it gone?"
+    )
+    assert said.startswith(
+        "**Audited after task_002; task_003, which came later, is not audited.** The verdict of then:"
+    )
+
+
+def test_a_withheld_audit_is_rounded():
+    """Whole points, which reveal no number of samples, and no report."""
+    card = build_card(cases.audited(cases.run(2)), repo_id=REPO, withheld=True)
+    said = section(card, "Is it gone?")
+    assert "recovers 12 ± 2 points" in said
+    assert "+12 ± 2 points" in said
+    assert "report.md" not in said
+
+
+@pytest.mark.parametrize("names", [["task_001", "task_002"], ["task_001"]])
+def test_the_card_of_a_merged_model_tells_an_audit_of_its_tasks(tmp_path, names):
+    """The weights that were attacked are those of the merged model, if all audited tasks and no others are merged."""
+    ledger = cases.audited(cases.run(2))
+    text = text_of(_card(ledger, "ViTForImageClassification", names, REPO, tmp_path))
+    assert ("An audit attacked these weights: Not gone, only silent" in text) is (len(names) == 2)
+    assert ("Whether something can be recovered was not measured" in text) is (len(names) == 1)
+    assert "12.3" not in text  # the card of a merged model names no class, nor numbers that reveal samples
+
+
 @pytest.mark.parametrize("count", [1, 2, 100])
 def test_a_card_of_any_length_is_whole(count):
     """All sections and all rows are there, and long tables are folded."""
@@ -466,6 +531,7 @@ def test_a_card_of_any_length_is_whole(count):
         "What was asked",
         "How well it worked",
         "What changed in the model",
+        "Is it gone?",
         "How to load it",
         "How it was trained and measured",
         "What this does not promise",

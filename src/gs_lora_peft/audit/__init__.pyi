@@ -9,9 +9,11 @@ from .faces import (
     format_face_audit as format_face_audit,
 )
 from .opening import OpenedRun as OpenedRun, open_run as open_run
+from .page import format_audit as format_audit
 from .pictures import PICTURES_FOLDER as PICTURES_FOLDER, draw_face_pictures as draw_face_pictures
 from .registry import ATTACKS as ATTACKS, get_attacks as get_attacks
-from .report import AuditReport as AuditReport, RecoveryGap as RecoveryGap
+from .report import AuditReport as AuditReport
+from .results import RecoveryGap as RecoveryGap
 from .samples import Samples as Samples
 from .subjects import Subject as Subject
 
@@ -34,6 +36,7 @@ __all__ = [
     "draw_detections",
     "draw_face_pictures",
     "face_predictions",
+    "format_audit",
     "format_face_audit",
     "get_attacks",
     "has_objects",

@@ -23,7 +23,6 @@ from ..data import (
     check_names,
     default_collator,
     evaluation_split,
-    label_names,
     read_classes,
     train_validation_split,
 )
@@ -35,7 +34,8 @@ from ..runs import library_versions
 from .base import Attack, AuditContext, Measurement
 from .opening import open_run
 from .registry import get_attacks
-from .report import SCHEMA, AttackResult, AuditedModel, AuditReport
+from .report import AuditReport
+from .results import SCHEMA, AttackResult, AuditedModel
 from .samples import Samples
 from .subjects import Subject
 
@@ -169,7 +169,7 @@ def audit_models(
     """
     chosen = get_attacks(attacks, quick=quick)
     train, test = _attacker_and_judge(data, label_column, seed)
-    check_names(label_names(train, label_column), original, repr(label_column))
+    check_names(read_classes(train, label_column)[1], original, repr(label_column))
     collator = data_collator or default_collator(processing_class, label_column, train)
     samples = [_capped(Samples(part, collator, label_column), max_samples, seed) for part in (train, test)]
     roles = _roles(train, test, label_column, forget_classes)
@@ -287,7 +287,7 @@ def _attacker_and_judge(data: Any, label_column: str, seed: int) -> tuple[Datase
 
 
 def _capped(samples: Samples, limit: int, seed: int) -> Samples:
-    if len(samples) <= limit or not len(samples.labels):
+    if len(samples) <= limit:
         return samples
     rows = samples.capped(limit, AuditContext.generator(seed, "samples"))
     return Samples(samples.dataset, samples.data_collator, samples.label_column, rows)

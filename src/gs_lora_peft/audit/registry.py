@@ -25,6 +25,9 @@ ATTACKS: dict[str, str] = {
     "membership_classifier": f"{_HERE}.membership:MembershipClassifier",
     "shadow_membership": f"{_HERE}.membership:ShadowMembership",
     "adapter_removal": f"{_HERE}.adapter:AdapterRemoval",
+    "detector_answer": f"{_HERE}.detection:DetectorAnswer",
+    "class_agnostic_recall": f"{_HERE}.detection:ClassAgnosticRecall",
+    "class_head": f"{_HERE}.detection:RetrainedClassHead",
     "similarity": f"{_HERE}.similarity:Similarity",
 }
 

@@ -1,264 +1,64 @@
-"""The result of an audit: every figure of every model, the recovery gap, and the verdict."""
+"""The report of an audit, as it is handed out: files, and the record in the ledger."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from ..errors import InvalidInputError
-from .base import Judged, Measurement
-from .subjects import Kind
+from ..io import StrPath, as_path, sha256_of
+from ..ledger import AUDIT_FOLDER, ForgettingLedger
+from .page import save_report
+from .results import AuditResults
 
-SCHEMA = "gs_lora_peft.audit/1"
-TOLERANCE = 5.0  # points above the reference that count as noise; see docs/audit.md
+_PUBLISHED = (".json", ".md", ".png")  # kinds of files that may be published
 
 
 @dataclass(frozen=True)
-class AuditedModel:
-    """A model of an audit.
+class AuditReport(AuditResults):
+    """An audit: `audit_run(...).save("report")` writes it. The arguments are those of [`AuditResults`]."""
 
-    Args:
-        name (`str`):
-            Its name in reports.
-        kind (`"original"`, `"forgotten"`, `"retrained"` or `"random"`):
-            What it is.
-        fingerprint (`str`):
-            Hash of its weights.
-    """
+    def save(self, folder: StrPath) -> list[Path]:
+        """Writes `audit.json`, `report.md`, `report.html` and the figures to a folder, see [`save_report`].
 
-    name: str
-    kind: Kind
-    fingerprint: str
+        Args:
+            folder (`str` or `os.PathLike`):
+                The folder, made if it is missing.
 
-
-@dataclass(frozen=True)
-class AttackResult:
-    """What one attack gave for all models.
-
-    Args:
-        name (`str`):
-            Its name in `ATTACKS`, or another one.
-        title (`str`):
-            What a reader sees.
-        knowledge (`str`):
-            What the attacker needs.
-        judged (`"excess"`, `"distance"` or `"shown"`):
-            As in [`Attack`].
-        unit (`str`):
-            Unit of the figures.
-        settings (`dict[str, Any]`):
-            The budget.
-        measurements (`dict[str, list[Measurement]]`):
-            Name of a model → its figures.
-        seconds (`float`):
-            Time of the attack on all models.
-    """
-
-    name: str
-    title: str
-    knowledge: str
-    judged: Judged
-    unit: str
-    settings: dict[str, Any]
-    measurements: dict[str, list[Measurement]]
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A figure of the forgotten model beside the original and the references.
-
-    Args:
-        attack ([`AttackResult`]):
-            The attack.
-        setting (`str`):
-            As in [`Measurement`].
-        where (`str`):
-            As in [`Measurement`].
-        original ([`Measurement`]):
-            Of the model before anything was forgotten.
-        forgotten ([`Measurement`]):
-            Of the forgotten model.
-        references (`list[Measurement]`):
-            One for each reference.
-    """
-
-    attack: AttackResult
-    setting: str
-    where: str
-    original: Measurement
-    forgotten: Measurement
-    references: list[Measurement]
-
-    @property
-    def reference(self) -> float:
-        """Mean of the references."""
-        return sum(found.value for found in self.references) / len(self.references)
-
-    @property
-    def excess(self) -> float:
-        """By how far the forgotten model lies above the reference; the distance, if the attack is judged by it."""
-        difference = self.forgotten.value - self.reference
-        return abs(difference) if self.attack.judged == "distance" else difference
-
-    @property
-    def margin(self) -> float:
-        """Half of the 95 % interval of the excess, if the errors of all models are independent."""
-        others = math.hypot(*(_half(found) for found in self.references)) / len(self.references)
-        return math.hypot(_half(self.forgotten), others)
-
-
-def _half(measurement: Measurement) -> float:
-    return (measurement.high - measurement.low) / 2
-
-
-@dataclass(frozen=True)
-class RecoveryGap:
-    """The largest excess of a forgotten model over the reference.
-
-    Args:
-        points (`float`):
-            The excess in points; below 0 if the forgotten model lies below the reference everywhere.
-        margin (`float`):
-            Half of its 95 % interval.
-        attack (`str`):
-            Name of the attack that gives it.
-        title (`str`):
-            Its title.
-        setting (`str`):
-            As in [`Measurement`].
-        where (`str`):
-            As in [`Measurement`].
-    """
-
-    points: float
-    margin: float
-    attack: str
-    title: str
-    setting: str
-    where: str
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """An audit: `audit_run(...).save("report/")` writes it.
-
-    Args:
-        models (`list[AuditedModel]`):
-            The original, the forgotten model, then the references.
-        attacks (`list[AttackResult]`):
-            The attacks, in order.
-        tasks (`list[str]`):
-            The tasks of the run that were in effect.
-        facts (`dict[str, Any]`):
-            Seed, versions, numbers of classes and samples, attacks that do not apply.
-    """
-
-    models: list[AuditedModel]
-    attacks: list[AttackResult]
-    tasks: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def named(self, kind: Kind) -> list[str]:
-        """Returns the names of the models of a kind."""
-        return [model.name for model in self.models if model.kind == kind]
-
-    @property
-    def references(self) -> list[str]:
-        """Names of the models that the forgotten one is compared with."""
-        return self.named("retrained") or self.named("random")
-
-    @property
-    def has_retrained(self) -> bool:
-        """Whether the reference is a retrained model, and not random weights."""
-        return bool(self.named("retrained"))
-
-    def comparisons(self) -> Iterator[Comparison]:
-        """Yields every figure that the original, the forgotten model and a reference have."""
-        (original,), (forgotten,) = self.named("original"), self.named("forgotten")
-        for attack in self.attacks:
-            of = {name: {found.key: found for found in listed} for name, listed in attack.measurements.items()}
-            for key, own in of.get(forgotten, {}).items():
-                references = [of[name][key] for name in self.references if key in of.get(name, {})]
-                before = of.get(original, {}).get(key)
-                if references and before is not None:
-                    yield Comparison(attack, own.setting, own.where, before, own, references)
-
-    @property
-    def gap(self) -> RecoveryGap | None:
-        """The recovery gap: the largest excess of all judged figures; `None` if nothing was judged."""
-        judged = [found for found in self.comparisons() if found.attack.judged != "shown"]
-        if not judged:
-            return None
-        worst = max(judged, key=lambda found: found.excess)
-        attack = worst.attack
-        return RecoveryGap(worst.excess, worst.margin, attack.name, attack.title, worst.setting, worst.where)
-
-    @property
-    def verdict(self) -> str:
-        """One plain sentence, with the gap and the attack."""
-        gap = self.gap
-        if gap is None:
-            return "Nothing was judged: no attack applies to this model and data."
-        beside = "models that were retrained without the data"
-        if not self.has_retrained:
-            beside = "random weights, because no retrained model was given"
-        found = f"{gap.title} ({', '.join(filter(None, (gap.setting, gap.where)))})"
-        if gap.points <= TOLERANCE:
-            return (
-                f"No attack recovers more than {max(gap.points, 0):.1f} points more than from {beside}; the largest "
-                f"excess is that of {found}."
-            )
-        return (
-            f"Not gone, only silent: {found} recovers {gap.points:.1f} ± {gap.margin:.1f} points more than from "
-            f"{beside}."
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """Returns what the ledger records, as JSON types."""
-        gap = self.gap
-        return {
-            "tasks": self.tasks,
-            "verdict": self.verdict,
-            "recovery_gap": None if gap is None else asdict(gap),
-            "reference": "retrained" if self.has_retrained else "random",
-            "references": len(self.references),
-            "attacks": [attack.name for attack in self.attacks],
-            "quick": self.facts.get("quick", False),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the whole audit as JSON types."""
-        attacks = [
-            {**asdict(attack), "measurements": {n: [m.to_dict() for m in ms] for n, ms in attack.measurements.items()}}
-            for attack in self.attacks
-        ]
-        models = [asdict(model) for model in self.models]
-        return {"schema": SCHEMA, **self.summary(), "facts": self.facts, "models": models, "results": attacks}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> AuditReport:
-        """Rebuilds an audit from [`~AuditReport.to_dict`].
+        Returns:
+            `list[pathlib.Path]`: The files.
 
         Raises:
-            InvalidInputError: If the data are those of another schema.
+            OSError: If a file could not be written.
         """
-        if data.get("schema") != SCHEMA:
-            fix = "Audit the run again with this version."
-            raise InvalidInputError("schema", data.get("schema"), repr(SCHEMA), fix)
-        attacks = [
-            AttackResult(
-                **{
-                    **found,
-                    "measurements": {
-                        name: [Measurement.from_dict(item) for item in listed]
-                        for name, listed in found["measurements"].items()
-                    },
-                }
-            )
-            for found in data["results"]
-        ]
-        models = [AuditedModel(**model) for model in data["models"]]
-        return cls(models, attacks, list(data["tasks"]), dict(data["facts"]))
+        return save_report(self, folder)
+
+    def record(self, run: StrPath, folder: StrPath | None = None) -> list[Path]:
+        """Writes the report to `audit` in the folder of the run, and its summary into the ledger.
+
+        The summary replaces that of an earlier audit. [`push_to_hub`] publishes it, and the JSON, Markdown and PNG
+        files of `audit` as they are now, unless classes are withheld or the files were removed.
+
+        Args:
+            run (`str` or `os.PathLike`):
+                The folder of the run that was audited.
+            folder (`str` or `os.PathLike`, *optional*):
+                Another folder for the report, which is not published then.
+
+        Returns:
+            `list[pathlib.Path]`: The files of the report.
+
+        Raises:
+            LedgerError: If the run has another base model, or lacks a task that was audited; if another process works
+                in the folder; or if `audit` is a symbolic link. Nothing is written then.
+            OSError: If a file could not be written.
+        """
+        ledger = ForgettingLedger.load(as_path(run, "run"))
+        with ledger.changes():
+            (original,) = (model for model in self.models if model.kind == "original")
+            ledger.check_base(original.fingerprint)
+            ledger.record_audit(self.summary())  # refuses other tasks before anything is written
+            files = self.save(ledger.folder / AUDIT_FOLDER if folder is None else folder)
+            if folder is None:
+                kept = [file for file in files if file.suffix in _PUBLISHED]
+                ledger.record_audit(self.summary(), {f"{AUDIT_FOLDER}/{file.name}": sha256_of(file) for file in kept})
+        return files

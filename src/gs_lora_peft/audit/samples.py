@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import NamedRows, read_classes
+from ..data import NamedRows, is_object_column, read_classes
 from ..errors import InvalidInputError
 
 Batch = dict[str, Any]
@@ -48,8 +48,9 @@ class Samples:
         self.rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, dtype=np.int64)
         if len(self.rows) == 0:
             raise InvalidInputError("dataset", "no rows", "at least one labelled row", "Pass a split that has some.")
-        classes, _ = read_classes(dataset, label_column)
-        self.labels = classes[self.rows] if len(classes) == len(dataset) else np.array([], dtype=np.int64)
+        # Of boxes, there may be as many as rows.
+        boxes = is_object_column(dataset, label_column)
+        self.labels = np.array([], dtype=np.int64) if boxes else read_classes(dataset, label_column)[0][self.rows]
         self._named = NamedRows(dataset)
 
     def __len__(self) -> int:
@@ -60,9 +61,11 @@ class Samples:
         return np.flatnonzero(np.isin(self.labels, list(classes)))
 
     def capped(self, limit: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns the positions of at most `limit` rows: as many of each class as possible, in order."""
+        """Returns the positions of at most `limit` rows in order: as many of each class as possible, or any images."""
         if len(self) <= limit:
             return np.arange(len(self))
+        if not len(self.labels):
+            return np.sort(rng.permutation(len(self))[:limit])
         classes = np.unique(self.labels)
         each = max(1, limit // len(classes))
         chosen = [rng.permutation(np.flatnonzero(self.labels == class_id))[:each] for class_id in classes]

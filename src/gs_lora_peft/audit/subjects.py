@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from ..objectives import (
 from .samples import Samples
 
 Kind = Literal["original", "forgotten", "retrained", "random"]
+
+Computed = TypeVar("Computed")
 
 EMBEDDING, LOGITS = "embedding", "logits"
 
@@ -44,7 +47,7 @@ class Subject:
     name: str
     kind: Kind
     model: nn.Module
-    _states: dict[int, tuple[Samples, dict[str, np.ndarray]]] = field(default_factory=dict, repr=False)
+    _computed: dict[tuple[int, str], tuple[Samples, Any]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -79,13 +82,25 @@ class Subject:
             the class token of most models), `"block 1 (mean)"` … (the mean over all tokens), `"embedding"` (the input
             of the head, where that is one vector) and `"logits"`.
         """
-        if id(samples) not in self._states:
-            self._states[id(samples)] = samples, states_of(self.model, samples)
-        return self._states[id(samples)][1]
+        return self.computed(samples, states_of)
+
+    def computed(self, samples: Samples, compute: Callable[[nn.Module, Samples], Computed]) -> Computed:
+        """What a function gives for the model and all samples; computed once.
+
+        Args:
+            samples ([`Samples`]):
+                The samples.
+            compute (`Callable`):
+                A function of a module, of the model and the samples.
+        """
+        key = id(samples), f"{compute.__module__}.{compute.__qualname__}"
+        if key not in self._computed:
+            self._computed[key] = samples, compute(self.model, samples)
+        return self._computed[key][1]
 
     def forget_states(self) -> None:
         """Frees the memory of the states."""
-        self._states.clear()
+        self._computed.clear()
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from ..ledger import (
     NOT_FORGOTTEN_STATUS,
     ForgettingLedger,
     all_forgotten,
+    audit_lines,
     doubts,
     exit_status,
     narrow_table,
@@ -113,7 +114,8 @@ def _print_ledger(ledger: ForgettingLedger) -> None:
         console.print(table.to_rich(fold="to forget", faint=revoked))
         for note in table.notes:
             console.print(Text(printable(note)), style="dim")
-    for line in (*not_forgotten(ledger), *doubts(ledger)):
+    audit = " ".join(audit_lines(ledger.audit, ledger.tasks))
+    for line in (*not_forgotten(ledger), *doubts(ledger), *([f"Audit: {audit}"] if audit else [])):
         console.print(Text(printable(line)))
 
 
@@ -151,6 +153,7 @@ def _outcome(ledger: ForgettingLedger) -> dict[str, Any]:
             for state in states
         },
         "remarks": [*not_forgotten(ledger), *doubts(ledger)],
+        "audit": audit_lines(ledger.audit, ledger.tasks),
     }
 
 

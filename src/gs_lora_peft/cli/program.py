@@ -12,15 +12,16 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 from typer.main import get_command
 
+from .audit import audit
 from .commands import export, merge, pull, push, revoke, show, verify
 from .convert_face import convert_face
 from .terminal import TRACEBACK_VARIABLE, print_error, traceback_wanted
 
 _EXIT_CODES = (
-    "Exit codes: 0 if all went well; 1 if a check failed, or the command was refused or failed; 2 if the command line "
-    "is wrong; 3 if 'show' or 'verify' find a request that is not forgotten, of which other commands warn. With "
-    "--json, stdout is one JSON document in all of these cases: the result, or an object with the key 'error'. "
-    "Progress and warnings go to stderr."
+    "Exit codes: 0 if all went well; 1 if a check failed, or the command was refused or failed; 2 if the command "
+    "line is wrong; 3 if 'show' or 'verify' find a request that is not forgotten, of which other commands warn, or "
+    "if 'audit' finds a gap above --max-gap. With --json, stdout is one JSON document in all of these cases: the "
+    "result, or an object with the key 'error'. Progress and warnings go to stderr."
 )
 
 
@@ -30,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, epilog=_EXIT_CODES, context_settings={"h
 for command, example in (
     (show, "gs-lora show org/clinic-forgotten"),
     (verify, "gs-lora verify org/clinic-forgotten --base-model google/vit-base-patch16-224"),
+    (audit, "gs-lora audit runs/clinic --data org/faces --reference retrained-model --quick"),
     (export, "gs-lora export runs/clinic clinic-first-two --tasks 2"),
     (merge, "gs-lora merge org/clinic-forgotten clinic-model --base-model google/vit-base-patch16-224"),
     (push, "gs-lora push runs/clinic org/clinic-forgotten --withhold-classes"),
@@ -55,7 +57,7 @@ def program(
         bool, typer.Option("--traceback", help=f"Show the traceback of an error; so does {TRACEBACK_VARIABLE}=1.")
     ] = False,
 ) -> None:
-    """Show, check, export, merge and share the runs of models that have forgotten."""
+    """Show, check, attack, export, merge and share the runs of models that have forgotten."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

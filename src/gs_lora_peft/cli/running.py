@@ -41,7 +41,7 @@ class DataOptions(Protocol):
     dataset_config_name: str | None
     train_split: str
     test_split: str | None
-    image_column: str
+    image_column: str | None
 
 
 def model_source(script: ModelOptions) -> dict[str, Any]:
@@ -66,6 +66,8 @@ def model_source(script: ModelOptions) -> dict[str, Any]:
 def load_data(script: DataOptions) -> DatasetDict:
     """Loads the train and test split of `--dataset_name`. The column of the images becomes "image".
 
+    Without the name of a column nothing is renamed.
+
     Raises:
         InvalidInputError: If there is neither a folder or file nor a repository of that name, a split or the column
             of the images is missing, or an option is given that has no effect on these data.
@@ -83,7 +85,10 @@ def load_data(script: DataOptions) -> DatasetDict:
             "training data, and the table says so.",
         )
     chosen = DatasetDict(train=dataset[script.train_split], test=dataset[test])
-    return DatasetDict({split: _with_image(part, script.image_column) for split, part in chosen.items()})
+    column = script.image_column
+    return (
+        chosen if column is None else DatasetDict({name: _with_image(part, column) for name, part in chosen.items()})
+    )
 
 
 def refuse_ignored(settings: Any, names: Iterable[str], why: str) -> None:

@@ -1,3 +1,4 @@
+from .card_metadata import is_on_hub as is_on_hub
 from .client.calls import checked_repo_id as checked_repo_id, writing_api as writing_api
 from .client.commit import commit_folder as commit_folder, open_repository as open_repository
 from .client.download import find_source as find_source
@@ -11,7 +12,12 @@ from .fetch import (
     folder_or_fetched as folder_or_fetched,
     resolve_run_folder as resolve_run_folder,
 )
-from .load import check_bare as check_bare, load_forgotten as load_forgotten
+from .load import (
+    base_source as base_source,
+    check_bare as check_bare,
+    load_base_model as load_base_model,
+    load_forgotten as load_forgotten,
+)
 from .publish import (
     StagedRepository as StagedRepository,
     push_to_hub as push_to_hub,
@@ -24,6 +30,7 @@ from .withhold import is_proof as is_proof, request_proof as request_proof
 __all__ = [
     "StagedRepository",
     "VerifyReport",
+    "base_source",
     "check_bare",
     "checked_repo_id",
     "commit_folder",
@@ -35,7 +42,9 @@ __all__ = [
     "fetch_to_continue",
     "find_source",
     "folder_or_fetched",
+    "is_on_hub",
     "is_proof",
+    "load_base_model",
     "load_forgotten",
     "merge_forgotten",
     "open_repository",

@@ -19,6 +19,7 @@ from ..ledger import (
     doubts,
     metric_of,
     not_forgotten,
+    outdated_audit,
     score_columns,
     size,
     task_states,
@@ -33,7 +34,7 @@ from .card_metadata import (
     revoked_since,
     scored_last,
 )
-from .withhold import without_counts
+from .withhold import coarse_audit, without_counts
 
 if TYPE_CHECKING:
     from .composite import CompositeReport
@@ -79,7 +80,8 @@ def build_card(
         `huggingface_hub.ModelCard`: The card; `card.save("README.md")` writes it.
     """
     if withheld:
-        ledger = ForgettingLedger(ledger.folder, ledger.base_model, None, without_counts(ledger.tasks))
+        coarse = without_counts(ledger.tasks)
+        ledger = ForgettingLedger(ledger.folder, ledger.base_model, None, coarse, audit=coarse_audit(ledger.audit))
     base, entries, active = ledger.base_model, ledger.tasks, ledger.active_tasks
     title = repo_id.rsplit("/", 1)[-1] if repo_id else "forgetting-adapter"
     model_class, on_hub, measure = base.get("model_class") or "", is_on_hub(base), metric_of(*entries)
@@ -129,6 +131,9 @@ def build_card(
         doubts=doubts(ledger, withheld=withheld),
         verdict=_verdict(entries),
         last=scored_last(entries),
+        audit=ledger.audit,
+        audit_outdated=outdated_audit(ledger.audit, entries) if ledger.audit else None,
+        audit_digits=0 if withheld else 1,
         outdated=_task_names([entry for entry in active if revoked_since(entry, entries)]),
         measured_on=_with_tasks([entry for entry in entries if _is_scored(entry)], _evaluation_data),
         evaluation_splits=EVALUATION_SPLITS,

@@ -23,6 +23,7 @@ from .composite import CompositeReport, check_max_rank, write_composite
 from .fetch import resolve_run_folder
 from .install import check_free
 from .load import base_source, load_base_model, load_forgotten, model_source
+from .withhold import coarse_audit
 
 
 def export_forgotten(
@@ -199,6 +200,7 @@ def _card(ledger: ForgettingLedger, model_class: str, names: Sequence[str], repo
         base=base,
         count=len(names),
         measure=metric_of(*ledger.tasks),
+        audit=coarse_audit(ledger.audit) if ledger.audit and ledger.audit["tasks"] == list(names) else None,
         not_forgotten=not_forgotten(ledger, tasks=names, withheld=True),
         model_class=model_class,
         model_module=model_module(model_class),

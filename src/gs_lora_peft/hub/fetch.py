@@ -28,7 +28,7 @@ from ..ledger import (
 from .client.calls import HubRefusalError, checked_repo_id
 from .client.commit import PUBLISHED_SUFFIXES
 from .client.download import as_folder_or_repo, download_file, download_snapshot
-from .install import install_run, is_withheld, withheld_tasks
+from .install import audit_files, install_run, is_withheld, withheld_tasks
 
 
 def fetch_run(
@@ -230,6 +230,7 @@ def _fetch_tasks(
     _download_tasks(repo_id, ledger, entries, token)
     if target is None:
         return ledger.folder
+    _download(repo_id, ledger, list(audit_files(ledger)), token)
     ledger.check_files([entry.name for entry in entries])
     target = Path(os.path.abspath(target))
     install_run(ledger, entries, target, repo_id)
@@ -241,18 +242,24 @@ def _download_tasks(
 ) -> None:
     """Downloads the files of some tasks next to a cached ledger."""
     names = [name for entry in entries for name in listed_files(entry, repo_id)]
+    new = _download(repo_id, ledger, names, token)
+    with _removed_if_wrong([ledger.folder / name for name in new]):
+        ledger.check_files([entry.name for entry in entries if not entry.files.keys().isdisjoint(new)])
+
+
+def _download(repo_id: str, ledger: ForgettingLedger, names: list[str], token: str | bool | None) -> list[str]:
+    """Downloads files next to a cached ledger; returns those that were not in the cache."""
+    new = [name for name in names if not (ledger.folder / name).exists()]
     if names:
         patterns = [glob.escape(name) for name in names]
-        new = [name for name in names if not (ledger.folder / name).exists()]
         download_snapshot(repo_id, patterns, revision=ledger.folder.name, token=token)
-        with _removed_if_wrong([ledger.folder / name for name in new]):
-            ledger.check_files([entry.name for entry in entries if not entry.files.keys().isdisjoint(new)])
     for name in names:
         path = safe_join(ledger.folder, name)
         if name.endswith(".json") and path.exists() and path.stat().st_size > MAX_CONFIG_BYTES:
             title = f"the number of bytes of {name} in the repository {repo_id!r}"
             fix = "It cannot be genuine: do not use this repository."
             raise InvalidLedgerError(title, path.stat().st_size, f"{MAX_CONFIG_BYTES} at most", fix)
+    return new
 
 
 @contextmanager

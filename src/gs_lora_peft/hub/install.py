@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,10 +15,12 @@ from ..ledger import (
     LEDGER_NAME,
     TASKS_FOLDER,
     DivergedRunError,
+    FilesDifferError,
     ForgettingLedger,
     TaskEntry,
     WithheldClassesError,
     first_digits,
+    ledger_bytes,
     task_folder,
 )
 
@@ -72,6 +75,34 @@ def _check_elsewhere(target: Path) -> None:
         raise InvalidInputError("folder", str(target), "a folder that can be replaced", fix)
 
 
+def audit_files(ledger: ForgettingLedger) -> dict[str, str]:
+    """Returns the files of the recorded audit that may be published: path in the run → SHA-256."""
+    return dict((ledger.audit or {}).get("files", {}))
+
+
+def copy_audit(ledger: ForgettingLedger, target: Path) -> bool:
+    """Copies the files of the recorded audit to another folder, all or none; returns whether it did.
+
+    Args:
+        ledger ([`ForgettingLedger`]):
+            The run. A user may have removed the report from its folder, so that it is not published.
+        target (`Path`):
+            The folder.
+
+    Raises:
+        FilesDifferError: If one of the files differs from its hash. Nothing is copied then.
+    """
+    files = audit_files(ledger)
+    if not all((ledger.folder / name).is_file() for name in files):
+        return False
+    if problems := {name: found for name, sha in files.items() if (found := file_mismatch(ledger.folder / name, sha))}:
+        raise FilesDifferError.of(ledger.folder, problems)
+    for name in files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ledger.folder / name, target / name)
+    return bool(files)
+
+
 def install_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: Path, repo_id: str) -> None:
     """Copies some tasks of a run, and its ledger, to a folder that is missing, empty, or has another state of the run.
 
@@ -99,6 +130,7 @@ def install_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: 
         with staged_folder(target) as staged:
             for entry in entries:
                 _copy_task(ledger, entry, task_folder(staged, entry.name))
+            copy_audit(ledger, staged)
             write_bytes_atomic(staged / LEDGER_NAME, ledger.path.read_bytes(), private=ledger.names_classes)
         return
     own = ForgettingLedger.load(target)
@@ -124,7 +156,19 @@ def install_run(ledger: ForgettingLedger, entries: Sequence[TaskEntry], target: 
         if problem is None and not knows_more:
             if ledger.names_classes and not own.names_classes:
                 own.path.chmod(0o600)  # a replaced file keeps its permissions
-            write_bytes_atomic(own.path, ledger.path.read_bytes())
+            _replace_ledger(own, ledger)
+
+
+def _replace_ledger(own: ForgettingLedger, published: ForgettingLedger) -> None:
+    """Writes the published ledger in place of `own`. A newer audit of `own` stays."""
+    moments = [(ledger.audit or {}).get("recorded_at", "") for ledger in (own, published)]
+    if moments[0] > moments[1]:
+        published = copy.copy(published)
+        published.audit = own.audit
+        write_bytes_atomic(own.path, ledger_bytes(published.to_dict()))
+    else:
+        copy_audit(published, own.folder)
+        write_bytes_atomic(own.path, published.path.read_bytes())
 
 
 def _add_task(ledger: ForgettingLedger, entry: TaskEntry, target: Path) -> None:

@@ -31,12 +31,12 @@ from .client.calls import checked_repo_id, writing_api
 from .client.commit import RemoteHead, commit_folder, open_repository, publishable_files, versions_of
 from .composite import CompositeReport, check_max_rank, write_composite
 from .fetch import fetch_ledger
-from .install import check_free, continuation_error, is_withheld
+from .install import check_free, continuation_error, copy_audit, is_withheld
 from .withhold import withheld_ledger, withholding_key, withholds_by_default
 
 # Files that publishing writes, and may therefore remove.
 _OWN_FILES = re.compile(
-    r"README\.md|forgetting\.json|figures/[^/]+\.png"
+    r"README\.md|forgetting\.json|figures/[^/]+\.png|audit/[a-z_]+\.(json|md|png)"
     r"|(tasks/task_\d+/)?(adapter_config\.json|gs_lora_config\.json|adapter_model\.safetensors)"
 )
 
@@ -77,6 +77,7 @@ def push_to_hub(
 ) -> str:
     """Publishes a run in one commit: card, ledger, the adapter of all tasks together, one of each task, and pictures.
 
+    The report of a recorded audit is published as well, if it is there and classes are not withheld.
     Only safetensors, JSON, Markdown and PNG leave the machine. They are built in a separate folder from the files that
     the ledger lists; checkpoints, optimizer states, logs and data are never sent. Publishing again sends only new
     files. A push that fails leaves the branch as it was (an empty new repository may remain) and can be repeated.
@@ -173,9 +174,9 @@ def stage_repository(
 ) -> StagedRepository:
     """Writes everything that [`push_to_hub`] would publish of a run to a folder.
 
-    This is `README.md`, `forgetting.json`, the adapter of all tasks together, one of each task in effect, and
-    pictures. Only files that the ledger lists are copied, after a check of their hashes. The same run gives the same
-    bytes.
+    This is `README.md`, `forgetting.json`, the adapter of all tasks together, one of each task in effect, pictures,
+    and the report of a recorded audit. Only files that the ledger lists are copied, after a check of their hashes. The
+    same run gives the same bytes.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -226,6 +227,8 @@ def stage_repository(
             shutil.copyfile(Path(folder, name), target)
         composite = write_composite(ledger, staged, max_rank=max_rank)
         published = ledger
+        if ledger.audit is not None and (withhold_classes or not copy_audit(ledger, staged)):
+            ledger.audit = {**ledger.audit, "files": {}}
         if withhold_classes:
             published = withheld_ledger(ledger, withholding_key(folder, create=True), staged)
         # From memory, because a request that has finished since may have replaced the file.

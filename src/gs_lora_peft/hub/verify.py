@@ -29,6 +29,7 @@ from ..ledger import (
     not_forgotten,
 )
 from .composite import Pair, recompressed_pair, relative_difference, summed_pair
+from .install import audit_files
 from .load import check_bare, load_base_model, model_source
 
 TOLERANCE = 1e-6
@@ -87,7 +88,7 @@ def verify_repository(
     """Checks a repository that [`push_to_hub`] or [`stage_repository`] made, or the folder of a run.
 
     - The ledger: its digest, and everything else that [`ForgettingLedger.load`] checks.
-    - The files of the tasks in effect exist and have the hashes in the ledger.
+    - The files of the tasks in effect exist and have the hashes in the ledger, and so have those of a recorded audit.
     - No files that the ledger does not list are below `tasks/`, or anywhere in a repository except card and pictures.
       (A run keeps working files and logs beside its ledger.)
     - The adapters hold matrices of finite numbers, a scaling of at most 10,000 and not 0, explicit names of modules,
@@ -128,12 +129,13 @@ def verify_repository(
     report.tasks = [entry.name for entry in ledger.active_tasks]
     report.forgotten = all_forgotten(ledger.tasks)
     report.remarks = [*not_forgotten(ledger), *doubts(ledger)]
+    is_repository = _is_repository(folder)
     _check_files(ledger, report)
     adapters, root = None, None
     if not report.problems:
         read = [_read_task(ledger, entry, report) for entry in ledger.active_tasks]
         adapters = [adapter for adapter in read if adapter] if all(read) else None
-    is_repository = _is_repository(folder)
+    _check_audit(ledger, is_repository, report)
     report.problems += [f"{name}: the ledger does not vouch for it" for name in _unlisted(ledger, is_repository)]
     if is_repository:
         with _noted(report):
@@ -168,6 +170,16 @@ def _check_files(ledger: ForgettingLedger, report: VerifyReport) -> None:
             report.problems.append(f"{name}: {problem}")
 
 
+def _check_audit(ledger: ForgettingLedger, is_repository: bool, report: VerifyReport) -> None:
+    """Compares the files of the recorded audit. In the folder of a run they may be absent: it publishes none then."""
+    for name, digest in audit_files(ledger).items():
+        path = safe_join(ledger.folder, name)
+        if is_repository or path.exists():
+            report.files.append(name)
+            if problem := file_mismatch(path, digest):
+                report.problems.append(f"{name}: {problem}")
+
+
 def _is_repository(folder: Path) -> bool:
     """Returns whether a folder is a published repository. A run has no adapter in its root."""
     has_root = any(os.path.lexists(folder / name) for name in _ROOT_FILES)
@@ -175,7 +187,7 @@ def _is_repository(folder: Path) -> bool:
 
 
 def _unlisted(ledger: ForgettingLedger, is_repository: bool) -> list[str]:
-    listed = {name for entry in ledger.tasks for name in entry.files}
+    listed = {name for entry in ledger.tasks for name in entry.files} | audit_files(ledger).keys()
     found = []
     for parent, folders, names in os.walk(ledger.folder if is_repository else ledger.folder / TASKS_FOLDER):
         inside = Path(parent).relative_to(ledger.folder)

@@ -13,7 +13,16 @@ from datetime import datetime
 from typing import Any
 
 from ..io import StrPath, as_path, read_limited
-from ..ledger import KEY_NAME, KNOWN_BY, ForgettingLedger, InvalidLedgerError, TaskEntry, metric_of, parse_utc
+from ..ledger import (
+    KEY_NAME,
+    KNOWN_BY,
+    ForgettingLedger,
+    InvalidLedgerError,
+    TaskEntry,
+    audit_verdict,
+    metric_of,
+    parse_utc,
+)
 from ..metrics import AVERAGE_PRECISION
 from .card_metadata import revocation_time
 
@@ -24,6 +33,7 @@ _ROUNDED = {f"{role}_{known_by}" for role in ("retain", "forget") for known_by i
 # Fields that say nothing of classes.
 _KEPT = ("name", "versions", "files", "groups", "status")
 _BASE_FIELDS = ("name_or_path", "revision", "model_class", "num_labels", "tied_heads", "fingerprint")
+_AUDIT_KEPT = ("tasks", "recovered", "reference", "references", "attacks", "quick")
 _DIGEST = "hmac-sha256:"
 
 
@@ -49,7 +59,7 @@ def withheld_ledger(ledger: ForgettingLedger, key: bytes, folder: StrPath) -> Fo
         dataclasses.replace(new, request={**new.request, "withheld": True, "digest": _digest_of(old, key)})
         for old, new in zip(ledger.tasks, coarse, strict=True)
     ]
-    return ForgettingLedger(folder, base, None, entries)
+    return ForgettingLedger(folder, base, None, entries, audit=coarse_audit(ledger.audit))
 
 
 def withholds_by_default(folder: StrPath) -> bool:
@@ -165,6 +175,27 @@ def without_counts(entries: Sequence[TaskEntry]) -> list[TaskEntry]:
     revoked.sort(key=revocation_time)
     order = {entry.name: place for place, entry in enumerate(revoked, start=1)}
     return [_coarse(entry, entries, order.get(entry.name, 0)) for entry in entries]
+
+
+def coarse_audit(audit: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the record of an audit in whole points, with its day alone, and without the files of its report.
+
+    The report has numbers of samples, and figures that reveal them.
+
+    Args:
+        audit (`Mapping[str, Any]`, *optional*):
+            `audit` of a ledger; not changed.
+    """
+    if audit is None:
+        return None
+    kept = {name: audit[name] for name in _AUDIT_KEPT}
+    gap = audit["recovery_gap"]
+    if gap is not None:
+        texts = {name: gap[name] for name in ("attack", "title", "setting", "where")}
+        gap = {"points": round(gap["points"]), "margin": round(gap["margin"]), **texts}
+    verdict = audit_verdict(gap, audit["recovered"], audit["reference"], decimals=0)
+    day = _day(audit["recorded_at"])
+    return {**kept, "recovery_gap": gap, "verdict": verdict, "recorded_at": day, "files": {}}
 
 
 # Digests

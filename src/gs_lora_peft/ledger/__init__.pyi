@@ -1,3 +1,9 @@
+from .audits import (
+    TOLERANCE as TOLERANCE,
+    audit_lines as audit_lines,
+    audit_verdict as audit_verdict,
+    outdated_audit as outdated_audit,
+)
 from .entry import (
     CURVE_NAMES as CURVE_NAMES,
     KNOWN_BY as KNOWN_BY,
@@ -58,6 +64,7 @@ from .run_table import (
     warn_not_forgotten as warn_not_forgotten,
 )
 from .schema import (
+    AUDIT_FOLDER as AUDIT_FOLDER,
     KEY_NAME as KEY_NAME,
     LEDGER_NAME as LEDGER_NAME,
     LOCK_NAME as LOCK_NAME,
@@ -75,6 +82,7 @@ from .schema import (
 )
 
 __all__ = [
+    "AUDIT_FOLDER",
     "CURVE_NAMES",
     "KEY_NAME",
     "KNOWN_BY",
@@ -86,6 +94,7 @@ __all__ = [
     "NOT_FORGOTTEN_STATUS",
     "SCORES",
     "TASKS_FOLDER",
+    "TOLERANCE",
     "TRAINING_CONFIG",
     "WORK_FOLDER",
     "AlreadyForgottenError",
@@ -108,6 +117,8 @@ __all__ = [
     "active_groups",
     "all_forgotten",
     "as_ledger_error",
+    "audit_lines",
+    "audit_verdict",
     "base_score",
     "curve_names",
     "describe_new_targets",
@@ -122,6 +133,7 @@ __all__ = [
     "narrow_table",
     "not_forgotten",
     "outcome_of_task",
+    "outdated_audit",
     "parse_classes",
     "parse_requests",
     "parse_utc",

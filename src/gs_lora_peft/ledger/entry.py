@@ -64,11 +64,12 @@ def _are_curves(curves: dict[str, list[Any]]) -> bool:
 
 
 # Types of the fields. The values are plain JSON already, so the checks do not convert them.
-_TaskName = Annotated[
+TaskName = Annotated[
     str,
     Strict(),
     Field(pattern=r"^task_([0-9]{2}[1-9]|[0-9][1-9]0|[1-9]00|[1-9][0-9]{3,8})$", description="'task_001', ..."),
 ]
+Sha256 = Annotated[str, Strict(), Field(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")]
 _Object = Annotated[dict[str, Any], Field(description="a dict")]
 _Number = Annotated[Any, _expecting("a number", _is_number)]
 _Score = Annotated[
@@ -108,7 +109,7 @@ _KINDS: dict[str, Any] = {
     "missing_classes": ClassIds | None,
     "files": dict[
         Annotated[str, _expecting("a path inside the folder", lambda x: not relative_path_problem(x))],
-        Annotated[str, Strict(), Field(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")],
+        Sha256,
     ],
     "groups": _Groups,
     "scores": _Scores,
@@ -192,7 +193,7 @@ class TaskEntry:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checked("a task's name", self.name, _TaskName, fix="Correct it.", error=InvalidLedgerError)
+        checked("a task's name", self.name, TaskName, fix="Correct it.", error=InvalidLedgerError)
         for item in dataclasses.fields(self):
             object.__setattr__(self, item.name, plain_json(getattr(self, item.name), f"{self.name}.{item.name}"))
         for key, kind in _KINDS.items():

@@ -11,6 +11,7 @@ from typing import Any
 from ..checking import checked
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, file_mismatch, safe_join, write_bytes_atomic
+from .audits import checked_audit
 from .entry import TaskEntry, select_tasks
 from .errors import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError
 from .request import utc_now
@@ -36,7 +37,8 @@ class ForgettingLedger(LedgerFolder):
     reveals accidental and careless edits. It does not protect against an attacker who computes a new digest.
 
     Make a ledger with [`~ForgettingLedger.create`] or [`~ForgettingLedger.load`]. Change it with
-    [`~ForgettingLedger.append`] or [`~ForgettingLedger.revoke`] inside a [`~ForgettingLedger.changes`] block, which
+    [`~ForgettingLedger.append`], [`~ForgettingLedger.revoke`] or [`~ForgettingLedger.record_audit`] inside a
+    [`~ForgettingLedger.changes`] block, which
     writes all changes at its end, or none.
 
     Args:
@@ -50,6 +52,8 @@ class ForgettingLedger(LedgerFolder):
             All tasks in order, including the revoked ones.
         extra (`Mapping[str, Any]`, *optional*):
             Keys of the file that this version does not know. They are kept unchanged.
+        audit (`Mapping[str, Any]`, *optional*):
+            The last audit, see [`~ForgettingLedger.record_audit`].
 
     Attributes:
         folder (`Path`):
@@ -60,6 +64,8 @@ class ForgettingLedger(LedgerFolder):
             Names of all classes, in the order of their ids.
         tasks (`tuple[TaskEntry, ...]`):
             All tasks in order, including the revoked ones.
+        audit (`dict[str, Any]` or `None`):
+            The last audit. It covers the tasks that it names: [`outdated_audit`] says what changed since.
 
     Example:
         ```py
@@ -78,6 +84,7 @@ class ForgettingLedger(LedgerFolder):
         label_names: Sequence[str] | None = None,
         tasks: Sequence[TaskEntry] = (),
         extra: Mapping[str, Any] | None = None,
+        audit: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(folder)
         self.base_model: dict[str, Any] = checked_base_model(base_model)
@@ -97,6 +104,7 @@ class ForgettingLedger(LedgerFolder):
             raise InvalidLedgerError("label_names", self.label_names, expected, fix)
         for entry in tasks:
             self._add(entry)
+        self.audit: dict[str, Any] | None = None if audit is None else checked_audit(audit, self.tasks)
 
     @classmethod
     def create(
@@ -143,8 +151,10 @@ class ForgettingLedger(LedgerFolder):
             if not isinstance(tasks, list):
                 raise InvalidLedgerError("tasks", tasks, "a list")
             entries = [TaskEntry.from_dict(task) for task in tasks]
-            ledger = cls(folder, data.pop("base_model", None), data.pop("label_names", None), entries, data)
-            for name in (name for entry in entries for name in entry.files):
+            base, names, audit = (data.pop(key, None) for key in ("base_model", "label_names", "audit"))
+            ledger = cls(folder, base, names, entries, data, audit)
+            listed = [*(entry.files for entry in entries), (ledger.audit or {}).get("files", {})]
+            for name in (name for files in listed for name in files):
                 if problem := ledger._path_problem(name):
                     raise InvalidLedgerError("files", name, "paths inside the folder", problem)
         except InvalidInputError as error:
@@ -159,6 +169,7 @@ class ForgettingLedger(LedgerFolder):
             "base_model": self.base_model,
             "label_names": self.label_names,
             "tasks": [entry.to_dict() for entry in self.tasks],
+            **({} if self.audit is None else {"audit": self.audit}),
         }
         extra = {key: value for key, value in self._extra.items() if key not in data}
         return with_digest(plain_json({**data, **extra}, "ledger"))
@@ -187,13 +198,13 @@ class ForgettingLedger(LedgerFolder):
             OSError: As in [`~ForgettingLedger.save`].
         """
         with self.lock():
-            before = self.tasks
+            before = self.tasks, self.audit
             try:
                 self.check_unchanged()
                 yield
                 self.save()
             except BaseException:
-                self.tasks = before
+                self.tasks, self.audit = before
                 raise
 
     def append(self, entry: TaskEntry) -> None:
@@ -262,6 +273,21 @@ class ForgettingLedger(LedgerFolder):
             dataclasses.replace(entry, outcome=outcomes[entry.name]) if entry.name in outcomes else entry
             for entry in self.tasks
         )
+
+    def record_audit(self, summary: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:
+        """Records an audit in place of an earlier one, in memory. Tasks that come later are not covered by it.
+
+        Args:
+            summary (`Mapping[str, Any]`):
+                [`~AuditReport.summary`] of the audit, which names no class.
+            files (`Mapping[str, str]`, *optional*):
+                Files of the report that may be published with the run: path in `audit/` → SHA-256.
+
+        Raises:
+            LedgerError: If a field is missing or invalid, or a task is not in the ledger.
+        """
+        record = {**summary, "recorded_at": utc_now(), "files": dict(files or {})}
+        self.audit = checked_audit(record, self.tasks)
 
     @property
     def active_tasks(self) -> list[TaskEntry]:

@@ -139,6 +139,7 @@ LOCK_NAME = "forgetting.lock"
 TASKS_FOLDER = "tasks"
 WORK_FOLDER = "work"
 LOGS_FOLDER = "logs"
+AUDIT_FOLDER = "audit"
 KEY_NAME = "withheld.key"  # proves what the digests of a published ledger withhold
 TRAINING_CONFIG = "gs_lora_config.json"  # beside the plain adapter: the settings needed to train it further
 
@@ -163,7 +164,7 @@ def refuse_linked_parts(folder: StrPath) -> None:
         LinkedRunError: If one is.
     """
     try:
-        refuse_links(folder, (LEDGER_NAME, LOCK_NAME, KEY_NAME, TASKS_FOLDER, WORK_FOLDER, LOGS_FOLDER))
+        refuse_links(folder, (LEDGER_NAME, LOCK_NAME, KEY_NAME, TASKS_FOLDER, WORK_FOLDER, LOGS_FOLDER, AUDIT_FOLDER))
     except ValueError as error:
         raise LinkedRunError(str(error), folder=Path(folder)) from None
 

@@ -8,7 +8,14 @@ from .base import (
     Task as Task,
 )
 from .classification import ClassificationObjective as ClassificationObjective
+from .detection.by_boxes import matched_by_boxes as matched_by_boxes
+from .detection.matching import (
+    DetectionCriterion as DetectionCriterion,
+    HeadRecorder as HeadRecorder,
+    Matched as Matched,
+)
 from .detection.objective import Background as Background, DetectionObjective as DetectionObjective
+from .detection.scoring import DetectionScoring as DetectionScoring, corners_of as corners_of
 from .heads import (
     NoEmbeddingFoundError as NoEmbeddingFoundError,
     captured_embeddings as captured_embeddings,
@@ -49,12 +56,16 @@ __all__ = [
     "ClassPrototypes",
     "ClassificationObjective",
     "ClassificationScoring",
+    "DetectionCriterion",
     "DetectionObjective",
+    "DetectionScoring",
     "DistillationObjective",
     "ForgetLoss",
     "GlobalMean",
+    "HeadRecorder",
     "Kind",
     "LossArguments",
+    "Matched",
     "NoEmbeddingFoundError",
     "Objective",
     "ObjectiveOutput",
@@ -69,6 +80,7 @@ __all__ = [
     "captured_embeddings",
     "captured_states",
     "check_class_head",
+    "corners_of",
     "distillation_loss",
     "embedding_distances",
     "find_head",
@@ -78,5 +90,6 @@ __all__ = [
     "kind_of",
     "log_odds_against",
     "logits_of",
+    "matched_by_boxes",
     "objective_for",
 ]

@@ -1,12 +1,15 @@
-"""Renders cards of models and adapters from the templates of this folder."""
+"""Renders cards and other pages from the templates of this folder."""
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ..io import code_span, visible
 from .tables import Table, escape_markdown, percent, short_percent
@@ -16,8 +19,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
-    """Renders a card.
+def render_markdown(template: str, **values: Any) -> str:
+    """Renders a page in Markdown.
 
     Everything that a template prints is escaped for Markdown. Exceptions are a [`Table`], which escapes its own cells,
     and the results of three filters: `code` returns an inline code span, `python` a string in Python code, and
@@ -26,11 +29,29 @@ def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
 
     Args:
         template (`str`):
-            Name of the template, without its suffixes: `"run"`, `"merged_model"` or `"adapter"`.
+            Name of the template, without its suffixes: `"run"`, `"merged_model"`, `"adapter"` or `"audit"`.
+        values (`Any`, *optional*):
+            Values that the template prints.
+
+    Returns:
+        `str`: The page, with one line break at its end.
+
+    Raises:
+        jinja2.UndefinedError: If the template prints a value that is missing.
+    """
+    return _environment().get_template(f"{template}.md.jinja").render(values).strip() + "\n"
+
+
+def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
+    """Renders a card: [`render_markdown`] below metadata.
+
+    Args:
+        template (`str`):
+            As in [`render_markdown`].
         data (`huggingface_hub.ModelCardData`):
             The metadata at the top of the card.
         values (`Any`, *optional*):
-            Values that the template prints.
+            As in [`render_markdown`].
 
     Returns:
         `huggingface_hub.ModelCard`: The card.
@@ -40,8 +61,31 @@ def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
     """
     from huggingface_hub import ModelCard  # takes half a second to import, too long for a command line
 
-    body = _environment().get_template(f"{template}.md.jinja").render(values)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{render_markdown(template, **values)}")
+
+
+def render_html(markdown: str, pictures: Mapping[str, bytes]) -> str:
+    """Renders a page of [`render_markdown`] as one HTML file that needs no other file.
+
+    Args:
+        markdown (`str`):
+            The page. Its first heading becomes the title.
+        pictures (`Mapping[str, bytes]`):
+            The PNG of each picture of the page, by its path there.
+
+    Returns:
+        `str`: The HTML.
+    """
+    from markdown_it import MarkdownIt
+
+    reader = MarkdownIt("commonmark", {"html": True}).enable("table")  # the templates write <details>; values cannot
+    tokens = reader.parse(markdown)
+    for picture in (child for token in tokens for child in token.children or () if child.type == "image"):
+        encoded = base64.b64encode(pictures[str(picture.attrs["src"])]).decode()
+        picture.attrs["src"] = f"data:image/png;base64,{encoded}"
+    title = next(after.content for token, after in pairwise(tokens) if token.type == "heading_open")
+    body = Markup(reader.renderer.render(tokens, reader.options, {}))
+    return _environment().get_template("page.html.jinja").render(title=Markup(escape(title)), body=body) + "\n"
 
 
 def _environment() -> Environment:

@@ -48,7 +48,7 @@ class DetectionScoring(Scoring):
             `list[dict[str, torch.Tensor]]`: `scores`, `labels` and `boxes` of each image. Boxes are corners relative
             to the image.
         """
-        logits, corners = logits.float(), _corners(boxes.float())
+        logits, corners = logits.float(), corners_of(boxes.float())
         if self.is_softmax:
             scores, categories = logits.softmax(-1)[..., :-1].max(-1)
         else:
@@ -84,12 +84,13 @@ def _reference(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
     crowd_boxes = label.get("crowd_boxes", boxes[:0])
     crowd_labels = label.get("crowd_labels", categories[:0])
     return {
-        "boxes": _corners(torch.cat([boxes, crowd_boxes])),
+        "boxes": corners_of(torch.cat([boxes, crowd_boxes])),
         "labels": torch.cat([categories, crowd_labels]),
         "iscrowd": torch.arange(len(boxes) + len(crowd_boxes), device=boxes.device) >= len(boxes),
     }
 
 
-def _corners(boxes: Tensor) -> Tensor:
+def corners_of(boxes: Tensor) -> Tensor:
+    """Turns (cx, cy, w, h) into (x0, y0, x1, y1); shape `(..., 4)`."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)

@@ -1,0 +1,151 @@
+"""What the ledger records of an audit, and what it says of the present state of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
+
+from ..checking import Count, Flag, Number, checked
+from ..errors import InvalidInputError
+from .entry import Sha256, TaskEntry, TaskName
+from .errors import InvalidLedgerError, as_ledger_error
+from .request import parse_utc
+from .schema import AUDIT_FOLDER, Names, plain_json
+
+TOLERANCE = 5.0  # points above the reference that count as noise; see docs/audit.md
+
+_Text = Annotated[str, Strict()]
+
+
+def _moment(value: str) -> str:
+    try:
+        return parse_utc(value)
+    except InvalidInputError:
+        raise ValueError("an ISO 8601 time with an offset from UTC") from None
+
+
+class _Gap(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    points: Number
+    margin: Number
+    attack: _Text
+    title: _Text
+    setting: _Text
+    where: _Text
+
+
+class _Audit(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    tasks: Annotated[list[TaskName], Field(min_length=1)]
+    verdict: _Text
+    recovered: Flag | None
+    recovery_gap: _Gap | None
+    reference: Literal["retrained", "random"]
+    references: Count
+    attacks: Names
+    quick: Flag
+    recorded_at: Annotated[_Text, AfterValidator(_moment)]
+    # Only what may be published, by its path in the run.
+    files: dict[
+        Annotated[
+            str,
+            Field(pattern=rf"^{AUDIT_FOLDER}/[a-z_]+\.(json|md|png)$", description=f"files in {AUDIT_FOLDER}/"),
+        ],
+        Sha256,
+    ] = {}
+
+
+def checked_audit(audit: Any, tasks: Sequence[TaskEntry]) -> dict[str, Any]:
+    """Checks the record of an audit and returns it in plain JSON types. Unknown keys are kept.
+
+    Args:
+        audit (`Mapping[str, Any]`):
+            As in [`ForgettingLedger.record_audit`], with `recorded_at`.
+        tasks (`Sequence[TaskEntry]`):
+            All tasks of the ledger.
+
+    Raises:
+        InvalidLedgerError: If a field is missing or invalid, or a task is not in the ledger. The error names it.
+    """
+    record: dict[str, Any] = plain_json(audit, "audit")
+    fix = "Audit the run again."
+    try:
+        checked("audit", record, _Audit, fix=fix)
+    except InvalidInputError as error:
+        raise as_ledger_error(error) from None
+    names = [entry.name for entry in tasks]
+    if unknown := [name for name in record["tasks"] if name not in names]:
+        raise InvalidLedgerError("audit['tasks']", unknown[0], f"tasks of the ledger, which are {names}", fix)
+    return record
+
+
+def audit_verdict(gap: Mapping[str, Any] | None, recovered: bool | None, reference: str, *, decimals: int = 1) -> str:
+    """Returns the result of an audit as one plain sentence.
+
+    Args:
+        gap (`Mapping[str, Any]`, *optional*):
+            The recovery gap: `points`, `margin`, and `title`, `setting` and `where` of the attack that gives it.
+        recovered (`bool`, *optional*):
+            Whether the gap is larger than the tolerance of 5 points.
+        reference (`"retrained"` or `"random"`):
+            What the forgotten model is compared with.
+        decimals (`int`, *optional*, defaults to 1):
+            Decimals of the points.
+    """
+    if gap is None:
+        return "Nothing was judged: no attack applies to this model and data."
+    beside = "models that were retrained without the data"
+    if reference != "retrained":
+        beside = "random weights, because no retrained model was given"
+    found = f"{gap['title']} ({', '.join(filter(None, (gap['setting'], gap['where'])))})"
+    points = f"{max(0, gap['points']):.{decimals}f}"
+    if not recovered:
+        return (
+            f"No attack recovers more than {points} points more than from {beside}; the largest excess is that of "
+            f"{found}."
+        )
+    margin = f"{gap['margin']:.{decimals}f}"
+    return f"Not gone, only silent: {found} recovers {points} ± {margin} points more than from {beside}."
+
+
+def outdated_audit(audit: Mapping[str, Any], entries: Sequence[TaskEntry]) -> str | None:
+    """Returns what an audit does not cover, as a sentence; `None` if it covers exactly the tasks in effect.
+
+    Args:
+        audit (`Mapping[str, Any]`):
+            `audit` of a [`ForgettingLedger`].
+        entries (`Sequence[TaskEntry]`):
+            All tasks of the ledger.
+    """
+    covered, active = audit["tasks"], [entry.name for entry in entries if entry.status != "revoked"]
+    added = [name for name in active if name not in covered]
+    revoked = [name for name in covered if name not in active]
+    if not added and not revoked:
+        return None
+    changes = []
+    if added:
+        later = "later tasks are not audited" if len(added) > 1 else f"{added[0]}, which came later, is not audited"
+        changes.append(later)
+    if revoked:
+        changes.append(f"{', '.join(revoked)} {'were' if len(revoked) > 1 else 'was'} revoked since")
+    return f"Audited after {covered[-1]}; {', and '.join(changes)}."
+
+
+def audit_lines(audit: Mapping[str, Any] | None, entries: Sequence[TaskEntry]) -> list[str]:
+    """Returns the verdict of a recorded audit in words, after a sentence on what it does not cover.
+
+    Args:
+        audit (`Mapping[str, Any]`, *optional*):
+            `audit` of a [`ForgettingLedger`].
+        entries (`Sequence[TaskEntry]`):
+            All tasks of the ledger.
+
+    Returns:
+        `list[str]`: One or two sentences; none without an audit.
+    """
+    if audit is None:
+        return []
+    outdated = outdated_audit(audit, entries)
+    return [audit["verdict"]] if outdated is None else [outdated, f"The verdict of then: {audit['verdict']}"]

@@ -1,0 +1,106 @@
+"""The recovery gap, the verdict, and what of an audit becomes a file or an entry of the ledger."""
+
+import json
+
+import pytest
+from errors import refused
+from made_up_audits import BASE, made_up, without
+
+from gs_lora_peft import ForgettingLedger
+from gs_lora_peft.audit import AuditReport
+from gs_lora_peft.io import sha256_of
+from gs_lora_peft.ledger import LedgerError, OtherBaseModelError, TaskEntry
+
+MODEL = {"name_or_path": "org/base", "model_class": "ViTForImageClassification", "num_labels": 10}
+
+
+def make_run(folder, count=2, fingerprint=BASE):
+    ledger = ForgettingLedger.create(folder, base_model={**MODEL, "fingerprint": fingerprint})
+    with ledger.changes():
+        for _ in range(count):
+            add_task(ledger)
+    return ledger
+
+
+def add_task(ledger):
+    name = ledger.next_task_name()
+    moment, class_id = "2026-01-31T00:00:00Z", int(name[-3:])
+    ledger.append(TaskEntry(name, {"classes": [class_id]}, [class_id], moment, moment))
+
+
+def test_the_gap_is_the_largest_excess_over_the_mean_of_the_references():
+    gap = made_up(excess=20.0).gap
+    assert (gap.attack, gap.setting, gap.where) == ("linear_probe", "among all, 4-shot", "block 5")
+    assert gap.points == pytest.approx(20.0)
+    # Half widths of 2 points for the forgotten model and each of three references.
+    assert gap.margin == pytest.approx((2**2 + 3 * 2**2 / 9) ** 0.5)
+
+
+def test_figures_that_are_judged_by_distance_count_on_both_sides():
+    gap = made_up(excess=-50.0).gap
+    assert (gap.attack, gap.points) == ("membership", pytest.approx(3.0))
+
+
+@pytest.mark.parametrize(("excess", "recovered"), [(20.0, True), (5.5, True), (5.0, False), (-30.0, False)])
+def test_the_verdict_says_whether_it_is_gone(excess, recovered):
+    report = made_up(excess)
+    assert report.recovered is recovered
+    assert report.verdict.startswith("Not gone" if recovered else "No attack recovers more than")
+    assert "retrained" in report.verdict
+
+
+def test_nothing_judged():
+    """Without an attack that fits, there is neither a gap nor a verdict on it."""
+    report = AuditReport(made_up().models, [])
+    assert (report.gap, report.recovered) == (None, None)
+    assert report.verdict.startswith("Nothing was judged")
+
+
+def test_json_round_trip():
+    report = made_up()
+    assert AuditReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    with refused("schema", "other/1"):
+        AuditReport.from_dict({**report.to_dict(), "schema": "other/1"})
+
+
+def test_saving(tmp_path):
+    """All files are there, JSON gives the audit back, and another audit leaves no figure of the first one behind."""
+    report = made_up()
+    files = report.save(tmp_path)
+    names = ["audit.json", "report.md", "report.html", "attacks.png", "layers.png", "curves.png"]
+    assert [file.name for file in files] == names
+    assert AuditReport.from_dict(json.loads(files[0].read_text("utf-8"))) == report
+    AuditReport(report.models, report.attacks[:1]).save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names) - {"layers.png", "curves.png"}
+
+
+def test_recording(tmp_path):
+    """The ledger has the summary and the hashes of what may be published; a later task is not covered."""
+    make_run(tmp_path)
+    report = made_up()
+    report.record(tmp_path)
+    ledger = ForgettingLedger.load(tmp_path)
+    assert report.summary().items() <= ledger.audit.items()
+    published = ["audit.json", "report.md", "attacks.png", "layers.png", "curves.png"]
+    assert ledger.audit["files"] == {f"audit/{name}": sha256_of(tmp_path / "audit" / name) for name in published}
+    with ledger.changes():
+        add_task(ledger)
+    assert ForgettingLedger.load(tmp_path).audit == ledger.audit
+
+
+@pytest.mark.parametrize(
+    ("run", "kind"), [({"fingerprint": "sha256:" + "cd" * 32}, OtherBaseModelError), ({"count": 1}, LedgerError)]
+)
+def test_an_audit_of_another_run_is_not_recorded(tmp_path, run, kind):
+    make_run(tmp_path, **run)
+    before = (tmp_path / "forgetting.json").read_bytes()
+    with pytest.raises(kind):
+        made_up().record(tmp_path)
+    assert (tmp_path / "forgetting.json").read_bytes() == before
+    assert not (tmp_path / "audit").exists()
+
+
+def test_models_without_a_reference():
+    """Nothing is compared where the references have no figure."""
+    assert made_up(references=1).gap.points == pytest.approx(20.0)
+    assert without(made_up(), {"retrained 1", "retrained 2", "retrained 3"}).gap is None
