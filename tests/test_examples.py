@@ -379,12 +379,13 @@ def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(digits, "cached_assets_path", lambda *args, **more: tmp_path)
     trained = []
-    monkeypatch.setattr(digits.Trainer, "train", lambda self: trained.append(1))
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
+    monkeypatch.setattr("gs_lora_peft.training.ResumableTrainer.train", lambda self, **options: trained.append(1))
+    digits.pretrained_vit(digits.load_digits())
+    (weights,) = tmp_path.glob("*/model/model.safetensors")
+    weights.unlink()
     digits.pretrained_vit(digits.load_digits())
     digits.pretrained_vit(digits.load_digits())
-    assert len(trained) == 1
+    assert len(trained) == 2
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from .pictures import PICTURES_FOLDER as PICTURES_FOLDER, draw_face_pictures as 
 from .registry import ATTACKS as ATTACKS, get_attacks as get_attacks
 from .report import AuditReport as AuditReport
 from .results import RecoveryGap as RecoveryGap
+from .retraining.recipe import RetrainRecipe as RetrainRecipe
+from .retraining.retrain import retrain as retrain, retrained_models as retrained_models
 from .samples import Samples as Samples
 from .subjects import Subject as Subject
 
@@ -28,6 +30,7 @@ __all__ = [
     "Measurement",
     "OpenedRun",
     "RecoveryGap",
+    "RetrainRecipe",
     "Samples",
     "Subject",
     "audit_faces",
@@ -41,4 +44,6 @@ __all__ = [
     "get_attacks",
     "has_objects",
     "open_run",
+    "retrain",
+    "retrained_models",
 ]

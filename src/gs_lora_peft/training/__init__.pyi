@@ -1,5 +1,6 @@
 from .arguments import GSLoraTrainingArguments as GSLoraTrainingArguments
 from .batches import own_batches as own_batches, steps_per_epoch as steps_per_epoch
+from .checkpoints import ResumableTrainer as ResumableTrainer
 from .checks import check_types as check_types
 from .evaluation import ObjectiveEvaluation as ObjectiveEvaluation
 from .gradients import (
@@ -20,6 +21,7 @@ __all__ = [
     "NoStepError",
     "NonFiniteLossError",
     "ObjectiveEvaluation",
+    "ResumableTrainer",
     "Trained",
     "TrainedAdapter",
     "TrainedWeights",
