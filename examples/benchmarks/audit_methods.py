@@ -1,6 +1,6 @@
 """Methods of forgetting in one table: accuracy, time, and what attacks get back, beside retrained models.
 
-    python examples/benchmarks/audit_methods.py --methods gs_lora lora salun --seeds 0 1 2 --work runs/audit_methods
+    PYTHONPATH=examples python examples/benchmarks/audit_methods.py --methods gs_lora deep --seeds 0 1 2
 
 The digits demo (forget.py without arguments): every method carries out the same requests, then every attack tries to
 get the digits back. The row `retrained` is one more retrained model under the same attacks: what luck does. A stopped
