@@ -15,7 +15,7 @@ from gs_lora_peft.audit import Attack, AuditReport, Measurement
 from gs_lora_peft.ledger import InvalidLedgerError
 from gs_lora_peft.methods import get_method
 
-NAMES = ["aardvark", "bobcat", "cuttlefish", "dromedary"]
+NAMES = ["quokka", "axolotl", "okapi", "tapir"]
 
 
 def rows(count, seed):
@@ -125,6 +125,15 @@ def test_a_part_of_another_audit_is_not_taken(dataset, counted, tmp_path, change
     assert counted.calls == ["original", "forgotten", "retrained"]
 
 
+def test_audits_of_several_models_share_the_parts_of_the_others(dataset, counted, tmp_path):
+    audit(dataset, attacks=[counted], folder=tmp_path)
+    counted.calls.clear()
+    audit_models(
+        model(0), model(9), dataset, [1, 3], reference=model(2), attacks=[counted], folder=tmp_path, quick=True
+    )
+    assert counted.calls == ["forgotten"]
+
+
 def test_without_a_reference_random_weights_are_the_floor_and_the_verdict_says_so(dataset):
     report = audit(dataset, attacks=["answer"], reference=None)
     assert [m.kind for m in report.models] == ["original", "forgotten", "random"]
@@ -173,8 +182,8 @@ def test_bad_input_is_refused_before_any_attack(dataset, counted):
 def test_a_run_is_audited_with_all_tasks_in_effect(dataset, tmp_path):
     args = GSLoraTrainingArguments(str(tmp_path), max_steps=2, sparsity="none", disable_tqdm=True)
     forgetter = ContinualForgetter(model(0), dataset, tmp_path / "run", args=args, method=get_method("gs_lora"))
-    forgetter.forget(ForgetRequest(["bobcat"]))
-    forgetter.forget(ForgetRequest(["dromedary"]))
+    forgetter.forget(ForgetRequest(["axolotl"]))
+    forgetter.forget(ForgetRequest(["tapir"]))
     report = audit_run(model(0), tmp_path / "run", dataset, attacks=["answer"], reference=model(2), disable_tqdm=True)
     assert report.tasks == ["task_001", "task_002"]
     assert report.facts["classes"] == {"forgotten": 2, "kept": 2}

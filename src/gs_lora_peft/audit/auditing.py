@@ -260,7 +260,8 @@ class _Runner:
             "attack": attack.name,
             "settings": attack.settings(),
             "subject": subject.fingerprint(),
-            "models": [(model.kind, model.fingerprint) for model in self.models],
+            # What attacks see besides the subject. Audits of other forgotten models share these parts.
+            "models": [(model.kind, model.fingerprint) for model in self.models if model.kind != "forgotten"],
             "samples": [
                 hashlib.sha256(s.labels.tobytes() + s.rows.tobytes()).hexdigest()
                 for s in (context.attacker, context.judge)
