@@ -6,10 +6,10 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 export TRANSFORMERS_VERBOSITY ?= error
 export TOKENIZERS_PARALLELISM ?= false
 
-# A small ViT forgets handwritten digits, in three requests one after another.
+# A small ViT forgets handwritten digits, in three requests one after another, and is then attacked.
 demo: $(VENV)/.demo
 	$(VENV)/bin/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		examples/forget.py --disable_tqdm true
+		examples/forget.py --audit --disable_tqdm true
 
 # All tests, on both cores. Without ../shared, the tests that need it are skipped.
 test: $(VENV)/.test

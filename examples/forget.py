@@ -53,6 +53,10 @@ class ScriptArguments(RunArguments):
         default=None, metadata={"help": "Data set: a Hub id, or a local folder (parquet, images, save_to_disk)."}
     )
     label_column: str = field(default="label", metadata={"help": "Column of the labels."})
+    audit: bool = field(
+        default=False,
+        metadata={"help": "End with a quick audit beside a retrained model. Only for the digits: see gs-lora audit."},
+    )
 
 
 if __name__ == "__main__":
@@ -62,10 +66,11 @@ import sys
 
 from accelerate import PartialState
 from datasets import DatasetDict
-from digits import load_digits, pretrained_vit
+from digits import RECIPE, load_digits, pretrained_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
-from gs_lora_peft import GSLoraTrainingArguments, parse_requests
+from gs_lora_peft import ContinualForgetter, GSLoraTrainingArguments, parse_requests
+from gs_lora_peft.audit import audit_run, format_audit, retrain
 from gs_lora_peft.cli import (
     SettingsParser,
     carry_out,
@@ -85,6 +90,8 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, AdapterArguments,
     script, adapter, args = parser.parse_args_and_config(argv)
     if (script.model_name_or_path is None) != (script.dataset_name is None):
         parser.error("--model_name_or_path and --dataset_name belong together; give both, or neither for the digits")
+    if script.audit and script.model_name_or_path is not None:
+        parser.error("--audit retrains the model of the digits; audit other runs with `gs-lora audit`")
     if script.forget is None:
         if script.dataset_name is not None:
             parser.error("--forget is missing: name the classes to forget, e.g. --forget 'tench,cassette player'")
@@ -108,6 +115,19 @@ def load_model_and_data(
     return model, dataset, processor
 
 
+def audit_digits(forgetter: ContinualForgetter, dataset: DatasetDict, disable_tqdm: bool) -> None:
+    """Attacks the run beside one model that never saw the forgotten digits, prints the verdict and records it."""
+    base, forgotten = pretrained_vit(dataset), forgetter.ledger.forgotten_classes
+    # Trained by all processes together; another seed than that of the base model.
+    reference = retrain(base, dataset["train"], forgotten, recipe=RECIPE, seed=1, disable_tqdm=disable_tqdm)
+    if PartialState().is_main_process:
+        folder = forgetter.folder / "audit"
+        options = {"quick": True, "folder": folder, "disable_tqdm": disable_tqdm}
+        report = audit_run(base, forgetter.folder, dataset, reference=reference, **options)
+        report.record(forgetter.folder)
+        print(f"\n{format_audit(report)}\n\nReport:   {folder / 'report.html'}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the script; returns its exit status."""
     script, adapter, args = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -115,10 +135,14 @@ def main(argv: list[str] | None = None) -> int:
     model, dataset, processor = load_model_and_data(script)
     forgetter = make_forgetter(script, adapter, args, model, dataset, script.label_column, processor)
     carry_out(forgetter, requests, script)
-    if not PartialState().is_main_process:
+    is_main = PartialState().is_main_process
+    if is_main:
+        print(format_table(forgetter.ledger))
+        print(f"\nLedger:   {Path(args.output_dir, 'forgetting.json')}\nAdapters: {Path(args.output_dir, 'tasks')}")
+    if script.audit:
+        audit_digits(forgetter, dataset, bool(args.disable_tqdm))
+    if not is_main:
         return 0  # with another status a launcher would stop the main process
-    print(format_table(forgetter.ledger))
-    print(f"\nLedger:   {Path(args.output_dir, 'forgetting.json')}\nAdapters: {Path(args.output_dir, 'tasks')}")
     publish_if_asked(args)
     return exit_status(forgetter.ledger)
 

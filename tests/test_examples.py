@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -202,10 +203,48 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         (["--rank", "4"], "no option --rank; did you mean"),
         (["--r", "4", "tench"], "'tench' belongs to no option"),
         (["--model_name_or_path", "m", "--dataset_name", "d"], "--forget is missing"),
+        (["--audit", "--model_name_or_path", "m", "--dataset_name", "d"], "gs-lora audit"),
     ):
         with pytest.raises(SystemExit):
             forget.parse_arguments(argv)
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_digits_end_with_an_audit(tmp_path, monkeypatch, capsys):
+    """The last lines give the verdict beside a retrained model; the ledger has it, and no file names a digit."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import forget
+
+    def tiny(seed):
+        torch.manual_seed(seed)
+        config = ViTConfig(
+            image_size=8,
+            patch_size=4,
+            num_channels=1,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            id2label=dict(enumerate(names)),
+            label2id={name: number for number, name in enumerate(names)},
+        )
+        return ViTForImageClassification(config).eval()
+
+    names = forget.load_digits()["train"].features["label"].names
+    left_out = []
+    monkeypatch.setattr(forget, "pretrained_vit", lambda dataset: tiny(0))
+    monkeypatch.setattr(forget, "retrain", lambda model, data, classes, **more: left_out.append(classes) or tiny(1))
+    command = ["--audit", "--forget", "three", "--num_train_epochs", "1", "--output_dir", str(tmp_path)]
+    forget.main([*command, "--use_cpu", "true", "--disable_tqdm", "true"])
+    audit = ForgettingLedger.load(tmp_path).audit
+    assert left_out == [[3]]
+    assert (audit["tasks"], audit["reference"], audit["quick"]) == (["task_001"], "retrained", True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert audit["verdict"] in lines
+    assert lines[-1] == f"Report:   {tmp_path / 'audit' / 'report.html'}"
+    contents = b"".join(path.read_bytes() for path in (tmp_path / "audit").rglob("*") if path.suffix != ".png")
+    assert not re.search(rb"\bthree\b", contents)
 
 
 def test_a_stopped_request_goes_on(local, tmp_path, monkeypatch):
@@ -379,12 +418,13 @@ def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(digits, "cached_assets_path", lambda *args, **more: tmp_path)
     trained = []
-    monkeypatch.setattr(digits.Trainer, "train", lambda self: trained.append(1))
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
+    monkeypatch.setattr("gs_lora_peft.training.ResumableTrainer.train", lambda self, **options: trained.append(1))
+    digits.pretrained_vit(digits.load_digits())
+    (weights,) = tmp_path.glob("*/model/model.safetensors")
+    weights.unlink()
     digits.pretrained_vit(digits.load_digits())
     digits.pretrained_vit(digits.load_digits())
-    assert len(trained) == 1
+    assert len(trained) == 2
 
 
 @pytest.mark.slow

@@ -98,6 +98,20 @@ def test_elsewhere(here, base, run_folder, data, tmp_path):
     assert not (run_folder / "audit").exists()
 
 
+@pytest.mark.slow
+def test_references_on_request(here, base, run_folder, data):
+    """Models are trained without the classes, once; beside a given one they count as well."""
+    command = ["audit", run_folder, "--data", data, "--base-model", base, "--retrain", 2, "--retrain-epochs", 1, *FAST]
+    code, _, err = here(*command)
+    assert code == 0, err
+    audit = ForgettingLedger.load(run_folder).audit
+    assert (audit["reference"], audit["references"]) == ("retrained", 2)
+    trained = cases.read(run_folder / "audit/retrained")
+    assert here(*command)[0] == 0
+    assert cases.read(run_folder / "audit/retrained") == trained
+    assert not [name for name in audit["files"] if "retrained" in name]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -13,7 +13,9 @@ from .page import format_audit as format_audit
 from .pictures import PICTURES_FOLDER as PICTURES_FOLDER, draw_face_pictures as draw_face_pictures
 from .registry import ATTACKS as ATTACKS, get_attacks as get_attacks
 from .report import AuditReport as AuditReport
-from .results import RecoveryGap as RecoveryGap
+from .results import Comparison as Comparison, RecoveryGap as RecoveryGap
+from .retraining.recipe import RetrainRecipe as RetrainRecipe
+from .retraining.retrain import retrain as retrain, retrained_models as retrained_models
 from .samples import Samples as Samples
 from .subjects import Subject as Subject
 
@@ -23,11 +25,13 @@ __all__ = [
     "Attack",
     "AuditContext",
     "AuditReport",
+    "Comparison",
     "FaceAudit",
     "FacePredictions",
     "Measurement",
     "OpenedRun",
     "RecoveryGap",
+    "RetrainRecipe",
     "Samples",
     "Subject",
     "audit_faces",
@@ -41,4 +45,6 @@ __all__ = [
     "get_attacks",
     "has_objects",
     "open_run",
+    "retrain",
+    "retrained_models",
 ]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,15 +19,35 @@ from ..ledger import NOT_FORGOTTEN_STATUS, ForgettingLedger
 from .terminal import Json, Revision, Run, Token, print_result, working
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Options:
-    """The options of `load_data` and of other functions that scripts share, under the names they have there."""
+    """The options of the command; those of `load_data` under the names that scripts give them."""
 
+    run: str
     dataset_name: str
     dataset_config_name: str | None = None
     train_split: str = "train"
     test_split: str | None = None
     image_column: str | None = None
+    label_column: str | None
+    box_format: Any
+    base_model: str | None
+    references: list[str]
+    retrain: int
+    retrain_epochs: float | None
+    output: str | None
+    revision: str | None
+    token: str | None
+    quick: bool
+    attacks: list[str] | None
+    seed: int
+
+
+class BoxFormat(StrEnum):
+    """Formats of boxes: left, top, width, height; or left, top, right, bottom."""
+
+    xywh = "xywh"
+    xyxy = "xyxy"
 
 
 # Options of scripts that have another name here.
@@ -50,11 +71,17 @@ def audit(
             help="Folder or Hub id of a model trained without the forgotten classes. Repeat it for several.",
         ),
     ] = None,
+    retrain: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Train so many references from scratch, without the classes.")
+    ] = 0,
+    retrain_epochs: Annotated[
+        float | None, typer.Option(metavar="EPOCHS", help="Epochs of each of them; by default 40.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Give every attack a small budget.")] = False,
     attacks: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Only these attacks, as answer,knn. By default all that fit.")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="SEED", min=0, help="Seed of all draws.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="SEED", min=0, help="Seed of all draws, and of --retrain.")] = 0,
     output: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +93,10 @@ def audit(
         float | None,
         typer.Option(metavar="POINTS", min=0, help="Largest recovery gap; the exit code is 3 if it is exceeded."),
     ] = None,
-    label_column: Annotated[str, typer.Option(metavar="NAME", help="Column of labels, or of boxes.")] = "label",
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of labels; by default 'label', for detectors 'objects'.")
+    ] = None,
+    box_format: Annotated[BoxFormat, typer.Option(help="Format of a detector's boxes.")] = BoxFormat.xywh,
     image_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column of images, if it is not called 'image'.")
     ] = None,
@@ -82,22 +112,31 @@ def audit(
     """Attack a run: can what it forgot be recovered from its model, beside models that never learned it?
 
     Prints the worst figure of each attack and a verdict, writes a report, and records the verdict in the ledger of a
-    local run. The same command continues a stopped audit. Without --reference the forgotten model is
-    compared with random weights, a low bar.
+    local run. The same command continues a stopped audit. Without --reference and --retrain the forgotten model
+    is compared with random weights, a low bar.
     """
-    options = _Options(data, data_config, train_split, test_split, image_column)
-    names = None if attacks is None else [name.strip() for name in attacks.split(",")]
+    options = _Options(
+        run=run,
+        dataset_name=data,
+        dataset_config_name=data_config,
+        train_split=train_split,
+        test_split=test_split,
+        image_column=image_column,
+        label_column=label_column,
+        box_format=box_format.value,
+        base_model=base_model,
+        references=reference or [],
+        retrain=retrain,
+        retrain_epochs=retrain_epochs,
+        output=output,
+        revision=revision,
+        token=token,
+        quick=quick,
+        attacks=None if attacks is None else [name.strip() for name in attacks.split(",")],
+        seed=seed,
+    )
     with working(f"Auditing {run}"), _own_names():
-        report, folder, is_recorded = _audited(
-            run,
-            options,
-            base_model=base_model,
-            references=reference or [],
-            output=output,
-            revision=revision,
-            token=token,
-            audit_options={"quick": quick, "attacks": names, "seed": seed, "label_column": label_column},
-        )
+        report, folder, is_recorded = _audited(options)
     from ..audit import format_audit
 
     note = "" if is_recorded else "\nThe ledger is unchanged: audit the run's own folder to record the verdict."
@@ -107,71 +146,92 @@ def audit(
         raise typer.Exit(NOT_FORGOTTEN_STATUS)
 
 
-def _audited(
-    run: str,
-    options: _Options,
-    *,
-    base_model: str | None,
-    references: list[str],
-    output: str | None,
-    revision: str | None,
-    token: str | None,
-    audit_options: dict[str, Any],
-) -> tuple[Any, Path, bool]:
+def _audited(options: _Options) -> tuple[Any, Path, bool]:
     """Returns the report, its folder, and whether the ledger has it. What can be wrong is checked before training."""
     import torch
-    from transformers import AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
-    from ..audit import audit_run, get_attacks, open_run
-    from ..data import align_known_labels
-    from ..hub import base_source, find_source, load_base_model, resolve_run_folder
+    from ..audit import audit_run, get_attacks, open_run, retrained_models
+    from ..hub import find_source, load_base_model, resolve_run_folder
     from ..io import as_path
     from .running import load_data
 
     disable_progress_bar()
-    label_column = audit_options["label_column"]
-    get_attacks(audit_options["attacks"])
-    is_local = os.path.isdir(run)
-    ledger = ForgettingLedger.load(resolve_run_folder(run, tasks=0, revision=revision, token=token))
-    source = base_model or _recorded_name(ledger)
-    sources = [
+    run, token, is_local = options.run, options.token, os.path.isdir(options.run)
+    get_attacks(options.attacks)
+    ledger = ForgettingLedger.load(resolve_run_folder(run, tasks=0, revision=options.revision, token=token))
+    source = options.base_model or _recorded_name(ledger)
+    found = [
         find_source(name, "--reference", "the folder of a model", filename="config.json", token=token)
-        for name in references
+        for name in options.references
     ]
     dataset: Any = load_data(options)
     model: Any = load_base_model(ledger, source, token=token)
-    opened = open_run(model, run, revision=revision, token=token)
-    if names := model.config.label2id or model.config.id2label:
-        dataset = align_known_labels(dataset, label_column, names)
-    try:
-        processor = AutoProcessor.from_pretrained(**base_source(ledger, source, token=token))
-    except (OSError, ValueError, KeyError, ImportError):  # prepared data need none
-        processor = None
-    if options.test_split == options.train_split:
-        dataset = dataset["train"]  # the audit splits it into halves
-    folder = as_path(output, "--output") if output else Path(run if is_local else _last_part(run)) / "audit"
+    opened = open_run(model, run, revision=options.revision, token=token)
+    dataset, label_column = _with_ids_of(model, dataset, options)
+    shared = {
+        "processing_class": _processor(ledger, source, token),
+        "label_column": label_column,
+        "seed": options.seed,
+    }
+    shared["disable_tqdm"] = not sys.stderr.isatty()
+    folder = (
+        as_path(options.output, "--output") if options.output else Path(run if is_local else _last_part(run), "audit")
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    hides = not sys.stderr.isatty()
-    models: list[Any] = [
-        type(model).from_pretrained(found.place, local_files_only=found.is_away, token=token) for found in sources
+    references: list[Any] = [
+        type(model).from_pretrained(at.place, local_files_only=at.is_away, token=token) for at in found
     ]
+    if options.retrain:
+        # All checks of the data, before hours of training.
+        audit_run(model, opened.folder, dataset, attacks=[], **shared)
+        train = dataset["train"] if isinstance(dataset, dict) else dataset
+        plan: dict[str, Any] = {"recipe": {} if options.retrain_epochs is None else {"epochs": options.retrain_epochs}}
+        plan["cache"] = folder / "retrained"  # a stopped audit goes on with them
+        references += retrained_models(model, train, opened.forgotten, options.retrain, **plan, **shared)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     report = audit_run(
         model.to(device),
         opened.folder,
         dataset,
-        reference=[reference.to(device) for reference in models] or None,
-        processing_class=processor,
+        reference=[reference.to(device) for reference in references] or None,
+        attacks=options.attacks,
+        quick=options.quick,
         folder=folder,
-        disable_tqdm=hides,
-        **audit_options,
+        **shared,
     )
     if is_local:
-        report.record(run, folder if output else None)
+        report.record(run, folder if options.output else None)
     else:
         report.save(folder)
     return report, folder, is_local
+
+
+def _with_ids_of(model: Any, dataset: Any, options: _Options) -> tuple[Any, str]:
+    """Returns the data with the class ids of the model, and their column."""
+    from ..data import align_known_labels, prepare_boxes
+    from ..objectives import is_detector
+
+    names = model.config.label2id or model.config.id2label
+    if is_detector(model):
+        column = options.label_column or "objects"
+        dataset = prepare_boxes(dataset, column, label2id=names, box_format=options.box_format, invalid="drop")
+    else:
+        column = options.label_column or "label"
+        dataset = align_known_labels(dataset, column, names) if names else dataset
+    # The audit splits a single data set into halves: an attacker who has the samples that are judged would always win.
+    return dataset["train"] if options.test_split == options.train_split else dataset, column
+
+
+def _processor(ledger: ForgettingLedger, source: str, token: str | None) -> Any:
+    from transformers import AutoProcessor
+
+    from ..hub import base_source
+
+    try:
+        return AutoProcessor.from_pretrained(**base_source(ledger, source, token=token))
+    except (OSError, ValueError, KeyError, ImportError):  # prepared data need none
+        return None
 
 
 def _recorded_name(ledger: ForgettingLedger) -> str:

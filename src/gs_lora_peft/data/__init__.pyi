@@ -54,6 +54,7 @@ from .splits import (
     continual_protocol as continual_protocol,
     evaluation_split as evaluation_split,
     read_classes as read_classes,
+    remove_classes as remove_classes,
     split_dataset as split_dataset,
     train_validation_split as train_validation_split,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "read_annotations",
     "read_classes",
     "read_coco",
+    "remove_classes",
     "resolve_classes",
     "split_dataset",
     "train_validation_split",

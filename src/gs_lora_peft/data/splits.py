@@ -12,9 +12,9 @@ from datasets import Dataset
 
 from ..errors import InvalidInputError
 from .boxes.annotations import read_annotations
-from .boxes.box_splits import split_boxes, train_validation_boxes
+from .boxes.box_splits import remove_box_classes, split_boxes, train_validation_boxes
 from .boxes.columns import is_object_column
-from .classes import read_labels
+from .classes import read_labels, resolve_classes
 from .row_splits import ForgettingSplit, split_rows, train_validation_rows
 
 # In order of preference: a test split is more likely to be held out than a validation split.
@@ -189,6 +189,38 @@ def train_validation_split(
     """
     split = train_validation_boxes if is_object_column(dataset, label_column) else train_validation_rows
     return split(dataset, label_column, fraction, seed)
+
+
+def remove_classes(dataset: Dataset, classes: Sequence[str | int], label_column: str = "label") -> Dataset:
+    """Removes classes from a dataset, as if nobody had labelled them.
+
+    Of a column with one class for each row, the rows of the classes are removed. Of a column of annotated boxes, their
+    annotations are removed (crowds too) and all images stay, so that their objects count as background. The names and
+    ids of the classes stay as they are.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            One row for each sample.
+        classes (`Sequence[str | int]`):
+            The classes to remove, by name or id. They need not have rows.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            The column with one class for each row, or with annotated boxes (see [`prepare_boxes`]).
+
+    Returns:
+        `datasets.Dataset`: The other rows, or all images with the other boxes, in the order of the dataset.
+
+    Raises:
+        UnknownClassError: If the labels do not have a name.
+        InvalidInputError: If there are no classes to remove, or nothing is left; or if the column cannot be used.
+    """
+    labels, names = read_classes(dataset, label_column)
+    removed = resolve_classes(classes, names=names)
+    if np.isin(labels, removed).all():
+        fix = "Remove fewer classes."
+        raise InvalidInputError("classes", list(classes), "classes besides which others have data", fix)
+    if is_object_column(dataset, label_column):
+        return remove_box_classes(dataset, removed, label_column)
+    return dataset.select(np.flatnonzero(~np.isin(labels, removed)))
 
 
 def read_classes(dataset: Dataset, column: str) -> tuple[np.ndarray, list[str] | None]:

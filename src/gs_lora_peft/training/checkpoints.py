@@ -18,6 +18,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import Trainer
 
 from ..errors import InvalidInputError
 from ..io import explained
@@ -156,6 +157,13 @@ def load_weights(model: nn.Module, folder: str) -> None:
         raise _damaged(folder, error) from error
     _check_same(saved, model.state_dict(), folder, "model")
     model.load_state_dict(saved)
+
+
+class ResumableTrainer(Trainer):
+    """transformers' Trainer for whole models, which goes on from the weights of a checkpoint, see [`load_weights`]."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(cast(nn.Module, self.model if model is None else model), resume_from_checkpoint)
 
 
 def _missing(folder: str) -> InvalidInputError:

@@ -19,7 +19,7 @@ from ..row_splits import (
     row_keys,
     small_fraction,
 )
-from .annotations import checked_annotations
+from .annotations import checked_annotations, read_annotations
 from .columns import replaced
 
 
@@ -154,6 +154,13 @@ def train_validation_boxes(
     if not taken.size:
         raise small_fraction(fraction, counts.max(initial=0), "image")
     return dataset.select(np.setdiff1d(np.arange(len(dataset)), taken)), dataset.select(taken)
+
+
+def remove_box_classes(dataset: Dataset, classes: Sequence[int], objects_column: str = "objects") -> Dataset:
+    """[`remove_classes`] for datasets with annotated boxes: all images, without the annotations of some categories."""
+    annotations = read_annotations(dataset, objects_column)
+    kept = ~np.isin(annotations.column.fields["category"].to_numpy(), classes)
+    return replaced(dataset, objects_column, annotations.column.filtered(kept))
 
 
 def _images_of_classes(

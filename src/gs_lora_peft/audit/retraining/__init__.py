@@ -1,0 +1,1 @@
+"""Models that never learned some classes: the same architecture, trained again without them."""
