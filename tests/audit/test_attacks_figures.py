@@ -108,7 +108,7 @@ def test_members_learned_by_heart_are_found_and_random_weights_have_none():
     nothing = by_key(Membership().run(few.references[0], few))
     for name in ("loss", "correctness", "modified entropy"):
         assert found[name].low > 80
-        assert nothing[name].low <= 50 <= nothing[name].high
+        assert 30 < nothing[name].value < 70  # 24 members
     (by_ratio,) = ShadowMembership().run(subject, few)
     assert by_ratio.low > 80
     (called,) = MembershipClassifier().run(subject, few)

@@ -8,6 +8,7 @@ from datasets import DatasetDict, load_dataset
 from errors import refused
 from hypothesis import given, settings, strategies as st
 
+from gs_lora_peft.data import remove_classes
 from gs_lora_peft.data.boxes.annotations import InvalidBoxError
 from gs_lora_peft.data.boxes.box_splits import split_boxes, train_validation_boxes
 
@@ -266,3 +267,18 @@ def test_blood_cells(shared_data, tmp_path):
     assert {*objects["forget"]} == {*objects["retain"]} == {1, 2}
     assert objects["forget"].count(2) == 301, "all white cells are in the images to forget them on"
     assert objects["retain"].count(1) == 3348, "and all red ones in those to keep them on"
+
+
+@pytest.mark.parametrize("layout", ["struct", "list"])
+@pytest.mark.parametrize("kind", ["label", "id", "name"])
+def test_removed_categories_leave_all_images_and_the_other_boxes(layout, kind):
+    dataset = make(FIELD, layout, kind, images=True).select([8, 0, 4, 6, 2])
+    left = remove_classes(dataset, [0, 3], "objects")
+    before, after = found(remove_classes(make(FIELD), [3], "objects")), found(left)
+    assert list(after) == [8, 0, 4, 6, 2]
+    assert after == {image: [box for box in before[image] if box[0] != 0] for image in after}
+    assert left["image"][0] == dataset["image"][0]
+    if kind != "id":
+        assert left.features["objects"]["category"].feature.names == NAMES
+    with refused("classes", [0, 1, 2, 3]):
+        remove_classes(dataset, [0, 1, 2, 3], "objects")

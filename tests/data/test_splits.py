@@ -10,7 +10,7 @@ from errors import refused
 from hypothesis import given, strategies as st
 from PIL import UnidentifiedImageError
 
-from gs_lora_peft.data import split_dataset, train_validation_split
+from gs_lora_peft.data import remove_classes, split_dataset, train_validation_split
 from gs_lora_peft.data.classes import UnknownClassError
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -340,6 +340,19 @@ def test_nothing_to_validate_on():
         train_validation_split(make([]))
     with refused("seed", -1):
         train_validation_split(ANIMALS, seed=-1)
+
+
+def test_removed_classes_leave_the_other_rows_as_they_were():
+    chosen = ANIMALS.select([7, 3, 2, 1, 0, 5])
+    left = remove_classes(chosen, ["bee", 2])
+    assert rows(left) == [7, 3, 0]
+    assert left.features == ANIMALS.features
+    assert rows(remove_classes(make([0, 2, 0], None), [2])) == [0, 2]
+    assert rows(remove_classes(make([0, 2, 0]), ["dog"])) == [0, 1, 2]
+    with refused("classes", ["ape"], UnknownClassError):
+        remove_classes(ANIMALS, ["ape"])
+    with refused("classes", [0, 1, 2, 3]):
+        remove_classes(ANIMALS, [0, 1, 2, 3])
 
 
 @pytest.mark.shared

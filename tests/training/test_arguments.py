@@ -124,7 +124,7 @@ def test_values_that_do_not_go_together_are_refused_by_name(name, settings):
 
 NOT_NEGATIVE = (
     "forget_weight", "sparsity_weight", "sparsity_warmup_epochs", "sparsity_ramp_epochs", "prototype_forget_weight",
-    "prototype_retain_weight", "ema_start_epoch", "distillation_weight",
+    "prototype_retain_weight", "ema_start_epoch", "distillation_weight", "depth_weight",
 )  # fmt: skip
 
 
@@ -136,6 +136,7 @@ NOT_NEGATIVE = (
         *((name, bad) for name in ("forget_bound", "prototype_bound") for bad in (0, -1, "auto ", "inf", None)),
         *((name, bad) for name in ("ema_decay", "validation_fraction") for bad in (1.0, -0.1, math.nan, "0.5", False)),
         *((name, bad) for name in ("forget_loss", "sparsity", "ema_update") for bad in ("lasso", None, 1)),
+        *(("depth_target", bad) for bad in ("median", None, 1)),
         *(("prototype_augmentations", bad) for bad in (-1, 1.0, "2", True)),
         *((name, bad) for name in ("learning_rate", "num_train_epochs") for bad in ("1", True, math.nan)),
         *((name, bad) for name in ("per_device_train_batch_size", "seed", "max_steps") for bad in ("4", 4.0, True)),

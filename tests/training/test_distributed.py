@@ -123,7 +123,7 @@ def test_evaluation_gathers_what_both_processes_scored(reports, both):
         assert one["scores"][-1] > 0
 
 
-@pytest.mark.parametrize("kind", ["two adapters, dropout", "zero groups, average", "accumulating"])
+@pytest.mark.parametrize("kind", ["two adapters, dropout", "zero groups, average", "depth", "accumulating"])
 def test_resumed_runs_end_bit_equal(reports, kind):
     """In the middle of an epoch, at its end and in later epochs, with the batches that were left."""
     for report in reports:

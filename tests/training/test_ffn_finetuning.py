@@ -144,7 +144,7 @@ def test_the_model_before_the_task_is_known_while_it_changes(tmp_path):
     assert not differences(after, model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["distillation_weight", "push_to_hub", "ema_decay"])
+@pytest.mark.parametrize("name", ["distillation_weight", "depth_weight", "push_to_hub", "ema_decay"])
 def test_what_needs_an_adapter_is_refused(tmp_path, name):
     """A comparison in which one side silently does without what both were asked for would be none."""
     value = {"push_to_hub": True}.get(name, 0.5)

@@ -50,6 +50,12 @@ RUNS = {
     "prototypes": (peft_vit, {**PROTOTYPES, "dropout": 0.3}, (1, 4, 6)),
     "prototypes, two adapters": (two_adapters, {**PROTOTYPES, "prototype_distance": "cosine"}, (4, 7)),
     "distillation": (two_adapters, {"distillation_weight": 1.0, "dropout": 0.3}, (1, 4, 7)),
+    "depth": (two_adapters, {"depth_weight": 1.0, "dropout": 0.3, "sparsity_weight": 0.2}, (1, 4, 7)),
+    "depth and all other terms": (
+        peft_vit,
+        {**PROTOTYPES, "depth_weight": 0.5, "depth_target": "mean", "distillation_weight": 1.0, "ema_decay": 0.5},
+        (4, 6),
+    ),
     "augmented": (
         peft_vit,
         {

@@ -242,6 +242,7 @@ def main(folder: Path) -> None:
         "zero groups, average": resume(
             lambda: peft_vit("task_002"), folder / "b", processes, (6, 11, 12), ema_decay=0.7, **DYING
         ),
+        "depth": resume(lambda: peft_vit(dropout=0.3), folder / "d", processes, (5, 8), depth_weight=1.0),
         "accumulating": resume(
             lambda: peft_vit(dropout=0.3), folder / "c", processes, (5, 8), gradient_accumulation_steps=2
         ),

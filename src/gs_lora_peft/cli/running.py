@@ -20,8 +20,7 @@ from ..errors import InvalidInputError
 from ..hub import find_source, push_to_hub
 from ..ledger import ForgetRequest
 from ..runs import ContinualForgetter
-from ..training import GSLoraTrainingArguments, repo_to_publish_in
-from ..tuner import GSLoraConfig
+from ..training import GSLoraTrainingArguments, adapter_of_recipe, repo_to_publish_in
 from .settings import AdapterArguments, RunArguments, missing_classes
 
 _CARD = "README.md"
@@ -195,7 +194,7 @@ def make_forgetter(
         model,
         dataset,
         str(args.output_dir),
-        config=GSLoraConfig(**vars(adapter)),
+        config=adapter_of_recipe(args.recipe, **vars(adapter)),
         args=args,
         label_column=label_column,
         processing_class=processor,

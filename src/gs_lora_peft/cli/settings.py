@@ -64,8 +64,10 @@ class RunArguments:
 class AdapterArguments:
     """The adapter of each task; see GSLoraConfig."""
 
-    r: int = field(default=8, metadata={"help": "Rank."})
-    lora_alpha: int = field(default=1, metadata={"help": "LoRA scaling is lora_alpha / r."})
+    r: int | None = field(default=None, metadata={"help": "Rank. Default: 8, or 32 with --recipe deep."})
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "LoRA scaling is lora_alpha / r. Default: 1, or 32 with --recipe deep."}
+    )
     target_modules: str = field(default="ffn", metadata={"help": "'ffn', 'attention' or a regular expression."})
     block_pattern: str | None = field(default=None, metadata={"help": "Regex: adapt only these blocks."})
     exclude_blocks: str | None = field(default=None, metadata={"help": "Regex: do not adapt these blocks."})

@@ -8,6 +8,11 @@ from .base import (
     Task as Task,
 )
 from .classification import ClassificationObjective as ClassificationObjective
+from .depth import (
+    DepthObjective as DepthObjective,
+    state_scales as state_scales,
+    target_weights as target_weights,
+)
 from .detection.by_boxes import matched_by_boxes as matched_by_boxes
 from .detection.matching import (
     DetectionCriterion as DetectionCriterion,
@@ -26,6 +31,7 @@ from .heads import (
     logits_of as logits_of,
 )
 from .losses import (
+    DepthTarget as DepthTarget,
     ForgetLoss as ForgetLoss,
     GlobalMean as GlobalMean,
     PrototypeDistance as PrototypeDistance,
@@ -56,6 +62,8 @@ __all__ = [
     "ClassPrototypes",
     "ClassificationObjective",
     "ClassificationScoring",
+    "DepthObjective",
+    "DepthTarget",
     "DetectionCriterion",
     "DetectionObjective",
     "DetectionScoring",
@@ -92,4 +100,6 @@ __all__ = [
     "logits_of",
     "matched_by_boxes",
     "objective_for",
+    "state_scales",
+    "target_weights",
 ]

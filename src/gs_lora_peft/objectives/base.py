@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..metrics import ACCURACY, MetricName, continual_forgetting_scores
 from ..roles import NO_ROLES, ClassRoles
 from .heads import check_class_head
-from .losses import ForgetLoss, GlobalMean, PrototypeDistance, identity
+from .losses import DepthTarget, ForgetLoss, GlobalMean, PrototypeDistance, identity
 
 
 class Scoring(Protocol):
@@ -224,6 +224,10 @@ class LossArguments(Protocol):
     prototype_distance: PrototypeDistance
     prototype_augmentations: int
     distillation_weight: Any  # a number or "auto"
+    depth_weight: float
+    depth_retain_weight: float
+    depth_target: DepthTarget
+    depth_blocks: str
 
 
 @dataclass(frozen=True)

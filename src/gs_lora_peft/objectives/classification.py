@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..compat import unwrapped
 from ..errors import InvalidInputError
 from .base import Kind, LossArguments, Objective, ObjectiveOutput, Task
+from .depth import with_depth
 from .heads import logits_of
 from .losses import ForgetLoss, GlobalMean, auto_forget_bound, bounded_cross_entropy, identity, log_odds_against
 from .terms import with_distillation, with_prototypes
@@ -151,7 +152,8 @@ def _make(model: nn.Module, args: LossArguments, task: Task) -> Objective:
     objective: Objective = ClassificationObjective(
         args.forget_weight, args.forget_bound, args.forget_loss, task.roles.missing
     )
-    return with_distillation(with_prototypes(objective, model, args), model, args, task)
+    objective = with_depth(with_prototypes(objective, model, args), model, args, task)
+    return with_distillation(objective, model, args, task)
 
 
 CLASSIFICATION = Kind(fits=lambda model: True, make=_make)

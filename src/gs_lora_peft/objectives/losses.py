@@ -16,6 +16,8 @@ ForgetLoss = Literal["log_odds", "cross_entropy"]
 
 PrototypeDistance = Literal["kl", "cosine", "l2"]
 
+DepthTarget = Literal["sample", "mean"]
+
 GlobalMean = Callable[[Tensor], Tensor]
 
 

@@ -14,7 +14,7 @@ from ..checking import ClassRefs, checked
 from ..data import check_given_labels, check_sampling, default_collator, read_classes
 from ..hub import fetch_to_continue
 from ..ledger import WORK_FOLDER, ForgetRequest, ForgettingLedger, TaskEntry
-from ..training import GSLoraTrainingArguments, Method, check_types
+from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe, check_types
 from ..tuner import GSLoraConfig
 from .folder import load_or_create_ledger, run_on_main
 from .recipe import Recipe, recorded_config, warn_not_pushed
@@ -55,7 +55,7 @@ class ContinualForgetter(RevocableRun):
             [`evaluation_split`]) is only scored on.
         folder (`str` or `os.PathLike`):
             Run folder for the ledger and the tasks.
-        config ([`GSLoraConfig`], *optional*, defaults to `GSLoraConfig()`):
+        config ([`GSLoraConfig`], *optional*, defaults to that of `args.recipe`):
             Configuration of the adapters.
         args ([`GSLoraTrainingArguments`], *optional*, defaults to its defaults):
             Training arguments. They are not changed. `output_dir` is replaced by a workspace below `folder`, which is
@@ -128,12 +128,12 @@ class ContinualForgetter(RevocableRun):
         method: Method | str | None = None,
     ):
         self.folder = checked_folder(folder)
-        config = GSLoraConfig() if config is None else config
         args = GSLoraTrainingArguments(output_dir=str(self.folder / WORK_FOLDER)) if args is None else args
+        check_types(args=args)
+        config = adapter_of_recipe(args.recipe) if config is None else config
         check_types(
             base_model=base_model,
             config=config,
-            args=args,
             label_column=label_column,
             data_collator=data_collator,
             augment=augment,

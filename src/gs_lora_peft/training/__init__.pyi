@@ -10,6 +10,7 @@ from .gradients import (
 )
 from .method import Method as Method
 from .publishing import repo_to_publish_in as repo_to_publish_in
+from .recipes import RecipeName as RecipeName, adapter_of_recipe as adapter_of_recipe
 from .trained import Trained as Trained, TrainedAdapter as TrainedAdapter, TrainedWeights as TrainedWeights
 from .trainer import ForgettingTrainer as ForgettingTrainer
 
@@ -21,10 +22,12 @@ __all__ = [
     "NoStepError",
     "NonFiniteLossError",
     "ObjectiveEvaluation",
+    "RecipeName",
     "ResumableTrainer",
     "Trained",
     "TrainedAdapter",
     "TrainedWeights",
+    "adapter_of_recipe",
     "check_types",
     "own_batches",
     "repo_to_publish_in",

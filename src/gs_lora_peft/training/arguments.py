@@ -9,13 +9,14 @@ import torch
 from pydantic import Field
 from transformers import TrainingArguments
 
-from ..checking import BelowOne, NotNegative, NotNegativeWhole, Number, auto_or, check_fields
+from ..checking import BelowOne, NotNegative, NotNegativeWhole, Number, auto_or, check_fields, checked
 from ..data import EpochCovers
 from ..errors import InvalidInputError
 from ..io import as_path
-from ..objectives import Background, ForgetLoss, PrototypeDistance
+from ..objectives import Background, DepthTarget, ForgetLoss, PrototypeDistance
 from .inherited import check_by_arguments, check_processes, smaller_is_better
 from .option_types import KINDS
+from .recipes import RecipeName, apply_recipe
 
 _POSITIVE = Annotated[Number, Field(gt=0)]
 
@@ -50,6 +51,12 @@ class GSLoraTrainingArguments(TrainingArguments):
     the loss over all classes, is best before anything is forgotten).
 
     Args:
+        recipe (`"fast"` or `"deep"`, *optional*, defaults to `"fast"`):
+            `"fast"`: the defaults here. The head no longer answers with the classes; few images bring them back.
+            `"deep"`: `depth_weight=5`, `depth_retain_weight=2`, `sparsity="none"` and `num_train_epochs=8`, each
+            unless it is set to something else than its default; and where a [`ContinualForgetter`] or a script makes
+            the adapter, `r=32` and `lora_alpha=32`. The states of every block then say no more of the classes than
+            those of a model that never saw them (docs/audit.md).
         forget_weight (`float`, *optional*, defaults to 0.1):
             β, weight of the forgetting term. Not negative.
         forget_loss (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`):
@@ -107,6 +114,19 @@ class GSLoraTrainingArguments(TrainingArguments):
             that have no training data, see [`DistillationObjective`]. `"auto"`: 1 if the head has such classes, else 0
             to save its second forward. It acts on both halves of the batch if there are such classes, else on the half
             to keep. Not negative, not for detectors.
+        depth_weight (`float`, *optional*, defaults to 0):
+            Forgetting in depth: weight of the distance of the states of samples to forget from those of kept samples,
+            behind every block, see [`DepthObjective`]. Without it the head no longer answers with the class, and the
+            states before the head still tell it apart. It costs one more forward in each step. Not negative, not for
+            detectors, not without an adapter.
+        depth_retain_weight (`float`, *optional*, defaults to 0):
+            With it, weight of the distance of kept states from what they were before the task. Not negative.
+        depth_target (`"sample"` or `"mean"`, *optional*, defaults to `"sample"`):
+            What the states are drawn to: one kept sample of the class that resembles the sample to forget most, or the
+            mean of the kept samples of that class in the batch.
+        depth_blocks (`str`, *optional*, defaults to `"auto"`):
+            The blocks, as a regular expression that is searched in their paths, such as `r"layers\.(8|9|10|11)$"`.
+            `"auto"`: all.
         ema_decay (`float`, *optional*, defaults to 0):
             Decay of an exponential moving average of the adapter, in [0, 1). Evaluation scores the average, and the
             model holds it at the end; checkpoints hold it beside the weights. 0: no average.
@@ -157,6 +177,10 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Remove columns the model does not take."})
 
+    recipe: RecipeName = field(
+        default="fast",
+        metadata={"help": "'fast', or 'deep': forgets in every block, with a larger adapter (docs/audit.md)."},
+    )
     forget_weight: NotNegative = field(default=0.1, metadata={"help": "Beta: weight of the forgetting term."})
     forget_loss: ForgetLoss = field(
         default="log_odds", metadata={"help": "'log_odds' of each sample, or mean 'cross_entropy' (as published)."}
@@ -200,6 +224,20 @@ class GSLoraTrainingArguments(TrainingArguments):
         default="auto",
         metadata={"help": "w_d: holds the other classes; 'auto': 1 if some have no data, else 0."},
     )
+    depth_weight: NotNegative = field(
+        default=0.0,
+        metadata={"help": "Draws states of forgotten samples to those of kept ones, in every block; 0: off."},
+    )
+    depth_retain_weight: NotNegative = field(
+        default=0.0, metadata={"help": "With it, holds the states of kept samples at what they were; 0: off."}
+    )
+    depth_target: DepthTarget = field(
+        default="sample",
+        metadata={"help": "Kept states to draw to: of one 'sample' of the nearest class, or its 'mean'."},
+    )
+    depth_blocks: str = field(
+        default="auto", metadata={"help": "Blocks of the depth term: 'auto' (all), or a regular expression on paths."}
+    )
     augmentation: bool = field(default=False, metadata={"help": "Train on augmented views."})
     ema_decay: BelowOne = field(default=0.0, metadata={"help": "Decay of the adapter's moving average; 0: off."})
     ema_update: Literal["epoch", "step"] = field(
@@ -226,6 +264,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         for name in _STRATEGIES:
             if getattr(self, name) is False:  # an unquoted `no` in YAML
                 setattr(self, name, "no")
+        apply_recipe(self, checked("recipe", self.recipe, RecipeName))
         self.check()
         # `save_strategy` is a string or an enum that equals it.
         best_is_asked_for = self.load_best_model_at_end or self.save_strategy == "best"
@@ -256,6 +295,13 @@ class GSLoraTrainingArguments(TrainingArguments):
                 views,
                 "0 without prototypes, which average the views",
                 "Set `prototype_forget_weight` or `prototype_retain_weight`, or leave it out.",
+            )
+        if self.depth_retain_weight and not self.depth_weight:
+            raise InvalidInputError(
+                "depth_retain_weight",
+                self.depth_retain_weight,
+                "0 without forgetting in depth",
+                "Set `depth_weight`, or leave it out.",
             )
         if self.ema_start_epoch and not self.ema_decay:
             raise InvalidInputError(

@@ -163,7 +163,7 @@ class ResumableTrainer(Trainer):
     """transformers' Trainer for whole models, which goes on from the weights of a checkpoint, see [`load_weights`]."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(self.model if model is None else model, resume_from_checkpoint)
+        load_weights(cast(nn.Module, self.model if model is None else model), resume_from_checkpoint)
 
 
 def _missing(folder: str) -> InvalidInputError:

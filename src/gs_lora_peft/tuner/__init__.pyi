@@ -14,7 +14,7 @@ from .config import (
 from .export import export_lora as export_lora
 from .groups import LoraGroups as LoraGroups, trainable_adapters as trainable_adapters
 from .model import GSLoraModel as GSLoraModel
-from .targets import is_quick as is_quick, names_modules as names_modules
+from .targets import compiled_pattern as compiled_pattern, is_quick as is_quick, names_modules as names_modules
 
 __all__ = [
     "HEAD_TRAINING_TASKS",
@@ -24,6 +24,7 @@ __all__ = [
     "LoraGroups",
     "NoFFNFoundError",
     "check_plain_lora",
+    "compiled_pattern",
     "export_lora",
     "find_attention_blocks",
     "find_blocks_of",

@@ -103,7 +103,7 @@ class Plan:
         state.wait_for_everyone()
         if not is_done:
             self._train(folder, seed, disable_tqdm)
-        model = type(self.original).from_pretrained(folder, dtype=self.original.dtype)
+        model: Any = type(self.original).from_pretrained(folder, dtype=self.original.dtype)
         return model.to(self.original.device).eval()
 
     def _train(self, folder: Path, seed: int, disable_tqdm: bool | None) -> None:

@@ -13,6 +13,7 @@ from ...checking import NotNegative, checked
 from ...compat import bare
 from ...errors import InvalidInputError
 from ..base import Kind, LossArguments, Objective, ObjectiveOutput, Task
+from ..depth import no_depth
 from ..heads import is_detector
 from ..losses import ForgetLoss, GlobalMean, PrototypeDistance, embedding_distances, hinge, identity
 from ..terms import ClassPrototypes, no_distillation
@@ -291,6 +292,8 @@ def _poison(logits: Tensor, boxes: Tensor) -> Tensor:
 def _make(model: nn.Module, args: LossArguments, task: Task) -> Objective:
     if args.distillation_weight not in ("auto", 0):
         raise no_distillation(args.distillation_weight, "a detector does not give logits of a whole image")
+    if args.depth_weight:
+        raise no_depth(args.depth_weight, "a detector has several objects in an image")
     if args.prototype_augmentations:
         raise InvalidInputError(
             "prototype_augmentations",

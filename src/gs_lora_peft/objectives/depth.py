@@ -1,0 +1,262 @@
+"""Forgetting in depth: a term that makes the states of forgotten samples those of kept ones, behind every block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..compat import reference_model, unwrapped
+from ..errors import InvalidInputError
+from ..tuner import compiled_pattern
+from .base import LossArguments, Objective, ObjectiveOutput, Task
+from .heads import logits_of
+from .losses import DepthTarget, GlobalMean, identity
+from .states import CapturedStates, Pooling, block_paths, captured_states
+
+# What an attacker may read of a block: the class token, and the mean over all tokens.
+_POOLINGS: tuple[Pooling, ...] = ("first", "mean")
+
+# Dimensions that hardly vary among kept samples are measured in this share of the mean deviation of all dimensions.
+_SMALLEST_SCALE = 0.1
+
+
+class DepthObjective(Objective):
+    r"""Adds terms on the states behind every block: forgotten samples go to kept ones, and kept ones stay.
+
+    A head that no longer answers with a class leaves its traces in the states before the head: few images and a new
+    head bring the class back. A model that never saw a class takes its samples for the kept classes that they resemble
+    most, in every block. The terms train towards such states:
+
+    $$w \cdot \operatorname{mean}_{l, i} \frac{1}{d} \left\| \frac{s_l(x_i) - s_l^0(y_{j(i)})}{\sigma_l} \right\|^2
+    + w_r \cdot \operatorname{mean}_{l, j} \frac{1}{d} \left\| \frac{s_l(y_j) - s_l^0(y_j)}{\sigma_l} \right\|^2$$
+
+    l counts the blocks and the two readings of each: its first token (the class token of a ViT) and the mean over its
+    tokens. s_l and s_l⁰ are the states of the model that trains and of the model before the task, both of width d, and
+    σ_l is the standard deviation of s_l⁰ among all kept samples, by dimension. Without it the offset that all samples
+    share would hide in what they differ. x_i are the samples to forget and y_j those to keep. y_{j(i)} is of that
+    class among those in the half to keep to which the model before the task gives the largest logit for x_i; it is
+    drawn anew at each step. No gradient reaches the targets. The mean over blocks weighs the l-th block by 1 / l,
+    because most of what later states tell apart is there behind the first block.
+
+    Each step costs one more forward, without gradient, and the training begins with a pass over the data for σ. Ranked
+    by the model that trains, which would cost less, ever more samples would fall to one kept class, and the kept
+    classes would suffer. Targets are samples of the same process. Under DDP the loss is the mean over processes, as
+    for the other terms.
+
+    Args:
+        objective ([`Objective`]):
+            The objective that the terms are added to; its outputs must hold the logits.
+        weight (`float`):
+            w.
+        retain_weight (`float`, *optional*, defaults to 0):
+            w_r.
+        adapter (`str`, *optional*, defaults to `"default"`):
+            The adapter that trains.
+        target (`"sample"` or `"mean"`, *optional*, defaults to `"sample"`):
+            `"sample"`: the state of one kept sample of the class. `"mean"`: the mean state of its samples in the
+            batch.
+        blocks (`Sequence[str]`, *optional*):
+            Paths of the blocks in the bare model; by default all blocks, see [`block_paths`].
+        forget_classes (`Sequence[int]`, *optional*, defaults to none):
+            The classes to forget, which σ leaves out.
+
+    Attributes:
+        scales (`list[torch.Tensor]`):
+            σ of each reading, float32, shape `(width,)`; empty before [`~DepthObjective.prepare`].
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        weight: float,
+        retain_weight: float = 0.0,
+        adapter: str = "default",
+        target: DepthTarget = "sample",
+        blocks: Sequence[str] | None = None,
+        forget_classes: Sequence[int] = (),
+    ):
+        self.objective = objective
+        self.scoring = objective.scoring
+        self.weight = weight
+        self.retain_weight = retain_weight
+        self.adapter = adapter
+        self.target: DepthTarget = target
+        self.blocks = list(blocks) if blocks is not None else None
+        self.forget_classes = list(forget_classes)
+        self.scales: list[Tensor] = []
+
+    def prepare(
+        self, model: nn.Module, batches: Callable[[], Iterable[dict[str, Any]]], global_sum: GlobalMean = identity
+    ) -> None:
+        self.objective.prepare(model, batches, global_sum)
+        if self.blocks is None:
+            self.blocks = block_paths(model)
+        self.scales = state_scales(model, self.blocks, batches(), self.forget_classes, global_sum)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
+    ) -> ObjectiveOutput:
+        if not self.scales:
+            raise RuntimeError("The scales of the states are unknown yet. Call prepare() before the first step.")
+        with captured_states(model, self.blocks) as captured:
+            output = self.objective.training_step(model, inputs, global_mean)
+        if output.logits is None:
+            raise TypeError(f"{type(self.objective).__name__} gives no logits; expected those of a classifier.")
+        # As in DistillationObjective: without the wrapper for several processes, and after the other forward.
+        own, labels = unwrapped(model), inputs["labels"]
+        half = len(labels) // 2
+        with reference_model(own, self.adapter), captured_states(own, self.blocks) as captured_before:
+            earlier = logits_of(own, inputs)
+        weights = target_weights(earlier[half:], labels[:half], self.target)
+        # Differences stay in float32, also under autocast.
+        with torch.autocast(labels.device.type, enabled=False):
+            now = [state / scale for state, scale in zip(readings(captured, inputs), self.scales, strict=True)]
+            before = [s / scale for s, scale in zip(readings(captured_before, inputs), self.scales, strict=True)]
+            depth = mean_distance([s[half:] for s in now], [weights @ s[:half] for s in before])
+            kept = mean_distance([s[:half] for s in now], [s[:half] for s in before])
+        if torch.is_grad_enabled() and not depth.requires_grad:
+            raise InvalidInputError(
+                "depth_blocks",
+                self.blocks,
+                "blocks whose states depend on the adapter, with a gradient",
+                "Name blocks behind an adapted layer.",
+            )
+        output.loss = output.loss + self.weight * depth + self.retain_weight * kept
+        output.metrics |= {"depth": depth.detach(), "depth_retain": kept.detach()}
+        return output
+
+    def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        return self.objective.evaluation_step(model, inputs)
+
+
+def readings(captured: CapturedStates, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """The states of a batch behind every block, by each way to read them, float32, shape `(B, width)`."""
+    mask = inputs.get("attention_mask")
+    found = [captured.pooled(kind, mask) for kind in _POOLINGS]
+    return [states[path] for path in captured.paths for states in found]
+
+
+def mean_distance(states: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """The mean squared difference over dimensions and samples, then over readings, weighted by block; a scalar.
+
+    Block l weighs 1 / l: later states follow from earlier ones, and the first block has the most to change.
+    """
+    distances = [(one - other).square().mean() for one, other in zip(states, targets, strict=True)]
+    weights = [1 / (1 + reading // len(_POOLINGS)) for reading in range(len(distances))]
+    total = sum((w * d for w, d in zip(weights, distances, strict=True)), torch.zeros_like(distances[0]))
+    return total / sum(weights)
+
+
+def target_weights(logits: Tensor, kept_labels: Tensor, target: DepthTarget = "sample") -> Tensor:
+    """Chooses kept samples as targets: of the class with the largest logit among the classes that are there.
+
+    Args:
+        logits (`torch.Tensor`):
+            Of the samples to forget, shape `(B, C)`.
+        kept_labels (`torch.Tensor`):
+            Classes of the kept samples, int64, shape `(K,)`.
+        target (`"sample"` or `"mean"`, *optional*, defaults to `"sample"`):
+            One sample of that class, drawn from torch's global generator, or all of them.
+
+    Returns:
+        `torch.Tensor`: float32, shape `(B, K)`: the weight of each kept sample. Each row adds up to 1.
+    """
+    of_class = logits.float()[:, kept_labels]
+    fits = of_class == of_class.max(1, keepdim=True).values
+    if target == "mean":
+        return fits / fits.sum(1, keepdim=True)
+    drawn = torch.where(fits, torch.rand_like(of_class), -1.0).argmax(1)
+    return F.one_hot(drawn, len(kept_labels)).float()
+
+
+@torch.no_grad()
+def state_scales(
+    model: nn.Module,
+    blocks: Sequence[str],
+    batches: Iterable[dict[str, Any]],
+    forget_classes: Sequence[int] = (),
+    global_sum: GlobalMean = identity,
+) -> list[Tensor]:
+    """The standard deviation of the states of kept samples, in one pass over labelled data.
+
+    Args:
+        model (`torch.nn.Module`):
+            A classifier, as it was before the task and in eval mode.
+        blocks (`Sequence[str]`):
+            Paths of the blocks in the bare model.
+        batches (`Iterable[dict]`):
+            This process's batches with `labels`, on the model's device.
+        forget_classes (`Sequence[int]`, *optional*, defaults to none):
+            Classes that do not count.
+        global_sum (`Callable`, *optional*):
+            Sums a tensor over processes; identity by default.
+
+    Returns:
+        `list[torch.Tensor]`: float32, shape `(width,)` for each reading, positive; the same in every process. A
+        dimension that hardly varies gets a tenth of the mean of all. All are 1 if nothing varies.
+
+    Raises:
+        InvalidInputError: If a process has no data.
+    """
+    own, sums = unwrapped(model), None
+    for batch in batches:
+        with captured_states(own, blocks) as captured:
+            logits_of(own, batch)
+        states, labels = readings(captured, batch), batch["labels"]
+        # In float64 the result does not depend on the order and the size of the batches.
+        dtype = torch.float32 if labels.device.type == "mps" else torch.float64
+        counts = ~torch.isin(labels, torch.tensor(list(forget_classes), dtype=labels.dtype, device=labels.device))
+        rows = [state.to(dtype) * counts[:, None] for state in states]
+        new = [
+            torch.stack([row.sum(0), row.square().sum(0), counts.sum().to(dtype).expand(row.shape[1])]) for row in rows
+        ]
+        sums = new if sums is None else [one + other for one, other in zip(sums, new, strict=True)]
+    if sums is None:
+        expected = "at least one sample in each process, because states are measured by their deviation"
+        raise InvalidInputError("batches", [], expected, "Use at most as many processes as there are samples.")
+    return [_deviation(*global_sum(one)) for one in sums]
+
+
+def _deviation(total: Tensor, squares: Tensor, count: Tensor) -> Tensor:
+    count = count.clamp(min=1)
+    deviation = (squares / count - (total / count).square()).clamp(min=0).sqrt()
+    floor = _SMALLEST_SCALE * deviation.mean()
+    return torch.where(floor > 0, deviation.clamp(min=floor), torch.ones_like(deviation)).float()
+
+
+def with_depth(objective: Objective, model: nn.Module, args: LossArguments, task: Task) -> Objective:
+    """Wraps a classifier's objective in a [`DepthObjective`] if its weight is not 0.
+
+    Raises:
+        InvalidInputError: If the weight is not 0 and the model's own weights train instead of an adapter, no block is
+            found, or `depth_blocks` matches none.
+    """
+    if not args.depth_weight:
+        return objective
+    if task.adapter is None:
+        raise no_depth(args.depth_weight, "the model's own weights train, and the earlier model is gone")
+    blocks = block_paths(model)
+    if args.depth_blocks != "auto":
+        pattern = compiled_pattern(args.depth_blocks, "depth_blocks")
+        chosen = [path for path in blocks if pattern.search(path)]
+        if not chosen:
+            raise InvalidInputError("depth_blocks", args.depth_blocks, f"a pattern that fits one of {blocks}")
+        blocks = chosen
+    return DepthObjective(
+        objective,
+        args.depth_weight,
+        args.depth_retain_weight,
+        task.adapter,
+        args.depth_target,
+        blocks,
+        task.roles.forget,
+    )
+
+
+def no_depth(weight: float, why: str) -> InvalidInputError:
+    """The error for a depth weight that cannot be used."""
+    return InvalidInputError("depth_weight", weight, f"0: {why}", "Leave it out.")
