@@ -12,7 +12,7 @@ from errors import refused
 from gs_lora_peft import ForgetRequest, audit_models, audit_run
 from gs_lora_peft.audit import Samples, Subject
 from gs_lora_peft.audit.attacks.detection import ClassAgnosticRecall, DetectorAnswer, RetrainedClassHead, _drawn
-from gs_lora_peft.audit.detector_states import DetectorStates
+from gs_lora_peft.audit.attacks.detector_states import DetectorStates
 from gs_lora_peft.data import default_collator
 from gs_lora_peft.objectives import DetectionCriterion, HeadRecorder, matched_by_boxes
 
