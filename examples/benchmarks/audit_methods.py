@@ -1,6 +1,6 @@
 """Methods of forgetting in one table: accuracy, time, and what attacks get back, beside retrained models.
 
-    python examples/benchmarks/audit_methods.py --methods gs_lora lora salun --seeds 0 1 2 --work runs/audit_methods
+    PYTHONPATH=examples python examples/benchmarks/audit_methods.py --methods gs_lora deep --seeds 0 1 2
 
 The digits demo (forget.py without arguments): every method carries out the same requests, then every attack tries to
 get the digits back. The row `retrained` is one more retrained model under the same attacks: what luck does. A stopped
@@ -26,7 +26,6 @@ from transformers import set_seed
 from gs_lora_peft import (
     ContinualForgetter,
     ForgetRequest,
-    GSLoraConfig,
     GSLoraTrainingArguments,
     audit_models,
     split_dataset,
@@ -37,7 +36,7 @@ from gs_lora_peft.methods import get_method
 from gs_lora_peft.reports import Table
 from gs_lora_peft.roles import ClassRoles
 from gs_lora_peft.runs import predict
-from gs_lora_peft.training import ForgettingTrainer
+from gs_lora_peft.training import ForgettingTrainer, adapter_of_recipe
 
 REQUESTS = [[3], [7], [0, 1]]
 FORGET = [class_id for classes in REQUESTS for class_id in classes]
@@ -49,17 +48,13 @@ class Entry:
 
     method: str = "gs_lora"
     training: dict[str, Any] = field(default_factory=dict)  # GSLoraTrainingArguments
-    adapter: dict[str, Any] = field(default_factory=dict)  # GSLoraConfig
     weights: bool = False  # trains the model's own weights
 
 
 # Learning rates of rivals: of three, the one that kept most with Acc_f = 0 on held-out training images.
 METHODS = {
     "gs_lora": Entry(),
-    "deep": Entry(
-        training={"sparsity": "none", "num_train_epochs": 6, "depth_weight": 5, "depth_retain_weight": 2},
-        adapter={"r": 32, "lora_alpha": 32},
-    ),
+    "deep": Entry(training={"recipe": "deep"}),
     "lora": Entry(training={"sparsity": "none"}),
     "random_labels": Entry("random_labels"),
     "salun": Entry("salun", {"learning_rate": 1e-3}, weights=True),
@@ -83,7 +78,7 @@ def forgotten_by(entry: Entry, base: Any, dataset: DatasetDict, seed: int, folde
             ForgettingTrainer(model, args, method=get_method(entry.method), **data).train()
         model.eval()
     else:
-        config = GSLoraConfig(**entry.adapter)
+        config = adapter_of_recipe(args.recipe)
         forgetter = ContinualForgetter(model, dataset, folder, config=config, args=args, method=entry.method)
         forgetter.run([ForgetRequest(classes) for classes in REQUESTS])
         model = forgetter.model

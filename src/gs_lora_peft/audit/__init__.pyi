@@ -13,7 +13,7 @@ from .page import format_audit as format_audit
 from .pictures import PICTURES_FOLDER as PICTURES_FOLDER, draw_face_pictures as draw_face_pictures
 from .registry import ATTACKS as ATTACKS, get_attacks as get_attacks
 from .report import AuditReport as AuditReport
-from .results import RecoveryGap as RecoveryGap
+from .results import Comparison as Comparison, RecoveryGap as RecoveryGap
 from .retraining.recipe import RetrainRecipe as RetrainRecipe
 from .retraining.retrain import retrain as retrain, retrained_models as retrained_models
 from .samples import Samples as Samples
@@ -25,6 +25,7 @@ __all__ = [
     "Attack",
     "AuditContext",
     "AuditReport",
+    "Comparison",
     "FaceAudit",
     "FacePredictions",
     "Measurement",
