@@ -127,8 +127,6 @@ def test_the_objective_follows_from_the_model():
         objective_for(detector("yolos"), args)
     with refused("distillation_weight", 0.5):
         objective_for(detector("yolos"), GSLoraTrainingArguments("x", distillation_weight=0.5))
-    with refused("depth_weight", 0.5):
-        objective_for(detector("yolos"), GSLoraTrainingArguments("x", depth_weight=0.5))
     classifier = transformers.ViTForImageClassification(
         transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     )

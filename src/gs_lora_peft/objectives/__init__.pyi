@@ -14,6 +14,7 @@ from .depth import (
     target_weights as target_weights,
 )
 from .detection.by_boxes import matched_by_boxes as matched_by_boxes
+from .detection.depth import QueryDepthObjective as QueryDepthObjective
 from .detection.matching import (
     DetectionCriterion as DetectionCriterion,
     HeadRecorder as HeadRecorder,
@@ -80,6 +81,7 @@ __all__ = [
     "Pooling",
     "PrototypeDistance",
     "PrototypeObjective",
+    "QueryDepthObjective",
     "Scoring",
     "Task",
     "auto_forget_bound",

@@ -239,13 +239,7 @@ def with_depth(objective: Objective, model: nn.Module, args: LossArguments, task
         return objective
     if task.adapter is None:
         raise no_depth(args.depth_weight, "the model's own weights train, and the earlier model is gone")
-    blocks = block_paths(model)
-    if args.depth_blocks != "auto":
-        pattern = compiled_pattern(args.depth_blocks, "depth_blocks")
-        chosen = [path for path in blocks if pattern.search(path)]
-        if not chosen:
-            raise InvalidInputError("depth_blocks", args.depth_blocks, f"a pattern that fits one of {blocks}")
-        blocks = chosen
+    blocks = chosen_blocks(block_paths(model), args.depth_blocks)
     return DepthObjective(
         objective,
         args.depth_weight,
@@ -255,6 +249,20 @@ def with_depth(objective: Objective, model: nn.Module, args: LossArguments, task
         blocks,
         task.roles.forget,
     )
+
+
+def chosen_blocks(paths: list[str], pattern: str) -> list[str]:
+    """The paths in which `depth_blocks` is found; all with `"auto"`.
+
+    Raises:
+        InvalidInputError: If it is in none of them.
+    """
+    if pattern == "auto":
+        return paths
+    compiled = compiled_pattern(pattern, "depth_blocks")
+    if chosen := [path for path in paths if compiled.search(path)]:
+        return chosen
+    raise InvalidInputError("depth_blocks", pattern, f"a pattern that fits one of {paths}")
 
 
 def no_depth(weight: float, why: str) -> InvalidInputError:

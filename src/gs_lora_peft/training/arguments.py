@@ -53,7 +53,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     Args:
         recipe (`"fast"` or `"deep"`, *optional*, defaults to `"fast"`):
             `"fast"`: the defaults here. The head no longer answers with the classes; few images bring them back.
-            `"deep"`: `depth_weight=5`, `depth_retain_weight=2`, `sparsity="none"` and `num_train_epochs=8`, each
+            `"deep"`: `depth_weight=5`, `depth_retain_weight=2`, `sparsity="none"` and `num_train_epochs=6`, each
             unless it is set to something else than its default; and where a [`ContinualForgetter`] or a script makes
             the adapter, `r=32` and `lora_alpha=32`. The states of every block then say no more of the classes than
             those of a model that never saw them (docs/audit.md).
@@ -116,14 +116,16 @@ class GSLoraTrainingArguments(TrainingArguments):
             to keep. Not negative, not for detectors.
         depth_weight (`float`, *optional*, defaults to 0):
             Forgetting in depth: weight of the distance of the states of samples to forget from those of kept samples,
-            behind every block, see [`DepthObjective`]. Without it the head no longer answers with the class, and the
-            states before the head still tell it apart. It costs one more forward in each step. Not negative, not for
-            detectors, not without an adapter.
+            behind every block, see [`DepthObjective`]; for a detector, of the states of queries on objects to forget
+            from those of queries on background, behind every layer of the decoder, see [`QueryDepthObjective`].
+            Without it the head no longer answers with the class, and the states before the head still tell it apart.
+            It costs one more forward in each step. Not negative, not without an adapter.
         depth_retain_weight (`float`, *optional*, defaults to 0):
             With it, weight of the distance of kept states from what they were before the task. Not negative.
         depth_target (`"sample"` or `"mean"`, *optional*, defaults to `"sample"`):
             What the states are drawn to: one kept sample of the class that resembles the sample to forget most, or the
-            mean of the kept samples of that class in the batch.
+            mean of the kept samples of that class in the batch. For a detector one query on the background of the same
+            image, or the mean of all of them.
         depth_blocks (`str`, *optional*, defaults to `"auto"`):
             The blocks, as a regular expression that is searched in their paths, such as `r"layers\.(8|9|10|11)$"`.
             `"auto"`: all.

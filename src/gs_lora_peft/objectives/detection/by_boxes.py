@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .matching import DetectionCriterion, Matched, Targets, select
+from .matching import DetectionCriterion, Matched, Pairs, Targets, select
 
 
 def matched_by_boxes(
@@ -19,9 +19,8 @@ def matched_by_boxes(
 ) -> Matched:
     """Matches queries with annotations by the costs of their boxes, and keeps those that a new class head may learn.
 
-    A detector's own matching also looks at the answers, which a model that forgot withholds. Here all queries answer
-    alike. All annotations are matched; queries on annotations that are not known take no part, neither as an object
-    nor as background.
+    All annotations are matched, see [`match_by_boxes`]. Queries on annotations that are not known take no part,
+    neither as an object nor as background.
 
     Args:
         criterion ([`DetectionCriterion`]):
@@ -39,8 +38,30 @@ def matched_by_boxes(
         [`Matched`]: The queries and their annotations, with states in the place of logits: put the answers of a head
         there, and [`DetectionCriterion`] gives its loss.
     """
-    categories = 1 + max((int(label["class_labels"].max()) for label in annotations if len(label["boxes"])), default=0)
     states, boxes = criterion.prepare(states, boxes)
     targets = [{name: label[name] for name in ("class_labels", "boxes")} for label in annotations]
-    pairs = criterion.match(torch.zeros(*boxes.shape[:2], categories), boxes, targets)
+    pairs = match_by_boxes(criterion, boxes, targets)
     return select(states, boxes, pairs, Targets(targets, [~mask for mask in known]), forget=False)
+
+
+def match_by_boxes(criterion: DetectionCriterion, boxes: Tensor, annotations: Sequence[Mapping[str, Tensor]]) -> Pairs:
+    """Matches queries with annotations by the costs of their boxes.
+
+    A detector's own matching also looks at the answers, which a model that forgot withholds. Here all queries answer
+    alike.
+
+    Args:
+        criterion ([`DetectionCriterion`]):
+            The detector's matching.
+        boxes (`torch.Tensor`):
+            (cx, cy, w, h) relative to the image, shape `(B, Q, 4)`.
+        annotations (`Sequence[Mapping]`):
+            `class_labels` and `boxes` of each image.
+
+    Returns:
+        list of B pairs of `torch.Tensor`: As [`~DetectionCriterion.match`].
+    """
+    targets = [{"class_labels": label["class_labels"], "boxes": label["boxes"].float()} for label in annotations]
+    categories = 1 + max((int(label["class_labels"].max()) for label in targets if len(label["boxes"])), default=0)
+    answers = torch.zeros(*boxes.shape[:2], categories, device=boxes.device)
+    return criterion.match(*criterion.prepare(answers, boxes), targets)

@@ -13,10 +13,10 @@ from ...checking import NotNegative, checked
 from ...compat import bare
 from ...errors import InvalidInputError
 from ..base import Kind, LossArguments, Objective, ObjectiveOutput, Task
-from ..depth import no_depth
 from ..heads import is_detector
 from ..losses import ForgetLoss, GlobalMean, PrototypeDistance, embedding_distances, hinge, identity
 from ..terms import ClassPrototypes, no_distillation
+from .depth import with_query_depth
 from .matching import DetectionCriterion, HeadRecorder, Matched, Pairs, Targets, read_targets, select
 from .scoring import DetectionScoring
 
@@ -83,6 +83,8 @@ class DetectionObjective(Objective):
             BND_pro; 18 in the paper. `"auto"` is the mean distance between the rows of two different categories.
         prototype_distance (`"kl"`, `"cosine"` or `"l2"`, *optional*, defaults to `"kl"`):
             See [`embedding_distances`]; `"kl"` in the paper.
+        learn_forgotten_boxes (`bool`, *optional*, defaults to `True`):
+            Whether the detector still learns the boxes of the objects to forget, as published.
 
     Raises:
         InvalidInputError: If the detector's loss function is not known; if an argument is outside its range; or if a
@@ -111,6 +113,7 @@ class DetectionObjective(Objective):
         prototype_retain_weight: float = 0.0,
         prototype_bound: float | str = "auto",
         prototype_distance: PrototypeDistance = "kl",
+        learn_forgotten_boxes: bool = True,
     ):
         for name, value, allowed in (
             ("kind", kind, ForgetLoss),
@@ -132,6 +135,7 @@ class DetectionObjective(Objective):
         self.forget_bound = float(numbers["forget_bound"])
         self.kind = kind
         self.background = background
+        self.learn_forgotten_boxes = learn_forgotten_boxes
         self.forget_class_weight = forget_class_weight
         self.prototype_forget_weight = prototype_forget_weight
         self.prototype_retain_weight = prototype_retain_weight
@@ -223,7 +227,8 @@ class DetectionObjective(Objective):
         distances = self._distances(seen, (retain, keep), (forget, gone)) if self.recorder else []
         means = global_mean(torch.stack([x.detach() for x in (retain_loss, class_loss, *distances)]))
         forgetting = self._forgetting(forget, class_loss, means[1])
-        loss = retain_loss + self.forget_weight * (forgetting + forget.box_loss + poison)
+        boxes_loss = forget.box_loss if self.learn_forgotten_boxes else 0.0
+        loss = retain_loss + self.forget_weight * (forgetting + boxes_loss + poison)
         metrics = {
             "retain_class_loss": retain.class_loss,
             "retain_box_loss": retain.box_loss,
@@ -292,8 +297,6 @@ def _poison(logits: Tensor, boxes: Tensor) -> Tensor:
 def _make(model: nn.Module, args: LossArguments, task: Task) -> Objective:
     if args.distillation_weight not in ("auto", 0):
         raise no_distillation(args.distillation_weight, "a detector does not give logits of a whole image")
-    if args.depth_weight:
-        raise no_depth(args.depth_weight, "a detector has several objects in an image")
     if args.prototype_augmentations:
         raise InvalidInputError(
             "prototype_augmentations",
@@ -301,7 +304,7 @@ def _make(model: nn.Module, args: LossArguments, task: Task) -> Objective:
             "0, because the prototypes of a detector are the rows of its classification head instead of samples",
             "Leave it out.",
         )
-    return DetectionObjective(
+    objective = DetectionObjective(
         model,
         args.forget_weight,
         args.forget_bound,
@@ -311,7 +314,9 @@ def _make(model: nn.Module, args: LossArguments, task: Task) -> Objective:
         prototype_retain_weight=args.prototype_retain_weight,
         prototype_bound=args.prototype_bound,
         prototype_distance=args.prototype_distance,
+        learn_forgotten_boxes=not args.depth_weight,
     )
+    return with_query_depth(objective, objective.criterion, model, args, task)
 
 
 DETECTION = Kind(fits=is_detector, make=_make)
