@@ -21,7 +21,7 @@ from gs_lora_peft.audit.attacks.membership import (
     signals,
     wins,
 )  # fmt: skip
-from gs_lora_peft.audit.attacks.patterns import _youden
+from gs_lora_peft.audit.attacks.patterns import youden
 from gs_lora_peft.audit.attacks.verification import Enrolment, Verification
 from gs_lora_peft.audit.base import AuditContext, Measurement
 from gs_lora_peft.audit.samples import Samples
@@ -172,11 +172,11 @@ def test_enrolment_names_the_class_with_the_nearest_template():
 
 
 def test_an_answer_that_is_always_the_same_recovers_nothing():
-    labels = np.array([3, 3, 7, 0, 1, 2])
+    labels = np.array([3, 3, 7, 7, 0, 1, 2])
     for class_id in (3, 7, 0):
-        assert _youden(np.full(6, class_id), labels, np.array([3, 7])).mean() == pytest.approx(0)
-    assert _youden(labels, labels, np.array([3, 7])).mean() == pytest.approx(1)
-    assert _youden(np.array([3, 0, 0, 3, 1, 2]), labels, np.array([3, 7])).mean() == pytest.approx((0.5 - 0.25) / 2)
+        assert youden(np.full(7, class_id), labels, 4).mean() == pytest.approx(0)
+    assert youden(labels, labels, 4).mean() == pytest.approx(1)
+    assert youden(np.array([3, 0, 0, 7, 3, 1, 2]), labels, 4).mean() == pytest.approx(0.5 - (0.2 + 0) / 2)
 
 
 def test_without_its_adapters_the_forgotten_model_is_the_original():

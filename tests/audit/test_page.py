@@ -9,7 +9,7 @@ from made_up_audits import made_up
 from markdown_it import MarkdownIt
 
 from gs_lora_peft.audit import format_audit
-from gs_lora_peft.audit.page import facts_table, full_table, reference_gaps, shown_table, summary_table
+from gs_lora_peft.audit.page import facts_table, full_table, shown_table, summary_table
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -96,8 +96,8 @@ def test_pages_of_all_kinds_are_whole(tmp_path, report):
 
 def test_what_noise_alone_gives():
     """Each reference beside the others; unknown with a single one."""
-    assert sorted(reference_gaps(made_up())) == pytest.approx([0.0, 1.5, 3.0])
-    assert reference_gaps(made_up(references=1)) == []
+    assert sorted(made_up().reference_gaps) == pytest.approx([0.0, 1.5, 3.0])
+    assert made_up(references=1).reference_gaps == []
 
 
 def test_tables():

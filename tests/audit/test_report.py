@@ -4,7 +4,7 @@ import json
 
 import pytest
 from errors import refused
-from made_up_audits import BASE, made_up, without
+from made_up_audits import BASE, attack, made_up, measured, without
 
 from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.audit import AuditReport
@@ -61,6 +61,19 @@ def test_json_round_trip():
     assert AuditReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
     with refused("schema", "other/1"):
         AuditReport.from_dict({**report.to_dict(), "schema": "other/1"})
+
+
+def test_what_retrained_models_differ_by_is_noise():
+    """A model that never learned the classes would otherwise be said to remember them."""
+    report = made_up(excess=8)
+    assert report.recovered
+    differing = attack("knn", "kNN", "excess", lambda number: [measured([98, 50, 40, 52, 60][number])])
+    report = AuditReport(report.models, [*report.attacks, differing])
+    assert report.noise == pytest.approx(14)
+    assert report.gap.points == pytest.approx(8)
+    assert report.recovered is False
+    assert report.summary()["noise"] == report.noise
+    assert "differ by up to 14.0 points" in report.verdict
 
 
 def test_saving(tmp_path):

@@ -18,7 +18,7 @@ from gs_lora_peft.audit.attacks.detection import (
     RetrainedClassHead,
     _drawn,
 )
-from gs_lora_peft.audit.detector_states import DetectorStates
+from gs_lora_peft.audit.attacks.detector_states import DetectorStates
 from gs_lora_peft.data import default_collator
 from gs_lora_peft.objectives import DetectionCriterion, HeadRecorder, matched_by_boxes
 from gs_lora_peft.roles import ClassRoles

@@ -156,7 +156,7 @@ def test_the_deep_recipe_sets_what_is_left_at_its_default():
     again = dataclasses.replace(args)
     for found in (args, again):
         assert (found.depth_weight, found.depth_retain_weight) == (3.0, 2.0)
-        assert (found.sparsity, found.num_train_epochs) == ("none", 8.0)
+        assert (found.sparsity, found.num_train_epochs) == ("none", 6.0)
     adapter = adapter_of_recipe("deep", r=4, lora_alpha=None, group_by="module")
     assert (adapter.r, adapter.lora_alpha, adapter.group_by) == (4, 32, "module")
     assert (adapter_of_recipe("fast").r, adapter_of_recipe("fast").lora_alpha) == (8, 1)

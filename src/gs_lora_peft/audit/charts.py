@@ -76,7 +76,7 @@ def _bars(worst: Sequence[Comparison]) -> Figure:
         axes.plot([found.original.value] * 2, [place - 0.4, place + 0.4], color=FAINT, linewidth=1.5, linestyle=":")
     axes.set_yticks(range(len(worst)), [_two_lines(found) for found in worst], fontsize=8.5)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(100.0, *(found.forgotten.high for found in worst)))
+    axes.set_xlim(0, max(101.0, *(found.forgotten.high for found in worst)))
     axes.set(xlabel="recovered, in points, with 95 % intervals")
     axes.set_title("The worst setting of each attack")
     axes.grid(axis="x")

@@ -74,7 +74,7 @@ def render_report(results: AuditResults, figures: list[str]) -> str:
         seed=facts.get("seed"),
         reference=results.reference_kind,
         references=results.references,
-        reference_gaps=[_signed(gap) for gap in reference_gaps(results)],
+        reference_gaps=[_signed(gap) for gap in results.reference_gaps],
         judged_count=sum(found.attack.judged != "shown" for found in results.comparisons()),
         figures=figures,
         summary=summary_table(results),
@@ -163,23 +163,6 @@ def facts_table(results: AuditResults, attack: AttackResult) -> Table:
                 values.setdefault(key, {})[name] = "never" if value is None else f"{value:g}"
     rows = [[*key, *(of.get(name, "–") for name in names)] for key, of in values.items()]
     return Table(["Setting", "Place", "What", *names], rows, align="lll" + "r" * len(names))
-
-
-def reference_gaps(results: AuditResults) -> list[float]:
-    """Returns for each reference its largest excess over the other references: what noise alone gives.
-
-    Empty with fewer than two references.
-    """
-    largest: dict[int, float] = {}
-    for found in results.comparisons():
-        values = [reference.value for reference in found.references]
-        if found.attack.judged == "shown" or len(values) < 2 or len(values) < len(results.references):
-            continue
-        for number, value in enumerate(values):
-            difference = value - (sum(values) - value) / (len(values) - 1)
-            excess = abs(difference) if found.attack.judged == "distance" else difference
-            largest[number] = max(excess, largest.get(number, excess))
-    return list(largest.values())
 
 
 def _place(found: Comparison) -> str:

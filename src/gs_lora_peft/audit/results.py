@@ -197,20 +197,45 @@ class AuditResults:
         return RecoveryGap(worst.excess, worst.margin, attack.name, attack.title, worst.setting, worst.where)
 
     @property
+    def reference_gaps(self) -> list[float]:
+        """The recovery gap of each reference over the others, in points: what a model that never learned them gets.
+
+        Empty with fewer than two references.
+        """
+        largest: dict[int, float] = {}
+        for found in self.comparisons():
+            values = [reference.value for reference in found.references]
+            if found.attack.judged == "shown" or len(values) < 2 or len(values) < len(self.references):
+                continue
+            for number, value in enumerate(values):
+                difference = value - (sum(values) - value) / (len(values) - 1)
+                excess = abs(difference) if found.attack.judged == "distance" else difference
+                largest[number] = max(excess, largest.get(number, excess))
+        return list(largest.values())
+
+    @property
+    def noise(self) -> float | None:
+        """The largest of `reference_gaps`; `None` with fewer than two references."""
+        return max(self.reference_gaps, default=None)
+
+    @property
     def reference_kind(self) -> Literal["retrained", "random"]:
         """What the forgotten model is compared with."""
         return "retrained" if self.has_retrained else "random"
 
     @property
     def recovered(self) -> bool | None:
-        """Whether an attack recovers more than the tolerance; `None` if nothing was judged."""
-        return None if self.gap is None else self.gap.points > TOLERANCE
+        """Whether an attack recovers more than references differ by, and than 5 points; `None` if nothing was judged.
+
+        The largest of many figures exceeds the reference by chance, also for a model that never learned the classes.
+        """
+        return None if self.gap is None else self.gap.points > max(TOLERANCE, self.noise or 0)
 
     @property
     def verdict(self) -> str:
         """One plain sentence, with the gap and the attack."""
         gap = None if self.gap is None else asdict(self.gap)
-        return audit_verdict(gap, self.recovered, self.reference_kind)
+        return audit_verdict(gap, self.recovered, self.reference_kind, noise=self.noise)
 
     def summary(self) -> dict[str, Any]:
         """Returns what the ledger records, as JSON types."""
@@ -220,6 +245,7 @@ class AuditResults:
             "verdict": self.verdict,
             "recovered": self.recovered,
             "recovery_gap": None if gap is None else asdict(gap),
+            "noise": self.noise,
             "reference": self.reference_kind,
             "references": len(self.references),
             "attacks": [attack.name for attack in self.attacks],

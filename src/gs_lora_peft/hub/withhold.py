@@ -193,9 +193,10 @@ def coarse_audit(audit: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if gap is not None:
         texts = {name: gap[name] for name in ("attack", "title", "setting", "where")}
         gap = {"points": round(gap["points"]), "margin": round(gap["margin"]), **texts}
-    verdict = audit_verdict(gap, audit["recovered"], audit["reference"], decimals=0)
+    noise = None if audit.get("noise") is None else round(audit["noise"])
+    verdict = audit_verdict(gap, audit["recovered"], audit["reference"], noise=noise, decimals=0)
     day = _day(audit["recorded_at"])
-    return {**kept, "recovery_gap": gap, "verdict": verdict, "recorded_at": day, "files": {}}
+    return {**kept, "recovery_gap": gap, "noise": noise, "verdict": verdict, "recorded_at": day, "files": {}}
 
 
 # Digests

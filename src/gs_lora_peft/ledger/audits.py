@@ -14,7 +14,7 @@ from .errors import InvalidLedgerError, as_ledger_error
 from .request import parse_utc
 from .schema import AUDIT_FOLDER, Names, plain_json
 
-TOLERANCE = 5.0  # points above the reference that count as noise; see docs/audit.md
+TOLERANCE = 5.0  # points above the reference that count as noise, unless references differ by more; docs/audit.md
 
 _Text = Annotated[str, Strict()]
 
@@ -42,6 +42,7 @@ class _Audit(BaseModel):
     verdict: _Text
     recovered: Flag | None
     recovery_gap: _Gap | None
+    noise: Number | None = None  # the largest gap of a reference over the others
     reference: Literal["retrained", "random"]
     references: Count
     attacks: Names
@@ -81,16 +82,25 @@ def checked_audit(audit: Any, tasks: Sequence[TaskEntry]) -> dict[str, Any]:
     return record
 
 
-def audit_verdict(gap: Mapping[str, Any] | None, recovered: bool | None, reference: str, *, decimals: int = 1) -> str:
+def audit_verdict(
+    gap: Mapping[str, Any] | None,
+    recovered: bool | None,
+    reference: str,
+    *,
+    noise: float | None = None,
+    decimals: int = 1,
+) -> str:
     """Returns the result of an audit as one plain sentence.
 
     Args:
         gap (`Mapping[str, Any]`, *optional*):
             The recovery gap: `points`, `margin`, and `title`, `setting` and `where` of the attack that gives it.
         recovered (`bool`, *optional*):
-            Whether the gap is larger than the tolerance of 5 points.
+            Whether the gap is larger than 5 points, and than that of a reference over the others.
         reference (`"retrained"` or `"random"`):
             What the forgotten model is compared with.
+        noise (`float`, *optional*):
+            The largest gap of a reference over the others, in points.
         decimals (`int`, *optional*, defaults to 1):
             Decimals of the points.
     """
@@ -101,13 +111,14 @@ def audit_verdict(gap: Mapping[str, Any] | None, recovered: bool | None, referen
         beside = "random weights, because no retrained model was given"
     found = f"{gap['title']} ({', '.join(filter(None, (gap['setting'], gap['where'])))})"
     points = f"{max(0, gap['points']):.{decimals}f}"
+    among = "" if noise is None else f", which differ by up to {noise:.{decimals}f} points in the same attacks"
     if not recovered:
         return (
-            f"No attack recovers more than {points} points more than from {beside}; the largest excess is that of "
-            f"{found}."
+            f"No attack recovers more than {points} points more than from {beside}{among}; the largest excess is that "
+            f"of {found}."
         )
     margin = f"{gap['margin']:.{decimals}f}"
-    return f"Not gone, only silent: {found} recovers {points} ± {margin} points more than from {beside}."
+    return f"Not gone, only silent: {found} recovers {points} ± {margin} points more than from {beside}{among}."
 
 
 def outdated_audit(audit: Mapping[str, Any], entries: Sequence[TaskEntry]) -> str | None:

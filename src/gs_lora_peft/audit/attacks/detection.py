@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ...objectives import Matched, matched_by_boxes
 from ..base import Attack, AuditContext, Measurement
-from ..detector_states import DetectorStates, average_precision
 from ..subjects import Subject
+from .detector_states import DetectorStates, average_precision
 
 _IMAGES = 32  # in a batch
 _OVERLAPS = np.arange(0.5, 1.0, 0.05)  # COCO's

@@ -29,8 +29,8 @@ class InputPattern(Attack):
     counts, for each model. The weights do not change.
 
     The figure is the accuracy on the forgotten classes with the pattern, less the share of samples of other classes
-    that get the same answer, as a mean over the forgotten classes (Youden's index). A pattern can make many models
-    answer one class whatever the image shows; this recovers nothing, and counts 0. A figure can lie below 0.
+    that get the same answer (Youden's index). A pattern can make many models answer one class whatever the image
+    shows; this recovers nothing, and counts 0. A figure can lie below 0. `facts` has the accuracy itself.
 
     Attacker: has the weights (for gradients) and labelled images of the forgotten classes, chooses the input. Cost:
     `steps` forwards and backwards for each draw and learning rate.
@@ -71,13 +71,16 @@ class InputPattern(Attack):
         of_attacker, _ = self._images(context.attacker, context, [roles.forget])
         of_judge, forgotten = self._images(context.judge, context, [roles.forget, (*roles.retain, *roles.missing)])
         labels = of_judge["labels"].numpy()
-        classes = np.unique(labels[:forgotten])
         model = subject.fresh().requires_grad_(False)
-        found = []
+        found = {}
         for rate in self.rates:
             answers = [self._answers(model, rate, context, draw, of_attacker, of_judge) for draw in range(self.draws)]
-            found.append(np.stack([_youden(of_draw, labels, classes) for of_draw in answers]))
-        return [Measurement.of_hits("one for all classes", max(found, key=np.mean))]
+            accuracy = 100 * float(np.mean([(of_draw == labels)[:forgotten] for of_draw in answers]))
+            found[rate] = np.stack([youden(of_draw, labels, forgotten) for of_draw in answers]), accuracy
+        best = max(found, key=lambda rate: found[rate][0].mean())
+        hits, accuracy = found[best]
+        facts: dict[str, float | None] = {"accuracy": accuracy, "learning rate": best}
+        return [Measurement.of_hits("one for all classes", hits, facts=facts)]
 
     def _images(self, samples: Samples, context: AuditContext, classes: list[tuple[int, ...]]) -> tuple[Batch, int]:
         """Returns images of each set of classes, one after the other, and the number of the first ones."""
@@ -111,10 +114,10 @@ def _logits(model: nn.Module, batch: Batch, pattern: torch.Tensor) -> torch.Tens
     return logits_of(model, {**batch, PIXELS: batch[PIXELS] + pattern})
 
 
-def _youden(answers: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns a number for each sample, whose mean is that of TPR − FPR over the classes."""
-    score = np.zeros(len(labels))
-    for class_id in classes:
-        own, answered = labels == class_id, answers == class_id
-        score += np.where(own, answered / own.sum(), -(answered / max(1, (~own).sum())))
-    return score * len(labels) / len(classes)
+def youden(answers: np.ndarray, labels: np.ndarray, forgotten: int) -> np.ndarray:
+    """Returns, for each of the first samples, whether it is recognised, less the share of others answered alike."""
+    right = (answers == labels)[:forgotten].astype(np.float64)
+    false = {
+        c: (answers[labels != c] == c).mean() if (labels != c).any() else 0.0 for c in np.unique(labels[:forgotten])
+    }
+    return right - np.array([false[label] for label in labels[:forgotten]])

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers.loss.loss_for_object_detection import box_iou
 
-from ..compat import bare
-from ..metrics import detection_scores, unpack_boxes
-from ..objectives import DetectionCriterion, DetectionScoring, HeadRecorder, corners_of
-from .samples import Samples
-from .subjects import Subject
+from ...compat import bare
+from ...metrics import detection_scores, unpack_boxes
+from ...objectives import DetectionCriterion, DetectionScoring, HeadRecorder, corners_of
+from ..samples import Samples
+from ..subjects import Subject
 
 _BATCH = 16
 
