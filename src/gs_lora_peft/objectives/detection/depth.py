@@ -132,8 +132,9 @@ class QueryDepthObjective(Objective):
         """What each query of a forward sees."""
         found = _Queries(
             [state.flatten(0, 1) for state in states],
-            *(torch.zeros(boxes.shape[:2], dtype=torch.bool) for _ in range(2)),
-            torch.full(boxes.shape[:2], -1),
+            on_forgotten=torch.zeros(boxes.shape[:2], dtype=torch.bool),
+            on_background=torch.zeros(boxes.shape[:2], dtype=torch.bool),
+            kept_object=torch.full(boxes.shape[:2], -1),
         )
         pairs = match_by_boxes(self.criterion, boxes, labels)
         first = 0
