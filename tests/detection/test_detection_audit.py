@@ -10,14 +10,26 @@ from detectors import DETECTORS, MIXED, detector, joint_batch
 from errors import refused
 
 from gs_lora_peft import ForgetRequest, audit_models, audit_run
-from gs_lora_peft.audit import Samples, Subject
-from gs_lora_peft.audit.attacks.detection import ClassAgnosticRecall, DetectorAnswer, RetrainedClassHead, _drawn
+from gs_lora_peft.audit import AuditContext, Samples, Subject
+from gs_lora_peft.audit.attacks.detection import (
+    ClassAgnosticRecall,
+    DetectorAnswer,
+    ProposalAnswer,
+    RetrainedClassHead,
+    _drawn,
+)
 from gs_lora_peft.audit.attacks.detector_states import DetectorStates
 from gs_lora_peft.data import default_collator
 from gs_lora_peft.objectives import DetectionCriterion, HeadRecorder, matched_by_boxes
+from gs_lora_peft.roles import ClassRoles
 
 FORGOTTEN = 1
-ATTACKS = (DetectorAnswer(resamples=5), ClassAgnosticRecall(), RetrainedClassHead(boxes=(4,), draws=2, resamples=5))
+ATTACKS = (
+    DetectorAnswer(resamples=5),
+    ProposalAnswer(resamples=5),
+    ClassAgnosticRecall(),
+    RetrainedClassHead(boxes=(4,), draws=2, resamples=5),
+)
 OPTIONS = {"label_column": "objects", "processing_class": processor(), "disable_tqdm": True}
 
 
@@ -50,6 +62,7 @@ def test_a_silent_head_is_seen_through_and_random_weights_give_nothing(how):
     found = figures(report)
     assert found["detector_answer", "original", "AP"] == pytest.approx(100)
     assert found["detector_answer", "forgotten", "AP"] < 1
+    assert ("proposal_answer", "forgotten", "AP") not in found  # a YOLOS has no proposals
     for setting in ("4 boxes", "all boxes"):
         assert found["class_head", "forgotten", setting] > 95
         assert found["class_head", "random weights", setting] < 5
@@ -115,6 +128,23 @@ def test_queries_on_annotations_that_are_not_known_take_no_part(name):
     assert len(left_out) == 2
     assert left_out <= of_objects
     assert len(part.class_labels) == len(full.class_labels) - 2
+
+
+def test_an_encoder_that_still_names_a_category_is_seen_through():
+    """The annotations are what the encoder proposes, and the decoder answers nothing."""
+    model, samples = detector("rt_detr"), _samples(3)
+    subject = Subject("forgotten", "forgotten", model)
+    states = DetectorStates.of(subject, samples)
+    logits, boxes = states.proposals
+    for image, label in enumerate(states.labels):
+        logits[image] = -10.0
+        logits[image, 0, FORGOTTEN] = 3.0
+        label |= {"boxes": boxes[image, :1], "class_labels": torch.tensor([FORGOTTEN])}
+    states.logits.fill_(-10.0)
+    context = AuditContext(ClassRoles(forget=[FORGOTTEN], retain=[0]), samples, samples, subject, [])
+    (found,) = ProposalAnswer(resamples=2).run(subject, context)
+    assert found.value == pytest.approx(100)
+    assert ProposalAnswer().run(Subject("a", "original", knowing_yolos()), context) == []
 
 
 def test_the_answers_do_not_move_the_matching():

@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from gs_lora_peft import GSLoraConfig, GSLoraTrainingArguments
 from gs_lora_peft.objectives import captured_states, corners_of, objective_for
 from gs_lora_peft.objectives.detection.by_boxes import match_by_boxes
-from gs_lora_peft.objectives.detection.depth import OVERLAP, QueryDepthObjective, query_blocks
+from gs_lora_peft.objectives.detection.depth import (
+    OVERLAP,
+    QueryDepthObjective,
+    _Queries,
+    _to_other_tokens,
+    query_blocks,
+)
 from gs_lora_peft.roles import ClassRoles
 
 ROLES = ClassRoles(forget=[3], retain=[0, 1, 2])
@@ -81,7 +87,8 @@ def test_the_terms_are_those_of_a_slow_reference(name):
                 ]
     torch.testing.assert_close(found.metrics["depth"], torch.stack(depth).mean(), atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(found.metrics["depth_retain"], torch.stack(kept).mean(), atol=1e-6, rtol=1e-4)
-    expected = plain.training_step(model, batch).loss + 2 * found.metrics["depth"] + 3 * found.metrics["depth_retain"]
+    forgetting = found.metrics["depth"] + found.metrics.get("depth_proposals", 0)
+    expected = plain.training_step(model, batch).loss + 2 * forgetting + 3 * found.metrics["depth_retain"]
     torch.testing.assert_close(found.loss, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -116,6 +123,27 @@ def test_two_processes_divide_by_the_mean_number_of_queries():
 
     alone, shared = (objective.training_step(model, batch, mean).metrics["depth"] for mean in (lambda x: x, doubled))
     torch.testing.assert_close(shared, alone / 2)
+
+
+def test_proposals_on_forgotten_objects_are_drawn_to_tokens_that_were_not_proposed():
+    tokens = torch.arange(5.0).reshape(1, 5, 1).repeat(2, 1, 1) + torch.tensor([0.0, 10.0])[:, None, None]
+    chosen = torch.tensor([[0, 1, 2], [4, 3, 2]])
+    seen = _Queries(
+        [torch.zeros(6, 1)], torch.tensor([[True, False, True], [False, True, False]]), torch.ones(2, 3).bool(),
+        torch.full((2, 3), -1),
+    )  # fmt: skip
+    gone, targets = _to_other_tokens(seen, tokens, chosen)
+    assert gone.tolist() == [0, 2, 4]
+    assert set(targets[:2].flatten().tolist()) <= {3.0, 4.0}
+    assert targets[2].item() in (10.0, 11.0)
+    assert _to_other_tokens(seen, tokens[:, :3], torch.tensor([[0, 1, 2], [0, 1, 2]]))[0].tolist() == []
+
+
+@pytest.mark.parametrize("name", ["rt_detr", "yolos"])
+def test_only_detectors_with_proposals_have_that_term(name):
+    model = adapted(name)
+    found = made(model).training_step(model, joint_batch(MIXED))
+    assert ("depth_proposals" in found.metrics) == (name == "rt_detr")
 
 
 def test_the_blocks_are_those_of_the_decoder_or_chosen_ones():

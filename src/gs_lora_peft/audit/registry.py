@@ -26,6 +26,7 @@ ATTACKS: dict[str, str] = {
     "shadow_membership": f"{_HERE}.membership:ShadowMembership",
     "adapter_removal": f"{_HERE}.adapter:AdapterRemoval",
     "detector_answer": f"{_HERE}.detection:DetectorAnswer",
+    "proposal_answer": f"{_HERE}.detection:ProposalAnswer",
     "class_agnostic_recall": f"{_HERE}.detection:ClassAgnosticRecall",
     "class_head": f"{_HERE}.detection:RetrainedClassHead",
     "similarity": f"{_HERE}.similarity:Similarity",

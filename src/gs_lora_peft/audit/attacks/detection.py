@@ -56,6 +56,39 @@ class DetectorAnswer(DetectorAttack):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProposalAnswer(DetectorAttack):
+    """The average precision of the forgotten categories as the encoder scores its proposals.
+
+    RT-DETR and D-FINE choose their queries by class scores of the encoder, which no loss on the answers lowers. A
+    decoder that forgot may be fed by an encoder that still names the category. Other detectors have no figure here.
+
+    Attacker: has the weights. Cost: one forward.
+
+    Args:
+        resamples (`int`, *optional*, defaults to 100):
+            Bootstrap samples of the images.
+    """
+
+    name = "proposal_answer"
+    title = "the encoder's proposals"
+    knowledge = "has the weights"
+
+    resamples: int = 100
+
+    @classmethod
+    def quick(cls) -> ProposalAnswer:
+        return cls(resamples=20)
+
+    def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
+        states = DetectorStates.of(subject, context.judge)
+        if states.proposals is None:
+            return []
+        logits, boxes = states.proposals
+        found = average_precision(replace(states, boxes=boxes), logits, context.roles.forget, self.resamples)
+        return [Measurement("AP", found.ap, found.low, found.high, facts={"AP50": found.ap50})]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassAgnosticRecall(DetectorAttack):
     """The share of objects of the forgotten categories that a box covers, whatever the head says of it.
 

@@ -35,6 +35,9 @@ class DetectorStates:
             Annotations of each image, as [`DetectionCollator`] returns them.
         criterion ([`DetectionCriterion`]):
             The detector's matching and its class loss.
+        proposals (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
+            Class logits and boxes of the encoder's proposals, of the same shapes, where the detector chooses its
+            queries by them (RT-DETR, D-FINE).
     """
 
     states: Tensor
@@ -42,6 +45,7 @@ class DetectorStates:
     boxes: Tensor
     labels: list[dict[str, Tensor]]
     criterion: DetectionCriterion
+    proposals: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, subject: Subject, samples: Samples) -> DetectorStates:
@@ -72,9 +76,15 @@ def _detector_states(model: nn.Module, samples: Samples) -> DetectorStates:
         labels += batch.pop("labels")
         with recorder.recording() as seen:
             outputs = model(**batch)
-        found.append(tuple(part.float().cpu() for part in (seen["embeddings"], outputs.logits, outputs.pred_boxes)))
-    states, logits, boxes = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return DetectorStates(states, logits, boxes, labels, DetectionCriterion(bare(model)))
+        parts = [seen["embeddings"], outputs.logits, outputs.pred_boxes]
+        if outputs.get("enc_topk_logits") is not None:
+            parts += [outputs.enc_topk_logits, outputs.enc_topk_bboxes]
+        found.append(tuple(part.float().cpu() for part in parts))
+    states, logits, boxes, *proposals = (torch.cat(parts) for parts in zip(*found, strict=True))
+    criterion = DetectionCriterion(bare(model))
+    return DetectorStates(
+        states, logits, boxes, labels, criterion, (proposals[0], proposals[1]) if proposals else None
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.loss.loss_for_object_detection import box_iou
 
-from ...compat import reference_model, unwrapped
+from ...compat import bare, reference_model, unwrapped
 from ..base import LossArguments, Objective, ObjectiveOutput, Task
 from ..depth import chosen_blocks, no_depth
 from ..losses import DepthTarget, GlobalMean, identity
@@ -20,6 +20,7 @@ from .by_boxes import match_by_boxes
 from .matching import DetectionCriterion
 from .scoring import corners_of
 
+PROPOSALS = "proposals"  # among the outputs of the objective: boxes of the encoder's proposals
 OVERLAP = 0.5  # with an object: the box of a query that sees it
 
 
@@ -38,6 +39,10 @@ class QueryDepthObjective(Objective):
     by at least 0.5. b(q) is drawn anew at each step from the queries of the same image that the model before the task
     puts on background: neither matched with an object nor on one. q_o and q_o⁰ are the queries that are matched with a
     kept object o. All are matched by their boxes alone. No gradient reaches the targets.
+
+    RT-DETR and D-FINE choose their queries among the encoder's tokens by class scores, which no other loss lowers.
+    There tokens that are proposed on a forgotten object get the states of tokens of the same image that were not
+    proposed; this term also weighs w.
 
     An image may be in both halves; both count. Each step costs one more forward, without gradient. Under DDP sums are
     divided by the mean number of queries over all processes.
@@ -89,34 +94,47 @@ class QueryDepthObjective(Objective):
     ) -> ObjectiveOutput:
         if self.blocks is None:
             self.blocks = query_blocks(model)
-        with captured_states(model, self.blocks) as captured:
+        own = unwrapped(model)
+        paths = [*self.blocks, *_proposal_paths(own)]
+        with captured_states(model, paths) as captured:
             output = self.objective.training_step(model, inputs, global_mean)
         # Without the wrapper for several processes, which would expect a backward pass, and after the other forward:
         # autocast caches its casts, and a cast that was made without gradient has none.
-        own, labels = unwrapped(model), inputs["labels"]
-        with reference_model(own, self.adapter), captured_states(own, self.blocks) as captured_before:
+        labels = inputs["labels"]
+        with reference_model(own, self.adapter), captured_states(own, paths) as captured_before:
             boxes_before = own(**{name: value for name, value in inputs.items() if name != "labels"})["pred_boxes"]
         boxes = output.outputs["pred_boxes"]
         with torch.autocast(boxes.device.type, enabled=False):
-            now = self._seen(boxes.detach(), captured, labels)
-            before = self._seen(boxes_before, captured_before, labels)
+            now = self._seen(boxes.detach(), _ends(captured, self.blocks, boxes.shape[1]), labels)
+            before = self._seen(boxes_before, _ends(captured_before, self.blocks, boxes.shape[1]), labels)
             gone, background = self._background(now, before)
             kept, kept_before = _of_same_objects(now, before)
             depth = _mean_distance(now.of(gone), background, global_mean)
             stays = _mean_distance(now.of(kept), before.of(kept_before), global_mean)
-        output.loss = output.loss + self.weight * depth + self.retain_weight * stays
-        output.metrics |= {"depth": depth.detach(), "depth_retain": stays.detach()}
+            metrics = {"depth": depth, "depth_retain": stays}
+            if PROPOSALS in output.outputs:
+                (now_tokens, now_chosen), (tokens, chosen) = (
+                    _proposal_tokens(found, paths[-2:], boxes.shape[1]) for found in (captured, captured_before)
+                )
+                own_tokens = now_tokens.gather(1, now_chosen[..., None].expand(-1, -1, tokens.shape[2]))
+                proposed = self._seen(output.outputs[PROPOSALS].detach(), [own_tokens], labels)
+                gone, others = _to_other_tokens(proposed, tokens, chosen)
+                metrics["depth_proposals"] = _mean_distance(proposed.of(gone), [others], global_mean)
+        forgetting = depth + metrics.get("depth_proposals", 0.0)
+        output.loss = output.loss + self.weight * forgetting + self.retain_weight * stays
+        output.metrics |= {name: value.detach() for name, value in metrics.items()}
         return output
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return self.objective.evaluation_step(model, inputs)
 
-    def _seen(self, boxes: Tensor, captured: CapturedStates, labels: Sequence[dict[str, Tensor]]) -> _Queries:
+    def _seen(self, boxes: Tensor, states: Sequence[Tensor], labels: Sequence[dict[str, Tensor]]) -> _Queries:
         """What each query of a forward sees."""
         found = _Queries(
-            [_normed(captured.outputs[path][:, -boxes.shape[1] :]).flatten(0, 1) for path in captured.paths],
-            *(torch.zeros(boxes.shape[:2], dtype=torch.bool) for _ in range(2)),
-            torch.full(boxes.shape[:2], -1),
+            [state.flatten(0, 1) for state in states],
+            on_forgotten=torch.zeros(boxes.shape[:2], dtype=torch.bool),
+            on_background=torch.zeros(boxes.shape[:2], dtype=torch.bool),
+            kept_object=torch.full(boxes.shape[:2], -1),
         )
         pairs = match_by_boxes(self.criterion, boxes, labels)
         first = 0
@@ -179,6 +197,34 @@ def query_blocks(model: nn.Module) -> list[str]:
     """
     paths = block_paths(model)
     return [path for path in paths if "decoder" in path.split(".")] or paths
+
+
+def _proposal_paths(model: nn.Module) -> list[str]:
+    """Paths of the encoder's tokens and of their class scores, where queries are chosen by them (RT-DETR, D-FINE)."""
+    scores = [path for path, _ in bare(model).named_modules() if path.rpartition(".")[2] == "enc_score_head"]
+    return [path.replace("enc_score_head", "enc_output") for path in scores] + scores
+
+
+def _proposal_tokens(captured: CapturedStates, paths: Sequence[str], size: int) -> tuple[Tensor, Tensor]:
+    """The encoder's tokens, layer-normed, `(B, N, width)`, and which of them the queries begin with, `(B, Q)`."""
+    tokens, scores = (captured.outputs[path] for path in paths)
+    return _normed(tokens), scores.max(-1).values.topk(size, dim=1).indices
+
+
+def _to_other_tokens(proposed: _Queries, tokens: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The proposals on forgotten objects, and for each a token of its image that was not proposed before the task."""
+    gone = proposed.on_forgotten.flatten().nonzero().squeeze(1)
+    others = torch.ones(tokens.shape[:2]).scatter_(1, chosen.cpu(), 0.0)
+    if not others.any():  # every token is a query
+        gone = gone[:0]
+    images = gone // chosen.shape[1]
+    drawn = torch.multinomial(others[images], 1).squeeze(1) if len(gone) else gone
+    return gone, tokens.flatten(0, 1)[(images * tokens.shape[1] + drawn).to(tokens.device)]
+
+
+def _ends(captured: CapturedStates, paths: Sequence[str], size: int) -> list[Tensor]:
+    """The states of the queries behind every block, layer-normed, `(B, Q, width)`."""
+    return [_normed(captured.outputs[path][:, -size:]) for path in paths]
 
 
 def _normed(states: Tensor) -> Tensor:

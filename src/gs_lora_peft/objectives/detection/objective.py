@@ -16,7 +16,7 @@ from ..base import Kind, LossArguments, Objective, ObjectiveOutput, Task
 from ..heads import is_detector
 from ..losses import ForgetLoss, GlobalMean, PrototypeDistance, embedding_distances, hinge, identity
 from ..terms import ClassPrototypes, no_distillation
-from .depth import with_query_depth
+from .depth import PROPOSALS, with_query_depth
 from .matching import DetectionCriterion, HeadRecorder, Matched, Pairs, Targets, read_targets, select
 from .scoring import DetectionScoring
 
@@ -179,6 +179,8 @@ class DetectionObjective(Objective):
         with torch.autocast(logits.device.type, enabled=False):
             output = self._losses(logits, boxes, seen, targets, global_mean)
         output.outputs = {"logits": logits, "pred_boxes": boxes}
+        if PROPOSALS in seen:
+            output.outputs[PROPOSALS] = seen[PROPOSALS]
         return output
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -196,6 +198,8 @@ class DetectionObjective(Objective):
         with ExitStack() as stack:
             seen = stack.enter_context(self.recorder.recording()) if self.recorder else {}
             outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        if outputs.get("enc_topk_bboxes") is not None:
+            seen[PROPOSALS] = outputs["enc_topk_bboxes"]
         return outputs["logits"], outputs["pred_boxes"], seen
 
     def _match(self, logits: Tensor, boxes: Tensor, targets: Targets, half: int) -> Pairs:
