@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # A small ViT forgets handwritten digits, in three requests one after another, and is then attacked.
 demo: $(VENV)/.demo
 	$(VENV)/bin/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		examples/forget.py --audit --disable_tqdm true
+		examples/forget.py --recipe deep --audit --disable_tqdm true
 
 # All tests, on both cores. Without ../shared, the tests that need it are skipped.
 test: $(VENV)/.test

@@ -55,7 +55,9 @@ class ScriptArguments(RunArguments):
     label_column: str = field(default="label", metadata={"help": "Column of the labels."})
     audit: bool = field(
         default=False,
-        metadata={"help": "End with a quick audit beside a retrained model. Only for the digits: see gs-lora audit."},
+        metadata={
+            "help": "End with a quick audit beside two retrained models. Only for the digits: see gs-lora audit."
+        },
     )
 
 
@@ -70,7 +72,7 @@ from digits import RECIPE, load_digits, pretrained_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
 from gs_lora_peft import ContinualForgetter, GSLoraTrainingArguments, parse_requests
-from gs_lora_peft.audit import audit_run, format_audit, retrain
+from gs_lora_peft.audit import audit_run, format_audit, retrained_models
 from gs_lora_peft.cli import (
     SettingsParser,
     carry_out,
@@ -116,14 +118,15 @@ def load_model_and_data(
 
 
 def audit_digits(forgetter: ContinualForgetter, dataset: DatasetDict, disable_tqdm: bool) -> None:
-    """Attacks the run beside one model that never saw the forgotten digits, prints the verdict and records it."""
+    """Attacks the run beside two models that never saw the forgotten digits, prints the verdict and records it."""
     base, forgotten = pretrained_vit(dataset), forgetter.ledger.forgotten_classes
-    # Trained by all processes together; another seed than that of the base model.
-    reference = retrain(base, dataset["train"], forgotten, recipe=RECIPE, seed=1, disable_tqdm=disable_tqdm)
+    # Trained by all processes together; other seeds than that of the base model.
+    options = {"recipe": RECIPE, "seed": 1, "disable_tqdm": disable_tqdm}
+    references = list(retrained_models(base, dataset["train"], forgotten, 2, **options))
     if PartialState().is_main_process:
         folder = forgetter.folder / "audit"
         options = {"quick": True, "folder": folder, "disable_tqdm": disable_tqdm}
-        report = audit_run(base, forgetter.folder, dataset, reference=reference, **options)
+        report = audit_run(base, forgetter.folder, dataset, reference=references, **options)
         report.record(forgetter.folder)
         print(f"\n{format_audit(report)}\n\nReport:   {folder / 'report.html'}")
 

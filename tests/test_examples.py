@@ -212,7 +212,7 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_digits_end_with_an_audit(tmp_path, monkeypatch, capsys):
-    """The last lines give the verdict beside a retrained model; the ledger has it, and no file names a digit."""
+    """The last lines give the verdict beside retrained models; the ledger has it, and no file names a digit."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import forget
 
@@ -234,7 +234,11 @@ def test_the_digits_end_with_an_audit(tmp_path, monkeypatch, capsys):
     names = forget.load_digits()["train"].features["label"].names
     left_out = []
     monkeypatch.setattr(forget, "pretrained_vit", lambda dataset: tiny(0))
-    monkeypatch.setattr(forget, "retrain", lambda model, data, classes, **more: left_out.append(classes) or tiny(1))
+    monkeypatch.setattr(
+        forget,
+        "retrained_models",
+        lambda model, data, classes, count, **more: left_out.append(classes) or map(tiny, range(1, count + 1)),
+    )
     command = ["--audit", "--forget", "three", "--num_train_epochs", "1", "--output_dir", str(tmp_path)]
     forget.main([*command, "--use_cpu", "true", "--disable_tqdm", "true"])
     audit = ForgettingLedger.load(tmp_path).audit
