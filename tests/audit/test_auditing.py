@@ -166,6 +166,9 @@ def test_bad_input_is_refused_before_any_attack(dataset, counted):
         ("reference", {"reference": model(0)}),
         ("reference", {"reference": model(1)}),
         ("reference", {"reference": []}),
+        ("reference", {"reference": [model(2), model(2)]}),
+        ("attacks", {"attacks": ["detector_answer"]}),
+        ("attacks", {"attacks": ["similarity"]}),
         ("attacks", {"attacks": ["nonsense"]}),
     ]
     for name, options in cases:
@@ -177,6 +180,45 @@ def test_bad_input_is_refused_before_any_attack(dataset, counted):
     with refused("classes of the data to judge on"):
         audit(DatasetDict(train=dataset["train"], test=few))
     assert counted.calls == []
+
+
+def test_a_reference_that_knows_a_forgotten_class_is_refused(dataset):
+    """Beside it everything would look forgotten: it was trained before the last request, say."""
+    knowing = model(2)
+    with torch.no_grad():
+        knowing.classifier.bias[3] = 100.0
+    with refused("reference"):
+        audit(dataset, reference=knowing)
+
+
+def test_another_preparation_of_the_same_rows_is_another_audit(dataset, counted, tmp_path):
+    def blind(rows):
+        labels = torch.stack([row["label"] for row in rows])
+        return {"pixel_values": torch.zeros(len(rows), 1, 4, 4), "labels": labels}
+
+    for options in ({}, {"data_collator": blind}):
+        audit(dataset, attacks=[counted], folder=tmp_path, **options)
+    assert len(counted.calls) == 6
+
+
+def test_few_samples_and_one_class(dataset):
+    """No attack fails where a class has a single sample, or only one class was forgotten."""
+    first = next(row for row, label in enumerate(dataset["train"]["label"]) if label == 3)
+    rows = [row for row, label in enumerate(dataset["train"]["label"]) if label != 3 or row == first]
+    few = DatasetDict(train=dataset["train"].select(rows), test=dataset["test"])
+    report = audit_models(model(0), model(1), few, [3], reference=model(2), quick=True, disable_tqdm=True)
+    assert report.gap is not None
+
+
+def test_membership_is_not_asked_where_no_sample_is_known_to_be_a_member(dataset):
+    report = audit(dataset["train"])
+    assert not any(attack.name.startswith("membership") for attack in report.attacks)
+
+
+def test_nothing_forgotten_or_nothing_kept_is_refused(dataset):
+    for classes in ([], [0, 1, 2, 3]):
+        with refused("forget_classes"):
+            audit_models(model(0), model(1), dataset, classes, reference=model(2))
 
 
 def test_a_run_is_audited_with_all_tasks_in_effect(dataset, tmp_path):

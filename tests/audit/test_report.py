@@ -1,5 +1,6 @@
 """The recovery gap, the verdict, and what of an audit becomes a file or an entry of the ledger."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from errors import refused
 from made_up_audits import BASE, attack, made_up, measured, without
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.audit import AuditReport
+from gs_lora_peft.audit import AuditReport, Measurement
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import LedgerError, OtherBaseModelError, TaskEntry
 
@@ -45,8 +46,24 @@ def test_figures_that_are_judged_by_distance_count_on_both_sides():
 def test_the_verdict_says_whether_it_is_gone(excess, recovered):
     report = made_up(excess)
     assert report.recovered is recovered
-    assert report.verdict.startswith("Not gone" if recovered else "No attack recovers more than")
+    assert report.verdict.startswith("Not gone" if recovered else "No attack that was tried")
     assert "retrained" in report.verdict
+
+
+def test_what_is_not_known_is_not_said():
+    """Chosen attacks that find nothing, random weights alone, and a gap that the samples are too few for."""
+    facts = made_up().facts | {"every_attack": False}
+    some = AuditReport(made_up(0).models, made_up(0).attacks, facts=facts)
+    assert some.recovered is None
+    assert AuditReport(made_up(20).models, made_up(20).attacks, facts=facts).recovered is True
+    models = [dataclasses.replace(m, kind="random" if m.kind == "retrained" else m.kind) for m in made_up(20).models]
+    assert AuditReport(models, made_up(20).attacks).recovered is None
+    wide = attack("knn", "kNN", "excess", lambda n: [Measurement("all", [98, 90, 60, 60, 60][n], 0, 100)])
+    unsure = AuditReport(made_up(0).models, [wide])
+    assert unsure.gap.points == pytest.approx(30)
+    assert unsure.recovered is None
+    for report in (some, unsure):
+        assert report.verdict.startswith("Not known")
 
 
 def test_nothing_judged():

@@ -123,11 +123,26 @@ def test_revoked_tasks_change_what_was_audited(ledger):
     assert audit_lines(None, ledger.tasks) == []
 
 
-@given(st.floats(-100, 100), st.booleans(), st.sampled_from(["retrained", "random"]), st.sampled_from([0, 1]))
-def test_the_verdict_is_one_sentence(points, recovered, reference, decimals):
-    verdict = audit_verdict({**GAP, "points": points}, recovered, reference, decimals=decimals)
+@given(
+    st.floats(-100, 100),
+    st.sampled_from([True, False, None]),
+    st.sampled_from(["retrained", "random"]),
+    st.sampled_from(["excess", "distance"]),
+    st.sampled_from([None, 7.5]),
+    st.sampled_from([0, 1]),
+)
+def test_the_verdict_is_one_sentence(points, recovered, reference, judged, noise, decimals):
+    """It has the margin, says "not gone" or "no attack" only where that is known, and what the gap is measured by."""
+    gap = {**GAP, "points": points, "judged": judged}
+    verdict = audit_verdict(gap, recovered, reference, noise=noise, decimals=decimals)
     assert verdict.endswith(".")
     assert "nearest neighbours (all)" in verdict
-    assert verdict.startswith("Not gone") is recovered
+    assert "±" in verdict
     assert "-" not in verdict
-    assert ("no retrained model" in verdict) is (reference == "random")
+    known = reference == "retrained" and recovered is not None
+    assert verdict.startswith("Not known") is not known
+    if known:
+        assert verdict.startswith("Not gone") is recovered
+    if reference == "retrained":
+        assert ("differs by" in verdict) is (judged == "distance")
+        assert ("differ by up to" in verdict) is (noise is not None)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from torch import nn
+from torch import Size, Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, set_seed
 
-from ..adapters import merge_adapters
+from ..adapters import merge_adapters, weights_fingerprint
 from ..data import (
     check_names,
     default_collator,
@@ -37,11 +37,12 @@ from .registry import get_attacks
 from .report import AuditReport
 from .results import SCHEMA, AttackResult, AuditedModel
 from .samples import Samples
-from .subjects import Subject
+from .subjects import LOGITS, Subject
 
 logger = logging.getLogger(__name__)
 
 PARTS_FOLDER = "parts"
+_IDENTIFYING_ROWS = 8
 Models = PreTrainedModel | Sequence[PreTrainedModel] | None
 
 
@@ -171,18 +172,23 @@ def audit_models(
     train, test = _attacker_and_judge(data, label_column, seed)
     check_names(read_classes(train, label_column)[1], original, repr(label_column))
     collator = data_collator or default_collator(processing_class, label_column, train)
-    samples = [_capped(Samples(part, collator, label_column), max_samples, seed) for part in (train, test)]
+    attacker, judge = (_capped(Samples(part, collator, label_column), max_samples, seed) for part in (train, test))
     roles = _roles(train, test, label_column, forget_classes)
     subjects = [Subject("original", "original", original), Subject("forgotten", "forgotten", forgotten)]
     references = _references(original, reference, seed)
-    context = AuditContext(roles, samples[0], samples[1], subjects[0], references, seed)
+    context = AuditContext(roles, attacker, judge, subjects[0], references, seed, has_members=isinstance(data, dict))
     runner = _Runner(context, [*subjects, *references], None if folder is None else as_path(folder, "folder"))
+    _check_never_learned(context)
     fitting = [attack for attack in chosen if attack.fits(context)]
+    if chosen and not any(attack.judged != "shown" for attack in fitting):
+        names = [attack.name for attack in chosen]
+        raise InvalidInputError("attacks", names, "one that fits this model and data, and is judged", "Leave it out.")
     facts = {
         "quick": quick,
         "seed": seed,
         "classes": {"forgotten": len(roles.forget), "kept": len(roles.retain)},
-        "samples": {"attacker": len(samples[0]), "judge": len(samples[1])},
+        "samples": {"attacker": len(attacker), "judge": len(judge)},
+        "every_attack": attacks is None,
         "not_applicable": [attack.title for attack in chosen if attack not in fitting],
         "versions": library_versions(),
     }
@@ -200,12 +206,12 @@ class _Runner:
     def __post_init__(self) -> None:
         self.models = [AuditedModel(s.name, s.kind, s.fingerprint()) for s in self.subjects]
         (forgotten,) = (model for model in self.models if model.kind == "forgotten")
-        for model in self.models:
-            if model.kind == "retrained" and model.fingerprint in (self.models[0].fingerprint, forgotten.fingerprint):
-                expected = (
-                    "another model than the original and the forgotten one, trained without the forgotten classes"
-                )
+        seen = {self.models[0].fingerprint, forgotten.fingerprint}
+        for model in (model for model in self.models if model.kind == "retrained"):
+            if model.fingerprint in seen:
+                expected = "another model than the original, the forgotten one and the other references"
                 raise InvalidInputError("reference", model.name, expected, "Retrain one, or leave it out.")
+            seen.add(model.fingerprint)
 
     def run(self, attacks: Sequence[Attack], disable_tqdm: bool) -> list[AttackResult]:
         results = []
@@ -257,7 +263,7 @@ class _Runner:
         context = self.context
         content = {
             "schema": SCHEMA,
-            "attack": attack.name,
+            "attack": [attack.name, type(attack).__qualname__],
             "settings": attack.settings(),
             "subject": subject.fingerprint(),
             # What attacks see besides the subject. Audits of other forgotten models share these parts.
@@ -266,12 +272,34 @@ class _Runner:
                 hashlib.sha256(s.labels.tobytes() + s.rows.tobytes()).hexdigest()
                 for s in (context.attacker, context.judge)
             ],
-            "data": [getattr(s.dataset, "_fingerprint", None) for s in (context.attacker, context.judge)],
+            "data": [_identity(s) for s in (context.attacker, context.judge)],
             "roles": context.roles.as_keywords(),
             "seed": context.seed,
             "versions": library_versions(),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity(samples: Samples) -> list[Any]:
+    """Tells data sets apart, and ways to prepare the same one: by the tensors of the first rows."""
+    set_seed(0)  # random augmentation then gives the same tensors in every call
+    batch = samples.batch(range(min(len(samples), _IDENTIFYING_ROWS)))
+    tensors = {name: value.float() for name, value in batch.items() if isinstance(value, Tensor)}
+    return [getattr(samples.dataset, "_fingerprint", None), weights_fingerprint(tensors)]
+
+
+def _check_never_learned(context: AuditContext) -> None:
+    """Refuses references that answer with a forgotten class: beside them everything would look forgotten."""
+    for reference in context.references:
+        if reference.kind != "retrained" or reference.is_detector:
+            continue
+        answers = reference.states(context.judge)[LOGITS].argmax(1)
+        for class_id in context.roles.forget:
+            right = answers[context.judge.of([class_id])] == class_id
+            if right.mean() > 0.5:
+                found = f"{reference.name} recognises {right.mean():.0%} of the samples of a forgotten class"
+                expected = "a model that was trained without all forgotten classes"
+                raise InvalidInputError("reference", found, expected, "Retrain one without them.")
 
 
 def _attacker_and_judge(data: Any, label_column: str, seed: int) -> tuple[Dataset, Dataset]:
@@ -301,7 +329,14 @@ def _roles(train: Dataset, test: Dataset, label_column: str, forget_classes: Seq
             expected = "samples of every forgotten class, to try to get it back"
             raise InvalidInputError(f"classes of {name}", f"none of {len(absent)} forgotten classes", expected)
     kept = (present[0] & present[1]) - set(forget_classes)
+    if not len(forget_classes) or not kept:
+        expected = "at least one class that was forgotten, and samples of one that was kept"
+        raise InvalidInputError("forget_classes", f"{len(forget_classes)} of {len(kept)} more classes", expected)
     return ClassRoles(forget=forget_classes, retain=kept)
+
+
+def _shapes(model: nn.Module) -> dict[str, Size]:
+    return {name: value.shape for name, value in model.state_dict().items()}
 
 
 def _references(original: PreTrainedModel, reference: Models, seed: int) -> list[Subject]:
@@ -311,12 +346,12 @@ def _references(original: PreTrainedModel, reference: Models, seed: int) -> list
         return [Subject("random weights", "random", random.to(original.device))]
     models = [reference] if isinstance(reference, nn.Module) else list(reference)
     for model in models:
-        if not isinstance(model, nn.Module) or head_size(model) != head_size(original):
-            found = head_size(model) if isinstance(model, nn.Module) else type(model).__name__
-            expected = f"a model with a head of {head_size(original)} classes, like the original"
-            raise InvalidInputError(
-                "reference", found, expected, "Retrain with the same head: classes keep their ids."
+        if not isinstance(model, nn.Module) or _shapes(model) != _shapes(original):
+            found = (
+                f"{type(model).__name__} with a head of {head_size(model)}" if isinstance(model, nn.Module) else model
             )
+            expected = f"the architecture of the original, with a head of {head_size(original)} classes"
+            raise InvalidInputError("reference", found, expected, "Retrain it with the original's configuration.")
     if not models:
         raise InvalidInputError("reference", [], "at least one model, or None for random weights")
     names = ["retrained"] if len(models) == 1 else [f"retrained {number}" for number in range(1, len(models) + 1)]

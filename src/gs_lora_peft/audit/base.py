@@ -101,7 +101,8 @@ class AuditContext:
         roles ([`ClassRoles`]):
             `forget` are all classes that the run forgot, `retain` those that it kept.
         attacker ([`Samples`]):
-            What the attacker has: samples of all classes, which no figure is measured on.
+            What the attacker has: samples of all classes, which no figure is measured on. (An attack that chooses
+            between learning rates does so by its figure, for every model.)
         judge ([`Samples`]):
             What figures are measured on: other samples of the same classes.
         original ([`Subject`]):
@@ -110,6 +111,8 @@ class AuditContext:
             The models that the forgotten one is compared with.
         seed (`int`, *optional*, defaults to 0):
             Seed of all draws. Every model gets the same draws.
+        has_members (`bool`, *optional*, defaults to `True`):
+            Whether the attacker's samples are training data and the judge's are not, so that membership can be asked.
     """
 
     roles: ClassRoles
@@ -118,6 +121,7 @@ class AuditContext:
     original: Subject
     references: Sequence[Subject]
     seed: int = 0
+    has_members: bool = True
 
     def rng(self, *names: str | int) -> np.random.Generator:
         """Returns the random generator of one draw, the same for every model."""

@@ -131,6 +131,8 @@ class RecoveryGap:
             As in [`Measurement`].
         where (`str`):
             As in [`Measurement`].
+        judged (`"excess"` or `"distance"`, *optional*, defaults to `"excess"`):
+            As in [`Attack`].
     """
 
     points: float
@@ -139,6 +141,7 @@ class RecoveryGap:
     title: str
     setting: str
     where: str
+    judged: Judged = "excess"
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,9 @@ class AuditResults:
             return None
         worst = max(judged, key=lambda found: found.excess)
         attack = worst.attack
-        return RecoveryGap(worst.excess, worst.margin, attack.name, attack.title, worst.setting, worst.where)
+        return RecoveryGap(
+            worst.excess, worst.margin, attack.name, attack.title, worst.setting, worst.where, attack.judged
+        )
 
     @property
     def reference_gaps(self) -> list[float]:
@@ -225,11 +230,18 @@ class AuditResults:
 
     @property
     def recovered(self) -> bool | None:
-        """Whether an attack recovers more than references differ by, and than 5 points; `None` if nothing was judged.
+        """Whether an attack recovers more than references differ by, and than 5 points; `None` if that is not known.
 
         The largest of many figures exceeds the reference by chance, also for a model that never learned the classes.
+        It is not known beside random weights alone, if the samples are too few for the gap, or if the attacks were
+        chosen by hand and found nothing.
         """
-        return None if self.gap is None else self.gap.points > max(TOLERANCE, self.noise or 0)
+        gap = self.gap
+        if gap is None or not self.has_retrained:
+            return None
+        if gap.points <= max(TOLERANCE, self.noise or 0):
+            return False if self.facts.get("every_attack", True) else None
+        return True if gap.points > gap.margin else None
 
     @property
     def verdict(self) -> str:
@@ -248,7 +260,7 @@ class AuditResults:
             "noise": self.noise,
             "reference": self.reference_kind,
             "references": len(self.references),
-            "attacks": [attack.name for attack in self.attacks],
+            "attacks": list(dict.fromkeys(f.attack.name for f in self.comparisons() if f.attack.judged != "shown")),
             "quick": self.facts.get("quick", False),
         }
 

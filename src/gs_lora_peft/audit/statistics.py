@@ -6,6 +6,7 @@ import numpy as np
 
 RESAMPLES = 1000
 _EDGES = (2.5, 97.5)
+_Z = 1.96
 
 
 def interval_of_hits(hits: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
@@ -33,7 +34,9 @@ def interval_of_hits(hits: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
     by_sample = rng.multinomial(samples, np.full(samples, 1 / samples), size=resamples) / samples
     means = np.einsum("rd,rd->r", by_draw, by_sample @ hits.T)
     low, high = np.percentile(means, _EDGES)
-    return float(low), float(high)
+    # Where every sample gives the same, resampling sees no spread: Wilson's interval for 0 or all of n.
+    reach = _Z**2 / (samples + _Z**2)
+    return (0.0, reach) if not hits.any() else (1 - reach, 1.0) if (hits == 1).all() else (float(low), float(high))
 
 
 def interval_of_values(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:

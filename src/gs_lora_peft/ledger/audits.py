@@ -34,6 +34,7 @@ class _Gap(BaseModel):
     title: _Text
     setting: _Text
     where: _Text
+    judged: Literal["excess", "distance"] = "excess"
 
 
 class _Audit(BaseModel):
@@ -96,7 +97,7 @@ def audit_verdict(
         gap (`Mapping[str, Any]`, *optional*):
             The recovery gap: `points`, `margin`, and `title`, `setting` and `where` of the attack that gives it.
         recovered (`bool`, *optional*):
-            Whether the gap is larger than 5 points, and than that of a reference over the others.
+            Whether the gap is larger than 5 points, and than that of a reference over the others; `None`: not known.
         reference (`"retrained"` or `"random"`):
             What the forgotten model is compared with.
         noise (`float`, *optional*):
@@ -106,19 +107,18 @@ def audit_verdict(
     """
     if gap is None:
         return "Nothing was judged: no attack applies to this model and data."
-    beside = "models that were retrained without the data"
-    if reference != "retrained":
-        beside = "random weights, because no retrained model was given"
     found = f"{gap['title']} ({', '.join(filter(None, (gap['setting'], gap['where'])))})"
-    points = f"{max(0, gap['points']):.{decimals}f}"
+    points = f"{max(0, gap['points']):.{decimals}f} ± {gap['margin']:.{decimals}f} points"
+    if reference != "retrained":
+        return f"Not known without a retrained model: {found} recovers {points} more than from random weights."
     among = "" if noise is None else f", which differ by up to {noise:.{decimals}f} points in the same attacks"
-    if not recovered:
-        return (
-            f"No attack recovers more than {points} points more than from {beside}{among}; the largest excess is that "
-            f"of {found}."
-        )
-    margin = f"{gap['margin']:.{decimals}f}"
-    return f"Not gone, only silent: {found} recovers {points} ± {margin} points more than from {beside}{among}."
+    beside = f"models that were retrained without the data{among}"
+    differs = f"differs by {points} from" if gap.get("judged") == "distance" else f"recovers {points} more than from"
+    if recovered:
+        return f"Not gone, only silent: {found} {differs} {beside}."
+    if recovered is None:
+        return f"Not known, with so few samples or attacks: {found} {differs} {beside}."
+    return f"No attack that was tried gets more than from {beside}: {found}, the largest excess, {differs} them."
 
 
 def outdated_audit(audit: Mapping[str, Any], entries: Sequence[TaskEntry]) -> str | None:

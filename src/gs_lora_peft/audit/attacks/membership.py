@@ -44,6 +44,9 @@ class Membership(Attack):
 
     limit: int = 1000
 
+    def fits(self, context: AuditContext) -> bool:
+        return super().fits(context) and context.has_members
+
     def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
         members, others = balanced(context, context.roles.forget, self.limit)
         of_members = signals(subject, context.attacker, members)
@@ -70,12 +73,13 @@ class MembershipClassifier(Attack):
     name = "membership_classifier"
     title = "membership by a classifier"
     knowledge = "sees probabilities, has labelled candidates, and members of the kept classes"
-    judged = "distance"
+    judged = "shown"
 
     limit: int = 1000
 
     def fits(self, context: AuditContext) -> bool:
-        return super().fits(context) and all(len(rows) for rows in balanced(context, context.roles.retain, self.limit))
+        kept = balanced(context, context.roles.retain, self.limit)
+        return super().fits(context) and context.has_members and all(len(rows) for rows in kept)
 
     def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
         members, others = balanced(context, context.roles.retain, self.limit)
@@ -114,7 +118,7 @@ class ShadowMembership(Attack):
     limit: int = 1000
 
     def fits(self, context: AuditContext) -> bool:
-        return super().fits(context) and len(_shadows(context)) > 1
+        return super().fits(context) and context.has_members and len(_shadows(context)) > 1
 
     def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
         shadows = _shadows(context)

@@ -41,8 +41,8 @@ class Probe(Attack):
         """Yields samples of each class (`None`: all) and the number of draws."""
         yield None, 1
 
-    def classifier(self, shots: int | None) -> Any:
-        """Returns a new classifier of scikit-learn."""
+    def classifier(self, shots: int | None, samples: int) -> Any:
+        """Returns a new classifier of scikit-learn for so many shots and samples."""
         raise NotImplementedError
 
     def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
@@ -71,7 +71,7 @@ class Probe(Attack):
     def _hits(
         self, train: np.ndarray, labels: np.ndarray, rows: np.ndarray, test: np.ndarray, shots: int | None
     ) -> np.ndarray:
-        return self.classifier(shots).fit(train[rows], labels[rows]).predict(test)
+        return self.classifier(shots, len(rows)).fit(train[rows], labels[rows]).predict(test)
 
     def _places(self, places: list[str]) -> list[str]:
         blocks = sorted({int(place.split()[1]) for place in places if place.startswith("block")})
@@ -119,7 +119,7 @@ class LinearProbe(Probe):
         yield from ((shots, self.draws) for shots in self.shots)
         yield None, 1
 
-    def classifier(self, shots: int | None) -> Any:
+    def classifier(self, shots: int | None, samples: int) -> Any:
         return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
 
 
@@ -145,8 +145,8 @@ class NearestNeighbours(Probe):
     def quick(cls) -> NearestNeighbours:
         return cls(every=2)
 
-    def classifier(self, shots: int | None) -> Any:
-        return KNeighborsClassifier(self.neighbours, metric="cosine")
+    def classifier(self, shots: int | None, samples: int) -> Any:
+        return KNeighborsClassifier(min(self.neighbours, samples), metric="cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,5 +165,5 @@ class NearestCentroid(Probe):
     def quick(cls) -> NearestCentroid:
         return cls(every=2)
 
-    def classifier(self, shots: int | None) -> Any:
+    def classifier(self, shots: int | None, samples: int) -> Any:
         return make_pipeline(StandardScaler(), CentroidClassifier())
