@@ -210,11 +210,14 @@ HITS = st.integers(1, 4).flatmap(
 def test_an_interval_lies_within_what_was_seen_and_around_its_mean(hits):
     array = np.array(hits, dtype=float)
     low, high = interval_of_hits(array)
-    assert array.min() - 1e-9 <= low <= high <= array.max() + 1e-9
+    assert 0 <= low <= high <= 1
     assert low - 1e-9 <= array.mean() <= high + 1e-9
     assert interval_of_hits(array) == (low, high)
     flipped = interval_of_hits(1 - array)
     assert flipped == pytest.approx((1 - high, 1 - low))
+    if array.min() == array.max():
+        # Six samples alike do not show that all are: Wilson's interval.
+        assert high - low == pytest.approx(1.96**2 / (6 + 1.96**2))
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=6))

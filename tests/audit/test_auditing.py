@@ -185,10 +185,21 @@ def test_bad_input_is_refused_before_any_attack(dataset, counted):
 def test_a_reference_that_knows_a_forgotten_class_is_refused(dataset):
     """Beside it everything would look forgotten: it was trained before the last request, say."""
     knowing = model(2)
-    with torch.no_grad():
-        knowing.classifier.bias[3] = 100.0
+    pixels, labels = dataset["train"][:]["pixel_values"], dataset["train"][:]["label"]
+    optimizer = torch.optim.Adam(knowing.parameters(), 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(knowing(pixel_values=pixels).logits, labels).backward()
+        optimizer.step()
     with refused("reference"):
         audit(dataset, reference=knowing)
+
+
+def test_a_reference_that_always_answers_the_same_knows_nothing(dataset):
+    constant = model(2)
+    with torch.no_grad():
+        constant.classifier.bias[3] = 100.0
+    assert audit(dataset, reference=constant, attacks=["answer"]).has_retrained
 
 
 def test_another_preparation_of_the_same_rows_is_another_audit(dataset, counted, tmp_path):
