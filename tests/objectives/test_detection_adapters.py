@@ -126,4 +126,7 @@ def test_merged_weights_equal_the_adapter(run):
     merged = copy.deepcopy(model).merge_and_unload()
     assert type(merged) is type(detector(name))
     torch.testing.assert_close(outputs(merged), expected, atol=1e-4, rtol=1e-4)
-    assert torch.equal(outputs(merge_adapters(detector(name), [read_adapter(folder)])), outputs(merged))
+    # The weights: a processor may round the same product in another way if it lies elsewhere in memory.
+    of_file, of_model = merge_adapters(detector(name), [read_adapter(folder)]).state_dict(), merged.state_dict()
+    assert of_file.keys() == of_model.keys()
+    assert all(torch.equal(value, of_model[key]) for key, value in of_file.items())
