@@ -184,7 +184,7 @@ def _audited(options: _Options) -> tuple[Any, Path, bool]:
     ]
     if options.retrain:
         # All checks of the data, before hours of training.
-        audit_run(model, opened.folder, dataset, attacks=[], **shared)
+        audit_run(model, opened.folder, dataset, attacks=[], reference=references or None, **shared)
         train = dataset["train"] if isinstance(dataset, dict) else dataset
         plan: dict[str, Any] = {"recipe": {} if options.retrain_epochs is None else {"epochs": options.retrain_epochs}}
         plan["cache"] = folder / "retrained"  # a stopped audit goes on with them

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub import cached_assets_path
 from transformers import PreTrainedModel, set_seed
+from transformers.utils import logging
 
 from ...checking import ClassRefs, checked
 from ...compat import bare
@@ -129,6 +131,19 @@ class Plan:
         if self.recipe.start != SCRATCH:
             _load_backbone(model, self.recipe.start)
         return model
+
+
+@contextmanager
+def _bars_of_files(shown: bool) -> Iterator[None]:
+    """Hides the progress of reading and writing weights, which would be shown after every epoch."""
+    hide = logging.is_progress_bar_enabled() and not shown
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
 
 
 def _checked_names(model: PreTrainedModel, dataset: Dataset, label_column: str) -> list[str] | None:

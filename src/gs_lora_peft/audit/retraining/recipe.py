@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
+import torch
 from accelerate import PartialState
 from pydantic import Field
 from transformers import SchedulerType, TrainingArguments
@@ -113,6 +114,7 @@ class RetrainRecipe:
             "save_total_limit": 1,
             "report_to": "none",
             "remove_unused_columns": False,
+            "dataloader_pin_memory": torch.accelerator.is_available(),
             "disable_tqdm": disable_tqdm,
             "seed": seed,
             **self.training,
