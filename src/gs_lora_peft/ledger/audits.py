@@ -118,7 +118,10 @@ def audit_verdict(
         return f"Not gone, only silent: {found} {differs} {beside}."
     if recovered is None:
         return f"Not known, with so few samples or attacks: {found} {differs} {beside}."
-    return f"No attack that was tried gets more than from {beside}: {found}, the largest excess, {differs} them."
+    least = f"gets over {TOLERANCE:.0f} points more than from" if noise is None else "goes beyond"
+    return (
+        f"No attack that was tried {least} {beside}; the largest excess over their mean is that of {found}: {points}."
+    )
 
 
 def outdated_audit(audit: Mapping[str, Any], entries: Sequence[TaskEntry]) -> str | None:
