@@ -161,6 +161,16 @@ def test_without_an_adapter_the_earlier_model_is_gone():
         objective_for(detector("rt_detr"), args, roles=ROLES, adapter=None)
 
 
+def test_an_adapter_in_front_of_the_decoder_is_warned_of(monkeypatch):
+    """There the term breaks the categories to keep (docs/audit.md)."""
+    for pattern, warned in ((None, True), ("decoder", False)):
+        model = get_peft_model(detector("rt_detr"), GSLoraConfig(r=4, block_pattern=pattern))
+        said = []
+        monkeypatch.setattr("gs_lora_peft.objectives.detection.depth.logger.warning", said.append)
+        made(model)
+        assert bool(said) is warned
+
+
 def test_without_depth_nothing_changes():
     objective = made(adapted("rt_detr"), depth_weight=0.0)
     assert not isinstance(objective, QueryDepthObjective)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,9 +42,9 @@ class Probe(Attack):
         """Yields samples of each class (`None`: all) and the number of draws."""
         yield None, 1
 
+    @abstractmethod
     def classifier(self, shots: int | None, samples: int) -> Any:
         """Returns a new classifier of scikit-learn for so many shots and samples."""
-        raise NotImplementedError
 
     def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
         train, test = subject.states(context.attacker), subject.states(context.judge)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.loss.loss_for_object_detection import box_iou
+from transformers.utils import logging
 
 from ...compat import bare, reference_model, unwrapped
 from ..base import LossArguments, Objective, ObjectiveOutput, Task
@@ -19,6 +21,8 @@ from ..states import CapturedStates, block_paths, captured_states
 from .by_boxes import match_by_boxes
 from .matching import DetectionCriterion
 from .scoring import corners_of
+
+logger = logging.get_logger(__name__)
 
 PROPOSALS = "proposals"  # among the outputs of the objective: boxes of the encoder's proposals
 OVERLAP = 0.5  # with an object: the box of a query that sees it
@@ -257,6 +261,13 @@ def with_query_depth(
         return objective
     if task.adapter is None:
         raise no_depth(args.depth_weight, "the model's own weights train, and the earlier model is gone")
-    blocks = chosen_blocks(query_blocks(model), args.depth_blocks)
+    decoder = query_blocks(model)
+    adapted = [path for path, module in bare(model).named_modules() if isinstance(module, BaseTunerLayer)]
+    if not all(path.startswith(tuple(f"{block}." for block in decoder)) for path in adapted):
+        logger.warning(
+            "Forgetting in depth may break the categories to keep if the adapter also acts in front of the decoder "
+            "(docs/audit.md): use GSLoraConfig(block_pattern='decoder'), in the examples --block_pattern decoder."
+        )
+    blocks = chosen_blocks(decoder, args.depth_blocks)
     weights = args.depth_weight, args.depth_retain_weight
     return QueryDepthObjective(objective, criterion, *weights, task.adapter, args.depth_target, blocks)
