@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def audit_models(
 
     Raises:
         InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
-            model, a reference has another head or the weights of the original, or there is no attack of a name.
+            model, a reference has another head or the weights of the original, or the name of an attack is unknown.
     """
     chosen = get_attacks(attacks, quick=quick)
     train, test = _attacker_and_judge(data, label_column, seed)
@@ -258,6 +259,10 @@ class _Runner:
             write_json_atomic(path, {"measurements": [item.to_dict() for item in found], "seconds": spent})
         return found, spent
 
+    @cached_property
+    def _data(self) -> list[list[Any]]:
+        return [_identity(samples) for samples in (self.context.attacker, self.context.judge)]
+
     def _digest(self, attack: Attack, subject: Subject) -> str:
         """Identifies a part by everything that its figures depend on."""
         context = self.context
@@ -265,14 +270,10 @@ class _Runner:
             "schema": SCHEMA,
             "attack": [attack.name, type(attack).__qualname__],
             "settings": attack.settings(),
-            "subject": subject.fingerprint(),
+            "subject": next(model.fingerprint for model in self.models if model.name == subject.name),
             # What attacks see besides the subject. Audits of other forgotten models share these parts.
             "models": [(model.kind, model.fingerprint) for model in self.models if model.kind != "forgotten"],
-            "samples": [
-                hashlib.sha256(s.labels.tobytes() + s.rows.tobytes()).hexdigest()
-                for s in (context.attacker, context.judge)
-            ],
-            "data": [_identity(s) for s in (context.attacker, context.judge)],
+            "data": self._data,
             "roles": context.roles.as_keywords(),
             "seed": context.seed,
             "versions": library_versions(),
@@ -285,7 +286,8 @@ def _identity(samples: Samples) -> list[Any]:
     set_seed(0)  # random augmentation then gives the same tensors in every call
     batch = samples.batch(range(min(len(samples), _IDENTIFYING_ROWS)))
     tensors = {name: value.float() for name, value in batch.items() if isinstance(value, Tensor)}
-    return [getattr(samples.dataset, "_fingerprint", None), weights_fingerprint(tensors)]
+    rows = hashlib.sha256(samples.labels.tobytes() + samples.rows.tobytes()).hexdigest()
+    return [getattr(samples.dataset, "_fingerprint", None), rows, weights_fingerprint(tensors)]
 
 
 def _check_never_learned(context: AuditContext) -> None:

@@ -46,7 +46,7 @@ def get_attacks(names: Sequence[str | Attack] | None = None, *, quick: bool = Fa
         `list[Attack]`: The attacks.
 
     Raises:
-        InvalidInputError: If there is no attack of a name.
+        InvalidInputError: If a name is unknown.
     """
     attacks = []
     for name in ATTACKS if names is None else names:

@@ -98,10 +98,6 @@ class Subject:
             self._computed[key] = samples, compute(self.model, samples)
         return self._computed[key][1]
 
-    def forget_states(self) -> None:
-        """Frees the memory of the states."""
-        self._computed.clear()
-
 
 @torch.no_grad()
 def states_of(model: nn.Module, samples: Samples, size: int = 128) -> dict[str, np.ndarray]:
@@ -115,7 +111,7 @@ def states_of(model: nn.Module, samples: Samples, size: int = 128) -> dict[str, 
         size (`int`, *optional*, defaults to 128):
             Samples in a batch.
     """
-    paths, head = block_paths(model), _head_path(model)
+    paths, head = block_paths(model), head_path(model)
     device = next(model.parameters()).device
     parts: dict[str, list[np.ndarray]] = {}
     for batch in samples.batches(size=size, device=device):
@@ -138,7 +134,8 @@ def _order(item: tuple[str, list[np.ndarray]]) -> tuple[bool, int, str]:
     return not number, number, place
 
 
-def _head_path(model: nn.Module) -> str | None:
+def head_path(model: nn.Module) -> str | None:
+    """Returns the path of the head behind one embedding, see [`find_head`]; `None` if there is none to be found."""
     try:
         return find_head(model)
     except NoEmbeddingFoundError:

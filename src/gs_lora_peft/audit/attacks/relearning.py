@@ -11,10 +11,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import functional as F
 
-from ...objectives import NoEmbeddingFoundError, find_head, logits_of
+from ...objectives import logits_of
 from ..base import Attack, AuditContext, Measurement
 from ..samples import Batch
-from ..subjects import LOGITS, Subject
+from ..subjects import LOGITS, Subject, head_path
 
 HEAD, LORA, ALL, KEPT_ALONE = "head only", "LoRA", "all weights", "all weights, kept data alone"
 
@@ -81,7 +81,7 @@ class Relearning(Attack):
         return cls(steps=20, draws=2, every=5, limit=256, head_rates=(3e-2,), lora_rates=(3e-3,), all_rates=(3e-4,))
 
     def run(self, subject: Subject, context: AuditContext) -> list[Measurement]:
-        head = _head_of(subject.model)
+        head = head_path(subject.model)
         judged = context.judge.of(context.roles.forget)
         if len(judged) > self.limit:
             judged = np.sort(context.rng(self.name, "judged").permutation(judged)[: self.limit])
@@ -199,10 +199,3 @@ def _prepared(model: nn.Module, variant: str, head: str | None, seed: int) -> nn
     if head:
         model.get_submodule(head).requires_grad_(True)
     return model
-
-
-def _head_of(model: nn.Module) -> str | None:
-    try:
-        return find_head(model)
-    except NoEmbeddingFoundError:
-        return None
