@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, Self
 
@@ -125,6 +125,12 @@ class Method(TrainerCallback):
             `False` for a method that edits the weights in `on_train_begin` and does not train.
         title (`str`):
             Its name on model cards; by default `name`.
+        published (`Mapping[str, Any]`):
+            Training arguments of its source, such as `{"learning_rate": 1e-4}`, for comparisons; by default none.
+        space (`Mapping[str, Sequence]`):
+            Values of hyper-parameters that a search should try besides learning rates; by default none.
+        earlier (`Sequence[Mapping[str, torch.Tensor]]`):
+            What [`~Method.leave`] returned at each earlier task of a run, in order; empty outside a run.
         trainer ([`TaskTrainer`]):
             The trainer that runs, which sets it.
 
@@ -157,7 +163,10 @@ class Method(TrainerCallback):
     trains: ClassVar[Literal["any", "adapter", "weights"]] = "any"
     takes_steps: ClassVar[bool] = True
     title: ClassVar[str] = ""
+    published: ClassVar[Mapping[str, Any]] = {}
+    space: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
+    earlier: Sequence[Mapping[str, Tensor]] = dataclasses.field(init=False, repr=False, compare=False, default=())
     trainer: TaskTrainer = dataclasses.field(init=False, repr=False, compare=False)
 
     # What trains, and on which loss
@@ -272,6 +281,14 @@ class Method(TrainerCallback):
                 The checkpoint.
         """
 
+    def leave(self) -> dict[str, Tensor]:
+        """Returns what later tasks need, such as the importance of each weight; by default nothing.
+
+        Called in every process at the end of a task, after [`~Method.release`]. A run keeps it beside the weights of
+        the task as safetensors, and hands it to the method of every later task in `earlier`.
+        """
+        return {}
+
     def release(self) -> None:
         """Takes back what the method did to the model for speed, such as freezing; by default nothing.
 
@@ -283,7 +300,7 @@ class Method(TrainerCallback):
     def of(self, trainer: TaskTrainer) -> Self:
         """Returns a copy with the same hyper-parameters that works for one trainer."""
         copy = dataclasses.replace(self)
-        copy.trainer = trainer
+        copy.trainer, copy.earlier = trainer, self.earlier
         return copy
 
     def settings(self) -> dict[str, Any]:
@@ -304,6 +321,14 @@ class Method(TrainerCallback):
     def earlier_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Returns the logits `(2·B, C)` of the model before the task, without gradient, by one more forward."""
         with self.trainer.trained.before():
+            return logits_of(unwrapped(model), inputs)
+
+    def original_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Returns the logits `(2·B, C)` of the model before all tasks, as [`~Method.earlier_logits`] does.
+
+        Outside a run this is the model before the task.
+        """
+        with self.trainer.trained.original():
             return logits_of(unwrapped(model), inputs)
 
     def _logits(self, output: ObjectiveOutput) -> Tensor:

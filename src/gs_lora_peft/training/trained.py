@@ -47,6 +47,10 @@ class Trained(ABC):
     def before(self) -> AbstractContextManager[None]:
         """Returns a context in which the model is the one before the task, in eval mode and without gradient."""
 
+    def original(self) -> AbstractContextManager[None]:
+        """Returns a context as [`~Trained.before`] does, with the model before all tasks of a run."""
+        return self.before()
+
     def must_learn(self) -> list[nn.Parameter]:
         """Returns the tensors of which at least one must get a gradient at the first step."""
         return self.parameters
