@@ -12,10 +12,21 @@ from ..training import Method
 
 # "module:class", imported on first use.
 METHODS: dict[str, str] = {
+    "der": "gs_lora_peft.methods.continual.replay:DER",
+    "derpp": "gs_lora_peft.methods.continual.replay:DERpp",
+    "ewc": "gs_lora_peft.methods.continual.penalties:EWC",
+    "fdr": "gs_lora_peft.methods.continual.replay:FDR",
     "ffn": "gs_lora_peft.methods.ffn_finetuning:FFNFinetuning",
     "gs_lora": "gs_lora_peft.methods.gs_lora:GSLora",
+    "l2": "gs_lora_peft.methods.continual.penalties:L2",
+    "lirf": "gs_lora_peft.methods.continual.lirf:LIRF",
+    "lwf": "gs_lora_peft.methods.continual.lwf:LwF",
+    "mas": "gs_lora_peft.methods.continual.penalties:MAS",
     "random_labels": "gs_lora_peft.methods.random_labels:RandomLabels",
+    "retrain": "gs_lora_peft.methods.continual.retrain:Retrain",
     "salun": "gs_lora_peft.methods.random_labels:SalUn",
+    "scrub": "gs_lora_peft.methods.continual.scrub:SCRUB",
+    "scrub_s": "gs_lora_peft.methods.continual.scrub:SCRUBS",
 }
 
 
