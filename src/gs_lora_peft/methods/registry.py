@@ -10,12 +10,24 @@ from ..checking import check_fields
 from ..errors import InvalidInputError
 from ..training import Method
 
+_UNLEARNING = "gs_lora_peft.methods.unlearning"
+
 # "module:class", imported on first use.
 METHODS: dict[str, str] = {
+    "bad_teacher": f"{_UNLEARNING}.bad_teacher:BadTeacher",
+    "boundary_shrink": f"{_UNLEARNING}.boundary_shrink:BoundaryShrink",
+    "delete": f"{_UNLEARNING}.delete:Delete",
     "ffn": "gs_lora_peft.methods.ffn_finetuning:FFNFinetuning",
+    "finetune": f"{_UNLEARNING}.finetuning:Finetune",
+    "gradient_ascent": f"{_UNLEARNING}.ascent:GradientAscent",
     "gs_lora": "gs_lora_peft.methods.gs_lora:GSLora",
-    "random_labels": "gs_lora_peft.methods.random_labels:RandomLabels",
-    "salun": "gs_lora_peft.methods.random_labels:SalUn",
+    "l1_sparse": f"{_UNLEARNING}.finetuning:L1Sparse",
+    "lotus": f"{_UNLEARNING}.lotus:LoTUS",
+    "neggrad_plus": f"{_UNLEARNING}.ascent:NegGradPlus",
+    "npo": f"{_UNLEARNING}.preference:NPO",
+    "random_labels": f"{_UNLEARNING}.random_labels:RandomLabels",
+    "salun": f"{_UNLEARNING}.random_labels:SalUn",
+    "simnpo": f"{_UNLEARNING}.preference:SimNPO",
 }
 
 
