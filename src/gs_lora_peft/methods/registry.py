@@ -10,13 +10,20 @@ from ..checking import check_fields
 from ..errors import InvalidInputError
 from ..training import Method
 
+_UNLEARNING = "gs_lora_peft.methods.unlearning"
+
 # "module:class", imported on first use.
 METHODS: dict[str, str] = {
     "der": "gs_lora_peft.methods.continual.replay:DER",
     "derpp": "gs_lora_peft.methods.continual.replay:DERpp",
     "ewc": "gs_lora_peft.methods.continual.penalties:EWC",
     "fdr": "gs_lora_peft.methods.continual.replay:FDR",
+    "bad_teacher": f"{_UNLEARNING}.bad_teacher:BadTeacher",
+    "boundary_shrink": f"{_UNLEARNING}.boundary_shrink:BoundaryShrink",
+    "delete": f"{_UNLEARNING}.delete:Delete",
     "ffn": "gs_lora_peft.methods.ffn_finetuning:FFNFinetuning",
+    "finetune": f"{_UNLEARNING}.finetuning:Finetune",
+    "gradient_ascent": f"{_UNLEARNING}.ascent:GradientAscent",
     "gs_lora": "gs_lora_peft.methods.gs_lora:GSLora",
     "l2": "gs_lora_peft.methods.continual.penalties:L2",
     "lirf": "gs_lora_peft.methods.continual.lirf:LIRF",
@@ -27,6 +34,13 @@ METHODS: dict[str, str] = {
     "salun": "gs_lora_peft.methods.random_labels:SalUn",
     "scrub": "gs_lora_peft.methods.continual.scrub:SCRUB",
     "scrub_s": "gs_lora_peft.methods.continual.scrub:SCRUBS",
+    "l1_sparse": f"{_UNLEARNING}.finetuning:L1Sparse",
+    "lotus": f"{_UNLEARNING}.lotus:LoTUS",
+    "neggrad_plus": f"{_UNLEARNING}.ascent:NegGradPlus",
+    "npo": f"{_UNLEARNING}.preference:NPO",
+    "random_labels": f"{_UNLEARNING}.random_labels:RandomLabels",
+    "salun": f"{_UNLEARNING}.random_labels:SalUn",
+    "simnpo": f"{_UNLEARNING}.preference:SimNPO",
 }
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import InvalidInputError
-from ..objectives import ObjectiveOutput, logits_of
-from ..training import Method, own_batches
+from ...errors import InvalidInputError
+from ...objectives import ObjectiveOutput, logits_of
+from ...training import Method, own_batches
 
 
 @dataclass(kw_only=True)
