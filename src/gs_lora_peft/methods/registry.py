@@ -13,9 +13,20 @@ from ..training import Method
 # "module:class", imported on first use.
 METHODS: dict[str, str] = {
     "ffn": "gs_lora_peft.methods.ffn_finetuning:FFNFinetuning",
+    "fg_oriu": "gs_lora_peft.methods.adapting.fg_oriu:FGOrIU",
     "gs_lora": "gs_lora_peft.methods.gs_lora:GSLora",
+    "gs_lora_deep": "gs_lora_peft.methods.adapting.published:GSLoraDeep",
+    "gs_lora_pp_published": "gs_lora_peft.methods.adapting.published:GSLoraPPPublished",
+    "gs_lora_published": "gs_lora_peft.methods.adapting.published:GSLoraPublished",
+    "lfssd": "gs_lora_peft.methods.editing.dampening:LFSSD",
+    "lora": "gs_lora_peft.methods.adapting.published:Lora",
+    "munba": "gs_lora_peft.methods.editing.munba:MUNBa",
     "random_labels": "gs_lora_peft.methods.random_labels:RandomLabels",
     "salun": "gs_lora_peft.methods.random_labels:SalUn",
+    "sfron": "gs_lora_peft.methods.editing.sfron:SFRon",
+    "ssd": "gs_lora_peft.methods.editing.dampening:SSD",
+    "task_arithmetic": "gs_lora_peft.methods.editing.task_arithmetic:TaskArithmetic",
+    "unsir": "gs_lora_peft.methods.editing.unsir:UNSIR",
 }
 
 
