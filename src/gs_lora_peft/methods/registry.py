@@ -29,6 +29,14 @@ METHODS: dict[str, str] = {
     "lirf": "gs_lora_peft.methods.continual.lirf:LIRF",
     "lwf": "gs_lora_peft.methods.continual.lwf:LwF",
     "mas": "gs_lora_peft.methods.continual.penalties:MAS",
+    "fg_oriu": "gs_lora_peft.methods.adapting.fg_oriu:FGOrIU",
+    "gs_lora": "gs_lora_peft.methods.gs_lora:GSLora",
+    "gs_lora_deep": "gs_lora_peft.methods.adapting.published:GSLoraDeep",
+    "gs_lora_pp_published": "gs_lora_peft.methods.adapting.published:GSLoraPPPublished",
+    "gs_lora_published": "gs_lora_peft.methods.adapting.published:GSLoraPublished",
+    "lfssd": "gs_lora_peft.methods.editing.dampening:LFSSD",
+    "lora": "gs_lora_peft.methods.adapting.published:Lora",
+    "munba": "gs_lora_peft.methods.editing.munba:MUNBa",
     "random_labels": "gs_lora_peft.methods.random_labels:RandomLabels",
     "retrain": "gs_lora_peft.methods.continual.retrain:Retrain",
     "salun": "gs_lora_peft.methods.random_labels:SalUn",
@@ -41,6 +49,10 @@ METHODS: dict[str, str] = {
     "random_labels": f"{_UNLEARNING}.random_labels:RandomLabels",
     "salun": f"{_UNLEARNING}.random_labels:SalUn",
     "simnpo": f"{_UNLEARNING}.preference:SimNPO",
+    "sfron": "gs_lora_peft.methods.editing.sfron:SFRon",
+    "ssd": "gs_lora_peft.methods.editing.dampening:SSD",
+    "task_arithmetic": "gs_lora_peft.methods.editing.task_arithmetic:TaskArithmetic",
+    "unsir": "gs_lora_peft.methods.editing.unsir:UNSIR",
 }
 
 

@@ -127,8 +127,13 @@ class Method(TrainerCallback):
             Its name on model cards; by default `name`.
         published (`Mapping[str, Any]`):
             Training arguments of its source, such as `{"learning_rate": 1e-4}`, for comparisons; by default none.
+            No trainer applies them; the code that makes the arguments may, `{**method.published, **own}`.
+        adapter (`Mapping[str, Any]`):
+            Options of [`GSLoraConfig`] that go with `published`, such as `{"r": 8}`, for the code that makes the
+            adapter; by default none.
         space (`Mapping[str, Sequence]`):
-            Values of hyper-parameters that a search should try besides learning rates; by default none.
+            Values that a search should try besides learning rates, by name: of a hyper-parameter, or else of a
+            training argument; by default none.
         earlier (`Sequence[Mapping[str, torch.Tensor]]`):
             What [`~Method.leave`] returned at each earlier task of a run, in order; empty outside a run.
         trainer ([`TaskTrainer`]):
@@ -164,6 +169,7 @@ class Method(TrainerCallback):
     takes_steps: ClassVar[bool] = True
     title: ClassVar[str] = ""
     published: ClassVar[Mapping[str, Any]] = {}
+    adapter: ClassVar[Mapping[str, Any]] = {}
     space: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     earlier: Sequence[Mapping[str, Tensor]] = dataclasses.field(init=False, repr=False, compare=False, default=())
