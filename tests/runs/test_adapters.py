@@ -17,7 +17,7 @@ from torch import nn
 from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError, export_lora, load_forgotten
 from gs_lora_peft.adapters import model_identity
 from gs_lora_peft.adapters.attaching import attach_adapters, check_adapters, merge_adapters
-from gs_lora_peft.adapters.task_adapter import read_adapters
+from gs_lora_peft.adapters.task_files import read_adapters
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import TaskEntry
 from gs_lora_peft.ledger.errors import FilesDifferError, UnusableAdapterError
