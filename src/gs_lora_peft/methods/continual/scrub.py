@@ -90,7 +90,8 @@ class SCRUBS(SCRUB):
     Adds p · Σ_j ‖θ_j − θ̄_j‖ to the loss of every step, over the tensors j that train, with the Frobenius norm
     (smoothed gradient descent-ascent, https://github.com/ojus1/SmoothedGradientDescentAscent, as the GS-LoRA papers
     use it). The average is that of the public code, θ̄ ← (1 − β) · θ̄ + β · θ. It starts from the weights before the
-    task and moves at the end of every epoch; the public code moves it every ten. With an adapter θ are its factors.
+    task and moves at the end of every epoch; the public code moves it every ten. With an adapter θ are its factors,
+    and p has to be smaller: near the teacher KL is flat, and the pull p is not, so that nothing moves away.
 
     Cost: as [`SCRUB`], and one more copy of the weights, which checkpoints hold, too.
 
@@ -114,7 +115,7 @@ class SCRUBS(SCRUB):
 
     name = "scrub_s"
     title = "SCRUB-S, a baseline of https://arxiv.org/abs/2403.11530"
-    space: ClassVar = {"max_epochs": (1, 3, 5), "smoothing": (0.01, 0.05, 0.1)}
+    space: ClassVar = {"max_epochs": (1, 3, 5), "smoothing": (0.001, 0.01, 0.1)}
 
     smoothing: NotNegative = 0.1
     average_rate: Share = 0.1
