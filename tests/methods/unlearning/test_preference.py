@@ -71,7 +71,7 @@ def test_before_any_step_npo_is_gradient_ascent(tmp_path):
 )
 def test_forgets_and_keeps(tmp_path, name, build, settings, hyper):
     forget, retain = trained_scores(name, build(), tmp_path, hyper=hyper, **settings)
-    assert forget < 0.2
+    assert forget < 0.4
     assert retain > 0.8
 
 
