@@ -99,7 +99,7 @@ def test_the_loss_is_the_published_one(tmp_path, blocks):
 
 @pytest.mark.parametrize("official", [False, True])
 def test_the_change_of_the_factors_leaves_kept_states_alone(tmp_path, official):
-    """What reads or writes states is orthogonal to those to keep, also with Adam and weight decay; not as published."""
+    """What reads or writes states is orthogonal to those to keep, also with Adam and decay; not as published."""
     trainer = trainer_of(
         "fg_oriu", peft_vit(), tmp_path, {"energy": 0.8, "official_compat": official}, weight_decay=0.5
     )

@@ -58,7 +58,7 @@ def test_importances_by_batch_are_smaller(tmp_path):
     """As in the public code: gradients of samples cancel each other before they are squared."""
     model = knowing_vit()
     trainer = trainer_of("ssd", model, tmp_path, per_device_eval_batch_size=16)
-    by_sample, by_batch = (importances(trainer, retain_set(), by_sample=value) for value in (True, False))
+    by_sample, by_batch = (importances(trainer.method, retain_set(), by_sample=value) for value in (True, False))
     rows = retain_set()[:]
     loss = F.cross_entropy(model.eval()(pixel_values=rows["pixel_values"]).logits, rows["label"])
     for one, gradient in zip(by_batch, torch.autograd.grad(loss, list(model.parameters())), strict=True):
@@ -75,7 +75,7 @@ def test_importances_of_an_adapter_are_at_its_start(tmp_path):
         for matrix in trainer.trained.parameters:
             matrix += 1
     after = [matrix.detach().clone() for matrix in trainer.trained.parameters]
-    for one, right in zip(importances(trainer, forget_set()), expected, strict=True):
+    for one, right in zip(importances(trainer.method, forget_set()), expected, strict=True):
         torch.testing.assert_close(one, right.float(), rtol=1e-4, atol=1e-9)
     assert all(torch.equal(one, other) for one, other in zip(after, trainer.trained.parameters, strict=True))
 

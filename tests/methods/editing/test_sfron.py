@@ -46,7 +46,7 @@ def test_a_cycle_of_steps(tmp_path):
     salient = torch.cat(
         [
             (f >= r).flatten()
-            for f, r in zip(*(importances(trainer, part()) for part in (forget_set, retain_set)), strict=True)
+            for f, r in zip(*(importances(trainer.method, part()) for part in (forget_set, retain_set)), strict=True)
         ]
     )
     assert 0.1 < salient.float().mean() < 0.9

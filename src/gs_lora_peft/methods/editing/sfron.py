@@ -93,8 +93,7 @@ class SFRon(Method):
     ) -> None:
         data, by_sample = self.trainer.train_dataset, not self.official_compat
         forget, retain = (
-            importances(self.trainer, part, cross_entropies, by_sample=by_sample)
-            for part in (data.forget, data.retain)
+            importances(self, part, cross_entropies, by_sample=by_sample) for part in (data.forget, data.retain)
         )
         self._masks = [(f + 1e-15) / (r + 1e-15) >= self.threshold for f, r in zip(forget, retain, strict=True)]
         if state.global_step == 0 or self._slow is None:
