@@ -85,7 +85,7 @@ class SSD(Method):
 
     def importances(self, dataset: Any) -> list[Tensor]:
         """Returns I over a data set, for each tensor that trains."""
-        return importances(self.trainer, dataset, cross_entropies, torch.square, by_sample=not self.official_compat)
+        return importances(self, dataset, cross_entropies, torch.square, by_sample=not self.official_compat)
 
     def _share_of_forget(self) -> float:
         """The weight of D_f in the mean over D: its share of the classes, or in the public code of the batches."""
@@ -131,4 +131,4 @@ class LFSSD(SSD):
     title = "LFSSD, https://arxiv.org/abs/2402.19308"
 
     def importances(self, dataset: Any) -> list[Tensor]:
-        return importances(self.trainer, dataset, squared_norms, torch.abs, by_sample=not self.official_compat)
+        return importances(self, dataset, squared_norms, torch.abs, by_sample=not self.official_compat)

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...compat import reference_model
 from ...objectives import logits_of
-from ...training import own_batches
-from ...training.method import TaskTrainer
+from ...training import Method, Trained, own_batches
 
 # From logits `(B, C)` and labels `(B,)` to what is differentiated, of each sample: `(B,)`.
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -30,7 +29,7 @@ def squared_norms(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def importances(
-    trainer: TaskTrainer,
+    method: Method,
     dataset: Any,
     measure: Measure = cross_entropies,
     power: Callable[[Tensor], Tensor] = torch.square,
@@ -44,8 +43,8 @@ def importances(
     before the power is taken, so that the result shrinks with the size of the batch; this costs one for each batch.
 
     Args:
-        trainer ([`TaskTrainer`]):
-            The trainer that is about to train.
+        method ([`Method`]):
+            The method, whose trainer is about to train.
         dataset (map-style dataset):
             The samples. Each process takes its share; the result is the same in every process.
         measure (`Callable`, *optional*):
@@ -55,10 +54,11 @@ def importances(
         by_sample (`bool`, *optional*, defaults to `True`):
             Whether the power is taken of each sample's gradient, or of the mean gradient of each batch.
     """
+    trainer = method.trainer
     weights = trainer.trained.parameters
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     count = 0
-    with _at_start(trainer):
+    with _at_start(trainer.trained, trainer.model):
         for batch in own_batches(trainer, [dataset]):
             for part in _samples(batch) if by_sample else [batch]:
                 value = measure(logits_of(trainer.model, part).float(), part["labels"]).mean()
@@ -72,17 +72,17 @@ def importances(
 
 
 @contextmanager
-def _at_start(trainer: TaskTrainer) -> Iterator[None]:
+def _at_start(trained: Trained, model: nn.Module) -> Iterator[None]:
     """Puts the weights before the task into the model, in eval mode and with gradient.
 
     [`Trained.before`] takes an adapter off, which then has no gradient.
     """
-    weights = trainer.trained.parameters
+    weights = trained.parameters
     now = [weight.data for weight in weights]
-    for weight, start in zip(weights, trainer.trained.start, strict=True):
+    for weight, start in zip(weights, trained.start, strict=True):
         weight.data = start.to(weight.dtype)
     try:
-        with reference_model(trainer.model, None), torch.enable_grad():
+        with reference_model(model, None), torch.enable_grad():
             yield
     finally:
         for weight, data in zip(weights, now, strict=True):

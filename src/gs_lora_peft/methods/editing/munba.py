@@ -34,7 +34,7 @@ class MUNBa(Method):
     gradient as well as its direction, so `max_grad_norm` acts like a step size.
 
     Costs two backward passes through the joint batch in place of one, and two averages of all gradients over several
-    processes.
+    processes. Does not work with reentrant activation checkpoints, through which no separate gradient can be taken.
 
     Args:
         official_compat (`bool`, *optional*, defaults to `False`):

@@ -35,8 +35,8 @@ class SFRon(Method):
     A cycle is one forgetting step and `retain_steps` steps on CE(retain half). The forgetting step, on weights with
     I_f ≥ γ · I_r alone, minimises −α_t · mean_i c_i CE_i over the forget half, with c_i ∝ 1 / CE_i^λ of mean 1, no
     gradient through c, and α_t falling from α to 0 by a cosine. I_f and I_r are the diagonals of the empirical Fisher
-    information over D_f and D_r before the task. At the end of a cycle θ ← θ_s + ρ (θ − θ_s), with θ_s the weights at its start:
-    the steps in between follow the geometry of the remaining data without a Hessian.
+    information over D_f and D_r before the task. At the end of a cycle θ ← θ_s + ρ (θ − θ_s), with θ_s the weights at
+    its start: the steps in between follow the geometry of the remaining data without a Hessian.
 
     SFR-on, NeurIPS 2024, https://arxiv.org/abs/2409.19732. Defaults are those of its AdamW runs (Tiny-ImageNet, 500
     cycles); with SGD on CIFAR-10 it uses α = 25 and 5 steps. Both have ρ = 1, so that the weights are those after the
@@ -93,8 +93,7 @@ class SFRon(Method):
     ) -> None:
         data, by_sample = self.trainer.train_dataset, not self.official_compat
         forget, retain = (
-            importances(self.trainer, part, cross_entropies, by_sample=by_sample)
-            for part in (data.forget, data.retain)
+            importances(self, part, cross_entropies, by_sample=by_sample) for part in (data.forget, data.retain)
         )
         self._masks = [(f + 1e-15) / (r + 1e-15) >= self.threshold for f, r in zip(forget, retain, strict=True)]
         if state.global_step == 0 or self._slow is None:
