@@ -66,7 +66,8 @@ def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
 
 
 def _group_norms(entries: Sequence[TaskEntry]) -> Figure | None:
-    recorded = [entry.groups.get("norms", {}) for entry in entries]
+    # Of weights that trained, each of perhaps hundreds of tensors is a group.
+    recorded = [{} if entry.leaves_weights else entry.groups.get("norms", {}) for entry in entries]
     names = list(dict.fromkeys(name for norms in recorded for name in norms))
     if not names:
         return None
