@@ -1,6 +1,7 @@
 """Runs of methods that train the model's own weights: carried out, killed, resumed, loaded, revoked and redone."""
 
 import hashlib
+import json
 import shutil
 import signal
 
@@ -9,7 +10,7 @@ import run_cases as cases
 import torch
 from errors import refused
 from safetensors.torch import load_file, save_file
-from test_killed import MOMENTS, STEPS, KilledAt, Steps, deadly, in_child, needs_fork
+from test_killed import MOMENTS, STEPS, KilledAt, Steps, Stopped, StoppedAt, deadly, in_child, needs_fork
 from transformers import set_seed
 from weight_methods import Anchored, Distilling, DistillingWeights, Edit
 
@@ -145,6 +146,54 @@ def test_an_error_leaves_the_model_as_it_was(base, data, whole, tmp_path, monkey
     assert cases.same(cases.weights(forgetter.model), before)
     assert forgetter.ledger.tasks == ()
     assert not (tmp_path / "tasks").exists()
+
+
+def test_what_is_discarded(base, data, tmp_path):
+    """Of a request that was stopped before the ledger had it, nothing stays, also of what the method keeps."""
+    forgetter = make_forgetter(base, tmp_path, data, Anchored())
+
+    def stops(change):
+        raise KeyboardInterrupt
+
+    forgetter._record = stops
+    with pytest.raises(KeyboardInterrupt):
+        forgetter.forget(ForgetRequest(["cassowary"]))
+    assert list(tmp_path.glob("method/task_001/*"))
+    del forgetter._record
+    forgetter.discard_unfinished()
+    assert not list(tmp_path.rglob("task_001"))
+    forgetter.forget(ForgetRequest(["aardvark"]))
+
+
+def test_what_the_model_must_keep(base, data, tmp_path):
+    """A method that replaces parts of the model by others leaves nothing that could be loaded."""
+
+    class Replaces(Edit):
+        def on_train_end(self, args, state, control, **kwargs):
+            self.trainer.model.classifier.bias = torch.nn.Parameter(torch.zeros(7))
+
+    forgetter = make_forgetter(base, tmp_path, data, Replaces())
+    with refused("tensors of the trained model", ["classifier.bias"]):
+        forgetter.forget(ForgetRequest(["cassowary"]))
+
+
+@pytest.mark.parametrize("method", ["gs_lora", "ffn"])
+def test_the_cost_of_all_attempts(base, data, tmp_path, method):
+    """A resumed training adds the time until the checkpoint that it goes on from."""
+    args = cases.make_args() if method == "gs_lora" else make_args()
+    forgetter = make_forgetter(base, tmp_path, data, method, args=args, callbacks=[StoppedAt(7)])
+    with pytest.raises(Stopped):
+        forgetter.forget(ForgetRequest(["cassowary"]))
+    path = tmp_path / "work" / "task_001" / "checkpoint-4" / "cost.json"
+    found = json.loads(path.read_text())
+    assert 0 < found["seconds"] < 60
+    path.write_text(json.dumps({"seconds": 1000.0, "peak_bytes": 2**50}))
+    entry = make_forgetter(base, tmp_path, data, method, args=args).forget(ForgetRequest(["cassowary"]))
+    assert 1000 < entry.cost["seconds"] < 1060
+    assert entry.cost["peak_bytes"] == 2**50
+    assert entry.curves is not None
+    assert ("active_groups" in entry.curves) is (method == "gs_lora")
+    assert ForgettingLedger.load(tmp_path).tasks[0].to_dict() == entry.to_dict()
 
 
 # Revoking and redoing
@@ -313,6 +362,7 @@ def test_what_is_missing_or_changed_of_it(base, data, tmp_path):
     forgetter = make_forgetter(base, folder, data, Anchored())
     with pytest.raises(FilesDifferError):
         forgetter.forget(ForgetRequest(["aardvark"]))
+    assert len(verify_repository(folder).problems) == 1
     shutil.rmtree(folder / "method")
     with refused(f"files of the method 'anchored' in '{folder}'", kind=InvalidLedgerError):
         forgetter.forget(ForgetRequest(["aardvark"]))

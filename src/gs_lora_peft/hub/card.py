@@ -124,6 +124,7 @@ def build_card(
         weights=_task_names(left),
         many_weights=len(left) > 1,
         only_weights=len(left) == len(active) > 0,
+        weights_only=all(entry.leaves_weights for entry in entries) and bool(entries),
         weights_trained=_task_names([entry for entry in entries if entry.leaves_weights]),
         methods=_with_tasks(entries, _method),
         withheld=withheld or any(entry.classes is None for entry in entries),
