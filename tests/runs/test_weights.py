@@ -1,6 +1,7 @@
 """Runs of methods that train the model's own weights: carried out, killed, resumed, loaded, revoked and redone."""
 
 import hashlib
+import json
 import shutil
 import signal
 
@@ -9,13 +10,14 @@ import run_cases as cases
 import torch
 from errors import refused
 from safetensors.torch import load_file, save_file
-from test_killed import MOMENTS, STEPS, KilledAt, Steps, in_child, needs_fork
+from test_killed import MOMENTS, STEPS, KilledAt, Steps, Stopped, StoppedAt, deadly, in_child, needs_fork
 from transformers import set_seed
 from weight_methods import Anchored, Distilling, DistillingWeights, Edit
 
 from gs_lora_peft import ForgetRequest, load_forgotten, merge_forgotten, verify_repository, weights_fingerprint
 from gs_lora_peft.ledger import ForgettingLedger
 from gs_lora_peft.ledger.errors import FilesDifferError, InvalidLedgerError, LaterTasksError, UnusableAdapterError
+from gs_lora_peft.runs import leaving
 
 DIFFERENCE = "weight_difference.safetensors"
 REQUESTS = cases.REQUESTS[:2]
@@ -98,18 +100,16 @@ def test_the_next_task_trains_on_the_last(base, data, whole, tmp_path):
     assert cases.same(cases.weights(model), cases.weights(forgetter.model))
 
 
+KILLS = {
+    "between two checkpoints": None,
+    "within a checkpoint": MOMENTS["within a checkpoint"],
+    "between folder and ledger": MOMENTS["between folder and ledger"],
+    "within the export": lambda: deadly(leaving, "write_difference"),
+}
+
+
 @needs_fork
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "before the first checkpoint",
-        "between two checkpoints",
-        "within a checkpoint",
-        "before the folder is moved",
-        "between folder and ledger",
-        "after the ledger is moved",
-    ],
-)
+@pytest.mark.parametrize("moment", KILLS)
 def test_killed_at(base, data, tmp_path, whole, moment):
     """As runs of adapters: the same requests go on where they were, and give the same bits."""
 
@@ -118,7 +118,7 @@ def test_killed_at(base, data, tmp_path, whole, moment):
         if moment in STEPS:
             callbacks.append(KilledAt(STEPS[moment], "task_002"))
         else:
-            MOMENTS[moment]()
+            KILLS[moment]()
         make_forgetter(base, tmp_path, data, callbacks=callbacks).run(cases.requests(*REQUESTS))
 
     assert in_child(dies) == signal.SIGKILL
@@ -129,8 +129,7 @@ def test_killed_at(base, data, tmp_path, whole, moment):
     assert cases.snapshot(tmp_path / "tasks") == cases.snapshot(whole[0] / "tasks")
     assert cases.same(cases.weights(forgetter.model), cases.weights(whole[1].model))
     assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
-    first = {"before the first checkpoint": 1, "between two checkpoints": 5}.get(moment)
-    assert first is None or steps.taken["task_002"][0] == first
+    assert moment != "between two checkpoints" or steps.taken["task_002"][0] == 5
 
 
 def test_an_error_leaves_the_model_as_it_was(base, data, whole, tmp_path, monkeypatch):
@@ -147,6 +146,54 @@ def test_an_error_leaves_the_model_as_it_was(base, data, whole, tmp_path, monkey
     assert cases.same(cases.weights(forgetter.model), before)
     assert forgetter.ledger.tasks == ()
     assert not (tmp_path / "tasks").exists()
+
+
+def test_what_is_discarded(base, data, tmp_path):
+    """Of a request that was stopped before the ledger had it, nothing stays, also of what the method keeps."""
+    forgetter = make_forgetter(base, tmp_path, data, Anchored())
+
+    def stops(change):
+        raise KeyboardInterrupt
+
+    forgetter._record = stops
+    with pytest.raises(KeyboardInterrupt):
+        forgetter.forget(ForgetRequest(["cassowary"]))
+    assert list(tmp_path.glob("method/task_001/*"))
+    del forgetter._record
+    forgetter.discard_unfinished()
+    assert not list(tmp_path.rglob("task_001"))
+    forgetter.forget(ForgetRequest(["aardvark"]))
+
+
+def test_what_the_model_must_keep(base, data, tmp_path):
+    """A method that replaces parts of the model by others leaves nothing that could be loaded."""
+
+    class Replaces(Edit):
+        def on_train_end(self, args, state, control, **kwargs):
+            self.trainer.model.classifier.bias = torch.nn.Parameter(torch.zeros(7))
+
+    forgetter = make_forgetter(base, tmp_path, data, Replaces())
+    with refused("tensors of the trained model", ["classifier.bias"]):
+        forgetter.forget(ForgetRequest(["cassowary"]))
+
+
+@pytest.mark.parametrize("method", ["gs_lora", "ffn"])
+def test_the_cost_of_all_attempts(base, data, tmp_path, method):
+    """A resumed training adds the time until the checkpoint that it goes on from."""
+    args = cases.make_args() if method == "gs_lora" else make_args()
+    forgetter = make_forgetter(base, tmp_path, data, method, args=args, callbacks=[StoppedAt(7)])
+    with pytest.raises(Stopped):
+        forgetter.forget(ForgetRequest(["cassowary"]))
+    path = tmp_path / "work" / "task_001" / "checkpoint-4" / "cost.json"
+    found = json.loads(path.read_text())
+    assert 0 < found["seconds"] < 60
+    path.write_text(json.dumps({"seconds": 1000.0, "peak_bytes": 2**50}))
+    entry = make_forgetter(base, tmp_path, data, method, args=args).forget(ForgetRequest(["cassowary"]))
+    assert 1000 < entry.cost["seconds"] < 1060
+    assert entry.cost["peak_bytes"] == 2**50
+    assert entry.curves is not None
+    assert ("active_groups" in entry.curves) is (method == "gs_lora")
+    assert ForgettingLedger.load(tmp_path).tasks[0].to_dict() == entry.to_dict()
 
 
 # Revoking and redoing
@@ -315,6 +362,7 @@ def test_what_is_missing_or_changed_of_it(base, data, tmp_path):
     forgetter = make_forgetter(base, folder, data, Anchored())
     with pytest.raises(FilesDifferError):
         forgetter.forget(ForgetRequest(["aardvark"]))
+    assert len(verify_repository(folder).problems) == 1
     shutil.rmtree(folder / "method")
     with refused(f"files of the method 'anchored' in '{folder}'", kind=InvalidLedgerError):
         forgetter.forget(ForgetRequest(["aardvark"]))

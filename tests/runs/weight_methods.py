@@ -23,8 +23,8 @@ class Anchored(Method):
 
     def on_train_begin(self, args, state, control, **kwargs):
         trained = self.trainer.trained
-        self.seen = [{name: tensor.clone() for name, tensor in kept.items()} for kept in self.earlier]
-        self.importance = [sum(kept[name] for kept in self.seen) for name in trained.names] if self.seen else None
+        seen = [dict(kept) for kept in self.earlier if kept]  # tasks of other methods kept nothing
+        self.importance = [sum(kept[name] for kept in seen) for name in trained.names] if seen else None
 
     def loss(self, model, inputs, output):
         (kept, labels), (gone, wrong) = self.retain_half(inputs, output), self.forget_half(inputs, output)

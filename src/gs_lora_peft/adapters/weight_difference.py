@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from ..errors import short
+from ..errors import InvalidInputError, short
 from ..ledger import WEIGHT_DIFFERENCE, UnusableAdapterError
 from .flags import kept_flags
 
@@ -131,13 +131,19 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 
 
 def changed_values(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns CPU copies of the tensors of a bare model that differ in any bit from `before`, by name."""
-    values = {}
-    for name, tensor in model_tensors(model).items():
-        now = tensor.detach().to("cpu", copy=True).contiguous()
-        if name not in before or not _same_bits(now, before[name]):
-            values[name] = now
-    return values
+    """Returns CPU copies of the tensors of a bare model that differ in any bit from `before`, by name.
+
+    Raises:
+        InvalidInputError: If the model has other tensors than before, or others in dtype or shape.
+    """
+    own = model_tensors(model)
+    kinds = [{name: (tensor.dtype, tensor.shape) for name, tensor in of.items()} for of in (own, before)]
+    if odd := sorted(name for name in kinds[0].keys() | kinds[1].keys() if kinds[0].get(name) != kinds[1].get(name)):
+        raise InvalidInputError(
+            "tensors of the trained model", odd, "those of the base model, with their dtypes and shapes"
+        )
+    values = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own.items()}
+    return {name: value for name, value in values.items() if not _same_bits(value, before[name])}
 
 
 def difference_groups(
@@ -198,14 +204,13 @@ def own_weights(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 @torch.no_grad()
 def _restore(model: nn.Module, before: Mapping[str, Tensor], unsaved: Mapping[str, Tensor]) -> None:
     for name, tensor in model_tensors(model).items():
-        tensor.detach().copy_(before[name])
+        if name in before and before[name].shape == tensor.shape:
+            tensor.detach().copy_(before[name])
     for name, buffer in model.named_buffers():
         if name in unsaved and unsaved[name].shape == buffer.shape:
             buffer.copy_(unsaved[name])
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors hold the same bytes: zeros of either sign differ, and NaNs need not."""
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
+    """Whether two tensors of a kind hold the same bytes: zeros of either sign differ, and NaNs need not."""
     return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)))

@@ -181,6 +181,12 @@ def _check_files(ledger: ForgettingLedger, report: VerifyReport) -> None:
         report.files.append(name)
         if problem := file_mismatch(safe_join(ledger.folder, name), digest):
             report.problems.append(f"{name}: {problem}")
+    # Never published, and of use to the owner of the run alone: they may be absent.
+    kept = {name: digest for entry in ledger.active_tasks for name, digest in (entry.method_files or {}).items()}
+    for name, digest in kept.items():
+        path = safe_join(ledger.folder, name)
+        if path.exists() and (problem := file_mismatch(path, digest)):
+            report.problems.append(f"{name}: {problem}")
 
 
 def _check_audit(ledger: ForgettingLedger, is_repository: bool, report: VerifyReport) -> None:

@@ -41,13 +41,13 @@ def curve_names(names: Collection[str]) -> tuple[str, ...] | None:
             Names of logged values.
 
     Returns:
-        `tuple[str, ...]` or `None`: [`CURVE_NAMES`], for a detector with `confidence` in place of `accuracy`; `None`
-        if one is missing.
+        `tuple[str, ...]` or `None`: [`CURVE_NAMES`], for a detector with `confidence` in place of `accuracy`, and
+        without `active_groups` if no adapter trained; `None` if another one is missing.
     """
     for known_by in KNOWN_BY:
         wanted = tuple(name.replace("accuracy", known_by) for name in CURVE_NAMES)
-        if set(wanted) <= set(names):
-            return wanted
+        if set(wanted[:-1]) <= set(names):
+            return tuple(name for name in wanted if name in names)
     return None
 
 

@@ -304,7 +304,7 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[
     Returns:
         `dict[str, list[float]]` or `None`: `epoch`; the means since the previous point of `retain_loss` and
         `forget_loss` in nats and of `retain_accuracy` and `forget_accuracy` in [0, 1] (for a detector
-        `retain_confidence` and `forget_confidence`); and the number of `active_groups`. At most 100 evenly spaced
+        `retain_confidence` and `forget_confidence`); and the `active_groups` of an adapter. At most 100 evenly spaced
         points, including the first and the last, to six digits. `None` if nothing was logged.
     """
     names = next(filter(None, map(curve_names, log_history)), ())
