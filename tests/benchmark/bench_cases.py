@@ -1,5 +1,7 @@
 """A tiny classifier that knows six classes, and a benchmark of a few seconds on it."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features
@@ -7,6 +9,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from gs_lora_peft.benchmark import BenchmarkConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["quokka", "axolotl", "okapi", "tapir", "numbat", "kiwi"]
 AUDIT = {
     "attacks": ["answer", "centroid", "membership"],

@@ -63,16 +63,7 @@ def test_wrong_classes(settings, name, tmp_path, model, data):
 def test_a_search_needs_classes_that_no_setting_forgets(tmp_path, model, data):
     config = cases.config(
         tmp_path,
-        settings=[
-            {
-                "name": "a",
-                "requests": [[0, 1, 2, 3]],
-                "missing_classes": [
-                    4,
-                ],
-            },
-            {"name": "b", "requests": [[5]]},
-        ],
+        settings=[{"name": "a", "protocol": [2], "missing_classes": 1}, {"name": "b", "protocol": [1]}],
         search={"trials": 2},
     )
     with refused("search"):

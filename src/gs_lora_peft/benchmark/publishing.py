@@ -7,10 +7,14 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCardData
 
+from ..errors import InvalidInputError
 from ..hub import checked_repo_id, commit_folder, open_repository, writing_api
 from ..io import StrPath, write_bytes_atomic
 from ..reports import render_dataset_card
-from .results import FIGURES_FOLDER, RESULTS, TRIALS, BenchmarkResults
+from .results import FIGURES_FOLDER, RESULTS, TABLES_FOLDER, TRIALS, BenchmarkResults
+
+# Files of an earlier state in these folders are removed.
+_FOLDERS = (f"{TABLES_FOLDER}/", f"{FIGURES_FOLDER}/")
 
 
 def push_results(
@@ -42,7 +46,8 @@ def push_results(
         `str`: Address of the commit.
 
     Raises:
-        InvalidInputError: If the folder has no results, the name is malformed, or the repository is public.
+        InvalidInputError: If the folder has no results, the name is malformed, or the repository is public or holds
+            something else.
         HubRefusalError: If the token does not allow it.
         HubUnreachableError: If the Hub is away.
     """
@@ -50,9 +55,14 @@ def push_results(
     results = BenchmarkResults.load(folder)
     api = writing_api(token)
     head = open_repository(api, repo_id, private=private, repo_type="dataset")
+    if not head.is_new and f"{RESULTS}.parquet" not in head.files:
+        fix = "Choose another name, or empty the repository."
+        raise InvalidInputError("repo_id", head.repo_id, "a new data set, or one with results of a benchmark", fix)
     with tempfile.TemporaryDirectory() as staged:
-        stage_results(results, Path(staged), head.repo_id, license)
-        return commit_folder(api, head, staged, f"Benchmark: {len(results.rows)} rows")
+        files = stage_results(results, Path(staged), head.repo_id, license)
+        names = {file.relative_to(staged).as_posix() for file in files}
+        former = [name for name in head.files if name.startswith(_FOLDERS) and name not in names]
+        return commit_folder(api, head, staged, f"Benchmark: {len(results.rows)} rows", removed=former)
 
 
 def stage_results(results: BenchmarkResults, folder: Path, repo_id: str, license: str | None = None) -> list[Path]:
