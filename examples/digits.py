@@ -5,6 +5,8 @@ The 1,797 real images of 8×8 pixels come with scikit-learn; nothing is download
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features
 from huggingface_hub import cached_assets_path
@@ -36,7 +38,9 @@ def load_digits() -> DatasetDict:
 RECIPE = RetrainRecipe(epochs=40, learning_rate=1e-3, batch_size=64, weight_decay=0.05, warmup=30)
 
 
-def pretrained_vit(dataset: DatasetDict, seed: int = 0) -> ViTForImageClassification:
+def pretrained_vit(
+    dataset: DatasetDict, seed: int = 0, recipe: RetrainRecipe = RECIPE, cache: Path | None = None
+) -> ViTForImageClassification:
     """Returns a ViT of 6 blocks and width 64 that is trained on all ten digits, from the Hugging Face assets cache."""
     labels = dataset["train"].features["label"].names
     model = ViTForImageClassification(
@@ -53,5 +57,5 @@ def pretrained_vit(dataset: DatasetDict, seed: int = 0) -> ViTForImageClassifica
             label2id={name: index for index, name in enumerate(labels)},
         )
     )
-    cache = cached_assets_path("gs_lora_peft", namespace="examples", subfolder="digits-vit")
-    return retrain(model, dataset["train"], [], recipe=RECIPE, seed=seed, cache=cache)
+    cache = cache or cached_assets_path("gs_lora_peft", namespace="examples", subfolder="digits-vit")
+    return retrain(model, dataset["train"], [], recipe=recipe, seed=seed, cache=cache)

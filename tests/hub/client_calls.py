@@ -113,6 +113,21 @@ def _logits(model, pixels):
 # --- this package
 
 
+def push_results(folder, repo_id, **options):
+    """`push_results` of a benchmark."""
+    _package()
+    from gs_lora_peft.benchmark import push_results
+
+    return push_results(folder, repo_id, **options)
+
+
+def loaded_rows(repo_id, **options):
+    """What `load_dataset` reads of a data set, row by row."""
+    from datasets import load_dataset
+
+    return load_dataset(repo_id, split="train", **options).to_list()
+
+
 def push(folder, repo_id, **options):
     """`push_to_hub`."""
     return _package().push_to_hub(folder, repo_id, **options)

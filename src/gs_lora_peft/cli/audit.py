@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -135,7 +135,7 @@ def audit(
         attacks=None if attacks is None else [name.strip() for name in attacks.split(",")],
         seed=seed,
     )
-    with working(f"Auditing {run}"), _own_names():
+    with working(f"Auditing {run}"), own_names(_NAMES):
         report, folder, is_recorded = _audited(options)
     from ..audit import format_audit
 
@@ -249,15 +249,20 @@ def _last_part(repo_id: str) -> str:
 
 
 @contextmanager
-def _own_names() -> Iterator[None]:
-    """Gives errors the names of options as they are here: functions of scripts write --train_split."""
+def own_names(names: Mapping[str, str]) -> Iterator[None]:
+    """Gives errors the names of options as they are here: functions of scripts write --train_split.
+
+    Args:
+        names (`Mapping[str, str]`):
+            Options of scripts that have another name than the same with dashes.
+    """
+
+    def own(text: str) -> str:
+        return re.sub(r"--[a-z_]+", lambda found: names.get(found[0], found[0].replace("_", "-")), text)
+
     try:
         yield
     except InvalidInputError as error:
-        error.name, error.expected, error.fix = map(_own_name, (error.name, error.expected, error.fix))
+        error.name, error.expected, error.fix = map(own, (error.name, error.expected, error.fix))
         error.args = InvalidInputError(error.name, error.value, error.expected, error.fix).args
         raise
-
-
-def _own_name(text: str) -> str:
-    return re.sub(r"--[a-z_]+", lambda found: _NAMES.get(found[0], found[0].replace("_", "-")), text)

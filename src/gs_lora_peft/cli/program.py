@@ -13,6 +13,7 @@ import typer
 from typer.main import get_command
 
 from .audit import audit
+from .benchmark import benchmark
 from .commands import export, merge, pull, push, revoke, show, verify
 from .convert_face import convert_face
 from .terminal import TRACEBACK_VARIABLE, print_error, traceback_wanted
@@ -32,6 +33,7 @@ for command, example in (
     (show, "gs-lora show org/clinic-forgotten"),
     (verify, "gs-lora verify org/clinic-forgotten --base-model google/vit-base-patch16-224"),
     (audit, "gs-lora audit runs/clinic --data org/faces --reference retrained-model --quick"),
+    (benchmark, "gs-lora benchmark digits.yaml --methods my_module:MyMethod"),
     (export, "gs-lora export runs/clinic clinic-first-two --tasks 2"),
     (merge, "gs-lora merge org/clinic-forgotten clinic-model --base-model google/vit-base-patch16-224"),
     (push, "gs-lora push runs/clinic org/clinic-forgotten --withhold-classes"),
@@ -57,7 +59,7 @@ def program(
         bool, typer.Option("--traceback", help=f"Show the traceback of an error; so does {TRACEBACK_VARIABLE}=1.")
     ] = False,
 ) -> None:
-    """Show, check, attack, export, merge and share the runs of models that have forgotten."""
+    """Show, check, attack, compare, export, merge and share the runs of models that have forgotten."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import pkgutil
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -59,7 +62,8 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
 
     Args:
         name (`str` or [`Method`]):
-            A name in `METHODS`. A method is returned as it is.
+            A name in `METHODS`, or `"module:Class"` of anybody's method, which is imported. A method is returned as
+            it is.
         hyper_parameters (*optional*):
             Hyper-parameters of the method, in place of their defaults.
 
@@ -67,8 +71,8 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
         [`Method`]: The method, for `method` of [`ForgettingTrainer`] or [`ContinualForgetter`].
 
     Raises:
-        InvalidInputError: If there is no method of this name, it has no such hyper-parameter, or the value of one has
-            another type.
+        InvalidInputError: If there is no method of this name, the module or the class cannot be imported or is no
+            method, it has no such hyper-parameter, or the value of one has another type.
 
     Example:
         ```py
@@ -80,9 +84,7 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
     """
     if isinstance(name, Method) and not hyper_parameters:
         return name
-    if not isinstance(name, str) or name not in METHODS:
-        raise InvalidInputError("method", name, f"one of {sorted(METHODS)}, or a Method")
-    method: type[Method] = pkgutil.resolve_name(METHODS[name])
+    method = _method_class(name)
     known = [item.name for item in fields(method) if item.init]
     if unknown := next((given for given in hyper_parameters if given not in known), None):
         expected = f"one of {known}" if known else "none, because its hyper-parameters are GSLoraTrainingArguments"
@@ -91,3 +93,22 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
     made = method(**hyper_parameters)
     check_fields(made)
     return made
+
+
+def _method_class(name: Any) -> type[Method]:
+    """Returns the class of a method, by its name or its place."""
+    if isinstance(name, str) and name in METHODS:
+        known: type[Method] = pkgutil.resolve_name(METHODS[name])
+        return known
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.]+:\w+", name):
+        raise InvalidInputError("method", name, f"one of {sorted(METHODS)}, 'module:Class', or a Method")
+    module, _, wanted = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), wanted, None)
+    except ImportError as error:
+        expected = f"'module:Class' of a module that can be imported ({error})"
+        raise InvalidInputError("method", name, expected, "Check its name, and PYTHONPATH.") from error
+    if not (inspect.isclass(found) and issubclass(found, Method) and isinstance(getattr(found, "name", None), str)):
+        fix = "Derive it from gs_lora_peft.training.Method and give it a `name`."
+        raise InvalidInputError("method", name, f"a class of {module!r} that is a Method with a name", fix)
+    return found

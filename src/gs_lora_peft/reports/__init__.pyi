@@ -1,4 +1,9 @@
-from .cards import render_card as render_card, render_html as render_html, render_markdown as render_markdown
+from .cards import (
+    render_card as render_card,
+    render_dataset_card as render_dataset_card,
+    render_html as render_html,
+    render_markdown as render_markdown,
+)
 from .figures import (
     FAINT as FAINT,
     FORGOTTEN as FORGOTTEN,
@@ -32,6 +37,7 @@ __all__ = [
     "percent",
     "png_bytes",
     "render_card",
+    "render_dataset_card",
     "render_html",
     "render_markdown",
     "short_percent",

@@ -15,7 +15,7 @@ from ..io import code_span, visible
 from .tables import Table, escape_markdown, percent, short_percent
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
     from jinja2 import Environment
 
 
@@ -29,7 +29,8 @@ def render_markdown(template: str, **values: Any) -> str:
 
     Args:
         template (`str`):
-            Name of the template, without its suffixes: `"run"`, `"merged_model"`, `"adapter"` or `"audit"`.
+            Name of the template, without its suffixes: `"run"`, `"merged_model"`, `"adapter"`, `"audit"` or
+            `"benchmark"`.
         values (`Any`, *optional*):
             Values that the template prints.
 
@@ -61,7 +62,18 @@ def render_card(template: str, data: ModelCardData, **values: Any) -> ModelCard:
     """
     from huggingface_hub import ModelCard  # takes half a second to import, too long for a command line
 
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{render_markdown(template, **values)}")
+    return ModelCard(_with_metadata(template, data, values))
+
+
+def render_dataset_card(template: str, data: DatasetCardData, **values: Any) -> DatasetCard:
+    """Renders the card of a data set, as [`render_card`] that of a model."""
+    from huggingface_hub import DatasetCard
+
+    return DatasetCard(_with_metadata(template, data, values))
+
+
+def _with_metadata(template: str, data: ModelCardData | DatasetCardData, values: Mapping[str, Any]) -> str:
+    return f"---\n{data.to_yaml()}\n---\n\n{render_markdown(template, **values)}"
 
 
 def render_html(markdown: str, pictures: Mapping[str, bytes]) -> str:

@@ -30,6 +30,8 @@ _LATEX = {
     "–": "--",
     "…": r"\dots{}",
     "→": r"$\to$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
     "±": r"$\pm$",
 }
 
@@ -50,6 +52,10 @@ class Table:
             A line above the table.
         notes (`Sequence[str]`, *optional*, defaults to `()`):
             Lines below the table.
+        best (`Collection[tuple[int, int]]`, *optional*, defaults to `()`):
+            Row and column of cells that Markdown and LaTeX print bold.
+        second (`Collection[tuple[int, int]]`, *optional*, defaults to `()`):
+            Row and column of cells that they underline.
 
     Raises:
         ValueError: If a row has more or fewer cells than the header has titles.
@@ -60,6 +66,8 @@ class Table:
     align: str = ""
     caption: str = ""
     notes: Sequence[str] = ()
+    best: Collection[tuple[int, int]] = ()
+    second: Collection[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -110,6 +118,7 @@ class Table:
     def to_markdown(self) -> str:
         """Renders Markdown. Cells are escaped."""
         head, *body = ([escape_markdown(cell) for cell in row] for row in self._texts())
+        body = self._marked(body, "**{}**", "<u>{}</u>")
         rule = ["---:" if side == "r" else "---" for side in self._alignment()]
         lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
         above, notes = ([escape_markdown(line) for line in part] for part in (self._above(), self.notes))
@@ -117,10 +126,12 @@ class Table:
 
     def to_latex(self) -> str:
         """Renders LaTeX with the rules of the package booktabs. Cells are escaped."""
-        head, *body = (f"{' & '.join(map(escape_latex, row))} \\\\" for row in self._texts())
+        head, *body = ([escape_latex(cell) for cell in row] for row in self._texts())
+        body = self._marked(body, r"\textbf{{{}}}", r"\underline{{{}}}")
+        first, *lines = (f"{' & '.join(row)} \\\\" for row in (head, *body))
         tabular = [
             rf"\begin{{tabular}}{{{''.join(self._alignment())}}}",
-            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+            *(r"\toprule", first, r"\midrule", *lines, r"\bottomrule"),
             r"\end{tabular}",
         ]
         if not self.caption and not self.notes:
@@ -138,6 +149,13 @@ class Table:
     def _texts(self) -> list[list[str]]:
         """Returns the header and all rows as text."""
         return [list(self.header), *([_shown(cell) for cell in row] for row in self.rows)]
+
+    def _marked(self, body: list[list[str]], bold: str, underlined: str) -> list[list[str]]:
+        """Puts marks around the escaped cells of `best` and `second`."""
+        for mark, places in ((bold, self.best), (underlined, self.second)):
+            for row, column in places:
+                body[row][column] = mark.format(body[row][column])
+        return body
 
     def _alignment(self) -> str:
         return self.align.ljust(len(self.header), "l")

@@ -1,9 +1,9 @@
-"""A Hub on this machine: the wire calls that `huggingface_hub` makes of model repositories, tokens, and faults.
+"""A Hub on this machine: the wire calls that `huggingface_hub` makes of models and data sets, tokens, and faults.
 
 Every call was written after the client's own code. As on the real Hub, large and binary files go to a storage server
 at another address, which knows no tokens but signed links; with `hf_xet` they go to a Xet store, which here is a
-folder. Left out: datasets and spaces, pull requests, gated repositories, uploads in several parts, renamed
-repositories.
+folder. The id of a data set begins with "datasets/". Left out: spaces, pull requests, gated repositories, uploads in
+several parts, renamed repositories.
 """
 
 from __future__ import annotations

@@ -78,8 +78,9 @@ class Api:
         namespace = asked.get("organization") or user.name
         if namespace not in user.namespaces or user.role != "write":
             raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
-        repo_id = f"{namespace}/{asked['name']}"
-        answer = {"url": f"{self.address}/{repo_id}", "name": repo_id, "id": repo_id}
+        plain = f"{namespace}/{asked['name']}"
+        repo_id = f"datasets/{plain}" if asked.get("type") == "dataset" else plain
+        answer = {"url": f"{self.address}/{repo_id}", "name": plain, "id": plain}
         if repo_id in self.repos:
             return Answer.json({**answer, "error": "You already created this model repo"}, 409)
         # huggingface_hub 1 says `private`, later versions say `visibility`.
@@ -102,7 +103,7 @@ class Api:
                 row |= {"size": file.size, "blobId": file.git_oid, **file.lfs_info("sha256")}
         return Answer.json(
             {
-                "id": repo,
+                "id": repo.removeprefix("datasets/"),
                 "modelId": repo,
                 "author": repository.namespace,
                 "sha": commit.oid,
@@ -157,7 +158,8 @@ class Api:
             return Answer(self.storage.sent(path, file), headers=headers, ranges=True)
         headers |= {"X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
         if file.xet_hash:
-            route = f"{self.address}/api/models/{repo}/xet-read-token/{commit.oid}"
+            kind = repo if repo.startswith("datasets/") else f"models/{repo}"
+            route = f"{self.address}/api/{kind}/xet-read-token/{commit.oid}"
             headers |= {"X-Xet-Hash": file.xet_hash, "Link": f'<{route}>; rel="xet-auth"'}
         return Answer(status=302, headers={**headers, "Location": self.storage.download_link(file, path)})
 
@@ -226,8 +228,9 @@ class Api:
         return uploaded
 
 
-MODEL = r"/api/models/(?P<repo>[\w.-]+/[\w.-]+)"
-REPO = r"/(?P<repo>[\w.-]+/[\w.-]+)"
+# The id of a data set begins with "datasets/" here.
+MODEL = r"/api/(?:models/|(?=datasets/))(?P<repo>(?:datasets/)?[\w.-]+/[\w.-]+)"
+REPO = r"/(?P<repo>(?:datasets/)?[\w.-]+/[\w.-]+)"
 REVISION = r"(?P<revision>[^/]+)"
 ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("GET", "/api/whoami-v2", Api._whoami),

@@ -116,7 +116,7 @@ class Repository:
 
     @property
     def namespace(self) -> str:
-        return self.repo_id.split("/")[0]
+        return self.repo_id.removeprefix("datasets/").split("/")[0]
 
     def check_access(self, user: User | None, write: bool) -> None:
         """Refuses who may not read or write, as the Hub does: what is private does not exist for strangers."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError, RevisionNotFoundError
@@ -18,6 +19,8 @@ from ...io import StrPath, sha256_of
 from .calls import HubRefusalError, call_hub, checked_repo_id, status_of
 
 PUBLISHED_SUFFIXES = (".safetensors", ".json", ".md", ".png")
+# Of a data set: results of a benchmark.
+DATASET_SUFFIXES = (".parquet", ".jsonl", ".csv", ".tex", ".md", ".png")
 # The Hub puts these into a repository that is made on its pages.
 _OF_THE_HUB = (".gitattributes", "README.md")
 
@@ -38,6 +41,8 @@ class RemoteHead:
         makes_branch (`bool`):
             Whether the branch does not exist yet. Commit and files are then those of the main branch, from which
             [`commit_folder`] makes it.
+        repo_type (`str` or `None`):
+            `"dataset"`; `None` is a model.
     """
 
     repo_id: str
@@ -45,6 +50,7 @@ class RemoteHead:
     sha: str | None
     files: dict[str, RepoFile]
     makes_branch: bool = False
+    repo_type: str | None = None
 
     @property
     def is_new(self) -> bool:
@@ -54,11 +60,18 @@ class RemoteHead:
     def holds(self, folder: StrPath, removed: Iterable[str] = ()) -> bool:
         """Returns whether the commit has all files of `folder`, byte for byte, and none of `removed`."""
         return not any(path in self.files for path in removed) and all(
-            _is_same(Path(folder, name), self.files.get(name)) for name in publishable_files(folder)
+            _is_same(Path(folder, name), self.files.get(name)) for name in publishable_files(folder, self.suffixes)
         )
 
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Kinds of files that may be published in the repository."""
+        return DATASET_SUFFIXES if self.repo_type == "dataset" else PUBLISHED_SUFFIXES
 
-def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, private: bool = True) -> RemoteHead:
+
+def open_repository(
+    api: HfApi, repo_id: str, *, revision: str | None = None, private: bool = True, repo_type: str | None = None
+) -> RemoteHead:
     """Makes a repository if it does not exist, and reads its newest commit.
 
     Args:
@@ -70,6 +83,8 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
             A branch; [`commit_folder`] makes a missing one from the main branch.
         private (`bool`, *optional*, defaults to `True`):
             Whether a new repository is private, and an existing one must be.
+        repo_type (`str`, *optional*):
+            `"dataset"` for a data set; by default a model.
 
     Returns:
         [`RemoteHead`]: The newest commit.
@@ -82,8 +97,9 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
     checked_repo_id(repo_id)
     if revision == "":  # the Hub would return the list of all revisions
         raise InvalidInputError("revision", "", "the name of a branch, or None for the main one", "Name it.")
-    full_id = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id).repo_id
-    info = call_hub(lambda: api.repo_info(full_id), full_id)
+    kind: dict[str, Any] = {"repo_type": repo_type} if repo_type else {}
+    full_id = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True, **kind), repo_id).repo_id
+    info = call_hub(lambda: api.repo_info(full_id, **kind), full_id)
     if private and not info.private:
         raise InvalidInputError(
             "repo_id",
@@ -94,11 +110,11 @@ def open_repository(api: HfApi, repo_id: str, *, revision: str | None = None, pr
 
     def branch() -> str | None:
         with suppress(RevisionNotFoundError):
-            return api.repo_info(full_id, revision=revision).sha
+            return api.repo_info(full_id, revision=revision, **kind).sha
         return None
 
     sha = None if revision is None else call_hub(branch, full_id)
-    head = _read_head(api, full_id, revision, sha or info.sha)
+    head = _read_head(api, full_id, revision, sha or info.sha, repo_type)
     return replace(head, makes_branch=revision is not None and sha is None)
 
 
@@ -168,7 +184,7 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
         HubUnreachableError: If the Hub is away, or busy for too long.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses for another reason.
     """
-    names = publishable_files(folder)
+    names = publishable_files(folder, head.suffixes)
     if ".gitignore" in head.files:
         raise InvalidInputError(
             "repo_id",
@@ -188,12 +204,16 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
             commit_message=message,
             revision=head.revision,
             parent_commit=head.sha,
+            repo_type=head.repo_type,
         )
 
     if head.makes_branch:
         branch = str(head.revision)
         call_hub(
-            lambda: api.create_branch(head.repo_id, branch=branch, revision=head.sha, exist_ok=True), head.repo_id
+            lambda: api.create_branch(
+                head.repo_id, branch=branch, revision=head.sha, exist_ok=True, repo_type=head.repo_type
+            ),
+            head.repo_id,
         )
     try:
         return str(call_hub(commit, head.repo_id).commit_url)
@@ -202,9 +222,12 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
             raise
         # If the commit was made and only its answer was lost, `head` is not the newest commit, and the files to
         # delete are gone.
-        sha = call_hub(lambda: api.repo_info(head.repo_id, revision=head.revision), head.repo_id).sha
-        if _read_head(api, head.repo_id, head.revision, sha).holds(folder, removed):
-            return f"{api.endpoint}/{head.repo_id}/commit/{sha}"
+        sha = call_hub(
+            lambda: api.repo_info(head.repo_id, revision=head.revision, repo_type=head.repo_type), head.repo_id
+        ).sha
+        if _read_head(api, head.repo_id, head.revision, sha, head.repo_type).holds(folder, removed):
+            place = f"datasets/{head.repo_id}" if head.repo_type == "dataset" else head.repo_id
+            return f"{api.endpoint}/{place}/commit/{sha}"
         if sha == head.sha:
             raise
         raise HubRefusalError(
@@ -216,8 +239,14 @@ def commit_folder(api: HfApi, head: RemoteHead, folder: StrPath, message: str, *
         ) from error
 
 
-def publishable_files(folder: StrPath) -> list[str]:
+def publishable_files(folder: StrPath, suffixes: tuple[str, ...] = PUBLISHED_SUFFIXES) -> list[str]:
     """Returns all files below a folder by their relative path, sorted.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The folder.
+        suffixes (`tuple[str, ...]`, *optional*):
+            Kinds of files that may leave the machine; by default those of a model.
 
     Raises:
         InvalidInputError: If one of them is a link, or of a kind that must not leave the machine.
@@ -227,11 +256,11 @@ def publishable_files(folder: StrPath) -> list[str]:
         for name in (*folders, *files):
             path = Path(parent, name)
             relative = path.relative_to(folder).as_posix()
-            if path.is_symlink() or name.startswith(".") or (name in files and path.suffix not in PUBLISHED_SUFFIXES):
+            if path.is_symlink() or name.startswith(".") or (name in files and path.suffix not in suffixes):
                 raise InvalidInputError(
                     "file to publish",
                     relative,
-                    f"a regular file that ends with {', '.join(PUBLISHED_SUFFIXES)}",
+                    f"a regular file that ends with {', '.join(suffixes)}",
                     f"Remove it from '{folder}'.",
                 )
             if name in files:
@@ -239,11 +268,16 @@ def publishable_files(folder: StrPath) -> list[str]:
     return sorted(names)
 
 
-def _read_head(api: HfApi, repo_id: str, revision: str | None, sha: str | None) -> RemoteHead:
+def _read_head(
+    api: HfApi, repo_id: str, revision: str | None, sha: str | None, repo_type: str | None = None
+) -> RemoteHead:
     if sha is None:
-        return RemoteHead(repo_id, revision, None, {})
-    tree = call_hub(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=sha)), repo_id)
-    return RemoteHead(repo_id, revision, sha, {item.path: item for item in tree if isinstance(item, RepoFile)})
+        return RemoteHead(repo_id, revision, None, {}, repo_type=repo_type)
+    tree = call_hub(
+        lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=sha, repo_type=repo_type)), repo_id
+    )
+    files = {item.path: item for item in tree if isinstance(item, RepoFile)}
+    return RemoteHead(repo_id, revision, sha, files, repo_type=repo_type)
 
 
 def _is_same(path: Path, remote: RepoFile | None) -> bool:

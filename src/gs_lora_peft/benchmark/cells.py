@@ -1,0 +1,232 @@
+"""One run of the table: its training, its scores after every request, and its audit at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..io import write_json_atomic
+from ..ledger import ForgetRequest, all_forgotten, task_folder
+from ..metrics import measure_of
+from ..runs import ContinualForgetter, library_versions
+from ..training import NonFiniteLossError
+from .plan import SCHEMA, Bench, Cell, Course, slug
+from .settings import ORIGINAL, RETRAINED
+from .yardsticks import Yardsticks, retrained, scores_at_end
+
+CELLS_FOLDER, RUNS_FOLDER, ERRORS_FOLDER = "cells", "runs", "errors"
+# Outcomes of a run. Any other one is "error: " and the kind of the error.
+FORGOTTEN, NOT_FORGOTTEN, DIVERGED, YARDSTICK = "forgotten", "not forgotten", "diverged", "yardstick"
+
+_ROLES = ("retain", "forget", "old", "missing")
+_TIMES = "times.json"
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+class CellRunner:
+    """Carries out runs, and keeps what they share.
+
+    Args:
+        bench ([`Bench`]):
+            The benchmark.
+    """
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self._yardsticks: dict[str, Yardsticks] = {}
+
+    def yardsticks(self, course: Course) -> Yardsticks | None:
+        """Returns retrained models and attacks for a setting; `None` without an audit."""
+        if self.bench.config.audit is None:
+            return None
+        if course.name not in self._yardsticks:
+            self._yardsticks = {course.name: Yardsticks(self.bench, course)}  # one at a time: they hold models
+        return self._yardsticks[course.name]
+
+    def finished(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row] | None:
+        """Returns the rows of a run that is done; `None` if it is not."""
+        return read_rows(self._path(cell, found))
+
+    def carry_out(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row]:
+        """Carries out a run, or goes on with it. What fails becomes a row.
+
+        Args:
+            cell ([`Cell`]):
+                The run.
+            found (`Mapping`, *optional*):
+                What a search found: `training` and `hyper_parameters`.
+        """
+        path = self._path(cell, found)
+        if (rows := read_rows(path)) is not None:
+            return rows
+        course, folder = self.bench.courses[cell.course], self.bench.output / RUNS_FOLDER / path.stem
+        facts = self._facts(cell, course, found)
+        try:
+            if cell.method in (ORIGINAL, RETRAINED):
+                rows = self._yardstick(cell, course)
+            else:
+                rows = self._run(cell, course, found or {}, folder)
+        except Exception as error:
+            # The text of an error can name classes, so it stays on this machine.
+            note = self.bench.output / ERRORS_FOLDER / f"{path.stem}.txt"
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(traceback.format_exc(), encoding="utf-8")
+            outcome = DIVERGED if isinstance(error, NonFiniteLossError) else f"error: {type(error).__name__}"
+            rows = [{"task": len(course.requests), "outcome": outcome}]
+        rows = [{**facts, **row, "final": row["task"] == len(course.requests)} for row in rows]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, {"schema": SCHEMA, "rows": rows, "versions": library_versions()})
+        if not self.bench.config.keep_runs:
+            shutil.rmtree(folder, ignore_errors=True)
+        return rows
+
+    def _path(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
+        bench = self.bench
+        course = bench.courses[cell.course].facts()
+        own = [cell.method] if cell.method in (ORIGINAL, RETRAINED) else bench.entry_facts(bench.entry(cell.method))
+        digest = bench.digest(own, course, cell.seed, found or {}, bench.audit_facts())
+        return bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
+
+    def _facts(self, cell: Cell, course: Course, found: Mapping[str, Any] | None) -> Row:
+        bench = self.bench
+        facts: Row = {
+            "method": cell.method,
+            "setting": cell.course,
+            "seed": cell.seed,
+            "tasks": len(course.requests),
+            "shots": course.setting.shots,
+            "replay_ratio": course.setting.replay_ratio,
+            "missing_classes": len(course.missing),
+            "searched": bool(found),
+        }
+        if cell.method not in (ORIGINAL, RETRAINED):
+            entry = bench.entry(cell.method)
+            own = bench.entry_facts(entry)
+            own["training"] = bench.config.training_of(entry, (found or {}).get("training"))
+            own["method"] = entry.make(**(found or {}).get("hyper_parameters", {})).settings()
+            facts["options"] = json.dumps(own, sort_keys=True, default=str)
+        return facts
+
+    def _run(self, cell: Cell, course: Course, found: Mapping[str, Any], folder: Path) -> list[Row]:
+        forgetter = make_forgetter(self.bench, cell.method, course, cell.seed, found, folder)
+        rows = carry_out_requests(forgetter, course.requests, folder / _TIMES)
+        for row, classes in zip(rows, course.requests, strict=True):
+            row["classes"] = len(classes)
+            if self.bench.config.name_classes:
+                row["class_ids"] = json.dumps(classes)
+        rows[-1]["outcome"] = _OUTCOMES[all_forgotten(forgetter.ledger.tasks)]
+        rows[-1] |= self._audited(course, forgetter.model)
+        return rows
+
+    def _yardstick(self, cell: Cell, course: Course) -> list[Row]:
+        bench = self.bench
+        model = bench.model if cell.method == ORIGINAL else retrained(bench, course, self._control(cell))
+        of_base = scores_at_end(bench, course, bench.model, None)
+        before = of_base[measure_of(of_base).key("forget")]
+        scores = scores_at_end(bench, course, model, before)
+        row = {"task": len(course.requests), "classes": len(course.requests[-1]), "outcome": YARDSTICK}
+        return [{**row, **scores_of(scores), **self._audited(course, model)}]
+
+    def _control(self, cell: Cell) -> int:
+        assert self.bench.config.audit is not None
+        return self.bench.config.audit.references + cell.seed
+
+    def _audited(self, course: Course, model: Any) -> Row:
+        yardsticks = self.yardsticks(course)
+        if yardsticks is None:
+            return {}
+        start = time.perf_counter()
+        report = yardsticks.audit(model)
+        return {**yardsticks.figures(model, report), "audit_seconds": round(time.perf_counter() - start, 2)}
+
+
+_OUTCOMES = {True: FORGOTTEN, False: NOT_FORGOTTEN, None: "not known"}
+
+
+def make_forgetter(
+    bench: Bench, name: str, course: Course, seed: int, found: Mapping[str, Any], folder: Path, **data: Any
+) -> ContinualForgetter:
+    """Makes the forgetter of a run, which goes on in a folder that has one.
+
+    Args:
+        bench ([`Bench`]):
+            The benchmark.
+        name (`str`):
+            Name of the method.
+        course ([`Course`]):
+            The setting.
+        seed (`int`):
+            The seed.
+        found (`Mapping`):
+            What a search found.
+        folder (`Path`):
+            Folder of the run.
+        data (*optional*):
+            `dataset`: other data than that of the benchmark.
+    """
+    entry = bench.entry(name)
+    args = bench.config.arguments(entry, folder, seed, found.get("training"))
+    method = entry.make(**found.get("hyper_parameters", {}))
+    return ContinualForgetter(
+        bench.fresh_model(),
+        data.get("dataset", bench.dataset),
+        folder,
+        config=None if method.trains == "weights" else entry.adapter_config(args),
+        args=args,
+        method=method,
+        shots=course.setting.shots,
+        replay_ratio=course.setting.replay_ratio,
+        missing_classes=course.missing,
+        **bench.loading,
+    )
+
+
+def carry_out_requests(forgetter: ContinualForgetter, requests: Sequence[Sequence[int]], times: Path) -> list[Row]:
+    """Carries out requests one after another, except those that the ledger has; returns a row for each.
+
+    Args:
+        forgetter ([`ContinualForgetter`]):
+            The forgetter.
+        requests (`Sequence[Sequence[int]]`):
+            Classes of each request.
+        times (`Path`):
+            File of the seconds of each request, for a run that goes on.
+    """
+    spent = json.loads(times.read_text(encoding="utf-8")) if times.is_file() else {}
+    asked = [ForgetRequest(list(classes)) for classes in requests]
+    rows = []
+    for number in range(1, len(asked) + 1):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        entry = forgetter.run(asked[:number])[-1]
+        if entry.name not in spent:
+            spent[entry.name] = [time.perf_counter() - start, time.process_time() - start_cpu]
+            write_json_atomic(times, spent)
+        stored = task_folder(forgetter.folder, entry.name)
+        row = {"task": number, "outcome": _OUTCOMES[entry.forgotten], "steps": entry.sizes["steps"]}
+        row |= {"seconds": spent[entry.name][0], "cpu_seconds": spent[entry.name][1]}
+        row["stored_bytes"] = sum(file.stat().st_size for file in stored.rglob("*") if file.is_file())
+        rows.append(row | scores_of(entry.scores["after"]))
+    return rows
+
+
+def scores_of(scores: Mapping[str, Any]) -> Row:
+    """Returns scores by role, drop and H."""
+    key = measure_of(scores).key
+    return {name: scores.get(name) for name in (*map(key, _ROLES), "drop", "h_mean")}
+
+
+def read_rows(path: Path) -> list[Row] | None:
+    """Returns the rows of a finished run; `None` if there are none."""
+    if not path.is_file():
+        return None
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows

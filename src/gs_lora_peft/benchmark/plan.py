@@ -1,0 +1,250 @@
+"""The benchmark on one model and data set: resolved classes, cells, and what tells one cell from another."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel
+
+from ..adapters import weights_fingerprint
+from ..data import (
+    check_names,
+    continual_protocol,
+    default_collator,
+    evaluation_split,
+    names_of_model,
+    read_classes,
+    resolve_classes,
+)
+from ..errors import InvalidInputError
+from ..objectives import check_class_head
+from ..roles import ClassRoles
+from .settings import BenchmarkConfig, Entry, Setting
+
+SCHEMA = "gs_lora_peft.benchmark/1"
+
+
+@dataclass(frozen=True)
+class Course:
+    """A setting with the ids of its classes.
+
+    Args:
+        setting ([`Setting`]):
+            The setting.
+        requests (`list[list[int]]`):
+            The classes of each request.
+        missing (`list[int]`):
+            The classes to keep without training data.
+        present (`list[int]`):
+            All classes of the data.
+    """
+
+    setting: Setting
+    requests: list[list[int]]
+    missing: list[int]
+    present: list[int]
+
+    @property
+    def name(self) -> str:
+        return self.setting.name
+
+    @property
+    def forgotten(self) -> list[int]:
+        """All classes that are forgotten at the end."""
+        return sorted(class_id for classes in self.requests for class_id in classes)
+
+    @property
+    def roles(self) -> ClassRoles:
+        """The roles of the classes in the last request."""
+        old = [class_id for classes in self.requests[:-1] for class_id in classes]
+        return ClassRoles.of(self.requests[-1], old, self.missing, present=self.present)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a run depends on, as JSON types."""
+        setting = self.setting
+        return {
+            "requests": self.requests,
+            "missing": self.missing,
+            "shots": setting.shots,
+            "replay_ratio": setting.replay_ratio,
+        }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method (or a yardstick), a setting and a seed."""
+
+    method: str
+    course: str
+    seed: int
+
+
+@dataclass
+class Bench:
+    """The benchmark with model and data. Worker processes get a copy.
+
+    Args:
+        config ([`BenchmarkConfig`]):
+            What is compared.
+        model (`transformers.PreTrainedModel`):
+            The base model, which is not changed.
+        dataset (`datasets.DatasetDict` or `dict`):
+            Labelled samples, `train` and a split to score on.
+        processing_class (*optional*):
+            As in [`ContinualForgetter`].
+        data_collator (`Callable`, *optional*):
+            As in [`ContinualForgetter`].
+
+    Raises:
+        InvalidInputError: If the data lack a split or a class, or do not fit the model.
+    """
+
+    config: BenchmarkConfig
+    model: PreTrainedModel
+    dataset: Mapping[str, Dataset]
+    processing_class: Any = None
+    data_collator: Callable | None = None
+    courses: dict[str, Course] = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_class_head(self.model)
+        test = evaluation_split(self.dataset) if isinstance(self.dataset, dict) else None
+        if test is None or "train" not in self.dataset:
+            found = list(self.dataset) if isinstance(self.dataset, dict) else type(self.dataset).__name__
+            raise InvalidInputError("dataset", found, "the splits 'train' and 'test'")
+        self.dataset = DatasetDict(train=self.dataset["train"], test=self.dataset[test])
+        self._labels = [read_classes(part, self.label_column)[0] for part in self.dataset.values()]
+        check_names(self._names, self.model, repr(self.label_column))
+        self.data_collator = self.data_collator or default_collator(
+            self.processing_class, self.label_column, self.dataset["train"]
+        )
+        self.courses = {setting.name: self._resolved(setting) for setting in self.config.settings}
+
+    @property
+    def label_column(self) -> str:
+        """Column of the labels, or of annotated boxes."""
+        return str(self.config.data.get("label_column", "label"))
+
+    @property
+    def output(self) -> Path:
+        """Folder of results and of everything unfinished."""
+        return Path(self.config.output)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How rows become batches, as keyword arguments."""
+        return {
+            "label_column": self.label_column,
+            "processing_class": self.processing_class,
+            "data_collator": self.data_collator,
+        }
+
+    @cached_property
+    def _names(self) -> list[str] | None:
+        names = read_classes(self.dataset["train"], self.label_column)[1]
+        return names or list(names_of_model(self.model).values()) or None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the base model's weights."""
+        return weights_fingerprint(self.model)
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Tells data sets apart by their labels."""
+        return hashlib.sha256(b"".join(labels.astype("<i8").tobytes() for labels in self._labels)).hexdigest()[:16]
+
+    def entry(self, name: str) -> Entry:
+        """Returns the method of a name."""
+        return next(entry for entry in self.config.methods if entry.name == name)
+
+    def fresh_model(self) -> PreTrainedModel:
+        """Returns a copy of the base model."""
+        return copy.deepcopy(self.model)
+
+    def cells(self) -> Iterator[Cell]:
+        """Yields the runs of all methods, seed by seed, so that early results cover every method."""
+        for seed in self.config.seeds:
+            for course in self.courses:
+                for entry in self.config.methods:
+                    yield Cell(entry.name, course, seed)
+
+    def digest(self, *content: Any) -> str:
+        """Identifies a result by what it depends on, besides the versions of libraries."""
+        text = json.dumps([SCHEMA, self.fingerprint, self.data_digest, *content], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def audit_facts(self) -> dict[str, Any] | None:
+        """Returns what figures of the audit depend on, as JSON types."""
+        return None if self.config.audit is None else {**asdict(self.config.audit), "cache": None}
+
+    def entry_facts(self, entry: Entry) -> dict[str, Any]:
+        """Returns what a run of a method depends on, as JSON types."""
+        method = entry.make()
+        adapter = {**getattr(method, "adapter", {}), **entry.adapter}
+        return {"method": method.settings(), "training": self.config.training_of(entry), "adapter": adapter}
+
+    def _resolved(self, setting: Setting) -> Course:
+        where = f"settings[{setting.name!r}]"
+        trained, scored = (sorted(set(labels.tolist())) for labels in self._labels)
+        present = sorted({*trained, *scored})
+        if setting.protocol is not None:
+            tasks = continual_protocol(len(trained), setting.protocol)
+            requests = [[trained[place] for place in task] for task in tasks]
+        else:
+            requests = [self._ids(classes) for classes in setting.requests or ()]
+        named = [class_id for classes in requests for class_id in classes]
+        if twice := sorted({class_id for class_id in named if named.count(class_id) > 1}):
+            raise InvalidInputError(f"{where}.requests", twice, "each class in one request at most")
+        kept = [class_id for class_id in trained if class_id not in named]
+        if isinstance(setting.missing_classes, int):
+            missing = kept[: setting.missing_classes]
+        else:
+            missing = self._ids(setting.missing_classes) if setting.missing_classes else []
+        if shared := sorted(set(missing) & set(named)):
+            raise InvalidInputError(f"{where}.missing_classes", shared, "classes that no request forgets")
+        if not set(kept) - set(missing):
+            raise InvalidInputError(where, f"{len(named)} classes", "a class with data that stays to the end")
+        missing = sorted({*missing, *(set(scored) - set(trained) - set(named))})
+        return Course(setting, requests, missing, present)
+
+    def _ids(self, classes: Sequence[str | int]) -> list[int]:
+        return resolve_classes(classes, names=self._names)
+
+
+def slug(*parts: Any) -> str:
+    """Returns the name of a file for a result."""
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", str(part)) for part in parts)
+
+
+def held_out_classes(course: Course, others: Sequence[int], requests: int | None, seed: int) -> list[list[int]]:
+    """Draws other classes than a benchmark forgets, as many for each request, as long as one class is left.
+
+    Args:
+        course ([`Course`]):
+            The setting.
+        others (`Sequence[int]`):
+            Classes that no setting forgets and none misses.
+        requests (`int`, *optional*):
+            Number of requests, from the first.
+        seed (`int`):
+            Seed of the draw.
+    """
+    drawn = np.random.default_rng(seed).permutation(sorted(others)).tolist()
+    chosen: list[list[int]] = []
+    for classes in course.requests[:requests]:
+        taken, drawn = drawn[: len(classes)], drawn[len(classes) :]
+        if not taken or (len(taken) < len(classes) and chosen):
+            break
+        chosen.append(sorted(taken))
+    return chosen

@@ -1,0 +1,290 @@
+"""Carrying out a benchmark: what is missing, over several processes, with progress; a killed one goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ..io import exclusive_lock, write_bytes_atomic
+from .cells import CELLS_FOLDER, CellRunner, Row
+from .plan import Bench, Cell
+from .results import BenchmarkResults
+from .search import Search, search_path
+from .settings import ORIGINAL, RETRAINED, BenchmarkConfig
+from .yardsticks import retrained
+
+Job = Callable[["Worker"], Any]
+
+
+def run_benchmark(
+    config: BenchmarkConfig,
+    model: PreTrainedModel,
+    dataset: Mapping[str, Dataset],
+    *,
+    processing_class: Any = None,
+    data_collator: Callable | None = None,
+    retry_failed: bool = False,
+    disable_tqdm: bool = False,
+) -> BenchmarkResults:
+    """Trains, scores and audits every method in every setting with every seed.
+
+    First come the retrained models and the search, then the original model, whose attacks all audits share, then the
+    runs. Every finished search trial, request and run is kept in `config.output`: the same call after a kill goes on,
+    and one with further methods, seeds or settings carries out these alone. A run that fails is a row of its own.
+
+    Args:
+        config ([`BenchmarkConfig`]):
+            What is compared.
+        model (`transformers.PreTrainedModel`):
+            The base model, without adapters. It knows all classes, and is not changed.
+        dataset (`datasets.DatasetDict` or `dict`):
+            Labelled samples with the class ids of the model: `train`, and `test` or another name of
+            [`evaluation_split`], which only the final scores and the audit use.
+        processing_class (*optional*):
+            As in [`ContinualForgetter`].
+        data_collator (`Callable`, *optional*):
+            As in [`ContinualForgetter`]. Several processes need one that can be pickled.
+        retry_failed (`bool`, *optional*, defaults to `False`):
+            Whether runs that ended with an error are carried out again.
+        disable_tqdm (`bool`, *optional*, defaults to `False`):
+            Whether to hide the progress.
+
+    Returns:
+        [`BenchmarkResults`]: All rows, with tables and figures; also written to `config.output`.
+
+    Raises:
+        InvalidInputError: Before any work, if model, data and configuration do not fit each other.
+        RunLockedError: If another process works in the folder.
+
+    Example:
+        ```py
+        >>> config = BenchmarkConfig.read("digits.yaml")
+        >>> results = run_benchmark(config, model, dataset)
+        >>> print(results.table("continual").to_markdown())
+        ```
+    """
+    bench = Bench(config, model, dataset, processing_class, data_collator)
+    searches = _searches(bench)  # refuses what cannot be searched
+    bench.output.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(bench.output / "benchmark.lock"), _Pool(bench) as pool:
+        if retry_failed:
+            _remove_failed(bench)
+        worker = Worker(bench)
+        phases = [
+            [*_retraining(bench), *(job for job in searches if job.func is _search)],
+            [partial(_cell, cell=cell) for cell in yardstick_cells(bench) if cell.method == ORIGINAL],
+            [partial(_cell, cell=cell) for cell in (*yardstick_cells(bench), *bench.cells())],
+        ]
+        todo = [[job for job in phase if not job.func(worker, **job.keywords, only_look=True)] for phase in phases]
+        total = sum(map(len, todo))
+        with tqdm(total=total, disable=disable_tqdm, desc="benchmark", smoothing=0.1) as bar:
+            for jobs in todo:
+                for said in pool.carry_out(jobs):
+                    bar.set_postfix_str(said)
+                    bar.update()
+        return collect(bench)
+
+
+@dataclass
+class Worker:
+    """What a process keeps from job to job."""
+
+    bench: Bench
+
+    def __post_init__(self) -> None:
+        self.runner = CellRunner(self.bench)
+
+    def found(self, cell: Cell) -> dict[str, Any] | None:
+        """Returns what the search found for a run; `None` without a search, or before its end."""
+        if self.bench.config.search is None or cell.method in (ORIGINAL, RETRAINED):
+            return None
+        search = Search(self.bench, cell.method, self.bench.courses[cell.course])
+        return search.best() if search.trials() is not None else None
+
+
+# Jobs. With `only_look` they say whether they are done.
+
+
+def _retrain(worker: Worker, course: str, number: int, only_look: bool = False) -> Any:
+    if only_look:
+        return False  # quick if the cache has it
+    retrained(worker.bench, worker.bench.courses[course], number)
+    return f"retrained model for {course}"
+
+
+def _search(worker: Worker, method: str, course: str, only_look: bool = False) -> Any:
+    search = Search(worker.bench, method, worker.bench.courses[course])
+    if only_look:
+        return search.trials() is not None
+    search.carry_out()
+    return f"search for {method}, {course}"
+
+
+def _cell(worker: Worker, cell: Cell, only_look: bool = False) -> Any:
+    found = worker.found(cell)
+    if only_look:
+        unknown = worker.bench.config.search is not None and found is None and cell.method not in (ORIGINAL, RETRAINED)
+        return not unknown and worker.runner.finished(cell, found) is not None
+    worker.runner.carry_out(cell, found)
+    return f"{cell.method}, {cell.course}, seed {cell.seed}"
+
+
+def _retraining(bench: Bench) -> list[partial]:
+    audit = bench.config.audit
+    if audit is None:
+        return []
+    count = audit.references + audit.controls
+    waiting = [*yardstick_cells(bench), *bench.cells()]
+    runner = Worker(bench)
+    if all(_cell(runner, cell, only_look=True) for cell in waiting):
+        return []
+    return [partial(_retrain, course=course, number=number) for number in range(count) for course in bench.courses]
+
+
+def _searches(bench: Bench) -> list[partial]:
+    if bench.config.search is None:
+        return []
+    jobs = []
+    for course in bench.courses.values():
+        for entry in bench.config.methods:
+            Search(bench, entry.name, course)
+            jobs.append(partial(_search, method=entry.name, course=course.name))
+    return jobs
+
+
+def yardstick_cells(bench: Bench) -> list[Cell]:
+    """Returns the rows of the original model, and of retrained models that are no references."""
+    controls = bench.config.audit.controls if bench.config.audit else 0
+    return [
+        *(Cell(ORIGINAL, course, 0) for course in bench.courses),
+        *(Cell(RETRAINED, course, seed) for course in bench.courses for seed in range(controls)),
+    ]
+
+
+def collect(bench: Bench) -> BenchmarkResults:
+    """Reads the rows of all runs that are done, and writes the results."""
+    worker = Worker(bench)
+    rows: list[Row] = []
+    for cell in (*yardstick_cells(bench), *bench.cells()):
+        rows += worker.runner.finished(cell, worker.found(cell)) or []
+    trials = []
+    for job in _searches(bench):
+        search = Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]])
+        about = {"method": job.keywords["method"], "setting": job.keywords["course"]}
+        trials += [{**about, **trial, "options": json.dumps(trial["options"])} for trial in search.trials() or []]
+    if trials:
+        write_bytes_atomic(search_path(bench), "".join(json.dumps(trial) + "\n" for trial in trials).encode())
+    results = BenchmarkResults(rows, trials)
+    results.save(bench.output)
+    return results
+
+
+def _remove_failed(bench: Bench) -> None:
+    for path in (bench.output / CELLS_FOLDER).glob("*.json"):
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if any(str(row.get("outcome")).startswith("error") for row in rows):
+            path.unlink()
+
+
+# Processes
+
+_worker: Worker | None = None
+
+
+def process_count(config: BenchmarkConfig) -> int:
+    """Returns the number of runs at a time."""
+    if config.processes != "auto":
+        return config.processes
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if torch.accelerator.is_available() else cores
+
+
+class _Pool:
+    """Carries out jobs in this process, or in several others, each with a copy of the benchmark."""
+
+    def __init__(self, bench: Bench):
+        self.bench, self.count = bench, process_count(bench.config)
+        self._pool: ProcessPoolExecutor | None = None
+        self._own: Worker | None = None
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def carry_out(self, jobs: Iterable[partial]) -> Iterator[str]:
+        jobs = list(jobs)
+        if self.count == 1:
+            self._own = self._own or Worker(self.bench)
+            for job in jobs:
+                with quiet():
+                    said = job(self._own)
+                yield said
+            return
+        if jobs and self._pool is None:
+            threads = max(1, torch.get_num_threads() // self.count)
+            self._pool = ProcessPoolExecutor(
+                self.count,
+                multiprocessing.get_context("spawn"),
+                initializer=_start,
+                initargs=(pickle.dumps(self.bench), threads),
+            )
+        waiting = [self._pool.submit(_carry_out, job) for job in jobs] if self._pool else []
+        for done in as_completed(waiting):
+            yield done.result()
+
+
+def _start(pickled: bytes, threads: int) -> None:
+    global _worker
+    torch.set_num_threads(threads)
+    _worker = Worker(pickle.loads(pickled))
+
+
+def _carry_out(job: partial) -> str:
+    assert _worker is not None
+    with quiet():
+        return str(job(_worker))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides what every run of hundreds would say: warnings that classes are not forgotten, bars of files."""
+    own, level = logging.getLogger("gs_lora_peft"), logging.getLogger("gs_lora_peft").level
+    of_transformers, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    own.setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        # Without a bar, the Trainer prints its logs.
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        own.setLevel(level)
+        transformers_logging.set_verbosity(of_transformers)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def output_files(folder: Path) -> list[Path]:
+    """Returns the results, tables and figures in a folder."""
+    return sorted(path for pattern in ("results.*", "tables/*", "figures/*") for path in folder.glob(pattern))

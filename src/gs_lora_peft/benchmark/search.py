@@ -1,0 +1,162 @@
+"""The search for learning rates and hyper-parameters: the same budget for every method, and no test data."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+
+from ..data import train_validation_split
+from ..errors import InvalidInputError
+from ..io import write_json_atomic
+from ..metrics import measure_of
+from .cells import carry_out_requests, make_forgetter
+from .plan import SCHEMA, Bench, Course, held_out_classes, slug
+from .settings import Entry, SearchSettings
+
+SEARCH_FOLDER = "search"
+_RATE = "learning_rate"
+
+Trial = dict[str, Any]
+
+
+class Search:
+    """The search for one method and setting, trial by trial.
+
+    Args:
+        bench ([`Bench`]):
+            The benchmark, with a search.
+        method (`str`):
+            Name of the method.
+        course ([`Course`]):
+            The setting.
+    """
+
+    def __init__(self, bench: Bench, method: str, course: Course):
+        assert bench.config.search is not None
+        self.bench, self.entry, self.settings = bench, bench.entry(method), bench.config.search
+        self.course = search_course(bench, course, self.settings)
+        digest = bench.digest(bench.entry_facts(self.entry), self.course.facts(), asdict(self.settings))
+        self.name = slug(method, course.name, digest)
+        self.path = bench.output / SEARCH_FOLDER / f"{self.name}.json"
+
+    def trials(self) -> list[Trial] | None:
+        """Returns the trials of a finished search; `None` if it is not finished."""
+        stored = self._stored()
+        return stored["trials"] if stored.get("finished") else None
+
+    def best(self) -> dict[str, Any]:
+        """Returns what the best trial had: `training` and `hyper_parameters`; nothing if it had what is published."""
+        trials = self.trials()
+        if trials is None:
+            raise RuntimeError("the search is not finished; call carry_out first")
+        return dict(best_of(trials)["options"])
+
+    def carry_out(self) -> list[Trial]:
+        """Carries out the trials that are missing. One that fails counts as the worst."""
+        trials: list[Trial] = self._stored().get("trials", [])
+        candidates = candidates_of(self.entry, self.settings)
+        for number in range(len(trials), len(candidates)):
+            trials.append({"trial": number, "options": candidates[number], **self._tried(number, candidates[number])})
+            self._store(trials, finished=False)
+        self._store(trials, finished=True)
+        return trials
+
+    def _tried(self, number: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        folder = self.bench.output / SEARCH_FOLDER / f"{self.name}-{number}"
+        try:
+            data = held_out(self.bench, self.settings)
+            forgetter = make_forgetter(
+                self.bench, self.entry.name, self.course, self.settings.seed, options, folder, dataset=data
+            )
+            last = carry_out_requests(forgetter, self.course.requests, folder / "times.json")[-1]
+            key = measure_of(last).key
+            return {
+                "h_mean": last["h_mean"],
+                **{key(role): last[key(role)] for role in ("retain", "forget")},
+                "outcome": last["outcome"],
+                "seconds": round(last["seconds"], 3),
+            }
+        except Exception as error:
+            return {"h_mean": None, "outcome": f"error: {type(error).__name__}"}
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _stored(self) -> dict[str, Any]:
+        stored: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        return stored
+
+    def _store(self, trials: list[Trial], *, finished: bool) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self.path, {"schema": SCHEMA, "finished": finished, "trials": trials})
+
+
+def candidates_of(entry: Entry, settings: SearchSettings) -> list[dict[str, Any]]:
+    """Returns what the trials of a method have: first what is published, then draws without repetition.
+
+    Args:
+        entry ([`Entry`]):
+            The method.
+        settings ([`SearchSettings`]):
+            The search.
+
+    Returns:
+        `list[dict]`: `training` and `hyper_parameters` of each trial; empty for the first one.
+    """
+    method = entry.make()
+    rates = list(settings.learning_rates) if method.takes_steps else [None]
+    names = [name for name in method.space if name not in entry.hyper_parameters]
+    grid = []
+    for rate, *values in itertools.product(rates, *(method.space[name] for name in names)):
+        chosen = dict(zip(names, values, strict=True))
+        if rate is None and all(getattr(method, name) == value for name, value in chosen.items()):
+            continue  # what is published, once more
+        grid.append({"training": {} if rate is None else {_RATE: rate}, "hyper_parameters": chosen})
+    rng = np.random.default_rng([settings.seed, zlib.crc32(entry.name.encode())])
+    return [{}, *(grid[place] for place in rng.permutation(len(grid))[: settings.trials - 1])]
+
+
+def best_of(trials: list[Trial]) -> Trial:
+    """Returns the trial with the largest H; of several the one that recognises the classes to forget least."""
+
+    def rank(trial: Trial) -> tuple[float, float]:
+        score, known = trial.get("h_mean"), trial.get(measure_of(trial).key("forget"))
+        return (-1.0 if score is None else round(score, 4), 0.0 if known is None else -known)
+
+    return max(trials, key=rank)
+
+
+def search_course(bench: Bench, course: Course, settings: SearchSettings) -> Course:
+    """Returns a setting like the given one, with classes that the benchmark never forgets.
+
+    Raises:
+        InvalidInputError: If there is none.
+    """
+    taken = {c for one in bench.courses.values() for c in (*one.forgotten, *one.missing)}
+    others = [class_id for class_id in course.present if class_id not in taken]
+    requests = held_out_classes(course, others, settings.requests, settings.seed)
+    if not requests:
+        fix = "Forget fewer classes, or leave `search` out."
+        raise InvalidInputError("search", f"{len(others)} other classes", "a class that no setting forgets", fix)
+    return replace(course, requests=requests)
+
+
+def held_out(bench: Bench, settings: SearchSettings) -> DatasetDict:
+    """Returns the training data in two parts: to train on, and, under the name of `test`, to judge trials on."""
+    train, judged = train_validation_split(
+        bench.dataset["train"], bench.label_column, settings.fraction, settings.seed
+    )
+    return DatasetDict(train=train, test=judged)
+
+
+def search_path(bench: Bench) -> Path:
+    """Returns the file of all trials."""
+    return bench.output / "search.jsonl"

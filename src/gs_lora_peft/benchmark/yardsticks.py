@@ -1,0 +1,183 @@
+"""What every model is measured against: attacks, and models that were trained again without the forgotten classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..audit import AuditContext, AuditReport, Samples, audit_models, retrained_models
+from ..objectives import is_detector, logits_of
+from ..runs import predict
+from ..training import GSLoraTrainingArguments
+from .plan import Bench, Course
+from .settings import AuditSettings
+
+AUDIT_FOLDER = "audit"
+
+
+class Yardsticks:
+    """Retrained models and their answers, for one setting; computed when they are asked for.
+
+    Args:
+        bench ([`Bench`]):
+            The benchmark, with an audit.
+        course ([`Course`]):
+            The setting.
+    """
+
+    def __init__(self, bench: Bench, course: Course):
+        assert bench.config.audit is not None
+        self.bench, self.course, self.settings = bench, course, bench.config.audit
+        self._references: list[PreTrainedModel] | None = None
+        self._answers: list[list[np.ndarray]] = []
+        self._samples: list[Samples] = []
+
+    @property
+    def references(self) -> list[PreTrainedModel]:
+        """The retrained models."""
+        if self._references is None:
+            count = self.settings.references
+            self._references = [retrained(self.bench, self.course, number) for number in range(count)]
+        return self._references
+
+    def audit(self, model: nn.Module) -> AuditReport:
+        """Attacks a model. Parts on the original and the references are computed once for all models."""
+        bench = self.bench
+        return audit_models(
+            bench.model,
+            model,
+            dict(bench.dataset),
+            self.course.forgotten,
+            reference=self.references,
+            attacks=self.settings.chosen(),
+            max_samples=self.settings.max_samples,
+            seed=self.settings.seed,
+            folder=bench.output / AUDIT_FOLDER,
+            disable_tqdm=True,
+            **bench.loading,
+        )
+
+    def figures(self, model: nn.Module, report: AuditReport) -> dict[str, Any]:
+        """Returns the figures of a row: recovery gap, worst excess of each attack, membership, ToW and KL."""
+        gap = report.gap
+        worst: dict[str, float] = {}
+        for found in report.comparisons():
+            if found.attack.judged != "shown":
+                worst[found.attack.name] = max(found.excess, worst.get(found.attack.name, -math.inf))
+        figures = {
+            "recovery_gap": None if gap is None else gap.points,
+            "gap_margin": None if gap is None else gap.margin,
+            "gap_attack": None if gap is None else gap.attack,
+            "gap_setting": None if gap is None else gap.setting,
+            "gap_where": None if gap is None else gap.where,
+            "reference_gap": report.noise,
+            "membership_distance": worst.get("membership"),
+            **{f"excess_{name}": value for name, value in worst.items()},
+        }
+        return {**figures, **({} if is_detector(model) else self._closeness(model))}
+
+    def _closeness(self, model: nn.Module) -> dict[str, float]:
+        """Returns ToW and KL, each the mean over the references."""
+        if not self._samples:
+            self._samples = _samples(self.bench, self.settings)
+            self._answers = [[_logits(r, s) for s in self._samples] for r in self.references]
+        own = [_logits(model, samples) for samples in self._samples]
+        labels = [samples.labels for samples in self._samples]
+        each = [closeness(own, reference, labels, self.course.forgotten) for reference in self._answers]
+        return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
+
+
+def closeness(
+    own: Sequence[np.ndarray], reference: Sequence[np.ndarray], labels: Sequence[np.ndarray], forgotten: Sequence[int]
+) -> dict[str, float]:
+    """Returns how close the answers of a model are to those of a retrained one.
+
+    D_f and D_r are the training samples of the forgotten and of the kept classes, T all test samples.
+
+    - `tow`: Π over D_f, D_r and T of (1 − |accuracy − accuracy of the reference|), the tug-of-war of
+      https://arxiv.org/abs/2406.01257; 1 is like retrained.
+    - `kl_forget`, `kl_retain`, `kl_test`: mean of KL(p_reference ‖ p) in nats; 0 is like retrained.
+
+    Args:
+        own (`Sequence[np.ndarray]`):
+            Logits of the model on training and test samples, each of shape `(n, C)`.
+        reference (`Sequence[np.ndarray]`):
+            The same of the retrained model.
+        labels (`Sequence[np.ndarray]`):
+            Class ids of the samples, each of shape `(n,)`.
+        forgotten (`Sequence[int]`):
+            The forgotten classes.
+    """
+    gone = np.isin(labels[0], list(forgotten))
+    parts = {"forget": (0, gone), "retain": (0, ~gone), "test": (1, np.ones(len(labels[1]), dtype=bool))}
+    tow, found = 1.0, {}
+    for name, (place, chosen) in parts.items():
+        right = [np.mean(logits[place][chosen].argmax(1) == labels[place][chosen]) for logits in (own, reference)]
+        tow *= 1 - abs(right[0] - right[1])
+        log_p, log_of_reference = (
+            log_softmax(logits[place][chosen].astype(np.float64), axis=1) for logits in (own, reference)
+        )
+        p = np.exp(log_of_reference)
+        found[f"kl_{name}"] = float((p * (log_of_reference - log_p)).sum(1).mean())
+    return {"tow": float(tow), **found}
+
+
+def retrained(bench: Bench, course: Course, number: int) -> PreTrainedModel:
+    """Trains a model without the forgotten classes, or reads it from the cache. The first ones are the references."""
+    settings = bench.config.audit
+    assert settings is not None
+    (model,) = retrained_models(
+        bench.model,
+        bench.dataset["train"],
+        course.forgotten,
+        1,
+        recipe=settings.recipe,
+        seed=settings.seed + 1 + number,
+        cache=settings.cache,
+        disable_tqdm=True,
+        **bench.loading,
+    )
+    return model
+
+
+def scores_at_end(bench: Bench, course: Course, model: nn.Module, before: float | None) -> dict[str, Any]:
+    """Scores a model on the test data by the roles of the last request.
+
+    Args:
+        bench ([`Bench`]):
+            The benchmark.
+        course ([`Course`]):
+            The setting.
+        model (`torch.nn.Module`):
+            The model.
+        before (`float`, *optional*):
+            Score on the classes of the last request before it, for H.
+    """
+    args = GSLoraTrainingArguments(str(bench.output), disable_tqdm=True, report_to="none", dataloader_pin_memory=False)
+    assert bench.data_collator is not None
+    found = predict(model, bench.dataset["test"], args, bench.data_collator, bench.label_column)
+    return found.by_role(course.roles, before)
+
+
+def _samples(bench: Bench, settings: AuditSettings) -> list[Samples]:
+    """The training and the test samples, at most as many as the audit takes."""
+    found = []
+    for part in (bench.dataset["train"], bench.dataset["test"]):
+        samples = Samples(part, bench.data_collator, bench.label_column)  # type: ignore[arg-type]
+        rows = samples.capped(settings.max_samples, AuditContext.generator(settings.seed, "samples"))
+        found.append(Samples(part, bench.data_collator, bench.label_column, rows))  # type: ignore[arg-type]
+    return found
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, samples: Samples) -> np.ndarray:
+    device = next(model.parameters()).device
+    model.eval()
+    return np.concatenate([logits_of(model, batch).float().cpu().numpy() for batch in samples.batches(device=device)])

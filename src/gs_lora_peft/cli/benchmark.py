@@ -1,0 +1,143 @@
+"""The command that compares methods."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InvalidInputError
+from .audit import own_names
+from .terminal import Json, License, Private, Token, print_result, working
+
+# Names of options of scripts, as a configuration calls them.
+_KEYS = {
+    "--model_name_or_path": "model",
+    "--dataset_name": "dataset",
+    "--dataset_config_name": "data.config_name",
+    "--train_split": "data.train_split",
+    "--test_split": "data.test_split",
+    "--image_column": "data.image_column",
+}
+
+
+@dataclass(kw_only=True)
+class _Data:
+    """The options of `load_data`, from a configuration."""
+
+    dataset_name: str
+    dataset_config_name: str | None = None
+    train_split: str = "train"
+    test_split: str | None = None
+    image_column: str | None = None
+
+
+def benchmark(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file: see docs/benchmarks.md.")],
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Further methods, split by commas: names, or module:Class of your own."),
+    ] = None,
+    only: Annotated[bool, typer.Option("--only", help="Run those of --methods alone.")] = False,
+    seeds: Annotated[str | None, typer.Option(metavar="SEEDS", help="Other seeds than the file's, as 0,1,2.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Another folder for results; a stopped benchmark goes on in it."),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Runs at a time.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Carry out runs again that ended with an error.")
+    ] = False,
+    push_to: Annotated[
+        str | None, typer.Option(metavar="REPO_ID", help="Publish the results as a data set on the Hub.")
+    ] = None,
+    private: Private = True,
+    license: License = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Compare methods: train, score and attack each in every setting with every seed, and print the tables.
+
+    Results, tables and figures are written to the folder of the file's 'output'. The same command continues a stopped
+    benchmark, and carries out only what is new after a change.
+    """
+    # A method of one's own stands in the working directory.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    with working(f"Benchmark {config}"), own_names(_KEYS):
+        from ..benchmark import BenchmarkConfig, push_results, run_benchmark
+
+        changes: dict[str, Any] = {"output": output, "processes": processes, "seeds": _numbers(seeds)}
+        read = BenchmarkConfig.read(config, **{name: value for name, value in changes.items() if value is not None})
+        if methods is not None:
+            read = read.with_methods([name.strip() for name in methods.split(",")], only=only)
+        model, dataset, processor = load_model_and_data(read, token)
+        results = run_benchmark(
+            read,
+            model,
+            dataset,
+            processing_class=processor,
+            retry_failed=retry_failed,
+            disable_tqdm=not sys.stderr.isatty(),
+        )
+        url = push_results(read.output, push_to, private=private, token=token, license=license) if push_to else None
+    tables = [results.table(name).to_text() for name in results.settings]
+    text = "\n\n".join([*tables, f"Results: {Path(read.output)}", *([f"Hub: {url}"] if url else [])])
+    print_result(as_json, {"folder": os.fspath(read.output), "url": url, "rows": results.rows}, text)
+
+
+def load_model_and_data(config: Any, token: str | None = None) -> tuple[Any, Any, Any]:
+    """Loads what a configuration names: the model, the data with its class ids, and the processor.
+
+    Raises:
+        InvalidInputError: If one of them is not named, or is not what it should be.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoModelForImageClassification, AutoProcessor
+
+    from .. import models
+    from ..data import align_known_labels, prepare_boxes
+    from ..hub import find_source
+    from ..objectives import is_detector
+    from .running import load_data
+
+    for key in ("model", "dataset"):
+        if getattr(config, key) is None:
+            raise InvalidInputError(key, None, "a folder or an id on the Hub", "Add it to the file.")
+    found = find_source(config.model, "model", "the folder of a model", filename="config.json", token=token)
+    where = {"local_files_only": found.is_away, "token": token}
+    names = AutoConfig.from_pretrained(found.place, **where).architectures or [""]
+    kind: Any = getattr(transformers, names[0], None) or getattr(models, names[0], AutoModelForImageClassification)
+    model = kind.from_pretrained(found.place, **where)
+    try:
+        processor = AutoProcessor.from_pretrained(found.place, **where)
+    except (OSError, ValueError, KeyError, ImportError):  # prepared data need none
+        processor = None
+    options = dict(config.data)
+    column = options.pop("label_column", "label")
+    options = {("dataset_config_name" if name == "config_name" else name): value for name, value in options.items()}
+    dataset = load_data(_Data(dataset_name=config.dataset, **options))
+    ids = model.config.label2id or model.config.id2label
+    if is_detector(model):
+        dataset = prepare_boxes(dataset, column, label2id=ids, invalid="drop")
+    elif ids:
+        dataset = align_known_labels(dataset, column, ids)
+    return (
+        model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"),
+        dataset,
+        processor,
+    )
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidInputError("--seeds", text, "whole numbers split by commas, as 0,1,2") from None

@@ -1,0 +1,103 @@
+"""What a benchmark cannot do is refused before any work, by the name of the key."""
+
+import bench_cases as cases
+import pytest
+import yaml
+from errors import refused
+
+from gs_lora_peft.benchmark import BenchmarkConfig, run_benchmark
+from gs_lora_peft.methods import get_method
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"colour": 1}, "config"),
+        ({"methods": ["nothing"]}, "method"),
+        ({"methods": [{"method": "random_labels", "weight": 1}]}, "methods"),
+        (
+            {"methods": [{"method": "random_labels", "hyper_parameters": {"x": 1}}]},
+            "hyper-parameter of 'random_labels'",
+        ),
+        ({"methods": [{"method": "random_labels", "training": {"x": 1}}]}, "methods['random_labels'].training"),
+        ({"methods": [{"method": "random_labels", "adapter": {"x": 1}}]}, "methods['random_labels'].adapter"),
+        ({"methods": ["random_labels", "random_labels"]}, "methods"),
+        ({"methods": [{"method": "random_labels", "name": "original"}]}, "methods.name"),
+        ({"methods": [{"method": "random_labels", "name": "../away"}]}, "methods.name"),
+        ({"training": {"output_dir": "x"}}, "training"),
+        ({"audit": {"attacks": ["nothing"]}}, "attacks"),
+        ({"audit": {"attacks": ["answer"], "budgets": {"knn": {}}}}, "audit.budgets"),
+        ({"audit": {"budgets": {"knn": {"x": 1}}}}, "audit.budgets['knn']"),
+        ({"audit": {"recipe": {"x": 1}}}, "recipe"),
+        ({"search": {"trials": 9, "learning_rates": [1e-3]}}, "search.trials"),
+        ({"settings": [{"name": "a", "requests": [[1]], "protocol": [2]}]}, "settings['a']"),
+        (
+            {"settings": [{"name": "a", "requests": [[1]], "shots": 2, "replay_ratio": 0.5}]},
+            "settings['a'].replay_ratio",
+        ),
+        ({"seeds": [-1]}, "seeds[0]"),
+        ({"seeds": []}, "seeds"),
+    ],
+)
+def test_wrong_keys_and_values(changes, name, tmp_path):
+    with refused(name):
+        cases.config(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"requests": [["unicorn"]]}, "classes"),
+        ({"requests": [[1], [1]]}, "settings['a'].requests"),
+        ({"requests": [[0, 1, 2, 3, 4, 5]]}, "settings['a']"),
+        ({"requests": [[0]], "missing_classes": [0]}, "settings['a'].missing_classes"),
+    ],
+)
+def test_wrong_classes(settings, name, tmp_path, model, data):
+    config = cases.config(tmp_path, settings=[{"name": "a", **settings}])
+    with refused(name):
+        run_benchmark(config, model, data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_needs_classes_that_no_setting_forgets(tmp_path, model, data):
+    config = cases.config(
+        tmp_path,
+        settings=[{"name": "a", "protocol": [2], "missing_classes": 1}, {"name": "b", "protocol": [1]}],
+        search={"trials": 2},
+    )
+    with refused("search"):
+        run_benchmark(config, model, data)
+
+
+def test_a_file_is_read_and_changed(tmp_path):
+    file = tmp_path / "bench.yaml"
+    file.write_text(
+        yaml.safe_dump({"settings": [{"name": "one", "protocol": [4]}], "methods": ["gs_lora"], "audit": None})
+    )
+    config = BenchmarkConfig.read(file, seeds=[4])
+    assert (config.seeds, config.audit) == ([4], None)
+    more = config.with_methods(["random_labels", "gs_lora"])
+    assert [entry.name for entry in more.methods] == ["random_labels", "gs_lora"]
+    assert [entry.name for entry in config.with_methods(["salun"], only=True).methods] == ["salun"]
+
+
+def test_later_settings_win(tmp_path):
+    """Common arguments, those that a method publishes, fixed ones, its own, those of the search."""
+    method = get_method("random_labels")
+    entry = {"method": "random_labels", "training": {"weight_decay": 0.5}}
+    config = cases.config(tmp_path, methods=[entry], training={"weight_decay": 0.1, "learning_rate": 0.7})
+    own = config.training_of(config.methods[0], {"learning_rate": 0.3})
+    assert own == {
+        **method.published,
+        "max_steps": 6,
+        "per_device_train_batch_size": 12,
+        "weight_decay": 0.5,
+        "learning_rate": 0.3,
+    }
+
+
+@pytest.mark.parametrize("name", ["no_such_module:Method", "json:JSONDecoder", "json:nothing", "random_labels:", 3])
+def test_what_is_no_method_of_anybody(name):
+    with refused("method", name):
+        get_method(name)

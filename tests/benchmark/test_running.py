@@ -1,0 +1,216 @@
+"""A benchmark trains, scores and audits every run once, goes on after a kill, and reports what failed."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import bench_cases as cases
+import pytest
+from datasets import DatasetDict, load_dataset
+
+from gs_lora_peft.benchmark import BenchmarkResults, cells, run_benchmark, search
+
+
+def runs_of(results, method):
+    return [row for row in results.rows if row["method"] == method]
+
+
+def test_rows_of_a_method(finished):
+    """One for each request; the last one has the audit."""
+    first, last = runs_of(finished[1], "random_labels")
+    assert [first["task"], last["task"], first["final"], last["final"]] == [1, 2, False, True]
+    assert first["acc_old"] is None
+    assert 0 <= last["acc_old"] <= 1
+    assert first["stored_bytes"] > 0 < first["cpu_seconds"]
+    assert "recovery_gap" not in first
+    assert last["membership_distance"] == last["excess_membership"] <= last["recovery_gap"]
+    assert 0 <= last["tow"] <= 1
+    assert min(last["kl_forget"], last["kl_retain"]) >= 0
+    assert "learning_rate" in json.loads(last["options"])["training"] or not last["searched"]
+
+
+def test_the_yardsticks(finished):
+    """The original has the scores and attacks of a model that forgot nothing; a retrained one is near the others."""
+    (original,), (retrained,) = (runs_of(finished[1], name) for name in ("original", "retrained"))
+    assert original["h_mean"] == 0
+    assert original["recovery_gap"] > 50
+    assert retrained["acc_forget"] == 0
+    assert retrained["recovery_gap"] < original["recovery_gap"]
+    assert retrained["tow"] > original["tow"]
+
+
+def test_no_class_is_named(finished):
+    config, _ = finished
+    for path in (*config.output.glob("results.*"), *config.output.glob("tables/*"), config.output / "search.jsonl"):
+        content = path.read_bytes()
+        assert not [name for name in cases.NAMES if name.encode() in content]
+        assert b"class_ids" not in content
+
+
+def test_nothing_is_done_twice(finished, model, data, monkeypatch):
+    config, before = finished
+    monkeypatch.setattr(cells, "make_forgetter", None)
+    monkeypatch.setattr(search, "make_forgetter", None)
+    monkeypatch.setattr(cells.Yardsticks, "audit", None)
+    assert run_benchmark(config, model, data, disable_tqdm=True).rows == before.rows
+
+
+def test_a_further_method_alone_is_carried_out(finished, model, data, tmp_path, monkeypatch):
+    """Attacks on the original and the references are not repeated; the search has the same budget."""
+    config, before = finished
+    config = replace(config, output=shutil.copytree(config.output, tmp_path / "out"))
+    called = []
+    original = cells.CellRunner._run
+    monkeypatch.setattr(
+        cells.CellRunner, "_run", lambda self, cell, *rest: called.append(cell.method) or original(self, cell, *rest)
+    )
+    parts = set(config.output.glob("audit/parts/*"))
+    results = run_benchmark(config.with_methods(["own_method:NegGrad"]), model, data, disable_tqdm=True)
+    assert called == ["own_neggrad"]
+    assert len(set(config.output.glob("audit/parts/*")) - parts) == len(cases.AUDIT["attacks"])
+    assert [row for row in results.rows if row["method"] != "own_neggrad"] == before.rows
+    assert "own_neggrad" in results.table().to_markdown()
+    trials = {}
+    for trial in results.trials:
+        trials.setdefault(trial["method"], []).append(trial)
+    assert {name: len(own) for name, own in trials.items()} == dict.fromkeys(
+        ("gs_lora", "random_labels", "own_neggrad"), 3
+    )
+
+
+class Killed(BaseException):
+    """Ends a benchmark as a kill does: nothing may catch it."""
+
+
+def test_a_killed_benchmark_goes_on(tmp_path, model, data, monkeypatch):
+    """A finished request and a finished run are not carried out again."""
+    config = cases.config(tmp_path, audit=None, seeds=[0, 1], methods=["random_labels"])
+    trained = []
+    original = cells.ContinualForgetter._carry_out
+
+    def counted(self, request, *rest, **options):
+        if len(trained) == 3 and not killed:
+            killed.append(True)
+            raise Killed
+        trained.append((self.recipe.args.seed, *request.classes))
+        return original(self, request, *rest, **options)
+
+    killed = []
+    monkeypatch.setattr(cells.ContinualForgetter, "_carry_out", counted)
+    with pytest.raises(Killed):
+        run_benchmark(config, model, data, disable_tqdm=True)
+    results = run_benchmark(config, model, data, disable_tqdm=True)
+    assert trained == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(row["seed"], row["task"]) for row in runs_of(results, "random_labels")] == [
+        (0, 1),
+        (0, 2),
+        (1, 1),
+        (1, 2),
+    ]
+    assert not list(config.output.glob("runs/*"))
+
+
+def test_what_fails_is_a_row(tmp_path, model, data):
+    """The table says so, and the text of the error, which names a class, stays in a file of its own."""
+    methods = ["own_method:Broken", "own_method:Faulty", "salun"]
+    config = cases.config(tmp_path, audit=None, methods=methods)
+    results = run_benchmark(config, model, data, disable_tqdm=True)
+    assert [row["outcome"] for row in results.rows if row["method"] == "broken"] == ["diverged"]
+    assert [row["outcome"] for row in results.rows if row["method"] == "faulty"] == ["error: RuntimeError"]
+    table = results.table().to_text()
+    assert "0 of 1; 1 diverged" in table
+    assert "0 of 1; 1 error: RuntimeError" in table
+    assert "quokka" in next(config.output.glob("errors/faulty*")).read_text()
+
+
+def test_failed_runs_are_tried_again_if_asked(tmp_path, model, data, monkeypatch):
+    config = cases.config(tmp_path, audit=None, methods=["own_method:Faulty"])
+    run_benchmark(config, model, data, disable_tqdm=True)
+    called = []
+    monkeypatch.setattr(
+        cells.CellRunner, "_run", lambda *given: called.append(given) or [{"task": 2, "outcome": "forgotten"}]
+    )
+    run_benchmark(config, model, data, disable_tqdm=True)
+    assert not called
+    run_benchmark(config, model, data, disable_tqdm=True, retry_failed=True)
+    assert called
+
+
+def test_the_search_sees_no_test_data_and_other_classes(finished, model, data):
+    """Its images are training images, and none of its requests names a class that the benchmark forgets."""
+    config, _ = finished
+    from gs_lora_peft.benchmark.plan import Bench
+
+    bench = Bench(config, model, data)
+    course = search.search_course(bench, bench.courses["continual"], config.search)
+    assert len(course.requests) == config.search.requests
+    assert not set(course.forgotten) & {0, 1}
+    judged, tested = search.held_out(bench, config.search), data["test"]
+    images = [
+        {image.numpy().tobytes() for image in part["pixel_values"]}
+        for part in (*judged.values(), data["train"], tested)
+    ]
+    assert images[0] | images[1] == images[2]
+    assert not images[0] & images[1]
+    assert not (images[0] | images[1]) & images[3]
+
+
+def test_trials_are_different_and_begin_as_published(finished):
+    for method in ("gs_lora", "random_labels"):
+        options = [trial["options"] for trial in finished[1].trials if trial["method"] == method]
+        assert json.loads(options[0]) == {}
+        assert len(set(options)) == len(options) == 3
+
+
+def test_the_best_trial_forgets_most_of_those_with_the_same_h():
+    trials = [
+        {"h_mean": 0.9, "acc_forget": 0.2},
+        {"h_mean": 0.9, "acc_forget": 0.1},
+        {"h_mean": None},
+        {"h_mean": 0.5, "acc_forget": 0.0},
+    ]
+    assert search.best_of(trials) is trials[1]
+
+
+def test_files(finished, tmp_path):
+    """Programs read rows, people tables and figures."""
+    config, results = finished
+    assert BenchmarkResults.load(config.output).rows == results.rows
+    loaded = load_dataset("parquet", data_files=str(config.output / "results.parquet"), cache_dir=str(tmp_path))[
+        "train"
+    ]
+    assert loaded["method"] == [row["method"] for row in results.rows]
+    tables = {path.name for path in config.output.glob("tables/*")}
+    assert tables == {
+        f"{name}.{suffix}" for name in ("continual", "continual-tasks", "search") for suffix in ("md", "tex", "csv")
+    }
+    assert {path.name for path in config.output.glob("figures/*")} == {"h-continual.png", "gap-continual.png"}
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_rows(model, data, tmp_path):
+    """Whatever the process and the order: but for the time that was measured."""
+    timed = ("seconds", "cpu_seconds", "audit_seconds")
+    options = {"methods": ["random_labels"], "seeds": [0, 1]}
+    found = []
+    for count in (2, 1):
+        config = cases.config(tmp_path, processes=count, output=str(tmp_path / f"{count}"), **options)
+        rows = run_benchmark(config, model, data, disable_tqdm=True).rows
+        found.append([{name: value for name, value in row.items() if name not in timed} for row in rows])
+    assert found[0] == found[1]
+
+
+def test_few_shots_and_missing_classes(tmp_path, model, data):
+    settings = [
+        {"name": "few-shot", "requests": [[0, 1]], "shots": 4},
+        {"name": "missing", "protocol": [5, 4], "missing_classes": 2},
+    ]
+    config = cases.config(tmp_path, audit=None, settings=settings, methods=["random_labels"], name_classes=True)
+    few, first, last = (
+        row
+        for row in run_benchmark(config, model, DatasetDict(data), disable_tqdm=True).rows
+        if row["method"] != "original"
+    )
+    assert (few["setting"], few["classes"], few["shots"], few["class_ids"]) == ("few-shot", 2, 4, "[0, 1]")
+    assert (first["missing_classes"], last["tasks"]) == (2, 2)
+    assert 0 <= last["acc_missing"] <= 1
