@@ -88,8 +88,8 @@ class GSLoraTrainingArguments(TrainingArguments):
         sparsity_until_epoch (`float`, *optional*, defaults to 5):
             From this epoch on α is 0 again: the surviving groups train without shrinkage, and dropped groups stay
             dropped. The default, a third of the default 15 epochs, kept more of the kept classes at the same number of
-            zero groups than sparsity to the end (docs/experiments/sparsity.md). `None`, or at least the number of epochs:
-            sparsity to the end, as published.
+            zero groups than sparsity to the end (docs/experiments/sparsity.md). `None`, or at least the number of
+            epochs: sparsity to the end, as published.
         prototype_forget_weight (`float`, *optional*, defaults to 0):
             w_f of GS-LoRA++ (https://arxiv.org/abs/2501.09705), weight of ReLU(BND_pro − D_f), which pushes embeddings
             of the forget half away from the prototypes of their classes. Not negative.
