@@ -19,7 +19,14 @@ from tasks import (
     scoring_set,
 )
 
-from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, NoStepError, OtherSettingsError
+from gs_lora_peft import (
+    ContinualForgetter,
+    ForgetRequest,
+    GSLoraConfig,
+    NoStepError,
+    OtherSettingsError,
+    load_forgotten,
+)
 from gs_lora_peft.methods import METHODS, get_method
 from gs_lora_peft.training import ForgettingTrainer, Method
 
@@ -196,12 +203,14 @@ def test_a_run_of_gs_lora_records_no_method(tmp_path):
     assert set(forgetter.recipe.settings()) == {"config", "training", "data"}
 
 
-@pytest.mark.parametrize("name", ["ffn", "noise"])
-def test_a_run_needs_a_method_that_leaves_an_adapter(tmp_path, name):
-    """Refused at once: each request has to leave something that can be stored, published and taken back."""
-    with refused("method", name):
-        ContinualForgetter(knowing_vit(), samples(), tmp_path / "run", method=name)
-    assert not (tmp_path / "run").exists()
+def test_a_run_of_a_method_that_trains_weights(tmp_path):
+    """It leaves the new values of the weights that changed, see tests/runs/test_weights.py."""
+    args = arguments(tmp_path / "out")
+    forgetter = ContinualForgetter(knowing_vit(), samples(), tmp_path / "run", args=args, method="noise")
+    entry = forgetter.forget(ForgetRequest(["echidna"]))
+    assert (entry.leaves_weights, entry.sizes["steps"]) == (True, 0)
+    merged = load_forgotten(knowing_vit(), tmp_path / "run")
+    assert not differences(merged.state_dict(), forgetter.model.state_dict())
 
 
 def test_what_is_no_method_is_refused(tmp_path):

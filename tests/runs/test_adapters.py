@@ -17,12 +17,12 @@ from torch import nn
 from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError, export_lora, load_forgotten
 from gs_lora_peft.adapters import model_identity
 from gs_lora_peft.adapters.attaching import attach_adapters, check_adapters, merge_adapters
-from gs_lora_peft.adapters.task_adapter import read_adapters
+from gs_lora_peft.adapters.task_files import read_adapters
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import TaskEntry
 from gs_lora_peft.ledger.errors import FilesDifferError, UnusableAdapterError
 from gs_lora_peft.ledger.schema import MAX_CONFIG_BYTES
-from gs_lora_peft.runs import task
+from gs_lora_peft.runs.leaving import LeavesAdapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FC1, FC2, DEEP = "vit.layers.0.mlp.fc1", "vit.layers.0.mlp.fc2", "vit.layers.1.mlp.fc1"
@@ -373,8 +373,10 @@ def test_a_new_task_is_read_like_any_other(base, data, one_task, monkeypatch, da
     """What training leaves on the disk is checked before it is merged; nothing of it is recorded otherwise."""
     forgetter = cases.make_forgetter(base, one_task, data)
     before, ledger = cases.weights(forgetter.model), forgetter.ledger.to_dict()
-    export = task._export
-    monkeypatch.setattr(task, "_export", lambda *args: (export(*args), damage(one_task / "tasks" / "task_002")))
+    export = LeavesAdapter.export
+    monkeypatch.setattr(
+        LeavesAdapter, "export", lambda *args: (export(*args), damage(one_task / "tasks" / "task_002"))
+    )
     with pytest.raises(UnusableAdapterError) as error:
         forgetter.forget(ForgetRequest(["cassowary"]))
     assert error.value.task == "task_002"

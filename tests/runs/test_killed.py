@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from gs_lora_peft import load_forgotten
 from gs_lora_peft.io import writing
 from gs_lora_peft.ledger.errors import RunLockedError
-from gs_lora_peft.runs import task as task_module
+from gs_lora_peft.runs import leaving, task as task_module
 from gs_lora_peft.runs.workspace import Workspace
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
@@ -105,8 +105,8 @@ MOMENTS = {
     "between two checkpoints": None,
     "within a checkpoint": lambda: deadly(Trainer, "_save_optimizer_and_scheduler", before=True, call=5),
     "before the end of a checkpoint": lambda: deadly(Trainer, "_save_rng_state", call=5),
-    "after the last step": lambda: deadly(task_module, "_export", before=True),
-    "within the export": lambda: deadly(task_module, "export_lora"),
+    "after the last step": lambda: deadly(leaving.LeavesAdapter, "export", before=True),
+    "within the export": lambda: deadly(leaving, "export_lora"),
     "before the folder is moved": lambda: deadly(writing, "_fsync_tree"),
     "between folder and ledger": lambda: deadly(task_module, "finished_entry"),
     "before the ledger is moved": lambda: deadly(os, "replace", before=True, of=is_ledger),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ..compat import adapt_layer, head_tying_hidden
 from ..errors import short
-from ..ledger import ForgettingLedger, UnusableAdapterError
-from .task_adapter import REAL_DTYPES, TaskAdapter, new_adapter, read_adapters
+from ..ledger import UnusableAdapterError
+from .flags import kept_flags
+from .task_adapter import REAL_DTYPES, TaskAdapter
 
 # Limit of ‖update‖ / ‖weights‖ of a layer (Frobenius norms). Updates that forget are about as large as the weights; a
 # thousand times that destroys the layer.
@@ -127,9 +128,7 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
 
 
 @torch.no_grad()
-def merge_adapters(
-    model: nn.Module, adapters: Iterable[TaskAdapter], originals: MutableMapping[str, torch.Tensor] | None = None
-) -> nn.Module:
+def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Module:
     """Merges adapters into the weights of a bare model, one after another, in place.
 
     The result is bit-equal to the model that later tasks were trained on: every merge adds the same tensors in the
@@ -140,8 +139,6 @@ def merge_adapters(
             The bare model. Its `requires_grad` flags stay.
         adapters (`Iterable[TaskAdapter]`):
             The adapters, in order. They must fit the model, see [`check_adapters`].
-        originals (`MutableMapping[str, torch.Tensor]`, *optional*):
-            Receives CPU copies of the weights before their first change, by module path.
 
     Returns:
         `torch.nn.Module`: `model`.
@@ -150,9 +147,7 @@ def merge_adapters(
         for adapter in adapters:
             layers: dict[str, Any] = {path: model.get_submodule(path) for path in adapter.pairs}
             devices = {path: layer.weight.device for path, layer in layers.items()}
-            for path, layer in layers.items():
-                if originals is not None and path not in originals:
-                    originals[path] = layer.weight.detach().to("cpu", copy=True)
+            for layer in layers.values():
                 layer.to("cpu")  # accelerators round matrix products differently
             try:
                 attach_adapters(model, [adapter]).merge_and_unload()
@@ -166,133 +161,6 @@ def merge_adapters(
                 for path, device in devices.items():
                     layers[path].to(device)
     return model
-
-
-class MergedModel:
-    """A bare model with the tasks of a run merged into its weights. Merging can be undone exactly.
-
-    Subtracting an update is not exact, so the original weights of changed layers are kept on the CPU. All adapters are
-    checked ([`read_adapters`], [`check_adapters`]) before any weight changes.
-
-    Args:
-        model (`torch.nn.Module`):
-            The base model, changed in place and put into eval mode.
-        ledger ([`ForgettingLedger`]):
-            The ledger of the run. Its tasks in effect are merged.
-
-    Attributes:
-        bare (`torch.nn.Module`):
-            The model.
-        ledger ([`ForgettingLedger`]):
-            The ledger.
-    """
-
-    def __init__(self, model: nn.Module, ledger: ForgettingLedger):
-        self.bare = model.eval()
-        self.ledger = ledger
-        self._originals: dict[str, torch.Tensor] = {}
-        self._saved: list[dict[str, torch.Tensor]] = []  # for each open block, the weights it has changed
-        self.merge([entry.name for entry in ledger.active_tasks])
-
-    def merge(self, names: Sequence[str]) -> None:
-        """Merges more tasks of the ledger.
-
-        Args:
-            names (`Sequence[str]`):
-                Names of the tasks.
-
-        Raises:
-            LedgerError: If a file differs from the ledger, or an adapter does not fit. The model is unchanged.
-        """
-        self._merge(read_adapters(self.ledger, list(names)))
-
-    def merge_new(self, name: str) -> dict[str, str]:
-        """Merges a task that is about to be added to the ledger.
-
-        Args:
-            name (`str`):
-                Name of the new task.
-
-        Returns:
-            `dict[str, str]`: The SHA-256 of its files by path, computed from the bytes that were merged.
-
-        Raises:
-            LedgerError: If the adapter is invalid or does not fit. The model is unchanged.
-            OSError: If a file cannot be read. The model is unchanged.
-        """
-        adapter, files = new_adapter(self.ledger, name)
-        self._merge([adapter])
-        return files
-
-    def rebuild(self, names: Sequence[str]) -> None:
-        """Restores the original weights and merges these tasks, see [`~MergedModel.merge`]."""
-        adapters = read_adapters(self.ledger, list(names))
-        check_adapters(self.bare, adapters)
-        self._restore(self._originals)
-        self._merge(adapters)
-
-    @contextmanager
-    def restored_on_error(self) -> Iterator[None]:
-        """Restores the weights exactly if the block fails. Reads no files: they may be the reason."""
-        with self._saving() as saved:
-            try:
-                yield
-            except BaseException:
-                self._restore(saved)
-                raise
-
-    @contextmanager
-    def without_tasks(self) -> Iterator[None]:
-        """Restores the base model for the time of a `with` block."""
-        with self._saving() as saved:
-            try:
-                self._restore(self._originals)
-                yield
-            finally:
-                self._restore(saved)
-
-    def _merge(self, adapters: Sequence[TaskAdapter]) -> None:
-        check_adapters(self.bare, adapters)
-        self._save(path for adapter in adapters for path in adapter.pairs)
-        merge_adapters(self.bare, adapters, self._originals)
-
-    @contextmanager
-    def _saving(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Collects CPU copies of the weights that the block changes."""
-        saved: dict[str, torch.Tensor] = {}
-        self._saved.append(saved)
-        try:
-            yield saved
-        finally:
-            self._saved.pop()
-
-    def _save(self, paths: Iterable[str]) -> None:
-        for path in paths:
-            for saved in self._saved:
-                if path not in saved:
-                    saved[path] = _weight(self.bare, path).to("cpu", copy=True)
-
-    @torch.no_grad()
-    def _restore(self, weights: Mapping[str, torch.Tensor]) -> None:
-        self._save(weights)
-        for path, weight in weights.items():
-            _weight(self.bare, path).copy_(weight)
-
-
-def _weight(model: nn.Module, path: str) -> torch.Tensor:
-    layer: Any = model.get_submodule(path)
-    return layer.weight.detach()
-
-
-@contextmanager
-def kept_flags(model: nn.Module) -> Iterator[None]:
-    """Restores the `requires_grad` flags at the end of the block: PEFT freezes the models it wraps."""
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags.get(name, parameter.requires_grad))
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +23,8 @@ from torch import Tensor
 
 from ..checking import AnyNumber, Whole, checked
 from ..errors import InvalidInputError, short
-from ..io import parse_json, public_name, read_limited, safe_join
-from ..ledger import (
-    MAX_CONFIG_BYTES,
-    TASKS_FOLDER,
-    FilesDifferError,
-    ForgettingLedger,
-    InvalidLedgerError,
-    TaskEntry,
-    UnusableAdapterError,
-    task_folder,
-)
+from ..io import parse_json, public_name, read_limited
+from ..ledger import MAX_CONFIG_BYTES, ForgettingLedger, UnusableAdapterError, task_folder
 from ..tuner import HEAD_TRAINING_TASKS, MAX_SCALING, check_plain_lora, mapping_problem, names_modules
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -85,6 +75,11 @@ class TaskAdapter:
     config: LoraConfig
     pairs: dict[str, tuple[Tensor, Tensor]]
 
+    @property
+    def tensors(self) -> list[str]:
+        """Names of the tensors of the bare model that change."""
+        return [f"{path}.weight" for path in self.pairs]
+
     def settings(self, path: str) -> tuple[int, float, bool, float]:
         """Returns rank, α, rank stabilisation and dropout of a module's LoRA layer."""
         rank = _setting(self.config.rank_pattern, path, self.config.r)
@@ -95,98 +90,6 @@ class TaskAdapter:
         """Returns the factor of `lora_B @ lora_A`: α / r, or α / √r with rank stabilisation."""
         rank, alpha, use_rslora, _ = self.settings(path)
         return alpha / (math.sqrt(rank) if use_rslora else rank)
-
-
-def check_tasks(ledger: ForgettingLedger, names: Sequence[str]) -> None:
-    """Checks that the ledger lists an adapter for each task, and that the files match their SHA-256.
-
-    Args:
-        ledger ([`ForgettingLedger`]):
-            The ledger.
-        names (`Sequence[str]`):
-            Names of the tasks.
-
-    Raises:
-        LedgerError: If an adapter is not listed, or files are missing or differ.
-    """
-    for entry in ledger.select(list(names)):
-        _check_listed(ledger, entry)
-    ledger.check_files(list(names))
-
-
-def read_adapters(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = None) -> list[TaskAdapter]:
-    """Reads the adapters of tasks and checks their files.
-
-    Each file is read once: the adapter is made from the same bytes whose SHA-256 is checked.
-
-    Args:
-        ledger ([`ForgettingLedger`]):
-            The ledger.
-        tasks (`int` or `Sequence[str]`, *optional*):
-            As in [`ForgettingLedger.select`]; by default all.
-
-    Returns:
-        `list[TaskAdapter]`: The adapters, in the order of the ledger.
-
-    Raises:
-        LedgerError: As in [`check_tasks`]; or if an adapter is not plain LoRA on Linear layers, names another base
-            model than the ledger, or contains NaN or infinity.
-    """
-    return [verified_adapter(ledger, entry)[0] for entry in ledger.select(tasks)]
-
-
-def verified_adapter(ledger: ForgettingLedger, entry: TaskEntry) -> tuple[TaskAdapter, dict[str, bytes]]:
-    """Reads the adapter of one task, which may be revoked, and checks its files.
-
-    Args:
-        ledger ([`ForgettingLedger`]):
-            The ledger.
-        entry ([`TaskEntry`]):
-            The task.
-
-    Returns:
-        `tuple[TaskAdapter, dict[str, bytes]]`: The adapter, and the content of the files by their names in the task's
-        folder.
-
-    Raises:
-        LedgerError: As in [`read_adapters`].
-    """
-    _check_listed(ledger, entry)
-    contents, problems = {}, {}
-    for name, digest in entry.files.items():
-        try:
-            content = _read(safe_join(ledger.folder, name))
-        except (OSError, ValueError) as error:
-            problems[name] = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-            continue
-        contents[Path(name).name] = content
-        if (found := hashlib.sha256(content).hexdigest()) != digest:
-            problems[name] = f"changed: SHA-256 recorded {digest[:12]}..., found {found[:12]}..."
-    if problems:
-        raise FilesDifferError.of(ledger.folder, problems)
-    return _parsed_for(ledger, entry.name, contents), contents
-
-
-def new_adapter(ledger: ForgettingLedger, name: str) -> tuple[TaskAdapter, dict[str, str]]:
-    """Reads the adapter of a task that is about to be added to the ledger.
-
-    Args:
-        ledger ([`ForgettingLedger`]):
-            The ledger.
-        name (`str`):
-            Name of the new task.
-
-    Returns:
-        `tuple[TaskAdapter, dict[str, str]]`: The adapter, and the SHA-256 of the files by their paths relative to the
-        ledger's folder. Both come from the same bytes.
-
-    Raises:
-        LedgerError: If it is not plain LoRA on Linear layers.
-        OSError: If a file cannot be read.
-    """
-    contents = {path.name: _read(path) for path in sorted(task_folder(ledger.folder, name).iterdir())}
-    files = {f"{TASKS_FOLDER}/{name}/{file}": hashlib.sha256(raw).hexdigest() for file, raw in contents.items()}
-    return _parsed_for(ledger, name, contents), files
 
 
 def read_adapter(path: Path) -> TaskAdapter:
@@ -200,7 +103,7 @@ def read_adapter(path: Path) -> TaskAdapter:
         LedgerError: If it is not plain LoRA on Linear layers.
         OSError: If a file cannot be read.
     """
-    return _parsed(path, _read(path / CONFIG_NAME), _read(path / SAFETENSORS_WEIGHTS_NAME))
+    return _parsed(path, content_of(path / CONFIG_NAME), content_of(path / SAFETENSORS_WEIGHTS_NAME))
 
 
 def base_mismatch(ledger: ForgettingLedger, adapter: TaskAdapter) -> str | None:
@@ -214,15 +117,26 @@ def base_mismatch(ledger: ForgettingLedger, adapter: TaskAdapter) -> str | None:
     return None
 
 
-def _check_listed(ledger: ForgettingLedger, entry: TaskEntry) -> None:
-    needed = [f"{TASKS_FOLDER}/{entry.name}/{name}" for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)]
-    if missing := [name for name in needed if name not in entry.files]:
-        expected = f"also {missing}: an adapter in safetensors and its configuration"
-        fix = f"'{ledger.path}' is not accepted. Fetch a clean copy of the folder."
-        raise InvalidLedgerError(f"{entry.name}.files", list(entry.files), expected, fix)
+def content_of(path: Path) -> bytes:
+    """Reads a file of a task."""
+    size = os.path.getsize(path)
+    return read_limited(path, min(size, MAX_CONFIG_BYTES) if path.suffix == ".json" else size)
 
 
-def _parsed_for(ledger: ForgettingLedger, name: str, contents: Mapping[str, bytes]) -> TaskAdapter:
+def adapter_of_task(ledger: ForgettingLedger, name: str, contents: Mapping[str, bytes]) -> TaskAdapter:
+    """Makes the adapter of a task from the content of its files.
+
+    Args:
+        ledger ([`ForgettingLedger`]):
+            The ledger.
+        name (`str`):
+            Name of the task.
+        contents (`Mapping[str, bytes]`):
+            Content of its files by their names.
+
+    Raises:
+        UnusableAdapterError: If it is not plain LoRA on Linear layers, or names another base model than the ledger.
+    """
     path = task_folder(ledger.folder, name)
     if missing := sorted({CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME} - contents.keys()):
         raise _refused(path, f"it lacks {missing}", missing[0])
@@ -230,11 +144,6 @@ def _parsed_for(ledger: ForgettingLedger, name: str, contents: Mapping[str, byte
     if problem := base_mismatch(ledger, adapter):
         raise _refused(path, problem, CONFIG_NAME)
     return adapter
-
-
-def _read(path: Path) -> bytes:
-    size = os.path.getsize(path)
-    return read_limited(path, min(size, MAX_CONFIG_BYTES) if path.suffix == ".json" else size)
 
 
 def _parsed(path: Path, config: bytes, weights: bytes) -> TaskAdapter:

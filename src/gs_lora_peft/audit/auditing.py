@@ -19,7 +19,7 @@ from torch import Size, Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, set_seed
 
-from ..adapters import merge_adapters, weights_fingerprint
+from ..adapters import merge_changes, weights_fingerprint
 from ..data import (
     check_names,
     default_collator,
@@ -98,7 +98,7 @@ def audit_run(
         ```
     """
     opened = open_run(base_model, run, revision=revision, token=token)
-    forgotten = merge_adapters(copy.deepcopy(base_model), opened.adapters)
+    forgotten = merge_changes(copy.deepcopy(base_model), opened.changes)
     return audit_models(
         base_model,
         forgotten,

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ..adapters import merge_adapters
+from ..adapters import merge_changes
 from ..data import NamedRows, check_names, label_names
 from ..errors import InvalidInputError
 from ..metrics import continual_forgetting_scores, verification_by_role
@@ -214,8 +214,8 @@ def audit_faces(
     opened = open_run(base_model, run, revision=revision, token=token)
     model = copy.deepcopy(base_model)
     predictions = [face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size)]
-    for adapter in opened.adapters:
-        merge_adapters(model, [adapter])
+    for change in opened.changes:
+        merge_changes(model, [change])
         predictions.append(face_predictions(model, dataset, data_collator=data_collator, batch_size=batch_size))
     return FaceAudit(
         tasks=[entry.name for entry in opened.entries],

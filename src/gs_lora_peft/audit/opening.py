@@ -1,4 +1,4 @@
-"""Opening a run for an audit: its tasks in effect, and adapters that are checked against the ledger and the base."""
+"""Opening a run for an audit: its tasks in effect, and what they left, checked against the ledger and the base."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from ..adapters import TaskAdapter, check_adapters, model_identity, read_adapters
+from ..adapters import TaskChange, check_changes, model_identity, read_changes
 from ..hub import check_bare, resolve_run_folder
 from ..ledger import ForgettingLedger, InvalidLedgerError, TaskEntry
 
@@ -24,14 +24,14 @@ class OpenedRun:
             Its ledger.
         entries (`list[TaskEntry]`):
             The tasks in effect; each names its classes.
-        adapters (`list[TaskAdapter]`):
-            Their adapters, in the same order.
+        changes (`list[TaskChange]`):
+            What they left, adapters or weights, in the same order.
     """
 
     folder: Path
     ledger: ForgettingLedger
     entries: list[TaskEntry]
-    adapters: list[TaskAdapter]
+    changes: list[TaskChange]
 
     @property
     def forgotten(self) -> list[int]:
@@ -69,7 +69,7 @@ def open_run(
         found = "none in effect" if not entries else "withheld classes"
         expected = "at least one task in effect, with the classes that it forgot"
         raise InvalidLedgerError(f"tasks of the ledger in '{folder}'", found, expected, "Use the original folder.")
-    adapters = read_adapters(ledger, None)
+    changes = read_changes(ledger, None)
     ledger.check_base(model_identity(base_model))
-    check_adapters(base_model, adapters)
-    return OpenedRun(Path(folder), ledger, entries, adapters)
+    check_changes(base_model, changes)
+    return OpenedRun(Path(folder), ledger, entries, changes)

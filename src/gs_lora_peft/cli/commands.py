@@ -284,7 +284,7 @@ def export(
             ).composite
         else:
             report = export_forgotten(run, out, tasks=tasks, max_rank=max_rank, revision=revision, token=token)
-    print_result(as_json, {"folder": out, **dataclasses.asdict(report)}, out)
+    print_result(as_json, {"folder": out, **(dataclasses.asdict(report) if report else {})}, out)
 
 
 def merge(

@@ -6,6 +6,7 @@ its tied heads, its quantised weights.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import PreTrainedModel
 
 from ..errors import InvalidInputError
 
@@ -86,6 +88,18 @@ def loaded_from(model: nn.Module) -> tuple[str | None, str | None]:
     name = getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None)
     commit = getattr(config, "_commit_hash", None)
     return (name if isinstance(name, str) and name else None), commit or None
+
+
+def fresh_model(model: PreTrainedModel) -> Any:
+    """Returns a model of the same architecture with new weights, by its own initialisation and torch's generator.
+
+    Args:
+        model (`transformers.PreTrainedModel`):
+            The model, which is not wrapped.
+    """
+    made = type(model)(copy.deepcopy(model.config))
+    made.config._name_or_path = ""  # the weights are from nowhere
+    return made
 
 
 def undo_preparation(model: nn.Module) -> None:

@@ -39,7 +39,7 @@ from .withhold import coarse_audit, without_counts
 if TYPE_CHECKING:
     from .composite import CompositeReport
 
-TAGS = ["gs-lora", "unlearning", "continual-forgetting", "lora"]
+TAGS = ["gs-lora", "unlearning", "continual-forgetting"]
 
 
 def build_card(
@@ -87,17 +87,19 @@ def build_card(
     model_class, on_hub, measure = base.get("model_class") or "", is_on_hub(base), metric_of(*entries)
     pipeline_tag = pipeline_tag_of(model_class)
     results = evaluation_results(entries, task_type=pipeline_tag or "other", dataset=dataset)
+    # Tasks that left weights cannot be part of a root adapter. Without tasks in effect, there may be none either.
+    left = [entry for entry in active or entries if entry.leaves_weights]
     data = ModelCardData(
         base_model=base["name_or_path"] if on_hub else None,
-        base_model_relation="adapter" if on_hub else None,
+        base_model_relation=("finetune" if left else "adapter") if on_hub else None,
         datasets=[dataset] if dataset else None,
         eval_results=results or None,
-        library_name="peft",
+        library_name=None if left else "peft",
         license=license,
         metrics=[METRICS[measure][0]] if results else None,
         model_name=title if results else None,
         pipeline_tag=pipeline_tag,
-        tags=TAGS,
+        tags=TAGS if left else [*TAGS, "lora"],
     )
     revoked = [entry for entry in entries if entry.status == "revoked"]
     return render_card(
@@ -118,6 +120,12 @@ def build_card(
         task_count=len(entries),
         count=len(active),
         newest=active[-1].name if active else None,
+        active=[entry.name for entry in active],
+        weights=_task_names(left),
+        many_weights=len(left) > 1,
+        only_weights=len(left) == len(active) > 0,
+        weights_only=all(entry.leaves_weights for entry in entries) and bool(entries),
+        weights_trained=_task_names([entry for entry in entries if entry.leaves_weights]),
         methods=_with_tasks(entries, _method),
         withheld=withheld or any(entry.classes is None for entry in entries),
         revoked=_task_names(revoked),
@@ -254,13 +262,19 @@ def _scores_table(entries: Sequence[TaskEntry]) -> Table:
 
 def _groups_table(entries: Sequence[TaskEntry], *, withheld: bool) -> Table:
     """The groups that each task changes, and the size of its training."""
-    names = list(dict.fromkeys(name for entry in entries for name in (*_active(entry), *entry.groups.get("zero", []))))
+    of_adapters = [entry for entry in entries if not entry.leaves_weights]
+    names = list(
+        dict.fromkeys(name for entry in of_adapters for name in (*_active(entry), *entry.groups.get("zero", [])))
+    )
     prefix, labels = shortened_names(names, longest=10**6)
     label_of = dict(zip(names, labels, strict=True))
     counts = {} if withheld else {"Steps": "steps", "Samples to forget": "forget", "Samples to keep": "retain"}
     rows = []
     for entry in entries:
-        which = ", ".join(label_of[name] for name in _active(entry)) or "none: the adapter changes nothing"
+        if entry.leaves_weights:  # there may be hundreds
+            which = f"{len(_active(entry))} of {entry.groups.get('total')} tensors"
+        else:
+            which = ", ".join(label_of[name] for name in _active(entry)) or "none: the adapter changes nothing"
         rows.append([entry.name, which, *(size(entry, name) for name in counts.values())])
     return Table(["Task", f"Active groups (of {prefix})" if prefix else "Active groups", *counts], rows)
 

@@ -16,7 +16,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import save
 from torch import Tensor
 
-from ..adapters import TaskAdapter, read_adapters, verified_adapter
+from ..adapters import TaskAdapter, read_adapters, verified_change
 from ..checking import Count, checked
 from ..io import StrPath, as_path, write_bytes_atomic
 from ..ledger import ForgettingLedger, InvalidLedgerError
@@ -76,7 +76,8 @@ def write_composite(
     Raises:
         LedgerError: If a file is missing, differs from its recorded hash or is not plain LoRA; or if there is no task,
             not even a revoked one, with the configuration that an adapter needs. Nothing is written then.
-        InvalidInputError: If `max_rank` is neither a whole number from 1 up nor `None`.
+        InvalidInputError: If `max_rank` is neither a whole number from 1 up nor `None`, or a task left weights instead
+            of an adapter.
         OSError: If a file cannot be written.
     """
     check_max_rank(max_rank)
@@ -84,7 +85,7 @@ def write_composite(
     adapters = read_adapters(ledger, [entry.name for entry in entries])
     rank = max((len(factor_a) for adapter in adapters for factor_a, _ in adapter.pairs.values()), default=0)
     if len(adapters) == 1 and rank <= (max_rank or rank):
-        _, contents = verified_adapter(ledger, entries[0])
+        _, contents = verified_change(ledger, entries[0])
         config, weights = contents[CONFIG_NAME], contents[SAFETENSORS_WEIGHTS_NAME]
         report = CompositeReport(rank, [], 0.0)
     else:
@@ -97,6 +98,12 @@ def write_composite(
     write_bytes_atomic(out / SAFETENSORS_WEIGHTS_NAME, weights)
     write_bytes_atomic(out / CONFIG_NAME, config)
     return report
+
+
+def has_composite(ledger: ForgettingLedger) -> bool:
+    """Returns whether the tasks in effect are the sum of adapters, so that a root adapter can hold all of them."""
+    entries = ledger.active_tasks or ledger.tasks
+    return not any(entry.leaves_weights for entry in entries)
 
 
 def check_max_rank(max_rank: int | None) -> None:
@@ -191,9 +198,11 @@ def _any_adapter(ledger: ForgettingLedger) -> TaskAdapter:
     """Returns the adapter of any revoked task whose files still exist, for its configuration."""
     for entry in ledger.tasks:
         try:
-            return verified_adapter(ledger, entry)[0]
+            change = verified_change(ledger, entry)[0]
         except (OSError, ValueError):
             continue
+        if isinstance(change, TaskAdapter):
+            return change
     expected = "at least one task, in effect or revoked, whose files exist"
     fix = "The adapter needs the configuration in them: carry out a request first."
     raise InvalidLedgerError(f"tasks of the ledger in '{ledger.folder}'", "no files", expected, fix)

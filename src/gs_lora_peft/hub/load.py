@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from .. import models
-from ..adapters import attach_adapters, check_adapters, merge_adapters, model_identity, read_adapters
+from ..adapters import TaskAdapter, attach_adapters, check_changes, merge_changes, model_identity, read_changes
 from ..compat import refuse_quantised, unwrapped
 from ..errors import InvalidInputError
 from ..io import StrPath
@@ -46,19 +46,20 @@ def load_forgotten(
         merge (`bool`, *optional*, defaults to `False`):
             With `True` the tasks are merged into the weights in order, and the bare model is returned, bit-equal to
             the model of the live run. With `False` a `PeftModel` is returned, with one frozen adapter per task, all
-            active.
+            active; but if a task left new values of weights instead of an adapter, all tasks are merged.
         revision (`str`, *optional*):
             Branch, tag or commit of the repository; by default its main branch. Not for a folder.
         token (`str`, *optional*):
             For private repositories; by default the one of `hf auth login`.
 
     Returns:
-        `PeftModel`, or the base model with `merge=True` or without tasks; in eval mode.
+        `PeftModel`; or the base model with `merge=True`, without tasks, or if a task left weights. In eval mode.
 
     Raises:
         LedgerError: If the ledger is missing, edited or of a newer schema, if a file is missing or differs from its
-            recorded hash, if the base weights are not those the ledger names, if a task does not exist, or if an
-            adapter does not fit the model. The model is unchanged then.
+            recorded hash, if the base weights are not those the ledger names, if a task does not exist, if what a task
+            left does not fit the model, or if weights that it left hold the effect of an earlier task that is not
+            among `tasks`. The model is unchanged then.
         ValueError: If the model holds adapters or is quantised, the repository does not exist or may not be read, or
             `revision` is given for a folder.
         ConnectionError: If the Hub is out of reach and the cache does not hold everything; repeat the call.
@@ -67,11 +68,12 @@ def load_forgotten(
     check_bare(base_model)
     folder = resolve_run_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
-    adapters = read_adapters(ledger, tasks)
+    changes = read_changes(ledger, tasks)
     ledger.check_base(model_identity(base_model))
-    check_adapters(base_model, adapters)
-    if merge or not adapters:
-        return merge_adapters(base_model, adapters).eval()
+    check_changes(base_model, changes)
+    adapters = [change for change in changes if isinstance(change, TaskAdapter)]
+    if merge or not adapters or len(adapters) < len(changes):
+        return merge_changes(base_model, changes).eval()
     return attach_adapters(base_model, adapters).eval()
 
 

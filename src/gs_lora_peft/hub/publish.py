@@ -29,7 +29,7 @@ from ..ledger import (
 from .card_metadata import check_card_data
 from .client.calls import checked_repo_id, writing_api
 from .client.commit import RemoteHead, commit_folder, open_repository, publishable_files, versions_of
-from .composite import CompositeReport, check_max_rank, write_composite
+from .composite import CompositeReport, check_max_rank, has_composite, write_composite
 from .fetch import fetch_ledger
 from .install import check_free, continuation_error, copy_audit, is_withheld
 from .withhold import withheld_ledger, withholding_key, withholds_by_default
@@ -38,6 +38,7 @@ from .withhold import withheld_ledger, withholding_key, withholds_by_default
 _OWN_FILES = re.compile(
     r"README\.md|forgetting\.json|figures/[^/]+\.png|audit/[a-z_]+\.(json|md|png)"
     r"|(tasks/task_\d+/)?(adapter_config\.json|gs_lora_config\.json|adapter_model\.safetensors)"
+    r"|tasks/task_\d+/weight_difference\.safetensors"
 )
 
 
@@ -52,14 +53,15 @@ class StagedRepository:
             All files in it, by relative path.
         ledger ([`ForgettingLedger`]):
             The ledger as it would be published.
-        composite ([`CompositeReport`]):
-            Rank and error of the adapter of all tasks together.
+        composite ([`CompositeReport`] or `None`):
+            Rank and error of the adapter of all tasks together; `None` without one, because a task in effect left
+            weights instead of an adapter.
     """
 
     folder: Path
     files: list[str]
     ledger: ForgettingLedger
-    composite: CompositeReport
+    composite: CompositeReport | None
 
 
 def push_to_hub(
@@ -78,6 +80,8 @@ def push_to_hub(
     """Publishes a run in one commit: card, ledger, the adapter of all tasks together, one of each task, and pictures.
 
     The report of a recorded audit is published as well, if it is there and classes are not withheld.
+    If a task left new values of weights instead of an adapter, there is no adapter of all tasks: [`load_forgotten`]
+    loads them. What methods keep for later tasks ([`Method.leave`]) is never published.
     Only safetensors, JSON, Markdown and PNG leave the machine. They are built in a separate folder from the files that
     the ledger lists; checkpoints, optimizer states, logs and data are never sent. Publishing again sends only new
     files. A push that fails leaves the branch as it was (an empty new repository may remain) and can be repeated.
@@ -225,7 +229,7 @@ def stage_repository(
             target = staged / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(folder, name), target)
-        composite = write_composite(ledger, staged, max_rank=max_rank)
+        composite = write_composite(ledger, staged, max_rank=max_rank) if has_composite(ledger) else None
         published = ledger
         if ledger.audit is not None and (withhold_classes or not copy_audit(ledger, staged)):
             ledger.audit = {**ledger.audit, "files": {}}

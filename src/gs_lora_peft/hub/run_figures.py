@@ -66,7 +66,8 @@ def draw_figures(ledger: ForgettingLedger, out: StrPath) -> list[str]:
 
 
 def _group_norms(entries: Sequence[TaskEntry]) -> Figure | None:
-    recorded = [entry.groups.get("norms", {}) for entry in entries]
+    # Of weights that trained, each of perhaps hundreds of tensors is a group.
+    recorded = [{} if entry.leaves_weights else entry.groups.get("norms", {}) for entry in entries]
     names = list(dict.fromkeys(name for norms in recorded for name in norms))
     if not names:
         return None
@@ -181,9 +182,9 @@ def _training_curves(entries: Sequence[TaskEntry]) -> Figure | None:
         return None
     found = {name for entry in entries for name in entry.curves or ()}
     known_by = next(name for name in KNOWN_BY if f"retain_{name}" in found)
-    count = len(entries)
-    figure = new_figure(float(np.clip(4 + 1.2 * count, 6, 11)), 6.5)
-    losses, accuracies, groups = panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
+    count, heights = len(entries), (3, 3, 2) if "active_groups" in found else (3, 3)  # only adapters have groups
+    figure = new_figure(float(np.clip(4 + 1.2 * count, 6, 11)), 6.5 if "active_groups" in found else 5.0)
+    losses, accuracies, *groups = panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     width = 1.6 if count <= 20 else 1.0
     keep: dict[str, Any] = {"color": KEPT, "linewidth": width}
     forget: dict[str, Any] = {"color": FORGOTTEN, "linewidth": width, "linestyle": (0, (3, 1)) if count <= 20 else "-"}
@@ -197,18 +198,22 @@ def _training_curves(entries: Sequence[TaskEntry]) -> Figure | None:
         losses.plot(at, curves["forget_loss"], **forget, **point)
         accuracies.plot(at, 100 * curves[f"retain_{known_by}"], **keep, **point)
         accuracies.plot(at, 100 * curves[f"forget_{known_by}"], **forget, **point)
-        groups.plot(at, curves["active_groups"], color=TEXT, linewidth=width, drawstyle="steps-post", **point)
+        if "active_groups" in curves:
+            style = {"color": TEXT, "linewidth": width, "drawstyle": "steps-post", **point}
+            groups[0].plot(at, curves["active_groups"], **style)
     _log_axis(losses, entries)
     losses.set(ylabel="loss (nats, log scale)", title="Training of each task, from its first epoch to its last")
     accuracies.set(ylabel=f"{known_by} (%)", ylim=(-4, 104))
-    groups.set(ylabel="active groups", ylim=(0, 1.05 * max(groups.get_ylim()[1], 1.0)), xlim=(0, count))
-    groups.yaxis.get_major_locator().set_params(integer=True)
+    for axes in groups:
+        axes.set(ylabel="active groups", ylim=(0, 1.05 * max(axes.get_ylim()[1], 1.0)))
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    panels[-1].set(xlim=(0, count))
     for axes in panels:
         axes.grid(True, axis="y")
         axes.tick_params(axis="x", length=0)
         if count <= 40:
             axes.vlines(range(1, count), 0, 1, transform=axes.get_xaxis_transform(), color="#BBBBBB", linewidth=0.8)
-    _number_tasks(groups, entries, most=25, at=0.5)
+    _number_tasks(panels[-1], entries, most=25, at=0.5)
     handles = [Line2D([], [], label="samples to keep", **keep), Line2D([], [], label="samples to forget", **forget)]
     figure.legend(handles=handles, loc="outside lower left", ncols=2)
     return figure

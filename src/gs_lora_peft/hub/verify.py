@@ -14,7 +14,15 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..adapters import TaskAdapter, base_mismatch, check_adapters, model_identity, read_adapter, verified_adapter
+from ..adapters import (
+    TaskAdapter,
+    TaskChange,
+    base_mismatch,
+    check_changes,
+    model_identity,
+    read_adapter,
+    verified_change,
+)
 from ..io import StrPath, as_path, file_mismatch, safe_join
 from ..ledger import (
     LEDGER_NAME,
@@ -28,7 +36,7 @@ from ..ledger import (
     doubts,
     not_forgotten,
 )
-from .composite import Pair, recompressed_pair, relative_difference, summed_pair
+from .composite import Pair, has_composite, recompressed_pair, relative_difference, summed_pair
 from .install import audit_files
 from .load import check_bare, load_base_model, model_source
 
@@ -91,6 +99,7 @@ def verify_repository(
     - The files of the tasks in effect exist and have the hashes in the ledger, and so have those of a recorded audit.
     - No files that the ledger does not list are below `tasks/`, or anywhere in a repository except card and pictures.
       (A run keeps working files and logs beside its ledger.)
+    - Weights that a task left in place of an adapter are finite, and are the tensors that the ledger lists.
     - The adapters hold matrices of finite numbers, a scaling of at most 10,000 and not 0, explicit names of modules,
       the ledger's base model, and no class to import from outside transformers, PEFT and this package.
     - The adapter in the root of a repository is the sum of the tasks to within 1e-6. If its rank is too small for that
@@ -131,17 +140,21 @@ def verify_repository(
     report.remarks = [*not_forgotten(ledger), *doubts(ledger)]
     is_repository = _is_repository(folder)
     _check_files(ledger, report)
-    adapters, root = None, None
+    changes: list[TaskChange] | None = None
+    root = None
     if not report.problems:
         read = [_read_task(ledger, entry, report) for entry in ledger.active_tasks]
-        adapters = [adapter for adapter in read if adapter] if all(read) else None
+        changes = [change for change in read if change] if all(read) else None
     _check_audit(ledger, is_repository, report)
     report.problems += [f"{name}: the ledger does not vouch for it" for name in _unlisted(ledger, is_repository)]
-    if is_repository:
+    if is_repository and has_composite(ledger):
         with _noted(report):
             root = _read_root(ledger)
-    if root is not None and adapters is not None:
-        _compare(root, adapters, report)
+    elif is_repository:
+        found = [name for name in _ROOT_FILES if os.path.lexists(folder / name)]
+        report.problems += [f"{name}: not all tasks are adapters, so that it cannot be all of them" for name in found]
+    if root is not None and changes is not None:
+        _compare(root, [change for change in changes if isinstance(change, TaskAdapter)], report)
     if base_model is not None:
         model = base_model
         if not isinstance(model, nn.Module):
@@ -149,9 +162,9 @@ def verify_repository(
         with _noted(report):
             report.base_checked = True
             ledger.check_base(model_identity(model))
-            for adapter in (*(adapters or []), *([root] if root else [])):
+            for change in (*(changes or []), *([root] if root else [])):
                 with _noted(report):
-                    check_adapters(model, [adapter])
+                    check_changes(model, [change])
     return report
 
 
@@ -167,6 +180,12 @@ def _check_files(ledger: ForgettingLedger, report: VerifyReport) -> None:
     for name, digest in ((name, digest) for entry in ledger.active_tasks for name, digest in entry.files.items()):
         report.files.append(name)
         if problem := file_mismatch(safe_join(ledger.folder, name), digest):
+            report.problems.append(f"{name}: {problem}")
+    # Never published, and of use to the owner of the run alone: they may be absent.
+    kept = {name: digest for entry in ledger.active_tasks for name, digest in (entry.method_files or {}).items()}
+    for name, digest in kept.items():
+        path = safe_join(ledger.folder, name)
+        if path.exists() and (problem := file_mismatch(path, digest)):
             report.problems.append(f"{name}: {problem}")
 
 
@@ -202,10 +221,10 @@ def _is_picture(path: PurePosixPath) -> bool:
     return path.parent == PurePosixPath(_PICTURES) and path.suffix == ".png"
 
 
-def _read_task(ledger: ForgettingLedger, entry: TaskEntry, report: VerifyReport) -> TaskAdapter | None:
-    """Returns the adapter of a task, or `None` after noting a problem, so that the others are checked too."""
+def _read_task(ledger: ForgettingLedger, entry: TaskEntry, report: VerifyReport) -> TaskChange | None:
+    """Returns what a task left, or `None` after noting a problem, so that the others are checked too."""
     with _noted(report):
-        return verified_adapter(ledger, entry)[0]
+        return verified_change(ledger, entry)[0]
     return None
 
 

@@ -245,6 +245,8 @@ def _coarse(entry: TaskEntry, entries: Sequence[TaskEntry], order: int) -> TaskE
         "revocation": _coarse_revocation(entry, entries, order),
         "curves": _rounded_curves(entry.curves),
         "outcome": _rounded_outcome(entry),
+        "cost": {"trainable": entry.cost["trainable"]} if "trainable" in (entry.cost or {}) else None,  # type: ignore[index]
+        "method_files": None,
         "extra": {},
     }
     later = {

@@ -9,21 +9,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, Strict
 
-from ..checking import ClassIds, Flag, checked
+from ..checking import ClassIds, Flag, NotNegativeWhole, checked
 from ..errors import InvalidInputError
 from ..io import relative_path_problem
 from .errors import InvalidLedgerError, as_ledger_error
 from .request import parse_utc
-from .schema import TASKS_FOLDER, TRAINING_CONFIG, Names, plain_json
+from .schema import TASKS_FOLDER, TRAINING_CONFIG, WEIGHT_DIFFERENCE, Names, plain_json
 
 CURVE_NAMES = ("epoch", "retain_loss", "forget_loss", "retain_accuracy", "forget_accuracy", "active_groups")
 
 # How training logs how well the classes are known: a classifier by accuracy, a detector by confidence.
 KNOWN_BY = ("accuracy", "confidence")
 
-_OPTIONAL = {"missing_classes", "revocation", "curves", "outcome"}  # omitted from the file if None
+_OPTIONAL = {
+    "missing_classes",
+    "revocation",
+    "curves",
+    "outcome",
+    "cost",
+    "method_files",
+}  # omitted from the file if None
 # PEFT's constants, written out: importing PEFT takes seconds.
-_TASK_FILES = ("adapter_config.json", "adapter_model.safetensors", TRAINING_CONFIG)
+_TASK_FILES = ("adapter_config.json", "adapter_model.safetensors", TRAINING_CONFIG, WEIGHT_DIFFERENCE)
 
 
 def curve_names(names: Collection[str]) -> tuple[str, ...] | None:
@@ -34,13 +41,13 @@ def curve_names(names: Collection[str]) -> tuple[str, ...] | None:
             Names of logged values.
 
     Returns:
-        `tuple[str, ...]` or `None`: [`CURVE_NAMES`], for a detector with `confidence` in place of `accuracy`; `None`
-        if one is missing.
+        `tuple[str, ...]` or `None`: [`CURVE_NAMES`], for a detector with `confidence` in place of `accuracy`, and
+        without `active_groups` if no adapter trained; `None` if another one is missing.
     """
     for known_by in KNOWN_BY:
         wanted = tuple(name.replace("accuracy", known_by) for name in CURVE_NAMES)
-        if set(wanted) <= set(names):
-            return wanted
+        if set(wanted[:-1]) <= set(names):
+            return tuple(name for name in wanted if name in names)
     return None
 
 
@@ -102,15 +109,22 @@ class _Outcome(_Earlier):
     earlier: dict[str, _Earlier] = {}
 
 
+class _Cost(BaseModel):
+    trainable: NotNegativeWhole = 0
+    seconds: Annotated[Any, _expecting("a number, at least 0", lambda x: _is_number(x) and x >= 0)] = 0
+    peak_bytes: NotNegativeWhole = 0
+
+
+_Files = dict[Annotated[str, _expecting("a path inside the folder", lambda x: not relative_path_problem(x))], Sha256]
+
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("request", "sizes", "settings", "versions", "extra"), _Object),
     "classes": ClassIds | None,
     "class_names": Names | None,
     "missing_classes": ClassIds | None,
-    "files": dict[
-        Annotated[str, _expecting("a path inside the folder", lambda x: not relative_path_problem(x))],
-        Sha256,
-    ],
+    "files": _Files,
+    "cost": _Cost | None,
+    "method_files": _Files | None,
     "groups": _Groups,
     "scores": _Scores,
     "status": Literal["done", "revoked"],
@@ -154,7 +168,8 @@ class TaskEntry:
             Path relative to the ledger's folder, with `/` → SHA-256 (hexadecimal).
         groups (`dict`, *optional*):
             `total` (number), `active` and `zero` (names), `zero_group_ratio`, and `norms`: name of the group → ‖g‖,
-            exactly 0.0 for a zero group. A group that changes nothing is zero, see [`LoraGroups.changed`].
+            exactly 0.0 for a zero group. A group that changes nothing is zero, see [`LoraGroups.changed`]. If weights
+            of the model trained, each tensor is a group, and its norm is that of its change.
         scores (`dict`, *optional*):
             `before`, `after` and `base` (the model before any task), each a dict of finite numbers.
         status (`str`, *optional*, defaults to `"done"`):
@@ -166,6 +181,12 @@ class TaskEntry:
         outcome (`dict`, *optional*):
             Whether the classes are forgotten, see [`outcome_of_task`]: `forgotten` (`None` without samples to measure
             on), `target`, `known_before`, and `earlier`. Older ledgers lack it.
+        cost (`dict`, *optional*):
+            Of the training: numbers that train (`trainable`), `seconds` of wall-clock time over all attempts, and
+            `peak_bytes`, the most memory: allocated on the accelerator, or resident in the process on a CPU. Older
+            ledgers lack it.
+        method_files (`dict[str, str]`, *optional*):
+            Files that the method keeps for later tasks ([`Method.leave`]), as `files`. They are never published.
         extra (`dict`, *optional*):
             Keys that this version does not know. They are kept unchanged.
 
@@ -190,6 +211,8 @@ class TaskEntry:
     revocation: dict[str, Any] | None = None
     curves: dict[str, Any] | None = None
     outcome: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+    method_files: dict[str, str] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -224,6 +247,11 @@ class TaskEntry:
     def number(self) -> int:
         """Number in the name: 7 for `"task_007"`."""
         return int(self.name.removeprefix("task_"))
+
+    @property
+    def leaves_weights(self) -> bool:
+        """Whether the task left new values of the model's own weights, instead of an adapter."""
+        return f"{TASKS_FOLDER}/{self.name}/{WEIGHT_DIFFERENCE}" in self.files
 
     @property
     def forgotten(self) -> bool | None:

@@ -95,7 +95,7 @@ class FilesDifferError(LedgerError):
 
 
 class UnusableAdapterError(LedgerError):
-    """The adapter of a task is not plain LoRA on Linear layers, or does not fit the model.
+    """What a task left is not plain LoRA on Linear layers, nor finite values of weights, or does not fit the model.
 
     Attributes:
         task (`str`):
@@ -162,7 +162,7 @@ class RequestOrderError(LedgerError):
 
 
 class LaterTasksError(LedgerError):
-    """A task cannot be redone alone, because later tasks were trained on top of it.
+    """A task cannot be redone or left out alone, because later tasks were trained on top of it.
 
     Attributes:
         task (`str`):

@@ -28,6 +28,7 @@ from .schema import (
     refuse_linked_parts,
     with_digest,
 )
+from .separable import check_separable
 
 
 class ForgettingLedger(LedgerFolder):
@@ -153,7 +154,8 @@ class ForgettingLedger(LedgerFolder):
             entries = [TaskEntry.from_dict(task) for task in tasks]
             base, names, audit = (data.pop(key, None) for key in ("base_model", "label_names", "audit"))
             ledger = cls(folder, base, names, entries, data, audit)
-            listed = [*(entry.files for entry in entries), (ledger.audit or {}).get("files", {})]
+            listed = [found for entry in entries for found in (entry.files, entry.method_files or {})]
+            listed.append((ledger.audit or {}).get("files", {}))
             for name in (name for files in listed for name in files):
                 if problem := ledger._path_problem(name):
                     raise InvalidLedgerError("files", name, "paths inside the folder", problem)
@@ -248,9 +250,10 @@ class ForgettingLedger(LedgerFolder):
             [`TaskEntry`]: The revoked entry.
 
         Raises:
-            LedgerError: If there is no such task in effect.
+            LedgerError: If there is no such task in effect, or it cannot be left out, see [`check_separable`].
         """
         (old,) = self.select([name])
+        check_separable(self.tasks, [entry.name for entry in self.active_tasks if entry is not old])
         record = {
             "revoked_at": utc_now(),
             "reason": f"carried out again as {redone_as}" if reason is None and redone_as else reason,

@@ -142,6 +142,9 @@ LOGS_FOLDER = "logs"
 AUDIT_FOLDER = "audit"
 KEY_NAME = "withheld.key"  # proves what the digests of a published ledger withhold
 TRAINING_CONFIG = "gs_lora_config.json"  # beside the plain adapter: the settings needed to train it further
+WEIGHT_DIFFERENCE = "weight_difference.safetensors"  # in place of an adapter: new values of weights
+METHOD_FOLDER = "method"  # beside the tasks, and never published: what a method keeps for its later tasks
+METHOD_FILE = "method.safetensors"
 
 MAX_CONFIG_BYTES = 2**24
 MAX_LEDGER_BYTES = 64 * 2**20
@@ -157,6 +160,16 @@ def task_folder(folder: StrPath, name: str) -> Path:
     return Path(folder) / TASKS_FOLDER / name
 
 
+def method_folder(folder: StrPath, name: str) -> Path:
+    """Returns the path of the folder with what the method of one task keeps for later ones."""
+    return Path(folder) / METHOD_FOLDER / name
+
+
+_PARTS = (
+    LEDGER_NAME, LOCK_NAME, KEY_NAME, TASKS_FOLDER, METHOD_FOLDER, WORK_FOLDER, LOGS_FOLDER, AUDIT_FOLDER
+)  # fmt: skip
+
+
 def refuse_linked_parts(folder: StrPath) -> None:
     """Checks that no file or folder of a run is a symbolic link, see [`refuse_links`].
 
@@ -164,7 +177,7 @@ def refuse_linked_parts(folder: StrPath) -> None:
         LinkedRunError: If one is.
     """
     try:
-        refuse_links(folder, (LEDGER_NAME, LOCK_NAME, KEY_NAME, TASKS_FOLDER, WORK_FOLDER, LOGS_FOLDER, AUDIT_FOLDER))
+        refuse_links(folder, _PARTS)
     except ValueError as error:
         raise LinkedRunError(str(error), folder=Path(folder)) from None
 

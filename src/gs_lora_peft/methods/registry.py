@@ -15,10 +15,45 @@ from ..training import Method
 
 # "module:class", imported on first use.
 METHODS: dict[str, str] = {
-    "ffn": "gs_lora_peft.methods.ffn_finetuning:FFNFinetuning",
-    "gs_lora": "gs_lora_peft.methods.gs_lora:GSLora",
-    "random_labels": "gs_lora_peft.methods.random_labels:RandomLabels",
-    "salun": "gs_lora_peft.methods.random_labels:SalUn",
+    name: f"{__package__}.{place}"
+    for name, place in {
+        "bad_teacher": "unlearning.bad_teacher:BadTeacher",
+        "boundary_shrink": "unlearning.boundary_shrink:BoundaryShrink",
+        "delete": "unlearning.delete:Delete",
+        "der": "continual.replay:DER",
+        "derpp": "continual.replay:DERpp",
+        "ewc": "continual.penalties:EWC",
+        "fdr": "continual.replay:FDR",
+        "ffn": "ffn_finetuning:FFNFinetuning",
+        "fg_oriu": "adapting.fg_oriu:FGOrIU",
+        "finetune": "unlearning.finetuning:Finetune",
+        "gradient_ascent": "unlearning.ascent:GradientAscent",
+        "gs_lora": "gs_lora:GSLora",
+        "gs_lora_deep": "adapting.published:GSLoraDeep",
+        "gs_lora_pp_published": "adapting.published:GSLoraPPPublished",
+        "gs_lora_published": "adapting.published:GSLoraPublished",
+        "l1_sparse": "unlearning.finetuning:L1Sparse",
+        "l2": "continual.penalties:L2",
+        "lfssd": "editing.dampening:LFSSD",
+        "lirf": "continual.lirf:LIRF",
+        "lora": "adapting.published:Lora",
+        "lotus": "unlearning.lotus:LoTUS",
+        "lwf": "continual.lwf:LwF",
+        "mas": "continual.penalties:MAS",
+        "munba": "editing.munba:MUNBa",
+        "neggrad_plus": "unlearning.ascent:NegGradPlus",
+        "npo": "unlearning.preference:NPO",
+        "random_labels": "unlearning.random_labels:RandomLabels",
+        "retrain": "continual.retrain:Retrain",
+        "salun": "unlearning.random_labels:SalUn",
+        "scrub": "continual.scrub:SCRUB",
+        "scrub_s": "continual.scrub:SCRUBS",
+        "sfron": "editing.sfron:SFRon",
+        "simnpo": "unlearning.preference:SimNPO",
+        "ssd": "editing.dampening:SSD",
+        "task_arithmetic": "editing.task_arithmetic:TaskArithmetic",
+        "unsir": "editing.unsir:UNSIR",
+    }.items()
 }
 
 

@@ -22,6 +22,7 @@ from ..ledger import (
     InvalidLedgerError,
     TaskEntry,
     describe_new_targets,
+    method_folder,
     task_folder,
     updated_outcomes,
     warn_after,
@@ -113,7 +114,9 @@ class RunFolder:
 
         def remove() -> None:
             # A run that was killed before it saved the ledger has left the folder of the task behind.
-            for path in (self.folder / WORK_FOLDER, task_folder(self.folder, self.ledger.next_task_name())):
+            name = self.ledger.next_task_name()
+            left = (task_folder(self.folder, name), method_folder(self.folder, name))
+            for path in (self.folder / WORK_FOLDER, *left):
                 remove_inside(self.folder, path)
 
         with self._locked():

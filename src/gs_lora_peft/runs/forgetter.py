@@ -1,4 +1,4 @@
-"""Carrying out forgetting requests one after another, each with a new adapter."""
+"""Carrying out forgetting requests one after another, each with a new adapter or new values of weights."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class ContinualForgetter(RevocableRun):
 
     Each request trains a new adapter `task_NNN` on the model with all earlier ones merged, so a training step costs
     the same at the first task and at the hundredth. The result is `tasks/task_NNN/` (plain LoRA, which stock PEFT
-    loads) and an entry in `forgetting.json`. In a folder with a ledger, the run continues. To continue a run that was
-    killed, make the same request again: it resumes from the last checkpoint, if `args.save_strategy` saves any.
+    loads) and an entry in `forgetting.json`. A method that trains weights of the model leaves their new values instead
+    of an adapter. In a folder with a ledger, the run continues. To continue a run that was killed, make the same
+    request again: it resumes from the last checkpoint, if `args.save_strategy` saves any.
 
     Works in one process and under `accelerate launch`: every process makes the same calls, and the main process
     writes. All of them need access to the folder. The folder is locked while a request is carried out.
@@ -83,7 +84,8 @@ class ContinualForgetter(RevocableRun):
         callbacks (`Sequence[TrainerCallback]`, *optional*):
             Callbacks of every trainer. Those with a state, such as `EarlyStoppingCallback`, start fresh for each task.
         method ([`Method`] or `str`, *optional*):
-            The method, or its name, see [`get_method`]; by default GS-LoRA. It must train a LoRA adapter.
+            The method, or its name, see [`get_method`]; by default GS-LoRA. One that trains weights of the model
+            itself leaves their new values instead of an adapter ([`WeightDifference`]); `config` has no effect then.
 
     Attributes:
         model (`transformers.PreTrainedModel`):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -72,10 +72,10 @@ class Recipe:
         data (`Mapping[str, str]`):
             Identity of the data, recorded with the settings; see [`data_settings`].
         method ([`Method`] or `str`, *optional*):
-            The method, or its name; by default GS-LoRA. It must train a LoRA adapter.
+            The method, or its name; by default GS-LoRA.
 
     Raises:
-        InvalidInputError: If the method trains no adapter, or the adapter's initialisation needs data.
+        InvalidInputError: If the adapter's initialisation needs data.
     """
 
     config: GSLoraConfig
@@ -93,13 +93,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.method = get_method(self.method)
-        if self.method.trains == "weights":
-            raise InvalidInputError(
-                "method",
-                self.method.name,
-                "a method that trains a LoRA adapter, because a run keeps one for each request",
-                "Use another one, or train a single model with ForgettingTrainer.",
-            )
         if self.config.init_lora_weights == "eva":
             raise InvalidInputError(
                 "init_lora_weights",
@@ -107,6 +100,11 @@ class Recipe:
                 "an initialisation without a pass over data, because each task starts with a new adapter",
                 "Use True (default), 'gaussian', 'orthogonal' or 'mica', or train one adapter with GSLoraTrainer.",
             )
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights of the model train, instead of a new adapter for each task."""
+        return get_method(self.method).trains == "weights"
 
     def split(self, dataset: Dataset, classes: Sequence[int], old: Sequence[int], scored: set[int]) -> ForgettingSplit:
         """Splits the training data for one task.
@@ -133,23 +131,33 @@ class Recipe:
         )
         return replace(split, roles=split.roles.with_rest("missing", scored))
 
-    def trainer(self, model: PeftModel, split: ForgettingSplit, output_dir: Path) -> ForgettingTrainer:
+    def trainer(
+        self,
+        model: nn.Module,
+        split: ForgettingSplit,
+        output_dir: Path,
+        earlier: Sequence[Mapping[str, Tensor]] = (),
+    ) -> ForgettingTrainer:
         """Makes the trainer of one task. It pushes nothing to the Hub: checkpoints of a request are private.
 
         Args:
-            model (`peft.PeftModel`):
-                The model with the adapter of the task.
+            model (`torch.nn.Module`):
+                The model, with the adapter of the task if one trains.
             split ([`ForgettingSplit`]):
                 The training data.
             output_dir (`Path`):
                 Folder of the trainer.
+            earlier (`Sequence[Mapping[str, torch.Tensor]]`, *optional*):
+                What the method kept of each earlier task.
         """
+        method = copy.copy(get_method(self.method))
+        method.earlier = earlier
         args = copy.copy(self.args)
         args.output_dir, args.push_to_hub = str(output_dir), False
         return ForgettingTrainer(
             model,
             args,
-            method=get_method(self.method),
+            method=method,
             forget_dataset=split.forget,
             retain_dataset=split.retain,
             forget_classes=split.forget_classes,
@@ -178,7 +186,7 @@ class Recipe:
             self.args = before
 
     def settings(self) -> dict[str, Any]:
-        """Returns the record of the settings: `config`, `training`, `data`, and `method` unless it is GS-LoRA."""
+        """Returns the record of the settings: `training`, `data`, `config` (adapters), and `method` unless GS-LoRA."""
         method = get_method(self.method)
         excluded = {*_OUTCOME_SETTINGS, *(item.name for item in fields(TrainingArguments))}
         names = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in excluded]
@@ -193,7 +201,7 @@ class Recipe:
             **self.data,
         }
         values = {
-            "config": adapter_settings(self.config),
+            **({} if self.trains_weights else {"config": adapter_settings(self.config)}),
             "training": {**training, "num_processes": self.args.world_size},
             "data": data,
         }

@@ -16,6 +16,7 @@ from ..ledger import (
     TaskEntry,
     WithheldClassesError,
     as_ledger_error,
+    check_separable,
 )
 from .scores import Scores
 from .settings import redo_advice
@@ -97,7 +98,8 @@ class RevocableRun(TaskRunner):
 
         Later tasks were trained on top of this one, so without it they act on slightly different weights. The revoked,
         the still forgotten and the kept classes are scored before and after, on the evaluation data (`acc_revoked`,
-        `acc_still_forgotten`, `acc_retain`). The files of the task stay.
+        `acc_still_forgotten`, `acc_retain`). The files of the task stay. If a later task left new values of weights
+        that this one changed, it is refused: revoke that one first.
 
         Args:
             task (`str`):
@@ -113,6 +115,7 @@ class RevocableRun(TaskRunner):
                 ledger and model are unchanged.
         """
         (entry,) = self.ledger.select([task])
+        check_separable(self.ledger.tasks, [other.name for other in self.ledger.active_tasks if other is not entry])
         with self._locked(), self._merged.restored_on_error():
             scores = unmerge_task(entry, self.ledger, self._merged, self._scores)
             self._record(lambda: self.ledger.revoke(task, reason=reason, **scores))

@@ -1,41 +1,39 @@
-"""One task: its plan, its training, the files of its adapter, and its ledger entry."""
+"""One task: its plan, its training, the files that it leaves, and its ledger entry."""
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
-from ..adapters import MergedModel, check_tasks, fresh_adapter
+from ..adapters import MergedModel, check_tasks
 from ..data import ForgettingSplit
 from ..errors import InvalidInputError
-from ..io import staged_folder, write_json_atomic
 from ..ledger import (
     LOGS_FOLDER,
-    TRAINING_CONFIG,
     ForgetRequest,
     ForgettingLedger,
     TaskEntry,
     curve_names,
     outcome_of_task,
-    task_folder,
     utc_now,
     warn_before,
 )
-from ..training import ForgettingTrainer, TrainedAdapter
-from ..tuner import LoraGroups, export_lora
+from ..methods import get_method
+from .cost import CostMeter
 from .folder import RunFolder, run_on_main
-from .recipe import Recipe, adapter_settings
+from .leaving import Leaving
+from .method_files import check_earlier, keep_for_later, kept_of_earlier
+from .recipe import Recipe
 from .scores import Scores
 from .settings import Differences, changed_settings
 from .validation import check_missing
@@ -65,6 +63,7 @@ class TaskRunner(RunFolder):
         self, request: ForgetRequest, split: ForgettingSplit, *, keep: bool = False, redoes: str | None = None
     ) -> TaskEntry:
         run_on_main(lambda: check_tasks(self.ledger, [entry.name for entry in self.ledger.active_tasks]))
+        run_on_main(lambda: check_earlier(self.ledger, get_method(self.recipe.method)))
         workspace = self._workspace(self.ledger.next_task_name())
         task = plan_task(request, split, workspace, self.ledger, self.recipe, keep=keep, redoes=redoes)
         self._measure_base()
@@ -72,7 +71,7 @@ class TaskRunner(RunFolder):
         allowed, names = self.recipe.args.max_forget_accuracy, self.label_names
         classes = [names[c] if names else f"class {c}" for c in split.forget_classes]
         run_on_main(lambda: warn_before(self.ledger, classes, before, allowed))
-        training = train_task(task, self.model, self.recipe, self.ledger)
+        training = train_task(task, self.model, self.recipe, self.ledger, self._merged.originals)
         with self._merged.restored_on_error():
             files = self._merged.merge_new(task.name)
             earlier = {entry.name: entry.classes or () for entry in self.ledger.active_tasks}
@@ -184,67 +183,69 @@ class TrainingRecord:
             As in [`TaskEntry`].
         curves (`dict[str, list[float]]`, *optional*):
             See [`training_curves`].
+        cost (`dict[str, Any]`):
+            As in [`TaskEntry`].
+        method_files (`dict[str, str]`, *optional*):
+            As in [`TaskEntry`].
     """
 
     groups: dict[str, Any]
     sizes: dict[str, int]
     curves: dict[str, list[float]] | None
-
-    @classmethod
-    def from_trainer(cls, trainer: ForgettingTrainer) -> TrainingRecord:
-        """Makes the record of a finished trainer, with two host synchronisations."""
-        groups = cast(TrainedAdapter, trainer.trained).groups
-        # A group that changes nothing has the norm 0, whatever its lora_A.
-        norms = dict(zip(groups.names, (groups.norms() * groups.changed()).tolist(), strict=True))
-        pairs, state = trainer.train_dataset, trainer.state
-        sizes = {"forget": len(pairs.forget), "retain": len(pairs.retain), "steps": state.global_step}
-        return cls({**groups.state(), "norms": norms}, sizes, training_curves(state.log_history))
+    cost: dict[str, Any]
+    method_files: dict[str, str] | None
 
 
-def train_task(task: PlannedTask, model: PreTrainedModel, recipe: Recipe, ledger: ForgettingLedger) -> TrainingRecord:
-    """Trains the adapter of a task and exports it to the run folder.
+def train_task(
+    task: PlannedTask,
+    model: PreTrainedModel,
+    recipe: Recipe,
+    ledger: ForgettingLedger,
+    originals: Mapping[str, Tensor],
+) -> TrainingRecord:
+    """Trains a task and writes what it leaves to the run folder.
 
     Args:
         task ([`PlannedTask`]):
             The task.
         model (`transformers.PreTrainedModel`):
-            The model with all earlier tasks merged. It is bare again afterwards.
+            The model with all earlier tasks merged. It is bare and as before afterwards.
         recipe ([`Recipe`]):
             The settings of the training.
         ledger ([`ForgettingLedger`]):
             The ledger of the run.
+        originals (`Mapping[str, torch.Tensor]`):
+            The tensors that earlier tasks changed, with the values of the base model, by name.
     """
-    config = copy.deepcopy(recipe.config)
-    config.revision = ledger.base_model.get("revision")
     # The random initialisation depends on the seed alone, not on earlier tasks of this process.
     set_seed(recipe.args.seed)
     workspace, main = task.workspace, PartialState().is_main_process
+    leaving = Leaving.of(task.name, recipe, ledger)
     try:
-        with fresh_adapter(model, config, task.name) as peft_model:
-            trainer = recipe.trainer(peft_model, task.split, workspace.path)
+        with leaving.prepared(model) as trained_model:
+            earlier = kept_of_earlier(ledger, get_method(recipe.method))
+            trainer = recipe.trainer(trained_model, task.split, workspace.path, earlier)
+            trainer.trained.originals = originals
             run_on_main(lambda: workspace.begin(task.plan, task.start))
+            meter = CostMeter(task.start.checkpoint)
+            trainer.add_callback(meter)
             try:
                 trainer.train(resume_from_checkpoint=task.start.checkpoint)
                 trainer.check_trained()
-                groups = cast(TrainedAdapter, trainer.trained).groups
-                run_on_main(lambda: _export(peft_model, groups, task.name, recipe, ledger))
+                cost, left = meter.cost(trainer), trainer.method.leave()
+                groups = leaving.groups(trainer)
+                method_files = run_on_main(lambda: keep_for_later(ledger, task.name, left))
+                run_on_main(lambda: leaving.export(trainer))
             except Exception:
                 if main:
                     workspace.fail()
                 raise
-            return TrainingRecord.from_trainer(trainer)
+            pairs, state = trainer.train_dataset, trainer.state
+            sizes = {"forget": len(pairs.forget), "retain": len(pairs.retain), "steps": state.global_step}
+            return TrainingRecord(groups, sizes, training_curves(state.log_history), cost, method_files)
     finally:
         if main:
             workspace.remove_if_empty()
-
-
-def _export(model: PeftModel, groups: LoraGroups, name: str, recipe: Recipe, ledger: ForgettingLedger) -> None:
-    # Training it further needs more than plain LoRA files: placement, grouping and the full list of groups.
-    training_config = {"adapter": name, **adapter_settings(recipe.config), "groups": groups.names}
-    with staged_folder(task_folder(ledger.folder, name)) as staged:
-        public_name = ledger.base_model.get("name_or_path")
-        export_lora(model, staged, adapter_name=name, base_model_name_or_path=public_name)
-        write_json_atomic(staged / TRAINING_CONFIG, training_config)
 
 
 def finished_entry(
@@ -288,6 +289,8 @@ def finished_entry(
         scores=scores,
         curves=training.curves,
         outcome=outcome,
+        cost=training.cost,
+        method_files=training.method_files,
     )
 
 
@@ -301,7 +304,7 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[
     Returns:
         `dict[str, list[float]]` or `None`: `epoch`; the means since the previous point of `retain_loss` and
         `forget_loss` in nats and of `retain_accuracy` and `forget_accuracy` in [0, 1] (for a detector
-        `retain_confidence` and `forget_confidence`); and the number of `active_groups`. At most 100 evenly spaced
+        `retain_confidence` and `forget_confidence`); and the `active_groups` of an adapter. At most 100 evenly spaced
         points, including the first and the last, to six digits. `None` if nothing was logged.
     """
     names = next(filter(None, map(curve_names, log_history)), ())

@@ -119,18 +119,24 @@ class Method(TrainerCallback):
         name (`str`):
             Its name in the registry and in ledgers.
         trains (`"any"`, `"adapter"` or `"weights"`):
-            Whether it trains the adapter of a model, the weights of a model without adapters, or either. Only a method
-            that trains an adapter can be published or carry out a run.
+            Whether it trains the adapter of a model, the weights of a model without adapters, or either. In a run,
+            `"weights"` leave the new values of the weights that changed, and all others a LoRA adapter.
         takes_steps (`bool`):
             `False` for a method that edits the weights in `on_train_begin` and does not train.
         title (`str`):
             Its name on model cards; by default `name`.
         published (`Mapping[str, Any]`):
             Training arguments of its source, such as `{"learning_rate": 1e-4}`, for comparisons; by default none.
+            No trainer applies them; the code that makes the arguments may, `{**method.published, **own}`.
+        adapter (`Mapping[str, Any]`):
+            Options of [`GSLoraConfig`] that go with `published`, such as `{"r": 8}`, for the code that makes the
+            adapter; by default none.
         space (`Mapping[str, Sequence]`):
-            Values of hyper-parameters that a search should try besides learning rates; by default none.
+            Values that a search should try besides learning rates, by name: of a hyper-parameter, or else of a
+            training argument; by default none.
         earlier (`Sequence[Mapping[str, torch.Tensor]]`):
-            What [`~Method.leave`] returned at each earlier task of a run, in order; empty outside a run.
+            What [`~Method.leave`] returned at each earlier task in effect of a run, in order; an empty mapping for a
+            task of another method. Empty outside a run. Tensors are on the CPU and read from the disk when used.
         trainer ([`TaskTrainer`]):
             The trainer that runs, which sets it.
 
@@ -164,6 +170,7 @@ class Method(TrainerCallback):
     takes_steps: ClassVar[bool] = True
     title: ClassVar[str] = ""
     published: ClassVar[Mapping[str, Any]] = {}
+    adapter: ClassVar[Mapping[str, Any]] = {}
     space: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     earlier: Sequence[Mapping[str, Tensor]] = dataclasses.field(init=False, repr=False, compare=False, default=())
@@ -284,8 +291,11 @@ class Method(TrainerCallback):
     def leave(self) -> dict[str, Tensor]:
         """Returns what later tasks need, such as the importance of each weight; by default nothing.
 
-        Called in every process at the end of a task, after [`~Method.release`]. A run keeps it beside the weights of
-        the task as safetensors, and hands it to the method of every later task in `earlier`.
+        Called in every process at the end of a task, after [`~Method.release`]; also in a process that resumed at the
+        end of the training, so that it must not depend on what the steps left in `self`. A run keeps it beside the
+        folder of the task as `method/task_NNN/method.safetensors`, and hands it to the same method at every later task
+        in `earlier`. It may hold traces of the samples to forget, and is never published: a run that is fetched from
+        the Hub lacks it, and refuses a method that left some.
         """
         return {}
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..compat import reference_model
+from ..compat import base_of, reference_model, unwrapped
 from ..errors import InvalidInputError
 from ..tuner import LoraGroups, trainable_adapters
 
@@ -21,9 +21,15 @@ class Trained(ABC):
     Attributes:
         adapter (`str`, *optional*):
             Name of the adapter; `None` if the model's own weights train.
+        originals (`Mapping[str, torch.Tensor]`):
+            In a run, the tensors that earlier tasks changed, with the values before all tasks, by their names in the
+            bare model. A run sets it; they stay on the CPU until [`~Trained.original`] is first used, which copies
+            them to the device of the model.
     """
 
     adapter: str | None = None
+    originals: Mapping[str, Tensor] = {}
+    model: nn.Module
     _start: list[Tensor]
 
     @property
@@ -47,9 +53,17 @@ class Trained(ABC):
     def before(self) -> AbstractContextManager[None]:
         """Returns a context in which the model is the one before the task, in eval mode and without gradient."""
 
-    def original(self) -> AbstractContextManager[None]:
-        """Returns a context as [`~Trained.before`] does, with the model before all tasks of a run."""
-        return self.before()
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """Returns a context as [`~Trained.before`] does, with the model before all tasks of a run.
+
+        Outside a run it is the model before the task.
+        """
+        with self.before():
+            tensors = {name: _tensor_in(self.model, name) for name in self.originals}
+            self.originals = {name: self.originals[name].to(now.device) for name, now in tensors.items()}
+            with _exchanged(list(tensors.values()), list(self.originals.values())):
+                yield
 
     def must_learn(self) -> list[nn.Parameter]:
         """Returns the tensors of which at least one must get a gradient at the first step."""
@@ -138,6 +152,8 @@ class TrainedWeights(Trained):
                 "model", type(model).__name__, "a model with weights that train", "Set requires_grad_(True) on them."
             )
         self._start = [weight.detach().clone() for weight in self.parameters]
+        # A BatchNorm whose weights train moves its running statistics, too.
+        self._statistics = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -149,16 +165,42 @@ class TrainedWeights(Trained):
 
     @contextmanager
     def before(self) -> Iterator[None]:
-        # Exchanges the data of the weights instead of overwriting it, which a later backward pass needs.
-        now = [weight.data for weight in self.parameters]
-        for weight, old in zip(self.parameters, self.start, strict=True):
-            weight.data = old.to(weight.dtype)
-        try:
-            with reference_model(self.model, None):
-                yield
-        finally:
-            for weight, data in zip(self.parameters, now, strict=True):
-                weight.data = data
+        # By name, because moving a model to a device replaces its buffers.
+        buffers = dict(self.model.named_buffers())
+        names = [name for name in self._statistics if name in buffers]
+        now = [*self.parameters, *(buffers[name] for name in names)]
+        old = [*self.start, *(self._statistics[name] for name in names)]
+        with _exchanged(now, old), reference_model(self.model, None):
+            yield
+
+
+@contextmanager
+def _exchanged(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Gives tensors other values for the time of the block.
+
+    Exchanges the data of the tensors instead of overwriting it, which a later backward pass needs.
+    """
+    now = [tensor.data for tensor in tensors]
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.data = value.to(tensor.device, tensor.dtype)
+    try:
+        yield
+    finally:
+        for tensor, data in zip(tensors, now, strict=True):
+            tensor.data = data
+
+
+def _tensor_in(model: nn.Module, name: str) -> Tensor:
+    """Returns a tensor of a model by its name in the bare model, also below layers that PEFT has wrapped."""
+    module: nn.Module = base_of(unwrapped(model))
+    *path, leaf = name.split(".")
+    for part in path:
+        module = getattr(_layer_itself(module), part)
+    return getattr(_layer_itself(module), leaf)
+
+
+def _layer_itself(module: nn.Module) -> nn.Module:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def training_adapter(model: nn.Module) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from ...checking import ClassRefs, checked
-from ...compat import bare
+from ...compat import bare, fresh_model
 from ...data import (
     check_dataset,
     check_names,
@@ -126,8 +125,7 @@ class Plan:
 
     def _new_model(self) -> PreTrainedModel:
         """A model with new weights; with the weights of a pre-trained backbone below its new head, if asked for."""
-        model = type(self.original)(copy.deepcopy(self.original.config))
-        model.config._name_or_path = ""
+        model = fresh_model(self.original)
         if self.recipe.start != SCRATCH:
             _load_backbone(model, self.recipe.start)
         return model
@@ -180,7 +178,7 @@ def _check_start(model: PreTrainedModel, start: str) -> None:
     if is_detector(model) or model.base_model is model:
         expected = "'scratch' for this model, whose backbone cannot be told from its class heads"
         raise InvalidInputError("recipe.start", start, expected, "Train it from scratch.")
-    _load_backbone(type(model)(copy.deepcopy(model.config)), start)
+    _load_backbone(fresh_model(model), start)
 
 
 def _load_backbone(model: PreTrainedModel, start: str) -> None:

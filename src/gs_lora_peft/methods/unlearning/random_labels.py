@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import InvalidInputError
-from ..objectives import ObjectiveOutput, logits_of
-from ..training import Method, own_batches
+from ...checking import NotNegative, Share, check_fields
+from ...objectives import ObjectiveOutput, logits_of
+from ...training import Method, own_batches
 
 
 @dataclass(kw_only=True)
@@ -25,16 +26,20 @@ class RandomLabels(Method):
 
     Args:
         forget_weight (`float`, *optional*, defaults to 1.0):
-            w.
+            w, at least 0.
 
     Raises:
-        InvalidInputError: At the first step, if the model is not a classifier.
+        InvalidInputError: If `forget_weight` is negative; at the first step, if the model is not a classifier.
     """
 
     name = "random_labels"
     title = "random labels, https://arxiv.org/abs/2010.10981"
+    space: ClassVar[Mapping[str, Sequence[Any]]] = {"forget_weight": (0.3, 1.0, 3.0)}
 
-    forget_weight: float = 1.0
+    forget_weight: NotNegative = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
         (kept, labels), (gone, _) = self.retain_half(inputs, output), self.forget_half(inputs, output)
@@ -58,20 +63,23 @@ class SalUn(RandomLabels):
             Share of the weights that train, in (0, 1].
 
     Raises:
-        InvalidInputError: If `share` is out of range.
+        InvalidInputError: If `share` is out of range, or as for [`RandomLabels`].
     """
 
     name = "salun"
     trains = "weights"
     title = "SalUn, https://arxiv.org/abs/2310.12508"
+    published: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 0.013,
+        "num_train_epochs": 10,
+        "weight_decay": 5e-4,
+        "optim": "sgd",
+        "optim_args": "momentum=0.9",
+        "lr_scheduler_type": "constant",
+    }
+    space: ClassVar[Mapping[str, Sequence[Any]]] = {"share": (0.1, 0.3, 0.5)}
 
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise InvalidInputError(
-                "share", self.share, "a number above 0, at most 1: the share of weights that train"
-            )
+    share: Share = 0.5
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,0 +1,1 @@
+"""Methods for a LoRA adapter: the papers' settings, plain LoRA, forgetting in depth, orthogonal projections."""

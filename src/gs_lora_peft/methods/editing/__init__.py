@@ -1,0 +1,1 @@
+"""Rivals that edit weights: by their importance, by learned noise, by bargained gradients, by negation."""

@@ -1,0 +1,1 @@
+"""Unlearning methods of the literature, a file for each idea."""
