@@ -2,7 +2,7 @@
 
     python examples/benchmarks/retrain_faces.py MODEL DATA OUT --requests 1 --threads 1
 
-MODEL is the converted reference checkpoint (docs/benchmarks.md), which gives the architecture. DATA is a folder with
+MODEL is the converted reference checkpoint (docs/experiments/faces.md), for its architecture. DATA is a folder with
 `train.parquet` and `test.parquet`, or a Hub id. The people of the first `--requests` requests of the papers' protocol
 (38 people, 8 a request) are left out of the training; 0 makes a control on all people. The head keeps its size. The
 test split is scored once, at the end; `--held_out` scores a share of the training images instead, to choose a recipe.

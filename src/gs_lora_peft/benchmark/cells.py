@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import math
 import shutil
 import time
 import traceback
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..io import write_json_atomic
-from ..ledger import ForgetRequest, all_forgotten, task_folder
+from ..ledger import ForgetRequest, all_forgotten, method_folder, task_folder
 from ..metrics import measure_of
 from ..runs import ContinualForgetter, library_versions
 from ..training import NonFiniteLossError
@@ -26,8 +26,6 @@ FORGOTTEN, NOT_FORGOTTEN, DIVERGED, YARDSTICK = "forgotten", "not forgotten", "d
 
 _ROLES = ("retain", "forget", "old", "missing")
 _TIMES = "times.json"
-
-logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -82,7 +80,7 @@ class CellRunner:
             note.write_text(traceback.format_exc(), encoding="utf-8")
             outcome = DIVERGED if isinstance(error, NonFiniteLossError) else f"error: {type(error).__name__}"
             rows = [{"task": len(course.requests), "outcome": outcome}]
-        rows = [{**facts, **row, "final": row["task"] == len(course.requests)} for row in rows]
+        rows = [_finite({**facts, **row, "final": row["task"] == len(course.requests)}) for row in rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomic(path, {"schema": SCHEMA, "rows": rows, "versions": library_versions()})
         if not self.bench.config.keep_runs:
@@ -106,7 +104,7 @@ class CellRunner:
             "shots": course.setting.shots,
             "replay_ratio": course.setting.replay_ratio,
             "missing_classes": len(course.missing),
-            "searched": bool(found),
+            "device": bench.model.device.type,
         }
         if cell.method not in (ORIGINAL, RETRAINED):
             entry = bench.entry(cell.method)
@@ -210,10 +208,11 @@ def carry_out_requests(forgetter: ContinualForgetter, requests: Sequence[Sequenc
         if entry.name not in spent:
             spent[entry.name] = [time.perf_counter() - start, time.process_time() - start_cpu]
             write_json_atomic(times, spent)
-        stored = task_folder(forgetter.folder, entry.name)
+        stored = [place(forgetter.folder, entry.name) for place in (task_folder, method_folder)]
         row = {"task": number, "outcome": _OUTCOMES[entry.forgotten], "steps": entry.sizes["steps"]}
         row |= {"seconds": spent[entry.name][0], "cpu_seconds": spent[entry.name][1]}
-        row["stored_bytes"] = sum(file.stat().st_size for file in stored.rglob("*") if file.is_file())
+        files = [file for folder in stored for file in folder.rglob("*") if file.is_file()]
+        row["stored_bytes"] = sum(file.stat().st_size for file in files)
         rows.append(row | scores_of(entry.scores["after"]))
     return rows
 
@@ -222,6 +221,11 @@ def scores_of(scores: Mapping[str, Any]) -> Row:
     """Returns scores by role, drop and H."""
     key = measure_of(scores).key
     return {name: scores.get(name) for name in (*map(key, _ROLES), "drop", "h_mean")}
+
+
+def _finite(row: Row) -> Row:
+    """JSON has no NaN."""
+    return {n: None if isinstance(value, float) and not math.isfinite(value) else value for n, value in row.items()}
 
 
 def read_rows(path: Path) -> list[Row] | None:

@@ -11,6 +11,7 @@ from ..metrics import measure_of
 from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
 from .plan import slug
 from .settings import ORIGINAL, YARDSTICKS
+from .tables import time_of
 
 Row = dict[str, Any]
 
@@ -45,7 +46,8 @@ def draw_figures(rows: Sequence[Row]) -> dict[str, bytes]:
 
 def _means(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Returns the means over seeds of every method, a row for each request."""
-    names = ("h_mean", "recovery_gap", "cpu_seconds", "acc_retain", "ap_retain")
+    time = time_of(rows)
+    names = ("h_mean", "recovery_gap", time, "acc_retain", "ap_retain")
     found: dict[str, list[Row]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -53,7 +55,7 @@ def _means(rows: Sequence[Row]) -> dict[str, list[Row]]:
             of_task = [row for row in own if row["task"] == task]
             values = {name: [row[name] for row in of_task if row.get(name) is not None] for name in names}
             means: Row = {name: float(np.mean(listed)) for name, listed in values.items() if listed}
-            found.setdefault(method, []).append({"task": task, **means})
+            found.setdefault(method, []).append({"task": task, "time": means.get(time, 0.0), **means})
     return found
 
 
@@ -86,7 +88,7 @@ def _accuracy_and_gap(setting: str, methods: dict[str, list[Row]], measure: Any)
     axes = figure.subplots()
     key = measure.key("retain")
     last = {name: own[-1] for name, own in methods.items() if "recovery_gap" in own[-1] and key in own[-1]}
-    times = {name: float(np.mean([row.get("cpu_seconds", 0.0) for row in own])) for name, own in methods.items()}
+    times = {name: float(np.mean([row["time"] for row in own])) for name, own in methods.items()}
     longest = max((times[name] for name in last), default=0.0) or 1.0
     for name, row in last.items():
         yardstick = name in YARDSTICKS

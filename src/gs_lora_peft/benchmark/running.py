@@ -87,10 +87,12 @@ def run_benchmark(
         if retry_failed:
             _remove_failed(bench)
         worker = Worker(bench)
+        runs = [partial(_cell, cell=cell) for cell in (*yardstick_cells(bench), *bench.cells())]
+        # Later phases use what the former ones have found.
         phases = [
-            [*_retraining(bench), *(job for job in searches if job.func is _search)],
-            [partial(_cell, cell=cell) for cell in yardstick_cells(bench) if cell.method == ORIGINAL],
-            [partial(_cell, cell=cell) for cell in (*yardstick_cells(bench), *bench.cells())],
+            [*_retraining(bench), *searches],
+            [job for job in runs if job.keywords["cell"].method == ORIGINAL],
+            [job for job in runs if job.keywords["cell"].method != ORIGINAL],
         ]
         todo = [[job for job in phase if not job.func(worker, **job.keywords, only_look=True)] for phase in phases]
         total = sum(map(len, todo))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -102,6 +103,8 @@ class Search:
 def candidates_of(entry: Entry, settings: SearchSettings) -> list[dict[str, Any]]:
     """Returns what the trials of a method have: first what is published, then draws without repetition.
 
+    The draws go through all learning rates, in random order, before one has a second trial.
+
     Args:
         entry ([`Entry`]):
             The method.
@@ -112,16 +115,27 @@ def candidates_of(entry: Entry, settings: SearchSettings) -> list[dict[str, Any]
         `list[dict]`: `training` and `hyper_parameters` of each trial; empty for the first one.
     """
     method = entry.make()
-    rates = list(settings.learning_rates) if method.takes_steps else [None]
-    names = [name for name in method.space if name not in entry.hyper_parameters]
-    grid = []
-    for rate, *values in itertools.product(rates, *(method.space[name] for name in names)):
-        chosen = dict(zip(names, values, strict=True))
-        if rate is None and all(getattr(method, name) == value for name, value in chosen.items()):
-            continue  # what is published, once more
-        grid.append({"training": {} if rate is None else {_RATE: rate}, "hyper_parameters": chosen})
     rng = np.random.default_rng([settings.seed, zlib.crc32(entry.name.encode())])
-    return [{}, *(grid[place] for place in rng.permutation(len(grid))[: settings.trials - 1])]
+    rates: list[float | None] = list(settings.learning_rates) if method.takes_steps else [None]
+    names = [name for name in method.space if name not in entry.hyper_parameters and name not in entry.training]
+    combinations = [
+        dict(zip(names, values, strict=True)) for values in itertools.product(*(method.space[name] for name in names))
+    ]
+    fields = {item.name for item in dataclasses.fields(method)}
+    columns = []
+    for place in rng.permutation(len(rates)):
+        column = []
+        for number in rng.permutation(len(combinations)):
+            chosen = combinations[number]
+            if rates[place] is None and all(getattr(method, name, None) == value for name, value in chosen.items()):
+                continue  # what is published, once more
+            training = {name: value for name, value in chosen.items() if name not in fields}
+            training |= {} if rates[place] is None else {_RATE: rates[place]}
+            own = {name: value for name, value in chosen.items() if name in fields}
+            column.append({"training": training, "hyper_parameters": own})
+        columns.append(column)
+    drawn = [found for row in itertools.zip_longest(*columns) for found in row if found is not None]
+    return [{}, *drawn[: settings.trials - 1]]
 
 
 def best_of(trials: list[Trial]) -> Trial:

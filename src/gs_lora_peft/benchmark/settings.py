@@ -14,7 +14,7 @@ from ..audit import Attack, RetrainRecipe, get_attacks
 from ..checking import Count, NotNegativeWhole, Number, Share, check_fields, checked, ordered_list
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path
-from ..methods import get_method
+from ..methods import METHODS, get_method
 from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe
 from ..tuner import GSLoraConfig
 
@@ -214,7 +214,8 @@ class BenchmarkConfig:
         settings (`list`):
             Sequences of requests, see [`Setting`]; dicts of their fields.
         methods (`list`):
-            Names in `METHODS` and `"module:Class"`, or dicts of the fields of [`Entry`].
+            Names in `METHODS` and `"module:Class"`, or dicts of the fields of [`Entry`]. `"all"` stands for all names
+            in `METHODS` that the list does not have.
         output (`str` or `os.PathLike`):
             Folder of results, tables and figures. The same benchmark goes on in it.
         model (`str`, *optional*):
@@ -259,7 +260,7 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         made = {
             "settings": [_made(Setting, item, "settings") for item in ordered_list(self.settings)],
-            "methods": [_made(Entry, _entry(item), "methods") for item in ordered_list(self.methods)],
+            "methods": _entries(ordered_list(self.methods)),
             "audit": None if self.audit is None else _made(AuditSettings, self.audit, "audit"),
             "search": None if self.search is None else _made(SearchSettings, self.search, "search"),
             "output": as_path(self.output, "output"),
@@ -332,8 +333,12 @@ def check_training(name: str, given: Any) -> None:
         raise InvalidInputError(name, unknown, f"arguments of GSLoraTrainingArguments, without {_OWN_ARGUMENTS}")
 
 
-def _entry(item: Any) -> Any:
-    return {"method": item} if isinstance(item, str) else item
+def _entries(items: list[Any]) -> list[Entry]:
+    """Makes the methods; `"all"` becomes those that are not named."""
+    given = [item for item in items if item != "all"]
+    made = [_made(Entry, {"method": item} if isinstance(item, str) else item, "methods") for item in given]
+    known = {entry.name for entry in made}
+    return made + [Entry(method=name) for name in METHODS if "all" in items and name not in known]
 
 
 def _made(kind: Any, given: Any, name: str) -> Any:

@@ -58,10 +58,14 @@ class Column:
         return f"{mean} ± {np.std(values, ddof=1):.{self.digits}f}" if len(values) > 1 else mean
 
 
+def time_of(rows: Sequence[Row]) -> str:
+    """Returns the name of the time that compares methods: of the process, unless an accelerator does the work."""
+    return "seconds" if any(row.get("device", "cpu") != "cpu" for row in rows) else "cpu_seconds"
+
+
 def columns_of(rows: Sequence[Row]) -> list[Column]:
     """Returns the columns of the main table."""
     measure = measure_of(*rows)
-    time = "seconds" if any(row.get("device", "cpu") != "cpu" for row in rows) else "cpu_seconds"
     roles = (("retain", "↑"), ("forget", "↓"), ("old", "↓"), ("missing", "↑"))
     return [
         *(Column(f"{measure.symbol_of(role)} {arrow}", measure.key(role), 100) for role, arrow in roles),
@@ -71,7 +75,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         Column("ToW ↑", "tow", 100),
         Column("KL_f ↓", "kl_forget", digits=2),
         Column("KL_r ↓", "kl_retain", digits=2),
-        Column("s ↓", time),
+        Column("s ↓", time_of(rows)),
         Column("kB ↓", "stored_bytes", 1e-3, 0),
     ]
 

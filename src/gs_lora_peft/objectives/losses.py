@@ -33,8 +33,8 @@ def auto_forget_bound(num_classes: int, kind: ForgetLoss = "log_odds") -> float:
     against its class then exceed ln(C − 1). Its cross-entropy exceeds ln C, the value of a head that knows nothing.
     Samples that are not trained on lag behind those that are. The bound therefore is higher: 1.5 · ln C where every
     sample is held to it. A bound on the *mean* must also leave room for samples below the mean: 5 · ln C, which costs
-    the kept classes more. Both factors were measured on the Yale faces (docs/benchmarks.md). The papers' 105 belongs
-    to CosFace with s = 64.
+    the kept classes more. Both factors were measured on the Yale faces (docs/experiments/faces.md). The papers' 105
+    belongs to CosFace with s = 64.
 
     Args:
         num_classes (`int`):

@@ -22,7 +22,7 @@ from .losses import (
     identity,
 )
 
-DISTILLATION_WEIGHT = 1.0  # w_d by default where classes have no training data; docs/benchmarks.md
+DISTILLATION_WEIGHT = 1.0  # w_d by default where classes have no training data; docs/experiments/faces.md
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class DistillationObjective(Objective):
     No other term holds classes that have no training data. Here the earlier model's predictions on samples of other
     classes hold them. Samples to forget help, too: their resemblance to the kept classes need not change. If every
     class has data, the half to keep suffices, and the forgetting term should act alone on the half to forget
-    (docs/benchmarks.md). Classes that earlier requests forgot stay as forgotten as they were.
+    (docs/experiments/faces.md). Classes that earlier requests forgot stay as forgotten as they were.
 
     The earlier model is the one that trains, with its adapter disabled. Nothing is stored; each step costs a second
     forward without gradient.

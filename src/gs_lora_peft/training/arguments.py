@@ -63,7 +63,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             The bounded loss, see [`ClassificationObjective`] and [`DetectionObjective`]. `"log_odds"`: mean of
             ReLU(BND − log((1 − p) / p)), which pushes each sample until it is forgotten, and no further.
             `"cross_entropy"`: ReLU(BND − mean CE), as published. It does not forget classes of which the head is
-            sure, and costs the kept classes more (docs/benchmarks.md).
+            sure, and costs the kept classes more (docs/experiments/faces.md).
         forget_bound (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             BND in nats. `"auto"` is 1.5 · ln C for a head of C classes (5 · ln C with `"cross_entropy"`), see
             [`auto_forget_bound`]. For a detector `"auto"` is 15 with both losses, as published. That is far below the
@@ -84,12 +84,12 @@ class GSLoraTrainingArguments(TrainingArguments):
             K: α is 0 for the first K epochs. Less than the number of epochs.
         sparsity_ramp_epochs (`float`, *optional*, defaults to 2):
             With `"proximal"`, number of epochs in which α then rises linearly. At full strength from the first step it
-            may drop all groups but one before the adapter has learned anything (docs/benchmarks.md).
+            may drop all groups but one before the adapter has learned anything (docs/experiments/sparsity.md).
         sparsity_until_epoch (`float`, *optional*, defaults to 5):
             From this epoch on α is 0 again: the surviving groups train without shrinkage, and dropped groups stay
             dropped. The default, a third of the default 15 epochs, kept more of the kept classes at the same number of
-            zero groups than sparsity to the end (docs/benchmarks.md). `None`, or at least the number of epochs:
-            sparsity to the end, as published.
+            zero groups than sparsity to the end (docs/experiments/sparsity.md). `None`, or at least the number of
+            epochs: sparsity to the end, as published.
         prototype_forget_weight (`float`, *optional*, defaults to 0):
             w_f of GS-LoRA++ (https://arxiv.org/abs/2501.09705), weight of ReLU(BND_pro − D_f), which pushes embeddings
             of the forget half away from the prototypes of their classes. Not negative.
@@ -145,7 +145,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         epoch_covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
             `"both"`: an epoch runs once over the larger of the two training sets, and the other one cycles.
             `"retain"`: once over the retain set, as published, even if few classes stay; then choose the number of
-            epochs for the number of steps (docs/benchmarks.md).
+            epochs for the number of steps (docs/experiments/digits.md).
         max_forget_accuracy (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             The target, in [0, 1]: a [`ContinualForgetter`] calls a request forgotten if the accuracy on its classes,
             on the evaluation data, is at most this afterwards. `"auto"`: 0.05, or the accuracy of guessing (1 / C for
