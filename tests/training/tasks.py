@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Array3D, ClassLabel, Dataset, Features
 from peft import get_peft_model
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -28,8 +28,8 @@ def samples(classes: tuple[int, ...] = tuple(range(6)), per_class: int = 4, seed
     patterns = torch.randn(len(NAMES), *SHAPE, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     labels = [c for c in classes for _ in range(per_class)]
-    pixels = [(patterns[c] + 0.5 * torch.randn(*SHAPE, generator=generator)).tolist() for c in labels]
-    features = Features({"pixel_values": List(List(List(Value("float32")))), "label": ClassLabel(names=NAMES)})
+    pixels = [(patterns[c] + 0.5 * torch.randn(*SHAPE, generator=generator)).numpy() for c in labels]
+    features = Features({"pixel_values": Array3D(SHAPE, "float32"), "label": ClassLabel(names=NAMES)})
     return Dataset.from_dict({"pixel_values": pixels, "label": labels}, features=features).with_format("torch")
 
 
