@@ -28,6 +28,13 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """What the tests of a file have imported on top is spared, too."""
+    if nextitem is not None and nextitem.path != item.path:
+        pytest_collection_finish()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the benchmark data, outside the repository; the test is skipped where it is absent."""

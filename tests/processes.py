@@ -9,9 +9,10 @@ from pathlib import Path
 
 # Forks know torch, and of transformers the list of its files only; neither PEFT nor this package has been imported.
 SERVER = """
-import json, os, sys, traceback
+import gc, json, os, sys, traceback
 import accelerate, scipy.optimize, torch.distributed.fsdp, torch.distributed.tensor, transformers
 assert not {"gs_lora_peft", "peft", "transformers.models.auto.configuration_auto"} & set(sys.modules)
+gc.freeze()
 for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()

@@ -1,6 +1,7 @@
 """What two processes of one launch see; started by test_run_distributed.py."""
 
 import errno
+import gc
 import json
 import os
 import sys
@@ -46,6 +47,7 @@ def told(action):
 
 
 def main(base, folder):
+    gc.freeze()  # each training collects garbage, which need not look at what was imported
     folder = Path(folder)
     requests = cases.requests(["cassowary"], ["aardvark", 4])
     args = cases.make_args(per_device_train_batch_size=8, ddp_backend="gloo")

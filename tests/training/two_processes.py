@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -231,6 +232,7 @@ def refused(folder: Path) -> list[Any]:
 
 
 def main(folder: Path) -> None:
+    gc.freeze()  # each training collects garbage, which need not look at what was imported
     state = PartialState(cpu=True)
     processes, rank = state.num_processes, state.process_index
     report: dict[str, Any] = {"processes": processes, "backend": torch.distributed.get_backend()}
