@@ -1,9 +1,9 @@
-"""FG-OrIU: bases of states, the loss, where the adapter may move, what a task leaves for the next, resume."""
+"""FG-OrIU: bases of states, the loss, where the adapter may move, what a task leaves for the next."""
 
 import pytest
 import torch
 from errors import refused
-from method_trainers import differences_if_resumed, scores_after, trainer_of
+from method_trainers import scores_after, trainer_of
 from tasks import arguments, forget_set, knowing_vit, peft_vit, retain_set
 
 from gs_lora_peft.methods import get_method
@@ -151,10 +151,6 @@ def test_what_is_logged(tmp_path):
     trainer.train()
     row = next(row for row in trainer.state.log_history if "loss" in row)
     assert {"retain_loss", "forget_projection", "retain_residual"} <= row.keys()
-
-
-def test_it_is_resumed_bit_for_bit(tmp_path):
-    assert not differences_if_resumed("fg_oriu", peft_vit, tmp_path)
 
 
 def test_another_objective_is_refused(tmp_path):
