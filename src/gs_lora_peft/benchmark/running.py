@@ -24,10 +24,11 @@ from transformers.utils import logging as transformers_logging
 
 from ..io import exclusive_lock, write_bytes_atomic
 from .cells import CELLS_FOLDER, CellRunner, Row
+from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
 from .results import BenchmarkResults
 from .search import Search, search_path
-from .settings import ORIGINAL, RETRAINED, BenchmarkConfig
+from .settings import BenchmarkConfig
 from .yardsticks import retrained
 
 Job = Callable[["Worker"], Any]

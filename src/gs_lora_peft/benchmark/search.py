@@ -20,8 +20,8 @@ from ..errors import InvalidInputError
 from ..io import write_json_atomic
 from ..metrics import measure_of
 from .cells import carry_out_requests, make_forgetter
+from .parts import Entry, SearchSettings
 from .plan import SCHEMA, Bench, Course, held_out_classes, slug
-from .settings import Entry, SearchSettings
 
 SEARCH_FOLDER = "search"
 _RATE = "learning_rate"
