@@ -9,7 +9,6 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,8 +168,3 @@ def held_out(bench: Bench, settings: SearchSettings) -> DatasetDict:
         bench.dataset["train"], bench.label_column, settings.fraction, settings.seed
     )
     return DatasetDict(train=train, test=judged)
-
-
-def search_path(bench: Bench) -> Path:
-    """Returns the file of all trials."""
-    return bench.output / "search.jsonl"
