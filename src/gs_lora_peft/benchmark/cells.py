@@ -16,8 +16,8 @@ from ..ledger import ForgetRequest, all_forgotten, method_folder, task_folder
 from ..metrics import measure_of
 from ..runs import ContinualForgetter, library_versions
 from ..training import NonFiniteLossError
+from .parts import ORIGINAL, RETRAINED
 from .plan import SCHEMA, Bench, Cell, Course, slug
-from .settings import ORIGINAL, RETRAINED
 from .yardsticks import Yardsticks, retrained, scores_at_end
 
 CELLS_FOLDER, RUNS_FOLDER, ERRORS_FOLDER = "cells", "runs", "errors"

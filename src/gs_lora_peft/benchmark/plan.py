@@ -29,7 +29,8 @@ from ..data import (
 from ..errors import InvalidInputError
 from ..objectives import check_class_head
 from ..roles import ClassRoles
-from .settings import BenchmarkConfig, Entry, Setting
+from .parts import Entry, Setting
+from .settings import BenchmarkConfig
 
 SCHEMA = "gs_lora_peft.benchmark/1"
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..metrics import measure_of
 from ..reports import Table
+from .parts import YARDSTICKS
 from .search import best_of
-from .settings import YARDSTICKS
 
 Row = dict[str, Any]
 
