@@ -25,11 +25,15 @@ def scores_after(trainer: ForgettingTrainer) -> tuple[float, float]:
     return scores["eval_acc_forget"], scores["eval_acc_retain"]
 
 
-def differences_if_resumed(name: str, build: Any, folder: Any, step: int = 5, **changes: Any) -> list[str]:
+def differences_if_resumed(
+    name: str, build: Any, folder: Any, hyper_parameters: dict[str, Any] | None = None, **changes: Any
+) -> list[str]:
     """The weights that differ between a whole training of 8 steps and one that is resumed in the second epoch."""
-    settings = {"save_strategy": "steps", "save_steps": step, "num_train_epochs": 2, **changes}
-    whole, resumed = (trainer_of(name, build(dropout=0.1), folder / part, **settings) for part in ("one", "two"))
+    settings = {"save_strategy": "steps", "save_steps": 5, "num_train_epochs": 2, **changes}
+    whole, resumed = (
+        trainer_of(name, build(dropout=0.1), folder / part, hyper_parameters, **settings) for part in ("one", "two")
+    )
     whole.train()
-    resumed.train(resume_from_checkpoint=str(folder / "one" / f"checkpoint-{step}"))
-    assert whole.state.global_step == 8 > step
+    resumed.train(resume_from_checkpoint=str(folder / "one" / "checkpoint-5"))
+    assert whole.state.global_step == 8
     return differences(whole.model.state_dict(), resumed.model.state_dict())

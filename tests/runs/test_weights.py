@@ -15,6 +15,7 @@ from transformers import set_seed
 from weight_methods import Anchored, Distilling, DistillingWeights, Edit
 
 from gs_lora_peft import ForgetRequest, load_forgotten, merge_forgotten, verify_repository, weights_fingerprint
+from gs_lora_peft.adapters import merge_changes, read_changes
 from gs_lora_peft.ledger import ForgettingLedger
 from gs_lora_peft.ledger.errors import FilesDifferError, InvalidLedgerError, LaterTasksError, UnusableAdapterError
 from gs_lora_peft.runs import leaving
@@ -87,6 +88,16 @@ def test_loaded_to_the_bit(base, data, whole, tmp_path):
     assert cases.same(cases.weights(load_forgotten(cases.load_base(base), folder, tasks=1)), cases.weights(first))
     report = verify_repository(folder, cases.load_base(base))
     assert (report.problems, report.base_checked, len(report.files)) == ([], True, 2)
+
+
+def test_many_tasks_take_the_memory_of_one(base, whole):
+    """Values that a later task replaces are not kept when the last model alone is wanted."""
+    folder, forgetter = whole
+    each, last = (read_changes(ForgettingLedger.load(folder), each=each) for each in (True, False))
+    assert [len(change.values) for change in each] == [8, 8]
+    assert [len(change.values) for change in last] == [0, 8]
+    stepwise = merge_changes(merge_changes(cases.load_base(base), each[:1]), each[1:])
+    assert cases.same(cases.weights(stepwise), cases.weights(forgetter.model))
 
 
 def test_the_next_task_trains_on_the_last(base, data, whole, tmp_path):

@@ -102,7 +102,7 @@ class MergedModel:
             LedgerError: If a file differs from the ledger, what a task left does not fit, or a later task needs one
                 that is left out. The model is unchanged.
         """
-        self._merge(read_changes(self.ledger, list(names)))
+        self._merge(read_changes(self.ledger, list(names), each=False))
 
     def merge_new(self, name: str) -> dict[str, str]:
         """Merges a task that is about to be added to the ledger.
@@ -124,7 +124,7 @@ class MergedModel:
 
     def rebuild(self, names: Sequence[str]) -> None:
         """Restores the original weights and merges these tasks, see [`~MergedModel.merge`]."""
-        changes = read_changes(self.ledger, list(names))
+        changes = read_changes(self.ledger, list(names), each=False)
         check_changes(self.bare, changes)
         self._restore(self.originals)
         self._merge(changes)

@@ -44,7 +44,9 @@ def check_tasks(ledger: ForgettingLedger, names: Sequence[str]) -> None:
     ledger.check_files(list(names))
 
 
-def read_changes(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = None) -> list[TaskChange]:
+def read_changes(
+    ledger: ForgettingLedger, tasks: int | Sequence[str] | None = None, *, each: bool = True
+) -> list[TaskChange]:
     """Reads what tasks left and checks their files.
 
     Each file is read once: the result is made from the same bytes whose SHA-256 is checked.
@@ -54,6 +56,9 @@ def read_changes(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = N
             The ledger.
         tasks (`int` or `Sequence[str]`, *optional*):
             As in [`ForgettingLedger.select`]; by default all.
+        each (`bool`, *optional*, defaults to `True`):
+            Whether the model after each task is needed. With `False` values that a later one of these tasks replaces
+            are left out: however many tasks changed all weights, they take the memory of one model.
 
     Returns:
         `list[TaskChange]`: An adapter or a difference of each task, in the order of the ledger.
@@ -64,7 +69,15 @@ def read_changes(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = N
     """
     entries = ledger.select(tasks)
     check_separable(ledger.tasks, [entry.name for entry in entries])
-    return [verified_change(ledger, entry)[0] for entry in entries]
+    changes = []
+    for place, entry in enumerate(entries):
+        change = verified_change(ledger, entry)[0]
+        if isinstance(change, WeightDifference) and not each:
+            # What is verified has the tensors that the ledger lists.
+            later = [other.groups["active"] for other in entries[place + 1 :] if other.leaves_weights]
+            change = change.without({name for names in later for name in names})
+        changes.append(change)
+    return changes
 
 
 def read_adapters(ledger: ForgettingLedger, tasks: int | Sequence[str] | None = None) -> list[TaskAdapter]:
@@ -115,7 +128,7 @@ def verified_change(ledger: ForgettingLedger, entry: TaskEntry) -> tuple[TaskCha
         raise FilesDifferError.of(ledger.folder, problems)
     change = _parsed(ledger, entry.name, contents)
     # The ledger alone tells which tasks can be left out, see `check_separable`.
-    if entry.leaves_weights and sorted(change.tensors) != sorted(entry.groups.get("active", [])):
+    if entry.leaves_weights and sorted(change.tensors) != sorted(entry.groups.get("active", ())):
         expected = f"the {len(change.tensors)} tensors in '{WEIGHT_DIFFERENCE}'"
         raise InvalidLedgerError(f"{entry.name}.groups.active", entry.groups.get("active"), expected)
     return change, contents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,14 @@ class WeightDifference:
     def tensors(self) -> list[str]:
         """Names of the tensors of the bare model that change."""
         return list(self.values)
+
+    def without(self, names: Collection[str]) -> WeightDifference:
+        """Returns the difference without these tensors, which keeps the memory of none of them."""
+        return WeightDifference(self.name, {name: value for name, value in self.values.items() if name not in names})
+
+    def shapes(self) -> WeightDifference:
+        """Returns a difference without values, which is enough for [`~WeightDifference.check`]."""
+        return WeightDifference(self.name, {name: value.to("meta") for name, value in self.values.items()})
 
     def check(self, model: nn.Module) -> None:
         """Checks that every value fits a tensor of a bare model, before the model changes.

@@ -68,7 +68,7 @@ def load_forgotten(
     check_bare(base_model)
     folder = resolve_run_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
-    changes = read_changes(ledger, tasks)
+    changes = read_changes(ledger, tasks, each=False)
     ledger.check_base(model_identity(base_model))
     check_changes(base_model, changes)
     adapters = [change for change in changes if isinstance(change, TaskAdapter)]

@@ -224,7 +224,8 @@ def _is_picture(path: PurePosixPath) -> bool:
 def _read_task(ledger: ForgettingLedger, entry: TaskEntry, report: VerifyReport) -> TaskChange | None:
     """Returns what a task left, or `None` after noting a problem, so that the others are checked too."""
     with _noted(report):
-        return verified_change(ledger, entry)[0]
+        change = verified_change(ledger, entry)[0]
+        return change if isinstance(change, TaskAdapter) else change.shapes()
     return None
 
 

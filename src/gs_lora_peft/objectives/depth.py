@@ -17,8 +17,9 @@ from .heads import logits_of
 from .losses import DepthTarget, GlobalMean, identity
 from .states import CapturedStates, Pooling, block_paths, captured_states
 
-# What an attacker may read of a block: the class token, and the mean over all tokens.
-_POOLINGS: tuple[Pooling, ...] = ("first", "mean")
+# What an attacker may read of a block, and its weight: the class token, and the mean over all tokens. The mean needs
+# more, because every token of an image takes part in it, and attention hands only some of that to the class token.
+_POOLINGS: dict[Pooling, float] = {"first": 1.0, "mean": 3.0}
 
 # Dimensions that hardly vary among kept samples are measured in this share of the mean deviation of all dimensions.
 _SMALLEST_SCALE = 0.1
@@ -35,12 +36,12 @@ class DepthObjective(Objective):
     + w_r \cdot \operatorname{mean}_{l, j} \frac{1}{d} \left\| \frac{s_l(y_j) - s_l^0(y_j)}{\sigma_l} \right\|^2$$
 
     l counts the blocks and the two readings of each: its first token (the class token of a ViT) and the mean over its
-    tokens. s_l and s_l⁰ are the states of the model that trains and of the model before the task, both of width d, and
-    σ_l is the standard deviation of s_l⁰ among all kept samples, by dimension. Without it the offset that all samples
-    share would hide in what they differ. x_i are the samples to forget and y_j those to keep. y_{j(i)} is of that
-    class among those in the half to keep to which the model before the task gives the largest logit for x_i; it is
-    drawn anew at each step. No gradient reaches the targets. The mean over blocks weighs the l-th block by 1 / l,
-    because most of what later states tell apart is there behind the first block.
+    tokens, which counts three times. s_l and s_l⁰ are the states of the model that trains and of the model before the
+    task, both of width d, and σ_l is the standard deviation of s_l⁰ among all kept samples, by dimension. Without it
+    the offset that all samples share would hide in what they differ. x_i are the samples to forget and y_j those to
+    keep. y_{j(i)} is of that class among those in the half to keep to which the model before the task gives the
+    largest logit for x_i; it is drawn anew at each step. No gradient reaches the targets. The mean over blocks weighs
+    the l-th block by 1 / l, because most of what later states tell apart is there behind the first block.
 
     Each step costs one more forward, without gradient, and the training begins with a pass over the data for σ. Ranked
     by the model that trains, which would cost less, ever more samples would fall to one kept class, and the kept
@@ -143,10 +144,12 @@ def readings(captured: CapturedStates, inputs: Mapping[str, Any]) -> list[Tensor
 def mean_distance(states: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     """The mean squared difference over dimensions and samples, then over readings, weighted by block; a scalar.
 
-    Block l weighs 1 / l: later states follow from earlier ones, and the first block has the most to change.
+    Block l weighs 1 / l: later states follow from earlier ones, and the first block has the most to change. The mean
+    over tokens weighs three times as much as the class token.
     """
     distances = [(one - other).square().mean() for one, other in zip(states, targets, strict=True)]
-    weights = [1 / (1 + reading // len(_POOLINGS)) for reading in range(len(distances))]
+    blocks = range(1, 1 + len(distances) // len(_POOLINGS))
+    weights = [weight / block for block in blocks for weight in _POOLINGS.values()]
     total = sum((w * d for w, d in zip(weights, distances, strict=True)), torch.zeros_like(distances[0]))
     return total / sum(weights)
 

@@ -53,7 +53,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     Args:
         recipe (`"fast"` or `"deep"`, *optional*, defaults to `"fast"`):
             `"fast"`: the defaults here. The head no longer answers with the classes; few images bring them back.
-            `"deep"`: `depth_weight=5`, `depth_retain_weight=2`, `sparsity="none"` and `num_train_epochs=6`, each
+            `"deep"`: `depth_weight=5`, `depth_retain_weight=5`, `sparsity="none"` and `num_train_epochs=6`, each
             unless it is set to something else than its default; and where a [`ContinualForgetter`] or a script makes
             the adapter, `r=32` and `lora_alpha=32`. The states of every block then say no more of the classes than
             those of a model that never saw them (docs/audit.md).

@@ -13,7 +13,7 @@ RecipeName = Literal["fast", "deep"]
 # Measured in docs/audit.md. Sparsity leaves blocks as they were, and with them what they tell apart.
 _TRAINING: dict[RecipeName, dict[str, Any]] = {
     "fast": {},
-    "deep": {"depth_weight": 5.0, "depth_retain_weight": 2.0, "sparsity": "none", "num_train_epochs": 6.0},
+    "deep": {"depth_weight": 5.0, "depth_retain_weight": 5.0, "sparsity": "none", "num_train_epochs": 6.0},
 }
 
 # To move the states of every block takes more than rank 8 and a scaling of 1/8.

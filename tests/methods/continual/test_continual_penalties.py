@@ -70,7 +70,7 @@ def test_several_states_are_one_quadratic_function():
         for key, move in zip(shapes, moves, strict=True)
         for i in range(4)
     )
-    assert QuadraticPull(list(shapes), *last, states)(moves).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert QuadraticPull(list(shapes), *last, [{}, *states])(moves).item() == pytest.approx(expected.item(), rel=1e-5)
     assert QuadraticPull(list(shapes), *last)([torch.zeros(shape) for shape in shapes.values()]).item() == 0
 
 

@@ -80,7 +80,7 @@ class FGOrIU(Method):
     hidden width, which train freely here.
 
     Costs one pass over both sets before training, and in every step one singular value decomposition a block of a
-    `(B, rank of P_f)` matrix, for which a GPU waits.
+    `(B, rank of P_f)` matrix, for which a GPU waits. With several processes the norms are those of each one's samples.
 
     Args:
         forget_weight (`float`, *optional*, defaults to 0.1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -57,7 +59,8 @@ class Baseline(Method):
     def original_half(self, model: nn.Module, inputs: dict[str, Any], *, retain: bool) -> Tensor:
         """Returns the logits `(B, C)` of the model before all tasks for one half of a joint batch, float32."""
         half = len(inputs["labels"]) // 2
-        return self.original_logits(model, rows_of(inputs, 0 if retain else half, half)).float()
+        with fresh_casts():
+            return self.original_logits(model, rows_of(inputs, 0 if retain else half, half)).float()
 
 
 @dataclass(kw_only=True)
@@ -89,6 +92,16 @@ class Relabelling(Baseline):
         """Returns the mean cross-entropy of the samples to forget with their other labels."""
         logits, labels = self.forget_half(inputs, output)
         return F.cross_entropy(logits, self.other_labels(labels))
+
+
+@contextmanager
+def fresh_casts() -> Iterator[None]:
+    """Keeps casts of autocast, which it knows by the tensor, from a block in which tensors hold other values."""
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 def rows_of(inputs: dict[str, Any], first: int, count: int) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class QuadraticPull:
         importance (`Sequence[torch.Tensor]`):
             Their importance, of the same shape or a scalar.
         earlier (`Sequence[Mapping[str, torch.Tensor]]`, *optional*):
-            Earlier states as [`state_of`] returns them.
+            Earlier states as [`state_of`] returns them. Empty ones, of tasks of other methods, do not count.
 
     Raises:
         InvalidInputError: If an earlier state lacks a weight.
@@ -160,6 +160,7 @@ class QuadraticPull:
         importance: Sequence[Tensor],
         earlier: Sequence[Mapping[str, Tensor]] = (),
     ):
+        earlier = [state for state in earlier if state]  # a task of another method leaves none
         self._importance = [values.float() for values in importance]
         # How far the weights before the task are from the centre.
         self._offsets: list[Tensor] | None = None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ...checking import NotNegative
 from ...compat import unwrapped
 from ...objectives import ObjectiveOutput, captured_embeddings, logits_of
-from .base import PUBLISHED, Relabelling, rows_of
+from .base import PUBLISHED, Relabelling, fresh_casts, rows_of
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,7 @@ class DER(Relabelling):
         half = rows_of(inputs, 0, len(inputs["labels"]) // 2)
         with captured_embeddings(model) as now:
             logits_of(model, half)
-        with captured_embeddings(model) as before, self.trainer.trained.original():
+        with captured_embeddings(model) as before, fresh_casts(), self.trainer.trained.original():
             logits_of(unwrapped(model), half)
         return (now.embeddings - before.embeddings).square().sum()
 

@@ -17,7 +17,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ...checking import Count, NotNegative, Number, Share, check_fields
 from ...errors import InvalidInputError
-from ...objectives import ObjectiveOutput
+from ...objectives import GlobalMean, ObjectiveOutput, identity
 from ...training import GSLoraTrainingArguments, Method
 from .importance import cross_entropies, importances
 
@@ -104,7 +104,8 @@ class SFRon(Method):
         if not self._forgets(state):
             return F.cross_entropy(*self.retain_half(inputs, output))
         scale = self.forget_scale * (1 + math.cos(math.pi * state.global_step / state.max_steps)) / 2
-        return -scale * adaptive_cross_entropy(*self.forget_half(inputs, output), self.adaptivity)
+        logits, labels = self.forget_half(inputs, output)
+        return -scale * adaptive_cross_entropy(logits, labels, self.adaptivity, self.trainer.global_mean)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -149,7 +150,9 @@ class SFRon(Method):
         return [weight.detach().clone() for weight in self.trainer.trained.parameters]
 
 
-def adaptive_cross_entropy(logits: Tensor, labels: Tensor, adaptivity: float) -> Tensor:
+def adaptive_cross_entropy(
+    logits: Tensor, labels: Tensor, adaptivity: float, global_mean: GlobalMean = identity
+) -> Tensor:
     """Returns mean_i c_i CE_i with c_i ∝ 1 / CE_i^λ of mean 1: what is known best counts most.
 
     Args:
@@ -159,7 +162,9 @@ def adaptive_cross_entropy(logits: Tensor, labels: Tensor, adaptivity: float) ->
             Shape `(B,)`.
         adaptivity (`float`):
             λ.
+        global_mean (`Callable`, *optional*):
+            Averages a tensor over processes; identity by default.
     """
     losses = cross_entropies(logits, labels)
     weights = losses.detach().clamp(min=_SMALLEST_LOSS).pow(-adaptivity)
-    return (weights / weights.mean() * losses).mean()
+    return (weights / global_mean(weights.mean()) * losses).mean()

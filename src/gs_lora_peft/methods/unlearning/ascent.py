@@ -20,9 +20,9 @@ class GradientAscent(Method):
     r"""Climbs the cross-entropy of the samples to forget, and looks at nothing else.
 
     Minimises −CE(D_f), as in https://arxiv.org/abs/2304.04934 (its "GA"). The loss has no bound: with too many steps
-    or too large a learning rate, the classes to keep are lost, too. The learning rate decides, and where 1e-4 does
-    nothing, the authors advise 5e-4 to 1e-3. Costs nothing more than the joint forward, whose half to keep has no
-    effect. It has no hyper-parameters.
+    or too large a learning rate, the classes to keep are lost, too. The learning rate decides; where 1e-4 does
+    nothing, the authors of SalUn advise 5e-4 to 1e-3. Costs nothing more than the joint forward, whose half to keep
+    has no effect. It has no hyper-parameters.
 
     Raises:
         InvalidInputError: At the first step, if the model is not a classifier.

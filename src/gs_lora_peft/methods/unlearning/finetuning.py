@@ -69,7 +69,7 @@ class L1Sparse(Finetune):
     name = "l1_sparse"
     trains = "weights"
     title = "L1-sparse, https://arxiv.org/abs/2304.04934"
-    space: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (1e-5, 1e-4, 5e-4), "no_l1_epochs": (0, 2, 5)}
+    space: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (1e-5, 1e-4, 5e-4)}
 
     alpha: NotNegative = 5e-4
     no_l1_epochs: NotNegativeWhole = 0
