@@ -30,8 +30,6 @@ from .search import Search
 from .settings import BenchmarkConfig
 from .yardsticks import retrained
 
-Job = Callable[["Worker"], Any]
-
 
 def run_benchmark(
     config: BenchmarkConfig,
@@ -71,7 +69,7 @@ def run_benchmark(
 
     Raises:
         InvalidInputError: Before any work, if model, data and configuration do not fit each other.
-        RunLockedError: If another process works in the folder.
+        BlockingIOError: If another process works in the folder.
 
     Example:
         ```py
