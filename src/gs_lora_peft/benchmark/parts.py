@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -81,6 +81,8 @@ class Entry:
             Training arguments, in place of the common and the published ones.
         adapter (`dict`, *optional*):
             Options of [`GSLoraConfig`].
+        trains (`"weights"` or `"adapter"`, *optional*, defaults to `"weights"`):
+            What a method trains that can train either. Most sources train all weights.
     """
 
     method: str
@@ -88,9 +90,11 @@ class Entry:
     hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
+    trains: Literal["weights", "adapter"] = "weights"
 
     def __post_init__(self) -> None:
         checked("methods.method", self.method, str)
+        checked("methods.trains", self.trains, Literal["weights", "adapter"])
         own = self.make()
         object.__setattr__(self, "name", _named(self.name or own.name, "methods.name"))
         if self.name in YARDSTICKS:
@@ -102,7 +106,8 @@ class Entry:
 
     def make(self, **found: Any) -> Method:
         """Returns the method, with hyper-parameters that a search found."""
-        return get_method(self.method, **{**self.hyper_parameters, **found})
+        method = get_method(self.method, **{**self.hyper_parameters, **found})
+        return method.on_weights() if method.trains == "any" and self.trains == "weights" else method
 
     def adapter_config(self, args: GSLoraTrainingArguments) -> GSLoraConfig:
         """Returns the adapter: that of the recipe, of the method, and what is given here."""
