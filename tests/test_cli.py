@@ -13,7 +13,7 @@ from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.cli import main
 from gs_lora_peft.ledger import TaskEntry
 
-COMMANDS = ["show", "verify", "audit", "export", "merge", "push", "pull", "revoke", "convert-face"]
+COMMANDS = ["show", "verify", "audit", "benchmark", "export", "merge", "push", "pull", "revoke", "convert-face"]
 NAMES = ["tench", "[red]cassette[/red]", "évil\x1b[2Jname", "dragonfly"]
 BASE = {
     "name_or_path": "google/vit-base",

@@ -20,5 +20,5 @@ def finished(data, model, tmp_path_factory):
     from gs_lora_peft.benchmark import run_benchmark
 
     folder = tmp_path_factory.mktemp("benchmark")
-    config = cases.config(folder, search={"trials": 3, "learning_rates": [1e-3, 1e-2], "requests": 1})
+    config = cases.config(folder, search={"trials": 2, "learning_rates": [1e-3, 1e-2], "requests": 1})
     return config, run_benchmark(config, model, data, disable_tqdm=True)

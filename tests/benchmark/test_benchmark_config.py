@@ -61,13 +61,10 @@ def test_wrong_classes(settings, name, tmp_path, model, data):
 
 
 def test_a_search_needs_classes_that_no_setting_forgets(tmp_path, model, data):
-    config = cases.config(
-        tmp_path,
-        settings=[{"name": "a", "protocol": [2], "missing_classes": 1}, {"name": "b", "protocol": [1]}],
-        search={"trials": 2},
-    )
+    first, second = {"name": "a", "requests": [[0, 1, 2, 3]], "missing_classes": [4]}, {"name": "b", "requests": [[5]]}
+    config = cases.config(tmp_path, settings=[first, second], search={"trials": 2})
     with refused("search"):
-        run_benchmark(config, model, data)
+        run_benchmark(config, model, data, disable_tqdm=True)
 
 
 def test_a_file_is_read_and_changed(tmp_path):

@@ -12,7 +12,7 @@ from gs_lora_peft.cli import main
 METHOD = """
 from dataclasses import dataclass
 
-from gs_lora_peft.methods.random_labels import RandomLabels
+from gs_lora_peft.methods.unlearning.random_labels import RandomLabels
 
 
 @dataclass(kw_only=True)
@@ -55,8 +55,8 @@ def file(tmp_path, model, data, monkeypatch):
 
 
 def test_a_method_of_ones_own(call, file):
-    code, out, _ = call("bench.yaml", "--methods", "my_module:Mine", "--seeds", "1")
-    assert code == 0
+    code, out, said = call("bench.yaml", "--methods", "my_module:Mine", "--seeds", "1")
+    assert code == 0, said
     lines = [line.split()[0] for line in out.splitlines() if line.strip()]
     assert {"original", "gs_lora", "mine"} <= set(lines)
     assert (file.parent / "out" / "results.parquet").is_file()

@@ -58,3 +58,13 @@ def test_two_trainers_do_not_share_what_a_method_keeps():
 def test_gs_lora_has_no_hyper_parameters_of_its_own():
     """They are arguments of the trainer, which ledgers record already."""
     assert GSLora().settings() == {"name": "gs_lora"}
+
+
+def test_a_method_that_could_train_an_adapter_is_set_to_weights():
+    """Also the copy that a trainer works with, and the same hyper-parameters."""
+    method = get_method("npo", beta=0.2)
+    chosen = method.on_weights()
+    assert (method.trains, chosen.trains, chosen.beta) == ("any", "weights", 0.2)
+    assert chosen.of(object()).trains == "weights"
+    with refused("method", "gs_lora"):
+        get_method("gs_lora").on_weights()

@@ -10,6 +10,7 @@ from pathlib import Path
 import run_cases as cases
 from accelerate import PartialState
 from transformers import TrainerCallback
+from weight_methods import Anchored
 
 from gs_lora_peft import ForgetRequest, weights_fingerprint
 from gs_lora_peft.io import writing
@@ -70,6 +71,22 @@ def main(base, folder):
     forgetter = cases.make_forgetter(base, folder / "stopped", args=args)
     forgetter.run(requests)
     seen["stopped"] = weights_fingerprint(forgetter.model)
+
+    # Weights of the model train, and the method keeps something of each task.
+    settings = {"args": cases.make_args(per_device_train_batch_size=8, learning_rate=1e-2, ddp_backend="gloo")}
+    weights = cases.make_forgetter(base, folder / "weights", method=Anchored(), **settings)
+    weights.run(requests)
+    seen["weights"] = weights_fingerprint(weights.model)
+    try:
+        weights = cases.make_forgetter(
+            base, folder / "weights-stopped", method=Anchored(), callbacks=[StoppedAt()], **settings
+        )
+        weights.run(requests)
+    except Stopped:
+        PartialState().wait_for_everyone()
+    weights = cases.make_forgetter(base, folder / "weights-stopped", method=Anchored(), **settings)
+    weights.run(requests)
+    seen["weights-stopped"] = weights_fingerprint(weights.model)
 
     seen["unknown"] = told(lambda: forgetter.forget(ForgetRequest(["flamengo"])))
     other = ForgettingLedger.load(folder / "stopped")

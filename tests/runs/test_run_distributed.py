@@ -42,7 +42,15 @@ def test_two_processes(base, tmp_path):
     assert ForgettingLedger.load(tmp_path / "whole").to_dict() == first["ledger"]
     assert ForgettingLedger.load(tmp_path / "stopped").to_dict() == first["revoked_ledger"]
     assert first["ledger"]["tasks"][0]["settings"]["training"]["num_processes"] == 2
-    for folder, fingerprint in (("whole", first["whole"]), ("stopped", first["revoked"])):
+    assert first["weights-stopped"] == first["weights"] != first["whole"]
+    for kind in ("tasks", "method"):
+        snapshots = [cases.snapshot(tmp_path / name / kind) for name in ("weights", "weights-stopped")]
+        assert snapshots[0] == snapshots[1] != {}
+    for folder, fingerprint in (
+        ("whole", first["whole"]),
+        ("stopped", first["revoked"]),
+        ("weights", first["weights"]),
+    ):
         rebuilt = load_forgotten(cases.load_base(base), tmp_path / folder, merge=True)
         assert weights_fingerprint(rebuilt) == fingerprint
     assert not (tmp_path / "stopped" / "work").exists()

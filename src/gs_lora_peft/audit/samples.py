@@ -73,7 +73,9 @@ class Samples:
 
     def batch(self, positions: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """Collates some rows into one batch on a device."""
-        batch = self.data_collator([self._named[int(self.rows[p])] for p in positions])
+        # One call for all rows: a table of datasets reads them several times as fast as one by one.
+        rows = self._named.__getitems__([int(self.rows[position]) for position in positions])
+        batch = self.data_collator(rows)
         return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
 
     def batches(

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..audit import AuditReport
 from ..io import write_json_atomic
 from ..ledger import ForgetRequest, all_forgotten, method_folder, task_folder
 from ..metrics import measure_of
 from ..runs import ContinualForgetter, library_versions
 from ..training import NonFiniteLossError
+from .parts import ORIGINAL, RETRAINED
 from .plan import SCHEMA, Bench, Cell, Course, slug
-from .settings import ORIGINAL, RETRAINED
 from .yardsticks import Yardsticks, retrained, scores_at_end
 
 CELLS_FOLDER, RUNS_FOLDER, ERRORS_FOLDER = "cells", "runs", "errors"
@@ -67,12 +68,14 @@ class CellRunner:
         if (rows := read_rows(path)) is not None:
             return rows
         course, folder = self.bench.courses[cell.course], self.bench.output / RUNS_FOLDER / path.stem
-        facts = self._facts(cell, course, found)
+        facts, attacks = self._facts(cell, course, found), []
         try:
             if cell.method in (ORIGINAL, RETRAINED):
-                rows = self._yardstick(cell, course)
+                rows, model = self._yardstick(cell, course)
             else:
-                rows = self._run(cell, course, found or {}, folder)
+                rows, model = self._run(cell, course, found or {}, folder)
+            figures, attacks = self._audited(course, model)
+            rows[-1] |= figures
         except Exception as error:
             # The text of an error can name classes, so it stays on this machine.
             note = self.bench.output / ERRORS_FOLDER / f"{path.stem}.txt"
@@ -82,7 +85,8 @@ class CellRunner:
             rows = [{"task": len(course.requests), "outcome": outcome}]
         rows = [_finite({**facts, **row, "final": row["task"] == len(course.requests)}) for row in rows]
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(path, {"schema": SCHEMA, "rows": rows, "versions": library_versions()})
+        kept = {"schema": SCHEMA, "rows": rows, "attacks": attacks, "versions": library_versions()}
+        write_json_atomic(path, kept)
         if not self.bench.config.keep_runs:
             shutil.rmtree(folder, ignore_errors=True)
         return rows
@@ -114,7 +118,7 @@ class CellRunner:
             facts["options"] = json.dumps(own, sort_keys=True, default=str)
         return facts
 
-    def _run(self, cell: Cell, course: Course, found: Mapping[str, Any], folder: Path) -> list[Row]:
+    def _run(self, cell: Cell, course: Course, found: Mapping[str, Any], folder: Path) -> tuple[list[Row], Any]:
         forgetter = make_forgetter(self.bench, cell.method, course, cell.seed, found, folder)
         rows = carry_out_requests(forgetter, course.requests, folder / _TIMES)
         for row, classes in zip(rows, course.requests, strict=True):
@@ -122,32 +126,49 @@ class CellRunner:
             if self.bench.config.name_classes:
                 row["class_ids"] = json.dumps(classes)
         rows[-1]["outcome"] = _OUTCOMES[all_forgotten(forgetter.ledger.tasks)]
-        rows[-1] |= self._audited(course, forgetter.model)
-        return rows
+        return rows, forgetter.model
 
-    def _yardstick(self, cell: Cell, course: Course) -> list[Row]:
+    def _yardstick(self, cell: Cell, course: Course) -> tuple[list[Row], Any]:
         bench = self.bench
         model = bench.model if cell.method == ORIGINAL else retrained(bench, course, self._control(cell))
         of_base = scores_at_end(bench, course, bench.model, None)
         before = of_base[measure_of(of_base).key("forget")]
         scores = scores_at_end(bench, course, model, before)
         row = {"task": len(course.requests), "classes": len(course.requests[-1]), "outcome": YARDSTICK}
-        return [{**row, **scores_of(scores), **self._audited(course, model)}]
+        return [{**row, **scores_of(scores)}], model
 
     def _control(self, cell: Cell) -> int:
         assert self.bench.config.audit is not None
         return self.bench.config.audit.references + cell.seed
 
-    def _audited(self, course: Course, model: Any) -> Row:
+    def _audited(self, course: Course, model: Any) -> tuple[Row, list[Row]]:
         yardsticks = self.yardsticks(course)
         if yardsticks is None:
-            return {}
+            return {}, []
         start = time.perf_counter()
         report = yardsticks.audit(model)
-        return {**yardsticks.figures(model, report), "audit_seconds": round(time.perf_counter() - start, 2)}
+        figures = yardsticks.figures(model, report)
+        return {**figures, "audit_seconds": round(time.perf_counter() - start, 2)}, attack_rows(report)
 
 
 _OUTCOMES = {True: FORGOTTEN, False: NOT_FORGOTTEN, None: "not known"}
+
+
+def attack_rows(report: AuditReport) -> list[Row]:
+    """Returns a row for each judged figure of an audit: attack, setting, place, and the figure of each model."""
+    return [
+        {
+            "attack": found.attack.title,
+            "attack_setting": found.setting,
+            "where": found.where,
+            "original": found.original.value,
+            "reference": found.reference,
+            "value": found.forgotten.value,
+            "excess": found.excess,
+        }
+        for found in report.comparisons()
+        if found.attack.judged != "shown"
+    ]
 
 
 def make_forgetter(

@@ -29,7 +29,8 @@ from ..data import (
 from ..errors import InvalidInputError
 from ..objectives import check_class_head
 from ..roles import ClassRoles
-from .settings import BenchmarkConfig, Entry, Setting
+from .parts import Entry, Setting
+from .settings import BenchmarkConfig
 
 SCHEMA = "gs_lora_peft.benchmark/1"
 
@@ -192,7 +193,8 @@ class Bench:
         """Returns what a run of a method depends on, as JSON types."""
         method = entry.make()
         adapter = {**getattr(method, "adapter", {}), **entry.adapter}
-        return {"method": method.settings(), "training": self.config.training_of(entry), "adapter": adapter}
+        own = {"method": method.settings(), "trains": method.trains, "adapter": adapter}
+        return {**own, "training": self.config.training_of(entry)}
 
     def _resolved(self, setting: Setting) -> Course:
         where = f"settings[{setting.name!r}]"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-
-from datasets import Dataset
 
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_bytes_atomic
@@ -88,6 +87,7 @@ class BenchmarkResults:
             if rows:
                 lines = [json.dumps(row) + "\n" for row in rows]
                 files[out / f"{name}.jsonl"] = "".join(lines).encode()
+                files[out / f"{name}.parquet"] = as_parquet(rows)
         for name, table in self._tables().items():
             for suffix, text in (("md", table.to_markdown()), ("tex", table.to_latex()), ("csv", table.to_csv())):
                 files[out / TABLES_FOLDER / f"{name}.{suffix}"] = f"{text.rstrip()}\n".encode()
@@ -96,10 +96,6 @@ class BenchmarkResults:
         for path, content in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes_atomic(path, content)
-        for name, rows in ((RESULTS, self.rows), (TRIALS, self.trials)):
-            if rows:
-                as_dataset(rows).to_parquet(str(out / f"{name}.parquet"))
-                files[out / f"{name}.parquet"] = b""
         return sorted(files)
 
     @classmethod
@@ -134,8 +130,13 @@ class BenchmarkResults:
         return setting
 
 
-def as_dataset(rows: Sequence[Row]) -> Dataset:
-    """Returns rows as a data set with the columns of all of them; a column without any value is left out."""
+def as_parquet(rows: Sequence[Row]) -> bytes:
+    """Returns rows as a parquet file with the columns of all of them; a column without any value is left out."""
+    from pyarrow import Table as ArrowTable, parquet
+
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
-    return Dataset.from_dict({name: values for name, values in columns.items() if any(v is not None for v in values)})
+    buffer = io.BytesIO()
+    table = ArrowTable.from_pydict({name: own for name, own in columns.items() if any(v is not None for v in own)})
+    parquet.write_table(table, buffer)
+    return buffer.getvalue()

@@ -13,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +21,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..io import exclusive_lock, write_bytes_atomic
+from ..io import exclusive_lock
 from .cells import CELLS_FOLDER, CellRunner, Row
+from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
 from .results import BenchmarkResults
-from .search import Search, search_path
-from .settings import ORIGINAL, RETRAINED, BenchmarkConfig
+from .search import Search
+from .settings import BenchmarkConfig
 from .yardsticks import retrained
-
-Job = Callable[["Worker"], Any]
 
 
 def run_benchmark(
@@ -71,7 +69,7 @@ def run_benchmark(
 
     Raises:
         InvalidInputError: Before any work, if model, data and configuration do not fit each other.
-        RunLockedError: If another process works in the folder.
+        BlockingIOError: If another process works in the folder.
 
     Example:
         ```py
@@ -191,8 +189,6 @@ def collect(bench: Bench) -> BenchmarkResults:
         search = Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]])
         about = {"method": job.keywords["method"], "setting": job.keywords["course"]}
         trials += [{**about, **trial, "options": json.dumps(trial["options"])} for trial in search.trials() or []]
-    if trials:
-        write_bytes_atomic(search_path(bench), "".join(json.dumps(trial) + "\n" for trial in trials).encode())
     results = BenchmarkResults(rows, trials)
     results.save(bench.output)
     return results
@@ -285,8 +281,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(of_transformers)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def output_files(folder: Path) -> list[Path]:
-    """Returns the results, tables and figures in a folder."""
-    return sorted(path for pattern in ("results.*", "tables/*", "figures/*") for path in folder.glob(pattern))

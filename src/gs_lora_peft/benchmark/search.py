@@ -9,7 +9,6 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from ..errors import InvalidInputError
 from ..io import write_json_atomic
 from ..metrics import measure_of
 from .cells import carry_out_requests, make_forgetter
+from .parts import Entry, SearchSettings
 from .plan import SCHEMA, Bench, Course, held_out_classes, slug
-from .settings import Entry, SearchSettings
 
 SEARCH_FOLDER = "search"
 _RATE = "learning_rate"
@@ -169,8 +168,3 @@ def held_out(bench: Bench, settings: SearchSettings) -> DatasetDict:
         bench.dataset["train"], bench.label_column, settings.fraction, settings.seed
     )
     return DatasetDict(train=train, test=judged)
-
-
-def search_path(bench: Bench) -> Path:
-    """Returns the file of all trials."""
-    return bench.output / "search.jsonl"

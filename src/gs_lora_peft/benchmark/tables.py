@@ -12,8 +12,8 @@ import numpy as np
 
 from ..metrics import measure_of
 from ..reports import Table
+from .parts import YARDSTICKS
 from .search import best_of
-from .settings import YARDSTICKS
 
 Row = dict[str, Any]
 
@@ -117,7 +117,7 @@ def main_table(setting: str, final: Sequence[Row], rows: Sequence[Row]) -> Table
         ["method", *(column.title for column in columns), "forgotten"],
         cells,
         align="l" + "r" * (len(columns) + 1),
-        caption=f"{setting}: mean ± standard deviation over {seeds} seeds, after the last request",
+        caption=f"{setting}: mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, after the last request",
         notes=_notes(columns, runs),
         best=best,
         second=second,

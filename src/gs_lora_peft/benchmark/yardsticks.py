@@ -16,8 +16,8 @@ from ..audit import AuditContext, AuditReport, Samples, audit_models, retrained_
 from ..objectives import is_detector, logits_of
 from ..runs import predict
 from ..training import GSLoraTrainingArguments
+from .parts import AuditSettings
 from .plan import Bench, Course
-from .settings import AuditSettings
 
 AUDIT_FOLDER = "audit"
 

@@ -294,7 +294,7 @@ def _check_some_rows(dataset: Any, label_column: str, name: str, collate: Any) -
 def _may_differ(dataset: Dataset, label_column: str) -> bool:
     """Whether rows may have other labels than the stored ones, because of a transform or a hidden column."""
     shown = dataset.format["columns"]
-    return label_column in dataset.features and (dataset.format["type"] == "custom" or label_column not in shown)
+    return label_column in dataset.column_names and (dataset.format["type"] == "custom" or label_column not in shown)
 
 
 def _spread(indices: np.ndarray) -> list[int]:
@@ -321,12 +321,14 @@ def _one_or_list(classes: set[int]) -> int | list[int]:
 def _chosen_by(rows: Sequence[Any], column: str) -> list[set[int] | None]:
     """The classes that each row was chosen by; `None` if they are unknown."""
     found = [_own_classes(row, column) for row in rows]
-    hidden: dict[int, tuple[NamedRows, list[int]]] = {}  # by dataset: the places of its rows in the batch
+    sources: dict[int, tuple[NamedRows, list[int]]] = {}  # by dataset: the places of its rows in the batch
     for place, row in enumerate(rows):
         origin = getattr(row, "origin", None)
-        if origin is not None and isinstance(origin[0].dataset, Dataset) and _may_differ(origin[0].dataset, column):
-            hidden.setdefault(id(origin[0]), (origin[0], []))[1].append(place)
-    for source, places in hidden.values():
+        if origin is not None and isinstance(origin[0].dataset, Dataset):
+            sources.setdefault(id(origin[0]), (origin[0], []))[1].append(place)
+    for source, places in sources.values():
+        if not _may_differ(source.dataset, column):
+            continue
         cells = source.stored(column, [rows[place].origin[1] for place in places])
         for place, cell in zip(places, cells, strict=True):
             found[place] = _classes(cell)

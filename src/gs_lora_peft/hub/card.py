@@ -122,7 +122,6 @@ def build_card(
         newest=active[-1].name if active else None,
         active=[entry.name for entry in active],
         weights=_task_names(left),
-        many_weights=len(left) > 1,
         only_weights=len(left) == len(active) > 0,
         weights_only=all(entry.leaves_weights for entry in entries) and bool(entries),
         weights_trained=_task_names([entry for entry in entries if entry.leaves_weights]),

@@ -309,8 +309,21 @@ class Method(TrainerCallback):
 
     def of(self, trainer: TaskTrainer) -> Self:
         """Returns a copy with the same hyper-parameters that works for one trainer."""
-        copy = dataclasses.replace(self)
+        copy = dataclasses.replace(self) if self.trains == type(self).trains else self.on_weights()
         copy.trainer, copy.earlier = trainer, self.earlier
+        return copy
+
+    def on_weights(self) -> Self:
+        """Returns a copy that trains the model's own weights also where it could train an adapter, such as in a run.
+
+        Raises:
+            InvalidInputError: If the method can train an adapter alone.
+        """
+        if self.trains == "adapter":
+            expected = f"a method that can train weights; {self.name!r} trains an adapter"
+            raise InvalidInputError("method", self.name, expected, "Use it as it is.")
+        copy = dataclasses.replace(self)
+        vars(copy)["trains"] = "weights"
         return copy
 
     def settings(self) -> dict[str, Any]:

@@ -1,0 +1,223 @@
+"""The parts of a benchmark's configuration: settings, methods, audit and search. Each checks itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..audit import Attack, RetrainRecipe, get_attacks
+from ..checking import Count, NotNegativeWhole, Number, Share, check_fields, checked, ordered_list
+from ..errors import InvalidInputError
+from ..methods import get_method
+from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe
+from ..tuner import GSLoraConfig
+
+# Rows that every table has besides the methods: the model before forgetting, and one more retrained model.
+ORIGINAL, RETRAINED = "original", "retrained"
+YARDSTICKS = (ORIGINAL, RETRAINED)
+
+# Set by the benchmark itself.
+OWN_ARGUMENTS = ("output_dir", "seed", "push_to_hub", "disable_tqdm", "report_to")
+_Rates = Annotated[
+    list[Annotated[Number, Field(gt=0)]], Field(min_length=1, description="a list of positive learning rates")
+]
+Options = Annotated[dict[str, Any], Field(description="names and values")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A sequence of requests, and the data that they may use.
+
+    Args:
+        name (`str`):
+            Its name in tables.
+        requests (`list[list[str | int]]`, *optional*):
+            The classes of each request, by name or id.
+        protocol (`list[int]`, *optional*):
+            Instead of `requests`: numbers of classes left after each request, as in [`continual_protocol`].
+        shots (`int`, *optional*):
+            As in [`ContinualForgetter`].
+        replay_ratio (`float`, *optional*, defaults to 1.0):
+            As in [`ContinualForgetter`].
+        missing_classes (`list[str | int]` or `int`, *optional*, defaults to none):
+            Classes to keep without training data: names or ids, or how many of those that no request forgets.
+    """
+
+    name: str
+    requests: Sequence[Sequence[str | int]] | None = None
+    protocol: Sequence[int] | None = None
+    shots: Count | None = None
+    replay_ratio: Share = 1.0
+    missing_classes: Sequence[str | int] | int = ()
+
+    def __post_init__(self) -> None:
+        where = f"settings[{_named(self.name, 'settings.name')!r}]"
+        check_fields(self, prefix=f"{where}.")
+        if (self.requests is None) == (self.protocol is None):
+            given = "both" if self.requests is not None else "neither"
+            raise InvalidInputError(where, given, "either `requests` or `protocol`", "Give one of them.")
+        if self.requests is not None and not (ordered_list(self.requests) and all(map(ordered_list, self.requests))):
+            raise InvalidInputError(f"{where}.requests", self.requests, "a list of lists of classes")
+        if self.shots is not None and self.replay_ratio != 1:
+            raise InvalidInputError(f"{where}.replay_ratio", self.replay_ratio, "1 with `shots`", "Leave one out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A method of the comparison, with settings of its own.
+
+    Args:
+        method (`str`):
+            A name in `METHODS`, or `"module:Class"` of anybody.
+        name (`str`, *optional*, defaults to that of the method):
+            Its name in tables.
+        hyper_parameters (`dict`, *optional*):
+            Hyper-parameters of the method.
+        training (`dict`, *optional*):
+            Training arguments, in place of the common and the published ones.
+        adapter (`dict`, *optional*):
+            Options of [`GSLoraConfig`].
+        trains (`"weights"` or `"adapter"`, *optional*, defaults to `"weights"`):
+            What a method trains that can train either. Most sources train all weights.
+    """
+
+    method: str
+    name: str = ""
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    trains: Literal["weights", "adapter"] = "weights"
+
+    def __post_init__(self) -> None:
+        checked("methods.method", self.method, str)
+        checked("methods.trains", self.trains, Literal["weights", "adapter"])
+        own = self.make()
+        object.__setattr__(self, "name", _named(self.name or own.name, "methods.name"))
+        if self.name in YARDSTICKS:
+            fix = "Every table has a row of this name: choose another one."
+            raise InvalidInputError("methods.name", self.name, f"none of {list(YARDSTICKS)}", fix)
+        for part in ("hyper_parameters", "training", "adapter"):
+            checked(f"methods[{self.name!r}].{part}", getattr(self, part), Options)
+        check_training(f"methods[{self.name!r}].training", self.training)
+
+    def make(self, **found: Any) -> Method:
+        """Returns the method, with hyper-parameters that a search found."""
+        method = get_method(self.method, **{**self.hyper_parameters, **found})
+        return method.on_weights() if method.trains == "any" and self.trains == "weights" else method
+
+    def adapter_config(self, args: GSLoraTrainingArguments) -> GSLoraConfig:
+        """Returns the adapter: that of the recipe, of the method, and what is given here."""
+        given = {**getattr(self.make(), "adapter", {}), **self.adapter}
+        known = {item.name for item in fields(GSLoraConfig) if item.init}
+        if unknown := sorted(set(given) - known):
+            raise InvalidInputError(f"methods[{self.name!r}].adapter", unknown, "options of GSLoraConfig")
+        return adapter_of_recipe(args.recipe, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings:
+    """How every model is attacked once all requests are carried out.
+
+    Args:
+        attacks (`list[str]`, *optional*):
+            Names in `ATTACKS`; by default all that fit.
+        quick (`bool`, *optional*, defaults to `True`):
+            Whether attacks get their small budget.
+        budgets (`dict`, *optional*):
+            Name of an attack → fields of it, in place of its defaults.
+        references (`int`, *optional*, defaults to 3):
+            Number of retrained models that each model is compared with.
+        controls (`int`, *optional*, defaults to 1):
+            Number of further retrained models, which are attacked like a method: the row `retrained` of the tables.
+        recipe (`dict`, *optional*):
+            How they are trained, see [`RetrainRecipe`].
+        max_samples (`int`, *optional*, defaults to 20000):
+            As in [`audit_models`].
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the attacks, the same for all models. The references have the seeds after it.
+        cache (`str`, *optional*):
+            Folder of retrained models; by default as in [`retrain`].
+    """
+
+    attacks: Sequence[str] | None = None
+    quick: bool = True
+    budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    references: Count = 3
+    controls: NotNegativeWhole = 1
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    max_samples: Count = 20_000
+    seed: NotNegativeWhole = 0
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, prefix="audit.")
+        RetrainRecipe.of(self.recipe)
+        self.chosen()
+
+    def chosen(self) -> list[Attack]:
+        """Returns the attacks with their budgets."""
+        attacks = {attack.name: attack for attack in get_attacks(self.attacks, quick=self.quick)}
+        for name, budget in checked("audit.budgets", self.budgets, dict[str, Options]).items():
+            if name not in attacks:
+                raise InvalidInputError("audit.budgets", name, f"attacks among {list(attacks)}")
+            known = [item.name for item in fields(attacks[name])]
+            if unknown := sorted(set(budget) - set(known)):
+                raise InvalidInputError(f"audit.budgets[{name!r}]", unknown, f"fields among {known}")
+            given = {key: tuple(value) if isinstance(value, list) else value for key, value in budget.items()}
+            attacks[name] = replace(attacks[name], **given)
+        return list(attacks.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How learning rate and hyper-parameters of every method are chosen, before any cell of the table.
+
+    Each trial trains on part of the training data and forgets other classes than the benchmark does; the images held
+    out judge it by H, and ties by the lower forget accuracy. Test data are never used. The first trial has the
+    published settings. The others are drawn, for every method the same number.
+
+    Args:
+        trials (`int`, *optional*, defaults to 6):
+            Trials of every method. A method with fewer combinations tries all of them.
+        learning_rates (`list[float]`, *optional*):
+            Learning rates to draw from, with the values of `Method.space`.
+        requests (`int`, *optional*):
+            Requests of a trial, from the first of the setting; by default all.
+        fraction (`float`, *optional*, defaults to 0.25):
+            Share of the training images of each class that judge the trials.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the classes, the images, the draws and the training.
+    """
+
+    trials: Count = 6
+    learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    requests: Count | None = None
+    fraction: Annotated[Number, Field(gt=0, lt=1, description="a number between 0 and 1")] = 0.25
+    seed: NotNegativeWhole = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, prefix="search.")
+        checked("search.learning_rates", list(ordered_list(self.learning_rates)), _Rates)
+        if self.trials > (most := 1 + len(self.learning_rates)):
+            fix = "Give more learning rates, or fewer trials."
+            expected = f"at most {most}, so that every method has as many combinations to try"
+            raise InvalidInputError("search.trials", self.trials, expected, fix)
+
+
+def check_training(name: str, given: Any) -> None:
+    """Refuses names that are no training arguments, and those that the benchmark sets."""
+    known = {item.name for item in fields(GSLoraTrainingArguments) if item.init} - set(OWN_ARGUMENTS)
+    if unknown := sorted(set(checked(name, given, Options)) - known):
+        raise InvalidInputError(name, unknown, f"arguments of GSLoraTrainingArguments, without {OWN_ARGUMENTS}")
+
+
+def _named(name: Any, where: str) -> str:
+    """A name that stands in tables, and in the names of folders."""
+    text: str = checked(where, name, str)
+    if not re.fullmatch(r"[\w][\w .+()-]*", text):
+        raise InvalidInputError(where, text, "letters, digits, spaces and . + - ( ), with a letter or digit first")
+    return text
