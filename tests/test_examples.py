@@ -231,7 +231,9 @@ def test_the_digits_end_with_an_audit(tmp_path, monkeypatch, capsys):
         )
         return ViTForImageClassification(config).eval()
 
-    names = forget.load_digits()["train"].features["label"].names
+    third = DatasetDict({name: rows.shard(3, 0, contiguous=False) for name, rows in forget.load_digits().items()})
+    names = third["train"].features["label"].names
+    monkeypatch.setattr(forget, "load_digits", lambda: third)
     left_out = []
     monkeypatch.setattr(forget, "pretrained_vit", lambda dataset: tiny(0))
     monkeypatch.setattr(
