@@ -3,6 +3,7 @@
 Imports are inside of the functions: some of these processes must work without this package.
 """
 
+import gc
 import hashlib
 import importlib.abc
 import importlib.metadata
@@ -225,6 +226,7 @@ def _package():
     import gs_lora_peft.hub.client.calls
 
     gs_lora_peft.hub.client.calls.time = _Clock()
+    gc.freeze()  # each training collects garbage, which need not look at what was imported
     return gs_lora_peft
 
 
