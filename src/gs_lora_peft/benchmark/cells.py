@@ -68,7 +68,8 @@ class CellRunner:
         if (rows := read_rows(path)) is not None:
             return rows
         course, folder = self.bench.courses[cell.course], self.bench.output / RUNS_FOLDER / path.stem
-        facts, attacks = self._facts(cell, course, found), []
+        facts = self._facts(cell, course, found)
+        attacks: list[Row] = []
         try:
             if cell.method in (ORIGINAL, RETRAINED):
                 rows, model = self._yardstick(cell, course)
