@@ -87,3 +87,16 @@ def test_closeness_to_a_retrained_model():
     assert found["tow"] == pytest.approx(np.prod([1 - gap for gap in gaps]))
     same = closeness(own, own, labels, [0])
     assert (same["tow"], same["kl_forget"]) == (1, 0)
+
+
+def test_attacks_at_the_place_where_they_get_back_most():
+    """Means over seeds come first, then the largest: not the largest of every seed. The last lines sum up."""
+    figures = {("knn", "all", "block 1"): (50.0, 20.0), ("knn", "all", "block 2"): (60.0, 6.0)}
+    rows = [
+        {"method": "a", "setting": "one", "seed": seed, "attack": attack, "attack_setting": own, "where": where}
+        | {"value": value + seed, "excess": excess - 30 * seed * (where == "block 1")}
+        for seed in (0, 1)
+        for (attack, own, where), (value, excess) in figures.items()
+    ]
+    lines = BenchmarkResults(ROWS, attacks=rows).attack_table().to_csv().splitlines()
+    assert lines[1:] == ['"knn, all",60.5 (+6.0)', "figures above 5,1 of 2", "largest excess,6.0"]

@@ -180,10 +180,11 @@ def test_files(finished, tmp_path):
         "train"
     ]
     assert loaded["method"] == [row["method"] for row in results.rows]
+    attacks = BenchmarkResults.load(config.output).attacks
+    assert {row["method"] for row in attacks} == {row["method"] for row in results.rows}
     tables = {path.name for path in config.output.glob("tables/*")}
-    assert tables == {
-        f"{name}.{suffix}" for name in ("continual", "continual-tasks", "search") for suffix in ("md", "tex", "csv")
-    }
+    names = ("continual", "continual-attacks", "continual-tasks", "search")
+    assert tables == {f"{name}.{suffix}" for name in names for suffix in ("md", "tex", "csv")}
     assert {path.name for path in config.output.glob("figures/*")} == {"h-continual.png", "gap-continual.png"}
 
 

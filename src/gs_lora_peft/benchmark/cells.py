@@ -55,6 +55,12 @@ class CellRunner:
         """Returns the rows of a run that is done; `None` if it is not."""
         return read_rows(self._path(cell, found))
 
+    def attacks(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row]:
+        """Returns the figures of the audit of a run that is done."""
+        about = {"method": cell.method, "setting": cell.course, "seed": cell.seed}
+        kept = json.loads(self._path(cell, found).read_text(encoding="utf-8"))
+        return [{**about, **row} for row in kept["attacks"]]
+
     def carry_out(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row]:
         """Carries out a run, or goes on with it. What fails becomes a row.
 
@@ -68,7 +74,8 @@ class CellRunner:
         if (rows := read_rows(path)) is not None:
             return rows
         course, folder = self.bench.courses[cell.course], self.bench.output / RUNS_FOLDER / path.stem
-        facts, attacks = self._facts(cell, course, found), []
+        facts = self._facts(cell, course, found)
+        attacks: list[Row] = []
         try:
             if cell.method in (ORIGINAL, RETRAINED):
                 rows, model = self._yardstick(cell, course)

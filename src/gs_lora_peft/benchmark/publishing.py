@@ -11,7 +11,7 @@ from ..errors import InvalidInputError
 from ..hub import checked_repo_id, commit_folder, open_repository, writing_api
 from ..io import StrPath, write_bytes_atomic
 from ..reports import render_dataset_card
-from .results import FIGURES_FOLDER, RESULTS, TABLES_FOLDER, TRIALS, BenchmarkResults
+from .results import ATTACKS, FIGURES_FOLDER, RESULTS, TABLES_FOLDER, TRIALS, BenchmarkResults
 
 # Files of an earlier state in these folders are removed.
 _FOLDERS = (f"{TABLES_FOLDER}/", f"{FIGURES_FOLDER}/")
@@ -79,7 +79,8 @@ def stage_results(results: BenchmarkResults, folder: Path, repo_id: str, license
             As in [`push_results`].
     """
     files = results.save(folder)
-    names = [RESULTS, *([TRIALS] if results.trials else [])]
+    others = {TRIALS: results.trials, ATTACKS: results.attacks}
+    names = [RESULTS, *(name for name, rows in others.items() if rows)]
     data = DatasetCardData(
         license=license,
         pretty_name=repo_id.rpartition("/")[2],

@@ -12,11 +12,12 @@ from typing import Any, Self
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_bytes_atomic
 from ..reports import Table
+from .attack_table import attack_table
 from .charts import draw_figures
 from .plan import slug
 from .tables import main_table, search_table, task_table
 
-RESULTS, TRIALS = "results", "search"
+RESULTS, TRIALS, ATTACKS = "results", "search", "attacks"
 TABLES_FOLDER, FIGURES_FOLDER = "tables", "figures"
 
 Row = dict[str, Any]
@@ -32,10 +33,14 @@ class BenchmarkResults:
             bytes. The row of the last request (`final`) also has the outcome of the run and the figures of the audit.
         trials (`list[dict]`, *optional*):
             One for each trial of the search.
+        attacks (`list[dict]`, *optional*):
+            One for each judged figure of each audit: method, setting, seed, attack, `attack_setting`, `where`, and the
+            figure of the model (`value`), of the original and of the mean of the references, with the `excess`.
     """
 
     rows: list[Row]
     trials: list[Row] = field(default_factory=list)
+    attacks: list[Row] = field(default_factory=list)
 
     @property
     def settings(self) -> list[str]:
@@ -67,12 +72,17 @@ class BenchmarkResults:
         chosen = self._known(setting)
         return task_table(chosen, [row for row in self.rows if row["setting"] == chosen])
 
+    def attack_table(self, setting: str | None = None) -> Table:
+        """Returns what every attack gets back from every method, see [`attack_table`]."""
+        chosen = self._known(setting)
+        return attack_table(chosen, [row for row in self.attacks if row["setting"] == chosen])
+
     def search_table(self) -> Table:
         """Returns what the search chose for each method and setting."""
         return search_table(self.trials)
 
     def save(self, folder: StrPath) -> list[Path]:
-        """Writes `results.jsonl`, `results.parquet`, those of the search, tables (Markdown, LaTeX, CSV) and figures.
+        """Writes rows, trials and attacks as JSON lines and parquet, tables (Markdown, LaTeX, CSV) and figures.
 
         Args:
             folder (`str` or `os.PathLike`):
@@ -83,7 +93,7 @@ class BenchmarkResults:
         """
         out = as_path(folder, "folder")
         files: dict[Path, bytes] = {}
-        for name, rows in ((RESULTS, self.rows), (TRIALS, self.trials)):
+        for name, rows in ((RESULTS, self.rows), (TRIALS, self.trials), (ATTACKS, self.attacks)):
             if rows:
                 lines = [json.dumps(row) + "\n" for row in rows]
                 files[out / f"{name}.jsonl"] = "".join(lines).encode()
@@ -106,7 +116,7 @@ class BenchmarkResults:
             InvalidInputError: If it has none.
         """
         read = {}
-        for name in (RESULTS, TRIALS):
+        for name in (RESULTS, TRIALS, ATTACKS):
             path = as_path(folder, "folder") / f"{name}.jsonl"
             lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
             read[name] = [json.loads(line) for line in lines]
@@ -114,12 +124,14 @@ class BenchmarkResults:
             raise InvalidInputError(
                 "folder", str(folder), f"a folder with {RESULTS}.jsonl", "Run the benchmark first."
             )
-        return cls(read[RESULTS], read[TRIALS])
+        return cls(read[RESULTS], read[TRIALS], read[ATTACKS])
 
     def _tables(self) -> dict[str, Table]:
         found = {slug(name): self.table(name) for name in self.settings}
         continual = [name for name in self.settings if any(row["tasks"] > 1 for row in self.final(name))]
         found |= {slug(name, "tasks"): self.task_table(name) for name in continual}
+        audited = dict.fromkeys(row["setting"] for row in self.attacks)
+        found |= {slug(name, "attacks"): self.attack_table(name) for name in audited}
         return found | ({"search": self.search_table()} if self.trials else {})
 
     def _known(self, setting: str | None) -> str:

@@ -182,14 +182,17 @@ def collect(bench: Bench) -> BenchmarkResults:
     """Reads the rows of all runs that are done, and writes the results."""
     worker = Worker(bench)
     rows: list[Row] = []
+    attacks: list[Row] = []
     for cell in (*yardstick_cells(bench), *bench.cells()):
-        rows += worker.runner.finished(cell, worker.found(cell)) or []
+        if (finished := worker.runner.finished(cell, worker.found(cell))) is not None:
+            rows += finished
+            attacks += worker.runner.attacks(cell, worker.found(cell))
     trials = []
     for job in _searches(bench):
         search = Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]])
         about = {"method": job.keywords["method"], "setting": job.keywords["course"]}
         trials += [{**about, **trial, "options": json.dumps(trial["options"])} for trial in search.trials() or []]
-    results = BenchmarkResults(rows, trials)
+    results = BenchmarkResults(rows, trials, attacks)
     results.save(bench.output)
     return results
 

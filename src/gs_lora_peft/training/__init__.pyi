@@ -8,7 +8,7 @@ from .gradients import (
     NonFiniteLossError as NonFiniteLossError,
     NoStepError as NoStepError,
 )
-from .method import Method as Method
+from .method import Half as Half, Method as Method, half_of as half_of, rows_of as rows_of
 from .publishing import repo_to_publish_in as repo_to_publish_in
 from .recipes import RecipeName as RecipeName, adapter_of_recipe as adapter_of_recipe
 from .trained import Trained as Trained, TrainedAdapter as TrainedAdapter, TrainedWeights as TrainedWeights
@@ -17,6 +17,7 @@ from .trainer import ForgettingTrainer as ForgettingTrainer
 __all__ = [
     "ForgettingTrainer",
     "GSLoraTrainingArguments",
+    "Half",
     "Method",
     "NoGradientError",
     "NoStepError",
@@ -29,7 +30,9 @@ __all__ = [
     "TrainedWeights",
     "adapter_of_recipe",
     "check_types",
+    "half_of",
     "own_batches",
     "repo_to_publish_in",
+    "rows_of",
     "steps_per_epoch",
 ]

@@ -20,6 +20,23 @@ from ..roles import ClassRoles
 from .arguments import GSLoraTrainingArguments
 from .trained import Trained, TrainedAdapter, TrainedWeights
 
+Half = Literal["retain", "forget"]
+
+
+def rows_of(inputs: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """Returns some rows of a batch with `labels`. Values that do not belong to single samples stay as they are."""
+    size = len(inputs["labels"])
+    return {
+        name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for name, value in inputs.items()
+    }
+
+
+def half_of(inputs: dict[str, Any], half: Half) -> dict[str, Any]:
+    """Returns the samples to keep of a joint batch, which come first, or those to forget."""
+    middle = len(inputs["labels"]) // 2
+    return rows_of(inputs, slice(middle) if half == "retain" else slice(middle, None))
+
 
 class LossMeter:
     """Sums the parts of the loss on the device, without a host synchronisation.
@@ -341,18 +358,27 @@ class Method(TrainerCallback):
         half = len(inputs["labels"]) // 2
         return self._logits(output)[half:], inputs["labels"][half:]
 
-    def earlier_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Returns the logits `(2·B, C)` of the model before the task, without gradient, by one more forward."""
-        with self.trainer.trained.before():
-            return logits_of(unwrapped(model), inputs)
+    def earlier_logits(self, model: nn.Module, inputs: dict[str, Any], half: Half | None = None) -> Tensor:
+        """Returns the logits of the model before the task in float32, without gradient, by one more forward.
 
-    def original_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Returns the logits `(2·B, C)` of the model before all tasks, as [`~Method.earlier_logits`] does.
+        Args:
+            model (`torch.nn.Module`):
+                The model as the trainer calls it.
+            inputs (`dict`):
+                The joint batch.
+            half (`"retain"` or `"forget"`, *optional*):
+                One half alone, which costs half a forward: `(B, C)`; by default both: `(2·B, C)`.
+        """
+        with self.trainer.trained.before():
+            return logits_of(unwrapped(model), half_of(inputs, half) if half else inputs).float()
+
+    def original_logits(self, model: nn.Module, inputs: dict[str, Any], half: Half | None = None) -> Tensor:
+        """Returns the logits of the model before all tasks, as [`~Method.earlier_logits`] does.
 
         Outside a run this is the model before the task.
         """
         with self.trainer.trained.original():
-            return logits_of(unwrapped(model), inputs)
+            return logits_of(unwrapped(model), half_of(inputs, half) if half else inputs).float()
 
     def _logits(self, output: ObjectiveOutput) -> Tensor:
         if output.logits is None:

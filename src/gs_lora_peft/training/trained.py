@@ -178,8 +178,10 @@ class TrainedWeights(Trained):
 def _exchanged(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
     """Gives tensors other values for the time of the block.
 
-    Exchanges the data of the tensors instead of overwriting it, which a later backward pass needs.
+    Exchanges the data of the tensors instead of overwriting it, which a later backward pass needs. Autocast keeps its
+    casts by the tensor, so that a cast from outside the block would hold other values.
     """
+    torch.clear_autocast_cache()
     now = [tensor.data for tensor in tensors]
     for tensor, value in zip(tensors, values, strict=True):
         tensor.data = value.to(tensor.device, tensor.dtype)
@@ -188,6 +190,7 @@ def _exchanged(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[
     finally:
         for tensor, data in zip(tensors, now, strict=True):
             tensor.data = data
+        torch.clear_autocast_cache()
 
 
 def _tensor_in(model: nn.Module, name: str) -> Tensor:

@@ -12,7 +12,6 @@ from unlearning_cases import before64, joint_batch, loss_on, move, resumed_diffe
 
 from gs_lora_peft.methods import get_method
 from gs_lora_peft.methods.unlearning.bad_teacher import random_network
-from gs_lora_peft.methods.unlearning.halves import teacher_logits
 
 
 def softmax(row):
@@ -183,7 +182,7 @@ def test_the_teacher_is_the_earlier_model_under_autocast(tmp_path):
     expected = torch.tensor(before64(batch["pixel_values"]))[4:].float()
     with torch.autocast("cpu", torch.bfloat16):
         now = trainer.model(**batch).logits
-        teacher = teacher_logits(trainer.method, trainer.model, batch, forget=True)
+        teacher = trainer.method.earlier_logits(trainer.model, batch, "forget")
         again = trainer.model(**batch).logits
     torch.testing.assert_close(teacher, expected, atol=0.1, rtol=0.05)
     assert not torch.allclose(teacher, now[4:].float(), atol=0.5)

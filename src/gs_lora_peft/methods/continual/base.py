@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -56,12 +54,6 @@ class Baseline(Method):
         model.get_submodule(head).requires_grad_(False)
         return TrainedWeights(model)
 
-    def original_half(self, model: nn.Module, inputs: dict[str, Any], *, retain: bool) -> Tensor:
-        """Returns the logits `(B, C)` of the model before all tasks for one half of a joint batch, float32."""
-        half = len(inputs["labels"]) // 2
-        with fresh_casts():
-            return self.original_logits(model, rows_of(inputs, 0 if retain else half, half)).float()
-
 
 @dataclass(kw_only=True)
 class Relabelling(Baseline):
@@ -92,25 +84,6 @@ class Relabelling(Baseline):
         """Returns the mean cross-entropy of the samples to forget with their other labels."""
         logits, labels = self.forget_half(inputs, output)
         return F.cross_entropy(logits, self.other_labels(labels))
-
-
-@contextmanager
-def fresh_casts() -> Iterator[None]:
-    """Keeps casts of autocast, which it knows by the tensor, from a block in which tensors hold other values."""
-    torch.clear_autocast_cache()
-    try:
-        yield
-    finally:
-        torch.clear_autocast_cache()
-
-
-def rows_of(inputs: dict[str, Any], first: int, count: int) -> dict[str, Any]:
-    """Returns some rows of a batch with `labels`. Values that do not belong to single samples stay as they are."""
-    size = len(inputs["labels"])
-    return {
-        name: value[first : first + count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-        for name, value in inputs.items()
-    }
 
 
 def softened_kl(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -98,7 +98,7 @@ class LIRF(Relabelling):
         half = len(inputs["labels"]) // 2
         gone, _ = self.forget_half(inputs, output)
         seen = self._middle()[half:]  # of the forward before the teacher's
-        teacher = self.original_half(model, inputs, retain=False)
+        teacher = self.original_logits(model, inputs, "forget")
         attention = (self._map(seen) - self._map(self._middle())).square().mean()
         others = self._others(gone.shape[1])
         distance = softened_kl(gone[:, others], teacher[:, others], self.temperature)

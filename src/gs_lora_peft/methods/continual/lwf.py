@@ -54,5 +54,5 @@ class LwF(Relabelling):
         loss = self.relabelled_loss(inputs, output) + self.retain_weight * F.cross_entropy(kept, labels)
         if self.official_compat:
             return loss
-        answers = self.original_half(model, inputs, retain=True).div(self.temperature).softmax(1)
+        answers = self.original_logits(model, inputs, "retain").div(self.temperature).softmax(1)
         return loss + self.distillation_weight * F.cross_entropy(kept / self.temperature, answers)

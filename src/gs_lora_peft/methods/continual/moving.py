@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ...compat import base_of, is_foreign
 from ...errors import InvalidInputError
 from ...objectives import logits_of
-from ...training import Trained, TrainedAdapter, own_batches
-from .base import rows_of
+from ...training import Trained, TrainedAdapter, own_batches, rows_of
 
 
 class MovingWeights:
@@ -122,7 +121,7 @@ def importance_of(
         for batch in own_batches(trainer, [trainer.train_dataset.retain]):
             size = len(batch["labels"])
             step = 1 if by_sample else size
-            for part in (rows_of(batch, first, step) for first in range(0, size, step)):
+            for part in (rows_of(batch, slice(first, first + step)) for first in range(0, size, step)):
                 scored = score(logits_of(trainer.model, part).float(), part["labels"])
                 gradients = torch.autograd.grad(scored, weights, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from ...checking import NotNegative
 from ...compat import unwrapped
 from ...objectives import ObjectiveOutput, captured_embeddings, logits_of
-from .base import PUBLISHED, Relabelling, fresh_casts, rows_of
+from ...training import half_of
+from .base import PUBLISHED, Relabelling
 
 
 @dataclass(kw_only=True)
@@ -47,14 +48,14 @@ class DER(Relabelling):
             distance = self._distance_of_embeddings(model, inputs)
         else:
             kept, _ = self.retain_half(inputs, output)
-            distance = (kept - self.original_half(model, inputs, retain=True)).square().sum(1).mean()
+            distance = (kept - self.original_logits(model, inputs, "retain")).square().sum(1).mean()
         return self.relabelled_loss(inputs, output) + self.distance_weight * distance
 
     def _distance_of_embeddings(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        half = rows_of(inputs, 0, len(inputs["labels"]) // 2)
+        half = half_of(inputs, "retain")
         with captured_embeddings(model) as now:
             logits_of(model, half)
-        with captured_embeddings(model) as before, fresh_casts(), self.trainer.trained.original():
+        with captured_embeddings(model) as before, self.trainer.trained.original():
             logits_of(unwrapped(model), half)
         return (now.embeddings - before.embeddings).square().sum()
 
@@ -121,7 +122,7 @@ class FDR(Relabelling):
     distance_weight: NotNegative = 50.0
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
-        now, before = self.retain_half(inputs, output)[0], self.original_half(model, inputs, retain=True)
+        now, before = self.retain_half(inputs, output)[0], self.original_logits(model, inputs, "retain")
         if not self.official_compat:
             now, before = now.softmax(1), before.softmax(1)
         # The slope of the norm at 0, where training starts, is 0.

@@ -76,7 +76,7 @@ class SCRUB(Baseline):
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
         logits, labels = (self.forget_half if self._disobeys else self.retain_half)(inputs, output)
-        teacher = self.original_half(model, inputs, retain=not self._disobeys)
+        teacher = self.original_logits(model, inputs, "forget" if self._disobeys else "retain")
         distance = softened_kl(logits, teacher, self.temperature)
         if self._disobeys:
             return -distance

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 from ...checking import Number, check_fields
 from ...compat import bare
 from ...objectives import ObjectiveOutput, logits_of
-from ...training import Method
-from .halves import half_of, teacher_logits
+from ...training import Method, half_of
 
 
 @dataclass(kw_only=True)
@@ -68,9 +67,9 @@ class BadTeacher(Method):
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
         (kept, _), (gone, _) = self.retain_half(inputs, output), self.forget_half(inputs, output)
-        competent = teacher_logits(self, model, inputs, forget=False)
+        competent = self.earlier_logits(model, inputs, "retain")
         with torch.no_grad():
-            incompetent = logits_of(self.incompetent, half_of(inputs, forget=True)).float()
+            incompetent = logits_of(self.incompetent, half_of(inputs, "forget")).float()
         now = (torch.cat([kept, gone]) / self.temperature).log_softmax(1)
         taught = (torch.cat([competent, incompetent]) / self.temperature).softmax(1)
         divergence = F.kl_div(now, taught, reduction="batchmean")

@@ -16,8 +16,7 @@ from ...checking import Number, check_fields
 from ...compat import unwrapped
 from ...errors import InvalidInputError
 from ...objectives import ObjectiveOutput, logits_of
-from ...training import Method
-from .halves import before_task, half_of
+from ...training import Method, half_of
 
 
 @dataclass(kw_only=True)
@@ -65,7 +64,7 @@ class BoundaryShrink(Method):
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
         logits, _ = self.forget_half(inputs, output)
-        return F.cross_entropy(logits, self.nearest(model, half_of(inputs, forget=True)))
+        return F.cross_entropy(logits, self.nearest(model, half_of(inputs, "forget")))
 
     def nearest(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Returns the nearest other class of each sample in the eyes of the model before the task.
@@ -80,7 +79,7 @@ class BoundaryShrink(Method):
             `torch.Tensor`: int64, shape `(B,)`.
         """
         own, labels, name = unwrapped(model), inputs["labels"], _continuous(inputs)
-        with before_task(self):
+        with self.trainer.trained.before():
             with torch.enable_grad():
                 x = inputs[name].detach().clone().requires_grad_()
                 # The sum: a mean would make gradients smaller, and those in half precision zero.

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from ...objectives import ObjectiveOutput
 from ...training import Method
-from .halves import teacher_logits
 
 
 @dataclass(kw_only=True)
@@ -42,5 +41,5 @@ class Delete(Method):
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
         logits, labels = self.forget_half(inputs, output)
-        teacher = teacher_logits(self, model, inputs, forget=True).scatter(1, labels[:, None], -math.inf)
+        teacher = self.earlier_logits(model, inputs, "forget").scatter(1, labels[:, None], -math.inf)
         return F.kl_div(logits.log_softmax(1), teacher.softmax(1), reduction="batchmean")

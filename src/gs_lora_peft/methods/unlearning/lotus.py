@@ -18,7 +18,6 @@ from ...checking import Number, check_fields
 from ...io import parse_json, write_json_atomic
 from ...objectives import ObjectiveOutput, logits_of
 from ...training import Method, own_batches
-from .halves import teacher_logits
 
 _FILE = "lotus.json"
 
@@ -80,8 +79,8 @@ class LoTUS(Method):
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
         (kept, _), (gone, _) = self.retain_half(inputs, output), self.forget_half(inputs, output)
-        with_noise = F.gumbel_softmax(teacher_logits(self, model, inputs, forget=False), hard=True)
-        smoothed = F.gumbel_softmax(teacher_logits(self, model, inputs, forget=True), tau=self.temperature)
+        with_noise = F.gumbel_softmax(self.earlier_logits(model, inputs, "retain"), hard=True)
+        smoothed = F.gumbel_softmax(self.earlier_logits(model, inputs, "forget"), tau=self.temperature)
         return (F.cross_entropy(kept, with_noise.argmax(1)) + F.cross_entropy(gone, smoothed)) / 2
 
     def save(self, folder: str) -> None:

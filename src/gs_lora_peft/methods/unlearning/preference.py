@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ...checking import NotNegative, Number, check_fields
 from ...objectives import ObjectiveOutput
 from ...training import Method
-from .halves import teacher_logits
 
 _Positive = Annotated[Number, Field(gt=0, description="a finite number above 0")]
 
@@ -56,7 +55,7 @@ class NPO(Method):
     def _margins(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
         """−β·log(π/π_ref) of each sample to forget, shape `(B,)`."""
         logits, labels = self.forget_half(inputs, output)
-        before = F.cross_entropy(teacher_logits(self, model, inputs, forget=True), labels, reduction="none")
+        before = F.cross_entropy(self.earlier_logits(model, inputs, "forget"), labels, reduction="none")
         return self.beta * (F.cross_entropy(logits, labels, reduction="none") - before)
 
 
