@@ -67,11 +67,11 @@ def test_targets_are_states_of_the_model_before_the_task(tmp_path, build, adapte
         before = expected(pixel_values=inputs["pixel_values"], output_hidden_states=True)
     nearest = before.logits[6:, :2].argmax(1)
     for block, (state, target) in enumerate(zip(now, before.hidden_states[1:], strict=True), start=1):
-        for read in (lambda x: x[:, 0], lambda x: x.mean(1)):
+        for share, read in ((1, lambda x: x[:, 0]), (3, lambda x: x.mean(1))):
             kept = read(target)[:6]
             means = torch.stack([kept[inputs["labels"][:6] == c].mean(0) for c in (0, 1)])
-            total += (read(state)[6:] - means[nearest]).square().mean() / 4 / block
-    torch.testing.assert_close(found, total / (2 * (1 + 1 / 2 + 1 / 3)), rtol=1e-4, atol=1e-5)
+            total += (read(state)[6:] - means[nearest]).square().mean() * share / 4 / block
+    torch.testing.assert_close(found, total / (4 * (1 + 1 / 2 + 1 / 3)), rtol=1e-4, atol=1e-5)
 
 
 def test_states_of_forgotten_samples_go_to_kept_ones(tmp_path):
@@ -155,7 +155,7 @@ def test_the_deep_recipe_sets_what_is_left_at_its_default():
     args = GSLoraTrainingArguments("out", recipe="deep", depth_weight=3.0, use_cpu=True)
     again = dataclasses.replace(args)
     for found in (args, again):
-        assert (found.depth_weight, found.depth_retain_weight) == (3.0, 2.0)
+        assert (found.depth_weight, found.depth_retain_weight) == (3.0, 5.0)
         assert (found.sparsity, found.num_train_epochs) == ("none", 6.0)
     adapter = adapter_of_recipe("deep", r=4, lora_alpha=None, group_by="module")
     assert (adapter.r, adapter.lora_alpha, adapter.group_by) == (4, 32, "module")
