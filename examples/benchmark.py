@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())
     seeds = None if options.seeds is None else [int(seed) for seed in options.seeds.split(",")]
     given = {"seeds": seeds, "output": options.output, "processes": options.processes}
-    config = BenchmarkConfig.read(options.config, **{name: value for name, value in given.items() if value is not None})
+    chosen = {name: value for name, value in given.items() if value is not None}
+    config = BenchmarkConfig.read(options.config, **chosen)
     if options.methods is not None:
         config = config.with_methods(options.methods.split(","), only=options.only)
     dataset = load_digits()
