@@ -155,7 +155,9 @@ def _retraining(bench: Bench) -> list[partial]:
     runner = Worker(bench)
     if all(_cell(runner, cell, only_look=True) for cell in waiting):
         return []
-    return [partial(_retrain, course=course, number=number) for number in range(count) for course in bench.courses]
+    # Retrained models depend on the forgotten classes alone: settings that share them share the models.
+    courses = {tuple(course.forgotten): name for name, course in reversed(bench.courses.items())}
+    return [partial(_retrain, course=name, number=number) for number in range(count) for name in courses.values()]
 
 
 def _searches(bench: Bench) -> list[partial]:
