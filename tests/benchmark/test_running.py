@@ -47,6 +47,20 @@ def test_no_class_is_named(finished):
         assert b"class_ids" not in content
 
 
+def test_ids_leave_the_results_when_they_are_not_asked_for(tmp_path, model, data):
+    """No run is carried out again for that, and none keeps them."""
+    config = cases.config(tmp_path, audit=None, methods=["random_labels"], name_classes=True)
+    named = run_benchmark(config, model, data, disable_tqdm=True)
+    assert [row["class_ids"] for row in runs_of(named, "random_labels")] == ["[0]", "[1]"]
+    results = run_benchmark(replace(config, name_classes=False), model, data, disable_tqdm=True)
+    assert len(list(config.output.glob("cells/random_labels*"))) == 1
+    for path in (*config.output.glob("cells/*"), config.output / "results.jsonl"):
+        assert "class_ids" not in path.read_text()
+    assert [
+        {**row, "class_ids": name["class_ids"]} for row, name in zip(results.rows[1:], named.rows[1:])
+    ] == named.rows[1:]
+
+
 def test_nothing_is_done_twice(finished, model, data, monkeypatch):
     config, before = finished
     monkeypatch.setattr(cells, "make_forgetter", None)

@@ -130,8 +130,6 @@ class CellRunner:
         rows = carry_out_requests(forgetter, course.requests, folder / _TIMES)
         for row, classes in zip(rows, course.requests, strict=True):
             row["classes"] = len(classes)
-            if self.bench.config.name_classes:
-                row["class_ids"] = json.dumps(classes)
         rows[-1]["outcome"] = _OUTCOMES[all_forgotten(forgetter.ledger.tasks)]
         return rows, forgetter.model
 

@@ -187,7 +187,7 @@ def collect(bench: Bench) -> BenchmarkResults:
     attacks: list[Row] = []
     for cell in (*yardstick_cells(bench), *bench.cells()):
         if (finished := worker.runner.finished(cell, worker.found(cell))) is not None:
-            rows += finished
+            rows += _named(bench, cell, finished) if bench.config.name_classes else finished
             attacks += worker.runner.attacks(cell, worker.found(cell))
     trials = []
     for job in _searches(bench):
@@ -197,6 +197,14 @@ def collect(bench: Bench) -> BenchmarkResults:
     results = BenchmarkResults(rows, trials, attacks)
     results.save(bench.output)
     return results
+
+
+def _named(bench: Bench, cell: Cell, rows: list[Row]) -> list[Row]:
+    """Adds the ids of each request. They are not kept with a run, so that they leave the results when not asked for."""
+    if cell.method in (ORIGINAL, RETRAINED):
+        return rows
+    requests = bench.courses[cell.course].requests
+    return [{**row, "class_ids": json.dumps(requests[row["task"] - 1])} for row in rows]
 
 
 def _remove_failed(bench: Bench) -> None:
