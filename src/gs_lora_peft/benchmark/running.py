@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
-import os
-import pickle
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from ..io import exclusive_lock
-from .cells import CELLS_FOLDER, CellRunner, Row
+from .cells import CELLS_FOLDER, Row
 from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
+from .processes import Pool, Worker
 from .results import BenchmarkResults
 from .search import Search
 from .settings import BenchmarkConfig
@@ -81,7 +72,7 @@ def run_benchmark(
     bench = Bench(config, model, dataset, processing_class, data_collator)
     searches = _searches(bench)  # refuses what cannot be searched
     bench.output.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(bench.output / "benchmark.lock"), _Pool(bench) as pool:
+    with exclusive_lock(bench.output / "benchmark.lock"), Pool(bench) as pool:
         if retry_failed:
             _remove_failed(bench)
         worker = Worker(bench)
@@ -100,23 +91,6 @@ def run_benchmark(
                     bar.set_postfix_str(said)
                     bar.update()
         return collect(bench)
-
-
-@dataclass
-class Worker:
-    """What a process keeps from job to job."""
-
-    bench: Bench
-
-    def __post_init__(self) -> None:
-        self.runner = CellRunner(self.bench)
-
-    def found(self, cell: Cell) -> dict[str, Any] | None:
-        """Returns what the search found for a run; `None` without a search, or before its end."""
-        if self.bench.config.search is None or cell.method in (ORIGINAL, RETRAINED):
-            return None
-        search = Search(self.bench, cell.method, self.bench.courses[cell.course])
-        return search.best() if search.trials() is not None else None
 
 
 # Jobs. With `only_look` they say whether they are done.
@@ -200,7 +174,7 @@ def collect(bench: Bench) -> BenchmarkResults:
 
 
 def _named(bench: Bench, cell: Cell, rows: list[Row]) -> list[Row]:
-    """Adds the ids of each request. They are not kept with a run, so that they leave the results when not asked for."""
+    """Adds the ids of each request. No run keeps them, so that they leave the results when they are not asked for."""
     if cell.method in (ORIGINAL, RETRAINED):
         return rows
     requests = bench.courses[cell.course].requests
@@ -212,85 +186,3 @@ def _remove_failed(bench: Bench) -> None:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         if any(str(row.get("outcome")).startswith("error") for row in rows):
             path.unlink()
-
-
-# Processes
-
-_worker: Worker | None = None
-
-
-def process_count(config: BenchmarkConfig) -> int:
-    """Returns the number of runs at a time."""
-    if config.processes != "auto":
-        return config.processes
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if torch.accelerator.is_available() else cores
-
-
-class _Pool:
-    """Carries out jobs in this process, or in several others, each with a copy of the benchmark."""
-
-    def __init__(self, bench: Bench):
-        self.bench, self.count = bench, process_count(bench.config)
-        self._pool: ProcessPoolExecutor | None = None
-        self._own: Worker | None = None
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def carry_out(self, jobs: Iterable[partial]) -> Iterator[str]:
-        jobs = list(jobs)
-        if self.count == 1:
-            self._own = self._own or Worker(self.bench)
-            for job in jobs:
-                with quiet():
-                    said = job(self._own)
-                yield said
-            return
-        if jobs and self._pool is None:
-            threads = max(1, torch.get_num_threads() // self.count)
-            self._pool = ProcessPoolExecutor(
-                self.count,
-                multiprocessing.get_context("spawn"),
-                initializer=_start,
-                initargs=(pickle.dumps(self.bench), threads),
-            )
-        waiting = [self._pool.submit(_carry_out, job) for job in jobs] if self._pool else []
-        for done in as_completed(waiting):
-            yield done.result()
-
-
-def _start(pickled: bytes, threads: int) -> None:
-    global _worker
-    torch.set_num_threads(threads)
-    _worker = Worker(pickle.loads(pickled))
-
-
-def _carry_out(job: partial) -> str:
-    assert _worker is not None
-    with quiet():
-        return str(job(_worker))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hides what every run of hundreds would say: warnings that classes are not forgotten, bars of files."""
-    own, level = logging.getLogger("gs_lora_peft"), logging.getLogger("gs_lora_peft").level
-    of_transformers, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    own.setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        # Without a bar, the Trainer prints its logs.
-        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        own.setLevel(level)
-        transformers_logging.set_verbosity(of_transformers)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -97,7 +97,7 @@ class Plan:
         return cls(own, kept, how, processing_class, collator, folder, digested)
 
     def carry_out(self, seed: int, disable_tqdm: bool | None) -> PreTrainedModel:
-        """Trains the model with one seed, or reads it from the cache. Waits for another launch that trains the same."""
+        """Trains the model with one seed, or reads it from the cache. Waits for a launch that trains the same."""
         parts = [_FORMAT.encode(), *self.digested, str(seed).encode()]
         digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         folder = self.cache / digest[:32] / "model"
