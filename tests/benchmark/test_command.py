@@ -66,6 +66,14 @@ def test_a_method_of_ones_own(call, file):
     assert [(row["method"], row["seed"]) for row in rows] == [("original", 0), ("mine", 1)]
 
 
+def test_the_exit_code_says_that_a_run_failed(call, file):
+    code, out, said = call("bench.yaml", "--only", "--methods", "own_method:Faulty")
+    assert code == 1
+    assert "1 error: RuntimeError" in out
+    assert "1 run ended with an error" in said
+    assert "errors" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "changes", "named"),
     [

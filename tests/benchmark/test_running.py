@@ -7,6 +7,7 @@ from dataclasses import replace
 import bench_cases as cases
 import pytest
 from datasets import DatasetDict, load_dataset
+from errors import refused
 
 from gs_lora_peft.benchmark import BenchmarkResults, cells, run_benchmark, search
 
@@ -147,6 +148,57 @@ def test_failed_runs_are_tried_again_if_asked(tmp_path, model, data, monkeypatch
     assert not called
     run_benchmark(config, model, data, disable_tqdm=True, retry_failed=True)
     assert called
+
+
+@pytest.mark.parametrize("cause", ["attacks", "data"])
+def test_an_audit_that_cannot_work_is_refused_before_any_training(tmp_path, model, data, cause):
+    """No attack fits a classifier; the test data lack a forgotten class."""
+    audit = cases.AUDIT | {"cache": str(tmp_path / "retrained")}
+    if cause == "attacks":
+        config, given = cases.config(tmp_path, audit=audit | {"attacks": ["detector_answer"]}), data
+    else:
+        kept = [row for row, label in enumerate(data["test"]["label"]) if int(label) != 1]
+        config, given = cases.config(tmp_path, audit=audit), DatasetDict(data, test=data["test"].select(kept))
+    with refused("audit.attacks" if cause == "attacks" else "classes of the data to judge on"):
+        run_benchmark(config, model, given, disable_tqdm=True)
+    assert not (tmp_path / "retrained").exists()
+    assert not config.output.exists()
+
+
+def test_an_audit_that_fails_on_the_original_ends_the_benchmark(tmp_path, model, data, monkeypatch):
+    """Before any method trains; the next call tries again."""
+    audit = cases.AUDIT | {"cache": str(tmp_path / "retrained"), "recipe": {"epochs": 1}}
+    config = cases.config(tmp_path, audit=audit, methods=["random_labels"])
+    monkeypatch.setattr(cells.Yardsticks, "audit", lambda *given: 1 / 0)
+    monkeypatch.setattr(cells, "make_forgetter", None)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run_benchmark(config, model, data, disable_tqdm=True)
+    assert "ZeroDivisionError" in next(config.output.glob("errors/original*")).read_text()
+
+
+def test_an_audit_that_fails_is_tried_again_without_training(tmp_path, model, data, monkeypatch):
+    config = cases.config(tmp_path, audit=None, methods=["random_labels"])
+    trained, failing, original = [], ["once"], cells.ContinualForgetter._carry_out
+    monkeypatch.setattr(
+        cells.ContinualForgetter,
+        "_carry_out",
+        lambda *given, **options: trained.append(given) or original(*given, **options),
+    )
+
+    def audited(self, course, model):
+        if model is not self.bench.model and failing:
+            raise OSError(failing.pop())
+        return {"recovery_gap": 1.0}, []
+
+    monkeypatch.setattr(cells.CellRunner, "_audited", audited)
+    results = run_benchmark(config, model, data, disable_tqdm=True)
+    assert [row["outcome"] for row in results.failed] == ["error: OSError"]
+    results = run_benchmark(config, model, data, disable_tqdm=True, retry_failed=True)
+    assert not results.failed
+    assert [row["task"] for row in runs_of(results, "random_labels")] == [1, 2]
+    assert len(trained) == 2
+    assert not list(config.output.glob("runs/*"))
 
 
 def test_the_search_sees_no_test_data_and_other_classes(finished, model, data):

@@ -62,7 +62,7 @@ class CellRunner:
         return [{**about, **row} for row in kept["attacks"]]
 
     def carry_out(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row]:
-        """Carries out a run, or goes on with it. What fails becomes a row.
+        """Carries out a run, or goes on with it. What fails becomes a row; what fails on the original is raised.
 
         Args:
             cell ([`Cell`]):
@@ -88,13 +88,16 @@ class CellRunner:
             note = self.bench.output / ERRORS_FOLDER / f"{path.stem}.txt"
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(traceback.format_exc(), encoding="utf-8")
+            if cell.method == ORIGINAL:
+                raise  # it would fail for every run
             outcome = DIVERGED if isinstance(error, NonFiniteLossError) else f"error: {type(error).__name__}"
             rows = [{"task": len(course.requests), "outcome": outcome}]
         rows = [_finite({**facts, **row, "final": row["task"] == len(course.requests)}) for row in rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"schema": SCHEMA, "rows": rows, "attacks": attacks, "versions": library_versions()}
         write_json_atomic(path, kept)
-        if not self.bench.config.keep_runs:
+        # A run that is tried again goes on behind its last request.
+        if not self.bench.config.keep_runs and not is_error(rows[-1]):
             shutil.rmtree(folder, ignore_errors=True)
         return rows
 
@@ -241,6 +244,11 @@ def carry_out_requests(forgetter: ContinualForgetter, requests: Sequence[Sequenc
         row["stored_bytes"] = sum(file.stat().st_size for file in files)
         rows.append(row | scores_of(entry.scores["after"]))
     return rows
+
+
+def is_error(row: Row) -> bool:
+    """Whether a run, or a trial of the search, ended with an error."""
+    return str(row.get("outcome")).startswith("error")
 
 
 def scores_of(scores: Mapping[str, Any]) -> Row:

@@ -12,14 +12,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..io import exclusive_lock
-from .cells import CELLS_FOLDER, Row
+from .cells import CELLS_FOLDER, Row, is_error
 from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
 from .processes import Pool, Worker
 from .results import BenchmarkResults
 from .search import Search
 from .settings import BenchmarkConfig
-from .yardsticks import retrained
+from .yardsticks import check_audit, retrained
 
 
 def run_benchmark(
@@ -34,9 +34,9 @@ def run_benchmark(
 ) -> BenchmarkResults:
     """Trains, scores and audits every method in every setting with every seed.
 
-    First come the retrained models and the search, then the original model, whose attacks all audits share, then the
-    runs. Every finished search trial, request and run is kept in `config.output`: the same call after a kill goes on,
-    and one with further methods, seeds or settings carries out these alone. A run that fails is a row of its own.
+    First come the retrained models and the original, whose attacks all audits share, then the search, then the runs. Every finished search trial, request and run is kept in `config.output`: the same call after a kill goes on,
+    and one with further methods, seeds or settings carries out these alone. A run that fails is a row of its own; an
+    audit that fails on the original, and would on every run, ends the benchmark.
 
     Args:
         config ([`BenchmarkConfig`]):
@@ -71,6 +71,9 @@ def run_benchmark(
     """
     bench = Bench(config, model, dataset, processing_class, data_collator)
     searches = _searches(bench)  # refuses what cannot be searched
+    if config.audit is not None:
+        for course in {tuple(course.forgotten): course for course in bench.courses.values()}.values():
+            check_audit(bench, course)
     bench.output.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(bench.output / "benchmark.lock"), Pool(bench) as pool:
         if retry_failed:
@@ -79,8 +82,9 @@ def run_benchmark(
         runs = [partial(_cell, cell=cell) for cell in (*yardstick_cells(bench), *bench.cells())]
         # Later phases use what the former ones have found.
         phases = [
-            [*_retraining(bench), *searches],
+            _retraining(bench),
             [job for job in runs if job.keywords["cell"].method == ORIGINAL],
+            searches,
             [job for job in runs if job.keywords["cell"].method != ORIGINAL],
         ]
         todo = [[job for job in phase if not job.func(worker, **job.keywords, only_look=True)] for phase in phases]
@@ -184,5 +188,5 @@ def _named(bench: Bench, cell: Cell, rows: list[Row]) -> list[Row]:
 def _remove_failed(bench: Bench) -> None:
     for path in (bench.output / CELLS_FOLDER).glob("*.json"):
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        if any(str(row.get("outcome")).startswith("error") for row in rows):
+        if any(map(is_error, rows)):
             path.unlink()

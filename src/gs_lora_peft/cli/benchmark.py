@@ -63,7 +63,7 @@ def benchmark(
     """Compare methods: train, score and attack each in every setting with every seed, and print the tables.
 
     Results, tables and figures are written to the folder of the file's 'output'. The same command continues a stopped
-    benchmark, and carries out only what is new after a change.
+    benchmark, and carries out only what is new after a change. The exit code is 1 if a run ended with an error.
     """
     # A method of one's own stands in the working directory.
     if os.getcwd() not in sys.path:
@@ -88,6 +88,10 @@ def benchmark(
     tables = [results.table(name).to_text() for name in results.settings]
     text = "\n\n".join([*tables, f"Results: {Path(read.output)}", *([f"Hub: {url}"] if url else [])])
     print_result(as_json, {"folder": os.fspath(read.output), "url": url, "rows": results.rows}, text)
+    if failed := results.failed:
+        where = f"Why: {Path(read.output) / 'errors'}. --retry-failed carries them out again."
+        print(f"{len(failed)} run{'s' * (len(failed) != 1)} ended with an error. {where}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def load_model_and_data(config: Any, token: str | None = None) -> tuple[Any, Any, Any]:
