@@ -20,7 +20,13 @@ from gs_lora_peft.methods import get_method
             "hyper-parameter of 'random_labels'",
         ),
         ({"methods": [{"method": "random_labels", "training": {"x": 1}}]}, "methods['random_labels'].training"),
-        ({"methods": [{"method": "random_labels", "adapter": {"x": 1}}]}, "methods['random_labels'].adapter"),
+        (
+            {"methods": [{"method": "random_labels", "trains": "adapter", "adapter": {"x": 1}}]},
+            "methods['random_labels'].adapter",
+        ),
+        ({"methods": [{"method": "random_labels", "adapter": {"r": 16}}]}, "methods['random_labels'].adapter"),
+        ({"methods": [{"method": "ffn", "adapter": {"r": 16}}]}, "methods['ffn'].adapter"),
+        ({"methods": [{"method": "ffn", "trains": "adapter"}]}, "methods['ffn'].trains"),
         ({"methods": ["random_labels", "random_labels"]}, "methods"),
         ({"methods": [{"method": "random_labels", "name": "original"}]}, "methods.name"),
         ({"methods": [{"method": "random_labels", "name": "../away"}]}, "methods.name"),
@@ -92,6 +98,17 @@ def test_later_settings_win(tmp_path):
         "weight_decay": 0.5,
         "learning_rate": 0.3,
     }
+
+
+def test_an_adapter_of_a_method_that_can_train_either(tmp_path):
+    """The fix says how it gets one."""
+    with refused("methods['random_labels'].adapter") as error:
+        cases.config(tmp_path, methods=[{"method": "random_labels", "adapter": {"r": 16}}])
+    assert "trains: adapter" in error.value.fix
+    (entry,) = cases.config(
+        tmp_path, methods=[{"method": "random_labels", "trains": "adapter", "adapter": {"r": 16}}]
+    ).methods
+    assert (entry.make().trains, entry.adapter["r"]) == ("any", 16)
 
 
 @pytest.mark.parametrize("name", ["no_such_module:Method", "json:JSONDecoder", "json:nothing", "random_labels:", 3])

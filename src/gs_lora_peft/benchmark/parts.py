@@ -80,9 +80,9 @@ class Entry:
         training (`dict`, *optional*):
             Training arguments, in place of the common and the published ones.
         adapter (`dict`, *optional*):
-            Options of [`GSLoraConfig`].
+            Options of [`GSLoraConfig`], for a method that trains an adapter.
         trains (`"weights"` or `"adapter"`, *optional*, defaults to `"weights"`):
-            What a method trains that can train either. Most sources train all weights.
+            What a method trains that can train either. Most sources train all weights. The others ignore the default.
     """
 
     method: str
@@ -102,6 +102,16 @@ class Entry:
             raise InvalidInputError("methods.name", self.name, f"none of {list(YARDSTICKS)}", fix)
         for part in ("hyper_parameters", "training", "adapter"):
             checked(f"methods[{self.name!r}].{part}", getattr(self, part), Options)
+        if self.trains == "adapter" and own.trains == "weights":
+            fix = "Leave `trains` out, or choose another method."
+            raise InvalidInputError(
+                f"methods[{self.name!r}].trains", "adapter", "weights, which it always trains", fix
+            )
+        if self.adapter and own.trains == "weights":
+            can_be = get_method(self.method, **self.hyper_parameters).trains == "any"
+            fix = f"{'Set `trains: adapter`, or leave' if can_be else 'Leave'} it out."
+            expected = "nothing, because it trains weights and has no adapter"
+            raise InvalidInputError(f"methods[{self.name!r}].adapter", dict(self.adapter), expected, fix)
         check_training(f"methods[{self.name!r}].training", self.training)
 
     def make(self, **found: Any) -> Method:

@@ -34,8 +34,9 @@ def run_benchmark(
 ) -> BenchmarkResults:
     """Trains, scores and audits every method in every setting with every seed.
 
-    First come the retrained models and the original, whose attacks all audits share, then the search, then the runs. Every finished search trial, request and run is kept in `config.output`: the same call after a kill goes on,
-    and one with further methods, seeds or settings carries out these alone. A run that fails is a row of its own; an
+    First come the retrained models and the original, whose attacks all audits share, then the search, then the runs.
+    Every finished search trial, request and run is kept in `config.output`: the same call after a kill goes on, and
+    one with further methods, seeds or settings carries out these alone. A run that fails is a row of its own; an
     audit that fails on the original, and would on every run, ends the benchmark.
 
     Args:
