@@ -44,7 +44,8 @@ class Search:
         assert bench.config.search is not None
         self.bench, self.entry, self.settings = bench, bench.entry(method), bench.config.search
         self.course = search_course(bench, course, self.settings)
-        digest = bench.digest(bench.entry_facts(self.entry), self.course.facts(), asdict(self.settings))
+        space = dict(self.entry.make().space)
+        digest = bench.digest(bench.entry_facts(self.entry), space, self.course.facts(), asdict(self.settings))
         self.name = slug(method, course.name, digest)
         self.path = bench.output / SEARCH_FOLDER / f"{self.name}.json"
 
