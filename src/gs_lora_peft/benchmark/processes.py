@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from .cells import CellRunner
+from .cells import CellRunner, Row
 from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
 from .search import Search
@@ -33,12 +33,21 @@ class Worker:
     def __post_init__(self) -> None:
         self.runner = CellRunner(self.bench)
 
+    def waits(self, cell: Cell) -> bool:
+        """Whether the search for a run is not finished, so that its settings are not known."""
+        if self.bench.config.search is None or cell.method in (ORIGINAL, RETRAINED):
+            return False
+        return Search(self.bench, cell.method, self.bench.courses[cell.course]).trials() is None
+
     def found(self, cell: Cell) -> dict[str, Any] | None:
         """Returns what the search found for a run; `None` without a search, or before its end."""
-        if self.bench.config.search is None or cell.method in (ORIGINAL, RETRAINED):
+        if self.bench.config.search is None or cell.method in (ORIGINAL, RETRAINED) or self.waits(cell):
             return None
-        search = Search(self.bench, cell.method, self.bench.courses[cell.course])
-        return search.best() if search.trials() is not None else None
+        return Search(self.bench, cell.method, self.bench.courses[cell.course]).best()
+
+    def finished(self, cell: Cell) -> list[Row] | None:
+        """Returns the rows of a run that is done; `None` if it is not."""
+        return None if self.waits(cell) else self.runner.finished(cell, self.found(cell))
 
 
 _worker: Worker | None = None

@@ -29,6 +29,7 @@ def run_benchmark(
     *,
     processing_class: Any = None,
     data_collator: Callable | None = None,
+    whole: BenchmarkConfig | None = None,
     retry_failed: bool = False,
     disable_tqdm: bool = False,
 ) -> BenchmarkResults:
@@ -51,6 +52,9 @@ def run_benchmark(
             As in [`ContinualForgetter`].
         data_collator (`Callable`, *optional*):
             As in [`ContinualForgetter`]. Several processes need one that can be pickled.
+        whole ([`BenchmarkConfig`], *optional*):
+            The benchmark that `config` is a part of, with more methods or seeds. Results also have those of its runs
+            that are done, so that a part adds to them.
         retry_failed (`bool`, *optional*, defaults to `False`):
             Whether runs that ended with an error are carried out again.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
@@ -95,7 +99,7 @@ def run_benchmark(
                 for said in pool.carry_out(jobs):
                     bar.set_postfix_str(said)
                     bar.update()
-        return collect(bench)
+        return collect(bench if whole is None else Bench(whole, model, dataset, processing_class, data_collator))
 
 
 # Jobs. With `only_look` they say whether they are done.
@@ -117,11 +121,9 @@ def _search(worker: Worker, method: str, course: str, only_look: bool = False) -
 
 
 def _cell(worker: Worker, cell: Cell, only_look: bool = False) -> Any:
-    found = worker.found(cell)
     if only_look:
-        unknown = worker.bench.config.search is not None and found is None and cell.method not in (ORIGINAL, RETRAINED)
-        return not unknown and worker.runner.finished(cell, found) is not None
-    worker.runner.carry_out(cell, found)
+        return worker.finished(cell) is not None
+    worker.runner.carry_out(cell, worker.found(cell))
     return f"{cell.method}, {cell.course}, seed {cell.seed}"
 
 
@@ -165,7 +167,7 @@ def collect(bench: Bench) -> BenchmarkResults:
     rows: list[Row] = []
     attacks: list[Row] = []
     for cell in (*yardstick_cells(bench), *bench.cells()):
-        if (finished := worker.runner.finished(cell, worker.found(cell))) is not None:
+        if (finished := worker.finished(cell)) is not None:
             rows += _named(bench, cell, finished) if bench.config.name_classes else finished
             attacks += worker.runner.attacks(cell, worker.found(cell))
     trials = []
