@@ -201,6 +201,30 @@ def test_an_audit_that_fails_is_tried_again_without_training(tmp_path, model, da
     assert not list(config.output.glob("runs/*"))
 
 
+def test_failed_trials_are_tried_again_if_asked(tmp_path, model, data, monkeypatch):
+    """A failed trial in the middle alone: those around it stay, in order."""
+    options = {"trials": 3, "learning_rates": [1e-3, 1e-2], "requests": 1}
+    config = cases.config(tmp_path, audit=None, methods=["random_labels"], search=options)
+    original, failing, tried = search.make_forgetter, [1], []
+
+    def made(bench, name, course, seed, found, folder, **given):
+        tried.append(int(folder.name.rpartition("-")[2]))
+        if tried[-1] in failing:
+            raise OSError
+        return original(bench, name, course, seed, found, folder, **given)
+
+    monkeypatch.setattr(search, "make_forgetter", made)
+    outcomes = [trial["outcome"] for trial in run_benchmark(config, model, data, disable_tqdm=True).trials]
+    assert outcomes[1] == "error: OSError"
+    failing.clear()
+    run_benchmark(config, model, data, disable_tqdm=True)
+    assert tried == [0, 1, 2]
+    results = run_benchmark(config, model, data, disable_tqdm=True, retry_failed=True)
+    assert tried == [0, 1, 2, 1]
+    assert [trial["trial"] for trial in results.trials] == [0, 1, 2]
+    assert not [trial for trial in results.trials if trial["outcome"].startswith("error")]
+
+
 def test_the_search_sees_no_test_data_and_other_classes(finished, model, data):
     """Its images are training images, and none of its requests names a class that the benchmark forgets."""
     config, _ = finished

@@ -55,6 +55,10 @@ class CellRunner:
         """Returns the rows of a run that is done; `None` if it is not."""
         return read_rows(self._path(cell, found))
 
+    def remove(self, cell: Cell, found: Mapping[str, Any] | None = None) -> None:
+        """Removes the rows of a run, which is then carried out again, or gone on with."""
+        self._path(cell, found).unlink()
+
     def attacks(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row]:
         """Returns the figures of the audit of a run that is done."""
         about = {"method": cell.method, "setting": cell.course, "seed": cell.seed}

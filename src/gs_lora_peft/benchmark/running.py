@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..io import exclusive_lock
-from .cells import CELLS_FOLDER, Row, is_error
+from .cells import Row, is_error
 from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
 from .processes import Pool, Worker
@@ -56,7 +56,7 @@ def run_benchmark(
             The benchmark that `config` is a part of, with more methods or seeds. Results also have those of its runs
             that are done, so that a part adds to them.
         retry_failed (`bool`, *optional*, defaults to `False`):
-            Whether runs that ended with an error are carried out again.
+            Whether runs, and trials of the search, that ended with an error are carried out again.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether to hide the progress.
 
@@ -189,7 +189,10 @@ def _named(bench: Bench, cell: Cell, rows: list[Row]) -> list[Row]:
 
 
 def _remove_failed(bench: Bench) -> None:
-    for path in (bench.output / CELLS_FOLDER).glob("*.json"):
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        if any(map(is_error, rows)):
-            path.unlink()
+    """Removes the runs and the trials of this benchmark that ended with an error."""
+    worker = Worker(bench)
+    for cell in (*yardstick_cells(bench), *bench.cells()):
+        if any(map(is_error, worker.finished(cell) or [])):
+            worker.runner.remove(cell, worker.found(cell))
+    for job in _searches(bench):
+        Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]]).forget_failed()

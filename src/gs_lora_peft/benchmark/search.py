@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..data import train_validation_split
 from ..errors import InvalidInputError
 from ..io import write_json_atomic
 from ..metrics import measure_of
-from .cells import carry_out_requests, make_forgetter
+from .cells import carry_out_requests, is_error, make_forgetter
 from .parts import Entry, SearchSettings
 from .plan import SCHEMA, Bench, Course, held_out_classes, slug
 
@@ -63,13 +63,19 @@ class Search:
 
     def carry_out(self) -> list[Trial]:
         """Carries out the trials that are missing. One that fails counts as the worst."""
-        trials: list[Trial] = self._stored().get("trials", [])
-        candidates = candidates_of(self.entry, self.settings)
-        for number in range(len(trials), len(candidates)):
-            trials.append({"trial": number, "options": candidates[number], **self._tried(number, candidates[number])})
-            self._store(trials, finished=False)
-        self._store(trials, finished=True)
-        return trials
+        done = {trial["trial"]: trial for trial in self._stored().get("trials", [])}
+        for number, options in enumerate(candidates_of(self.entry, self.settings)):
+            if number not in done:
+                done[number] = {"trial": number, "options": options, **self._tried(number, options)}
+                self._store(done.values(), finished=False)
+        self._store(done.values(), finished=True)
+        return self.trials() or []
+
+    def forget_failed(self) -> None:
+        """Drops the trials that ended with an error, so that they are carried out again."""
+        trials = self._stored().get("trials", [])
+        if any(map(is_error, trials)):
+            self._store([trial for trial in trials if not is_error(trial)], finished=False)
 
     def _tried(self, number: int, options: Mapping[str, Any]) -> dict[str, Any]:
         folder = self.bench.output / SEARCH_FOLDER / f"{self.name}-{number}"
@@ -95,9 +101,10 @@ class Search:
         stored: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         return stored
 
-    def _store(self, trials: list[Trial], *, finished: bool) -> None:
+    def _store(self, trials: Iterable[Trial], *, finished: bool) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self.path, {"schema": SCHEMA, "finished": finished, "trials": trials})
+        in_order = sorted(trials, key=lambda trial: trial["trial"])
+        write_json_atomic(self.path, {"schema": SCHEMA, "finished": finished, "trials": in_order})
 
 
 def candidates_of(entry: Entry, settings: SearchSettings) -> list[dict[str, Any]]:

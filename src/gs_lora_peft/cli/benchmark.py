@@ -50,7 +50,7 @@ def benchmark(
     ] = None,
     processes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Runs at a time.")] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Carry out runs again that ended with an error.")
+        bool, typer.Option("--retry-failed", help="Carry out runs and trials again that ended with an error.")
     ] = False,
     push_to: Annotated[
         str | None, typer.Option(metavar="REPO_ID", help="Publish the results as a data set on the Hub.")
