@@ -43,6 +43,12 @@ from gs_lora_peft.methods import get_method
         ),
         ({"seeds": [-1]}, "seeds[0]"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [0, 0]}, "seeds"),
+        ({"settings": [{"name": "a b", "requests": [[1]]}, {"name": "a_b", "requests": [[2]]}]}, "settings"),
+        (
+            {"methods": [{"method": "salun", "name": "a b"}, {"method": "salun", "name": "a+b"}]},
+            "methods",
+        ),
     ],
 )
 def test_wrong_keys_and_values(changes, name, tmp_path):
@@ -98,6 +104,12 @@ def test_later_settings_win(tmp_path):
         "weight_decay": 0.5,
         "learning_rate": 0.3,
     }
+
+
+def test_the_fix_for_a_seed_that_is_given_twice(tmp_path):
+    with refused("seeds", 0) as error:
+        cases.config(tmp_path, seeds=[0, 0])
+    assert "name" not in error.value.fix.replace("Name each seed once.", "")
 
 
 def test_an_adapter_of_a_method_that_can_train_either(tmp_path):

@@ -64,3 +64,13 @@ def test_a_search_depends_on_what_a_method_wants_to_try(config, model, data, mon
     changed = places(config, model, data)
     assert changed[0] == runs
     assert not changed[1] & searches
+
+
+def test_names_whose_files_are_alike_are_told_apart(tmp_path, model, data):
+    """Refused in one benchmark, but there may be two in a folder."""
+    found = set()
+    for name in ("a b", "a_b"):
+        settings = [{"name": name, "requests": [[0]]}]
+        bench = Bench(cases.config(tmp_path, settings=settings, methods=["random_labels"]), model, data)
+        found |= {CellRunner(bench)._path(cell, None) for cell in bench.cells()}
+    assert len(found) == 2

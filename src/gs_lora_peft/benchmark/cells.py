@@ -17,8 +17,8 @@ from ..ledger import ForgetRequest, all_forgotten, method_folder, task_folder
 from ..metrics import measure_of
 from ..runs import ContinualForgetter, library_versions
 from ..training import NonFiniteLossError
-from .parts import ORIGINAL, RETRAINED
-from .plan import SCHEMA, Bench, Cell, Course, slug
+from .parts import ORIGINAL, RETRAINED, slug
+from .plan import SCHEMA, Bench, Cell, Course
 from .yardsticks import Yardsticks, retrained, scores_at_end
 
 CELLS_FOLDER, RUNS_FOLDER, ERRORS_FOLDER = "cells", "runs", "errors"
@@ -109,7 +109,7 @@ class CellRunner:
         bench = self.bench
         course = bench.courses[cell.course].facts()
         own = [cell.method] if cell.method in (ORIGINAL, RETRAINED) else bench.entry_facts(bench.entry(cell.method))
-        digest = bench.digest(own, course, cell.seed, found or {}, bench.audit_facts())
+        digest = bench.digest(cell.method, cell.course, own, course, cell.seed, found or {}, bench.audit_facts())
         return bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
 
     def _facts(self, cell: Cell, course: Course, found: Mapping[str, Any] | None) -> Row:

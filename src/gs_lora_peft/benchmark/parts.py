@@ -218,6 +218,11 @@ class SearchSettings:
             raise InvalidInputError("search.trials", self.trials, expected, fix)
 
 
+def slug(*parts: Any) -> str:
+    """Returns the name of a file for a result."""
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", str(part)) for part in parts)
+
+
 def check_training(name: str, given: Any) -> None:
     """Refuses names that are no training arguments, and those that the benchmark sets."""
     known = {item.name for item in fields(GSLoraTrainingArguments) if item.init} - set(OWN_ARGUMENTS)

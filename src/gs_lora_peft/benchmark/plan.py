@@ -6,7 +6,6 @@ import copy
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -251,11 +250,6 @@ def _source_of(method: Method) -> str | None:
         return sha256_of(inspect.getfile(type(method)))
     except (OSError, TypeError):  # made without a file
         return None
-
-
-def slug(*parts: Any) -> str:
-    """Returns the name of a file for a result."""
-    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", str(part)) for part in parts)
 
 
 def held_out_classes(course: Course, others: Sequence[int], requests: int | None, seed: int) -> list[list[int]]:

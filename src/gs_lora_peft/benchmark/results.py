@@ -15,7 +15,7 @@ from ..reports import Table
 from .attack_table import attack_table
 from .cells import is_error
 from .charts import draw_figures
-from .plan import slug
+from .parts import slug
 from .tables import main_table, search_table, task_table
 
 RESULTS, TRIALS, ATTACKS = "results", "search", "attacks"

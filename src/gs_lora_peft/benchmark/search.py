@@ -19,8 +19,8 @@ from ..errors import InvalidInputError
 from ..io import write_json_atomic
 from ..metrics import measure_of
 from .cells import carry_out_requests, is_error, make_forgetter
-from .parts import Entry, SearchSettings
-from .plan import SCHEMA, Bench, Course, held_out_classes, slug
+from .parts import Entry, SearchSettings, slug
+from .plan import SCHEMA, Bench, Course, held_out_classes
 
 SEARCH_FOLDER = "search"
 _RATE = "learning_rate"
@@ -45,7 +45,8 @@ class Search:
         self.bench, self.entry, self.settings = bench, bench.entry(method), bench.config.search
         self.course = search_course(bench, course, self.settings)
         space = dict(self.entry.make().space)
-        digest = bench.digest(bench.entry_facts(self.entry), space, self.course.facts(), asdict(self.settings))
+        content = [bench.entry_facts(self.entry), space, self.course.facts(), asdict(self.settings)]
+        digest = bench.digest(method, course.name, *content)
         self.name = slug(method, course.name, digest)
         self.path = bench.output / SEARCH_FOLDER / f"{self.name}.json"
 

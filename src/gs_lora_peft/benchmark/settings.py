@@ -14,7 +14,7 @@ from ..errors import InvalidInputError
 from ..io import StrPath, as_path
 from ..methods import METHODS
 from ..training import GSLoraTrainingArguments
-from .parts import OWN_ARGUMENTS, AuditSettings, Entry, Options, SearchSettings, Setting, check_training
+from .parts import OWN_ARGUMENTS, AuditSettings, Entry, Options, SearchSettings, Setting, check_training, slug
 
 _Seeds = Annotated[list[NotNegativeWhole], Field(min_length=1, description="a list of different seeds from 0")]
 
@@ -86,8 +86,12 @@ class BenchmarkConfig:
             values = [getattr(item, "name", item) for item in getattr(self, name)]
             if not values:
                 raise InvalidInputError(name, [], "at least one")
+            fix = "Name each seed once." if name == "seeds" else "Give one of them another `name`."
             if twice := [value for index, value in enumerate(values) if value in values[:index]]:
-                raise InvalidInputError(name, twice[0], "different names", "Give one of them another `name`.")
+                raise InvalidInputError(name, twice[0], f"different {'seeds' if name == 'seeds' else 'names'}", fix)
+            files = [slug(value) for value in values]
+            if alike := [values[index] for index, file in enumerate(files) if file in files[:index]]:
+                raise InvalidInputError(name, alike[0], "names that differ in letters, digits or dots", fix)
         for name in ("training", "fixed_training"):
             check_training(name, getattr(self, name))
         known = {"config_name", "train_split", "test_split", "image_column", "label_column"}
