@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from ..audit import Attack, RetrainRecipe, get_attacks
-from ..checking import Count, NotNegativeWhole, Number, Share, check_fields, checked, ordered_list
+from ..checking import ClassId, Count, NotNegativeWhole, Number, Share, Text, check_fields, checked, ordered_list
 from ..errors import InvalidInputError
 from ..methods import get_method
 from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe
@@ -26,6 +26,37 @@ _Rates = Annotated[
     list[Annotated[Number, Field(gt=0)]], Field(min_length=1, description="a list of positive learning rates")
 ]
 Options = Annotated[dict[str, Any], Field(description="names and values")]
+
+
+_Classes = Annotated[
+    list[Annotated[Text | ClassId, Field(description="a class name (text) or a class id (a whole number from 0 up)")]],
+    BeforeValidator(ordered_list),
+    Field(min_length=1, description="a list of class names or ids for each request, as [[first, second], [third]]"),
+]
+_Requests = Annotated[
+    list[_Classes],
+    BeforeValidator(ordered_list),
+    Field(min_length=1, description="a list of requests, each a list of classes"),
+]
+_Protocol = Annotated[
+    list[NotNegativeWhole], BeforeValidator(ordered_list), Field(min_length=1, description="a list of whole numbers")
+]
+
+
+def _classes_or_count(value: Any) -> Any:
+    """Classes, or how many; a boolean is neither."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return value
+    raise ValueError
+
+
+_Missing = Annotated[
+    Any,
+    PlainValidator(_classes_or_count),
+    Field(description="a list of class names or ids, or how many: a whole number from 0 up"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +91,11 @@ class Setting:
         if (self.requests is None) == (self.protocol is None):
             given = "both" if self.requests is not None else "neither"
             raise InvalidInputError(where, given, "either `requests` or `protocol`", "Give one of them.")
-        if self.requests is not None and not (ordered_list(self.requests) and all(map(ordered_list, self.requests))):
-            raise InvalidInputError(f"{where}.requests", self.requests, "a list of lists of classes")
+        if self.requests is not None:
+            checked(f"{where}.requests", self.requests, _Requests)
+        if self.protocol is not None:
+            checked(f"{where}.protocol", self.protocol, _Protocol)
+        checked(f"{where}.missing_classes", self.missing_classes, _Missing)
         if self.shots is not None and self.replay_ratio != 1:
             raise InvalidInputError(f"{where}.replay_ratio", self.replay_ratio, "1 with `shots`", "Leave one out.")
 
