@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from dataclasses import replace
 
 import bench_cases as cases
@@ -134,7 +135,9 @@ def test_what_fails_is_a_row(tmp_path, model, data):
     table = results.table().to_text()
     assert "0 of 1; 1 diverged" in table
     assert "0 of 1; 1 error: RuntimeError" in table
-    assert "quokka" in next(config.output.glob("errors/faulty*")).read_text()
+    note = next(config.output.glob("errors/faulty*"))
+    assert "quokka" in note.read_text()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (note, note.parent)] == [0o600, 0o700]
 
 
 def test_failed_runs_are_tried_again_if_asked(tmp_path, model, data, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..audit import AuditReport
-from ..io import write_json_atomic
+from ..io import write_bytes_atomic, write_json_atomic
 from ..ledger import ForgetRequest, all_forgotten, method_folder, task_folder
 from ..metrics import measure_of
 from ..runs import ContinualForgetter, library_versions
@@ -88,10 +88,7 @@ class CellRunner:
             figures, attacks = self._audited(course, model)
             rows[-1] |= figures
         except Exception as error:
-            # The text of an error can name classes, so it stays on this machine.
-            note = self.bench.output / ERRORS_FOLDER / f"{path.stem}.txt"
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(traceback.format_exc(), encoding="utf-8")
+            self._note(path.stem)
             if cell.method == ORIGINAL:
                 raise  # it would fail for every run
             outcome = DIVERGED if isinstance(error, NonFiniteLossError) else f"error: {type(error).__name__}"
@@ -104,6 +101,15 @@ class CellRunner:
         if not self.bench.config.keep_runs and not is_error(rows[-1]):
             shutil.rmtree(folder, ignore_errors=True)
         return rows
+
+    def _note(self, name: str) -> None:
+        """Writes what failed. The text of an error can name classes, so its owner alone reads it on this machine."""
+        folder = self.bench.output / ERRORS_FOLDER
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # made before, or by another umask
+        note = folder / f"{name}.txt"
+        note.unlink(missing_ok=True)
+        write_bytes_atomic(note, traceback.format_exc().encode(), private=True)
 
     def _path(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
         bench = self.bench
