@@ -204,6 +204,26 @@ def test_an_audit_that_fails_is_tried_again_without_training(tmp_path, model, da
     assert not list(config.output.glob("runs/*"))
 
 
+def test_another_audit_trains_nothing_that_was_kept(tmp_path, model, data, monkeypatch):
+    """Further controls audit nothing again; another key of the audit goes on with runs that were kept."""
+    audit = cases.AUDIT | {"cache": str(tmp_path / "retrained"), "references": 1, "controls": 0, "attacks": ["answer"]}
+    options = {"methods": ["random_labels"], "keep_runs": True}
+    trained, audited = [], []
+    carry_out, audit_of = cells.ContinualForgetter._carry_out, cells.CellRunner._audited
+    monkeypatch.setattr(
+        cells.ContinualForgetter,
+        "_carry_out",
+        lambda *given, **more: trained.append(given) or carry_out(*given, **more),
+    )
+    monkeypatch.setattr(cells.CellRunner, "_audited", lambda *given: audited.append(given) or audit_of(*given))
+    counts = []
+    for changes in ({}, {"controls": 1}, {"max_samples": 50}):
+        config = cases.config(tmp_path, audit=audit | changes, **options)
+        assert not run_benchmark(config, model, data, disable_tqdm=True).failed
+        counts.append((len(trained), len(audited)))
+    assert counts == [(2, 2), (2, 3), (2, 5)]
+
+
 def test_failed_trials_are_tried_again_if_asked(tmp_path, model, data, monkeypatch):
     """A failed trial in the middle alone: those around it stay, in order."""
     options = {"trials": 3, "learning_rates": [1e-3, 1e-2], "requests": 1}

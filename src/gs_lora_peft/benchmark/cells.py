@@ -77,7 +77,7 @@ class CellRunner:
         path = self._path(cell, found)
         if (rows := read_rows(path)) is not None:
             return rows
-        course, folder = self.bench.courses[cell.course], self.bench.output / RUNS_FOLDER / path.stem
+        course, folder = self.bench.courses[cell.course], self._folder(cell, found)
         facts = self._facts(cell, course, found)
         attacks: list[Row] = []
         try:
@@ -109,14 +109,23 @@ class CellRunner:
         folder.chmod(0o700)  # made before, or by another umask
         note = folder / f"{name}.txt"
         note.unlink(missing_ok=True)
-        write_bytes_atomic(note, traceback.format_exc().encode(), private=True)
+        write_bytes_atomic(note, traceback.format_exc().encode(errors="backslashreplace"), private=True)
 
     def _path(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
-        bench = self.bench
-        course = bench.courses[cell.course].facts()
+        """The file of a run's rows, named by everything that they depend on."""
+        digest = self.bench.digest(*self._training(cell, found), self.bench.audit_facts())
+        return self.bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
+
+    def _folder(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
+        """The folder of a run, which another audit goes on with."""
+        digest = self.bench.digest(*self._training(cell, found))
+        return self.bench.output / RUNS_FOLDER / slug(cell.method, cell.course, cell.seed, digest)
+
+    def _training(self, cell: Cell, found: Mapping[str, Any] | None) -> list[Any]:
+        """What a run depends on besides its audit."""
+        bench, course = self.bench, self.bench.courses[cell.course].facts()
         own = [cell.method] if cell.method in (ORIGINAL, RETRAINED) else bench.entry_facts(bench.entry(cell.method))
-        digest = bench.digest(cell.method, cell.course, own, course, cell.seed, found or {}, bench.audit_facts())
-        return bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
+        return [cell.method, cell.course, own, course, cell.seed, found or {}]
 
     def _facts(self, cell: Cell, course: Course, found: Mapping[str, Any] | None) -> Row:
         bench = self.bench
