@@ -17,13 +17,17 @@ def runs_of(results, method):
     return [row for row in results.rows if row["method"] == method]
 
 
-def test_rows_of_a_method(finished):
+def test_rows_of_a_method(finished, model):
     """One for each request; the last one has the audit."""
     first, last = runs_of(finished[1], "random_labels")
     assert [first["task"], last["task"], first["final"], last["final"]] == [1, 2, False, True]
     assert first["acc_old"] is None
     assert 0 <= last["acc_old"] <= 1
     assert first["stored_bytes"] > 0 < first["cpu_seconds"]
+    # random_labels trains all weights.
+    assert first["trainable"] == last["trainable"] == model.num_parameters()
+    assert first["peak_bytes"] > 0
+    assert "trainable, k ↓" in finished[1].table().header
     assert "recovery_gap" not in first
     assert last["membership_distance"] == last["excess_membership"] <= last["recovery_gap"]
     assert 0 <= last["tow"] <= 1

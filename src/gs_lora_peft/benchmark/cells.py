@@ -261,6 +261,7 @@ def carry_out_requests(forgetter: ContinualForgetter, requests: Sequence[Sequenc
         row |= {"seconds": spent[entry.name][0], "cpu_seconds": spent[entry.name][1]}
         files = [file for folder in stored for file in folder.rglob("*") if file.is_file()]
         row["stored_bytes"] = sum(file.stat().st_size for file in files)
+        row |= {name: (entry.cost or {}).get(name) for name in ("trainable", "peak_bytes")}
         rows.append(row | scores_of(entry.scores["after"]))
     return rows
 
