@@ -271,6 +271,16 @@ def test_the_search_sees_no_test_data_and_other_classes(finished, model, data):
     assert not (images[0] | images[1]) & images[3]
 
 
+def test_a_search_with_too_few_other_classes_says_so(tmp_path, model, data, caplog):
+    settings = [{"name": "many", "requests": [[0, 1], [2, 3]]}, {"name": "one", "requests": [[0]]}]
+    config = cases.config(tmp_path, audit=None, settings=settings, search={"trials": 1}, methods=["random_labels"])
+    run_benchmark(config, model, data, disable_tqdm=True)
+    (said,) = [record.getMessage() for record in caplog.records if "Trials of" in record.getMessage()]
+    assert "'many'" in said
+    assert "[2]" in said
+    assert "[2, 2]" in said
+
+
 def test_trials_are_different_and_begin_as_published(finished):
     for method in ("gs_lora", "random_labels"):
         options = [trial["options"] for trial in finished[1].trials if trial["method"] == method]
@@ -306,14 +316,14 @@ def test_files(finished, tmp_path):
 
 @pytest.mark.slow
 def test_several_processes_give_the_same_rows(model, data, tmp_path):
-    """Whatever the process and the order: but for the time that was measured."""
-    timed = ("seconds", "cpu_seconds", "audit_seconds")
+    """Whatever the process and the order: but for time and memory that were measured."""
+    measured = ("seconds", "cpu_seconds", "audit_seconds", "peak_bytes")
     options = {"methods": ["random_labels"], "seeds": [0, 1]}
     found = []
     for count in (2, 1):
         config = cases.config(tmp_path, processes=count, output=str(tmp_path / f"{count}"), **options)
         rows = run_benchmark(config, model, data, disable_tqdm=True).rows
-        found.append([{name: value for name, value in row.items() if name not in timed} for row in rows])
+        found.append([{name: value for name, value in row.items() if name not in measured} for row in rows])
     assert found[0] == found[1]
 
 
