@@ -146,7 +146,9 @@ def test_what_fails_is_a_row(tmp_path, model, data):
 
 def test_failed_runs_are_tried_again_if_asked(tmp_path, model, data, monkeypatch):
     config = cases.config(tmp_path, audit=None, methods=["own_method:Faulty"])
-    run_benchmark(config, model, data, disable_tqdm=True)
+    for again in (False, True):  # what a failed training has left is in nobody's way
+        (failed,) = run_benchmark(config, model, data, disable_tqdm=True, retry_failed=again).failed
+        assert failed["outcome"] == "error: RuntimeError"
     called = []
     monkeypatch.setattr(
         cells.CellRunner, "_run", lambda *given: called.append(given) or [{"task": 2, "outcome": "forgotten"}]

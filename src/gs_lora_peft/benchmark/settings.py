@@ -55,7 +55,7 @@ class BenchmarkConfig:
         processes (`int` or `"auto"`, *optional*, defaults to `"auto"`):
             Runs at a time. `"auto"`: one for each CPU core, or one with an accelerator.
         keep_runs (`bool`, *optional*, defaults to `False`):
-            Whether the folders of finished runs stay.
+            Whether the folders of finished runs stay, so that another audit needs no training.
         name_classes (`bool`, *optional*, defaults to `False`):
             Whether results name the ids of the classes of each request. By default they say how many.
     """
