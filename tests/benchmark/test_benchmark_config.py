@@ -20,7 +20,13 @@ from gs_lora_peft.methods import get_method
             "hyper-parameter of 'random_labels'",
         ),
         ({"methods": [{"method": "random_labels", "training": {"x": 1}}]}, "methods['random_labels'].training"),
-        ({"methods": [{"method": "random_labels", "adapter": {"x": 1}}]}, "methods['random_labels'].adapter"),
+        (
+            {"methods": [{"method": "random_labels", "trains": "adapter", "adapter": {"x": 1}}]},
+            "methods['random_labels'].adapter",
+        ),
+        ({"methods": [{"method": "random_labels", "adapter": {"r": 16}}]}, "methods['random_labels'].adapter"),
+        ({"methods": [{"method": "ffn", "adapter": {"r": 16}}]}, "methods['ffn'].adapter"),
+        ({"methods": [{"method": "ffn", "trains": "adapter"}]}, "methods['ffn'].trains"),
         ({"methods": ["random_labels", "random_labels"]}, "methods"),
         ({"methods": [{"method": "random_labels", "name": "original"}]}, "methods.name"),
         ({"methods": [{"method": "random_labels", "name": "../away"}]}, "methods.name"),
@@ -37,6 +43,23 @@ from gs_lora_peft.methods import get_method
         ),
         ({"seeds": [-1]}, "seeds[0]"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [0, 0]}, "seeds"),
+        ({"seeds": 3}, "seeds"),
+        ({"methods": "gs_lora"}, "methods"),
+        ({"settings": {"name": "a", "requests": [[1]]}}, "settings"),
+        ({"settings": [{"name": "a", "requests": ["quokka"]}]}, "settings['a'].requests[0]"),
+        ({"settings": [{"name": "a", "requests": [[True]]}]}, "settings['a'].requests[0][0]"),
+        ({"settings": [{"name": "a", "protocol": 3}]}, "settings['a'].protocol"),
+        ({"settings": [{"name": "a", "requests": [[1]], "missing_classes": -2}]}, "settings['a'].missing_classes"),
+        ({"settings": [{"name": "a", "requests": [[1]], "missing_classes": True}]}, "settings['a'].missing_classes"),
+        ({"settings": [{"name": "a", "requests": [[1]], "missing_classes": "kiwi"}]}, "settings['a'].missing_classes"),
+        ({"settings": [{"name": "search", "requests": [[1]]}]}, "settings"),
+        ({"settings": [{"name": "a", "requests": [[1]]}, {"name": "a-tasks", "requests": [[1]]}]}, "settings"),
+        ({"settings": [{"name": "a b", "requests": [[1]]}, {"name": "a_b", "requests": [[2]]}]}, "settings"),
+        (
+            {"methods": [{"method": "salun", "name": "a b"}, {"method": "salun", "name": "a+b"}]},
+            "methods",
+        ),
     ],
 )
 def test_wrong_keys_and_values(changes, name, tmp_path):
@@ -92,6 +115,23 @@ def test_later_settings_win(tmp_path):
         "weight_decay": 0.5,
         "learning_rate": 0.3,
     }
+
+
+def test_the_fix_for_a_seed_that_is_given_twice(tmp_path):
+    with refused("seeds", 0) as error:
+        cases.config(tmp_path, seeds=[0, 0])
+    assert "name" not in error.value.fix.replace("Name each seed once.", "")
+
+
+def test_an_adapter_of_a_method_that_can_train_either(tmp_path):
+    """The fix says how it gets one."""
+    with refused("methods['random_labels'].adapter") as error:
+        cases.config(tmp_path, methods=[{"method": "random_labels", "adapter": {"r": 16}}])
+    assert "trains: adapter" in error.value.fix
+    (entry,) = cases.config(
+        tmp_path, methods=[{"method": "random_labels", "trains": "adapter", "adapter": {"r": 16}}]
+    ).methods
+    assert (entry.make().trains, entry.adapter["r"]) == ("any", 16)
 
 
 @pytest.mark.parametrize("name", ["no_such_module:Method", "json:JSONDecoder", "json:nothing", "random_labels:", 3])

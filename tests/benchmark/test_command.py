@@ -61,9 +61,29 @@ def test_a_method_of_ones_own(call, file):
     lines = [line.split()[0] for line in out.splitlines() if line.strip()]
     assert {"original", "gs_lora", "mine"} <= set(lines)
     assert (file.parent / "out" / "results.parquet").is_file()
-    code, out, _ = call("bench.yaml", "--methods", "my_module:Mine", "--seeds", "1", "--only", "--json")
-    rows = json.loads(out)["rows"]
-    assert [(row["method"], row["seed"]) for row in rows] == [("original", 0), ("mine", 1)]
+
+
+def test_a_part_adds_to_the_results(call, file):
+    """Of what the file does not name, it has what the command names; of the file, what is done."""
+    done = [("original", 0)]
+    for options, new in (
+        (["--seeds", "0"], ("gs_lora", 0)),
+        (["--methods", "my_module:Mine", "--only", "--seeds", "1"], ("mine", 1)),
+        (["--methods", "my_module:Mine", "--only"], ("mine", 0)),
+    ):
+        code, out, said = call("bench.yaml", *options, "--json")
+        assert code == 0, said
+        found = [(row["method"], row["seed"]) for row in json.loads(out)["rows"]]
+        done = [name for name in done if name[1] == 0] + [new]
+        assert sorted(found) == sorted(done)
+
+
+def test_the_exit_code_says_that_a_run_failed(call, file):
+    code, out, said = call("bench.yaml", "--only", "--methods", "own_method:Faulty")
+    assert code == 1
+    assert "1 error: RuntimeError" in out
+    assert "1 run ended with an error" in said
+    assert "errors" in said
 
 
 @pytest.mark.parametrize(
@@ -71,6 +91,8 @@ def test_a_method_of_ones_own(call, file):
     [
         (["--methods", "my_module:Other"], {}, "my_module:Other"),
         (["--seeds", "one"], {}, "--seeds"),
+        (["--seeds", "0,0"], {}, "--seeds"),
+        (["--only"], {}, "--only"),
         ([], {"dataset": None}, "dataset"),
         ([], {"model": "nowhere"}, "model"),
         ([], {"data": {"test_split": "no"}}, "no"),

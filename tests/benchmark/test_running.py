@@ -7,6 +7,7 @@ from dataclasses import replace
 import bench_cases as cases
 import pytest
 from datasets import DatasetDict, load_dataset
+from errors import refused
 
 from gs_lora_peft.benchmark import BenchmarkResults, cells, run_benchmark, search
 
@@ -45,6 +46,19 @@ def test_no_class_is_named(finished):
         content = path.read_bytes()
         assert not [name for name in cases.NAMES if name.encode() in content]
         assert b"class_ids" not in content
+
+
+def test_ids_leave_the_results_when_they_are_not_asked_for(tmp_path, model, data):
+    """No run is carried out again for that, and none keeps them."""
+    config = cases.config(tmp_path, audit=None, methods=["random_labels"], name_classes=True)
+    named = run_benchmark(config, model, data, disable_tqdm=True)
+    assert [row["class_ids"] for row in runs_of(named, "random_labels")] == ["[0]", "[1]"]
+    results = run_benchmark(replace(config, name_classes=False), model, data, disable_tqdm=True)
+    assert len(list(config.output.glob("cells/random_labels*"))) == 1
+    for path in (*config.output.glob("cells/*"), config.output / "results.jsonl"):
+        assert "class_ids" not in path.read_text()
+    without = [{name: value for name, value in row.items() if name != "class_ids"} for row in named.rows]
+    assert results.rows == without
 
 
 def test_nothing_is_done_twice(finished, model, data, monkeypatch):
@@ -134,6 +148,81 @@ def test_failed_runs_are_tried_again_if_asked(tmp_path, model, data, monkeypatch
     assert not called
     run_benchmark(config, model, data, disable_tqdm=True, retry_failed=True)
     assert called
+
+
+@pytest.mark.parametrize("cause", ["attacks", "data"])
+def test_an_audit_that_cannot_work_is_refused_before_any_training(tmp_path, model, data, cause):
+    """No attack fits a classifier; the test data lack a forgotten class."""
+    audit = cases.AUDIT | {"cache": str(tmp_path / "retrained")}
+    if cause == "attacks":
+        config, given = cases.config(tmp_path, audit=audit | {"attacks": ["detector_answer"]}), data
+    else:
+        kept = [row for row, label in enumerate(data["test"]["label"]) if int(label) != 1]
+        config, given = cases.config(tmp_path, audit=audit), DatasetDict(data, test=data["test"].select(kept))
+    with refused("audit.attacks" if cause == "attacks" else "classes of the data to judge on"):
+        run_benchmark(config, model, given, disable_tqdm=True)
+    assert not (tmp_path / "retrained").exists()
+    assert not config.output.exists()
+
+
+def test_an_audit_that_fails_on_the_original_ends_the_benchmark(tmp_path, model, data, monkeypatch):
+    """Before any method trains; the next call tries again."""
+    audit = cases.AUDIT | {"cache": str(tmp_path / "retrained"), "recipe": {"epochs": 1}}
+    config = cases.config(tmp_path, audit=audit, methods=["random_labels"])
+    monkeypatch.setattr(cells.Yardsticks, "audit", lambda *given: 1 / 0)
+    monkeypatch.setattr(cells, "make_forgetter", None)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run_benchmark(config, model, data, disable_tqdm=True)
+    assert "ZeroDivisionError" in next(config.output.glob("errors/original*")).read_text()
+
+
+def test_an_audit_that_fails_is_tried_again_without_training(tmp_path, model, data, monkeypatch):
+    config = cases.config(tmp_path, audit=None, methods=["random_labels"])
+    trained, failing, original = [], ["once"], cells.ContinualForgetter._carry_out
+    monkeypatch.setattr(
+        cells.ContinualForgetter,
+        "_carry_out",
+        lambda *given, **options: trained.append(given) or original(*given, **options),
+    )
+
+    def audited(self, course, model):
+        if model is not self.bench.model and failing:
+            raise OSError(failing.pop())
+        return {"recovery_gap": 1.0}, []
+
+    monkeypatch.setattr(cells.CellRunner, "_audited", audited)
+    results = run_benchmark(config, model, data, disable_tqdm=True)
+    assert [row["outcome"] for row in results.failed] == ["error: OSError"]
+    results = run_benchmark(config, model, data, disable_tqdm=True, retry_failed=True)
+    assert not results.failed
+    assert [row["task"] for row in runs_of(results, "random_labels")] == [1, 2]
+    assert len(trained) == 2
+    assert not list(config.output.glob("runs/*"))
+
+
+def test_failed_trials_are_tried_again_if_asked(tmp_path, model, data, monkeypatch):
+    """A failed trial in the middle alone: those around it stay, in order."""
+    options = {"trials": 3, "learning_rates": [1e-3, 1e-2], "requests": 1}
+    config = cases.config(tmp_path, audit=None, methods=["random_labels"], search=options)
+    original, failing, tried = search.make_forgetter, [1], []
+
+    def made(bench, name, course, seed, found, folder, **given):
+        tried.append(int(folder.name.rpartition("-")[2]))
+        if tried[-1] in failing:
+            raise OSError
+        return original(bench, name, course, seed, found, folder, **given)
+
+    monkeypatch.setattr(search, "make_forgetter", made)
+    outcomes = [trial["outcome"] for trial in run_benchmark(config, model, data, disable_tqdm=True).trials]
+    assert outcomes[1] == "error: OSError"
+    failing.clear()
+    run_benchmark(config, model, data, disable_tqdm=True)
+    assert tried == [0, 1, 2]
+    results = run_benchmark(config, model, data, disable_tqdm=True, retry_failed=True)
+    assert tried == [0, 1, 2, 1]
+    assert [trial["trial"] for trial in results.trials] == [0, 1, 2]
+    assert not [trial for trial in results.trials if trial["outcome"].startswith("error")]
 
 
 def test_the_search_sees_no_test_data_and_other_classes(finished, model, data):

@@ -17,8 +17,8 @@ from ..ledger import ForgetRequest, all_forgotten, method_folder, task_folder
 from ..metrics import measure_of
 from ..runs import ContinualForgetter, library_versions
 from ..training import NonFiniteLossError
-from .parts import ORIGINAL, RETRAINED
-from .plan import SCHEMA, Bench, Cell, Course, slug
+from .parts import ORIGINAL, RETRAINED, slug
+from .plan import SCHEMA, Bench, Cell, Course
 from .yardsticks import Yardsticks, retrained, scores_at_end
 
 CELLS_FOLDER, RUNS_FOLDER, ERRORS_FOLDER = "cells", "runs", "errors"
@@ -55,6 +55,10 @@ class CellRunner:
         """Returns the rows of a run that is done; `None` if it is not."""
         return read_rows(self._path(cell, found))
 
+    def remove(self, cell: Cell, found: Mapping[str, Any] | None = None) -> None:
+        """Removes the rows of a run, which is then carried out again, or gone on with."""
+        self._path(cell, found).unlink()
+
     def attacks(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row]:
         """Returns the figures of the audit of a run that is done."""
         about = {"method": cell.method, "setting": cell.course, "seed": cell.seed}
@@ -62,7 +66,7 @@ class CellRunner:
         return [{**about, **row} for row in kept["attacks"]]
 
     def carry_out(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row]:
-        """Carries out a run, or goes on with it. What fails becomes a row.
+        """Carries out a run, or goes on with it. What fails becomes a row; what fails on the original is raised.
 
         Args:
             cell ([`Cell`]):
@@ -88,13 +92,16 @@ class CellRunner:
             note = self.bench.output / ERRORS_FOLDER / f"{path.stem}.txt"
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(traceback.format_exc(), encoding="utf-8")
+            if cell.method == ORIGINAL:
+                raise  # it would fail for every run
             outcome = DIVERGED if isinstance(error, NonFiniteLossError) else f"error: {type(error).__name__}"
             rows = [{"task": len(course.requests), "outcome": outcome}]
         rows = [_finite({**facts, **row, "final": row["task"] == len(course.requests)}) for row in rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"schema": SCHEMA, "rows": rows, "attacks": attacks, "versions": library_versions()}
         write_json_atomic(path, kept)
-        if not self.bench.config.keep_runs:
+        # A run that is tried again goes on behind its last request.
+        if not self.bench.config.keep_runs and not is_error(rows[-1]):
             shutil.rmtree(folder, ignore_errors=True)
         return rows
 
@@ -102,7 +109,7 @@ class CellRunner:
         bench = self.bench
         course = bench.courses[cell.course].facts()
         own = [cell.method] if cell.method in (ORIGINAL, RETRAINED) else bench.entry_facts(bench.entry(cell.method))
-        digest = bench.digest(own, course, cell.seed, found or {}, bench.audit_facts())
+        digest = bench.digest(cell.method, cell.course, own, course, cell.seed, found or {}, bench.audit_facts())
         return bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
 
     def _facts(self, cell: Cell, course: Course, found: Mapping[str, Any] | None) -> Row:
@@ -130,8 +137,6 @@ class CellRunner:
         rows = carry_out_requests(forgetter, course.requests, folder / _TIMES)
         for row, classes in zip(rows, course.requests, strict=True):
             row["classes"] = len(classes)
-            if self.bench.config.name_classes:
-                row["class_ids"] = json.dumps(classes)
         rows[-1]["outcome"] = _OUTCOMES[all_forgotten(forgetter.ledger.tasks)]
         return rows, forgetter.model
 
@@ -243,6 +248,11 @@ def carry_out_requests(forgetter: ContinualForgetter, requests: Sequence[Sequenc
         row["stored_bytes"] = sum(file.stat().st_size for file in files)
         rows.append(row | scores_of(entry.scores["after"]))
     return rows
+
+
+def is_error(row: Row) -> bool:
+    """Whether a run, or a trial of the search, ended with an error."""
+    return str(row.get("outcome")).startswith("error")
 
 
 def scores_of(scores: Mapping[str, Any]) -> Row:

@@ -9,8 +9,7 @@ import numpy as np
 
 from ..metrics import measure_of
 from ..reports import FAINT, FORGOTTEN, KEPT, TEXT, new_figure, own_style, png_bytes
-from .parts import ORIGINAL, YARDSTICKS
-from .plan import slug
+from .parts import ORIGINAL, YARDSTICKS, slug
 from .tables import time_of
 
 Row = dict[str, Any]

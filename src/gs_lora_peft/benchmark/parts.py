@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from ..audit import Attack, RetrainRecipe, get_attacks
-from ..checking import Count, NotNegativeWhole, Number, Share, check_fields, checked, ordered_list
+from ..checking import ClassId, Count, NotNegativeWhole, Number, Share, Text, check_fields, checked, ordered_list
 from ..errors import InvalidInputError
 from ..methods import get_method
 from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe
@@ -26,6 +26,37 @@ _Rates = Annotated[
     list[Annotated[Number, Field(gt=0)]], Field(min_length=1, description="a list of positive learning rates")
 ]
 Options = Annotated[dict[str, Any], Field(description="names and values")]
+
+
+_Classes = Annotated[
+    list[Annotated[Text | ClassId, Field(description="a class name (text) or a class id (a whole number from 0 up)")]],
+    BeforeValidator(ordered_list),
+    Field(min_length=1, description="a list of class names or ids for each request, as [[first, second], [third]]"),
+]
+_Requests = Annotated[
+    list[_Classes],
+    BeforeValidator(ordered_list),
+    Field(min_length=1, description="a list of requests, each a list of classes"),
+]
+_Protocol = Annotated[
+    list[NotNegativeWhole], BeforeValidator(ordered_list), Field(min_length=1, description="a list of whole numbers")
+]
+
+
+def _classes_or_count(value: Any) -> Any:
+    """Classes, or how many; a boolean is neither."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return value
+    raise ValueError
+
+
+_Missing = Annotated[
+    Any,
+    PlainValidator(_classes_or_count),
+    Field(description="a list of class names or ids, or how many: a whole number from 0 up"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +91,11 @@ class Setting:
         if (self.requests is None) == (self.protocol is None):
             given = "both" if self.requests is not None else "neither"
             raise InvalidInputError(where, given, "either `requests` or `protocol`", "Give one of them.")
-        if self.requests is not None and not (ordered_list(self.requests) and all(map(ordered_list, self.requests))):
-            raise InvalidInputError(f"{where}.requests", self.requests, "a list of lists of classes")
+        if self.requests is not None:
+            checked(f"{where}.requests", self.requests, _Requests)
+        if self.protocol is not None:
+            checked(f"{where}.protocol", self.protocol, _Protocol)
+        checked(f"{where}.missing_classes", self.missing_classes, _Missing)
         if self.shots is not None and self.replay_ratio != 1:
             raise InvalidInputError(f"{where}.replay_ratio", self.replay_ratio, "1 with `shots`", "Leave one out.")
 
@@ -80,9 +114,9 @@ class Entry:
         training (`dict`, *optional*):
             Training arguments, in place of the common and the published ones.
         adapter (`dict`, *optional*):
-            Options of [`GSLoraConfig`].
+            Options of [`GSLoraConfig`], for a method that trains an adapter.
         trains (`"weights"` or `"adapter"`, *optional*, defaults to `"weights"`):
-            What a method trains that can train either. Most sources train all weights.
+            What a method trains that can train either. Most sources train all weights. The others ignore the default.
     """
 
     method: str
@@ -102,6 +136,16 @@ class Entry:
             raise InvalidInputError("methods.name", self.name, f"none of {list(YARDSTICKS)}", fix)
         for part in ("hyper_parameters", "training", "adapter"):
             checked(f"methods[{self.name!r}].{part}", getattr(self, part), Options)
+        if self.trains == "adapter" and own.trains == "weights":
+            fix = "Leave `trains` out, or choose another method."
+            raise InvalidInputError(
+                f"methods[{self.name!r}].trains", "adapter", "weights, which it always trains", fix
+            )
+        if self.adapter and own.trains == "weights":
+            can_be = get_method(self.method, **self.hyper_parameters).trains == "any"
+            fix = f"{'Set `trains: adapter`, or leave' if can_be else 'Leave'} it out."
+            expected = "nothing, because it trains weights and has no adapter"
+            raise InvalidInputError(f"methods[{self.name!r}].adapter", dict(self.adapter), expected, fix)
         check_training(f"methods[{self.name!r}].training", self.training)
 
     def make(self, **found: Any) -> Method:
@@ -207,6 +251,11 @@ class SearchSettings:
             fix = "Give more learning rates, or fewer trials."
             expected = f"at most {most}, so that every method has as many combinations to try"
             raise InvalidInputError("search.trials", self.trials, expected, fix)
+
+
+def slug(*parts: Any) -> str:
+    """Returns the name of a file for a result."""
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", str(part)) for part in parts)
 
 
 def check_training(name: str, given: Any) -> None:

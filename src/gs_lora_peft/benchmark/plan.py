@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
 
+from .. import __version__
 from ..adapters import weights_fingerprint
+from ..audit import Samples
 from ..data import (
     check_names,
     continual_protocol,
@@ -27,12 +30,15 @@ from ..data import (
     resolve_classes,
 )
 from ..errors import InvalidInputError
+from ..io import sha256_of
 from ..objectives import check_class_head
 from ..roles import ClassRoles
+from ..training import Method
 from .parts import Entry, Setting
 from .settings import BenchmarkConfig
 
 SCHEMA = "gs_lora_peft.benchmark/1"
+_DIGESTED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,8 @@ class Bench:
         self.data_collator = self.data_collator or default_collator(
             self.processing_class, self.label_column, self.dataset["train"]
         )
+        # Of the start: an edit of the file meanwhile belongs to the next benchmark.
+        self._sources = {entry.name: _source_of(entry.make()) for entry in self.config.methods}
         self.courses = {setting.name: self._resolved(setting) for setting in self.config.settings}
 
     @property
@@ -162,8 +170,16 @@ class Bench:
 
     @cached_property
     def data_digest(self) -> str:
-        """Tells data sets apart by their labels."""
-        return hashlib.sha256(b"".join(labels.astype("<i8").tobytes() for labels in self._labels)).hexdigest()[:16]
+        """Tells data sets apart, and ways to prepare the same one: by all labels, and the tensors of some rows."""
+        content = hashlib.sha256(b"".join(labels.astype("<i8").tobytes() for labels in self._labels))
+        assert self.data_collator is not None
+        for part in self.dataset.values():
+            samples = Samples(part, self.data_collator, self.label_column)
+            set_seed(0)  # random augmentation then gives the same tensors in every call
+            batch = samples.batch(np.unique(np.linspace(0, len(part) - 1, _DIGESTED_ROWS).astype(int)))
+            tensors = {name: value.float() for name, value in batch.items() if isinstance(value, Tensor)}
+            content.update(f"{len(part)} {weights_fingerprint(tensors)}".encode())
+        return content.hexdigest()[:16]
 
     def entry(self, name: str) -> Entry:
         """Returns the method of a name."""
@@ -181,8 +197,10 @@ class Bench:
                     yield Cell(entry.name, course, seed)
 
     def digest(self, *content: Any) -> str:
-        """Identifies a result by what it depends on, besides the versions of libraries."""
-        text = json.dumps([SCHEMA, self.fingerprint, self.data_digest, *content], sort_keys=True, default=str)
+        """Identifies a result by what it depends on, with the version of this package, but not those of others."""
+        text = json.dumps(
+            [SCHEMA, __version__, self.fingerprint, self.data_digest, *content], sort_keys=True, default=str
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def audit_facts(self) -> dict[str, Any] | None:
@@ -193,7 +211,9 @@ class Bench:
         """Returns what a run of a method depends on, as JSON types."""
         method = entry.make()
         adapter = {**getattr(method, "adapter", {}), **entry.adapter}
-        own = {"method": method.settings(), "trains": method.trains, "adapter": adapter}
+        own: dict[str, Any] = {"method": method.settings(), "trains": method.trains, "adapter": adapter}
+        if ":" in entry.method:  # a method of one's own, whose file changes
+            own["source"] = self._sources[entry.name]
         return {**own, "training": self.config.training_of(entry)}
 
     def _resolved(self, setting: Setting) -> Course:
@@ -224,9 +244,12 @@ class Bench:
         return resolve_classes(classes, names=self._names)
 
 
-def slug(*parts: Any) -> str:
-    """Returns the name of a file for a result."""
-    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", str(part)) for part in parts)
+def _source_of(method: Method) -> str | None:
+    """Hash of the file of a method's class, without those of the classes that it derives from."""
+    try:
+        return sha256_of(inspect.getfile(type(method)))
+    except (OSError, TypeError):  # made without a file
+        return None
 
 
 def held_out_classes(course: Course, others: Sequence[int], requests: int | None, seed: int) -> list[list[int]]:

@@ -13,8 +13,9 @@ from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_bytes_atomic
 from ..reports import Table
 from .attack_table import attack_table
+from .cells import is_error
 from .charts import draw_figures
-from .plan import slug
+from .parts import slug
 from .tables import main_table, search_table, task_table
 
 RESULTS, TRIALS, ATTACKS = "results", "search", "attacks"
@@ -46,6 +47,11 @@ class BenchmarkResults:
     def settings(self) -> list[str]:
         """Names of the settings, in order."""
         return list(dict.fromkeys(row["setting"] for row in self.rows))
+
+    @property
+    def failed(self) -> list[Row]:
+        """The last rows of the runs that ended with an error."""
+        return [row for row in self.rows if row["final"] and is_error(row)]
 
     def final(self, setting: str) -> list[Row]:
         """Returns the rows of the last request of each run in a setting."""

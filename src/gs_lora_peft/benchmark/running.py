@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
-import os
-import pickle
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from ..io import exclusive_lock
-from .cells import CELLS_FOLDER, CellRunner, Row
+from .cells import Row, is_error
 from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
+from .processes import Pool, Worker
 from .results import BenchmarkResults
 from .search import Search
 from .settings import BenchmarkConfig
-from .yardsticks import retrained
+from .yardsticks import check_audit, retrained
 
 
 def run_benchmark(
@@ -38,14 +29,16 @@ def run_benchmark(
     *,
     processing_class: Any = None,
     data_collator: Callable | None = None,
+    whole: BenchmarkConfig | None = None,
     retry_failed: bool = False,
     disable_tqdm: bool = False,
 ) -> BenchmarkResults:
     """Trains, scores and audits every method in every setting with every seed.
 
-    First come the retrained models and the search, then the original model, whose attacks all audits share, then the
-    runs. Every finished search trial, request and run is kept in `config.output`: the same call after a kill goes on,
-    and one with further methods, seeds or settings carries out these alone. A run that fails is a row of its own.
+    First come the retrained models and the original, whose attacks all audits share, then the search, then the runs.
+    Every finished search trial, request and run is kept in `config.output`: the same call after a kill goes on, and
+    one with further methods, seeds or settings carries out these alone. A run that fails is a row of its own; an
+    audit that fails on the original, and would on every run, ends the benchmark.
 
     Args:
         config ([`BenchmarkConfig`]):
@@ -59,8 +52,11 @@ def run_benchmark(
             As in [`ContinualForgetter`].
         data_collator (`Callable`, *optional*):
             As in [`ContinualForgetter`]. Several processes need one that can be pickled.
+        whole ([`BenchmarkConfig`], *optional*):
+            The benchmark that `config` is a part of, with more methods or seeds. Results also have those of its runs
+            that are done, so that a part adds to them.
         retry_failed (`bool`, *optional*, defaults to `False`):
-            Whether runs that ended with an error are carried out again.
+            Whether runs, and trials of the search, that ended with an error are carried out again.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether to hide the progress.
 
@@ -80,16 +76,20 @@ def run_benchmark(
     """
     bench = Bench(config, model, dataset, processing_class, data_collator)
     searches = _searches(bench)  # refuses what cannot be searched
+    if config.audit is not None:
+        for course in {tuple(course.forgotten): course for course in bench.courses.values()}.values():
+            check_audit(bench, course)
     bench.output.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(bench.output / "benchmark.lock"), _Pool(bench) as pool:
+    with exclusive_lock(bench.output / "benchmark.lock"), Pool(bench) as pool:
         if retry_failed:
             _remove_failed(bench)
         worker = Worker(bench)
         runs = [partial(_cell, cell=cell) for cell in (*yardstick_cells(bench), *bench.cells())]
         # Later phases use what the former ones have found.
         phases = [
-            [*_retraining(bench), *searches],
+            _retraining(bench),
             [job for job in runs if job.keywords["cell"].method == ORIGINAL],
+            searches,
             [job for job in runs if job.keywords["cell"].method != ORIGINAL],
         ]
         todo = [[job for job in phase if not job.func(worker, **job.keywords, only_look=True)] for phase in phases]
@@ -99,24 +99,7 @@ def run_benchmark(
                 for said in pool.carry_out(jobs):
                     bar.set_postfix_str(said)
                     bar.update()
-        return collect(bench)
-
-
-@dataclass
-class Worker:
-    """What a process keeps from job to job."""
-
-    bench: Bench
-
-    def __post_init__(self) -> None:
-        self.runner = CellRunner(self.bench)
-
-    def found(self, cell: Cell) -> dict[str, Any] | None:
-        """Returns what the search found for a run; `None` without a search, or before its end."""
-        if self.bench.config.search is None or cell.method in (ORIGINAL, RETRAINED):
-            return None
-        search = Search(self.bench, cell.method, self.bench.courses[cell.course])
-        return search.best() if search.trials() is not None else None
+        return collect(bench if whole is None else Bench(whole, model, dataset, processing_class, data_collator))
 
 
 # Jobs. With `only_look` they say whether they are done.
@@ -138,11 +121,9 @@ def _search(worker: Worker, method: str, course: str, only_look: bool = False) -
 
 
 def _cell(worker: Worker, cell: Cell, only_look: bool = False) -> Any:
-    found = worker.found(cell)
     if only_look:
-        unknown = worker.bench.config.search is not None and found is None and cell.method not in (ORIGINAL, RETRAINED)
-        return not unknown and worker.runner.finished(cell, found) is not None
-    worker.runner.carry_out(cell, found)
+        return worker.finished(cell) is not None
+    worker.runner.carry_out(cell, worker.found(cell))
     return f"{cell.method}, {cell.course}, seed {cell.seed}"
 
 
@@ -155,7 +136,9 @@ def _retraining(bench: Bench) -> list[partial]:
     runner = Worker(bench)
     if all(_cell(runner, cell, only_look=True) for cell in waiting):
         return []
-    return [partial(_retrain, course=course, number=number) for number in range(count) for course in bench.courses]
+    # Retrained models depend on the forgotten classes alone: settings that share them share the models.
+    courses = {tuple(course.forgotten): name for name, course in reversed(bench.courses.items())}
+    return [partial(_retrain, course=name, number=number) for number in range(count) for name in courses.values()]
 
 
 def _searches(bench: Bench) -> list[partial]:
@@ -184,8 +167,8 @@ def collect(bench: Bench) -> BenchmarkResults:
     rows: list[Row] = []
     attacks: list[Row] = []
     for cell in (*yardstick_cells(bench), *bench.cells()):
-        if (finished := worker.runner.finished(cell, worker.found(cell))) is not None:
-            rows += finished
+        if (finished := worker.finished(cell)) is not None:
+            rows += _named(bench, cell, finished) if bench.config.name_classes else finished
             attacks += worker.runner.attacks(cell, worker.found(cell))
     trials = []
     for job in _searches(bench):
@@ -197,90 +180,19 @@ def collect(bench: Bench) -> BenchmarkResults:
     return results
 
 
+def _named(bench: Bench, cell: Cell, rows: list[Row]) -> list[Row]:
+    """Adds the ids of each request. No run keeps them, so that they leave the results when they are not asked for."""
+    if cell.method in (ORIGINAL, RETRAINED):
+        return rows
+    requests = bench.courses[cell.course].requests
+    return [{**row, "class_ids": json.dumps(requests[row["task"] - 1])} for row in rows]
+
+
 def _remove_failed(bench: Bench) -> None:
-    for path in (bench.output / CELLS_FOLDER).glob("*.json"):
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        if any(str(row.get("outcome")).startswith("error") for row in rows):
-            path.unlink()
-
-
-# Processes
-
-_worker: Worker | None = None
-
-
-def process_count(config: BenchmarkConfig) -> int:
-    """Returns the number of runs at a time."""
-    if config.processes != "auto":
-        return config.processes
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if torch.accelerator.is_available() else cores
-
-
-class _Pool:
-    """Carries out jobs in this process, or in several others, each with a copy of the benchmark."""
-
-    def __init__(self, bench: Bench):
-        self.bench, self.count = bench, process_count(bench.config)
-        self._pool: ProcessPoolExecutor | None = None
-        self._own: Worker | None = None
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def carry_out(self, jobs: Iterable[partial]) -> Iterator[str]:
-        jobs = list(jobs)
-        if self.count == 1:
-            self._own = self._own or Worker(self.bench)
-            for job in jobs:
-                with quiet():
-                    said = job(self._own)
-                yield said
-            return
-        if jobs and self._pool is None:
-            threads = max(1, torch.get_num_threads() // self.count)
-            self._pool = ProcessPoolExecutor(
-                self.count,
-                multiprocessing.get_context("spawn"),
-                initializer=_start,
-                initargs=(pickle.dumps(self.bench), threads),
-            )
-        waiting = [self._pool.submit(_carry_out, job) for job in jobs] if self._pool else []
-        for done in as_completed(waiting):
-            yield done.result()
-
-
-def _start(pickled: bytes, threads: int) -> None:
-    global _worker
-    torch.set_num_threads(threads)
-    _worker = Worker(pickle.loads(pickled))
-
-
-def _carry_out(job: partial) -> str:
-    assert _worker is not None
-    with quiet():
-        return str(job(_worker))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hides what every run of hundreds would say: warnings that classes are not forgotten, bars of files."""
-    own, level = logging.getLogger("gs_lora_peft"), logging.getLogger("gs_lora_peft").level
-    of_transformers, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    own.setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        # Without a bar, the Trainer prints its logs.
-        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        own.setLevel(level)
-        transformers_logging.set_verbosity(of_transformers)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """Removes the runs and the trials of this benchmark that ended with an error."""
+    worker = Worker(bench)
+    for cell in (*yardstick_cells(bench), *bench.cells()):
+        if any(map(is_error, worker.finished(cell) or [])):
+            worker.runner.remove(cell, worker.found(cell))
+    for job in _searches(bench):
+        Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]]).forget_failed()

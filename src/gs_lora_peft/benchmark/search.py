@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,9 +18,9 @@ from ..data import train_validation_split
 from ..errors import InvalidInputError
 from ..io import write_json_atomic
 from ..metrics import measure_of
-from .cells import FORGOTTEN, carry_out_requests, make_forgetter
-from .parts import Entry, SearchSettings
-from .plan import SCHEMA, Bench, Course, held_out_classes, slug
+from .cells import FORGOTTEN, carry_out_requests, is_error, make_forgetter
+from .parts import Entry, SearchSettings, slug
+from .plan import SCHEMA, Bench, Course, held_out_classes
 
 SEARCH_FOLDER = "search"
 _RATE = "learning_rate"
@@ -44,7 +44,9 @@ class Search:
         assert bench.config.search is not None
         self.bench, self.entry, self.settings = bench, bench.entry(method), bench.config.search
         self.course = search_course(bench, course, self.settings)
-        digest = bench.digest(bench.entry_facts(self.entry), self.course.facts(), asdict(self.settings))
+        space = dict(self.entry.make().space)
+        content = [bench.entry_facts(self.entry), space, self.course.facts(), asdict(self.settings)]
+        digest = bench.digest(method, course.name, *content)
         self.name = slug(method, course.name, digest)
         self.path = bench.output / SEARCH_FOLDER / f"{self.name}.json"
 
@@ -62,13 +64,19 @@ class Search:
 
     def carry_out(self) -> list[Trial]:
         """Carries out the trials that are missing. One that fails counts as the worst."""
-        trials: list[Trial] = self._stored().get("trials", [])
-        candidates = candidates_of(self.entry, self.settings)
-        for number in range(len(trials), len(candidates)):
-            trials.append({"trial": number, "options": candidates[number], **self._tried(number, candidates[number])})
-            self._store(trials, finished=False)
-        self._store(trials, finished=True)
-        return trials
+        done = {trial["trial"]: trial for trial in self._stored().get("trials", [])}
+        for number, options in enumerate(candidates_of(self.entry, self.settings)):
+            if number not in done:
+                done[number] = {"trial": number, "options": options, **self._tried(number, options)}
+                self._store(done.values(), finished=False)
+        self._store(done.values(), finished=True)
+        return self.trials() or []
+
+    def forget_failed(self) -> None:
+        """Drops the trials that ended with an error, so that they are carried out again."""
+        trials = self._stored().get("trials", [])
+        if any(map(is_error, trials)):
+            self._store([trial for trial in trials if not is_error(trial)], finished=False)
 
     def _tried(self, number: int, options: Mapping[str, Any]) -> dict[str, Any]:
         folder = self.bench.output / SEARCH_FOLDER / f"{self.name}-{number}"
@@ -94,9 +102,10 @@ class Search:
         stored: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         return stored
 
-    def _store(self, trials: list[Trial], *, finished: bool) -> None:
+    def _store(self, trials: Iterable[Trial], *, finished: bool) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self.path, {"schema": SCHEMA, "finished": finished, "trials": trials})
+        in_order = sorted(trials, key=lambda trial: trial["trial"])
+        write_json_atomic(self.path, {"schema": SCHEMA, "finished": finished, "trials": in_order})
 
 
 def candidates_of(entry: Entry, settings: SearchSettings) -> list[dict[str, Any]]:

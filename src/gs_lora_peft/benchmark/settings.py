@@ -7,16 +7,21 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..checking import Count, NotNegativeWhole, check_fields, checked, ordered_list
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path
 from ..methods import METHODS
 from ..training import GSLoraTrainingArguments
-from .parts import OWN_ARGUMENTS, AuditSettings, Entry, Options, SearchSettings, Setting, check_training
+from .parts import OWN_ARGUMENTS, AuditSettings, Entry, Options, SearchSettings, Setting, check_training, slug
 
-_Seeds = Annotated[list[NotNegativeWhole], Field(min_length=1, description="a list of different seeds from 0")]
+_Seeds = Annotated[
+    list[NotNegativeWhole],
+    BeforeValidator(ordered_list),
+    Field(min_length=1, description="a list of different seeds from 0"),
+]
+_Items = Annotated[list[Any], BeforeValidator(ordered_list), Field(description="a list")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +77,8 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         made = {
-            "settings": [_made(Setting, item, "settings") for item in ordered_list(self.settings)],
-            "methods": _entries(ordered_list(self.methods)),
+            "settings": [_made(Setting, item, "settings") for item in checked("settings", self.settings, _Items)],
+            "methods": _entries(checked("methods", self.methods, _Items)),
             "audit": None if self.audit is None else _made(AuditSettings, self.audit, "audit"),
             "search": None if self.search is None else _made(SearchSettings, self.search, "search"),
             "output": as_path(self.output, "output"),
@@ -81,13 +86,22 @@ class BenchmarkConfig:
         for name, value in made.items():
             object.__setattr__(self, name, value)
         check_fields(self)
-        checked("seeds", list(ordered_list(self.seeds)), _Seeds)
+        checked("seeds", self.seeds, _Seeds)
         for name in ("settings", "methods", "seeds"):
             values = [getattr(item, "name", item) for item in getattr(self, name)]
             if not values:
                 raise InvalidInputError(name, [], "at least one")
+            fix = "Name each seed once." if name == "seeds" else "Give one of them another `name`."
             if twice := [value for index, value in enumerate(values) if value in values[:index]]:
-                raise InvalidInputError(name, twice[0], "different names", "Give one of them another `name`.")
+                raise InvalidInputError(name, twice[0], f"different {'seeds' if name == 'seeds' else 'names'}", fix)
+            files = [slug(value) for value in values]
+            if alike := [values[index] for index, file in enumerate(files) if file in files[:index]]:
+                raise InvalidInputError(
+                    name, alike[0], "names that differ in letters from a to z, digits or dots", fix
+                )
+        tables = {"search", *(slug(setting.name, kind) for setting in self.settings for kind in ("tasks", "attacks"))}
+        if taken := [setting.name for setting in self.settings if slug(setting.name) in tables]:
+            raise InvalidInputError("settings", taken[0], "a name that no other table has", "Choose another `name`.")
         for name in ("training", "fixed_training"):
             check_training(name, getattr(self, name))
         known = {"config_name", "train_split", "test_split", "image_column", "label_column"}

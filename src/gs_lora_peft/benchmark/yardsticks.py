@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from scipy.special import log_softmax
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..audit import AuditContext, AuditReport, Samples, audit_models, retrained_models
+from ..audit import AuditContext, AuditReport, Samples, Subject, audit_models, retrained_models
+from ..errors import InvalidInputError
 from ..objectives import is_detector, logits_of
+from ..roles import ClassRoles
 from ..runs import predict
 from ..training import GSLoraTrainingArguments
 from .parts import AuditSettings
@@ -147,6 +150,34 @@ def retrained(bench: Bench, course: Course, number: int) -> PreTrainedModel:
     return model
 
 
+def check_audit(bench: Bench, course: Course) -> None:
+    """Refuses an audit that cannot work, before anything is trained.
+
+    The original stands in for the retrained models, and two samples of each class for all.
+
+    Args:
+        bench ([`Bench`]):
+            The benchmark, with an audit.
+        course ([`Course`]):
+            The setting.
+
+    Raises:
+        InvalidInputError: If the data lack samples of a class, or no attack fits.
+    """
+    settings, data = bench.config.audit, dict(bench.dataset)
+    assert settings is not None
+    options = {"attacks": [], "max_samples": 1, "disable_tqdm": True, **bench.loading}
+    audit_models(bench.model, bench.model, data, course.forgotten, **options)
+    few = [_samples_of(bench, part, 2 * len(course.present)) for part in data.values()]
+    roles = ClassRoles(forget=course.forgotten, retain=set(course.present) - set(course.forgotten))
+    original = Subject("original", "original", bench.model)
+    references = [Subject("retrained", "retrained", bench.model)] * settings.references
+    context = AuditContext(roles, few[0], few[1], original, references)
+    if not any(attack.judged != "shown" and attack.fits(context) for attack in settings.chosen()):
+        names = [attack.name for attack in settings.chosen()]
+        raise InvalidInputError("audit.attacks", names, "one that fits this model and data, and is judged")
+
+
 def scores_at_end(bench: Bench, course: Course, model: nn.Module, before: float | None) -> dict[str, Any]:
     """Scores a model on the test data by the roles of the last request.
 
@@ -168,12 +199,15 @@ def scores_at_end(bench: Bench, course: Course, model: nn.Module, before: float 
 
 def _samples(bench: Bench, settings: AuditSettings) -> list[Samples]:
     """The training and the test samples, at most as many as the audit takes."""
-    found = []
-    for part in (bench.dataset["train"], bench.dataset["test"]):
-        samples = Samples(part, bench.data_collator, bench.label_column)  # type: ignore[arg-type]
-        rows = samples.capped(settings.max_samples, AuditContext.generator(settings.seed, "samples"))
-        found.append(Samples(part, bench.data_collator, bench.label_column, rows))  # type: ignore[arg-type]
-    return found
+    parts = (bench.dataset["train"], bench.dataset["test"])
+    return [_samples_of(bench, part, settings.max_samples, settings.seed) for part in parts]
+
+
+def _samples_of(bench: Bench, part: Dataset, limit: int, seed: int = 0) -> Samples:
+    assert bench.data_collator is not None
+    samples = Samples(part, bench.data_collator, bench.label_column)
+    rows = samples.capped(limit, AuditContext.generator(seed, "samples"))
+    return Samples(part, bench.data_collator, bench.label_column, rows)
 
 
 @torch.no_grad()

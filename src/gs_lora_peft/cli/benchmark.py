@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +50,7 @@ def benchmark(
     ] = None,
     processes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Runs at a time.")] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Carry out runs again that ended with an error.")
+        bool, typer.Option("--retry-failed", help="Carry out runs and trials again that ended with an error.")
     ] = False,
     push_to: Annotated[
         str | None, typer.Option(metavar="REPO_ID", help="Publish the results as a data set on the Hub.")
@@ -63,7 +63,8 @@ def benchmark(
     """Compare methods: train, score and attack each in every setting with every seed, and print the tables.
 
     Results, tables and figures are written to the folder of the file's 'output'. The same command continues a stopped
-    benchmark, and carries out only what is new after a change.
+    benchmark, and carries out only what is new after a change; other methods and seeds add to the results. The exit
+    code is 1 if a run ended with an error.
     """
     # A method of one's own stands in the working directory.
     if os.getcwd() not in sys.path:
@@ -71,15 +72,15 @@ def benchmark(
     with working(f"Benchmark {config}"), own_names(_KEYS):
         from ..benchmark import BenchmarkConfig, push_results, run_benchmark
 
-        changes: dict[str, Any] = {"output": output, "processes": processes, "seeds": _numbers(seeds)}
+        changes: dict[str, Any] = {"output": output, "processes": processes}
         read = BenchmarkConfig.read(config, **{name: value for name, value in changes.items() if value is not None})
-        if methods is not None:
-            read = read.with_methods([name.strip() for name in methods.split(",")], only=only)
+        part, whole = _part_and_whole(read, methods, only, seeds)
         model, dataset, processor = load_model_and_data(read, token)
         results = run_benchmark(
-            read,
+            part,
             model,
             dataset,
+            whole=whole,
             processing_class=processor,
             retry_failed=retry_failed,
             disable_tqdm=not sys.stderr.isatty(),
@@ -88,6 +89,10 @@ def benchmark(
     tables = [results.table(name).to_text() for name in results.settings]
     text = "\n\n".join([*tables, f"Results: {Path(read.output)}", *([f"Hub: {url}"] if url else [])])
     print_result(as_json, {"folder": os.fspath(read.output), "url": url, "rows": results.rows}, text)
+    if failed := results.failed:
+        where = f"Why: {Path(read.output) / 'errors'}. --retry-failed carries them out again."
+        print(f"{len(failed)} run{'s' * (len(failed) != 1)} ended with an error. {where}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def load_model_and_data(config: Any, token: str | None = None) -> tuple[Any, Any, Any]:
@@ -134,10 +139,25 @@ def load_model_and_data(config: Any, token: str | None = None) -> tuple[Any, Any
     )
 
 
-def _numbers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
+def _part_and_whole(read: Any, methods: str | None, only: bool, seeds: str | None) -> tuple[Any, Any]:
+    """What is carried out, and the benchmark of the file with what the command adds."""
+    names = None if methods is None else [name.strip() for name in methods.split(",")]
+    if only and names is None:
+        raise InvalidInputError("--only", "no --methods", "methods to run alone", "Name them with --methods.")
+    whole = read if names is None else read.with_methods(names)
+    part = read.with_methods(names, only=True) if only else whole
+    if seeds is not None:
+        chosen = _numbers(seeds)
+        part = replace(part, seeds=chosen)
+        whole = replace(whole, seeds=list(dict.fromkeys([*whole.seeds, *chosen])))
+    return part, whole
+
+
+def _numbers(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise InvalidInputError("--seeds", text, "whole numbers split by commas, as 0,1,2") from None
+        numbers = []
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InvalidInputError("--seeds", text, "different whole numbers split by commas, as 0,1,2")
+    return numbers

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from huggingface_hub import cached_assets_path
 from transformers import PreTrainedModel, set_seed
@@ -30,7 +32,7 @@ from ...data import (
     resolve_classes,
 )
 from ...errors import InvalidInputError
-from ...io import StrPath, as_path, json_bytes, sha256_of, staged_folder
+from ...io import StrPath, as_path, exclusive_lock, json_bytes, sha256_of, staged_folder
 from ...objectives import check_class_head, head_size, is_detector
 from ...runs import newest_checkpoint
 from ...training import ResumableTrainer
@@ -39,6 +41,7 @@ from .recipe import SCRATCH, RetrainRecipe
 
 _FORMAT = "gs-lora-peft retrained 1"
 _DIGESTED_ROWS = 8  # rows whose tensors tell one way to prepare the data from another
+_LOCK, _WAIT = "training.lock", 1.0  # seconds between two looks at a lock that another launch holds
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "architectures", "dtype"}
 
 
@@ -94,16 +97,14 @@ class Plan:
         return cls(own, kept, how, processing_class, collator, folder, digested)
 
     def carry_out(self, seed: int, disable_tqdm: bool | None) -> PreTrainedModel:
-        """Trains the model with one seed, or reads it from the cache."""
+        """Trains the model with one seed, or reads it from the cache. Waits for a launch that trains the same."""
         parts = [_FORMAT.encode(), *self.digested, str(seed).encode()]
         digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         folder = self.cache / digest[:32] / "model"
-        state = PartialState()
-        # Every process must have looked before one of them writes.
-        is_done = all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
-        state.wait_for_everyone()
-        if not is_done:
-            self._train(folder, seed, disable_tqdm)
+        if not _is_done(folder):
+            with _alone(folder.parent):
+                if not _is_done(folder):
+                    self._train(folder, seed, disable_tqdm)
         model: Any = type(self.original).from_pretrained(folder, dtype=self.original.dtype)
         return model.to(self.original.device).eval()
 
@@ -129,6 +130,29 @@ class Plan:
         if self.recipe.start != SCRATCH:
             _load_backbone(model, self.recipe.start)
         return model
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether the model is there, as the main process sees it: all processes of a launch go the same way."""
+    found = [all((folder / name).is_file() for name in ("config.json", "model.safetensors"))]
+    broadcast_object_list(found)
+    return found[0]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other launches out of a folder, whose checkpoints and logs they would overwrite."""
+    state = PartialState()
+    with ExitStack() as held:
+        while state.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(exclusive_lock(folder / _LOCK))
+                break
+            except BlockingIOError:
+                time.sleep(_WAIT)
+        state.wait_for_everyone()
+        yield
 
 
 @contextmanager
