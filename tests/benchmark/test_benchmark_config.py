@@ -54,7 +54,6 @@ from gs_lora_peft.methods import get_method
         ({"settings": [{"name": "a", "requests": [[1]], "missing_classes": True}]}, "settings['a'].missing_classes"),
         ({"settings": [{"name": "a", "requests": [[1]], "missing_classes": "kiwi"}]}, "settings['a'].missing_classes"),
         ({"settings": [{"name": "search", "requests": [[1]]}]}, "settings"),
-        ({"settings": [{"name": "a", "requests": [[1]]}, {"name": "a-tasks", "requests": [[1]]}]}, "settings"),
         ({"settings": [{"name": "a b", "requests": [[1]]}, {"name": "a_b", "requests": [[2]]}]}, "settings"),
         (
             {"methods": [{"method": "salun", "name": "a b"}, {"method": "salun", "name": "a+b"}]},

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from dataclasses import replace
 
 import bench_cases as cases
@@ -16,13 +17,17 @@ def runs_of(results, method):
     return [row for row in results.rows if row["method"] == method]
 
 
-def test_rows_of_a_method(finished):
+def test_rows_of_a_method(finished, model):
     """One for each request; the last one has the audit."""
     first, last = runs_of(finished[1], "random_labels")
     assert [first["task"], last["task"], first["final"], last["final"]] == [1, 2, False, True]
     assert first["acc_old"] is None
     assert 0 <= last["acc_old"] <= 1
     assert first["stored_bytes"] > 0 < first["cpu_seconds"]
+    # random_labels trains all weights.
+    assert first["trainable"] == last["trainable"] == model.num_parameters()
+    assert first["peak_bytes"] > 0
+    assert "trainable, k ↓" in finished[1].table().header
     assert "recovery_gap" not in first
     assert last["membership_distance"] == last["excess_membership"] <= last["recovery_gap"]
     assert 0 <= last["tow"] <= 1
@@ -134,7 +139,9 @@ def test_what_fails_is_a_row(tmp_path, model, data):
     table = results.table().to_text()
     assert "0 of 1; 1 diverged" in table
     assert "0 of 1; 1 error: RuntimeError" in table
-    assert "quokka" in next(config.output.glob("errors/faulty*")).read_text()
+    note = next(config.output.glob("errors/faulty*"))
+    assert "quokka" in note.read_text()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (note, note.parent)] == [0o600, 0o700]
 
 
 def test_failed_runs_are_tried_again_if_asked(tmp_path, model, data, monkeypatch):
@@ -201,6 +208,26 @@ def test_an_audit_that_fails_is_tried_again_without_training(tmp_path, model, da
     assert not list(config.output.glob("runs/*"))
 
 
+def test_another_audit_trains_nothing_that_was_kept(tmp_path, model, data, monkeypatch):
+    """Further controls audit nothing again; another key of the audit goes on with runs that were kept."""
+    audit = cases.AUDIT | {"cache": str(tmp_path / "retrained"), "references": 1, "controls": 0, "attacks": ["answer"]}
+    options = {"methods": ["random_labels"], "keep_runs": True}
+    trained, audited = [], []
+    carry_out, audit_of = cells.ContinualForgetter._carry_out, cells.CellRunner._audited
+    monkeypatch.setattr(
+        cells.ContinualForgetter,
+        "_carry_out",
+        lambda *given, **more: trained.append(given) or carry_out(*given, **more),
+    )
+    monkeypatch.setattr(cells.CellRunner, "_audited", lambda *given: audited.append(given) or audit_of(*given))
+    counts = []
+    for changes in ({}, {"controls": 1}, {"max_samples": 50}):
+        config = cases.config(tmp_path, audit=audit | changes, **options)
+        assert not run_benchmark(config, model, data, disable_tqdm=True).failed
+        counts.append((len(trained), len(audited)))
+    assert counts == [(2, 2), (2, 3), (2, 5)]
+
+
 def test_failed_trials_are_tried_again_if_asked(tmp_path, model, data, monkeypatch):
     """A failed trial in the middle alone: those around it stay, in order."""
     options = {"trials": 3, "learning_rates": [1e-3, 1e-2], "requests": 1}
@@ -244,6 +271,16 @@ def test_the_search_sees_no_test_data_and_other_classes(finished, model, data):
     assert not (images[0] | images[1]) & images[3]
 
 
+def test_a_search_with_too_few_other_classes_says_so(tmp_path, model, data, caplog):
+    settings = [{"name": "many", "requests": [[0, 1], [2, 3]]}, {"name": "one", "requests": [[0]]}]
+    config = cases.config(tmp_path, audit=None, settings=settings, search={"trials": 1}, methods=["random_labels"])
+    run_benchmark(config, model, data, disable_tqdm=True)
+    (said,) = [record.getMessage() for record in caplog.records if "Trials of" in record.getMessage()]
+    assert "'many'" in said
+    assert "[2]" in said
+    assert "[2, 2]" in said
+
+
 def test_trials_are_different_and_begin_as_published(finished):
     for method in ("gs_lora", "random_labels"):
         options = [trial["options"] for trial in finished[1].trials if trial["method"] == method]
@@ -282,14 +319,14 @@ def test_files(finished, tmp_path):
 
 @pytest.mark.slow
 def test_several_processes_give_the_same_rows(model, data, tmp_path):
-    """Whatever the process and the order: but for the time that was measured."""
-    timed = ("seconds", "cpu_seconds", "audit_seconds")
+    """Whatever the process and the order: but for time and memory that were measured."""
+    measured = ("seconds", "cpu_seconds", "audit_seconds", "peak_bytes")
     options = {"methods": ["random_labels"], "seeds": [0, 1]}
     found = []
     for count in (2, 1):
         config = cases.config(tmp_path, processes=count, output=str(tmp_path / f"{count}"), **options)
         rows = run_benchmark(config, model, data, disable_tqdm=True).rows
-        found.append([{name: value for name, value in row.items() if name not in timed} for row in rows])
+        found.append([{name: value for name, value in row.items() if name not in measured} for row in rows])
     assert found[0] == found[1]
 
 

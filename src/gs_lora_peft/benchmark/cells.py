@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..audit import AuditReport
-from ..io import write_json_atomic
+from ..io import write_bytes_atomic, write_json_atomic
 from ..ledger import ForgetRequest, all_forgotten, method_folder, task_folder
 from ..metrics import measure_of
 from ..runs import ContinualForgetter, library_versions
@@ -77,7 +77,7 @@ class CellRunner:
         path = self._path(cell, found)
         if (rows := read_rows(path)) is not None:
             return rows
-        course, folder = self.bench.courses[cell.course], self.bench.output / RUNS_FOLDER / path.stem
+        course, folder = self.bench.courses[cell.course], self._folder(cell, found)
         facts = self._facts(cell, course, found)
         attacks: list[Row] = []
         try:
@@ -88,10 +88,7 @@ class CellRunner:
             figures, attacks = self._audited(course, model)
             rows[-1] |= figures
         except Exception as error:
-            # The text of an error can name classes, so it stays on this machine.
-            note = self.bench.output / ERRORS_FOLDER / f"{path.stem}.txt"
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(traceback.format_exc(), encoding="utf-8")
+            self._note(path.stem)
             if cell.method == ORIGINAL:
                 raise  # it would fail for every run
             outcome = DIVERGED if isinstance(error, NonFiniteLossError) else f"error: {type(error).__name__}"
@@ -105,12 +102,30 @@ class CellRunner:
             shutil.rmtree(folder, ignore_errors=True)
         return rows
 
+    def _note(self, name: str) -> None:
+        """Writes what failed. The text of an error can name classes, so its owner alone reads it on this machine."""
+        folder = self.bench.output / ERRORS_FOLDER
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # made before, or by another umask
+        note = folder / f"{name}.txt"
+        note.unlink(missing_ok=True)
+        write_bytes_atomic(note, traceback.format_exc().encode(errors="backslashreplace"), private=True)
+
     def _path(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
-        bench = self.bench
-        course = bench.courses[cell.course].facts()
+        """The file of a run's rows, named by everything that they depend on."""
+        digest = self.bench.digest(*self._training(cell, found), self.bench.audit_facts())
+        return self.bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
+
+    def _folder(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
+        """The folder of a run, which another audit goes on with."""
+        digest = self.bench.digest(*self._training(cell, found))
+        return self.bench.output / RUNS_FOLDER / slug(cell.method, cell.course, cell.seed, digest)
+
+    def _training(self, cell: Cell, found: Mapping[str, Any] | None) -> list[Any]:
+        """What a run depends on besides its audit."""
+        bench, course = self.bench, self.bench.courses[cell.course].facts()
         own = [cell.method] if cell.method in (ORIGINAL, RETRAINED) else bench.entry_facts(bench.entry(cell.method))
-        digest = bench.digest(cell.method, cell.course, own, course, cell.seed, found or {}, bench.audit_facts())
-        return bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
+        return [cell.method, cell.course, own, course, cell.seed, found or {}]
 
     def _facts(self, cell: Cell, course: Course, found: Mapping[str, Any] | None) -> Row:
         bench = self.bench
@@ -246,6 +261,7 @@ def carry_out_requests(forgetter: ContinualForgetter, requests: Sequence[Sequenc
         row |= {"seconds": spent[entry.name][0], "cpu_seconds": spent[entry.name][1]}
         files = [file for folder in stored for file in folder.rglob("*") if file.is_file()]
         row["stored_bytes"] = sum(file.stat().st_size for file in files)
+        row |= {name: (entry.cost or {}).get(name) for name in ("trainable", "peak_bytes")}
         rows.append(row | scores_of(entry.scores["after"]))
     return rows
 

@@ -204,8 +204,10 @@ class Bench:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def audit_facts(self) -> dict[str, Any] | None:
-        """Returns what figures of the audit depend on, as JSON types."""
-        return None if self.config.audit is None else {**asdict(self.config.audit), "cache": None}
+        """Returns what figures of the audit depend on, as JSON types: neither the folder nor the controls."""
+        if self.config.audit is None:
+            return None
+        return {name: value for name, value in asdict(self.config.audit).items() if name not in ("cache", "controls")}
 
     def entry_facts(self, entry: Entry) -> dict[str, Any]:
         """Returns what a run of a method depends on, as JSON types."""

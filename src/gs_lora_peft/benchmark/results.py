@@ -30,8 +30,9 @@ class BenchmarkResults:
 
     Args:
         rows (`list[dict]`):
-            One for each request of each run: method, setting, seed, `task` (its number), scores, time and stored
-            bytes. The row of the last request (`final`) also has the outcome of the run and the figures of the audit.
+            One for each request of each run: method, setting, seed, `task` (its number), scores, time, stored bytes,
+            `trainable` (numbers that train) and `peak_bytes` (memory, of the process on a CPU). The row of the last
+            request (`final`) also has the outcome of the run and the figures of the audit.
         trials (`list[dict]`, *optional*):
             One for each trial of the search.
         attacks (`list[dict]`, *optional*):

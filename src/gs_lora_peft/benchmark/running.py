@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,9 +18,11 @@ from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
 from .processes import Pool, Worker
 from .results import BenchmarkResults
-from .search import Search
+from .search import Search, search_course
 from .settings import BenchmarkConfig
 from .yardsticks import check_audit, retrained
+
+logger = logging.getLogger(__name__)
 
 
 def run_benchmark(
@@ -76,6 +79,7 @@ def run_benchmark(
     """
     bench = Bench(config, model, dataset, processing_class, data_collator)
     searches = _searches(bench)  # refuses what cannot be searched
+    _warn_of_short_searches(bench)
     if config.audit is not None:
         for course in {tuple(course.forgotten): course for course in bench.courses.values()}.values():
             check_audit(bench, course)
@@ -150,6 +154,18 @@ def _searches(bench: Bench) -> list[partial]:
             Search(bench, entry.name, course)
             jobs.append(partial(_search, method=entry.name, course=course.name))
     return jobs
+
+
+def _warn_of_short_searches(bench: Bench) -> None:
+    """Says where trials forget fewer classes than the benchmark, because too few are left."""
+    if bench.config.search is None:
+        return
+    for course in bench.courses.values():
+        wanted = [len(classes) for classes in course.requests[: bench.config.search.requests]]
+        found = [len(classes) for classes in search_course(bench, course, bench.config.search).requests]
+        if found != wanted:
+            message = "Trials of %r forget %s classes, request by request, not %s: no setting may forget them too."
+            logger.warning(message, course.name, found, wanted)
 
 
 def yardstick_cells(bench: Bench) -> list[Cell]:

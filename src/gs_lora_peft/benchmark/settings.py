@@ -99,9 +99,8 @@ class BenchmarkConfig:
                 raise InvalidInputError(
                     name, alike[0], "names that differ in letters from a to z, digits or dots", fix
                 )
-        tables = {"search", *(slug(setting.name, kind) for setting in self.settings for kind in ("tasks", "attacks"))}
-        if taken := [setting.name for setting in self.settings if slug(setting.name) in tables]:
-            raise InvalidInputError("settings", taken[0], "a name that no other table has", "Choose another `name`.")
+        if "search" in [slug(setting.name) for setting in self.settings]:
+            raise InvalidInputError("settings", "search", "a name that no other table has", "Choose another `name`.")
         for name in ("training", "fixed_training"):
             check_training(name, getattr(self, name))
         known = {"config_name", "train_split", "test_split", "image_column", "label_column"}

@@ -77,6 +77,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         Column("KL_r ↓", "kl_retain", digits=2),
         Column("s ↓", time_of(rows)),
         Column("kB ↓", "stored_bytes", 1e-3, 0),
+        Column("trainable, k ↓", "trainable", 1e-3, 1),
     ]
 
 
@@ -89,14 +90,14 @@ def main_table(setting: str, final: Sequence[Row], rows: Sequence[Row]) -> Table
         final (`Sequence[dict]`):
             The last row of each run.
         rows (`Sequence[dict]`):
-            All rows. Time and bytes are means over all requests of a run.
+            All rows. Time, bytes and what trains are means over all requests of a run.
     """
     columns = [column for column in columns_of(rows) if column.values(rows)]
     runs = {name: [row for row in final if row["method"] == name] for name in _names(final)}
     of_all = {name: [row for row in rows if row["method"] == name] for name in runs}
 
     def values(name: str, column: Column) -> list[float]:
-        if column.name in ("seconds", "cpu_seconds", "stored_bytes"):
+        if column.name in ("seconds", "cpu_seconds", "stored_bytes", "trainable"):
             seeds = dict.fromkeys(row["seed"] for row in of_all[name])
             each = [column.values([row for row in of_all[name] if row["seed"] == seed]) for seed in seeds]
             return [float(np.mean(found)) for found in each if found]
@@ -136,7 +137,8 @@ def _notes(columns: Sequence[Column], runs: dict[str, list[Row]]) -> list[str]:
         )
     return [
         *said,
-        "s and kB: of one request, scoring included; the adapter or the change of the weights that is kept.",
+        "s, kB and trainable: of one request; the time with scoring, the adapter or the change of the weights that is "
+        "kept, and thousands of numbers that train.",
     ]
 
 

@@ -131,6 +131,9 @@ def test_a_task_leaves_its_subspaces_for_the_next(tmp_path):
         assert torch.equal(second[path][:, :2], earlier[0][path])
         assert left[path].shape[1] <= second[path].shape[1] <= left[path].shape[1] + 2
         assert second[path].is_contiguous()
+    # A task of another method in between leaves nothing.
+    third = begun(tmp_path, earlier=[*earlier, {}]).method.leave()
+    assert all(torch.equal(third[path], second[path]) for path in PATHS)
     public = begun(tmp_path, {"official_compat": True}, earlier=earlier).method.leave()
     assert all(public[path].shape[1] <= left[path].shape[1] for path in PATHS)
 

@@ -148,7 +148,9 @@ class FGOrIU(Method):
         data, groups = self.trainer.train_dataset, self.trainer.trained
         assert isinstance(groups, TrainedAdapter)
         paths = block_paths(self.trainer.model)
-        earlier = {} if self.official_compat or not self.earlier else self.earlier[-1]
+        # Tasks of other methods have left nothing; the last of this one has all directions.
+        left = [] if self.official_compat else [found for found in self.earlier if found]
+        earlier = left[-1] if left else {}
         options: dict[str, Any] = {"energy": self.energy, "squared": self.official_compat}
         of_forget, of_retain = self._grams(data.forget, paths), self._grams(data.retain, paths)
         self.gone = {path: basis(of_forget[path], known=earlier.get(path), **options) for path in paths}
