@@ -291,13 +291,16 @@ def test_trials_are_different_and_begin_as_published(finished):
 
 
 def test_the_best_trial_forgets_most_of_those_with_the_same_h():
+    """One that did not forget would rank last in the table, whatever its H."""
     trials = [
-        {"h_mean": 0.9, "acc_forget": 0.2},
-        {"h_mean": 0.9, "acc_forget": 0.1},
-        {"h_mean": None},
-        {"h_mean": 0.5, "acc_forget": 0.0},
+        {"h_mean": 0.9, "acc_forget": 0.2, "outcome": "forgotten"},
+        {"h_mean": 0.9, "acc_forget": 0.1, "outcome": "forgotten"},
+        {"h_mean": 0.95, "acc_forget": 0.3, "outcome": "not forgotten"},
+        {"h_mean": None, "outcome": "diverged"},
+        {"h_mean": 0.5, "acc_forget": 0.0, "outcome": "forgotten"},
     ]
     assert search.best_of(trials) is trials[1]
+    assert search.best_of(trials[2:4]) is trials[2]
 
 
 def test_files(finished, tmp_path):

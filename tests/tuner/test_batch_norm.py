@@ -6,7 +6,7 @@ import pickle
 import torch
 from torch import nn
 
-from gs_lora_peft.compat.models import batch_norm_frozen
+from gs_lora_peft.compat import batch_norm_frozen
 
 
 def model() -> nn.Module:

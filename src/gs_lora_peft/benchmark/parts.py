@@ -225,10 +225,11 @@ class SearchSettings:
     published settings. The others are drawn, for every method the same number.
 
     Args:
-        trials (`int`, *optional*, defaults to 6):
+        trials (`int`, *optional*, defaults to 7):
             Trials of every method. A method with fewer combinations tries all of them.
         learning_rates (`list[float]`, *optional*):
-            Learning rates to draw from, with the values of `Method.space`.
+            Learning rates to draw from, with the values of `Method.space`; by default six from 3e-4 to 1e-1. Whole
+            weights need small ones, and adapters with a small scaling large ones.
         requests (`int`, *optional*):
             Requests of a trial, from the first of the setting; by default all.
         fraction (`float`, *optional*, defaults to 0.25):
@@ -237,8 +238,8 @@ class SearchSettings:
             Seed of the classes, the images, the draws and the training.
     """
 
-    trials: Count = 6
-    learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    trials: Count = 7
+    learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     requests: Count | None = None
     fraction: Annotated[Number, Field(gt=0, lt=1, description="a number between 0 and 1")] = 0.25
     seed: NotNegativeWhole = 0

@@ -18,7 +18,7 @@ from ..data import train_validation_split
 from ..errors import InvalidInputError
 from ..io import write_json_atomic
 from ..metrics import measure_of
-from .cells import carry_out_requests, is_error, make_forgetter
+from .cells import FORGOTTEN, carry_out_requests, is_error, make_forgetter
 from .parts import Entry, SearchSettings, slug
 from .plan import SCHEMA, Bench, Course, held_out_classes
 
@@ -147,11 +147,15 @@ def candidates_of(entry: Entry, settings: SearchSettings) -> list[dict[str, Any]
 
 
 def best_of(trials: list[Trial]) -> Trial:
-    """Returns the trial with the largest H; of several the one that recognises the classes to forget least."""
+    """Returns the best trial: one that forgot, with the largest H, that recognises the classes to forget least.
 
-    def rank(trial: Trial) -> tuple[float, float]:
+    A trial that did not forget would win by H alone over one that forgot, and then rank behind all others.
+    """
+
+    def rank(trial: Trial) -> tuple[bool, float, float]:
         score, known = trial.get("h_mean"), trial.get(measure_of(trial).key("forget"))
-        return (-1.0 if score is None else round(score, 4), 0.0 if known is None else -known)
+        forgot = trial.get("outcome") == FORGOTTEN
+        return (forgot, -1.0 if score is None else round(score, 4), 0.0 if known is None else -known)
 
     return max(trials, key=rank)
 

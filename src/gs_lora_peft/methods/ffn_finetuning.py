@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -25,6 +27,8 @@ class FFNFinetuning(Method):
 
     name = "ffn"
     trains = "weights"
+    # No source: a usual rate for AdamW on weights, where the default is one for LoRA factors.
+    published: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3}
 
     def take(self, model: nn.Module) -> Trained:
         return TrainedWeights(model, (path for paths in find_ffn_blocks(model).values() for path in paths))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -261,3 +261,48 @@ class Kind:
     fits: Callable[[nn.Module], bool]
     make: Callable[[nn.Module, LossArguments, Task], Objective]
     check: Callable[[nn.Module], None] = check_class_head
+
+
+class LossMeter:
+    """Sums the parts of the loss on the device, without a host synchronisation.
+
+    Attributes:
+        names (`tuple[str, ...]`):
+            The parts, as the logs name them.
+    """
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self._sum: Tensor | None = None
+        self._count = 0
+        self._finite: Tensor | None = None
+
+    def add(self, output: ObjectiveOutput) -> None:
+        """Adds one micro-batch."""
+        parts = {"retain_loss": output.retain_loss, "forget_loss": output.forget_loss, **output.metrics}
+        self.names = tuple(parts)
+        values = torch.stack([part.float() for part in parts.values()])
+        finite = torch.isfinite(torch.cat([values[:2], output.loss.detach().float().reshape(1)]))
+        self._sum = values if self._sum is None else self._sum + values
+        self._finite = finite if self._finite is None else self._finite & finite
+        self._count += 1
+
+    def finite(self) -> Tensor:
+        """Whether L_retain, L_forget and the loss of this process were finite since the last call: bool, `(3,)`."""
+        finite, self._finite = self._finite, None
+        return finite if finite is not None else torch.ones(3, dtype=torch.bool)
+
+    def sums(self) -> tuple[tuple[str, ...], Tensor | None, int]:
+        """Returns the names, the sums since the last means and the number of micro-batches; fetches nothing."""
+        return self.names, self._sum, self._count
+
+    def put_back(self, names: Sequence[str], sums: Tensor | None, count: int) -> None:
+        """Restores what [`~LossMeter.sums`] returned."""
+        self.names, self._sum, self._count = tuple(names), sums, count
+
+    def means(self) -> Tensor | None:
+        """Returns the means since the last call, in the order of `names`, on the device; `None` without any batch."""
+        if self._sum is None:
+            return None
+        means, self._sum, self._count = self._sum / self._count, None, 0
+        return means

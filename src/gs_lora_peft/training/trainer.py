@@ -25,7 +25,7 @@ from ..data import (
 )
 from ..errors import InvalidInputError
 from ..io import as_path
-from ..objectives import Objective, kind_of
+from ..objectives import LossMeter, Objective, kind_of
 from .arguments import GSLoraTrainingArguments
 from .batches import (
     PairedBatches,
@@ -55,7 +55,7 @@ from .gradients import (
 )
 from .inherited import check_by_trainer, check_distribution
 from .logs import LogContinuation, TrainingLogs
-from .method import LossMeter, Method
+from .method import Method
 from .publishing import AdapterPublishing, check_publishing
 
 logger = logging.get_logger(__name__)

@@ -94,7 +94,7 @@ class GSLoraPublished(_Preset):
     published: ClassVar[Mapping[str, Any]] = _FACES
     adapter: ClassVar[Mapping[str, Any]] = {"r": 8, "lora_alpha": 1}
     space: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "forget_weight": (0.1, 0.2, 0.4),
+        "forget_weight": (0.2, 0.5, 2.0),
         "sparsity_weight": (1e-4, 1e-3, 1e-2),
     }
     needed: ClassVar[Mapping[str, _Needed]] = {
@@ -135,7 +135,7 @@ class GSLoraPPPublished(_Preset):
     }
     adapter: ClassVar[Mapping[str, Any]] = {"r": 8, "lora_alpha": 1}
     space: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "forget_weight": (0.1, 0.2, 0.4),
+        "forget_weight": (0.2, 0.5, 2.0),
         "prototype_forget_weight": (0.005, 0.01, 0.05),
     }
     needed: ClassVar[Mapping[str, _Needed]] = {

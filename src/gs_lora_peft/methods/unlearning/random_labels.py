@@ -34,6 +34,8 @@ class RandomLabels(Method):
 
     name = "random_labels"
     title = "random labels, https://arxiv.org/abs/2010.10981"
+    # The source names no rate: a usual one for AdamW on weights, where the default is one for LoRA factors.
+    published: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3}
     space: ClassVar[Mapping[str, Sequence[Any]]] = {"forget_weight": (0.3, 1.0, 3.0)}
 
     forget_weight: NotNegative = 1.0
