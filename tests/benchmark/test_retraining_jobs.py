@@ -3,7 +3,6 @@
 import threading
 
 import bench_cases as cases
-import pytest
 
 from gs_lora_peft.audit.retraining import plan
 from gs_lora_peft.benchmark import running
@@ -45,13 +44,3 @@ def test_a_model_that_another_process_trains_is_waited_for(tmp_path, model, data
         aside.rename(folder)
     waiting.join(30)
     assert len(found) == len(trained) == 1
-
-
-@pytest.mark.slow
-def test_two_processes_and_settings_with_the_same_classes(tmp_path, model, data):
-    settings = [{"name": "all", "requests": [[0]]}, {"name": "few", "requests": [[0]], "shots": 4}]
-    audit = cases.AUDIT | {"cache": str(tmp_path / "retrained")}
-    config = cases.config(tmp_path, settings=settings, methods=["random_labels"], processes=2, audit=audit)
-    results = running.run_benchmark(config, model, data, disable_tqdm=True)
-    assert {row["setting"] for row in results.rows} == {"all", "few"}
-    assert not [row for row in results.rows if row["outcome"].startswith("error")]
