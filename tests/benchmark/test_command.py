@@ -125,8 +125,11 @@ def test_a_sample_of_the_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "load_digits", lambda: third)
     short = {"recipe": digits.RetrainRecipe(epochs=3, learning_rate=2e-3), "cache": tmp_path / "cache"}
     monkeypatch.setattr(benchmark, "pretrained_vit", lambda data: digits.pretrained_vit(data, **short))
+    monkeypatch.setattr(benchmark, "cached_assets_path", lambda *args, **kwargs: tmp_path / "assets")
     options = ["--seeds", "0", "--processes", "1", "--output", str(tmp_path / "out")]
-    benchmark.main(["--only", "--methods", "gs_lora,random_labels", *options])
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["--only", "--methods", "gs_lora,random_labels", *options])
+    assert not end.value.code
     out = capsys.readouterr().out
     assert "random_labels" in out
     assert "recovery gap" in out

@@ -44,6 +44,12 @@ def benchmark(
     ] = None,
     only: Annotated[bool, typer.Option("--only", help="Run those of --methods alone.")] = False,
     seeds: Annotated[str | None, typer.Option(metavar="SEEDS", help="Other seeds than the file's, as 0,1,2.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Folder or Hub id of the model, in place of the file's.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Folder, file or Hub id of the data, in place of the file's.")
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="Another folder for results; a stopped benchmark goes on in it."),
@@ -72,14 +78,14 @@ def benchmark(
     with working(f"Benchmark {config}"), own_names(_KEYS):
         from ..benchmark import BenchmarkConfig, push_results, run_benchmark
 
-        changes: dict[str, Any] = {"output": output, "processes": processes}
+        changes = {"model": model, "dataset": dataset, "output": output, "processes": processes}
         read = BenchmarkConfig.read(config, **{name: value for name, value in changes.items() if value is not None})
         part, whole = _part_and_whole(read, methods, only, seeds)
-        model, dataset, processor = load_model_and_data(read, token)
+        loaded, data, processor = load_model_and_data(read, token)
         results = run_benchmark(
             part,
-            model,
-            dataset,
+            loaded,
+            data,
             whole=whole,
             processing_class=processor,
             retry_failed=retry_failed,
