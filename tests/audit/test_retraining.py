@@ -270,3 +270,9 @@ def test_real_digits_without_one_digit(tmp_path, monkeypatch):
     assert hits[~three].float().mean() > 0.7
     assert not (predicted == 3).any()
     sys.modules.pop("digits")
+
+
+def test_no_bar_is_shown_where_bars_are_off(tmp_path, capfd):
+    """Neither of the training nor of the files that it writes and reads."""
+    retrain(vit(), rows(), [], recipe=SHORT, cache=tmp_path, disable_tqdm=True)
+    assert "%|" not in capfd.readouterr().err

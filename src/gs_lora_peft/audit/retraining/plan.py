@@ -101,11 +101,12 @@ class Plan:
         parts = [_FORMAT.encode(), *self.digested, str(seed).encode()]
         digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         folder = self.cache / digest[:32] / "model"
-        if not _is_done(folder):
-            with _alone(folder.parent):
-                if not _is_done(folder):
-                    self._train(folder, seed, disable_tqdm)
-        model: Any = type(self.original).from_pretrained(folder, dtype=self.original.dtype)
+        with _bars_of_files(shown=not disable_tqdm):
+            if not _is_done(folder):
+                with _alone(folder.parent):
+                    if not _is_done(folder):
+                        self._train(folder, seed, disable_tqdm)
+            model: Any = type(self.original).from_pretrained(folder, dtype=self.original.dtype)
         return model.to(self.original.device).eval()
 
     def _train(self, folder: Path, seed: int, disable_tqdm: bool | None) -> None:
