@@ -69,7 +69,7 @@ class BenchmarkResults:
                 Its name.
 
         Raises:
-            InvalidInputError: If there is no such setting.
+            InvalidInputError: If the results lack this setting.
         """
         chosen = self._known(setting)
         return main_table(chosen, self.final(chosen), [row for row in self.rows if row["setting"] == chosen])

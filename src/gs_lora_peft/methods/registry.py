@@ -71,8 +71,8 @@ def get_method(name: str | Method, **hyper_parameters: Any) -> Method:
         [`Method`]: The method, for `method` of [`ForgettingTrainer`] or [`ContinualForgetter`].
 
     Raises:
-        InvalidInputError: If there is no method of this name, the module or the class cannot be imported or is no
-            method, it has no such hyper-parameter, or the value of one has another type.
+        InvalidInputError: If `METHODS` lacks the name, the module or the class cannot be imported, the class is not a
+            [`Method`], a hyper-parameter is unknown, or the value of one has another type.
 
     Example:
         ```py
