@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from .cells import CellRunner, Row
 from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
-from .search import Search
+from .search import Search, best_of
 from .settings import BenchmarkConfig
 
 
@@ -33,21 +33,21 @@ class Worker:
     def __post_init__(self) -> None:
         self.runner = CellRunner(self.bench)
 
-    def waits(self, cell: Cell) -> bool:
-        """Whether the search for a run is not finished, so that its settings are not known."""
-        if self.bench.config.search is None or cell.method in (ORIGINAL, RETRAINED):
-            return False
-        return Search(self.bench, cell.method, self.bench.courses[cell.course]).trials() is None
+    def is_searched(self, cell: Cell) -> bool:
+        """Whether a search chooses the settings of a run."""
+        return self.bench.config.search is not None and cell.method not in (ORIGINAL, RETRAINED)
 
     def found(self, cell: Cell) -> dict[str, Any] | None:
         """Returns what the search found for a run; `None` without a search, or before its end."""
-        if self.bench.config.search is None or cell.method in (ORIGINAL, RETRAINED) or self.waits(cell):
+        if not self.is_searched(cell):
             return None
-        return Search(self.bench, cell.method, self.bench.courses[cell.course]).best()
+        trials = Search(self.bench, cell.method, self.bench.courses[cell.course]).trials()
+        return None if trials is None else dict(best_of(trials)["options"])
 
     def finished(self, cell: Cell) -> list[Row] | None:
         """Returns the rows of a run that is done; `None` if it is not."""
-        return None if self.waits(cell) else self.runner.finished(cell, self.found(cell))
+        found = self.found(cell)
+        return None if found is None and self.is_searched(cell) else self.runner.finished(cell, found)
 
 
 _worker: Worker | None = None

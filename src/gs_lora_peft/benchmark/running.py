@@ -132,13 +132,11 @@ def _cell(worker: Worker, cell: Cell, only_look: bool = False) -> Any:
 
 
 def _retraining(bench: Bench) -> list[partial]:
-    audit = bench.config.audit
+    audit, worker = bench.config.audit, Worker(bench)
     if audit is None:
         return []
     count = audit.references + audit.controls
-    waiting = [*yardstick_cells(bench), *bench.cells()]
-    runner = Worker(bench)
-    if all(_cell(runner, cell, only_look=True) for cell in waiting):
+    if all(_cell(worker, cell, only_look=True) for cell in (*yardstick_cells(bench), *bench.cells())):
         return []
     # Retrained models depend on the forgotten classes alone: settings that share them share the models.
     courses = {tuple(course.forgotten): name for name, course in reversed(bench.courses.items())}

@@ -55,13 +55,6 @@ class Search:
         stored = self._stored()
         return stored["trials"] if stored.get("finished") else None
 
-    def best(self) -> dict[str, Any]:
-        """Returns what the best trial had: `training` and `hyper_parameters`; nothing if it had what is published."""
-        trials = self.trials()
-        if trials is None:
-            raise RuntimeError("the search is not finished; call carry_out first")
-        return dict(best_of(trials)["options"])
-
     def carry_out(self) -> list[Trial]:
         """Carries out the trials that are missing. One that fails counts as the worst."""
         done = {trial["trial"]: trial for trial in self._stored().get("trials", [])}
