@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ...compat import reference_model
-from ...objectives import logits_of
-from ...training import Method, Trained, own_batches
+from ..objectives import logits_of
+from ..training import Method, own_batches, rows_of
 
 # From logits `(B, C)` and labels `(B,)` to what is differentiated, of each sample: `(B,)`.
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -54,46 +52,57 @@ def importances(
         by_sample (`bool`, *optional*, defaults to `True`):
             Whether the power is taken of each sample's gradient, or of the mean gradient of each batch.
     """
-    trainer = method.trainer
-    weights = trainer.trained.parameters
-    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    count = 0
-    with _at_start(trainer.trained, trainer.model):
-        for batch in own_batches(trainer, [dataset]):
-            for part in _samples(batch) if by_sample else [batch]:
-                value = measure(logits_of(trainer.model, part).float(), part["labels"]).mean()
-                gradients = torch.autograd.grad(value, weights, allow_unused=True)
-                for total, gradient in zip(sums, gradients, strict=True):
-                    if gradient is not None:
-                        total += power(gradient.float())
-                count += 1
-    number = trainer.global_sum(torch.tensor(float(count), device=sums[0].device))
-    return [trainer.global_sum(total) / number.to(total.device) for total in sums]
+    trained = method.trainer.trained
+    with trained.at_start():
+        return mean_of_gradients(
+            method.trainer,
+            dataset,
+            trained.parameters,
+            lambda logits, labels: measure(logits, labels).mean(),
+            lambda gradient, _: power(gradient),
+            by_sample=by_sample,
+        )
 
 
-@contextmanager
-def _at_start(trained: Trained, model: nn.Module) -> Iterator[None]:
-    """Puts the weights before the task into the model, in eval mode and with gradient.
+def mean_of_gradients(
+    trainer: Any,
+    dataset: Any,
+    weights: Sequence[Tensor],
+    score: Callable[[Tensor, Tensor], Tensor],
+    measure: Callable[[Tensor, int], Tensor],
+    *,
+    by_sample: bool,
+) -> list[Tensor]:
+    """Returns the mean of a measure of gradients over samples, or over batches, and processes.
 
-    [`Trained.before`] takes an adapter off, which then has no gradient.
+    Args:
+        trainer ([`TaskTrainer`]):
+            The trainer. Its model must be in the state to look at, with gradients of `weights`.
+        dataset (map-style dataset):
+            The samples.
+        weights (`Sequence[torch.Tensor]`):
+            What the score is differentiated by.
+        score (`Callable`):
+            From logits `(B, C)` in float32 and labels `(B,)` to a scalar.
+        measure (`Callable`):
+            From the gradient of the score of B samples, and B, to what is averaged.
+        by_sample (`bool`):
+            Whether B is 1, which costs one backward pass for each sample; else B is the batch size of evaluation.
+
+    Returns:
+        `list[torch.Tensor]`: float32, of the shapes of `weights`; the same in every process.
     """
-    weights = trained.parameters
-    now = [weight.data for weight in weights]
-    for weight, start in zip(weights, trained.start, strict=True):
-        weight.data = start.to(weight.dtype)
-    try:
-        with reference_model(model, None), torch.enable_grad():
-            yield
-    finally:
-        for weight, data in zip(weights, now, strict=True):
-            weight.data = data
-
-
-def _samples(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields each sample of a batch as a batch of one."""
-    number = len(batch["labels"])
-    for row in range(number):
-        yield {
-            name: value[row : row + 1] if isinstance(value, Tensor) and value.ndim and len(value) == number else value
-            for name, value in batch.items()
-        }
+    sums = [torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights]
+    count = torch.zeros((), device=sums[0].device)
+    for batch in own_batches(trainer, [dataset]):
+        size = len(batch["labels"])
+        step = 1 if by_sample else size
+        for part in (rows_of(batch, slice(first, first + step)) for first in range(0, size, step)):
+            scored = score(logits_of(trainer.model, part).float(), part["labels"])
+            gradients = torch.autograd.grad(scored, weights, allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total += measure(gradient.float(), step)
+            count += 1
+    number = trainer.global_sum(count)
+    return [trainer.global_sum(total) / number.to(total.device) for total in sums]

@@ -313,6 +313,12 @@ class Method(TrainerCallback):
         half = len(inputs["labels"]) // 2
         return self._logits(output)[half:], inputs["labels"][half:]
 
+    def random_kept(self, labels: Tensor) -> Tensor:
+        """Returns a random class to keep for each of `labels`, int64, drawn anew at every call."""
+        classes = torch.tensor(self.trainer.roles.retain)
+        # On the CPU, whose generator every checkpoint holds.
+        return classes[torch.randint(len(classes), labels.shape)].to(labels.device)
+
     def earlier_logits(self, model: nn.Module, inputs: dict[str, Any], half: Half | None = None) -> Tensor:
         """Returns the logits of the model before the task in float32, without gradient, by one more forward.
 

@@ -65,6 +65,15 @@ class Trained(ABC):
             with _exchanged(list(tensors.values()), list(self.originals.values())):
                 yield
 
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """Returns a context in which what trains has its values from before the task, in eval mode, with gradient.
+
+        [`~Trained.before`] takes an adapter off, which then has no gradient.
+        """
+        with _exchanged(self.parameters, self.start), reference_model(self.model, None), torch.enable_grad():
+            yield
+
     def must_learn(self) -> list[nn.Parameter]:
         """Returns the tensors of which at least one must get a gradient at the first step."""
         return self.parameters

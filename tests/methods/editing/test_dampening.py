@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gs_lora_peft import NoStepError
 from gs_lora_peft.methods import get_method
-from gs_lora_peft.methods.editing.importance import importances
+from gs_lora_peft.methods.importance import importances
 
 
 def slow_importance(model, rows, loss, power):

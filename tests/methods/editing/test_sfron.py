@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
 from gs_lora_peft.methods import get_method
-from gs_lora_peft.methods.editing.importance import importances
 from gs_lora_peft.methods.editing.sfron import adaptive_cross_entropy
+from gs_lora_peft.methods.importance import importances
 
 OWN = {"max_grad_norm": 0.0, "num_train_epochs": 10}
 

@@ -75,7 +75,7 @@ class Relabelling(Baseline):
         roles, count = self.trainer.roles, labels.shape
         # On the CPU, whose generator every checkpoint holds.
         if not self.official_compat:
-            return torch.tensor(roles.retain)[torch.randint(len(roles.retain), count)].to(labels.device)
+            return self.random_kept(labels)
         shifts = torch.randint(1, OFFICIAL_SHIFT + 1, count).to(labels.device)
         shifted = (labels + shifts) % len(roles.forget)
         return torch.where(shifted == labels, (labels + 1) % len(roles.forget), shifted)

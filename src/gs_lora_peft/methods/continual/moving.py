@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ...compat import base_of, is_foreign
 from ...errors import InvalidInputError
-from ...objectives import logits_of
-from ...training import Trained, TrainedAdapter, own_batches, rows_of
+from ...training import Trained, TrainedAdapter
+from ..importance import mean_of_gradients
 
 
 class MovingWeights:
@@ -105,31 +105,15 @@ def importance_of(
         trainer ([`TaskTrainer`]):
             The trainer that is about to train.
         score (`Callable`):
-            From logits `(B, C)` in float32 and labels `(B,)` to a scalar.
+            As in [`mean_of_gradients`].
         measure (`Callable`):
-            From the gradient of the score of B samples, and B, to what is averaged.
+            As in [`mean_of_gradients`].
         by_sample (`bool`):
-            Whether B is 1, which costs one backward pass for each sample; else B is the batch size of evaluation.
-
-    Returns:
-        `list[torch.Tensor]`: The means over all samples, or batches, and processes, float32.
+            As in [`mean_of_gradients`].
     """
-    weights = moving.sources
-    sums = [torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights]
-    count = torch.zeros((), device=weights[0].device)
     with moving.differentiable():
-        for batch in own_batches(trainer, [trainer.train_dataset.retain]):
-            size = len(batch["labels"])
-            step = 1 if by_sample else size
-            for part in (rows_of(batch, slice(first, first + step)) for first in range(0, size, step)):
-                scored = score(logits_of(trainer.model, part).float(), part["labels"])
-                gradients = torch.autograd.grad(scored, weights, allow_unused=True)
-                for total, gradient in zip(sums, gradients, strict=True):
-                    if gradient is not None:
-                        total += measure(gradient.float(), step)
-                count += 1
-    samples = trainer.global_sum(count)
-    return [trainer.global_sum(total) / samples for total in sums]
+        retain = trainer.train_dataset.retain
+        return mean_of_gradients(trainer, retain, moving.sources, score, measure, by_sample=by_sample)
 
 
 class QuadraticPull:

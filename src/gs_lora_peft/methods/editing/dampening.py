@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from ...checking import Number, check_fields
 from ...errors import InvalidInputError
 from ...training import Method
-from .importance import cross_entropies, importances, squared_norms
+from ..importance import cross_entropies, importances, squared_norms
 
 _Positive = Annotated[Number, Field(gt=0, description="a finite number above 0")]
 

@@ -19,7 +19,7 @@ from ...checking import Count, NotNegative, Number, Share, check_fields
 from ...errors import InvalidInputError
 from ...objectives import GlobalMean, ObjectiveOutput, identity
 from ...training import GSLoraTrainingArguments, Method
-from .importance import cross_entropies, importances
+from ..importance import cross_entropies, importances
 
 SLOW_FILE = "slow.safetensors"
 

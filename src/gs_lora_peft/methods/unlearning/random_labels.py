@@ -44,11 +44,8 @@ class RandomLabels(Method):
         check_fields(self)
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
-        (kept, labels), (gone, _) = self.retain_half(inputs, output), self.forget_half(inputs, output)
-        classes = torch.tensor(self.trainer.roles.retain, device=labels.device)
-        # On the CPU, whose generator every checkpoint holds.
-        drawn = classes[torch.randint(len(classes), (len(gone),)).to(labels.device)]
-        return F.cross_entropy(kept, labels) + self.forget_weight * F.cross_entropy(gone, drawn)
+        (gone, labels), kept = self.forget_half(inputs, output), self.retain_half(inputs, output)
+        return F.cross_entropy(*kept) + self.forget_weight * F.cross_entropy(gone, self.random_kept(labels))
 
 
 @dataclass(kw_only=True)
