@@ -112,6 +112,12 @@ def test_a_batch_without_objects_to_forget_has_no_term():
     assert found.loss.isfinite()
 
 
+def test_transport_is_refused():
+    """A query has its targets in its own image."""
+    with refused("depth_target", "transport"):
+        made(adapted("rt_detr"), depth_target="transport")
+
+
 def test_two_processes_divide_by_the_mean_number_of_queries():
     model, batch = adapted("rt_detr"), joint_batch(MIXED)
     objective = made(model, depth_target="mean")

@@ -74,10 +74,11 @@ def test_targets_are_states_of_the_model_before_the_task(tmp_path, build, adapte
     torch.testing.assert_close(found, total / (4 * (1 + 1 / 2 + 1 / 3)), rtol=1e-4, atol=1e-5)
 
 
-def test_states_of_forgotten_samples_go_to_kept_ones(tmp_path):
+@pytest.mark.parametrize("target", ["mean", "transport"])
+def test_states_of_forgotten_samples_go_to_kept_ones(tmp_path, target):
     """The term falls in training, and is logged."""
     settings = {"num_train_epochs": 15, "learning_rate": 3e-2, "logging_strategy": "epoch", "forget_weight": 0.1}
-    trainer = trainer_for(peft_vit(r=8), tmp_path, depth_weight=2.0, depth_target="mean", **settings)
+    trainer = trainer_for(peft_vit(r=8), tmp_path, depth_weight=2.0, depth_target=target, **settings)
     trainer.train()
     logged = [row["depth"] for row in trainer.state.log_history if "depth" in row]
     assert logged[-1] < 0.7 * logged[0]

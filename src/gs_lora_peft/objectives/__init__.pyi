@@ -56,6 +56,7 @@ from .terms import (
     DistillationObjective as DistillationObjective,
     PrototypeObjective as PrototypeObjective,
 )
+from .transport import StateSample as StateSample, TransportTargets as TransportTargets
 
 __all__ = [
     "OBJECTIVES",
@@ -85,7 +86,9 @@ __all__ = [
     "PrototypeObjective",
     "QueryDepthObjective",
     "Scoring",
+    "StateSample",
     "Task",
+    "TransportTargets",
     "auto_forget_bound",
     "block_paths",
     "bounded_cross_entropy",

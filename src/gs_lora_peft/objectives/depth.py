@@ -16,6 +16,7 @@ from .base import LossArguments, Objective, ObjectiveOutput, Task
 from .heads import logits_of
 from .losses import DepthTarget, GlobalMean, identity
 from .states import CapturedStates, Pooling, block_paths, captured_states
+from .transport import StateSample, TransportTargets
 
 # What an attacker may read of a block, and its weight: the class token, and the mean over all tokens. The mean needs
 # more, because every token of an image takes part in it, and attention hands only some of that to the class token.
@@ -39,9 +40,13 @@ class DepthObjective(Objective):
     tokens, which counts three times. s_l and s_l⁰ are the states of the model that trains and of the model before the
     task, both of width d, and σ_l is the standard deviation of s_l⁰ among all kept samples, by dimension. Without it
     the offset that all samples share would hide in what they differ. x_i are the samples to forget and y_j those to
-    keep. y_{j(i)} is of that class among those in the half to keep to which the model before the task gives the
-    largest logit for x_i; it is drawn anew at each step. No gradient reaches the targets. The mean over blocks weighs
-    the l-th block by 1 / l, because most of what later states tell apart is there behind the first block.
+    keep. With the target `"sample"`, y_{j(i)} is of that class among those in the half to keep to which the model
+    before the task gives the largest logit for x_i; it is drawn anew at each step. With `"transport"` it is the kept
+    sample of the whole training set that an optimal transport gives to x_i, the same in each step, see
+    [`TransportTargets`]. Where samples of a class differ much, as faces under varied light do, drawn targets teach
+    their mean, and forgotten samples end there in a tight cluster that gives them away. No gradient reaches the
+    targets. The mean over blocks weighs the l-th block by 1 / l, because most of what later states tell apart is there
+    behind the first block.
 
     Each step costs one more forward, without gradient, and the training begins with a pass over the data for σ. Ranked
     by the model that trains, which would cost less, ever more samples would fall to one kept class, and the kept
@@ -57,9 +62,9 @@ class DepthObjective(Objective):
             w_r.
         adapter (`str`, *optional*, defaults to `"default"`):
             The adapter that trains.
-        target (`"sample"` or `"mean"`, *optional*, defaults to `"sample"`):
+        target (`"sample"`, `"mean"` or `"transport"`, *optional*, defaults to `"sample"`):
             `"sample"`: the state of one kept sample of the class. `"mean"`: the mean state of its samples in the
-            batch.
+            batch. `"transport"`: that of the matched kept sample.
         blocks (`Sequence[str]`, *optional*):
             Paths of the blocks in the bare model; by default all blocks, see [`block_paths`].
         forget_classes (`Sequence[int]`, *optional*, defaults to none):
@@ -68,6 +73,8 @@ class DepthObjective(Objective):
     Attributes:
         scales (`list[torch.Tensor]`):
             σ of each reading, float32, shape `(width,)`; empty before [`~DepthObjective.prepare`].
+        transport ([`TransportTargets`] or `None`):
+            The matching, after [`~DepthObjective.prepare`], if `target` asks for it.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class DepthObjective(Objective):
         self.blocks = list(blocks) if blocks is not None else None
         self.forget_classes = list(forget_classes)
         self.scales: list[Tensor] = []
+        self.transport: TransportTargets | None = None
 
     def prepare(
         self, model: nn.Module, batches: Callable[[], Iterable[dict[str, Any]]], global_sum: GlobalMean = identity
@@ -96,7 +104,24 @@ class DepthObjective(Objective):
         self.objective.prepare(model, batches, global_sum)
         if self.blocks is None:
             self.blocks = block_paths(model)
-        self.scales = state_scales(model, self.blocks, batches(), self.forget_classes, global_sum)
+        kept, forgotten = StateSample(), StateSample()
+
+        def collect(states: list[Tensor], counts: Tensor) -> None:
+            kept.add([state[counts] for state in states])
+            forgotten.add([state[~counts] for state in states])
+
+        matched = self.target == "transport"
+        self.scales = state_scales(
+            model, self.blocks, batches(), self.forget_classes, global_sum, collect if matched else None
+        )
+        if matched:
+            with torch.autocast(self.scales[0].device.type, enabled=False):
+                weights = reading_weights(len(self.scales))
+                self.transport = TransportTargets(self._scaled(kept.states), self._scaled(forgotten.states), weights)
+
+    def _scaled(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Readings in units of σ."""
+        return [state / scale for state, scale in zip(states, self.scales, strict=bool(states))]
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], global_mean: GlobalMean = identity
@@ -112,12 +137,11 @@ class DepthObjective(Objective):
         half = len(labels) // 2
         with reference_model(own, self.adapter), captured_states(own, self.blocks) as captured_before:
             earlier = logits_of(own, inputs)
-        weights = target_weights(earlier[half:], labels[:half], self.target)
         # Differences stay in float32, also under autocast.
         with torch.autocast(labels.device.type, enabled=False):
-            now = [state / scale for state, scale in zip(readings(captured, inputs), self.scales, strict=True)]
-            before = [s / scale for s, scale in zip(readings(captured_before, inputs), self.scales, strict=True)]
-            depth = mean_distance([s[half:] for s in now], [weights @ s[:half] for s in before])
+            now = self._scaled(readings(captured, inputs))
+            before = self._scaled(readings(captured_before, inputs))
+            depth = mean_distance([s[half:] for s in now], self._targets(before, earlier, labels))
             kept = mean_distance([s[:half] for s in now], [s[:half] for s in before])
         if torch.is_grad_enabled() and not depth.requires_grad:
             raise InvalidInputError(
@@ -129,6 +153,14 @@ class DepthObjective(Objective):
         output.loss = output.loss + self.weight * depth + self.retain_weight * kept
         output.metrics |= {"depth": depth.detach(), "depth_retain": kept.detach()}
         return output
+
+    def _targets(self, before: list[Tensor], earlier: Tensor, labels: Tensor) -> list[Tensor]:
+        """Where the states of the half to forget go, of each reading; from readings and logits before the task."""
+        half = len(labels) // 2
+        if self.transport is not None:
+            return self.transport.of([s[half:] for s in before])
+        weights = target_weights(earlier[half:], labels[:half], self.target)
+        return [weights @ s[:half] for s in before]
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return self.objective.evaluation_step(model, inputs)
@@ -148,10 +180,15 @@ def mean_distance(states: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor
     over tokens weighs three times as much as the class token.
     """
     distances = [(one - other).square().mean() for one, other in zip(states, targets, strict=True)]
-    blocks = range(1, 1 + len(distances) // len(_POOLINGS))
-    weights = [weight / block for block in blocks for weight in _POOLINGS.values()]
+    weights = reading_weights(len(distances))
     total = sum((w * d for w, d in zip(weights, distances, strict=True)), torch.zeros_like(distances[0]))
     return total / sum(weights)
+
+
+def reading_weights(count: int) -> list[float]:
+    """The weight of each of `count` readings in [`mean_distance`]."""
+    blocks = range(1, 1 + count // len(_POOLINGS))
+    return [weight / block for block in blocks for weight in _POOLINGS.values()]
 
 
 def target_weights(logits: Tensor, kept_labels: Tensor, target: DepthTarget = "sample") -> Tensor:
@@ -183,6 +220,7 @@ def state_scales(
     batches: Iterable[dict[str, Any]],
     forget_classes: Sequence[int] = (),
     global_sum: GlobalMean = identity,
+    collect: Callable[[list[Tensor], Tensor], None] | None = None,
 ) -> list[Tensor]:
     """The standard deviation of the states of kept samples, in one pass over labelled data.
 
@@ -197,6 +235,8 @@ def state_scales(
             Classes that do not count.
         global_sum (`Callable`, *optional*):
             Sums a tensor over processes; identity by default.
+        collect (`Callable`, *optional*):
+            Is called with the readings of each batch and with which of its samples are kept, bool, shape `(B,)`.
 
     Returns:
         `list[torch.Tensor]`: float32, shape `(width,)` for each reading, positive; the same in every process. A
@@ -213,6 +253,8 @@ def state_scales(
         # In float64 the result does not depend on the order and the size of the batches.
         dtype = torch.float32 if labels.device.type == "mps" else torch.float64
         counts = ~torch.isin(labels, torch.tensor(list(forget_classes), dtype=labels.dtype, device=labels.device))
+        if collect is not None:
+            collect(states, counts)
         rows = [state.to(dtype) * counts[:, None] for state in states]
         new = [
             torch.stack([row.sum(0), row.square().sum(0), counts.sum().to(dtype).expand(row.shape[1])]) for row in rows

@@ -16,7 +16,7 @@ ForgetLoss = Literal["log_odds", "cross_entropy"]
 
 PrototypeDistance = Literal["kl", "cosine", "l2"]
 
-DepthTarget = Literal["sample", "mean"]
+DepthTarget = Literal["sample", "mean", "transport"]
 
 GlobalMean = Callable[[Tensor], Tensor]
 

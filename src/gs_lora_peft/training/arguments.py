@@ -122,10 +122,11 @@ class GSLoraTrainingArguments(TrainingArguments):
             It costs one more forward in each step. Not negative, not without an adapter.
         depth_retain_weight (`float`, *optional*, defaults to 0):
             With it, weight of the distance of kept states from what they were before the task. Not negative.
-        depth_target (`"sample"` or `"mean"`, *optional*, defaults to `"sample"`):
+        depth_target (`"sample"`, `"mean"` or `"transport"`, *optional*, defaults to `"sample"`):
             What the states are drawn to: one kept sample of the class that resembles the sample to forget most, or the
-            mean of the kept samples of that class in the batch. For a detector one query on the background of the same
-            image, or the mean of all of them.
+            mean of the kept samples of that class in the batch; or the kept sample with similar states that an optimal
+            transport finds, which suits faces, whose images vary much. For a detector one query on the background of
+            the same image, or the mean of all of them.
         depth_blocks (`str`, *optional*, defaults to `"auto"`):
             The blocks, as a regular expression that is searched in their paths, such as `r"layers\.(8|9|10|11)$"`.
             `"auto"`: all.
@@ -235,7 +236,7 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
     depth_target: DepthTarget = field(
         default="sample",
-        metadata={"help": "Kept states to draw to: of one 'sample' of the nearest class, or its 'mean'."},
+        metadata={"help": "Kept states to draw to: a 'sample' of the nearest class, its 'mean', or by 'transport'."},
     )
     depth_blocks: str = field(
         default="auto", metadata={"help": "Blocks of the depth term: 'auto' (all), or a regular expression on paths."}

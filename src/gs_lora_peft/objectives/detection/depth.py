@@ -14,6 +14,7 @@ from transformers.loss.loss_for_object_detection import box_iou
 from transformers.utils import logging
 
 from ...compat import bare, reference_model, unwrapped
+from ...errors import InvalidInputError
 from ..base import LossArguments, Objective, ObjectiveOutput, Task
 from ..depth import chosen_blocks, no_depth
 from ..losses import DepthTarget, GlobalMean, identity
@@ -255,12 +256,15 @@ def with_query_depth(
 
     Raises:
         InvalidInputError: If the weight is not 0 and the model's own weights train instead of an adapter, no block is
-            found, or `depth_blocks` matches none.
+            found, `depth_blocks` matches none, or `depth_target` is `"transport"`.
     """
     if not args.depth_weight:
         return objective
     if task.adapter is None:
         raise no_depth(args.depth_weight, "the model's own weights train, and the earlier model is gone")
+    if args.depth_target == "transport":
+        fix = "Leave it out: a query goes to the background of its own image."
+        raise InvalidInputError("depth_target", args.depth_target, "'sample' or 'mean' with a detector", fix)
     decoder = query_blocks(model)
     adapted = [path for path, module in bare(model).named_modules() if isinstance(module, BaseTunerLayer)]
     if not all(path.startswith(tuple(f"{block}." for block in decoder)) for path in adapted):
