@@ -112,10 +112,11 @@ def test_a_batch_without_objects_to_forget_has_no_term():
     assert found.loss.isfinite()
 
 
-def test_transport_is_refused():
+@pytest.mark.parametrize(("name", "value"), [("depth_target", "transport"), ("depth_radius", 0.05)])
+def test_options_for_classifiers_are_refused(name, value):
     """A query has its targets in its own image."""
-    with refused("depth_target", "transport"):
-        made(adapted("rt_detr"), depth_target="transport")
+    with refused(name, value):
+        made(adapted("rt_detr"), **{name: value})
 
 
 def test_two_processes_divide_by_the_mean_number_of_queries():

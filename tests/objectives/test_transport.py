@@ -1,4 +1,4 @@
-"""Targets by optimal transport: the plan is that of a slow solver, no kept sample takes too much, and nothing is drawn."""
+"""Targets by optimal transport: as good as a linear program finds, spread over kept samples, and never drawn."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,10 @@ def test_targets_are_whole_kept_samples_and_the_same_in_every_batch():
     alone = [targets.of([state[[row]] for state in gone]) for row in range(12)]
     for reading in range(2):
         assert torch.cat([found[reading] for found in alone]).equal(together[reading])
-    rows = [[(kept == target).all(1).nonzero().item() for target in found] for kept, found in zip(own, together)]
+    rows = [
+        [(kept == target).all(1).nonzero().item() for target in found]
+        for kept, found in zip(own, together, strict=True)
+    ]
     assert rows[0] == rows[1]
     assert targets.of(states(1, 9))[0].shape == (1, 3)
 

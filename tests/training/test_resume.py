@@ -51,7 +51,11 @@ RUNS = {
     "prototypes, two adapters": (two_adapters, {**PROTOTYPES, "prototype_distance": "cosine"}, (4, 7)),
     "distillation": (two_adapters, {"distillation_weight": 1.0, "dropout": 0.3}, (1, 4, 7)),
     "depth": (two_adapters, {"depth_weight": 1.0, "dropout": 0.3, "sparsity_weight": 0.2}, (1, 4, 7)),
-    "depth by transport": (two_adapters, {"depth_weight": 1.0, "depth_target": "transport", "dropout": 0.3}, (4, 7)),
+    "depth by transport": (
+        two_adapters,
+        {"depth_weight": 1.0, "depth_target": "transport", "depth_radius": 0.05, "dropout": 0.3},
+        (4, 7),
+    ),
     "depth and all other terms": (
         peft_vit,
         {**PROTOTYPES, "depth_weight": 0.5, "depth_target": "mean", "distillation_weight": 1.0, "ema_decay": 0.5},

@@ -9,11 +9,7 @@ from .base import (
     Task as Task,
 )
 from .classification import ClassificationObjective as ClassificationObjective
-from .depth import (
-    DepthObjective as DepthObjective,
-    state_scales as state_scales,
-    target_weights as target_weights,
-)
+from .depth import DepthObjective as DepthObjective, target_weights as target_weights
 from .detection.by_boxes import matched_by_boxes as matched_by_boxes
 from .detection.depth import QueryDepthObjective as QueryDepthObjective
 from .detection.matching import (
@@ -50,6 +46,7 @@ from .states import (
     Pooling as Pooling,
     block_paths as block_paths,
     captured_states as captured_states,
+    state_scales as state_scales,
 )
 from .terms import (
     ClassPrototypes as ClassPrototypes,

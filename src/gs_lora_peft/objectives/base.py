@@ -228,6 +228,7 @@ class LossArguments(Protocol):
     depth_retain_weight: float
     depth_target: DepthTarget
     depth_blocks: str
+    depth_radius: float
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,9 @@ from ..tuner import compiled_pattern
 from .base import LossArguments, Objective, ObjectiveOutput, Task
 from .heads import logits_of
 from .losses import DepthTarget, GlobalMean, identity
-from .states import CapturedStates, Pooling, block_paths, captured_states
+from .relearning import relearned_weights, with_weights
+from .states import block_paths, captured_states, reading_weights, readings, state_scales
 from .transport import StateSample, TransportTargets
-
-# What an attacker may read of a block, and its weight: the class token, and the mean over all tokens. The mean needs
-# more, because every token of an image takes part in it, and attention hands only some of that to the class token.
-_POOLINGS: dict[Pooling, float] = {"first": 1.0, "mean": 3.0}
-
-# Dimensions that hardly vary among kept samples are measured in this share of the mean deviation of all dimensions.
-_SMALLEST_SCALE = 0.1
 
 
 class DepthObjective(Objective):
@@ -48,6 +42,11 @@ class DepthObjective(Objective):
     targets. The mean over blocks weighs the l-th block by 1 / l, because most of what later states tell apart is there
     behind the first block.
 
+    With a radius ρ the first term counts a second time, at the weights that an attacker would have after one step of
+    fine-tuning on x_i with their true labels, see [`relearned_weights`]: what a step brings back is not gone. Training
+    at perturbed weights is that of https://arxiv.org/abs/2502.05374, which perturbs them against the forgetting loss;
+    here all matrices of the blocks are, towards what an attacker wants.
+
     Each step costs one more forward, without gradient, and the training begins with a pass over the data for σ. Ranked
     by the model that trains, which would cost less, ever more samples would fall to one kept class, and the kept
     classes would suffer. Targets are samples of the same process. Under DDP the loss is the mean over processes, as
@@ -69,6 +68,8 @@ class DepthObjective(Objective):
             Paths of the blocks in the bare model; by default all blocks, see [`block_paths`].
         forget_classes (`Sequence[int]`, *optional*, defaults to none):
             The classes to forget, which σ leaves out.
+        radius (`float`, *optional*, defaults to 0):
+            ρ.
 
     Attributes:
         scales (`list[torch.Tensor]`):
@@ -86,6 +87,7 @@ class DepthObjective(Objective):
         target: DepthTarget = "sample",
         blocks: Sequence[str] | None = None,
         forget_classes: Sequence[int] = (),
+        radius: float = 0.0,
     ):
         self.objective = objective
         self.scoring = objective.scoring
@@ -95,6 +97,7 @@ class DepthObjective(Objective):
         self.target: DepthTarget = target
         self.blocks = list(blocks) if blocks is not None else None
         self.forget_classes = list(forget_classes)
+        self.radius = radius
         self.scales: list[Tensor] = []
         self.transport: TransportTargets | None = None
 
@@ -141,7 +144,8 @@ class DepthObjective(Objective):
         with torch.autocast(labels.device.type, enabled=False):
             now = self._scaled(readings(captured, inputs))
             before = self._scaled(readings(captured_before, inputs))
-            depth = mean_distance([s[half:] for s in now], self._targets(before, earlier, labels))
+            targets = self._targets(before, earlier, labels)
+            depth = mean_distance([s[half:] for s in now], targets)
             kept = mean_distance([s[:half] for s in now], [s[:half] for s in before])
         if torch.is_grad_enabled() and not depth.requires_grad:
             raise InvalidInputError(
@@ -152,7 +156,20 @@ class DepthObjective(Objective):
             )
         output.loss = output.loss + self.weight * depth + self.retain_weight * kept
         output.metrics |= {"depth": depth.detach(), "depth_retain": kept.detach()}
+        if self.radius:
+            relearned = self._relearned(own, rows_of(inputs, slice(half, None)), targets)
+            output.loss = output.loss + self.weight * relearned
+            output.metrics["depth_relearned"] = relearned.detach()
         return output
+
+    def _relearned(self, model: nn.Module, inputs: dict[str, Any], targets: Sequence[Tensor]) -> Tensor:
+        """The distance of the states from their targets at the weights after a step of relearning."""
+        assert self.blocks is not None
+        weights = relearned_weights(model, self.blocks, inputs, self.radius)
+        with captured_states(model, self.blocks) as captured:
+            with_weights(model, weights, lambda changed: logits_of(changed, inputs))
+        with torch.autocast(inputs["labels"].device.type, enabled=False):
+            return mean_distance(self._scaled(readings(captured, inputs)), targets)
 
     def _targets(self, before: list[Tensor], earlier: Tensor, labels: Tensor) -> list[Tensor]:
         """Where the states of the half to forget go, of each reading; from readings and logits before the task."""
@@ -166,11 +183,13 @@ class DepthObjective(Objective):
         return self.objective.evaluation_step(model, inputs)
 
 
-def readings(captured: CapturedStates, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """The states of a batch behind every block, by each way to read them, float32, shape `(B, width)`."""
-    mask = inputs.get("attention_mask")
-    found = [captured.pooled(kind, mask) for kind in _POOLINGS]
-    return [states[path] for path in captured.paths for states in found]
+def rows_of(inputs: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Some samples of a batch; what does not have a row for each sample stays as it is."""
+    count = len(inputs["labels"])
+    return {
+        name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
+        for name, value in inputs.items()
+    }
 
 
 def mean_distance(states: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
@@ -183,12 +202,6 @@ def mean_distance(states: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor
     weights = reading_weights(len(distances))
     total = sum((w * d for w, d in zip(weights, distances, strict=True)), torch.zeros_like(distances[0]))
     return total / sum(weights)
-
-
-def reading_weights(count: int) -> list[float]:
-    """The weight of each of `count` readings in [`mean_distance`]."""
-    blocks = range(1, 1 + count // len(_POOLINGS))
-    return [weight / block for block in blocks for weight in _POOLINGS.values()]
 
 
 def target_weights(logits: Tensor, kept_labels: Tensor, target: DepthTarget = "sample") -> Tensor:
@@ -213,66 +226,6 @@ def target_weights(logits: Tensor, kept_labels: Tensor, target: DepthTarget = "s
     return F.one_hot(drawn, len(kept_labels)).float()
 
 
-@torch.no_grad()
-def state_scales(
-    model: nn.Module,
-    blocks: Sequence[str],
-    batches: Iterable[dict[str, Any]],
-    forget_classes: Sequence[int] = (),
-    global_sum: GlobalMean = identity,
-    collect: Callable[[list[Tensor], Tensor], None] | None = None,
-) -> list[Tensor]:
-    """The standard deviation of the states of kept samples, in one pass over labelled data.
-
-    Args:
-        model (`torch.nn.Module`):
-            A classifier, as it was before the task and in eval mode.
-        blocks (`Sequence[str]`):
-            Paths of the blocks in the bare model.
-        batches (`Iterable[dict]`):
-            This process's batches with `labels`, on the model's device.
-        forget_classes (`Sequence[int]`, *optional*, defaults to none):
-            Classes that do not count.
-        global_sum (`Callable`, *optional*):
-            Sums a tensor over processes; identity by default.
-        collect (`Callable`, *optional*):
-            Is called with the readings of each batch and with which of its samples are kept, bool, shape `(B,)`.
-
-    Returns:
-        `list[torch.Tensor]`: float32, shape `(width,)` for each reading, positive; the same in every process. A
-        dimension that hardly varies gets a tenth of the mean of all. All are 1 if nothing varies.
-
-    Raises:
-        InvalidInputError: If a process has no data.
-    """
-    own, sums = unwrapped(model), None
-    for batch in batches:
-        with captured_states(own, blocks) as captured:
-            logits_of(own, batch)
-        states, labels = readings(captured, batch), batch["labels"]
-        # In float64 the result does not depend on the order and the size of the batches.
-        dtype = torch.float32 if labels.device.type == "mps" else torch.float64
-        counts = ~torch.isin(labels, torch.tensor(list(forget_classes), dtype=labels.dtype, device=labels.device))
-        if collect is not None:
-            collect(states, counts)
-        rows = [state.to(dtype) * counts[:, None] for state in states]
-        new = [
-            torch.stack([row.sum(0), row.square().sum(0), counts.sum().to(dtype).expand(row.shape[1])]) for row in rows
-        ]
-        sums = new if sums is None else [one + other for one, other in zip(sums, new, strict=True)]
-    if sums is None:
-        expected = "at least one sample in each process, because states are measured by their deviation"
-        raise InvalidInputError("batches", [], expected, "Use at most as many processes as there are samples.")
-    return [_deviation(*global_sum(one)) for one in sums]
-
-
-def _deviation(total: Tensor, squares: Tensor, count: Tensor) -> Tensor:
-    count = count.clamp(min=1)
-    deviation = (squares / count - (total / count).square()).clamp(min=0).sqrt()
-    floor = _SMALLEST_SCALE * deviation.mean()
-    return torch.where(floor > 0, deviation.clamp(min=floor), torch.ones_like(deviation)).float()
-
-
 def with_depth(objective: Objective, model: nn.Module, args: LossArguments, task: Task) -> Objective:
     """Wraps a classifier's objective in a [`DepthObjective`] if its weight is not 0.
 
@@ -293,6 +246,7 @@ def with_depth(objective: Objective, model: nn.Module, args: LossArguments, task
         args.depth_target,
         blocks,
         task.roles.forget,
+        args.depth_radius,
     )
 
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from ..compat import bare
+from ..compat import bare, unwrapped
 from ..errors import InvalidInputError
 from ..tuner import find_ffn_blocks
+from .heads import logits_of
+from .losses import GlobalMean, identity
 
 Pooling = Literal["first", "mean"]
+
+# What an attacker may read of a block, and its weight: the class token, and the mean over all tokens. The mean needs
+# more, because every token of an image takes part in it, and attention hands only some of that to the class token.
+_POOLINGS: dict[Pooling, float] = {"first": 1.0, "mean": 3.0}
+
+# Dimensions that hardly vary among kept samples are measured in this share of the mean deviation of all dimensions.
+_SMALLEST_SCALE = 0.1
 
 
 @dataclass
@@ -114,3 +124,76 @@ def captured_states(model: nn.Module, paths: Sequence[str] | None = None) -> Ite
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def readings(captured: CapturedStates, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """The states of a batch behind every block, by each way to read them, float32, shape `(B, width)`."""
+    mask = inputs.get("attention_mask")
+    found = [captured.pooled(kind, mask) for kind in _POOLINGS]
+    return [states[path] for path in captured.paths for states in found]
+
+
+def reading_weights(count: int) -> list[float]:
+    """The weight of each of `count` readings in the distance of states."""
+    blocks = range(1, 1 + count // len(_POOLINGS))
+    return [weight / block for block in blocks for weight in _POOLINGS.values()]
+
+
+@torch.no_grad()
+def state_scales(
+    model: nn.Module,
+    blocks: Sequence[str],
+    batches: Iterable[dict[str, Any]],
+    forget_classes: Sequence[int] = (),
+    global_sum: GlobalMean = identity,
+    collect: Callable[[list[Tensor], Tensor], None] | None = None,
+) -> list[Tensor]:
+    """The standard deviation of the states of kept samples, in one pass over labelled data.
+
+    Args:
+        model (`torch.nn.Module`):
+            A classifier, as it was before the task and in eval mode.
+        blocks (`Sequence[str]`):
+            Paths of the blocks in the bare model.
+        batches (`Iterable[dict]`):
+            This process's batches with `labels`, on the model's device.
+        forget_classes (`Sequence[int]`, *optional*, defaults to none):
+            Classes that do not count.
+        global_sum (`Callable`, *optional*):
+            Sums a tensor over processes; identity by default.
+        collect (`Callable`, *optional*):
+            Is called with the readings of each batch and with which of its samples are kept, bool, shape `(B,)`.
+
+    Returns:
+        `list[torch.Tensor]`: float32, shape `(width,)` for each reading, positive; the same in every process. A
+        dimension that hardly varies gets a tenth of the mean of all. All are 1 if nothing varies.
+
+    Raises:
+        InvalidInputError: If a process has no data.
+    """
+    own, sums = unwrapped(model), None
+    for batch in batches:
+        with captured_states(own, blocks) as captured:
+            logits_of(own, batch)
+        states, labels = readings(captured, batch), batch["labels"]
+        # In float64 the result does not depend on the order and the size of the batches.
+        dtype = torch.float32 if labels.device.type == "mps" else torch.float64
+        counts = ~torch.isin(labels, torch.tensor(list(forget_classes), dtype=labels.dtype, device=labels.device))
+        if collect is not None:
+            collect(states, counts)
+        rows = [state.to(dtype) * counts[:, None] for state in states]
+        new = [
+            torch.stack([row.sum(0), row.square().sum(0), counts.sum().to(dtype).expand(row.shape[1])]) for row in rows
+        ]
+        sums = new if sums is None else [one + other for one, other in zip(sums, new, strict=True)]
+    if sums is None:
+        expected = "at least one sample in each process, because states are measured by their deviation"
+        raise InvalidInputError("batches", [], expected, "Use at most as many processes as there are samples.")
+    return [_deviation(*global_sum(one)) for one in sums]
+
+
+def _deviation(total: Tensor, squares: Tensor, count: Tensor) -> Tensor:
+    count = count.clamp(min=1)
+    deviation = (squares / count - (total / count).square()).clamp(min=0).sqrt()
+    floor = _SMALLEST_SCALE * deviation.mean()
+    return torch.where(floor > 0, deviation.clamp(min=floor), torch.ones_like(deviation)).float()

@@ -130,6 +130,11 @@ class GSLoraTrainingArguments(TrainingArguments):
         depth_blocks (`str`, *optional*, defaults to `"auto"`):
             The blocks, as a regular expression that is searched in their paths, such as `r"layers\.(8|9|10|11)$"`.
             `"auto"`: all.
+        depth_radius (`float`, *optional*, defaults to 0):
+            With forgetting in depth, ρ: the term counts a second time, at the weights after one simulated step of
+            relearning of this size, relative to that of each matrix, see [`DepthObjective`]. Then fine-tuning on few
+            samples brings less back. Each step costs two more forwards and backwards on the samples to forget. In
+            [0, 1); not with gradient checkpointing, not for detectors.
         ema_decay (`float`, *optional*, defaults to 0):
             Decay of an exponential moving average of the adapter, in [0, 1). Evaluation scores the average, and the
             model holds it at the end; checkpoints hold it beside the weights. 0: no average.
@@ -241,6 +246,10 @@ class GSLoraTrainingArguments(TrainingArguments):
     depth_blocks: str = field(
         default="auto", metadata={"help": "Blocks of the depth term: 'auto' (all), or a regular expression on paths."}
     )
+    depth_radius: BelowOne = field(
+        default=0.0,
+        metadata={"help": "With depth: holds it after a simulated step of relearning of this relative size; 0: off."},
+    )
     augmentation: bool = field(default=False, metadata={"help": "Train on augmented views."})
     ema_decay: BelowOne = field(default=0.0, metadata={"help": "Decay of the adapter's moving average; 0: off."})
     ema_update: Literal["epoch", "step"] = field(
@@ -305,6 +314,15 @@ class GSLoraTrainingArguments(TrainingArguments):
                 self.depth_retain_weight,
                 "0 without forgetting in depth",
                 "Set `depth_weight`, or leave it out.",
+            )
+        # The second name is that of newer versions.
+        checkpoints = self.gradient_checkpointing or getattr(self, "activation_checkpointing", False)
+        if self.depth_radius and (not self.depth_weight or checkpoints):
+            raise InvalidInputError(
+                "depth_radius",
+                self.depth_radius,
+                "0 without forgetting in depth, and with gradient checkpointing",
+                "Set `depth_weight` and leave `gradient_checkpointing` off, or leave it out.",
             )
         if self.ema_start_epoch and not self.ema_decay:
             raise InvalidInputError(

@@ -256,7 +256,7 @@ def with_query_depth(
 
     Raises:
         InvalidInputError: If the weight is not 0 and the model's own weights train instead of an adapter, no block is
-            found, `depth_blocks` matches none, or `depth_target` is `"transport"`.
+            found, `depth_blocks` matches none, or an option is for classifiers alone.
     """
     if not args.depth_weight:
         return objective
@@ -265,6 +265,8 @@ def with_query_depth(
     if args.depth_target == "transport":
         fix = "Leave it out: a query goes to the background of its own image."
         raise InvalidInputError("depth_target", args.depth_target, "'sample' or 'mean' with a detector", fix)
+    if args.depth_radius:
+        raise InvalidInputError("depth_radius", args.depth_radius, "0 with a detector", "Leave it out.")
     decoder = query_blocks(model)
     adapted = [path for path, module in bare(model).named_modules() if isinstance(module, BaseTunerLayer)]
     if not all(path.startswith(tuple(f"{block}." for block in decoder)) for path in adapted):
