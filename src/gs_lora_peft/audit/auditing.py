@@ -169,31 +169,107 @@ def audit_models(
         InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
             model, a reference has another head or the weights of the original, or the name of an attack is unknown.
     """
-    chosen = get_attacks(attacks, quick=quick)
-    train, test = _attacker_and_judge(data, label_column, seed)
-    check_names(read_classes(train, label_column)[1], original, repr(label_column))
-    collator = data_collator or default_collator(processing_class, label_column, train)
-    attacker, judge = (_capped(Samples(part, collator, label_column), max_samples, seed) for part in (train, test))
-    roles = _roles(train, test, label_column, forget_classes)
-    subjects = [Subject("original", "original", original), Subject("forgotten", "forgotten", forgotten)]
-    references = _references(original, reference, seed)
-    context = AuditContext(roles, attacker, judge, subjects[0], references, seed, has_members=isinstance(data, dict))
-    runner = _Runner(context, [*subjects, *references], None if folder is None else as_path(folder, "folder"))
-    _check_never_learned(context)
-    fitting = [attack for attack in chosen if attack.fits(context)]
-    if chosen and not any(attack.judged != "shown" for attack in fitting):
-        names = [attack.name for attack in chosen]
-        raise InvalidInputError("attacks", names, "one that fits this model and data, and is judged", "Leave it out.")
-    facts = {
-        "quick": quick,
-        "seed": seed,
-        "classes": {"forgotten": len(roles.forget), "kept": len(roles.retain)},
-        "samples": {"attacker": len(attacker), "judge": len(judge)},
-        "every_attack": attacks is None,
-        "not_applicable": [attack.title for attack in chosen if attack not in fitting],
-        "versions": library_versions(),
-    }
-    return AuditReport(runner.models, runner.run(fitting, disable_tqdm), list(tasks), facts)
+    auditor = Auditor(
+        original,
+        data,
+        forget_classes,
+        reference=reference,
+        attacks=attacks,
+        quick=quick,
+        label_column=label_column,
+        processing_class=processing_class,
+        data_collator=data_collator,
+        max_samples=max_samples,
+        seed=seed,
+        folder=folder,
+        disable_tqdm=disable_tqdm,
+    )
+    return auditor.audit(Subject("forgotten", "forgotten", forgotten), tasks)
+
+
+class Auditor:
+    """Attacks several models that forgot the same classes.
+
+    What the attacks compute of the original and of the references is kept from one model to the next.
+
+    Args:
+        original (`transformers.PreTrainedModel`):
+            As in [`audit_models`].
+        data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
+            As in [`audit_models`].
+        forget_classes (`Sequence[int]`):
+            As in [`audit_models`].
+        options (*optional*):
+            Other arguments of [`audit_models`], without `tasks`.
+
+    Attributes:
+        context ([`AuditContext`]):
+            What all attacks share, with the samples of the attacker and of the judge.
+
+    Raises:
+        InvalidInputError: As [`audit_models`].
+    """
+
+    def __init__(
+        self,
+        original: PreTrainedModel,
+        data: Dataset | DatasetDict | dict[str, Dataset],
+        forget_classes: Sequence[int],
+        *,
+        reference: Models = None,
+        attacks: Sequence[str | Attack] | None = None,
+        quick: bool = False,
+        label_column: str = "label",
+        processing_class: Any = None,
+        data_collator: Callable | None = None,
+        max_samples: int = 20_000,
+        seed: int = 0,
+        folder: StrPath | None = None,
+        disable_tqdm: bool = False,
+    ):
+        self.attacks, self.disable_tqdm = get_attacks(attacks, quick=quick), disable_tqdm
+        self.folder = None if folder is None else as_path(folder, "folder")
+        train, test = _attacker_and_judge(data, label_column, seed)
+        check_names(read_classes(train, label_column)[1], original, repr(label_column))
+        collator = data_collator or default_collator(processing_class, label_column, train)
+        attacker, judge = (_capped(Samples(part, collator, label_column), max_samples, seed) for part in (train, test))
+        roles = _roles(train, test, label_column, forget_classes)
+        own, others = Subject("original", "original", original), _references(original, reference, seed)
+        self.context = AuditContext(roles, attacker, judge, own, others, seed, has_members=isinstance(data, dict))
+        self.facts = {
+            "quick": quick,
+            "seed": seed,
+            "classes": {"forgotten": len(roles.forget), "kept": len(roles.retain)},
+            "samples": {"attacker": len(attacker), "judge": len(judge)},
+            "every_attack": attacks is None,
+        }
+
+    def audit(self, forgotten: Subject, tasks: Sequence[str] = ()) -> AuditReport:
+        """Attacks one model.
+
+        Args:
+            forgotten ([`Subject`]):
+                The model, of the kind `"forgotten"`. Not changed.
+            tasks (`Sequence[str]`, *optional*):
+                As in [`audit_models`].
+
+        Raises:
+            InvalidInputError: As [`audit_models`].
+        """
+        context, chosen = self.context, self.attacks
+        runner = _Runner(context, [context.original, forgotten, *context.references], self.folder)
+        _check_never_learned(context)
+        fitting = [attack for attack in chosen if attack.fits(context)]
+        if chosen and not any(attack.judged != "shown" for attack in fitting):
+            names = [attack.name for attack in chosen]
+            expected = "one that fits this model and data, and is judged"
+            raise InvalidInputError("attacks", names, expected, "Leave it out.")
+        facts = {
+            **self.facts,
+            "not_applicable": [attack.title for attack in chosen if attack not in fitting],
+            "versions": library_versions(),
+        }
+        return AuditReport(runner.models, runner.run(fitting, self.disable_tqdm), list(tasks), facts)
 
 
 @dataclass

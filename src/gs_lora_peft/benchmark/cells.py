@@ -45,7 +45,7 @@ class CellRunner:
 
     def yardsticks(self, course: Course) -> Yardsticks | None:
         """Returns retrained models and attacks for a setting; `None` without an audit."""
-        if self.bench.config.audit is None:
+        if self.bench.audit_of(course.name) is None:
             return None
         if course.name not in self._yardsticks:
             self._yardsticks = {course.name: Yardsticks(self.bench, course)}  # one at a time: they hold models
@@ -113,7 +113,7 @@ class CellRunner:
 
     def _path(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
         """The file of a run's rows, named by everything that they depend on."""
-        digest = self.bench.digest(*self._training(cell, found), self.bench.audit_facts())
+        digest = self.bench.digest(*self._training(cell, found), self.bench.audit_facts(cell.course))
         return self.bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
 
     def _folder(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
@@ -136,6 +136,7 @@ class CellRunner:
             "tasks": len(course.requests),
             "shots": course.setting.shots,
             "replay_ratio": course.setting.replay_ratio,
+            "train_fraction": course.setting.train_fraction,
             "missing_classes": len(course.missing),
             "device": bench.model.device.type,
         }
@@ -173,8 +174,7 @@ class CellRunner:
         if yardsticks is None:
             return {}, []
         start = time.perf_counter()
-        report = yardsticks.audit(model)
-        figures = yardsticks.figures(model, report)
+        figures, report = yardsticks.audit(model)
         return {**figures, "audit_seconds": round(time.perf_counter() - start, 2)}, attack_rows(report)
 
 
@@ -224,7 +224,7 @@ def make_forgetter(
     method = entry.make(**found.get("hyper_parameters", {}))
     return ContinualForgetter(
         bench.fresh_model(),
-        data.get("dataset", bench.dataset),
+        bench.data_of(course, seed, data.get("dataset")),
         folder,
         config=None if method.trains == "weights" else entry.adapter_config(args),
         args=args,

@@ -159,7 +159,7 @@ def search_course(bench: Bench, course: Course, settings: SearchSettings) -> Cou
     Raises:
         InvalidInputError: If there is none.
     """
-    taken = {c for one in bench.courses.values() for c in (*one.forgotten, *one.missing)}
+    taken = {*course.missing, *(c for one in bench.courses.values() for c in one.forgotten)}
     others = [class_id for class_id in course.present if class_id not in taken]
     requests = held_out_classes(course, others, settings.requests, settings.seed)
     if not requests:
