@@ -19,9 +19,10 @@ from ..runs import ContinualForgetter, library_versions
 from ..training import NonFiniteLossError
 from .parts import ORIGINAL, RETRAINED, slug
 from .plan import SCHEMA, Bench, Cell, Course
+from .trained import keep_trained, read_trained
 from .yardsticks import Yardsticks, retrained, scores_at_end
 
-CELLS_FOLDER, RUNS_FOLDER, ERRORS_FOLDER = "cells", "runs", "errors"
+CELLS_FOLDER, RUNS_FOLDER, TRAINED_FOLDER, ERRORS_FOLDER = "cells", "runs", "trained", "errors"
 # Outcomes of a run. Any other one is "error: " and the kind of the error.
 FORGOTTEN, NOT_FORGOTTEN, DIVERGED, YARDSTICK = "forgotten", "not forgotten", "diverged", "yardstick"
 
@@ -84,7 +85,7 @@ class CellRunner:
             if cell.method in (ORIGINAL, RETRAINED):
                 rows, model = self._yardstick(cell, course)
             else:
-                rows, model = self._run(cell, course, found or {}, folder)
+                rows, model = self._trained(cell, course, found or {}, folder)
             figures, attacks = self._audited(course, model)
             rows[-1] |= figures
         except Exception as error:
@@ -147,6 +148,16 @@ class CellRunner:
             own["method"] = entry.make(**(found or {}).get("hyper_parameters", {})).settings()
             facts["options"] = json.dumps(own, sort_keys=True, default=str)
         return facts
+
+    def _trained(self, cell: Cell, course: Course, found: Mapping[str, Any], folder: Path) -> tuple[list[Row], Any]:
+        """Carries out a run, or reads what one has left that had another audit."""
+        place = self.bench.output / TRAINED_FOLDER / folder.name
+        if (kept := read_trained(place, self.bench.fresh_model())) is not None:
+            return kept
+        rows, model = self._run(cell, course, found, folder)
+        if not self.bench.config.keep_runs:
+            keep_trained(place, self.bench.model, model, [_finite(row) for row in rows])
+        return rows, model
 
     def _run(self, cell: Cell, course: Course, found: Mapping[str, Any], folder: Path) -> tuple[list[Row], Any]:
         forgetter = make_forgetter(self.bench, cell.method, course, cell.seed, found, folder)

@@ -96,7 +96,7 @@ def run_benchmark(
         phases = [
             _retraining(bench),
             [job for job in runs if job.keywords["cell"].method == ORIGINAL],
-            searches,
+            list({_search_of(bench, job).name: job for job in searches}.values()),
             [job for job in runs if job.keywords["cell"].method != ORIGINAL],
         ]
         todo = [[job for job in phase if not job.func(worker, **job.keywords, only_look=True)] for phase in phases]
@@ -176,6 +176,10 @@ def _searches(bench: Bench) -> list[partial]:
     return jobs
 
 
+def _search_of(bench: Bench, job: partial) -> Search:
+    return Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]])
+
+
 def _warn_of_short_searches(bench: Bench) -> None:
     """Says where trials forget fewer classes than the benchmark, because too few are left."""
     if bench.config.search is None:
@@ -209,7 +213,7 @@ def collect(bench: Bench) -> BenchmarkResults:
             attacks += worker.runner.attacks(cell, worker.found(cell))
     trials = []
     for job in _searches(bench):
-        search = Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]])
+        search = _search_of(bench, job)
         about = {"method": job.keywords["method"], "setting": job.keywords["course"]}
         trials += [{**about, **trial, "options": json.dumps(trial["options"])} for trial in search.trials() or []]
     results = BenchmarkResults(rows, trials, attacks)
@@ -232,4 +236,4 @@ def _remove_failed(bench: Bench) -> None:
         if any(map(is_error, worker.finished(cell) or [])):
             worker.runner.remove(cell, worker.found(cell))
     for job in _searches(bench):
-        Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]]).forget_failed()
+        _search_of(bench, job).forget_failed()

@@ -46,8 +46,8 @@ class Search:
         self.course = search_course(bench, course, self.settings)
         space = dict(self.entry.make().space)
         content = [bench.entry_facts(self.entry), space, self.course.facts(), asdict(self.settings)]
-        digest = bench.digest(method, course.name, *content)
-        self.name = slug(method, course.name, digest)
+        # Without the name of the setting: those whose trials are the same share them.
+        self.name = slug(method, bench.digest(method, *content))
         self.path = bench.output / SEARCH_FOLDER / f"{self.name}.json"
 
     def trials(self) -> list[Trial] | None:

@@ -57,7 +57,8 @@ class BenchmarkConfig:
         processes (`int` or `"auto"`, *optional*, defaults to `"auto"`):
             Runs at a time. `"auto"`: one for each CPU core, or one with an accelerator.
         keep_runs (`bool`, *optional*, defaults to `False`):
-            Whether the folders of finished runs stay, so that another audit needs no training.
+            Whether the folders of finished runs stay. Otherwise only the weights that a run changed stay, if they take
+            16 MiB at most. Another audit then needs no training either.
         name_classes (`bool`, *optional*, defaults to `False`):
             Whether results name the ids of the classes of each request. By default they say how many.
     """
