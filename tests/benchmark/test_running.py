@@ -76,6 +76,35 @@ def test_nothing_is_done_twice(finished, model, data, monkeypatch):
     assert run_benchmark(config, model, data, disable_tqdm=True).rows == before.rows
 
 
+def known(rows):
+    """Without the columns that a parquet file adds to rows that lack them."""
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def others(rows):
+    return [row for row in rows if row["method"] != "gs_lora"]
+
+
+def test_results_alone_are_gone_on_from(finished, model, data, tmp_path, monkeypatch):
+    """A clone has the committed parquet files. Another seed is carried out, what they hold is not."""
+    config, before = finished
+    config = replace(config, output=tmp_path / "out", seeds=[0, 1], methods=config.methods[1:])
+    config.output.mkdir()
+    for path in finished[0].output.glob("*.parquet"):
+        shutil.copy(path, config.output)
+    called = []
+    original = cells.CellRunner._run
+    monkeypatch.setattr(
+        cells.CellRunner, "_run", lambda self, cell, *rest: called.append(cell) or original(self, cell, *rest)
+    )
+    monkeypatch.setattr(search.Search, "_tried", None)
+    results = run_benchmark(config, model, data, disable_tqdm=True)
+    assert [(cell.method, cell.seed) for cell in called] == [("random_labels", 1)]
+    assert known(row for row in results.rows if row["seed"] == 0) == known(others(before.rows))
+    assert known(row for row in results.attacks if row["seed"] == 0) == known(others(before.attacks))
+    assert known(results.trials) == known(others(before.trials))
+
+
 def test_a_further_method_alone_is_carried_out(finished, model, data, tmp_path, monkeypatch):
     """Attacks on the original and the references are not repeated; the search has the same budget."""
     config, before = finished

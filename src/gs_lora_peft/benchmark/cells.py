@@ -56,6 +56,10 @@ class CellRunner:
         """Returns the rows of a run that is done; `None` if it is not."""
         return read_rows(self._path(cell, found))
 
+    def name(self, cell: Cell, found: Mapping[str, Any] | None = None) -> str:
+        """Returns the name of the file of a run, which stands for everything that the run depends on."""
+        return self._path(cell, found).stem
+
     def remove(self, cell: Cell, found: Mapping[str, Any] | None = None) -> None:
         """Removes the rows of a run, which is then carried out again, or gone on with."""
         self._path(cell, found).unlink()

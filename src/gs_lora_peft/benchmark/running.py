@@ -18,7 +18,8 @@ from .cells import Row, is_error
 from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
 from .processes import Pool, Worker
-from .results import BenchmarkResults
+from .restoring import restore_finished
+from .results import RUN, SEARCH, BenchmarkResults
 from .search import Search, search_course
 from .settings import BenchmarkConfig
 from .yardsticks import check_audit, retrained
@@ -88,6 +89,7 @@ def run_benchmark(
             check_audit(bench, course)
     bench.output.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(bench.output / "benchmark.lock"), Pool(bench) as pool:
+        restore_finished(bench.output)
         if retry_failed:
             _remove_failed(bench)
         worker = Worker(bench)
@@ -209,12 +211,14 @@ def collect(bench: Bench) -> BenchmarkResults:
     attacks: list[Row] = []
     for cell in (*yardstick_cells(bench), *bench.cells()):
         if (finished := worker.finished(cell)) is not None:
+            found = worker.found(cell)
+            finished = [{**row, RUN: worker.runner.name(cell, found)} for row in finished]
             rows += _named(bench, cell, finished) if bench.config.name_classes else finished
-            attacks += worker.runner.attacks(cell, worker.found(cell))
+            attacks += worker.runner.attacks(cell, found)
     trials = []
     for job in _searches(bench):
         search = _search_of(bench, job)
-        about = {"method": job.keywords["method"], "setting": job.keywords["course"]}
+        about = {"method": job.keywords["method"], "setting": job.keywords["course"], SEARCH: search.name}
         trials += [{**about, **trial, "options": json.dumps(trial["options"])} for trial in search.trials() or []]
     results = BenchmarkResults(rows, trials, attacks)
     results.save(bench.output)
