@@ -106,7 +106,7 @@ def run_benchmark(
         with tqdm(total=total, disable=disable_tqdm, desc="benchmark", smoothing=0.1, **_output()) as bar:
             for jobs in todo:
                 for said in pool.carry_out(jobs):
-                    bar.set_postfix_str(said)
+                    bar.set_postfix_str(said, refresh=False)
                     bar.update()
         return collect(bench if whole is None else Bench(whole, model, dataset, processing_class, data_collator))
 
