@@ -110,7 +110,7 @@ def test_every_method_has_the_same_budget_on_faces():
     config = BenchmarkConfig.read(cases.ROOT / "examples" / "benchmarks" / "faces.yaml")
     steps = {entry.name: config.training_of(entry)["max_steps"] for entry in config.methods}
     assert set(METHODS) <= set(steps)
-    assert {name for name, count in steps.items() if count != 30} == {"retrain"}
+    assert {name for name, count in steps.items() if count != 60} == {"retrain"}
 
 
 def test_later_settings_win(tmp_path):
