@@ -81,7 +81,7 @@ def audit_run(
         token (`str`, *optional*):
             As in [`load_forgotten`].
         options (*optional*):
-            As in [`audit_models`].
+            Other arguments of [`Auditor`].
 
     Returns:
         [`AuditReport`]: All figures; `report.save(folder)` writes them as JSON and as a page.
@@ -116,17 +116,8 @@ def audit_models(
     data: Dataset | DatasetDict | dict[str, Dataset],
     forget_classes: Sequence[int],
     *,
-    reference: Models = None,
-    attacks: Sequence[str | Attack] | None = None,
-    quick: bool = False,
-    label_column: str = "label",
-    processing_class: Any = None,
-    data_collator: Callable | None = None,
-    max_samples: int = 20_000,
-    seed: int = 0,
-    folder: StrPath | None = None,
     tasks: Sequence[str] = (),
-    disable_tqdm: bool = False,
+    **options: Any,
 ) -> AuditReport:
     """Attacks a model that forgot classes by any method, beside the original and models that never learned them.
 
@@ -135,6 +126,34 @@ def audit_models(
             The bare model before anything was forgotten. Not changed.
         forgotten (`torch.nn.Module`):
             The bare model afterwards. Not changed.
+        data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
+            As in [`audit_run`].
+        forget_classes (`Sequence[int]`):
+            Ids of the forgotten classes.
+        tasks (`Sequence[str]`, *optional*):
+            Names of the tasks, for the report.
+        options (*optional*):
+            Other arguments of [`Auditor`].
+
+    Returns:
+        [`AuditReport`]: All figures.
+
+    Raises:
+        InvalidInputError: As [`Auditor`].
+    """
+    return Auditor(original, data, forget_classes, **options).audit(
+        Subject("forgotten", "forgotten", forgotten), tasks
+    )
+
+
+class Auditor:
+    """Attacks several models that forgot the same classes.
+
+    What the attacks compute of the original and of the references is kept from one model to the next.
+
+    Args:
+        original (`transformers.PreTrainedModel`):
+            As in [`audit_models`].
         data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
             As in [`audit_run`].
         forget_classes (`Sequence[int]`):
@@ -157,57 +176,16 @@ def audit_models(
             Seed of all draws.
         folder (`str` or `os.PathLike`, *optional*):
             Where finished parts are kept: the same call continues an audit that was stopped.
-        tasks (`Sequence[str]`, *optional*):
-            Names of the tasks, for the report.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether to hide the progress.
-
-    Returns:
-        [`AuditReport`]: All figures.
-
-    Raises:
-        InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
-            model, a reference has another head or the weights of the original, or the name of an attack is unknown.
-    """
-    auditor = Auditor(
-        original,
-        data,
-        forget_classes,
-        reference=reference,
-        attacks=attacks,
-        quick=quick,
-        label_column=label_column,
-        processing_class=processing_class,
-        data_collator=data_collator,
-        max_samples=max_samples,
-        seed=seed,
-        folder=folder,
-        disable_tqdm=disable_tqdm,
-    )
-    return auditor.audit(Subject("forgotten", "forgotten", forgotten), tasks)
-
-
-class Auditor:
-    """Attacks several models that forgot the same classes.
-
-    What the attacks compute of the original and of the references is kept from one model to the next.
-
-    Args:
-        original (`transformers.PreTrainedModel`):
-            As in [`audit_models`].
-        data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
-            As in [`audit_models`].
-        forget_classes (`Sequence[int]`):
-            As in [`audit_models`].
-        options (*optional*):
-            Other arguments of [`audit_models`], without `tasks`.
 
     Attributes:
         context ([`AuditContext`]):
             What all attacks share, with the samples of the attacker and of the judge.
 
     Raises:
-        InvalidInputError: As [`audit_models`].
+        InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
+            model, a reference has another head or the weights of the original, or the name of an attack is unknown.
     """
 
     def __init__(
@@ -254,7 +232,7 @@ class Auditor:
                 As in [`audit_models`].
 
         Raises:
-            InvalidInputError: As [`audit_models`].
+            InvalidInputError: As [`Auditor`].
         """
         context, chosen = self.context, self.attacks
         runner = _Runner(context, [context.original, forgotten, *context.references], self.folder)

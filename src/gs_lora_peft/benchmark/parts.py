@@ -189,7 +189,7 @@ class AuditSettings:
             Name of a setting → folders of models that were retrained without its classes, in place of the ones that
             the benchmark trains. A setting without any is not audited, and `references` and `controls` have no effect.
         max_samples (`int`, *optional*, defaults to 20000):
-            As in [`audit_models`].
+            As in [`Auditor`].
         seed (`int`, *optional*, defaults to 0):
             Seed of the attacks, the same for all models. The references have the seeds after it.
         cache (`str`, *optional*):
