@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, set_seed
 
@@ -29,7 +29,6 @@ from ..data import (
 )
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_json_atomic
-from ..objectives import head_size
 from ..roles import ClassRoles
 from ..runs import library_versions
 from .base import Attack, AuditContext, Measurement
@@ -38,13 +37,12 @@ from .registry import get_attacks
 from .report import AuditReport
 from .results import SCHEMA, AttackResult, AuditedModel
 from .samples import Samples
-from .subjects import LOGITS, Subject
+from .subjects import LOGITS, Models, Subject, reference_subjects
 
 logger = logging.getLogger(__name__)
 
 PARTS_FOLDER = "parts"
 _IDENTIFYING_ROWS = 8
-Models = PreTrainedModel | Sequence[PreTrainedModel] | None
 
 
 def audit_run(
@@ -210,9 +208,12 @@ class Auditor:
         train, test = _attacker_and_judge(data, label_column, seed)
         check_names(read_classes(train, label_column)[1], original, repr(label_column))
         collator = data_collator or default_collator(processing_class, label_column, train)
-        attacker, judge = (_capped(Samples(part, collator, label_column), max_samples, seed) for part in (train, test))
+        attacker, judge = (
+            Samples(part, collator, label_column).limited(max_samples, AuditContext.generator(seed, "samples"))
+            for part in (train, test)
+        )
         roles = _roles(train, test, label_column, forget_classes)
-        own, others = Subject("original", "original", original), _references(original, reference, seed)
+        own, others = Subject("original", "original", original), reference_subjects(original, reference, seed)
         self.context = AuditContext(roles, attacker, judge, own, others, seed, has_members=isinstance(data, dict))
         self.facts = {
             "quick": quick,
@@ -372,13 +373,6 @@ def _attacker_and_judge(data: Any, label_column: str, seed: int) -> tuple[Datase
     return data["train"], data[name]
 
 
-def _capped(samples: Samples, limit: int, seed: int) -> Samples:
-    if len(samples) <= limit:
-        return samples
-    rows = samples.capped(limit, AuditContext.generator(seed, "samples"))
-    return Samples(samples.dataset, samples.data_collator, samples.label_column, rows)
-
-
 def _roles(train: Dataset, test: Dataset, label_column: str, forget_classes: Sequence[int]) -> ClassRoles:
     present = [set(read_classes(part, label_column)[0].tolist()) for part in (train, test)]
     for name, classes in zip(("the attacker's data", "the data to judge on"), present, strict=True):
@@ -390,26 +384,3 @@ def _roles(train: Dataset, test: Dataset, label_column: str, forget_classes: Seq
         expected = "at least one class that was forgotten, and samples of one that was kept"
         raise InvalidInputError("forget_classes", f"{len(forget_classes)} of {len(kept)} more classes", expected)
     return ClassRoles(forget=forget_classes, retain=kept)
-
-
-def _shapes(model: nn.Module) -> dict[str, Size]:
-    return {name: value.shape for name, value in model.state_dict().items()}
-
-
-def _references(original: PreTrainedModel, reference: Models, seed: int) -> list[Subject]:
-    if reference is None:
-        set_seed(seed)
-        random: Any = type(original)(copy.deepcopy(original.config))
-        return [Subject("random weights", "random", random.to(original.device))]
-    models = [reference] if isinstance(reference, nn.Module) else list(reference)
-    for model in models:
-        if not isinstance(model, nn.Module) or _shapes(model) != _shapes(original):
-            found = (
-                f"{type(model).__name__} with a head of {head_size(model)}" if isinstance(model, nn.Module) else model
-            )
-            expected = f"the architecture of the original, with a head of {head_size(original)} classes"
-            raise InvalidInputError("reference", found, expected, "Retrain it with the original's configuration.")
-    if not models:
-        raise InvalidInputError("reference", [], "at least one model, or None for random weights")
-    names = ["retrained"] if len(models) == 1 else [f"retrained {number}" for number in range(1, len(models) + 1)]
-    return [Subject(name, "retrained", model) for name, model in zip(names, models, strict=True)]

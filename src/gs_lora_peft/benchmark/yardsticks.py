@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from scipy.special import log_softmax
 from torch import nn
 from transformers import PreTrainedModel
@@ -183,7 +182,12 @@ def check_audit(bench: Bench, course: Course) -> None:
     assert settings is not None
     options = {"attacks": [], "max_samples": 1, "disable_tqdm": True, **bench.loading}
     audit_models(bench.model, bench.model, data, course.forgotten, **options)
-    few = [_samples_of(bench, part, 2 * len(course.present)) for part in data.values()]
+    few = [
+        Samples(part, options["data_collator"], bench.label_column).limited(
+            2 * len(course.present), AuditContext.generator(0, "samples")
+        )
+        for part in data.values()
+    ]
     roles = ClassRoles(forget=course.forgotten, retain=set(course.present) - set(course.forgotten))
     original = Subject("original", "original", bench.model)
     count = settings.references if settings.given is None else len(settings.given[course.name])
@@ -215,10 +219,3 @@ def scores_at_end(bench: Bench, course: Course, model: nn.Module, before: float 
     assert bench.data_collator is not None
     found = predict(model, bench.dataset["test"], args, bench.data_collator, bench.label_column)
     return found.by_role(course.roles, before)
-
-
-def _samples_of(bench: Bench, part: Dataset, limit: int, seed: int = 0) -> Samples:
-    assert bench.data_collator is not None
-    samples = Samples(part, bench.data_collator, bench.label_column)
-    rows = samples.capped(limit, AuditContext.generator(seed, "samples"))
-    return Samples(part, bench.data_collator, bench.label_column, rows)
