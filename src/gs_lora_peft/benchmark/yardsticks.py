@@ -180,7 +180,7 @@ def check_audit(bench: Bench, course: Course) -> None:
     """
     settings, data = bench.config.audit, dict(bench.dataset)
     assert settings is not None
-    options = {"attacks": [], "max_samples": 1, "disable_tqdm": True, **bench.loading}
+    options: dict[str, Any] = {"attacks": [], "max_samples": 1, "disable_tqdm": True, **bench.loading}
     audit_models(bench.model, bench.model, data, course.forgotten, **options)
     few = [
         Samples(part, options["data_collator"], bench.label_column).limited(
