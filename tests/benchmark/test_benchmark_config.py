@@ -36,7 +36,7 @@ from gs_lora_peft.methods import METHODS, get_method
         ({"audit": {"budgets": {"knn": {"x": 1}}}}, "audit.budgets['knn']"),
         ({"audit": {"recipe": {"x": 1}}}, "recipe"),
         ({"audit": {"given": {"another setting": ["folder"]}}}, "audit.given"),
-        ({"audit": {"given": {"continual": []}}}, "audit.given.continual"),
+        ({"audit": {"given": {"continual": []}}}, "audit.given['continual']"),
         ({"settings": [{"name": "a", "requests": [[1]], "train_fraction": 0}]}, "settings['a'].train_fraction"),
         ({"model_config": 3}, "model_config"),
         ({"search": {"trials": 9, "learning_rates": [1e-3]}}, "search.trials"),
