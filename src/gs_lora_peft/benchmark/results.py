@@ -12,11 +12,10 @@ from typing import Any, Self
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_bytes_atomic
 from ..reports import Table
-from .attack_table import attack_table
 from .cells import is_error
 from .charts import draw_figures
 from .parts import slug
-from .tables import main_table, search_table, task_table
+from .tables import attack_table, main_table, search_table, task_table
 
 RESULTS, TRIALS, ATTACKS = "results", "search", "attacks"
 # Columns that name the file of a run and of a search, and so everything that they depend on.
