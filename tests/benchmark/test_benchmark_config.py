@@ -6,7 +6,7 @@ import yaml
 from errors import refused
 
 from gs_lora_peft.benchmark import BenchmarkConfig, run_benchmark
-from gs_lora_peft.methods import get_method
+from gs_lora_peft.methods import METHODS, get_method
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,10 @@ from gs_lora_peft.methods import get_method
         ({"audit": {"attacks": ["answer"], "budgets": {"knn": {}}}}, "audit.budgets"),
         ({"audit": {"budgets": {"knn": {"x": 1}}}}, "audit.budgets['knn']"),
         ({"audit": {"recipe": {"x": 1}}}, "recipe"),
+        ({"audit": {"given": {"another setting": ["folder"]}}}, "audit.given"),
+        ({"audit": {"given": {"continual": []}}}, "audit.given['continual']"),
+        ({"settings": [{"name": "a", "requests": [[1]], "train_fraction": 0}]}, "settings['a'].train_fraction"),
+        ({"model_config": 3}, "model_config"),
         ({"search": {"trials": 9, "learning_rates": [1e-3]}}, "search.trials"),
         ({"settings": [{"name": "a", "requests": [[1]], "protocol": [2]}]}, "settings['a']"),
         (
@@ -99,6 +103,14 @@ def test_a_file_is_read_and_changed(tmp_path):
     more = config.with_methods(["random_labels", "gs_lora"])
     assert [entry.name for entry in more.methods] == ["random_labels", "gs_lora"]
     assert [entry.name for entry in config.with_methods(["salun"], only=True).methods] == ["salun"]
+
+
+def test_every_method_has_the_same_budget_on_faces():
+    """As the file says: also those that publish another number of steps. Only one starts anew."""
+    config = BenchmarkConfig.read(cases.ROOT / "examples" / "benchmarks" / "faces.yaml")
+    steps = {entry.name: config.training_of(entry)["max_steps"] for entry in config.methods}
+    assert set(METHODS) <= set(steps)
+    assert {name for name, count in steps.items() if count != 60} == {"retrain"}
 
 
 def test_later_settings_win(tmp_path):

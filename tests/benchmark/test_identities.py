@@ -23,6 +23,15 @@ class Changed(RandomLabels):
 """
 
 
+DERIVED = """
+from changed_method import Changed
+
+
+class Derived(Changed):
+    name = "derived"
+"""
+
+
 def places(config, model, data):
     """Files of the runs of the benchmark, and of its searches."""
     bench = Bench(config, model, data)
@@ -38,7 +47,8 @@ def config(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "changed_method", raising=False)
     search = {"trials": 2, "requests": 1}
     yield cases.config(tmp_path, methods=["changed_method:Changed"], search=search)
-    sys.modules.pop("changed_method", None)
+    for name in ("changed_method", "derived_method"):
+        sys.modules.pop(name, None)
 
 
 def test_the_same_benchmark_has_the_same_places(config, model, data):
@@ -54,6 +64,16 @@ def test_what_runs_and_searches_depend_on(config, model, data, tmp_path, monkeyp
         monkeypatch.setattr(plan, "__version__", "0.0.1")
     else:
         (tmp_path / "changed_method.py").write_text(MINE + "    forget_weight: float = 0.5\n")
+    for first, second in zip(before, places(config, model, data), strict=True):
+        assert not first & second
+
+
+def test_a_run_depends_on_the_files_of_base_classes(config, model, data, tmp_path):
+    """Those of the user; the version stands for those of this package."""
+    (tmp_path / "derived_method.py").write_text(DERIVED)
+    config = cases.config(tmp_path, methods=["derived_method:Derived"], search={"trials": 2, "requests": 1})
+    before = places(config, model, data)
+    (tmp_path / "changed_method.py").write_text(MINE + "\n")
     for first, second in zip(before, places(config, model, data), strict=True):
         assert not first & second
 

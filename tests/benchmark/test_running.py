@@ -10,7 +10,9 @@ import pytest
 from datasets import DatasetDict, load_dataset
 from errors import refused
 
+from gs_lora_peft.audit import retrain
 from gs_lora_peft.benchmark import BenchmarkResults, cells, run_benchmark, search
+from gs_lora_peft.benchmark.plan import Bench
 
 
 def runs_of(results, method):
@@ -72,6 +74,35 @@ def test_nothing_is_done_twice(finished, model, data, monkeypatch):
     monkeypatch.setattr(search, "make_forgetter", None)
     monkeypatch.setattr(cells.Yardsticks, "audit", None)
     assert run_benchmark(config, model, data, disable_tqdm=True).rows == before.rows
+
+
+def known(rows):
+    """Without the columns that a parquet file adds to rows that lack them."""
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def others(rows):
+    return [row for row in rows if row["method"] != "gs_lora"]
+
+
+def test_results_alone_are_gone_on_from(finished, model, data, tmp_path, monkeypatch):
+    """A clone has the committed parquet files. Another seed is carried out, what they hold is not."""
+    config, before = finished
+    config = replace(config, output=tmp_path / "out", seeds=[0, 1], methods=config.methods[1:])
+    config.output.mkdir()
+    for path in finished[0].output.glob("*.parquet"):
+        shutil.copy(path, config.output)
+    called = []
+    original = cells.CellRunner._run
+    monkeypatch.setattr(
+        cells.CellRunner, "_run", lambda self, cell, *rest: called.append(cell) or original(self, cell, *rest)
+    )
+    monkeypatch.setattr(search.Search, "_tried", None)
+    results = run_benchmark(config, model, data, disable_tqdm=True)
+    assert [(cell.method, cell.seed) for cell in called] == [("random_labels", 1)]
+    assert known(row for row in results.rows if row["seed"] == 0) == known(others(before.rows))
+    assert known(row for row in results.attacks if row["seed"] == 0) == known(others(before.attacks))
+    assert known(results.trials) == known(others(before.trials))
 
 
 def test_a_further_method_alone_is_carried_out(finished, model, data, tmp_path, monkeypatch):
@@ -210,10 +241,11 @@ def test_an_audit_that_fails_is_tried_again_without_training(tmp_path, model, da
     assert not list(config.output.glob("runs/*"))
 
 
-def test_another_audit_trains_nothing_that_was_kept(tmp_path, model, data, monkeypatch):
-    """Further controls audit nothing again; another key of the audit goes on with runs that were kept."""
+@pytest.mark.parametrize("keep_runs", [True, False])
+def test_another_audit_trains_nothing_again(tmp_path, model, data, monkeypatch, keep_runs):
+    """Further controls audit nothing again; another key of the audit takes folders or weights of the runs."""
     audit = cases.AUDIT | {"cache": str(tmp_path / "retrained"), "references": 1, "controls": 0, "attacks": ["answer"]}
-    options = {"methods": ["random_labels"], "keep_runs": True}
+    options = {"methods": ["random_labels"], "keep_runs": keep_runs}
     trained, audited = [], []
     carry_out, audit_of = cells.ContinualForgetter._carry_out, cells.CellRunner._audited
     monkeypatch.setattr(
@@ -222,12 +254,75 @@ def test_another_audit_trains_nothing_that_was_kept(tmp_path, model, data, monke
         lambda *given, **more: trained.append(given) or carry_out(*given, **more),
     )
     monkeypatch.setattr(cells.CellRunner, "_audited", lambda *given: audited.append(given) or audit_of(*given))
-    counts = []
+    counts, results = [], []
     for changes in ({}, {"controls": 1}, {"max_samples": 50}):
         config = cases.config(tmp_path, audit=audit | changes, **options)
-        assert not run_benchmark(config, model, data, disable_tqdm=True).failed
+        results.append(run_benchmark(config, model, data, disable_tqdm=True))
+        assert not results[-1].failed
         counts.append((len(trained), len(audited)))
     assert counts == [(2, 2), (2, 3), (2, 5)]
+    # The attack asks for all samples of the forgotten classes in either audit: the weights are the same.
+    first, *_, last = (
+        [row["value"] for row in found.attacks if row["method"] == "random_labels"] for found in results
+    )
+    assert first == last
+
+
+def test_settings_whose_trials_are_the_same_share_a_search(tmp_path, model, data, monkeypatch):
+    """The first request of one is the only one of the other, and trials have one request."""
+    settings = [{"name": "two", "requests": [[0], [1]]}, {"name": "one", "requests": [[0]]}]
+    options = {"trials": 2, "learning_rates": [1e-3], "requests": 1}
+    config = cases.config(tmp_path, audit=None, settings=settings, search=options, methods=["random_labels"])
+    tried, original = [], search.Search._tried
+    monkeypatch.setattr(search.Search, "_tried", lambda *given: tried.append(given) or original(*given))
+    trials = run_benchmark(config, model, data, disable_tqdm=True).trials
+    assert len(tried) == 2
+    assert [(trial["setting"], trial["trial"]) for trial in trials] == [("two", 0), ("two", 1), ("one", 0), ("one", 1)]
+    assert {name: value for name, value in trials[1].items() if name != "setting"} == {
+        name: value for name, value in trials[3].items() if name != "setting"
+    }
+
+
+def test_models_that_are_given_are_the_yardstick_of_their_setting(tmp_path, model, data):
+    """Nothing is retrained, and a setting without a model has no audit. Another model makes another audit."""
+    settings = [{"name": "audited", "requests": [[0]]}, {"name": "other", "requests": [[0], [1]]}]
+    folders = []
+    for seed in (0, 1):
+        recipe = cases.AUDIT["recipe"] | {"epochs": 1}
+        folders.append(tmp_path / f"reference {seed}")
+        cache = tmp_path / "cache"
+        retrain(model, data["train"], [0], recipe=recipe, seed=seed, cache=cache).save_pretrained(folders[-1])
+    gaps = []
+    for folder in folders:
+        audit = {"given": {"audited": [str(folder)]}, "attacks": ["answer", "membership"]}
+        config = cases.config(tmp_path, settings=settings, audit=audit, methods=["random_labels"])
+        rows = [row for row in run_benchmark(config, model, data, disable_tqdm=True).rows if row["final"]]
+        assert {row["method"] for row in rows} == {"original", "random_labels"}
+        assert [row["setting"] for row in rows if row.get("recovery_gap") is not None] == ["audited"] * 2
+        gaps.append([row["kl_retain"] for row in rows if row["setting"] == "audited"])
+    assert gaps[0] != gaps[1]
+    audit["given"]["audited"] = [str(tmp_path)]
+    with refused("audit.given['audited']"):
+        run_benchmark(cases.config(tmp_path, settings=settings, audit=audit), model, data, disable_tqdm=True)
+
+
+def test_a_setting_may_use_a_share_of_the_training_samples(tmp_path, model, data):
+    """Of every class, drawn with the seed of the run."""
+    settings = [{"name": "half", "requests": [[0]], "train_fraction": 0.5}]
+    bench = Bench(cases.config(tmp_path, settings=settings, audit=None), model, data)
+    chosen = [bench.data_of(bench.courses["half"], seed) for seed in (0, 0, 1)]
+    pixels = [part["train"]["pixel_values"][:].numpy().tobytes() for part in chosen]
+    assert sorted(chosen[0]["train"]["label"]) == sorted([*range(6)] * 6)
+    assert pixels[0] == pixels[1] != pixels[2]
+    assert chosen[0]["test"] is bench.dataset["test"]
+
+
+def test_a_log_gets_lines_and_no_control_characters(tmp_path, model, data, capsys):
+    config = cases.config(tmp_path, audit=None, methods=["random_labels"])
+    run_benchmark(config, model, data)
+    said = capsys.readouterr().err
+    assert "2/2" in said
+    assert "\r" not in said
 
 
 def test_failed_trials_are_tried_again_if_asked(tmp_path, model, data, monkeypatch):
@@ -257,8 +352,6 @@ def test_failed_trials_are_tried_again_if_asked(tmp_path, model, data, monkeypat
 def test_the_search_sees_no_test_data_and_other_classes(finished, model, data):
     """Its images are training images, and none of its requests names a class that the benchmark forgets."""
     config, _ = finished
-    from gs_lora_peft.benchmark.plan import Bench
-
     bench = Bench(config, model, data)
     course = search.search_course(bench, bench.courses["continual"], config.search)
     assert len(course.requests) == config.search.requests

@@ -1,4 +1,4 @@
-from .auditing import audit_models as audit_models, audit_run as audit_run
+from .auditing import Auditor as Auditor, audit_models as audit_models, audit_run as audit_run
 from .base import Attack as Attack, AuditContext as AuditContext, Measurement as Measurement
 from .detections import draw_detections as draw_detections, has_objects as has_objects
 from .faces import (
@@ -17,14 +17,16 @@ from .results import Comparison as Comparison, RecoveryGap as RecoveryGap
 from .retraining.recipe import RetrainRecipe as RetrainRecipe
 from .retraining.retrain import retrain as retrain, retrained_models as retrained_models
 from .samples import Samples as Samples
-from .subjects import Subject as Subject
+from .subjects import LOGITS as LOGITS, Subject as Subject
 
 __all__ = [
     "ATTACKS",
+    "LOGITS",
     "PICTURES_FOLDER",
     "Attack",
     "AuditContext",
     "AuditReport",
+    "Auditor",
     "Comparison",
     "FaceAudit",
     "FacePredictions",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, set_seed
 
@@ -29,7 +29,6 @@ from ..data import (
 )
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_json_atomic
-from ..objectives import head_size
 from ..roles import ClassRoles
 from ..runs import library_versions
 from .base import Attack, AuditContext, Measurement
@@ -38,13 +37,12 @@ from .registry import get_attacks
 from .report import AuditReport
 from .results import SCHEMA, AttackResult, AuditedModel
 from .samples import Samples
-from .subjects import LOGITS, Subject
+from .subjects import LOGITS, Models, Subject, reference_subjects
 
 logger = logging.getLogger(__name__)
 
 PARTS_FOLDER = "parts"
 _IDENTIFYING_ROWS = 8
-Models = PreTrainedModel | Sequence[PreTrainedModel] | None
 
 
 def audit_run(
@@ -81,7 +79,7 @@ def audit_run(
         token (`str`, *optional*):
             As in [`load_forgotten`].
         options (*optional*):
-            As in [`audit_models`].
+            Other arguments of [`Auditor`].
 
     Returns:
         [`AuditReport`]: All figures; `report.save(folder)` writes them as JSON and as a page.
@@ -116,17 +114,8 @@ def audit_models(
     data: Dataset | DatasetDict | dict[str, Dataset],
     forget_classes: Sequence[int],
     *,
-    reference: Models = None,
-    attacks: Sequence[str | Attack] | None = None,
-    quick: bool = False,
-    label_column: str = "label",
-    processing_class: Any = None,
-    data_collator: Callable | None = None,
-    max_samples: int = 20_000,
-    seed: int = 0,
-    folder: StrPath | None = None,
     tasks: Sequence[str] = (),
-    disable_tqdm: bool = False,
+    **options: Any,
 ) -> AuditReport:
     """Attacks a model that forgot classes by any method, beside the original and models that never learned them.
 
@@ -135,6 +124,34 @@ def audit_models(
             The bare model before anything was forgotten. Not changed.
         forgotten (`torch.nn.Module`):
             The bare model afterwards. Not changed.
+        data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
+            As in [`audit_run`].
+        forget_classes (`Sequence[int]`):
+            Ids of the forgotten classes.
+        tasks (`Sequence[str]`, *optional*):
+            Names of the tasks, for the report.
+        options (*optional*):
+            Other arguments of [`Auditor`].
+
+    Returns:
+        [`AuditReport`]: All figures.
+
+    Raises:
+        InvalidInputError: As [`Auditor`].
+    """
+    return Auditor(original, data, forget_classes, **options).audit(
+        Subject("forgotten", "forgotten", forgotten), tasks
+    )
+
+
+class Auditor:
+    """Attacks several models that forgot the same classes.
+
+    What the attacks compute of the original and of the references is kept from one model to the next.
+
+    Args:
+        original (`transformers.PreTrainedModel`):
+            As in [`audit_models`].
         data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
             As in [`audit_run`].
         forget_classes (`Sequence[int]`):
@@ -157,43 +174,81 @@ def audit_models(
             Seed of all draws.
         folder (`str` or `os.PathLike`, *optional*):
             Where finished parts are kept: the same call continues an audit that was stopped.
-        tasks (`Sequence[str]`, *optional*):
-            Names of the tasks, for the report.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether to hide the progress.
 
-    Returns:
-        [`AuditReport`]: All figures.
+    Attributes:
+        context ([`AuditContext`]):
+            What all attacks share, with the samples of the attacker and of the judge.
 
     Raises:
         InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
             model, a reference has another head or the weights of the original, or the name of an attack is unknown.
     """
-    chosen = get_attacks(attacks, quick=quick)
-    train, test = _attacker_and_judge(data, label_column, seed)
-    check_names(read_classes(train, label_column)[1], original, repr(label_column))
-    collator = data_collator or default_collator(processing_class, label_column, train)
-    attacker, judge = (_capped(Samples(part, collator, label_column), max_samples, seed) for part in (train, test))
-    roles = _roles(train, test, label_column, forget_classes)
-    subjects = [Subject("original", "original", original), Subject("forgotten", "forgotten", forgotten)]
-    references = _references(original, reference, seed)
-    context = AuditContext(roles, attacker, judge, subjects[0], references, seed, has_members=isinstance(data, dict))
-    runner = _Runner(context, [*subjects, *references], None if folder is None else as_path(folder, "folder"))
-    _check_never_learned(context)
-    fitting = [attack for attack in chosen if attack.fits(context)]
-    if chosen and not any(attack.judged != "shown" for attack in fitting):
-        names = [attack.name for attack in chosen]
-        raise InvalidInputError("attacks", names, "one that fits this model and data, and is judged", "Leave it out.")
-    facts = {
-        "quick": quick,
-        "seed": seed,
-        "classes": {"forgotten": len(roles.forget), "kept": len(roles.retain)},
-        "samples": {"attacker": len(attacker), "judge": len(judge)},
-        "every_attack": attacks is None,
-        "not_applicable": [attack.title for attack in chosen if attack not in fitting],
-        "versions": library_versions(),
-    }
-    return AuditReport(runner.models, runner.run(fitting, disable_tqdm), list(tasks), facts)
+
+    def __init__(
+        self,
+        original: PreTrainedModel,
+        data: Dataset | DatasetDict | dict[str, Dataset],
+        forget_classes: Sequence[int],
+        *,
+        reference: Models = None,
+        attacks: Sequence[str | Attack] | None = None,
+        quick: bool = False,
+        label_column: str = "label",
+        processing_class: Any = None,
+        data_collator: Callable | None = None,
+        max_samples: int = 20_000,
+        seed: int = 0,
+        folder: StrPath | None = None,
+        disable_tqdm: bool = False,
+    ):
+        self.attacks, self.disable_tqdm = get_attacks(attacks, quick=quick), disable_tqdm
+        self.folder = None if folder is None else as_path(folder, "folder")
+        train, test = _attacker_and_judge(data, label_column, seed)
+        check_names(read_classes(train, label_column)[1], original, repr(label_column))
+        collator = data_collator or default_collator(processing_class, label_column, train)
+        attacker, judge = (
+            Samples(part, collator, label_column).limited(max_samples, AuditContext.generator(seed, "samples"))
+            for part in (train, test)
+        )
+        roles = _roles(train, test, label_column, forget_classes)
+        own, others = Subject("original", "original", original), reference_subjects(original, reference, seed)
+        self.context = AuditContext(roles, attacker, judge, own, others, seed, has_members=isinstance(data, dict))
+        self.facts = {
+            "quick": quick,
+            "seed": seed,
+            "classes": {"forgotten": len(roles.forget), "kept": len(roles.retain)},
+            "samples": {"attacker": len(attacker), "judge": len(judge)},
+            "every_attack": attacks is None,
+        }
+
+    def audit(self, forgotten: Subject, tasks: Sequence[str] = ()) -> AuditReport:
+        """Attacks one model.
+
+        Args:
+            forgotten ([`Subject`]):
+                The model, of the kind `"forgotten"`. Not changed.
+            tasks (`Sequence[str]`, *optional*):
+                As in [`audit_models`].
+
+        Raises:
+            InvalidInputError: As [`Auditor`].
+        """
+        context, chosen = self.context, self.attacks
+        runner = _Runner(context, [context.original, forgotten, *context.references], self.folder)
+        _check_never_learned(context)
+        fitting = [attack for attack in chosen if attack.fits(context)]
+        if chosen and not any(attack.judged != "shown" for attack in fitting):
+            names = [attack.name for attack in chosen]
+            expected = "one that fits this model and data, and is judged"
+            raise InvalidInputError("attacks", names, expected, "Leave it out.")
+        facts = {
+            **self.facts,
+            "not_applicable": [attack.title for attack in chosen if attack not in fitting],
+            "versions": library_versions(),
+        }
+        return AuditReport(runner.models, runner.run(fitting, self.disable_tqdm), list(tasks), facts)
 
 
 @dataclass
@@ -318,13 +373,6 @@ def _attacker_and_judge(data: Any, label_column: str, seed: int) -> tuple[Datase
     return data["train"], data[name]
 
 
-def _capped(samples: Samples, limit: int, seed: int) -> Samples:
-    if len(samples) <= limit:
-        return samples
-    rows = samples.capped(limit, AuditContext.generator(seed, "samples"))
-    return Samples(samples.dataset, samples.data_collator, samples.label_column, rows)
-
-
 def _roles(train: Dataset, test: Dataset, label_column: str, forget_classes: Sequence[int]) -> ClassRoles:
     present = [set(read_classes(part, label_column)[0].tolist()) for part in (train, test)]
     for name, classes in zip(("the attacker's data", "the data to judge on"), present, strict=True):
@@ -336,26 +384,3 @@ def _roles(train: Dataset, test: Dataset, label_column: str, forget_classes: Seq
         expected = "at least one class that was forgotten, and samples of one that was kept"
         raise InvalidInputError("forget_classes", f"{len(forget_classes)} of {len(kept)} more classes", expected)
     return ClassRoles(forget=forget_classes, retain=kept)
-
-
-def _shapes(model: nn.Module) -> dict[str, Size]:
-    return {name: value.shape for name, value in model.state_dict().items()}
-
-
-def _references(original: PreTrainedModel, reference: Models, seed: int) -> list[Subject]:
-    if reference is None:
-        set_seed(seed)
-        random: Any = type(original)(copy.deepcopy(original.config))
-        return [Subject("random weights", "random", random.to(original.device))]
-    models = [reference] if isinstance(reference, nn.Module) else list(reference)
-    for model in models:
-        if not isinstance(model, nn.Module) or _shapes(model) != _shapes(original):
-            found = (
-                f"{type(model).__name__} with a head of {head_size(model)}" if isinstance(model, nn.Module) else model
-            )
-            expected = f"the architecture of the original, with a head of {head_size(original)} classes"
-            raise InvalidInputError("reference", found, expected, "Retrain it with the original's configuration.")
-    if not models:
-        raise InvalidInputError("reference", [], "at least one model, or None for random weights")
-    names = ["retrained"] if len(models) == 1 else [f"retrained {number}" for number in range(1, len(models) + 1)]
-    return [Subject(name, "retrained", model) for name, model in zip(names, models, strict=True)]

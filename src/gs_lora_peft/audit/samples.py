@@ -71,6 +71,12 @@ class Samples:
         chosen = [rng.permutation(np.flatnonzero(self.labels == class_id))[:each] for class_id in classes]
         return np.sort(np.concatenate(chosen))
 
+    def limited(self, limit: int, rng: np.random.Generator) -> Samples:
+        """Returns at most `limit` of the samples, see [`~Samples.capped`]."""
+        if len(self) <= limit:
+            return self
+        return Samples(self.dataset, self.data_collator, self.label_column, self.rows[self.capped(limit, rng)])
+
     def batch(self, positions: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """Collates some rows into one batch on a device."""
         # One call for all rows: a table of datasets reads them several times as fast as one by one.

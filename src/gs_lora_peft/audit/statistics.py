@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 RESAMPLES = 1000
 _EDGES = (2.5, 97.5)
 _Z = 1.96
+_KEPT_WEIGHTS = 1_000_000  # numbers: 8 MB
 
 
 def interval_of_hits(hits: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
@@ -27,16 +30,22 @@ def interval_of_hits(hits: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
         `tuple[float, float]`: Lower and upper end.
     """
     hits = np.asarray(hits, dtype=float)
-    rng = np.random.default_rng(seed)
     draws, samples = hits.shape
-    # Weights of rows and columns instead of copies of the matrix.
-    by_draw = rng.multinomial(draws, np.full(draws, 1 / draws), size=resamples) / draws
-    by_sample = rng.multinomial(samples, np.full(samples, 1 / samples), size=resamples) / samples
+    kept = resamples * samples <= _KEPT_WEIGHTS
+    by_draw, by_sample = (_weights if kept else _weights.__wrapped__)(draws, samples, resamples, seed)
     means = np.einsum("rd,rd->r", by_draw, by_sample @ hits.T)
     low, high = np.percentile(means, _EDGES)
     # Where every sample gives the same, resampling sees no spread: Wilson's interval for 0 or all of n.
     reach = _Z**2 / (samples + _Z**2)
     return (0.0, reach) if not hits.any() else (1 - reach, 1.0) if (hits == 1).all() else (float(low), float(high))
+
+
+@lru_cache(maxsize=8)
+def _weights(draws: int, samples: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of rows and columns instead of copies of the matrix. An audit asks for the same ones many times."""
+    rng = np.random.default_rng(seed)
+    by_draw, by_sample = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in (draws, samples))
+    return by_draw, by_sample
 
 
 def interval_of_values(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Size, nn
+from transformers import PreTrainedModel, set_seed
 
 from ..adapters import weights_fingerprint
+from ..errors import InvalidInputError
 from ..objectives import (
     NoEmbeddingFoundError,
     block_paths,
     captured_embeddings,
     captured_states,
     find_head,
+    head_size,
     is_detector,
     logits_of,
 )
@@ -26,6 +29,7 @@ from .samples import Samples
 
 Kind = Literal["original", "forgotten", "retrained", "random"]
 
+Models = PreTrainedModel | Sequence[PreTrainedModel] | None
 Computed = TypeVar("Computed")
 
 EMBEDDING, LOGITS = "embedding", "logits"
@@ -140,3 +144,39 @@ def head_path(model: nn.Module) -> str | None:
         return find_head(model)
     except NoEmbeddingFoundError:
         return None
+
+
+def _shapes(model: nn.Module) -> dict[str, Size]:
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def reference_subjects(original: PreTrainedModel, reference: Models, seed: int) -> list[Subject]:
+    """Returns the models that a forgotten one is compared with: those that are given, or one of random weights.
+
+    Args:
+        original (`transformers.PreTrainedModel`):
+            The model before anything was forgotten.
+        reference (`transformers.PreTrainedModel` or a list of them, *optional*):
+            Models of its architecture.
+        seed (`int`):
+            Seed of random weights.
+
+    Raises:
+        InvalidInputError: If one has another architecture or head, or the list is empty.
+    """
+    if reference is None:
+        set_seed(seed)
+        random: Any = type(original)(copy.deepcopy(original.config))
+        return [Subject("random weights", "random", random.to(original.device))]
+    models = [reference] if isinstance(reference, nn.Module) else list(reference)
+    for model in models:
+        if not isinstance(model, nn.Module) or _shapes(model) != _shapes(original):
+            found = (
+                f"{type(model).__name__} with a head of {head_size(model)}" if isinstance(model, nn.Module) else model
+            )
+            expected = f"the architecture of the original, with a head of {head_size(original)} classes"
+            raise InvalidInputError("reference", found, expected, "Retrain it with the original's configuration.")
+    if not models:
+        raise InvalidInputError("reference", [], "at least one model, or None for random weights")
+    names = ["retrained"] if len(models) == 1 else [f"retrained {number}" for number in range(1, len(models) + 1)]
+    return [Subject(name, "retrained", model) for name, model in zip(names, models, strict=True)]

@@ -19,9 +19,10 @@ from ..runs import ContinualForgetter, library_versions
 from ..training import NonFiniteLossError
 from .parts import ORIGINAL, RETRAINED, slug
 from .plan import SCHEMA, Bench, Cell, Course
+from .trained import keep_trained, read_trained
 from .yardsticks import Yardsticks, retrained, scores_at_end
 
-CELLS_FOLDER, RUNS_FOLDER, ERRORS_FOLDER = "cells", "runs", "errors"
+CELLS_FOLDER, RUNS_FOLDER, TRAINED_FOLDER, ERRORS_FOLDER = "cells", "runs", "trained", "errors"
 # Outcomes of a run. Any other one is "error: " and the kind of the error.
 FORGOTTEN, NOT_FORGOTTEN, DIVERGED, YARDSTICK = "forgotten", "not forgotten", "diverged", "yardstick"
 
@@ -45,7 +46,7 @@ class CellRunner:
 
     def yardsticks(self, course: Course) -> Yardsticks | None:
         """Returns retrained models and attacks for a setting; `None` without an audit."""
-        if self.bench.config.audit is None:
+        if self.bench.audit_of(course.name) is None:
             return None
         if course.name not in self._yardsticks:
             self._yardsticks = {course.name: Yardsticks(self.bench, course)}  # one at a time: they hold models
@@ -54,6 +55,10 @@ class CellRunner:
     def finished(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row] | None:
         """Returns the rows of a run that is done; `None` if it is not."""
         return read_rows(self._path(cell, found))
+
+    def name(self, cell: Cell, found: Mapping[str, Any] | None = None) -> str:
+        """Returns the name of the file of a run, which stands for everything that the run depends on."""
+        return self._path(cell, found).stem
 
     def remove(self, cell: Cell, found: Mapping[str, Any] | None = None) -> None:
         """Removes the rows of a run, which is then carried out again, or gone on with."""
@@ -84,7 +89,7 @@ class CellRunner:
             if cell.method in (ORIGINAL, RETRAINED):
                 rows, model = self._yardstick(cell, course)
             else:
-                rows, model = self._run(cell, course, found or {}, folder)
+                rows, model = self._trained(cell, course, found or {}, folder)
             figures, attacks = self._audited(course, model)
             rows[-1] |= figures
         except Exception as error:
@@ -113,7 +118,7 @@ class CellRunner:
 
     def _path(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
         """The file of a run's rows, named by everything that they depend on."""
-        digest = self.bench.digest(*self._training(cell, found), self.bench.audit_facts())
+        digest = self.bench.digest(*self._training(cell, found), self.bench.audit_facts(cell.course))
         return self.bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
 
     def _folder(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
@@ -136,6 +141,7 @@ class CellRunner:
             "tasks": len(course.requests),
             "shots": course.setting.shots,
             "replay_ratio": course.setting.replay_ratio,
+            "train_fraction": course.setting.train_fraction,
             "missing_classes": len(course.missing),
             "device": bench.model.device.type,
         }
@@ -146,6 +152,16 @@ class CellRunner:
             own["method"] = entry.make(**(found or {}).get("hyper_parameters", {})).settings()
             facts["options"] = json.dumps(own, sort_keys=True, default=str)
         return facts
+
+    def _trained(self, cell: Cell, course: Course, found: Mapping[str, Any], folder: Path) -> tuple[list[Row], Any]:
+        """Carries out a run, or reads what one has left that had another audit."""
+        place = self.bench.output / TRAINED_FOLDER / folder.name
+        if (kept := read_trained(place, self.bench.fresh_model())) is not None:
+            return kept
+        rows, model = self._run(cell, course, found, folder)
+        if not self.bench.config.keep_runs:
+            keep_trained(place, self.bench.model, model, [_finite(row) for row in rows])
+        return rows, model
 
     def _run(self, cell: Cell, course: Course, found: Mapping[str, Any], folder: Path) -> tuple[list[Row], Any]:
         forgetter = make_forgetter(self.bench, cell.method, course, cell.seed, found, folder)
@@ -173,8 +189,7 @@ class CellRunner:
         if yardsticks is None:
             return {}, []
         start = time.perf_counter()
-        report = yardsticks.audit(model)
-        figures = yardsticks.figures(model, report)
+        figures, report = yardsticks.audit(model)
         return {**figures, "audit_seconds": round(time.perf_counter() - start, 2)}, attack_rows(report)
 
 
@@ -224,7 +239,7 @@ def make_forgetter(
     method = entry.make(**found.get("hyper_parameters", {}))
     return ContinualForgetter(
         bench.fresh_model(),
-        data.get("dataset", bench.dataset),
+        bench.data_of(course, seed, data.get("dataset")),
         folder,
         config=None if method.trains == "weights" else entry.adapter_config(args),
         args=args,

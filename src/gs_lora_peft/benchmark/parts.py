@@ -52,6 +52,9 @@ def _classes_or_count(value: Any) -> Any:
     raise ValueError
 
 
+_Folders = Annotated[
+    list[Text], BeforeValidator(ordered_list), Field(min_length=1, description="a list of folders of models")
+]
 _Missing = Annotated[
     Any,
     PlainValidator(_classes_or_count),
@@ -74,6 +77,8 @@ class Setting:
             As in [`ContinualForgetter`].
         replay_ratio (`float`, *optional*, defaults to 1.0):
             As in [`ContinualForgetter`].
+        train_fraction (`float`, *optional*, defaults to 1.0):
+            Share of the training samples of every class that a run may use, drawn with its seed.
         missing_classes (`list[str | int]` or `int`, *optional*, defaults to none):
             Classes to keep without training data: names or ids, or how many of those that no request forgets.
     """
@@ -83,6 +88,7 @@ class Setting:
     protocol: Sequence[int] | None = None
     shots: Count | None = None
     replay_ratio: Share = 1.0
+    train_fraction: Share = 1.0
     missing_classes: Sequence[str | int] | int = ()
 
     def __post_init__(self) -> None:
@@ -179,8 +185,11 @@ class AuditSettings:
             Number of further retrained models, which are attacked like a method: the row `retrained` of the tables.
         recipe (`dict`, *optional*):
             How they are trained, see [`RetrainRecipe`].
+        given (`dict`, *optional*):
+            Name of a setting → folders of models that were retrained without its classes, in place of the ones that
+            the benchmark trains. A setting without any is not audited, and `references` and `controls` have no effect.
         max_samples (`int`, *optional*, defaults to 20000):
-            As in [`audit_models`].
+            As in [`Auditor`].
         seed (`int`, *optional*, defaults to 0):
             Seed of the attacks, the same for all models. The references have the seeds after it.
         cache (`str`, *optional*):
@@ -193,14 +202,22 @@ class AuditSettings:
     references: Count = 3
     controls: NotNegativeWhole = 1
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Sequence[str]] | None = None
     max_samples: Count = 20_000
     seed: NotNegativeWhole = 0
     cache: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="audit.")
+        if self.given is not None:
+            checked("audit.given", self.given, dict[Text, _Folders])
         RetrainRecipe.of(self.recipe)
         self.chosen()
+
+    def check_given(self, settings: Sequence[str]) -> None:
+        """Refuses models for settings that the benchmark does not have."""
+        if unknown := sorted(set(self.given or {}) - set(settings)):
+            raise InvalidInputError("audit.given", unknown, f"settings among {list(settings)}")
 
     def chosen(self) -> list[Attack]:
         """Returns the attacks with their budgets."""

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -28,17 +29,19 @@ from ..data import (
     names_of_model,
     read_classes,
     resolve_classes,
+    train_validation_split,
 )
 from ..errors import InvalidInputError
 from ..io import sha256_of
 from ..objectives import check_class_head
 from ..roles import ClassRoles
 from ..training import Method
-from .parts import Entry, Setting
+from .parts import AuditSettings, Entry, Setting
 from .settings import BenchmarkConfig
 
 SCHEMA = "gs_lora_peft.benchmark/1"
 _DIGESTED_ROWS = 16
+_OF_PYTHON = sys.stdlib_module_names - {"__main__"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Course:
             "missing": self.missing,
             "shots": setting.shots,
             "replay_ratio": setting.replay_ratio,
+            "train_fraction": setting.train_fraction,
         }
 
 
@@ -189,6 +193,14 @@ class Bench:
         """Returns a copy of the base model."""
         return copy.deepcopy(self.model)
 
+    def data_of(self, course: Course, seed: int, data: Mapping[str, Dataset] | None = None) -> Mapping[str, Dataset]:
+        """Returns the data that a run with a seed may use: a share of the training samples, if the setting says so."""
+        data, share = self.dataset if data is None else data, course.setting.train_fraction
+        if share == 1:
+            return data
+        chosen, _ = train_validation_split(data["train"], self.label_column, 1 - share, seed)
+        return DatasetDict(train=chosen, test=data["test"])
+
     def cells(self) -> Iterator[Cell]:
         """Yields the runs of all methods, seed by seed, so that early results cover every method."""
         for seed in self.config.seeds:
@@ -199,15 +211,26 @@ class Bench:
     def digest(self, *content: Any) -> str:
         """Identifies a result by what it depends on, with the version of this package, but not those of others."""
         text = json.dumps(
-            [SCHEMA, __version__, self.fingerprint, self.data_digest, *content], sort_keys=True, default=str
+            [SCHEMA, __version__, self.fingerprint, self.config.model_config, self.data_digest, *content],
+            sort_keys=True,
+            default=str,
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def audit_facts(self) -> dict[str, Any] | None:
+    def audit_of(self, course: str) -> AuditSettings | None:
+        """Returns the audit of a setting; `None` without one, also where models are given for other settings alone."""
+        audit = self.config.audit
+        return None if audit is None or (audit.given is not None and course not in audit.given) else audit
+
+    def audit_facts(self, course: str) -> dict[str, Any] | None:
         """Returns what figures of the audit depend on, as JSON types: neither the folder nor the controls."""
-        if self.config.audit is None:
+        if (audit := self.audit_of(course)) is None:
             return None
-        return {name: value for name, value in asdict(self.config.audit).items() if name not in ("cache", "controls")}
+        facts = {name: value for name, value in asdict(audit).items() if name not in ("cache", "controls")}
+        if audit.given is None:
+            return facts
+        models = [sha256_of(Path(folder) / "model.safetensors") for folder in audit.given[course]]
+        return {**facts, "references": len(models), "recipe": None, "given": models}
 
     def entry_facts(self, entry: Entry) -> dict[str, Any]:
         """Returns what a run of a method depends on, as JSON types."""
@@ -246,12 +269,17 @@ class Bench:
         return resolve_classes(classes, names=self._names)
 
 
-def _source_of(method: Method) -> str | None:
-    """Hash of the file of a method's class, without those of the classes that it derives from."""
-    try:
-        return sha256_of(inspect.getfile(type(method)))
-    except (OSError, TypeError):  # made without a file
-        return None
+def _source_of(method: Method) -> list[str]:
+    """Hashes of the files of a method's class and of those that it derives from, besides this package and Python's."""
+    hashes = []
+    for kind in type(method).__mro__:
+        if (room := kind.__module__.partition(".")[0]) == __package__.partition(".")[0] or room in _OF_PYTHON:
+            continue
+        try:
+            hashes.append(sha256_of(inspect.getfile(kind)))
+        except (OSError, TypeError):  # made without a file
+            continue
+    return hashes
 
 
 def held_out_classes(course: Course, others: Sequence[int], requests: int | None, seed: int) -> list[list[int]]:

@@ -12,13 +12,14 @@ from typing import Any, Self
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_bytes_atomic
 from ..reports import Table
-from .attack_table import attack_table
 from .cells import is_error
 from .charts import draw_figures
 from .parts import slug
-from .tables import main_table, search_table, task_table
+from .tables import attack_table, main_table, search_table, task_table
 
 RESULTS, TRIALS, ATTACKS = "results", "search", "attacks"
+# Columns that name the file of a run and of a search, and so everything that they depend on.
+RUN, SEARCH = "run", "search"
 TABLES_FOLDER, FIGURES_FOLDER = "tables", "figures"
 
 Row = dict[str, Any]
@@ -117,7 +118,7 @@ class BenchmarkResults:
 
     @classmethod
     def load(cls, folder: StrPath) -> Self:
-        """Reads the results in a folder.
+        """Reads the results in a folder: JSON lines, or parquet files where there are none.
 
         Raises:
             InvalidInputError: If it has none.
@@ -125,13 +126,20 @@ class BenchmarkResults:
         read = {}
         for name in (RESULTS, TRIALS, ATTACKS):
             path = as_path(folder, "folder") / f"{name}.jsonl"
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            read[name] = [json.loads(line) for line in lines]
+            if path.is_file():
+                read[name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            else:
+                read[name] = of_parquet(path.with_suffix(".parquet"))
         if not read[RESULTS]:
             raise InvalidInputError(
-                "folder", str(folder), f"a folder with {RESULTS}.jsonl", "Run the benchmark first."
+                "folder", str(folder), f"a folder with {RESULTS}.jsonl or .parquet", "Run the benchmark first."
             )
         return cls(read[RESULTS], read[TRIALS], read[ATTACKS])
+
+    @staticmethod
+    def are_in(folder: Path) -> bool:
+        """Whether a folder has results."""
+        return any((folder / f"{RESULTS}.{suffix}").is_file() for suffix in ("jsonl", "parquet"))
 
     def _tables(self) -> dict[str, Table]:
         found = {slug(name): self.table(name) for name in self.settings}
@@ -159,3 +167,10 @@ def as_parquet(rows: Sequence[Row]) -> bytes:
     table = ArrowTable.from_pydict({name: own for name, own in columns.items() if any(v is not None for v in own)})
     parquet.write_table(table, buffer)
     return buffer.getvalue()
+
+
+def of_parquet(path: Path) -> list[Row]:
+    """Returns the rows of a parquet file; none if there is no file. Absent values are `None`."""
+    from pyarrow import parquet
+
+    return parquet.read_table(path).to_pylist() if path.is_file() else []

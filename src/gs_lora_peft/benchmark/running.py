@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -17,7 +18,8 @@ from .cells import Row, is_error
 from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
 from .processes import Pool, Worker
-from .results import BenchmarkResults
+from .restoring import restore_finished
+from .results import RUN, SEARCH, BenchmarkResults
 from .search import Search, search_course
 from .settings import BenchmarkConfig
 from .yardsticks import check_audit, retrained
@@ -81,10 +83,13 @@ def run_benchmark(
     searches = _searches(bench)  # refuses what cannot be searched
     _warn_of_short_searches(bench)
     if config.audit is not None:
-        for course in {tuple(course.forgotten): course for course in bench.courses.values()}.values():
+        audited = [course for course in bench.courses.values() if bench.audit_of(course.name)]
+        given = config.audit.given is not None  # each setting then has its own models
+        for course in {course.name if given else tuple(course.forgotten): course for course in audited}.values():
             check_audit(bench, course)
     bench.output.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(bench.output / "benchmark.lock"), Pool(bench) as pool:
+        restore_finished(bench.output)
         if retry_failed:
             _remove_failed(bench)
         worker = Worker(bench)
@@ -93,17 +98,36 @@ def run_benchmark(
         phases = [
             _retraining(bench),
             [job for job in runs if job.keywords["cell"].method == ORIGINAL],
-            searches,
+            list({_search_of(bench, job).name: job for job in searches}.values()),
             [job for job in runs if job.keywords["cell"].method != ORIGINAL],
         ]
         todo = [[job for job in phase if not job.func(worker, **job.keywords, only_look=True)] for phase in phases]
         total = sum(map(len, todo))
-        with tqdm(total=total, disable=disable_tqdm, desc="benchmark", smoothing=0.1) as bar:
+        with tqdm(total=total, disable=disable_tqdm, desc="benchmark", smoothing=0.1, **_output()) as bar:
             for jobs in todo:
                 for said in pool.carry_out(jobs):
-                    bar.set_postfix_str(said)
+                    bar.set_postfix_str(said, refresh=False)
                     bar.update()
         return collect(bench if whole is None else Bench(whole, model, dataset, processing_class, data_collator))
+
+
+class _Lines:
+    """A file that gets the states of a bar as lines."""
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, text: str) -> None:
+        if state := text.strip():
+            self.file.write(f"{state}\n")
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _output() -> dict[str, Any]:
+    """A bar in a terminal; elsewhere a line of a log, twice a minute."""
+    return {} if sys.stderr.isatty() else {"file": _Lines(sys.stderr), "mininterval": 30, "ncols": 119}
 
 
 # Jobs. With `only_look` they say whether they are done.
@@ -133,7 +157,7 @@ def _cell(worker: Worker, cell: Cell, only_look: bool = False) -> Any:
 
 def _retraining(bench: Bench) -> list[partial]:
     audit, worker = bench.config.audit, Worker(bench)
-    if audit is None:
+    if audit is None or audit.given is not None:
         return []
     count = audit.references + audit.controls
     if all(_cell(worker, cell, only_look=True) for cell in (*yardstick_cells(bench), *bench.cells())):
@@ -154,6 +178,10 @@ def _searches(bench: Bench) -> list[partial]:
     return jobs
 
 
+def _search_of(bench: Bench, job: partial) -> Search:
+    return Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]])
+
+
 def _warn_of_short_searches(bench: Bench) -> None:
     """Says where trials forget fewer classes than the benchmark, because too few are left."""
     if bench.config.search is None:
@@ -168,7 +196,8 @@ def _warn_of_short_searches(bench: Bench) -> None:
 
 def yardstick_cells(bench: Bench) -> list[Cell]:
     """Returns the rows of the original model, and of retrained models that are no references."""
-    controls = bench.config.audit.controls if bench.config.audit else 0
+    audit = bench.config.audit
+    controls = audit.controls if audit and audit.given is None else 0
     return [
         *(Cell(ORIGINAL, course, 0) for course in bench.courses),
         *(Cell(RETRAINED, course, seed) for course in bench.courses for seed in range(controls)),
@@ -182,12 +211,14 @@ def collect(bench: Bench) -> BenchmarkResults:
     attacks: list[Row] = []
     for cell in (*yardstick_cells(bench), *bench.cells()):
         if (finished := worker.finished(cell)) is not None:
+            found = worker.found(cell)
+            finished = [{**row, RUN: worker.runner.name(cell, found)} for row in finished]
             rows += _named(bench, cell, finished) if bench.config.name_classes else finished
-            attacks += worker.runner.attacks(cell, worker.found(cell))
+            attacks += worker.runner.attacks(cell, found)
     trials = []
     for job in _searches(bench):
-        search = Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]])
-        about = {"method": job.keywords["method"], "setting": job.keywords["course"]}
+        search = _search_of(bench, job)
+        about = {"method": job.keywords["method"], "setting": job.keywords["course"], SEARCH: search.name}
         trials += [{**about, **trial, "options": json.dumps(trial["options"])} for trial in search.trials() or []]
     results = BenchmarkResults(rows, trials, attacks)
     results.save(bench.output)
@@ -209,4 +240,4 @@ def _remove_failed(bench: Bench) -> None:
         if any(map(is_error, worker.finished(cell) or [])):
             worker.runner.remove(cell, worker.found(cell))
     for job in _searches(bench):
-        Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]]).forget_failed()
+        _search_of(bench, job).forget_failed()

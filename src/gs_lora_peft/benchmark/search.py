@@ -46,8 +46,8 @@ class Search:
         self.course = search_course(bench, course, self.settings)
         space = dict(self.entry.make().space)
         content = [bench.entry_facts(self.entry), space, self.course.facts(), asdict(self.settings)]
-        digest = bench.digest(method, course.name, *content)
-        self.name = slug(method, course.name, digest)
+        # Without the name of the setting: those whose trials are the same share them.
+        self.name = slug(method, bench.digest(method, *content))
         self.path = bench.output / SEARCH_FOLDER / f"{self.name}.json"
 
     def trials(self) -> list[Trial] | None:
@@ -159,7 +159,7 @@ def search_course(bench: Bench, course: Course, settings: SearchSettings) -> Cou
     Raises:
         InvalidInputError: If there is none.
     """
-    taken = {c for one in bench.courses.values() for c in (*one.forgotten, *one.missing)}
+    taken = {*course.missing, *(c for one in bench.courses.values() for c in one.forgotten)}
     others = [class_id for class_id in course.present if class_id not in taken]
     requests = held_out_classes(course, others, settings.requests, settings.seed)
     if not requests:

@@ -40,6 +40,8 @@ class BenchmarkConfig:
             Folder or Hub id of the base model.
         dataset (`str`, *optional*):
             Folder, file or Hub id of the data.
+        model_config (`dict`, *optional*):
+            Changes to the configuration of the model, such as `{margin_at_eval: true}` of a face model.
         data (`dict`, *optional*):
             `config_name`, `train_split`, `test_split`, `image_column` and `label_column` of the data.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
@@ -55,7 +57,8 @@ class BenchmarkConfig:
         processes (`int` or `"auto"`, *optional*, defaults to `"auto"`):
             Runs at a time. `"auto"`: one for each CPU core, or one with an accelerator.
         keep_runs (`bool`, *optional*, defaults to `False`):
-            Whether the folders of finished runs stay, so that another audit needs no training.
+            Whether the folders of finished runs stay. Otherwise only the weights that a run changed stay, if they take
+            16 MiB at most. Another audit then needs no training either.
         name_classes (`bool`, *optional*, defaults to `False`):
             Whether results name the ids of the classes of each request. By default they say how many.
     """
@@ -64,6 +67,7 @@ class BenchmarkConfig:
     methods: Sequence[Entry]
     output: StrPath = "runs/benchmark"
     model: str | None = None
+    model_config: Mapping[str, Any] = field(default_factory=dict)
     dataset: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = (0, 1, 2)
@@ -103,6 +107,9 @@ class BenchmarkConfig:
             raise InvalidInputError("settings", "search", "a name that no other table has", "Choose another `name`.")
         for name in ("training", "fixed_training"):
             check_training(name, getattr(self, name))
+        checked("model_config", self.model_config, Options)
+        if self.audit is not None:
+            self.audit.check_given([setting.name for setting in self.settings])
         known = {"config_name", "train_split", "test_split", "image_column", "label_column"}
         if unknown := sorted(set(checked("data", self.data, Options)) - known):
             raise InvalidInputError("data", unknown, f"keys among {sorted(known)}")

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset
 from scipy.special import log_softmax
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..audit import AuditContext, AuditReport, Samples, Subject, audit_models, retrained_models
+from ..audit import LOGITS, AuditContext, Auditor, AuditReport, Samples, Subject, audit_models, retrained_models
 from ..errors import InvalidInputError
-from ..objectives import is_detector, logits_of
 from ..roles import ClassRoles
 from ..runs import predict
 from ..training import GSLoraTrainingArguments
-from .parts import AuditSettings
 from .plan import Bench, Course
 
 AUDIT_FOLDER = "audit"
@@ -39,36 +37,46 @@ class Yardsticks:
         assert bench.config.audit is not None
         self.bench, self.course, self.settings = bench, course, bench.config.audit
         self._references: list[PreTrainedModel] | None = None
-        self._answers: list[list[np.ndarray]] = []
-        self._samples: list[Samples] = []
+        self._auditor: Auditor | None = None
 
     @property
     def references(self) -> list[PreTrainedModel]:
         """The retrained models."""
         if self._references is None:
-            count = self.settings.references
-            self._references = [retrained(self.bench, self.course, number) for number in range(count)]
+            given = (self.settings.given or {}).get(self.course.name)
+            if given is not None:
+                self._references = [_read(self.bench, folder) for folder in given]
+            else:
+                count = range(self.settings.references)
+                self._references = [retrained(self.bench, self.course, number) for number in count]
         return self._references
 
-    def audit(self, model: nn.Module) -> AuditReport:
-        """Attacks a model. Parts on the original and the references are computed once for all models."""
-        bench = self.bench
-        return audit_models(
-            bench.model,
-            model,
-            dict(bench.dataset),
-            self.course.forgotten,
-            reference=self.references,
-            attacks=self.settings.chosen(),
-            max_samples=self.settings.max_samples,
-            seed=self.settings.seed,
-            folder=bench.output / AUDIT_FOLDER,
-            disable_tqdm=True,
-            **bench.loading,
-        )
+    @property
+    def auditor(self) -> Auditor:
+        """What attacks every model. Whatever concerns the original and the references is computed once."""
+        if self._auditor is None:
+            bench = self.bench
+            self._auditor = Auditor(
+                bench.model,
+                dict(bench.dataset),
+                self.course.forgotten,
+                reference=self.references,
+                attacks=self.settings.chosen(),
+                max_samples=self.settings.max_samples,
+                seed=self.settings.seed,
+                folder=bench.output / AUDIT_FOLDER,
+                disable_tqdm=True,
+                **bench.loading,
+            )
+        return self._auditor
 
-    def figures(self, model: nn.Module, report: AuditReport) -> dict[str, Any]:
-        """Returns the figures of a row: recovery gap, worst excess of each attack, membership, ToW and KL."""
+    def audit(self, model: nn.Module) -> tuple[dict[str, Any], AuditReport]:
+        """Attacks a model; returns the figures of a row, and everything that the attacks found.
+
+        The figures are the recovery gap, the worst excess of each attack, membership, ToW and KL.
+        """
+        subject = Subject("forgotten", "forgotten", model)
+        report = self.auditor.audit(subject)
         gap = report.gap
         worst: dict[str, float] = {}
         for found in report.comparisons():
@@ -84,16 +92,16 @@ class Yardsticks:
             "membership_distance": worst.get("membership"),
             **{f"excess_{name}": value for name, value in worst.items()},
         }
-        return {**figures, **({} if is_detector(model) else self._closeness(model))}
+        return figures | ({} if subject.is_detector else self._closeness(subject)), report
 
-    def _closeness(self, model: nn.Module) -> dict[str, float]:
+    def _closeness(self, model: Subject) -> dict[str, float]:
         """Returns ToW and KL, each the mean over the references."""
-        if not self._samples:
-            self._samples = _samples(self.bench, self.settings)
-            self._answers = [[_logits(r, s) for s in self._samples] for r in self.references]
-        own = [_logits(model, samples) for samples in self._samples]
-        labels = [samples.labels for samples in self._samples]
-        each = [closeness(own, reference, labels, self.course.forgotten) for reference in self._answers]
+        samples = self.auditor.context.attacker, self.auditor.context.judge
+        labels = [part.labels for part in samples]
+        own, *references = (
+            [subject.states(part)[LOGITS] for part in samples] for subject in (model, *self.auditor.context.references)
+        )
+        each = [closeness(own, reference, labels, self.course.forgotten) for reference in references]
         return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
 
 
@@ -150,6 +158,12 @@ def retrained(bench: Bench, course: Course, number: int) -> PreTrainedModel:
     return model
 
 
+def _read(bench: Bench, folder: str) -> PreTrainedModel:
+    """Reads a retrained model that the benchmark was given; it answers as the original is configured to."""
+    model: Any = type(bench.model).from_pretrained(folder, config=copy.deepcopy(bench.model.config))
+    return model.to(bench.model.device).eval()
+
+
 def check_audit(bench: Bench, course: Course) -> None:
     """Refuses an audit that cannot work, before anything is trained.
 
@@ -166,12 +180,22 @@ def check_audit(bench: Bench, course: Course) -> None:
     """
     settings, data = bench.config.audit, dict(bench.dataset)
     assert settings is not None
-    options = {"attacks": [], "max_samples": 1, "disable_tqdm": True, **bench.loading}
+    options: dict[str, Any] = {"attacks": [], "max_samples": 1, "disable_tqdm": True, **bench.loading}
     audit_models(bench.model, bench.model, data, course.forgotten, **options)
-    few = [_samples_of(bench, part, 2 * len(course.present)) for part in data.values()]
+    few = [
+        Samples(part, options["data_collator"], bench.label_column).limited(
+            2 * len(course.present), AuditContext.generator(0, "samples")
+        )
+        for part in data.values()
+    ]
     roles = ClassRoles(forget=course.forgotten, retain=set(course.present) - set(course.forgotten))
     original = Subject("original", "original", bench.model)
-    references = [Subject("retrained", "retrained", bench.model)] * settings.references
+    count = settings.references if settings.given is None else len(settings.given[course.name])
+    references = [Subject("retrained", "retrained", bench.model)] * count
+    for folder in (settings.given or {}).get(course.name, ()):
+        if not (Path(folder) / "model.safetensors").is_file():
+            expected = "the folder of a model with model.safetensors"
+            raise InvalidInputError(f"audit.given[{course.name!r}]", folder, expected, "Retrain it, or leave it out.")
     context = AuditContext(roles, few[0], few[1], original, references)
     if not any(attack.judged != "shown" and attack.fits(context) for attack in settings.chosen()):
         names = [attack.name for attack in settings.chosen()]
@@ -195,23 +219,3 @@ def scores_at_end(bench: Bench, course: Course, model: nn.Module, before: float 
     assert bench.data_collator is not None
     found = predict(model, bench.dataset["test"], args, bench.data_collator, bench.label_column)
     return found.by_role(course.roles, before)
-
-
-def _samples(bench: Bench, settings: AuditSettings) -> list[Samples]:
-    """The training and the test samples, at most as many as the audit takes."""
-    parts = (bench.dataset["train"], bench.dataset["test"])
-    return [_samples_of(bench, part, settings.max_samples, settings.seed) for part in parts]
-
-
-def _samples_of(bench: Bench, part: Dataset, limit: int, seed: int = 0) -> Samples:
-    assert bench.data_collator is not None
-    samples = Samples(part, bench.data_collator, bench.label_column)
-    rows = samples.capped(limit, AuditContext.generator(seed, "samples"))
-    return Samples(part, bench.data_collator, bench.label_column, rows)
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, samples: Samples) -> np.ndarray:
-    device = next(model.parameters()).device
-    model.eval()
-    return np.concatenate([logits_of(model, batch).float().cpu().numpy() for batch in samples.batches(device=device)])

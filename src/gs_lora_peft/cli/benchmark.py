@@ -89,7 +89,6 @@ def benchmark(
             whole=whole,
             processing_class=processor,
             retry_failed=retry_failed,
-            disable_tqdm=not sys.stderr.isatty(),
         )
         url = push_results(read.output, push_to, private=private, token=token, license=license) if push_to else None
     tables = [results.table(name).to_text() for name in results.settings]
@@ -124,7 +123,7 @@ def load_model_and_data(config: Any, token: str | None = None) -> tuple[Any, Any
     where = {"local_files_only": found.is_away, "token": token}
     names = AutoConfig.from_pretrained(found.place, **where).architectures or [""]
     kind: Any = getattr(transformers, names[0], None) or getattr(models, names[0], AutoModelForImageClassification)
-    model = kind.from_pretrained(found.place, **where)
+    model = kind.from_pretrained(found.place, **config.model_config, **where)
     try:
         processor = AutoProcessor.from_pretrained(found.place, **where)
     except (OSError, ValueError, KeyError, ImportError):  # prepared data need none

@@ -18,6 +18,7 @@ from .models import (
     undo_preparation as undo_preparation,
     unwrapped as unwrapped,
 )
+from .rows import has_fixed_arrays as has_fixed_arrays, read_rows as read_rows
 
 __all__ = [
     "activate",
@@ -27,12 +28,14 @@ __all__ = [
     "batch_norm_frozen",
     "fresh_model",
     "has_custom_layers",
+    "has_fixed_arrays",
     "has_input_embeddings",
     "has_tied_heads",
     "head_tying_hidden",
     "is_foreign",
     "loaded_from",
     "preparation_undone",
+    "read_rows",
     "reference_model",
     "refuse_quantised",
     "register_face_model",

@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image as Picture
 from torch.utils.data import Dataset
 
+from ..compat import has_fixed_arrays, read_rows
 from ..errors import InvalidInputError
 from ..images import is_scaled, to_image
 
@@ -64,6 +65,7 @@ class NamedRows(Dataset):
         self._pictures: dict[str, Any] = {}
         self._stored: dict[str, datasets.Dataset] = {}
         self._rows = _without_tables(dataset)
+        self._has_arrays = has_fixed_arrays(self._rows)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -119,6 +121,8 @@ class NamedRows(Dataset):
         return data.select_columns(column).with_format(None)
 
     def _read(self, indices: Sequence[int]) -> Sequence[Any]:
+        if self._has_arrays:
+            return read_rows(self._rows, indices)
         if hasattr(self._rows, "__getitems__"):
             return self._rows.__getitems__(list(indices))
         return [self._rows[index] for index in indices]

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from ..adapters import weights_fingerprint
 from ..compat import preparation_undone
 from ..data import AgreeingLabels
 from ..objectives import Scoring, objective_for
@@ -58,6 +59,7 @@ class Scores:
         self.dataset = dataset
         self.recipe = recipe
         self._base: tuple[Scoring, dict[int, tuple[float, int]]] | None = None
+        self._last: tuple[tuple[str, ...], Predictions] | None = None
 
     @property
     def knows_base(self) -> bool:
@@ -131,8 +133,21 @@ class Scores:
         return scores_of_sets(found.scoring, by_class, {"revoked": revoked, "still_forgotten": others, "retain": kept})
 
     def _predict(self, model: nn.Module) -> Predictions:
+        """Predicts the data, unless the same weights did so last: those after a task are those before the next one."""
         recipe = self.recipe
-        return predict(model, self.dataset, recipe.args, recipe.data_collator, recipe.label_column)
+        config = getattr(model, "config", None)
+        asked = (
+            weights_fingerprint(model),
+            "" if config is None else config.to_json_string(use_diff=False),
+            recipe.args.to_json_string(),
+            recipe.label_column,
+            str(id(recipe.data_collator)),
+        )
+        if self._last is None or self._last[0] != asked:
+            found = predict(model, self.dataset, recipe.args, recipe.data_collator, recipe.label_column)
+            self._last = asked, found
+        model.eval()
+        return self._last[1]
 
 
 def scores_of_sets(

@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -319,6 +320,11 @@ def training_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[
 
 def library_versions() -> dict[str, str]:
     """Returns the versions of Python, of this package and of the libraries that affect the result of a run."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> Mapping[str, str]:
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
