@@ -42,11 +42,12 @@ def curve(progress: Progress | None, name: str) -> pd.DataFrame:
     """
     scale = 100 if name == "accuracy" else 1
     rows = [
-        {"step": row["step"], "value": scale * row[f"{role}_{name}"], "samples": label}
+        {"step": row["step"], "value": round(scale * row[f"{role}_{name}"], 3), "samples": label}
         for label, role in ((KEEP, "retain"), (FORGET, "forget"))
         for row in (progress.rows if progress else [])
     ]
-    return pd.DataFrame(rows, columns=["step", "value", "samples"])
+    # Without types, an empty frame would make the axes those of words.
+    return pd.DataFrame(rows, columns=["step", "value", "samples"]).astype({"step": "int64", "value": "float64"})
 
 
 def blocks(progress: Progress | None) -> str:

@@ -7,6 +7,7 @@ make demo
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def main(repository: str, page: str) -> None:
     """
     folder = Path(repository)
     card = ModelCard.load(folder / "README.md").text  # without the metadata
+    # The page stands alone: links within the repository become plain text.
+    card = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", card)
+    card += "\n---\n\nThis is the card of a run of `make demo`, rendered by `docs/examples/make_card.py`.\n"
     pictures = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
     Path(page).write_text(render_html(card, pictures), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The app as visitors see it, in a headless browser: the click path, several of them at once, and what is left behind."""
+"""The app as visitors see it, in a headless browser: the click path, several of them at once, and what they leave."""
 
 import re
 import shutil
