@@ -67,12 +67,7 @@ def build(root: Path, source: Source) -> gr.Blocks:
     os.environ["GRADIO_TEMP_DIR"] = str(root / SERVED)
     visits = Visits(root, source)
     # One request computes at a time, so that each has both cores to itself; the others see their place in the queue.
-    work: dict[str, Any] = {
-        "concurrency_id": "work",
-        "concurrency_limit": 1,
-        "show_progress": "minimal",
-        "api_name": False,
-    }
+    work: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 1, "api_visibility": "private"}
     with gr.Blocks(title="Make a model forget", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(INTRO)
         with gr.Row():
@@ -96,10 +91,8 @@ def build(root: Path, source: Source) -> gr.Blocks:
         answers = gr.HTML(elem_classes="gs", elem_id="answers")
         gr.Markdown("## 4. Attack")
         with gr.Row(equal_height=True):
-            shots = gr.Slider(
-                1, 16, value=4, step=1, label="Pictures of each forgotten class that the attacker has", scale=3
-            )
-            attack = gr.Button("Attack", interactive=False, elem_id="attack", min_width=160)
+            shots = gr.Slider(1, 16, value=4, step=1, label="Pictures of each class that the attacker has", scale=3)
+            attack = gr.Button("Attack", variant="primary", interactive=False, elem_id="attack", min_width=160)
         attacks = gr.HTML(views.note_html(ATTACK), elem_classes="gs", elem_id="attacks")
         gr.Markdown("## 5. Take it home")
         gr.Markdown(DOWNLOAD)
@@ -143,14 +136,18 @@ def build(root: Path, source: Source) -> gr.Blocks:
             )
 
         @told
-        def on_attack(shots: float, request: gr.Request, progress: Any = gr.Progress(track_tqdm=True)) -> str:  # noqa: B008
-            return views.attacks(visits.of(request).attack(int(shots)), int(shots))
+        def on_attack(shots: float, request: gr.Request) -> Iterator[str]:
+            visit = visits.of(request)
+            yield views.note_html("Training the same model again, without these classes …")
+            visit.retrain()
+            yield views.note_html("Attacking the original, the forgotten and the retrained model …")
+            yield views.attacks(visit.attack(int(shots)), int(shots))
 
         charts = [losses, accuracies, blocks]
-        kind.input(on_kind, kind, [upload, status, classes, *charts, *results], **work)
-        file.upload(on_upload, file, [file, status, classes, *charts, *results], **work)
-        forget.click(on_forget, [classes, recipe], [status, *charts, *results], **work)
-        attack.click(on_attack, shots, attacks, **{**work, "show_progress": "full"})
+        kind.input(on_kind, kind, [upload, status, classes, *charts, *results], show_progress="minimal", **work)
+        file.upload(on_upload, file, [file, status, classes, *charts, *results], show_progress_on=status, **work)
+        forget.click(on_forget, [classes, recipe], [status, *charts, *results], show_progress="minimal", **work)
+        attack.click(on_attack, shots, attacks, show_progress="minimal", **work)
         page.unload(visits.leave)
     return page.queue(max_size=MOST_WAITING)
 
@@ -169,7 +166,6 @@ def _watched(progress: Progress | None) -> tuple:
 
 def _chart(title: str, limits: list[float] | None) -> gr.LinePlot:
     return gr.LinePlot(
-        views.curve(None, "loss"),
         x="step",
         y="value",
         color="samples",
@@ -178,7 +174,7 @@ def _chart(title: str, limits: list[float] | None) -> gr.LinePlot:
         x_title="step",
         y_title=" ",
         title=title,
-        height=200,
+        height=230,
     )
 
 

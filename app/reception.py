@@ -63,7 +63,7 @@ class Visits:
 
     def _end(self, visit: Visit) -> None:
         visit.close()
-        for served in (self.root / SERVED).glob(f"*/*{visit.folder.name}*"):
+        for served in (self.root / SERVED).glob(f"*/*{visit.token}*"):
             served.unlink(missing_ok=True)
 
 

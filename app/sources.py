@@ -99,7 +99,7 @@ def own_pictures(path: str | Path, cache: Path, recipe: RetrainRecipe = RECIPE) 
             How to train.
 
     Raises:
-        InvalidInputError: If it is no zip, a picture cannot be read, or there are too few or too many classes or
+        InvalidInputError: If it is not a zip, a picture cannot be read, or there are too few or too many classes or
             pictures. The error names no class.
     """
     images, folders = _read_zip(path)

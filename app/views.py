@@ -31,7 +31,7 @@ ATTACKS = {
 }
 
 
-def curve(progress: Progress | None, name: str) -> pd.DataFrame:
+def curve(progress: Progress | None, name: str) -> pd.DataFrame | None:
     """Returns the frame of a chart: `step`, `value` and `samples`, which are to keep or to forget.
 
     Args:
@@ -39,15 +39,19 @@ def curve(progress: Progress | None, name: str) -> pd.DataFrame:
             What was logged so far.
         name (`"loss"` or `"accuracy"`):
             What to show; accuracies in percent.
+
+    Returns:
+        `pandas.DataFrame`: The frame; `None` without rows, because a chart that began with no colours never gets any.
     """
+    if progress is None or not progress.rows:
+        return None
     scale = 100 if name == "accuracy" else 1
     rows = [
         {"step": row["step"], "value": round(scale * row[f"{role}_{name}"], 3), "samples": label}
         for label, role in ((KEEP, "retain"), (FORGET, "forget"))
-        for row in (progress.rows if progress else [])
+        for row in progress.rows
     ]
-    # Without types, an empty frame would make the axes those of words.
-    return pd.DataFrame(rows, columns=["step", "value", "samples"]).astype({"step": "int64", "value": "float64"})
+    return pd.DataFrame(rows)
 
 
 def blocks(progress: Progress | None) -> str:
@@ -157,7 +161,7 @@ def _spread(labels: np.ndarray, rows: np.ndarray, most: int, rng: np.random.Gene
 def _card(names: Sequence[str], picture: np.ndarray, label: int, before: torch.Tensor, after: torch.Tensor) -> str:
     lines = "".join(
         f"<dt>{when}</dt><dd class='{'right' if int(found.argmax()) == label else 'wrong'}'>"
-        f"{escape(names[int(found.argmax())])} <small>{100 * float(found.max()):.0f} %</small></dd>"
+        f"{escape(names[int(found.argmax())])} <small>{100 * float(found.max()):.0f}&nbsp;%</small></dd>"
         for when, found in (("before", before), ("after", after))
     )
     image = f"<img src='{_data_uri(picture)}' alt='{escape(names[label], quote=True)}'>"

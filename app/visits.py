@@ -23,6 +23,7 @@ from gs_lora_peft.audit import AuditReport, RetrainRecipe, audit_run, get_attack
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.ledger import TaskEntry
 
+PREFIX = "visit-"
 UPDATES = 25  # of the curves, in one training
 LEAST_KEPT = 2  # with a single class there is nothing to tell apart
 
@@ -89,7 +90,8 @@ class Visit:
     used: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="visit-", dir=self.root))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.root))
+        self.token = self.folder.name.removeprefix(PREFIX)
         self.run, self.models = self.folder / "run", self.folder / "models"
         self._ended = threading.Event()
         self._busy = threading.Lock()
@@ -186,43 +188,52 @@ class Visit:
         entry = forgetter.forget(ForgetRequest([int(class_id) for class_id in classes]))
         return forgetter.model, entry
 
-    def attack(self, shots: int) -> AuditReport:
-        """Attacks the original, the forgotten model and one that was trained again without the classes.
-
-        The retrained model is kept for further attacks on the same run.
-
-        Args:
-            shots (`int`):
-                Pictures of each forgotten class that the attacker has, from 1 to 16.
+    def retrain(self) -> PreTrainedModel:
+        """Trains the same model again without the forgotten classes, unless this visit has done so before.
 
         Raises:
-            InvalidInputError: As [`audit_run`] and [`retrain`].
+            InvalidInputError: If nothing was forgotten yet; as [`retrain`].
         """
         source, entry = self.finished()
         with self._busy:
-            reference = retrain(
+            return retrain(
                 source.model,
                 source.dataset["train"],
                 entry.classes or [],
                 recipe=source.recipe,
                 seed=1,
                 cache=self.models,
+                disable_tqdm=True,
             )
-            answer, enrolment, relearning = get_attacks(["answer", "enrolment", "relearning"], quick=True)
-            attacks = [answer, replace(enrolment, shots=(shots,)), replace(relearning, shots=shots)]
+
+    def attack(self, shots: int) -> AuditReport:
+        """Attacks the original, the forgotten model and the retrained one.
+
+        Args:
+            shots (`int`):
+                Pictures of each forgotten class that the attacker has, from 1 to 16.
+
+        Raises:
+            InvalidInputError: If nothing was forgotten yet; as [`audit_run`].
+        """
+        source, _ = self.finished()
+        reference = self.retrain()
+        answer, enrolment, relearning = get_attacks(["answer", "enrolment", "relearning"], quick=True)
+        with self._busy:
             return audit_run(
                 source.model,
                 self.run,
                 source.dataset,
                 reference=reference,
-                attacks=attacks,
+                attacks=[answer, replace(enrolment, shots=(shots,)), replace(relearning, shots=shots)],
                 folder=self.folder / "audit",
+                disable_tqdm=True,
             )
 
     def download(self) -> Path:
         """Writes base model and adapter to a zip, and returns its path."""
         source, _ = self.finished()
-        path = self.folder / f"{self.folder.name}.zip"
+        path = self.folder / f"forgetting-adapter-{self.token}.zip"
         with self._busy, tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             staged = Path(temporary)
             export_forgotten(self.run, staged / "adapter")

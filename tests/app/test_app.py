@@ -126,7 +126,7 @@ def test_forget_look_attack_and_download(visitor, tmp_path, served):
     assert figures(page, "#scores", "Classes to keep")[1] > 70
     assert page.locator("#blocks tr").count() == 6
     assert page.locator("#answers figure").count() == 16  # ten test pictures of the digit, six of others
-    page.get_by_label("number input for Pictures that the attacker has").fill("2")
+    page.get_by_label("number input for Pictures of each class that the attacker has").fill("2")
     page.get_by_role("button", name="Attack").click()
     page.locator("#attacks .verdict").wait_for()
     assert "2 pictures of each class" in page.locator("#attacks").inner_text()
