@@ -100,7 +100,7 @@ def build(root: Path, source: Source) -> gr.Blocks:
 
         results = [scores, answers, attack, attacks, download]
         cleared = [
-            "",
+            views.note_html(NOTHING_YET),
             "",
             gr.update(interactive=False),
             views.note_html(ATTACK),
@@ -173,7 +173,7 @@ def _chart(title: str, limits: list[float] | None) -> gr.LinePlot:
         y_lim=limits,
         x_title="step",
         y_title=" ",
-        title=title,
+        label=title,
         height=230,
     )
 

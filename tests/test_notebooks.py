@@ -62,5 +62,5 @@ def test_audit_tells_a_silent_head_from_a_retrained_model(tmp_path):
     original, forgotten, retrained = found["the head's answer", "all classes"]
     assert original > 80 > 20 > max(forgotten, retrained)
     assert found["relearning", "LoRA, 4-shot"][0] > 80  # the attack works where there is something to find
-    assert "points" in text.splitlines()[-2] + text.splitlines()[-1]  # the verdict
+    assert re.search(r"\d points", text)  # the verdict
     assert (tmp_path / "report" / "report.html").is_file()

@@ -2,7 +2,7 @@
 
 make demo
 .venv/bin/gs-lora export --repository runs/digits build/card
-.venv/bin/python docs/examples/make_card.py build/card docs/examples/card.html
+.venv/bin/python docs/card/render.py build/card docs/card/demo.html
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(repository: str, page: str) -> None:
     card = ModelCard.load(folder / "README.md").text  # without the metadata
     # The page stands alone: links within the repository become plain text.
     card = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", card)
-    card += "\n---\n\nThis is the card of a run of `make demo`, rendered by `docs/examples/make_card.py`.\n"
+    card += "\n---\n\nThis is the card of a run of `make demo`, rendered by `docs/card/render.py`.\n"
     pictures = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
     Path(page).write_text(render_html(card, pictures), encoding="utf-8")
 
