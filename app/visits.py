@@ -140,31 +140,26 @@ class Visit:
         if not 0 < len(classes) <= count - LEAST_KEPT:
             expected = f"at least one class, and at most {max(count - LEAST_KEPT, 0)} of {count}"
             raise InvalidInputError("To forget", f"{len(classes)} classes", expected, "Tick the boxes above.")
-        with self._busy:
-            self._clear()
-            reports: queue.Queue[Progress | None] = queue.Queue()
-            done: list[Any] = []
+        reports: queue.Queue[Progress | None] = queue.Queue()
+        failed: list[BaseException] = []
 
-            def work() -> None:
-                try:
-                    done.append(self._carry_out(classes, recipe, reports.put))
-                except BaseException as error:  # raised again where the visitor is told
-                    done.append(error)
-                finally:
-                    reports.put(None)
-
-            worker = threading.Thread(target=work, daemon=True)
-            worker.start()
+        def work() -> None:
             try:
-                yield from iter(reports.get, None)
-            except GeneratorExit:
-                self._ended.set()
-                raise
+                # Held here and not around `yield`: a page that is closed may leave the generator where it is.
+                with self._busy:
+                    self._clear()
+                    self.model, self.entry = self._carry_out(classes, recipe, reports.put)
+            except BaseException as error:  # raised again where the visitor is told
+                failed.append(error)
             finally:
-                worker.join()
-            if isinstance(done[0], BaseException):
-                raise done[0]
-            self.model, self.entry = done[0]
+                reports.put(None)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        yield from iter(reports.get, None)
+        worker.join()
+        if failed:
+            raise failed[0]
 
     def _carry_out(
         self, classes: Sequence[int], recipe: str, report: Callable[[Progress], None]
@@ -269,7 +264,9 @@ class Visit:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _clear(self) -> None:
-        """Removes the run; models that were trained for comparison stay."""
+        """Removes the run; models that were trained for comparison stay. Raises [`VisitEnded`] after the end."""
+        if self._ended.is_set():
+            raise VisitEnded
         self.model = self.entry = None
         for path in self.folder.iterdir():
             if path.is_file():
