@@ -116,7 +116,9 @@ def _verdicts(ledger: ForgettingLedger) -> Iterator[Text]:
     if not count:
         yield _line("Scores", "No request is in effect.", None)
     elif forgotten:
-        yield _line("Scores", f"Forgotten: {'the request' if count == 1 else f'all {count} requests'} in effect.", True)
+        yield _line(
+            "Scores", f"Forgotten: {'the request' if count == 1 else f'all {count} requests'} in effect.", True
+        )
     elif forgotten is None:
         yield _line("Scores", "Not known for every request.", None)
     for sentence in not_forgotten(ledger):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from ..terminal import Json
+from ..terminal import Json, join_processes, leave_processes, say_last
 from .help import SettingsCommand
 from .options import REDO_LACKS, help_entries
+
+_NOT_ALL = "Not everything is forgotten: the lines below the table name what is still recognised."
 
 
 class RedoCommand(SettingsCommand):
@@ -37,21 +39,23 @@ def forget(ctx: typer.Context) -> None:
     Several processes: 'accelerate launch -m gs_lora_peft forget ...' on GPUs, 'torchrun --nproc_per_node 2 -m --
     gs_lora_peft forget ...' on CPUs. The exit code is 3 if a request is not forgotten.
     """
+    join_processes()
     from .working import forget as carry_out
 
-    raise typer.Exit(carry_out(ctx.args))
+    _end(carry_out(ctx.args))
 
 
 def redo(ctx: typer.Context) -> None:
     """Carry out the last request of a run again, and revoke its former task once the new one is done.
 
-    RUN is the folder of the run; TASK (task_003) is the task, by default the last one in effect. The settings are those
-    that the ledger records, except for the options that are given. With TASK the command can be repeated: what was
-    redone with these settings is not trained again. The exit code is 3 if a request is not forgotten.
+    RUN is the folder of the run; TASK (task_003) is the task, by default the last one in effect. The settings are
+    those that the ledger records, except for the options that are given. With TASK the command can be repeated: what
+    was redone with these settings is not trained again. The exit code is 3 if a request is not forgotten.
     """
+    join_processes()
     from .redoing import redo as carry_out
 
-    raise typer.Exit(carry_out(ctx.args))
+    _end(carry_out(ctx.args))
 
 
 def demo(
@@ -64,8 +68,17 @@ def demo(
     A small ViT is trained on scikit-learn's digits (once; it is kept in the cache of Hugging Face), forgets three,
     then seven, then zero and one, and is audited beside two models that were trained without them.
     """
+    join_processes()
     from .working import forget as carry_out
 
     bars = "false" if sys.stderr.isatty() else "true"
     options = ["--recipe", recipe, "--audit", "--disable_tqdm", bars, "--output_dir", output]
-    raise typer.Exit(carry_out([*options, *["--json"] * as_json]))
+    _end(carry_out([*options, *["--json"] * as_json]))
+
+
+def _end(status: int) -> NoReturn:
+    """Ends a command, which may be one of several processes."""
+    leave_processes()
+    if status:
+        say_last(_NOT_ALL)
+    raise typer.Exit(status)

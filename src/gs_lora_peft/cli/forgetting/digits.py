@@ -81,6 +81,4 @@ def pretrained_digits_vit(
         )
     )
     cache = cache or cached_assets_path("gs_lora_peft", namespace="examples", subfolder="digits-vit")
-    return retrain(
-        model, dataset["train"], [], recipe=recipe, seed=seed, cache=cache, disable_tqdm=disable_tqdm
-    )
+    return retrain(model, dataset["train"], [], recipe=recipe, seed=seed, cache=cache, disable_tqdm=disable_tqdm)

@@ -77,7 +77,9 @@ def made_face_model(options: Options) -> tuple[dict[str, Any], DatasetDict]:
         source = sha256_of(as_path(options.faces.checkpoint, "--checkpoint"))
     else:
         source = "pre-trained"
-        training = {name: getattr(options.data, name) for name in ("dataset_name", "dataset_config_name", "train_split")}
+        training = {
+            name: getattr(options.data, name) for name in ("dataset_name", "dataset_config_name", "train_split")
+        }
         training |= {"image_column": options.data.image_column or "image", "label_column": _column(options)}
         # Its checkpoints depend on these, too.
         training |= {"seed": options.args.seed, "num_processes": options.args.world_size}
@@ -117,9 +119,7 @@ def _check_pretraining(options: Options, dataset: DatasetDict) -> None:
     column = _column(options)
     names = label_names(dataset["train"], column)
     if names is None:
-        fix = (
-            f"Name them with `dataset.class_encode_column({column!r})`, or use a folder of pictures for each person."
-        )
+        fix = f"Name them with `dataset.class_encode_column({column!r})`, or use a folder of pictures for each person."
         raise InvalidInputError(column, "labels without names", "names, which pre-training needs", fix)
     asked = [name for request in parse_requests(options.data.forget or "") for name in request.classes]
     resolve_classes([*asked, *missing_classes(options.data)], names=names)

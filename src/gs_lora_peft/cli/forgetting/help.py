@@ -48,9 +48,7 @@ def _as_parameters(entries: Iterable[HelpEntry]) -> list[Any]:
         option = typer.Option(*entry.names, help=entry.text, metavar="…", rich_help_panel=entry.panel)
         kind: Any = Annotated[str | None, option]
         name = entry.names[0].removeprefix("--")
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        )
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
     nothing.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False, context_settings={"help_option_names": []})
     app.command()(nothing)

@@ -23,9 +23,7 @@ class DataArguments:
 
     forget: str | None = field(
         default=None,
-        metadata={
-            "help": "Classes by name or id; requests split by ';', classes by ','. E.g. 'tench,cassette player;church'."
-        },
+        metadata={"help": "Classes by name or id; requests split by ';', classes by ','. E.g. 'tench,church;dog'."},
     )
     model_name_or_path: str | None = field(
         default=None,

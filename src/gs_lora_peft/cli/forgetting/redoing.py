@@ -15,7 +15,7 @@ from ...runs import recorded_config
 from ...training import GSLoraTrainingArguments, adapter_of_recipe
 from ..audit import recorded_name
 from ..loading import model_class
-from ..terminal import UsageError, join_processes, working
+from ..terminal import UsageError, working
 from .digits import DIGIT_NAMES
 from .options import REDO_LACKS, AdapterArguments, DataArguments
 from .parser import SettingsParser
@@ -37,7 +37,6 @@ def redo(argv: Sequence[str]) -> int:
         UsageError: If the command line is wrong.
         LedgerError, ValueError, OSError: As [`~ContinualForgetter.redo`].
     """
-    join_processes()
     run, task, rest = _placed(argv)
     ledger = ForgettingLedger.load(run)
     options_of, adapter = _recorded(ledger, rest)
@@ -113,9 +112,7 @@ def _target(ledger: ForgettingLedger, entry: TaskEntry) -> dict[str, Any]:
     return {"max_forget_accuracy": entry.target}
 
 
-def _without_recipe(
-    training: Mapping[str, Any], adapter: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _without_recipe(training: Mapping[str, Any], adapter: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Leaves out what the recorded recipe set, so that another recipe can."""
     recipe = training.get("recipe", "fast")
     plain, made = (GSLoraTrainingArguments(os.devnull, recipe=name) for name in ("fast", recipe))

@@ -9,19 +9,16 @@ from typing import Any
 from accelerate import PartialState
 
 from ...audit import audit_run, format_audit, retrained_models
-from ...errors import InvalidInputError
 from ...ledger import ForgettingLedger, exit_status, format_table, parse_requests
 from ...runs import ContinualForgetter
 from ..loading import model_class, model_source
 from ..show import outcome_of
-from ..terminal import UsageError, join_processes, leave_processes, print_json, print_result, say_last, working
+from ..terminal import UsageError, print_json, print_result, working
 from .carrying import carry_out, make_forgetter, own_arguments, published
 from .faces import Faces, made_face_model
 from .options import Options
 from .parser import SettingsParser
 from .subjects import Classifier, Detector, Digits
-
-NOT_ALL = "Not everything is forgotten: the lines below the table name what is still recognised."
 
 
 def forget(argv: Sequence[str]) -> int:
@@ -38,7 +35,6 @@ def forget(argv: Sequence[str]) -> int:
         UsageError: If the command line is wrong.
         ValueError, OSError: If the model, the data, a request or a setting is refused, or the Hub is away.
     """
-    join_processes()
     kind, options, source = _chosen(argv)
     requests = parse_requests(options.data.forget or "")
     own_arguments(options, requests, options.args)  # before anything is loaded
@@ -101,9 +97,6 @@ def finish(subject: Classifier, forgetter: ContinualForgetter, printer: Printer)
         ledger = ForgettingLedger.load(folder)
         printer.end({"folder": os.fspath(folder), "url": url, **outcome_of(ledger)})
         status = exit_status(ledger)
-    leave_processes()
-    if status:
-        say_last(NOT_ALL)
     return status
 
 
@@ -150,6 +143,7 @@ def _kind_of(options: Options) -> tuple[type[Classifier], dict[str, Any]]:
 
 
 def kind_of_class(found: type) -> type[Classifier]:
+    """Returns what the command works on, given the class of the model."""
     names = [kind.__name__ for kind in found.__mro__]
     if any(name.endswith("ForObjectDetection") for name in names):
         return Detector
