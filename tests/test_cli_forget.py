@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -390,13 +391,8 @@ def test_no_option_is_ignored(local, tmp_path):
         (load_data, parsed(*saved, "--dataset_config_name", "c").data, "--dataset_config_name", "c"),
         (load_data, parsed(*file, "--dataset_config_name", "c").data, "--dataset_config_name", "c"),
         (load_data, parsed(*saved, "--image_column", "pci").data, "--image_column", "pci"),
-        (
-            lambda options: subjects.load_boxes(options, {}),
-            parsed(*coco, "--box_format", "xyxy"),
-            "--box_format",
-            "xyxy",
-        ),
-        (lambda options: subjects.load_boxes(options, {}), parsed(*coco, "--test_split", "a"), "--test_split", "a"),
+        (boxes, parsed(*coco, "--box_format", "xyxy"), "--box_format", "xyxy"),
+        (boxes, parsed(*coco, "--test_split", "a"), "--test_split", "a"),
         (forget, [*digits_only, "--label_column", "digit"], "--label_column", "digit"),
         (forget, [*digits_only, "--threshold", "0.1"], "--threshold", 0.1),
         (forget, [*digits_only, "--no_pictures"], "--pictures", False),
