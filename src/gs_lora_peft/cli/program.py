@@ -35,9 +35,9 @@ app = typer.Typer(no_args_is_help=True, epilog=_EXIT_CODES, context_settings={"h
 
 
 def _flowing(docstring: str) -> str:
-    """Returns a docstring whose paragraphs have no line breaks and no markup of rich."""
+    """Returns a docstring whose paragraphs have no line breaks."""
     paragraphs = inspect.cleandoc(docstring).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).replace("[", r"\[")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 _TRAIN, _LOOK, _SHARE = "Forget", "Look and check", "Share and convert"
