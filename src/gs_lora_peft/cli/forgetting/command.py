@@ -30,8 +30,8 @@ def forget(ctx: typer.Context) -> None:
 
     Repeat the command to continue a stopped run: finished requests are skipped, and the unfinished one continues after
     its last finished epoch. With other settings the command is refused, unless --keep or --redo says what to do.
-    --config reads settings from a YAML file; there, a list of classes under 'forget' is one request, and a list of such
-    lists are several.
+    --config reads settings from a YAML file; there, a list of classes under 'forget' is one request, and a list of
+    such lists are several.
 
     Options are written in full. Those of transformers.TrainingArguments work as well, such as --output_dir, --seed,
     --use_cpu, --report_to, --push_to_hub and --hub_model_id; --help_all lists them.
