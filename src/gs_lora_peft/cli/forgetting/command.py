@@ -17,9 +17,9 @@ _NOT_ALL = "Not everything is forgotten: the lines below the table name what is 
 class RedoCommand(SettingsCommand):
     """The same command without the options that say which requests to carry out."""
 
-    @staticmethod
-    def entries() -> list:
-        return [entry for entry in help_entries() if entry.names[0].removeprefix("--") not in REDO_LACKS]
+    entries = staticmethod(
+        lambda: [entry for entry in help_entries() if entry.names[0].removeprefix("--") not in REDO_LACKS]
+    )
 
 
 def forget(ctx: typer.Context) -> None:

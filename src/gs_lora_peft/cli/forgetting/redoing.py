@@ -63,7 +63,7 @@ def redo(argv: Sequence[str]) -> int:
 def _placed(argv: Sequence[str]) -> tuple[str, str | None, list[str]]:
     """Splits a command line into folder, task and options."""
     words = list(argv)
-    placed = []
+    placed: list[str] = []
     while words and not words[0].startswith("-") and len(placed) < 2:
         placed.append(words.pop(0))
     if not placed:
