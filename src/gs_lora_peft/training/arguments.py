@@ -142,6 +142,13 @@ class GSLoraTrainingArguments(TrainingArguments):
             for `eval_strategy`, `load_best_model_at_end` and early stopping if no `eval_dataset` is given. Not with
             annotated boxes, because an image may be in both sets: hold images out before the split. Not with `shots`
             of a [`ContinualForgetter`], which set how many samples train.
+        prefix_cache (`"auto"`, `"on"` or `"off"`, *optional*, defaults to `"auto"`):
+            Whether outputs of the blocks below the lowest one that trains are kept, so that these blocks run once per
+            sample instead of at every step, see [`FrozenPrefix`]. It changes no loss. `"auto"`: where this is exact.
+            `"on"` refuses a training in which it is not, such as with dropout in these blocks.
+        prefix_cache_mib (`float`, *optional*, defaults to 1024):
+            Most memory for these outputs in each process, in MiB, on the device of the model. If the outputs for all
+            samples need more, none are kept.
         epoch_covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
             `"both"`: an epoch runs once over the larger of the two training sets, and the other one cycles.
             `"retain"`: once over the retain set, as published, even if few classes stay; then choose the number of
@@ -249,6 +256,10 @@ class GSLoraTrainingArguments(TrainingArguments):
     validation_fraction: BelowOne = field(
         default=0.0, metadata={"help": "Fraction of each training class to hold out for evaluation."}
     )
+    prefix_cache: Literal["auto", "on", "off"] = field(
+        default="auto", metadata={"help": "Keep outputs of blocks below the lowest that trains: 'auto', 'on', 'off'."}
+    )
+    prefix_cache_mib: NotNegative = field(default=1024.0, metadata={"help": "Most memory for these outputs, in MiB."})
     epoch_covers: EpochCovers = field(
         default="both", metadata={"help": "An epoch covers 'both' training sets, or 'retain' only (as published)."}
     )

@@ -25,7 +25,7 @@ from ..data import (
 )
 from ..errors import InvalidInputError
 from ..io import as_path
-from ..objectives import LossMeter, Objective, kind_of
+from ..objectives import LossMeter, Objective, ObjectiveOutput, kind_of
 from .arguments import GSLoraTrainingArguments
 from .batches import (
     PairedBatches,
@@ -56,6 +56,7 @@ from .gradients import (
 from .inherited import check_by_trainer, check_distribution
 from .logs import LogContinuation, TrainingLogs
 from .method import Method
+from .prefix.running import FrozenPrefix
 from .publishing import AdapterPublishing, check_publishing
 
 logger = logging.get_logger(__name__)
@@ -248,10 +249,12 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self._sampler_epoch = SamplerEpochCallback()
         self._gradients = GradientCallback(self, self.method.takes_steps)
         self._continuation = LogContinuation(self)
+        self.prefix = FrozenPrefix(self)
         non_finite = NonFiniteCallback(self, [callback for callback in of_method if isinstance(callback, Watching)])
         # A method may edit weights as soon as it begins: callbacks that measure or copy them come first.
         self._own_callbacks = [
-            PreparationCallback(self), self._sampler_epoch, self._gradients, *of_method, non_finite, self._continuation
+            PreparationCallback(self), self._sampler_epoch, self._gradients, *of_method, non_finite, self.prefix,
+            self._continuation,
         ]  # fmt: skip
         for callback in self._own_callbacks:
             self.add_callback(callback)
@@ -277,15 +280,21 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         if not model.training:
             loss, outputs = self.task_objective.evaluation_step(model, inputs)
             return (loss, outputs) if return_outputs else loss
+        with self.prefix.of_batch(model, inputs):
+            result = self._training_losses(model, inputs)
+        self.meter.add(result)
+        loss = result.loss
+        return (loss, {"loss": loss, **result.outputs}) if return_outputs else loss
+
+    def _training_losses(self, model: nn.Module, inputs: dict[str, Any]) -> ObjectiveOutput:
         result = self.task_objective.training_step(model, inputs, global_mean=self.global_mean)
         if not result.loss.requires_grad and torch.is_grad_enabled():
             if any(parameter.requires_grad for parameter in self.trained.parameters):
                 raise NoGradientError(self.state.global_step + 1)
             # All that trains is frozen. Training stops after this step, which still needs a backward pass.
             result.loss = result.loss.detach().requires_grad_()
-        loss = result.loss = self.method.loss(model, inputs, result)
-        self.meter.add(result)
-        return (loss, {"loss": loss, **result.outputs}) if return_outputs else loss
+        result.loss = self.method.loss(model, inputs, result)
+        return result
 
     # Training, checkpoints, resume
 
@@ -317,6 +326,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             # Also after an error, so that evaluation scores the weights of an ordinary model.
+            self.prefix.release()
             self.method.release()
             self.is_in_train = False
         self.check_trained()
