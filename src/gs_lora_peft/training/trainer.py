@@ -253,8 +253,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         non_finite = NonFiniteCallback(self, [callback for callback in of_method if isinstance(callback, Watching)])
         # A method may edit weights as soon as it begins: callbacks that measure or copy them come first.
         self._own_callbacks = [
-            PreparationCallback(self), self._sampler_epoch, self._gradients, *of_method, non_finite, self.prefix,
-            self._continuation,
+            PreparationCallback(self), self._sampler_epoch, self._gradients, *of_method, non_finite, self._continuation
         ]  # fmt: skip
         for callback in self._own_callbacks:
             self.add_callback(callback)
@@ -283,8 +282,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         with self.prefix.of_batch(model, inputs):
             result = self._training_losses(model, inputs)
         self.meter.add(result)
-        loss = result.loss
-        return (loss, {"loss": loss, **result.outputs}) if return_outputs else loss
+        return (result.loss, {"loss": result.loss, **result.outputs}) if return_outputs else result.loss
 
     def _training_losses(self, model: nn.Module, inputs: dict[str, Any]) -> ObjectiveOutput:
         result = self.task_objective.training_step(model, inputs, global_mean=self.global_mean)
@@ -326,7 +324,6 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             # Also after an error, so that evaluation scores the weights of an ordinary model.
-            self.prefix.release()
             self.method.release()
             self.is_in_train = False
         self.check_trained()
@@ -353,7 +350,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         pairs = self._train_batch_size // max(self.args.n_gpu, 1)
         logger.info(f"Joint batches: {pairs} samples to keep and as many to forget on each device")
         # An adapter does not save running statistics: they would be lost when it is loaded.
-        with batch_norm_frozen(self.model), reentrant_checkpoints(self.model):
+        with batch_norm_frozen(self.model), reentrant_checkpoints(self.model), self.trained.in_training(), self.prefix:
             return super()._inner_training_loop(*args, **kwargs)
 
     def _reset_prepared_state(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any, Literal
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ...compat import bare, reference_model, unwrapped
@@ -26,8 +26,8 @@ Mode = Literal["plain", "frozen", "fill", "skip"]
 logger = logging.get_logger(__name__)
 
 
-class FrozenPrefix(TrainerCallback):
-    """Saves the work of the blocks below the lowest one that trains.
+class FrozenPrefix:
+    """Saves the work of the blocks below the lowest one that trains, for the time of a training (`with prefix:`).
 
     Nothing in these blocks trains: sparsity has dropped their groups, or the adapter is not on them. They run without
     graph. Where their output depends on the sample alone, it is computed once per sample and kept, and further
@@ -38,7 +38,8 @@ class FrozenPrefix(TrainerCallback):
     This is checked while training: a state that comes out differently in another batch, random numbers that are drawn
     below (dropout), a model whose blocks do not hand on one state, or hooks that watch the blocks (as forgetting in
     depth has) end the use of kept states. Samples are told apart by the content of their inputs, so that augmented
-    views are never confused. States are dropped when the lowest block that trains changes. Each process has its own.
+    views are never confused. States are dropped when the lowest block that trains changes. Each process has its own,
+    and gains by them once it has met most samples.
     Nothing is kept with FSDP, DeepSpeed, `torch.compile` or `DataParallel`, nor with a method that trains weights.
 
     Args:
@@ -57,10 +58,20 @@ class FrozenPrefix(TrainerCallback):
     def __init__(self, trainer: TaskTrainer):
         self.trainer = trainer
         self._installed = ExitStack()
+        self._is_on = False
         self._reset()
 
+    def __enter__(self) -> None:
+        self._reset()
+        self._is_on = self.trainer.args.prefix_cache != "off" and self.trainer.trained.adapter is not None
+        if self.reason is not None:
+            self._refuse(self.reason)
+
+    def __exit__(self, *error: Any) -> None:
+        self._is_on = False
+        self.release()
+
     def _reset(self) -> None:
-        self._installed.close()
         args = self.trainer.args
         self.block = 0
         self.store = StateStore(int(args.prefix_cache_mib * 2**20))
@@ -78,18 +89,12 @@ class FrozenPrefix(TrainerCallback):
         checks = {
             "it is switched off": args.prefix_cache == "off",
             "weights of the model train": trainer.trained.adapter is None,
+            "every epoch trains on new views": args.augmentation,
             "the model is compiled": bool(args.torch_compile),
             "the model is replicated in one process": args.n_gpu > 1,
             "the model is sharded": sharded,
         }
         return next((reason for reason, holds in checks.items() if holds), None)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._reset()
-        if self.reason is not None:
-            self._refuse(self.reason)
 
     def release(self) -> None:
         """Gives the model its own forward back, and drops all states."""
@@ -109,7 +114,7 @@ class FrozenPrefix(TrainerCallback):
             inputs (`Mapping[str, Any]`):
                 The joint batch with `labels`.
         """
-        if self.trainer.args.prefix_cache == "off" or self.trainer.trained.adapter is None:
+        if not self._is_on:
             yield
             return
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and name != "labels"}
@@ -181,7 +186,7 @@ class FrozenPrefix(TrainerCallback):
 
     def _install(self, model: nn.Module, block: int) -> None:
         assert self._chain is not None
-        self.block = block
+        self.block, self._model = block, model
         links = self._chain.below(block)
         last = links[-1].module
         forwards = {link.module: self._forward_of(link, link.module is last) for link in links}
@@ -216,7 +221,7 @@ class FrozenPrefix(TrainerCallback):
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Chooses the mode of one forward."""
         self._mode = "plain"
-        if self._batch is None:
+        if self._batch is None or model is not self._model:
             return
         rows = None if args else self._rows_in(kwargs)
         if rows is None:
@@ -271,7 +276,9 @@ class FrozenPrefix(TrainerCallback):
     def _forward_of(self, link: Link, is_last: bool) -> Any:
         original = link.module.forward
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if module is not link.module:  # in a copy of the model
+                return type(module).forward(module, *args, **kwargs)
             if self._mode == "skip":
                 return link.output(self._state)
             if self._mode == "plain" or any(isinstance(value, Tensor) and value.requires_grad for value in args):
@@ -282,7 +289,12 @@ class FrozenPrefix(TrainerCallback):
                 self._keep(state_in(output))
             return output
 
-        return forward
+        # A method, which a deep copy of the model binds to the copy of the module.
+        return MethodType(forward, link.module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenPrefix:
+        # A copy of the model has hooks that lead here; they leave it alone.
+        return self
 
     def _keep(self, state: Tensor | None) -> None:
         if state is None or len(state) != len(self._keys):
@@ -302,13 +314,10 @@ class FrozenPrefix(TrainerCallback):
     def _has_room(self, state: Tensor) -> bool:
         return not self.store.is_full and self._expected(state) <= self.store.limit
 
-    def _expected(self, state: Tensor) -> float:
-        """The bytes of the states of all samples, as far as their number is known."""
+    def _expected(self, state: Tensor) -> int:
+        """The bytes of the states of all samples. In every process: each may get any sample."""
         pairs = self.trainer.train_dataset
-        try:
-            samples = (len(pairs.retain) + len(pairs.forget)) / max(self.trainer.args.world_size, 1)
-        except TypeError:  # a stream
-            samples = len(state)
+        samples = len(pairs.retain) + len(pairs.forget)
         return max(samples * state[0].numel() * state.element_size(), self.store.size)
 
 

@@ -88,7 +88,7 @@ def digests(tensors: Mapping[str, Tensor], rows: int) -> list[Digest]:
         about.update(_bytes_of(tensor, 1).cpu().numpy())
     columns = [_bytes_of(tensor, rows) for tensor in own.values()]
     if any(column.device.type != "cpu" for column in columns):
-        sums = torch.cat([_sums(column) for column in columns], dim=1).tolist()
+        sums = torch.cat([word_sums(column) for column in columns], dim=1).tolist()
         return [(about.digest(), *row) for row in sums]
     found = []
     for row in range(rows):
@@ -103,8 +103,13 @@ def _bytes_of(tensor: Tensor, rows: int) -> Tensor:
     return tensor.detach().reshape(rows, -1).contiguous().view(torch.uint8)
 
 
-def _sums(column: Tensor) -> Tensor:
-    """Two sums of the 32-bit words of each row with random odd factors: int64, shape `(rows, 2)`."""
+def word_sums(column: Tensor) -> Tensor:
+    """Two sums of the 32-bit words of each row with random odd factors: int64, shape `(rows, 2)`.
+
+    Args:
+        column (`torch.Tensor`):
+            uint8, shape `(rows, bytes)`.
+    """
     words = F.pad(column, (0, -column.shape[1] % 4)).view(torch.int32)
     generator = torch.Generator().manual_seed(words.shape[1])
     factors = torch.randint(-(2**63), 2**63 - 1, (2, words.shape[1]), generator=generator).bitwise_or(1)
