@@ -106,11 +106,18 @@ def test_earlier_model_uses_the_same_states(train):
 
 
 def test_groups_that_are_dropped_while_it_trains(train):
-    dying = {"sparsity_weight": 0.9, "learning_rate": 3e-2, "lr_scheduler_type": "constant", "num_train_epochs": 6}
-    cached, uncached = (train(peft_vit(), cache, **dying) for cache in ("auto", "off"))
+    def small_below():
+        model = peft_vit()
+        with torch.no_grad():
+            for name, matrix in ((n, p) for n, p in model.named_parameters() if "lora_" in n):
+                matrix.mul_({"0": 0.2, "1": 0.5, "2": 1.0}[name.split("layers.")[1][0]])
+        return model
+
+    dying = {"sparsity_weight": 0.9, "learning_rate": 3e-2, "lr_scheduler_type": "constant", "num_train_epochs": 4}
+    cached, uncached = (train(small_below(), cache, **dying) for cache in ("auto", "off"))
     assert_same(cached, uncached)
     assert cached[0].blocks == sorted(cached[0].blocks)
-    assert cached[0].blocks[0] < cached[0].blocks[-1]
+    assert set(cached[0].blocks) == {0, 1, 2}
     assert cached[0].calls < uncached[0].calls
 
 

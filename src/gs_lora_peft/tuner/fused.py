@@ -25,8 +25,9 @@ def fused_lora(model: nn.Module, adapter: str) -> Iterator[None]:
     pass. Here the sum of the weights, which is small beside the activations, is made anew at every call. It is not
     kept for the backward pass. Results differ from the stock layer by rounding.
 
-    A layer does this with one active adapter, in training mode, in float32 or float64, if the input has at least as
-    many rows as columns. Otherwise, also under autocast, with dropout, DoRA and other variants, quantised or sharded
+    A layer does this with one active adapter that trains, in training mode, in float32 or float64, if the input has at
+    least as many rows as columns. It does not depend on whether a graph is recorded, so that activation checkpoints
+    compute the same twice. Otherwise, also under autocast, with dropout, DoRA and other variants, quantised or sharded
     weights, or hooks on its parts, it runs as PEFT wrote it.
 
     Args:
@@ -81,7 +82,7 @@ def _can_fuse(layer: Any, adapter: str, x: Tensor) -> bool:
     parts = _parts(layer, adapter)
     return (
         layer.training
-        and torch.is_grad_enabled()
+        and any(part.weight.requires_grad for part in parts[1:])  # not an earlier task, which does not train
         and not layer.merged
         and not layer.disable_adapters
         and adapter not in layer.lora_variant

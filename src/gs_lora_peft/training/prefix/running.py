@@ -315,9 +315,9 @@ class FrozenPrefix:
         return not self.store.is_full and self._expected(state) <= self.store.limit
 
     def _expected(self, state: Tensor) -> int:
-        """The bytes of the states of all samples. In every process: each may get any sample."""
+        """The bytes of the states of all samples, which every process may get; of a stream, of those so far."""
         pairs = self.trainer.train_dataset
-        samples = len(pairs.retain) + len(pairs.forget)
+        samples = sum(len(part) for part in (pairs.retain, pairs.forget) if hasattr(part, "__len__"))
         return max(samples * state[0].numel() * state.element_size(), self.store.size)
 
 
