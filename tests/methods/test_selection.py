@@ -6,7 +6,7 @@ from errors import refused
 from tasks import adapter_state, differences, forget_set, peft_vit, retain_set, trainer_for
 
 from gs_lora_peft import LoraGroups
-from gs_lora_peft.methods.selection import gains, keep_best, number_to_keep
+from gs_lora_peft.methods.selection import gains, gains_for_their_cost, keep_best, number_to_keep
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(0.5, 2), (0.01, 1), (0.99, 3), (1, 1), (3, 3)])
@@ -48,7 +48,7 @@ def test_gains_are_what_a_small_step_takes_off_the_loss(tmp_path):
 def test_only_the_best_groups_train(tmp_path):
     model = peft_vit()
     trainer = trainer_for(model, tmp_path / "scored")
-    best = gains(trainer, trainer.groups).argmax().item()
+    best = gains_for_their_cost(gains(trainer, trainer.groups)).argmax().item()
     trainer = trainer_for(peft_vit(), tmp_path / "trained", sparsity="select", select_groups=1)
     trainer.train()
     assert trainer.groups.active_groups() == [trainer.groups.names[best]]
@@ -62,6 +62,12 @@ def test_resumed_training_equals_one_that_was_not_stopped(tmp_path):
     trainer_for(whole, tmp_path, **settings).train()
     trainer_for(resumed, tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert differences(adapter_state(whole), adapter_state(resumed)) == []
+
+
+def test_a_lower_group_costs_more():
+    """With equal gains the highest group is best; three times the gain makes up for three blocks."""
+    assert gains_for_their_cost(torch.ones(3)).argmax() == 2
+    assert gains_for_their_cost(torch.tensor([3.3, 1.0, 1.0])).argmax() == 0
 
 
 def test_the_largest_scores_are_kept():

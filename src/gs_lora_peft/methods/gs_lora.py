@@ -16,7 +16,7 @@ from ..errors import InvalidInputError
 from ..objectives import Objective, ObjectiveOutput
 from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method, TrainedAdapter
 from ..tuner import LoraGroups
-from .selection import gains, keep_best, number_to_keep
+from .selection import gains, gains_for_their_cost, keep_best, number_to_keep
 from .sparsity import EMACallback, SparsityCallback
 
 logger = logging.get_logger(__name__)
@@ -61,7 +61,8 @@ class GSLora(Method):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._number is not None and state.global_step == 0:
             trainer = cast(ForgettingTrainer, self.trainer)
-            kept = keep_best(self.groups, gains(trainer, self.groups), self._number)
+            scores = gains_for_their_cost(gains(trainer, self.groups))
+            kept = keep_best(self.groups, scores, self._number)
             logger.info(f"{len(kept)} of {len(self.groups)} groups train: {', '.join(kept)}")
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:

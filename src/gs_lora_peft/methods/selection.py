@@ -77,6 +77,18 @@ def gains(trainer: ForgettingTrainer, groups: LoraGroups) -> Tensor:
     return torch.stack(scores) / SCORED_BATCHES
 
 
+def gains_for_their_cost(gains: Tensor) -> Tensor:
+    """What groups gain for the blocks that a step has to go through to train them: those from the group on.
+
+    By the gain alone the lowest groups would often be chosen, and no block could be left out.
+
+    Args:
+        gains (`torch.Tensor`):
+            Result of [`gains`], in the order of the model, shape `(number of groups,)`.
+    """
+    return gains / torch.arange(len(gains), 0, -1, device=gains.device)
+
+
 @torch.no_grad()
 def keep_best(groups: LoraGroups, scores: Tensor, number: int) -> list[str]:
     """Sets all groups to zero but those with the largest scores.

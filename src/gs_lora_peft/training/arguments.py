@@ -76,7 +76,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
             entries. Dropped groups are exactly zero; the last group is never dropped. `"penalty"`: α · Σ_g ‖g‖ is
             added to the loss as in the paper, and groups do not become exactly zero. `"select"`: only the groups that
-            gain most at the start train (`select_groups`); the others are zero. `"none"`: dense LoRA.
+            gain most for their cost at the start train (`select_groups`); the others are zero. `"none"`: dense LoRA.
         select_groups (`float`, *optional*, defaults to 0.5):
             With `"select"`, how many groups train: a share below 1, or a whole number.
         sparsity_weight (`float`, *optional*, defaults to 0.6):

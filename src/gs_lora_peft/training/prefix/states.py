@@ -90,7 +90,7 @@ def digests(tensors: Mapping[str, Tensor], rows: int) -> list[Digest]:
     if any(column.device.type != "cpu" for column in columns):
         sums = torch.cat([word_sums(column) for column in columns], dim=1).tolist()
         return [(about.digest(), *row) for row in sums]
-    found = []
+    found: list[Digest] = []
     for row in range(rows):
         digest = about.copy()
         for column in columns:
