@@ -23,6 +23,9 @@ from .states import Digest, StateStore, digests, random_states
 # What a forward does with the prefix: runs it as ever, runs it without graph, keeps its states too, or skips it.
 Mode = Literal["plain", "frozen", "fill", "skip"]
 
+# A matrix of the adapter: its layer, itself, and the path of the block around it.
+Matrix = tuple[LoraLayer, nn.Parameter, str | None]
+
 logger = logging.get_logger(__name__)
 
 
@@ -76,9 +79,10 @@ class FrozenPrefix:
         self.block = 0
         self.store = StateStore(int(args.prefix_cache_mib * 2**20))
         self.reason = self._refusal()
-        self._blocks: dict[str, nn.Module] | None = None  # of the bare model, once they are needed
+        self._blocks: dict[str, nn.Module] = {}  # of the bare model, once they are needed
+        self._matrices: list[Matrix] = []
         self._chain: Chain | None = None
-        self._live: str | None = None  # path of the lowest block that trains
+        self._live: frozenset[str] | None = None  # paths of the blocks that train, if there are others below
         self._batch: dict[str, Tensor] | None = None
         self._mode: Mode = "plain"
         self._verified: set[Hashable] = set()
@@ -100,7 +104,7 @@ class FrozenPrefix:
         """Gives the model its own forward back, and drops all states."""
         self._installed.close()
         self.store.clear()
-        self.block, self._live = 0, None
+        self.block = 0
 
     # Which blocks
 
@@ -130,12 +134,12 @@ class FrozenPrefix:
 
     def _follow(self, model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Finds the blocks that do not train, if others than at the last batch."""
-        live = self._lowest_that_trains(model)
+        live = self._blocks_that_train(model)
         if live == self._live:
             return
-        self.release()
         self._live = live
         if live is None or self.reason is not None:
+            self.release()
             return
         given = {name: value for name, value in inputs.items() if name != "labels"}
         rows = len(inputs["labels"])
@@ -146,43 +150,32 @@ class FrozenPrefix:
         devices = [tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"][:1]
         with torch.random.fork_rng(devices=devices), reference_model(model, None):
             if self._chain is None:
-                self._chain = read_chain(model, self._blocks or {}, forward, rows)
-            modules = [link.module for link in self._chain.blocks]
-            lowest = (self._blocks or {})[live]
-            block = modules.index(lowest) if lowest in modules else 0
+                self._chain = read_chain(model, self._blocks, forward, rows)
+            # Blocks outside the chain are called after it.
+            places = {id(link.module): place for place, link in enumerate(self._chain.blocks)}
+            end = len(self._chain.blocks)
+            block = min(places.get(id(self._blocks[path]), end) for path in live)
+            if block == self.block > 0:
+                return
+            self.release()
             if block == 0 or not can_be_cut(model, self._chain, block, forward):
                 self._refuse("the model's blocks do not hand on one state, one after another")
                 return
         self._install(model, block)
 
-    def _lowest_that_trains(self, model: nn.Module) -> str | None:
-        """Path of the first block with a matrix that trains; `None` if it is the first block, or if others train."""
+    def _blocks_that_train(self, model: nn.Module) -> frozenset[str] | None:
+        """Paths of the blocks in which the adapter acts; `None` if the first one is among them, or others act."""
         adapter = self.trainer.trained.adapter
-        if self._blocks is None:
-            try:
-                paths = find_ffn_blocks(bare(model))
-            except NoFFNFoundError:
-                paths = {}
-            self._blocks = {path: bare(model).get_submodule(path) for path in paths}
-            inside = {
-                id(parameter): path for path, module in self._blocks.items() for parameter in module.parameters()
-            }
-            # Of each matrix of the adapter: its layer, itself, and the block around it.
-            self._matrices = [
-                (layer, parameter, inside.get(id(parameter)))
-                for layer in bare(model).modules()
-                if isinstance(layer, LoraLayer) and adapter in layer.lora_A
-                for parameter in (layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)
-            ]
+        if not self._matrices:
+            self._blocks, self._matrices = _read_blocks(model, adapter)
         live = {
             path
             for layer, parameter, path in self._matrices
             if parameter.requires_grad or adapter in layer.active_adapters
         }
-        if None in live or not live:
+        if not live or None in live or next(iter(self._blocks), None) in live:
             return None
-        first = next(path for path in self._blocks if path in live)
-        return None if first == next(iter(self._blocks)) else first
+        return frozenset(path for path in live if path is not None)
 
     def _install(self, model: nn.Module, block: int) -> None:
         assert self._chain is not None
@@ -191,10 +184,10 @@ class FrozenPrefix:
         last = links[-1].module
         forwards = {link.module: self._forward_of(link, link.module is last) for link in links}
         self._below = [module for link in links for module in link.module.modules()]
-        above = {id(tensor) for link in self._chain.blocks[block:] for tensor in link.module.parameters()}
+        other = {id(tensor) for link in self._chain.blocks[block:] for tensor in link.module.parameters()}
+        other |= {id(matrix) for _, matrix, _ in self._matrices}
         # All that a state may depend on, and more: a method may exchange weights for the time of a forward.
-        self._weights = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in above]
-        self._weights = [t for t in self._weights if not any(t is matrix for _, matrix, _ in self._matrices)]
+        self._weights = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in other]
         self._layers = [module for module in self._below if isinstance(module, LoraLayer)]
         self._verified.clear()
         self._installed.enter_context(replaced_forwards(forwards))
@@ -319,6 +312,22 @@ class FrozenPrefix:
         pairs = self.trainer.train_dataset
         samples = sum(len(part) for part in (pairs.retain, pairs.forget) if hasattr(part, "__len__"))
         return max(samples * state[0].numel() * state.element_size(), self.store.size)
+
+
+def _read_blocks(model: nn.Module, adapter: str | None) -> tuple[dict[str, nn.Module], list[Matrix]]:
+    """The blocks of a model by path, and the matrices of an adapter."""
+    own = bare(model)
+    try:
+        blocks = {path: own.get_submodule(path) for path in find_ffn_blocks(own)}
+    except NoFFNFoundError:
+        blocks = {}
+    inside = {id(parameter): path for path, module in blocks.items() for parameter in module.parameters()}
+    layers = [layer for layer in own.modules() if isinstance(layer, LoraLayer) and adapter in layer.lora_A]
+    return blocks, [
+        (layer, parameter, inside.get(id(parameter)))
+        for layer in layers
+        for parameter in (layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)
+    ]
 
 
 def _rows_of(given: Tensor, whole: Tensor, rows: int) -> tuple[int, int] | None:

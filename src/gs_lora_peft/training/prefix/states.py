@@ -85,7 +85,7 @@ def digests(tensors: Mapping[str, Tensor], rows: int) -> list[Digest]:
     for name, tensor in (*own.items(), *shared.items()):
         about.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape[name in own :])};".encode())
     for tensor in shared.values():
-        about.update(_bytes_of(tensor, 1).cpu().numpy())
+        about.update(_bytes_of(tensor, 1).cpu().numpy().data)
     columns = [_bytes_of(tensor, rows) for tensor in own.values()]
     if any(column.device.type != "cpu" for column in columns):
         sums = torch.cat([word_sums(column) for column in columns], dim=1).tolist()
@@ -94,7 +94,7 @@ def digests(tensors: Mapping[str, Tensor], rows: int) -> list[Digest]:
     for row in range(rows):
         digest = about.copy()
         for column in columns:
-            digest.update(column[row].numpy())
+            digest.update(column[row].numpy().data)
         found.append(digest.digest()[:16])
     return found
 
