@@ -134,11 +134,11 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
     try:
         yield
     finally:
-        for module, forward in own.items():
-            if forward is None:
+        for module, former in own.items():
+            if former is None:
                 vars(module).pop("forward", None)
             else:
-                vars(module)["forward"] = forward
+                vars(module)["forward"] = former
 
 
 def can_be_cut(model: nn.Module, chain: Chain, block: int, forward: Forward) -> bool:

@@ -84,6 +84,7 @@ class FrozenPrefix:
         self._chain: Chain | None = None
         self._live: frozenset[str] | None = None  # paths of the blocks that train, if there are others below
         self._batch: dict[str, Tensor] | None = None
+        self._digests: list[Digest] | None = None
         self._mode: Mode = "plain"
         self._verified: set[Hashable] = set()
 
@@ -124,7 +125,8 @@ class FrozenPrefix:
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and name != "labels"}
         self._follow(unwrapped(model), inputs, tensors)
         self._batch = tensors if self.block else None
-        self._rows, self._digests = len(inputs["labels"]), None
+        self._rows = len(inputs["labels"])
+        self._digests = None
         self._others = {name: value for name, value in inputs.items() if name not in tensors and name != "labels"}
         self._versions = {name: tensor._version for name, tensor in tensors.items()}
         try:
@@ -322,6 +324,8 @@ def _read_blocks(model: nn.Module, adapter: str | None) -> tuple[dict[str, nn.Mo
     except NoFFNFoundError:
         blocks = {}
     inside = {id(parameter): path for path, module in blocks.items() for parameter in module.parameters()}
+    if adapter is None:
+        return blocks, []
     layers = [layer for layer in own.modules() if isinstance(layer, LoraLayer) and adapter in layer.lora_A]
     return blocks, [
         (layer, parameter, inside.get(id(parameter)))
