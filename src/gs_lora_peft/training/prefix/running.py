@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -327,11 +327,9 @@ def _read_blocks(model: nn.Module, adapter: str | None) -> tuple[dict[str, nn.Mo
     if adapter is None:
         return blocks, []
     layers = [layer for layer in own.modules() if isinstance(layer, LoraLayer) and adapter in layer.lora_A]
-    return blocks, [
-        (layer, parameter, inside.get(id(parameter)))
-        for layer in layers
-        for parameter in (layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)
-    ]
+    pairs = [(layer, cast(nn.Linear, kind[adapter])) for layer in layers for kind in (layer.lora_A, layer.lora_B)]
+    found = [(layer, cast(nn.Parameter, factor.weight)) for layer, factor in pairs]
+    return blocks, [(layer, matrix, inside.get(id(matrix))) for layer, matrix in found]
 
 
 def _rows_of(given: Tensor, whole: Tensor, rows: int) -> tuple[int, int] | None:
