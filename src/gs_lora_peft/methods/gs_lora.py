@@ -9,13 +9,17 @@ from typing import Any, cast
 
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import logging
 
 from ..errors import InvalidInputError
 from ..objectives import Objective, ObjectiveOutput
 from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method, TrainedAdapter
 from ..tuner import LoraGroups
+from .selection import gains, gains_for_their_cost, keep_best, number_to_keep
 from .sparsity import EMACallback, SparsityCallback
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -31,14 +35,14 @@ class GSLora(Method):
     title = "GS-LoRA, https://arxiv.org/abs/2403.11530"
 
     def check(self, args: GSLoraTrainingArguments) -> None:
-        if args.world_size <= 1 or args.sparsity != "proximal":
+        if args.world_size <= 1 or args.sparsity not in ("proximal", "select"):
             return
         for name, asked in (("ddp_find_unused_parameters", False), ("ddp_static_graph", True)):
             if getattr(args, name) is asked:
                 raise InvalidInputError(
                     name,
                     asked,
-                    f"{not asked} with sparsity='proximal', because dropped groups take no part in the forward",
+                    f"{not asked} with sparsity={args.sparsity!r}, because dropped groups take no part in the forward",
                     "Leave it unset.",
                 )
 
@@ -48,8 +52,18 @@ class GSLora(Method):
 
     def callbacks(self) -> Sequence[TrainerCallback]:
         self.sparsity = SparsityCallback(self.groups)
+        selects = self.trainer.args.sparsity == "select"
+        self._number = number_to_keep(self.trainer.args.select_groups, self.groups) if selects else None
         self.ema = EMACallback(self.groups) if self.trainer.args.ema_decay > 0 else None
-        return [self.sparsity, *([self.ema] if self.ema else [])]
+        # Itself first: it chooses groups when the training begins, and the sparsity freezes the others.
+        return [self, self.sparsity, *([self.ema] if self.ema else [])]
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._number is not None and state.global_step == 0:
+            trainer = cast(ForgettingTrainer, self.trainer)
+            scores = gains_for_their_cost(gains(trainer, self.groups))
+            kept = keep_best(self.groups, scores, self._number)
+            logger.info(f"{len(kept)} of {len(self.groups)} groups train: {', '.join(kept)}")
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], output: ObjectiveOutput) -> Tensor:
         args, state = self.trainer.args, self.trainer.state
@@ -65,7 +79,8 @@ class GSLora(Method):
     def _sparsity_term(self, norms: Sequence[Tensor]) -> Tensor:
         """α · Σ ‖g‖, with the factor √n_g of the proximal step for each group."""
         args = self.trainer.args
-        weight = 0.0 if args.sparsity == "none" else self.sparsity.weight_now(args, self.trainer.state)
+        shrinks = args.sparsity in ("proximal", "penalty")
+        weight = self.sparsity.weight_now(args, self.trainer.state) if shrinks else 0.0
         scales = [size**0.5 if args.sparsity == "proximal" else 1.0 for size in self.groups.sizes]
         return weight * sum((scale * norm for scale, norm in zip(scales, norms, strict=True)), norms[0].new_zeros(()))
 

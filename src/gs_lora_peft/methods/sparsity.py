@@ -68,7 +68,7 @@ class SparsityCallback(TrainerCallback):
     ) -> None:
         args.check_sparsity_acts(_epochs(args, state, train_dataloader))
         # Groups that are zero when a training begins or is resumed stay dropped.
-        if args.sparsity == "proximal":
+        if args.sparsity in ("proximal", "select"):
             self.freeze_zero_groups(control)
 
     def on_optimizer_step(

@@ -72,10 +72,13 @@ class GSLoraTrainingArguments(TrainingArguments):
         background (`"matched"` or `"others"`, *optional*, defaults to `"matched"`):
             Detectors only, for images with objects of both halves. `"matched"` ignores objects of the other half in
             the loss of a half; `"others"` counts them as background, as published. See [`DetectionObjective`].
-        sparsity (`"proximal"`, `"penalty"` or `"none"`, *optional*, defaults to `"proximal"`):
+        sparsity (`"proximal"`, `"penalty"`, `"select"` or `"none"`, *optional*, defaults to `"proximal"`):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
             entries. Dropped groups are exactly zero; the last group is never dropped. `"penalty"`: α · Σ_g ‖g‖ is
-            added to the loss as in the paper, and groups do not become exactly zero. `"none"`: dense LoRA.
+            added to the loss as in the paper, and groups do not become exactly zero. `"select"`: only the groups that
+            gain most for their cost at the start train (`select_groups`); the others are zero. `"none"`: dense LoRA.
+        select_groups (`float`, *optional*, defaults to 0.5):
+            With `"select"`, how many groups train: a share below 1, or a whole number.
         sparsity_weight (`float`, *optional*, defaults to 0.6):
             α. Not negative. With `"proximal"` it competes with the distance that an entry moves in an optimizer step
             (Adam: about 1), so that useful values lie in (0, 1) for models of every size. With `"penalty"` it is the
@@ -148,6 +151,13 @@ class GSLoraTrainingArguments(TrainingArguments):
             for `eval_strategy`, `load_best_model_at_end` and early stopping if no `eval_dataset` is given. Not with
             annotated boxes, because an image may be in both sets: hold images out before the split. Not with `shots`
             of a [`ContinualForgetter`], which set how many samples train.
+        prefix_cache (`"auto"`, `"on"` or `"off"`, *optional*, defaults to `"auto"`):
+            Whether outputs of the blocks below the lowest one that trains are kept, so that these blocks run once per
+            sample instead of at every step, see [`FrozenPrefix`]. It changes no loss. `"auto"`: where this is exact.
+            `"on"` refuses a training in which it is not, such as with dropout in these blocks.
+        prefix_cache_mib (`float`, *optional*, defaults to 1024):
+            Most memory for these outputs in each process, in MiB, on the device of the model. If the outputs for all
+            samples need more, none are kept.
         epoch_covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
             `"both"`: an epoch runs once over the larger of the two training sets, and the other one cycles.
             `"retain"`: once over the retain set, as published, even if few classes stay; then choose the number of
@@ -200,8 +210,12 @@ class GSLoraTrainingArguments(TrainingArguments):
         default="matched",
         metadata={"help": "Detectors: the other half's objects are ignored, or background ('others')."},
     )
-    sparsity: Literal["proximal", "penalty", "none"] = field(
-        default="proximal", metadata={"help": "'proximal' (exact zeros), 'penalty' (as published), or 'none'."}
+    sparsity: Literal["proximal", "penalty", "select", "none"] = field(
+        default="proximal",
+        metadata={"help": "'proximal' (exact zeros), 'penalty' (as published), 'select' (at the start), or 'none'."},
+    )
+    select_groups: _POSITIVE = field(
+        default=0.5, metadata={"help": "With 'select': share (below 1) or number of the groups that train."}
     )
     sparsity_weight: NotNegative = field(default=0.6, metadata={"help": "Alpha: strength of the group sparsity."})
     sparsity_warmup_epochs: NotNegative = field(
@@ -259,6 +273,10 @@ class GSLoraTrainingArguments(TrainingArguments):
     validation_fraction: BelowOne = field(
         default=0.0, metadata={"help": "Fraction of each training class to hold out for evaluation."}
     )
+    prefix_cache: Literal["auto", "on", "off"] = field(
+        default="auto", metadata={"help": "Keep outputs of blocks below the lowest that trains: 'auto', 'on', 'off'."}
+    )
+    prefix_cache_mib: NotNegative = field(default=1024.0, metadata={"help": "Most memory for these outputs, in MiB."})
     epoch_covers: EpochCovers = field(
         default="both", metadata={"help": "An epoch covers 'both' training sets, or 'retain' only (as published)."}
     )
@@ -332,7 +350,7 @@ class GSLoraTrainingArguments(TrainingArguments):
                 "Set `ema_decay`, e.g. to 0.9, or leave it out.",
             )
         until = self.sparsity_until_epoch
-        if self.sparsity != "none" and until is not None and not until > self.sparsity_warmup_epochs:
+        if self._shrinks and until is not None and not until > self.sparsity_warmup_epochs:
             raise InvalidInputError(
                 "sparsity_until_epoch",
                 until,
@@ -348,6 +366,10 @@ class GSLoraTrainingArguments(TrainingArguments):
         """Seed for splits and batch order: `data_seed`, or `seed` where that is `None`."""
         return self.data_seed if self.data_seed is not None else self.seed
 
+    @property
+    def _shrinks(self) -> bool:
+        return self.sparsity in ("proximal", "penalty")
+
     def check_sparsity_acts(self, epochs: float) -> None:
         """Checks that the warm-up of the sparsity ends before the training does.
 
@@ -359,7 +381,7 @@ class GSLoraTrainingArguments(TrainingArguments):
             InvalidInputError: If it does not.
         """
         warmup = self.sparsity_warmup_epochs
-        if self.sparsity != "none" and 0 < warmup >= epochs:
+        if self._shrinks and 0 < warmup >= epochs:
             raise InvalidInputError(
                 "sparsity_warmup_epochs",
                 warmup,

@@ -25,7 +25,7 @@ from ..data import (
 )
 from ..errors import InvalidInputError
 from ..io import as_path
-from ..objectives import LossMeter, Objective, kind_of
+from ..objectives import LossMeter, Objective, ObjectiveOutput, kind_of
 from .arguments import GSLoraTrainingArguments
 from .batches import (
     PairedBatches,
@@ -56,6 +56,7 @@ from .gradients import (
 from .inherited import check_by_trainer, check_distribution
 from .logs import LogContinuation, TrainingLogs
 from .method import Method
+from .prefix.running import FrozenPrefix
 from .publishing import AdapterPublishing, check_publishing
 
 logger = logging.get_logger(__name__)
@@ -248,6 +249,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self._sampler_epoch = SamplerEpochCallback()
         self._gradients = GradientCallback(self, self.method.takes_steps)
         self._continuation = LogContinuation(self)
+        self.prefix = FrozenPrefix(self)
         non_finite = NonFiniteCallback(self, [callback for callback in of_method if isinstance(callback, Watching)])
         # A method may edit weights as soon as it begins: callbacks that measure or copy them come first.
         self._own_callbacks = [
@@ -277,15 +279,20 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         if not model.training:
             loss, outputs = self.task_objective.evaluation_step(model, inputs)
             return (loss, outputs) if return_outputs else loss
+        with self.prefix.of_batch(model, inputs):
+            result = self._training_losses(model, inputs)
+        self.meter.add(result)
+        return (result.loss, {"loss": result.loss, **result.outputs}) if return_outputs else result.loss
+
+    def _training_losses(self, model: nn.Module, inputs: dict[str, Any]) -> ObjectiveOutput:
         result = self.task_objective.training_step(model, inputs, global_mean=self.global_mean)
         if not result.loss.requires_grad and torch.is_grad_enabled():
             if any(parameter.requires_grad for parameter in self.trained.parameters):
                 raise NoGradientError(self.state.global_step + 1)
             # All that trains is frozen. Training stops after this step, which still needs a backward pass.
             result.loss = result.loss.detach().requires_grad_()
-        loss = result.loss = self.method.loss(model, inputs, result)
-        self.meter.add(result)
-        return (loss, {"loss": loss, **result.outputs}) if return_outputs else loss
+        result.loss = self.method.loss(model, inputs, result)
+        return result
 
     # Training, checkpoints, resume
 
@@ -343,7 +350,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         pairs = self._train_batch_size // max(self.args.n_gpu, 1)
         logger.info(f"Joint batches: {pairs} samples to keep and as many to forget on each device")
         # An adapter does not save running statistics: they would be lost when it is loaded.
-        with batch_norm_frozen(self.model), reentrant_checkpoints(self.model):
+        with batch_norm_frozen(self.model), reentrant_checkpoints(self.model), self.trained.in_training(), self.prefix:
             return super()._inner_training_loop(*args, **kwargs)
 
     def _reset_prepared_state(self) -> None:

@@ -12,6 +12,7 @@ from .config import (
     mapping_problem as mapping_problem,
 )
 from .export import export_lora as export_lora
+from .fused import fused_lora as fused_lora
 from .groups import LoraGroups as LoraGroups, trainable_adapters as trainable_adapters
 from .model import GSLoraModel as GSLoraModel
 from .targets import compiled_pattern as compiled_pattern, is_quick as is_quick, names_modules as names_modules
@@ -29,6 +30,7 @@ __all__ = [
     "find_attention_blocks",
     "find_blocks_of",
     "find_ffn_blocks",
+    "fused_lora",
     "is_quick",
     "mapping_problem",
     "names_modules",

@@ -1,0 +1,226 @@
+r"""A training step of GS-LoRA against one of the stock Trainer with stock PEFT LoRA on the same modules.
+
+    python examples/benchmarks/step.py                              # ViT-S/16 at 224, random weights
+    python examples/benchmarks/step.py --model face-model --pairs 48
+    python examples/benchmarks/step.py --profile gs_lora            # where the time of a step goes
+
+Both train on the same joint batch of `--pairs` images to keep and as many to forget. The variants run in turns in one
+process, each after warm-up steps, and a round gives one ratio to the stock step: the table has the median over rounds.
+On the CPU the clock counts CPU seconds, so that other work on the machine matters less. The peak memory comes from a
+new process for each variant.
+
+Variants: `stock`; `gs_lora`, all groups live; `half_zero`, the lower half of the groups zero, with the outputs of the
+frozen blocks kept after the first step; `half_zero_uncached`, the same without keeping them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from gs_lora_peft import GSLoraConfig, GSLoraTrainer, GSLoraTrainingArguments, LoraGroups, find_ffn_blocks
+
+VARIANTS = ("stock", "gs_lora", "half_zero", "half_zero_uncached")
+WARMUP = 3
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step after the warm-up: CPU seconds, or those of the accelerator's clock."""
+
+    def __init__(self, device: str):
+        self.device, self.times = device, []
+
+    def now(self) -> float:
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start = self.now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > WARMUP:
+            self.times.append(self.now() - self.start)
+
+
+def load_model(name: str, dropout: bool) -> nn.Module:
+    """A converted or other local model; by default ViT-S/16 with random weights."""
+    torch.manual_seed(0)
+    if name == "vit-s":
+        size = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+        model: nn.Module = ViTForImageClassification(ViTConfig(num_labels=2, **size))
+    else:
+        model = AutoModelForImageClassification.from_pretrained(name)
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    return model
+
+
+def make_trainer(base: nn.Module, variant: str, options: argparse.Namespace, steps: int, folder: str) -> Trainer:
+    """A trainer on a copy of the model, with the joint batch as its only batch."""
+    base, pairs = copy.deepcopy(base), options.pairs
+    size: Any = base.config
+    shape = (2 * pairs, size.num_channels, size.image_size, size.image_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rows = [{"pixel_values": image, "label": 1 - number // pairs} for number, image in enumerate(images)]
+    common: dict[str, Any] = {
+        "output_dir": folder, "max_steps": steps, "use_cpu": options.device == "cpu", "disable_tqdm": True,
+        "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": False,
+        "learning_rate": 1e-4, "weight_decay": 0.05, "bf16": options.bf16, "dataloader_pin_memory": False,
+    }  # fmt: skip
+    if variant == "stock":
+        paths = [path for block in find_ffn_blocks(base).values() for path in block]
+        model = get_peft_model(base, LoraConfig(r=options.r, lora_alpha=1, target_modules=paths))
+        return Trainer(model, TrainingArguments(per_device_train_batch_size=2 * pairs, **common), train_dataset=rows)
+    model = get_peft_model(base, GSLoraConfig(r=options.r))
+    if variant.startswith("half_zero"):
+        groups = LoraGroups(model)
+        with torch.no_grad():
+            for parameter, group in zip(groups.parameters, groups.group_of, strict=True):
+                parameter.mul_(group >= len(groups) // 2)
+    # A sparsity that drops nothing: the groups stay as they are while the clock runs.
+    common["prefix_cache"] = "off" if variant.endswith("uncached") else "auto"
+    # Without distillation, which holds the other classes of the head by one more forward.
+    args = GSLoraTrainingArguments(
+        per_device_train_batch_size=pairs, sparsity_weight=1e-6, distillation_weight=0, **common
+    )
+    return GSLoraTrainer(model, args, forget_dataset=rows[pairs:], retain_dataset=rows[:pairs])
+
+
+def run_steps(base: nn.Module, variant: str, options: argparse.Namespace) -> list[float]:
+    """The seconds of each measured step."""
+    clock = Clock(options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(base, variant, options, WARMUP + options.steps, folder)
+        trainer.add_callback(clock)
+        trainer.train()
+    return clock.times
+
+
+def peak_memory(device: str) -> float:
+    """The peak memory of this process so far, in MiB: resident, or allocated on the accelerator."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory_of(variant: str) -> float:
+    """The peak memory of a new process with the same options that takes the steps of one variant."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", variant]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def matmul_rate(device: str, dtype: torch.dtype, size: int = 2048) -> float:
+    """The floating-point operations per second of a large matrix product: the best of five."""
+    one, clock = torch.randn(size, size, device=device, dtype=dtype), Clock(device)
+    best = float("inf")
+    for _ in range(5):
+        start = clock.now()
+        one @ one
+        best = min(best, clock.now() - start)
+    return 2 * size**3 / best
+
+
+def profile(base: nn.Module, variant: str, options: argparse.Namespace) -> None:
+    """Prints the operations of one step by their own time, its floating-point operations and its share of the rate."""
+
+    class Profiler(TrainerCallback):
+        """Counts one step and profiles the next one."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == WARMUP:
+                self.counter = FlopCounterMode(display=False)
+                self.counter.__enter__()
+            elif state.global_step == WARMUP + 1:
+                self.profiler = torch.profiler.profile()
+                self.profiler.__enter__()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == WARMUP + 1:
+                self.counter.__exit__(None, None, None)
+            elif state.global_step == WARMUP + 2:
+                self.profiler.__exit__(None, None, None)
+
+    profiler = Profiler()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(base, variant, options, WARMUP + 2, folder)
+        trainer.add_callback(profiler)
+        trainer.train()
+    by = "self_cpu_time_total" if options.device == "cpu" else "self_device_time_total"
+    print(profiler.profiler.key_averages().table(sort_by=by, row_limit=options.rows, max_name_column_width=40))
+    flops = profiler.counter.get_total_flops()
+    seconds = statistics.median(run_steps(base, variant, options))
+    rate = matmul_rate(options.device, torch.bfloat16 if options.bf16 else torch.float32)
+    print(f"{variant}: {flops / 1e9:.1f} GFLOP in {seconds:.3f} s, {flops / seconds / rate:.0%} of the matmul rate "
+          f"of {rate / 1e9:.0f} GFLOP/s")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit-s", help="'vit-s', or a folder of an image classifier")
+    parser.add_argument("--pairs", type=int, default=8, help="images to keep in the joint batch")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of a round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds")
+    parser.add_argument("--r", type=int, default=8, help="rank")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="variants after 'stock'")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="'cpu' or 'cuda'")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision")
+    parser.add_argument("--no_dropout", action="store_true", help="set every nn.Dropout to 0")
+    parser.add_argument("--no_memory", action="store_true", help="measure no memory")
+    parser.add_argument("--profile", metavar="VARIANT", help="profile one variant instead")
+    parser.add_argument("--rows", type=int, default=15, help="rows of the profile")
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+
+    base = load_model(options.model, not options.no_dropout)
+    if options.memory_of:
+        run_steps(base, options.memory_of, options)
+        print(peak_memory(options.device))
+        return
+    if options.profile:
+        profile(base, options.profile, options)
+        return
+    names = list(dict.fromkeys(["stock", *options.variants]))
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(options.rounds):
+        for name in names:
+            print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr)
+            seconds[name].append(statistics.median(run_steps(base, name, options)))
+    ratios = {
+        name: statistics.median(own / stock for own, stock in zip(seconds[name], seconds["stock"], strict=True))
+        for name in names
+    }
+    memory = {} if options.no_memory else {name: memory_of(name) for name in names}
+    for name in names:
+        row = {"seconds": round(statistics.median(seconds[name]), 4), "ratio": round(ratios[name], 3)}
+        if memory:
+            row |= {"MiB": round(memory[name]), "ratio of MiB": round(memory[name] / memory["stock"], 3)}
+        print(f"{name}: {json.dumps(row)}")
+
+
+if __name__ == "__main__":
+    main()
