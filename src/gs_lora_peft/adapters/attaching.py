@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..compat import adapt_layer, head_tying_hidden
+from ..compat import adapt_layer, head_tying_hidden, is_shard, release_gathered, set_whole, whole
 from ..errors import short
 from ..ledger import UnusableAdapterError
 from .flags import kept_flags
@@ -71,6 +72,7 @@ def fresh_adapter(model: nn.Module, config: PeftConfig, name: str) -> Iterator[P
             Name of the adapter.
     """
     buffers = {buffer_name: buffer.clone() for buffer_name, buffer in model.named_buffers()}
+    release_gathered(model)  # flags are those of the shards
     with kept_flags(model):
         with _without_deprecation():
             peft_model = get_peft_model(model, config, adapter_name=name)
@@ -78,6 +80,7 @@ def fresh_adapter(model: nn.Module, config: PeftConfig, name: str) -> Iterator[P
             yield peft_model
         finally:
             peft_model.unload()
+            release_gathered(model)
             model.eval()
             for buffer_name, buffer in model.named_buffers():
                 before = buffers.get(buffer_name)
@@ -132,7 +135,8 @@ def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Modu
     """Merges adapters into the weights of a bare model, one after another, in place.
 
     The result is bit-equal to the model that later tasks were trained on: every merge adds the same tensors in the
-    same order on the CPU.
+    same order on the CPU. Shards (FSDP 2) are gathered one matrix at a time, so that every process has to call this
+    function.
 
     Args:
         model (`torch.nn.Module`):
@@ -146,6 +150,9 @@ def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Modu
     with kept_flags(model):
         for adapter in adapters:
             layers: dict[str, Any] = {path: model.get_submodule(path) for path in adapter.pairs}
+            if any(is_shard(layer.weight) for layer in layers.values()):
+                _merge_into_shards(layers, adapter)
+                continue
             devices = {path: layer.weight.device for path, layer in layers.items()}
             for layer in layers.values():
                 layer.to("cpu")  # accelerators round matrix products differently
@@ -161,6 +168,25 @@ def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Modu
                 for path, device in devices.items():
                     layers[path].to(device)
     return model
+
+
+def _merge_into_shards(layers: Mapping[str, Any], adapter: TaskAdapter) -> None:
+    """Merges an adapter into each of its layers by itself, as [`merge_adapters`] merges it into all of them."""
+    for path, layer in layers.items():
+        weight = layer.weight
+        alone = nn.Module()  # holds a copy of this layer, under the same path
+        parent = alone
+        *folders, name = path.split(".")
+        for folder in folders:
+            parent.add_module(folder, nn.Module())
+            parent = parent.get_submodule(folder)
+        twin = _twin(layer)
+        twin.weight = nn.Parameter(whole(weight).to("cpu", copy=True), requires_grad=False)
+        parent.add_module(name, twin)
+        config = copy.copy(adapter.config)
+        config.task_type = None  # a head is of no use here
+        merge_adapters(alone, [replace(adapter, config=config, pairs={path: adapter.pairs[path]})])
+        set_whole(weight, alone.get_submodule(path).weight)
 
 
 @contextmanager
@@ -230,7 +256,7 @@ def _size_problem(module: nn.Linear | Conv1D, adapter: TaskAdapter, path: str) -
     # ‖BA‖² is the sum over BᵀB ∘ AAᵀ, which avoids BA itself, as large as the layer.
     square = ((factor_b.T @ factor_b) * (factor_a @ factor_a.T)).sum().clamp(min=0)
     update = abs(adapter.scaling(path)) * float(square.sqrt())
-    weight = _norm(module.weight.detach())
+    weight = _norm(whole(module.weight))
     if math.isfinite(update) and (not weight or update <= MAX_RELATIVE_UPDATE * weight):
         return None
     return (

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ..compat import local, release_gathered
 from ..ledger import ForgettingLedger
 from .attaching import check_adapters, merge_adapters
 from .task_adapter import TaskAdapter
@@ -46,16 +47,17 @@ def merge_changes(
         changes (`Iterable[TaskChange]`):
             What the tasks left, in order. It must fit the model, see [`check_changes`].
         originals (`MutableMapping[str, torch.Tensor]`, *optional*):
-            Receives CPU copies of the tensors before their first change, by name.
+            Receives CPU copies of the tensors before their first change, by name; of shards, those of this process.
 
     Returns:
         `torch.nn.Module`: `model`.
     """
+    release_gathered(model)
     for change in changes:
         if originals is not None:
             for name in change.tensors:
                 if name not in originals:
-                    originals[name] = tensor_of(model, name).to("cpu", copy=True)
+                    originals[name] = local(tensor_of(model, name)).to("cpu", copy=True)
         if isinstance(change, TaskAdapter):
             merge_adapters(model, [change])
         else:
@@ -81,7 +83,8 @@ class MergedModel:
         ledger ([`ForgettingLedger`]):
             The ledger.
         originals (`dict[str, torch.Tensor]`):
-            CPU copies of the tensors that tasks have changed, with the values of the base model, by name.
+            CPU copies of the tensors that tasks have changed, with the values of the base model, by name; of shards,
+            those of this process.
     """
 
     def __init__(self, model: nn.Module, ledger: ForgettingLedger):
@@ -168,10 +171,11 @@ class MergedModel:
         for name in names:
             for saved in self._saved:
                 if name not in saved:
-                    saved[name] = tensor_of(self.bare, name).to("cpu", copy=True)
+                    saved[name] = local(tensor_of(self.bare, name)).to("cpu", copy=True)
 
     @torch.no_grad()
     def _restore(self, values: Mapping[str, torch.Tensor]) -> None:
+        release_gathered(self.bare)
         self._save(values)
         for name, value in values.items():
-            tensor_of(self.bare, name).copy_(value)
+            local(tensor_of(self.bare, name)).copy_(value)
