@@ -28,6 +28,9 @@ from .task_adapter import REAL_DTYPES, TaskAdapter
 # thousand times that destroys the layer.
 MAX_RELATIVE_UPDATE = 1e3
 
+# PEFT walks through the whole model for each merge. It needs longer for each further adapter that a layer holds.
+_MERGED_TOGETHER = 64
+
 
 def check_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> None:
     """Checks that adapters fit a bare model, before PEFT changes the model.
@@ -43,8 +46,9 @@ def check_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> None:
             configuration names, or is far larger than the weights it changes.
     """
     modules = dict(model.named_modules())
+    norms: dict[str, float] = {}  # of the weights, which many adapters change
     for adapter in adapters:
-        if misfit := _misfit(modules, adapter):
+        if misfit := _misfit(modules, adapter, norms):
             name, problem = misfit
             raise UnusableAdapterError(
                 f"the adapter of {adapter.name} does not fit this model: {problem}. Do not use it: this package "
@@ -134,8 +138,8 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
 def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Module:
     """Merges adapters into the weights of a bare model, one after another, in place.
 
-    The result is bit-equal to the model that later tasks were trained on: every merge adds the same tensors in the
-    same order on the CPU. Shards (FSDP 2) are gathered one matrix at a time, so that every process has to call this
+    The result is bit-equal to the model that later tasks were trained on: the same tensors are added in the same order
+    on the CPU. Shards (FSDP 2) are gathered one matrix at a time, so that every process has to call this
     function.
 
     Args:
@@ -148,16 +152,19 @@ def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Modu
         `torch.nn.Module`: `model`.
     """
     with kept_flags(model):
-        for adapter in adapters:
-            layers: dict[str, Any] = {path: model.get_submodule(path) for path in adapter.pairs}
+        waiting = list(adapters)
+        while waiting:
+            chunk, waiting = waiting[:_MERGED_TOGETHER], waiting[_MERGED_TOGETHER:]
+            paths = dict.fromkeys(path for adapter in chunk for path in adapter.pairs)
+            layers: dict[str, Any] = {path: model.get_submodule(path) for path in paths}
             if any(is_shard(layer.weight) for layer in layers.values()):
-                _merge_into_shards(layers, adapter)
+                _merge_into_shards(layers, chunk)
                 continue
             devices = {path: layer.weight.device for path, layer in layers.items()}
             for layer in layers.values():
                 layer.to("cpu")  # accelerators round matrix products differently
             try:
-                attach_adapters(model, [adapter]).merge_and_unload()
+                attach_adapters(model, chunk).merge_and_unload(adapter_names=[adapter.name for adapter in chunk])
             except BaseException:  # out of memory, or interrupted: leave no half-wrapped model behind
                 for path, layer in layers.items():
                     parent, _, name = path.rpartition(".")
@@ -170,8 +177,8 @@ def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Modu
     return model
 
 
-def _merge_into_shards(layers: Mapping[str, Any], adapter: TaskAdapter) -> None:
-    """Merges an adapter into each of its layers by itself, as [`merge_adapters`] merges it into all of them."""
+def _merge_into_shards(layers: Mapping[str, Any], adapters: Sequence[TaskAdapter]) -> None:
+    """Merges adapters into each of their layers by itself, as [`merge_adapters`] merges them into all at once."""
     for path, layer in layers.items():
         weight = layer.weight
         alone = nn.Module()  # holds a copy of this layer, under the same path
@@ -183,10 +190,15 @@ def _merge_into_shards(layers: Mapping[str, Any], adapter: TaskAdapter) -> None:
         twin = _twin(layer)
         twin.weight = nn.Parameter(whole(weight).to("cpu", copy=True), requires_grad=False)
         parent.add_module(name, twin)
-        config = copy.copy(adapter.config)
-        config.task_type = None  # a head is of no use here
-        merge_adapters(alone, [replace(adapter, config=config, pairs={path: adapter.pairs[path]})])
+        merge_adapters(alone, [_only(adapter, path) for adapter in adapters if path in adapter.pairs])
         set_whole(weight, alone.get_submodule(path).weight)
+
+
+def _only(adapter: TaskAdapter, path: str) -> TaskAdapter:
+    """Returns the part of an adapter that changes one layer."""
+    config = copy.copy(adapter.config)
+    config.task_type = None  # there is no head beside the layer
+    return replace(adapter, config=config, pairs={path: adapter.pairs[path]})
 
 
 @contextmanager
@@ -224,7 +236,7 @@ def _twin(entry: Any) -> Any:
     return twin
 
 
-def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> tuple[str, str] | None:
+def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter, norms: dict[str, float]) -> tuple[str, str] | None:
     """Finds a module or setting of an adapter that does not fit the model; returns its name and the problem."""
     for path, (factor_a, factor_b) in adapter.pairs.items():
         module = modules.get(path)
@@ -236,7 +248,9 @@ def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> tuple[str
         if found != ((rank, inputs), (outputs, rank)):
             expected = f"{(rank, inputs)} and {(outputs, rank)}"
             return path, f"for {path!r} its matrices have the shapes {found[0]} and {found[1]}; expected {expected}"
-        if problem := _size_problem(module, adapter, path):
+        if path not in norms:
+            norms[path] = _norm(whole(module.weight))
+        if problem := _size_problem(norms[path], adapter, path):
             return path, problem
     paths = adapter.pairs.keys()
     targets = {path for path in modules if path and check_target_module_exists(adapter.config, path)}
@@ -250,13 +264,12 @@ def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> tuple[str
     )
 
 
-def _size_problem(module: nn.Linear | Conv1D, adapter: TaskAdapter, path: str) -> str | None:
+def _size_problem(weight: float, adapter: TaskAdapter, path: str) -> str | None:
     """Describes an update that is far too large for its layer. Layers with zero weights have no limit."""
     factor_a, factor_b = (factor.double() for factor in adapter.pairs[path])
     # ‖BA‖² is the sum over BᵀB ∘ AAᵀ, which avoids BA itself, as large as the layer.
     square = ((factor_b.T @ factor_b) * (factor_a @ factor_a.T)).sum().clamp(min=0)
     update = abs(adapter.scaling(path)) * float(square.sqrt())
-    weight = _norm(whole(module.weight))
     if math.isfinite(update) and (not weight or update <= MAX_RELATIVE_UPDATE * weight):
         return None
     return (

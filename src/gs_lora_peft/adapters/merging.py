@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,15 +55,17 @@ def merge_changes(
         `torch.nn.Module`: `model`.
     """
     release_gathered(model)
-    for change in changes:
+    for is_adapter, group in groupby(changes, lambda change: isinstance(change, TaskAdapter)):
+        together: list[Any] = list(group)
         if originals is not None:
-            for name in change.tensors:
+            for name in dict.fromkeys(name for change in together for name in change.tensors):
                 if name not in originals:
                     originals[name] = local(tensor_of(model, name)).to("cpu", copy=True)
-        if isinstance(change, TaskAdapter):
-            merge_adapters(model, [change])
+        if is_adapter:
+            merge_adapters(model, together)
         else:
-            change.merge_into(model)
+            for change in together:
+                change.merge_into(model)
     return model
 
 

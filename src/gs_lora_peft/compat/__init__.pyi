@@ -27,8 +27,8 @@ from .sharding import (
     release_gathered as release_gathered,
     set_whole as set_whole,
     shard as shard,
-    shared_from_main as shared_from_main,
     sharding_asked as sharding_asked,
+    shared_from_main as shared_from_main,
     whole as whole,
 )
 

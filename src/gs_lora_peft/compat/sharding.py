@@ -1,7 +1,7 @@
 """The frozen weights of a model, sharded by FSDP2: who asks for it, how it is done, and how single tensors are read.
 
-Only the base model is sharded. What trains is whole in every process: an adapter is small, and its gradient is averaged
-in one call. All functions that gather must be called by every process.
+Only the base model is sharded. What trains is whole in every process: an adapter is small, and its gradient is
+averaged in one call. All functions that gather must be called by every process.
 """
 
 from __future__ import annotations

@@ -293,8 +293,8 @@ def check_distribution(trainer: Trainer) -> None:
             The trainer that is made.
 
     Raises:
-        InvalidInputError: If DeepSpeed is switched on, e.g. by `accelerate config`, or an `Accelerator` was made before
-            that shards the adapter, too.
+        InvalidInputError: If DeepSpeed is switched on, e.g. by `accelerate config`, or an `Accelerator` that was made
+            before shards the adapter, too.
     """
     for name, why, fix in (
         ("fsdp", "an Accelerator that was made before would shard the adapter, too", "Make none before the trainer."),

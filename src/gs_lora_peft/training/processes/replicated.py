@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
-from ...compat import bare, is_sharded, shard, shared_from_main, sharding_asked
+from ...compat import bare, is_sharded, shard, sharding_asked, shared_from_main
 from ...errors import InvalidInputError
 from ..arguments import GSLoraTrainingArguments
 from ..method import TaskTrainer
