@@ -146,8 +146,9 @@ def set_whole(tensor: Any, value: Tensor) -> None:
 def release_gathered(model: nn.Module) -> None:
     """Frees what a forward has gathered, so that the parameters of a sharded model are its shards again."""
     for module in model.modules():
-        if hasattr(module, "set_requires_gradient_sync") and hasattr(module, "reshard"):  # torch's FSDPModule
-            module.reshard()
+        if _of_fsdp(type(module)):
+            managed: Any = module
+            managed.reshard()
 
 
 def own_class(model: nn.Module) -> type:

@@ -169,8 +169,9 @@ class ContinualForgetter(RevocableRun):
         self.ledger = load_or_create_ledger(self.folder, base_model, self.label_names)
         self.label_names = self.label_names or self.ledger.label_names or names_of_head(base_model)
         check_missing(missing_classes, self.ledger, self.label_names)
-        self._merged = MergedModel(base_model, self.ledger)
+        # Before earlier tasks are merged: the values that are kept to undo a merge are then shards, too.
         shard_if_asked(base_model, args, trains_weights=self.recipe.trains_weights)
+        self._merged = MergedModel(base_model, self.ledger)
         self.model = base_model
         self._scores = Scores(self.eval_dataset, self.recipe)
         self._warned: set[str] = set()
