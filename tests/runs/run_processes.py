@@ -9,6 +9,7 @@ from pathlib import Path
 
 import run_cases as cases
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from weight_methods import Anchored
 
@@ -77,7 +78,8 @@ def main(base, folder):
     sharded.run(longer)
     seen["sharded"] = weights_fingerprint(sharded.model)
     shards = [parameter for parameter in sharded.model.parameters() if is_shard(parameter)]
-    seen["share"] = sum(local(shard).numel() for shard in shards) / sum(p.numel() for p in sharded.model.parameters())
+    own, every = sum(local(shard).numel() for shard in shards), sum(p.numel() for p in sharded.model.parameters())
+    seen["shares"] = gather_object([own / every])
     for key in FSDP2:
         del os.environ[key]
 
