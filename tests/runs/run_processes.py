@@ -9,12 +9,17 @@ from pathlib import Path
 
 import run_cases as cases
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from weight_methods import Anchored
 
 from gs_lora_peft import ForgetRequest, weights_fingerprint
+from gs_lora_peft.compat import is_shard, local
 from gs_lora_peft.io import writing
 from gs_lora_peft.ledger import ForgettingLedger
+
+# As `accelerate launch` sets it; see tests/training/test_distributed.py.
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
 class Stopped(BaseException):
@@ -61,6 +66,22 @@ def main(base, folder):
     seen["trained"] = trained.seen
     seen["whole"] = weights_fingerprint(forgetter.model)
     seen["ledger"] = forgetter.ledger.to_dict()
+
+    # The same with a sharded base model, and one more request; it is stopped and resumed, too.
+    os.environ.update(FSDP2)
+    longer = [*requests, ForgetRequest(["flamingo"])]
+    try:
+        cases.make_forgetter(base, folder / "sharded", args=args, callbacks=[StoppedAt()]).run(longer)
+    except Stopped:
+        PartialState().wait_for_everyone()
+    sharded = cases.make_forgetter(base, folder / "sharded", args=args)
+    sharded.run(longer)
+    seen["sharded"] = weights_fingerprint(sharded.model)
+    shards = [parameter for parameter in sharded.model.parameters() if is_shard(parameter)]
+    own, every = sum(local(shard).numel() for shard in shards), sum(p.numel() for p in sharded.model.parameters())
+    seen["shares"] = gather_object([own / every])
+    for key in FSDP2:
+        del os.environ[key]
 
     forgetter = cases.make_forgetter(base, folder / "stopped", args=args, callbacks=[StoppedAt()])
     try:

@@ -407,10 +407,10 @@ def test_an_interrupted_merge_leaves_no_wrappers(base, random_run, monkeypatch):
     model = cases.load_base(base)
     names = [name for name, _ in model.named_modules()]
     monkeypatch.setattr(
-        PeftModel, "merge_and_unload", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False
+        PeftModel, "merge_and_unload", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt), raising=False
     )
     monkeypatch.setattr(
-        "peft.tuners.lora.LoraModel.merge_and_unload", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "peft.tuners.lora.LoraModel.merge_and_unload", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         merge_adapters(model, adapters)

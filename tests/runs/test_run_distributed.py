@@ -35,6 +35,12 @@ def test_two_processes(base, tmp_path):
     assert first["stopped_with"] == 1
     assert first["stopped"] == first["whole"] == first["after_errors"]
     assert cases.snapshot(tmp_path / "stopped" / "tasks") == cases.snapshot(tmp_path / "whole" / "tasks")
+    # Shards of the base: half of it in each process, and the same adapters bit for bit.
+    assert sum(first["shares"]) == pytest.approx(1)
+    assert max(first["shares"]) < 0.6
+    for name in ("task_001", "task_002"):
+        snapshots = [cases.snapshot(tmp_path / kind / "tasks" / name) for kind in ("sharded", "whole")]
+        assert snapshots[0] == snapshots[1] != {}
     assert first["unknown"].startswith("UnknownClassError: ")
     assert first["locked"].startswith("RunLockedError: another process is working in")
     assert first["full"].startswith("OSError: [Errno 28]")
@@ -48,6 +54,7 @@ def test_two_processes(base, tmp_path):
         assert snapshots[0] == snapshots[1] != {}
     for folder, fingerprint in (
         ("whole", first["whole"]),
+        ("sharded", first["sharded"]),
         ("stopped", first["revoked"]),
         ("weights", first["weights"]),
     ):

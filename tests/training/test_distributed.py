@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
-from two_processes import GLOBAL_BATCH, RUNS, run
+from two_processes import FSDP2, GLOBAL_BATCH, RUNS, WEIGHTS_TRAIN, run
 
 pytestmark = pytest.mark.slow
 
@@ -56,9 +58,11 @@ def test_there_were_two_gloo_processes(reports):
     assert [(report["processes"], report["backend"]) for report in reports] == [(2, "gloo")] * 2
 
 
-def test_little_is_said_of_unused_parameters(folder):
-    """DDP has to look for them from the start, when no group is dropped yet. It warns of that once in each process."""
-    assert (folder / "stderr.txt").read_text().count("did not find any unused parameters") <= 2
+def test_nothing_is_said_of_unused_parameters(folder):
+    """An adapter needs no search for groups that take no part, of which DDP warns. Weights still train in DDP."""
+    before, _, after = (folder / "stderr.txt").read_text().partition(WEIGHTS_TRAIN)
+    assert "did not find any unused parameters" not in before
+    assert after
 
 
 def test_processes_end_with_the_same_adapter(folder, both):
@@ -87,7 +91,7 @@ def test_losses_accuracies_and_gradient_norms_agree(reports, both):
         assert len(report[name]["logs"]) == len(one["logs"])
         for two, expected in zip(report[name]["logs"], one["logs"], strict=True):
             assert two == pytest.approx(expected, abs=1e-5, rel=1e-4)
-    if name in ("plain", "accumulating"):
+    if name in ("plain", "accumulating", "sharded"):
         assert len(one["logs"]) == one["steps"] == 12
 
 
@@ -110,7 +114,7 @@ def test_groups_are_frozen_on_both_processes_without_a_hang(reports, both):
     """DDP waits for gradients; a group that stops training must stop on both at the same step."""
     name, one, _ = both
     assert [report[name]["zero"] for report in reports] == [one["zero"]] * 2
-    if name == "zero groups":
+    if name.endswith("zero groups"):
         assert 0 < len(one["zero"]) < 3
 
 
@@ -123,7 +127,7 @@ def test_evaluation_gathers_what_both_processes_scored(reports, both):
         assert one["scores"][-1] > 0
 
 
-@pytest.mark.parametrize("kind", ["two adapters, dropout", "zero groups, average", "depth", "accumulating"])
+@pytest.mark.parametrize("kind", ["two adapters, dropout", "zero groups, average", "depth", "accumulating", "sharded"])
 def test_resumed_runs_end_bit_equal(reports, kind):
     """In the middle of an epoch, at its end and in later epochs, with the batches that were left."""
     for report in reports:
@@ -148,14 +152,31 @@ def test_both_processes_stop_where_one_sees_a_nan(reports, half, quantity):
     assert found[0]["saved"]
 
 
-def test_settings_that_would_hang_are_refused(reports):
-    """Without the search for unused parameters DDP waits for dropped groups."""
+def test_weights_do_not_train_as_shards(reports):
+    """Methods that train weights compare them matrix by matrix."""
     for report in reports:
-        assert report["refused"] == ["ddp_find_unused_parameters", False]
+        assert report["refused"] == ["fsdp", True]
+
+
+def test_the_base_is_sharded_and_the_adapter_is_whole(reports, both):
+    """Or the runs that are called sharded would be ordinary ones."""
+    name, one, _ = both
+    assert one["shards"] == 0
+    for report in reports:
+        assert report[name]["shards"] == (56 if name.startswith("sharded") else 0)
+
+
+def test_the_example_of_fsdp_is_what_is_tested():
+    """`accelerate launch` hands these settings on; two processes on a CPU are started without it."""
+    path = Path(__file__).parents[2] / "examples/accelerate/fsdp2.yaml"
+    launch = ["--config_file", str(path), "forget.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(launch))
+    environment = prepare_multi_gpu_env(arguments)
+    assert {key: environment[key].lower() for key in FSDP2} == {key: value.lower() for key, value in FSDP2.items()}
 
 
 def test_global_batches_are_as_large_as_they_say(both):
     """The comparison is at the same global batch."""
     name, one, _ = both
-    size = GLOBAL_BATCH // (2 if name == "accumulating" else 1)
+    size = GLOBAL_BATCH // (2 if name in ("accumulating", "sharded") else 1)
     assert {len(batch["retain"]) for batch in one["batches"]} == {size}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from tasks import (
 from torch.nn import functional as F
 
 from gs_lora_peft import NonFiniteLossError
+from gs_lora_peft.compat import is_shard
 from gs_lora_peft.data import PairedSampler
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.methods import get_method
@@ -103,6 +107,8 @@ def settings_of(name: str) -> dict[str, Any]:
             "per_device_eval_batch_size": 5,
             "accelerator_config": {"even_batches": False},
         },
+        "sharded": {"logging_strategy": "steps", "logging_steps": 1, "gradient_accumulation_steps": 2},
+        "sharded, zero groups": DYING,
         "fine-tuning": {"logging_strategy": "steps", "logging_steps": 1, "method": "ffn", "learning_rate": 1e-3},
     }[name]
 
@@ -119,8 +125,23 @@ RUNS = (
     "split batches",
     "dispatched batches",
     "uneven batches",
+    "sharded",
+    "sharded, zero groups",
     "fine-tuning",
 )
+
+# What `accelerate launch` puts into the environment for examples/accelerate/fsdp2.yaml; see test_distributed.py.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+}
+
+WEIGHTS_TRAIN = "now weights of the model itself train"
 
 
 BROKEN = ("retain", "forget", "neither")
@@ -137,6 +158,13 @@ def trainer_of(model: Any, folder: Path, processes: int, method: str = "gs_lora"
 
 def run(name: str, folder: Path, processes: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """One run: what was logged and seen, and the weights it ends with."""
+    with sharding(name):
+        return run_here(name, folder, processes)
+
+
+def run_here(name: str, folder: Path, processes: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if name == "fine-tuning":
+        print(WEIGHTS_TRAIN, file=sys.stderr, flush=True)
     model = knowing_vit() if name == "fine-tuning" else peft_vit()
     trainer = trainer_of(model, folder, processes, **settings_of(name))
     if name == "accumulating":
@@ -151,6 +179,7 @@ def run(name: str, folder: Path, processes: int) -> tuple[dict[str, Any], dict[s
         "zero": [] if name == "fine-tuning" else trainer.trained.groups.zero_groups(),
         "batches": trainer.batches,
         "steps": trainer.state.global_step,
+        "shards": sum(is_shard(parameter) for parameter in model.parameters()),
     }, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -223,12 +252,27 @@ def broken_run(half: str, folder: Path, processes: int) -> dict[str, Any]:
 
 
 def refused(folder: Path) -> list[Any]:
-    """The option that is refused, and its value."""
+    """The option with which weights of the model itself, as shards, are refused."""
     try:
-        trainer_of(peft_vit(), folder, 2, ddp_find_unused_parameters=False)
+        with sharding("sharded"):
+            trainer_of(knowing_vit(), folder, 2, method="ffn")
     except InvalidInputError as error:
         return [error.name, error.value]
     return []
+
+
+@contextmanager
+def sharding(name: str) -> Iterator[None]:
+    """Makes the environment that of `accelerate launch` with FSDP 2 for runs of that name."""
+    if not name.startswith("sharded"):
+        yield
+        return
+    os.environ.update(FSDP2)
+    try:
+        yield
+    finally:
+        for key in FSDP2:
+            del os.environ[key]
 
 
 def main(folder: Path) -> None:
@@ -249,6 +293,8 @@ def main(folder: Path) -> None:
             lambda: peft_vit(dropout=0.3), folder / "c", processes, (5, 8), gradient_accumulation_steps=2
         ),
     }
+    with sharding("sharded"):
+        report["resume"]["sharded"] = resume(lambda: peft_vit("task_002"), folder / "e", processes, (6, 11), **DYING)
     report["broken"] = {half: broken_run(half, folder / f"broken-{half}", processes) for half in BROKEN}
     report["refused"] = refused(folder / "refused")
     (folder / f"report-{rank}.json").write_text(json.dumps(report))

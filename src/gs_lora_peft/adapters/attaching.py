@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..compat import adapt_layer, head_tying_hidden
+from ..compat import adapt_layer, head_tying_hidden, is_shard, release_gathered, set_whole, whole
 from ..errors import short
 from ..ledger import UnusableAdapterError
 from .flags import kept_flags
@@ -26,6 +27,9 @@ from .task_adapter import REAL_DTYPES, TaskAdapter
 # Limit of ‖update‖ / ‖weights‖ of a layer (Frobenius norms). Updates that forget are about as large as the weights; a
 # thousand times that destroys the layer.
 MAX_RELATIVE_UPDATE = 1e3
+
+# PEFT walks through the whole model for each merge. It needs longer for each further adapter that a layer holds.
+_MERGED_TOGETHER = 64
 
 
 def check_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> None:
@@ -42,8 +46,9 @@ def check_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> None:
             configuration names, or is far larger than the weights it changes.
     """
     modules = dict(model.named_modules())
+    norms: dict[str, float] = {}  # of the weights, which many adapters change
     for adapter in adapters:
-        if misfit := _misfit(modules, adapter):
+        if misfit := _misfit(modules, adapter, norms):
             name, problem = misfit
             raise UnusableAdapterError(
                 f"the adapter of {adapter.name} does not fit this model: {problem}. Do not use it: this package "
@@ -71,6 +76,7 @@ def fresh_adapter(model: nn.Module, config: PeftConfig, name: str) -> Iterator[P
             Name of the adapter.
     """
     buffers = {buffer_name: buffer.clone() for buffer_name, buffer in model.named_buffers()}
+    release_gathered(model)  # flags are those of the shards
     with kept_flags(model):
         with _without_deprecation():
             peft_model = get_peft_model(model, config, adapter_name=name)
@@ -78,6 +84,7 @@ def fresh_adapter(model: nn.Module, config: PeftConfig, name: str) -> Iterator[P
             yield peft_model
         finally:
             peft_model.unload()
+            release_gathered(model)
             model.eval()
             for buffer_name, buffer in model.named_buffers():
                 before = buffers.get(buffer_name)
@@ -131,8 +138,9 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
 def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Module:
     """Merges adapters into the weights of a bare model, one after another, in place.
 
-    The result is bit-equal to the model that later tasks were trained on: every merge adds the same tensors in the
-    same order on the CPU.
+    The result is bit-equal to the model that later tasks were trained on: the same tensors are added in the same order
+    on the CPU. Shards (FSDP 2) are gathered one matrix at a time, so that every process has to call this
+    function.
 
     Args:
         model (`torch.nn.Module`):
@@ -144,13 +152,19 @@ def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Modu
         `torch.nn.Module`: `model`.
     """
     with kept_flags(model):
-        for adapter in adapters:
-            layers: dict[str, Any] = {path: model.get_submodule(path) for path in adapter.pairs}
+        waiting = list(adapters)
+        while waiting:
+            chunk, waiting = waiting[:_MERGED_TOGETHER], waiting[_MERGED_TOGETHER:]
+            paths = dict.fromkeys(path for adapter in chunk for path in adapter.pairs)
+            layers: dict[str, Any] = {path: model.get_submodule(path) for path in paths}
+            if any(is_shard(layer.weight) for layer in layers.values()):
+                _merge_into_shards(layers, chunk)
+                continue
             devices = {path: layer.weight.device for path, layer in layers.items()}
             for layer in layers.values():
                 layer.to("cpu")  # accelerators round matrix products differently
             try:
-                attach_adapters(model, [adapter]).merge_and_unload()
+                attach_adapters(model, chunk).merge_and_unload(adapter_names=[adapter.name for adapter in chunk])
             except BaseException:  # out of memory, or interrupted: leave no half-wrapped model behind
                 for path, layer in layers.items():
                     parent, _, name = path.rpartition(".")
@@ -161,6 +175,30 @@ def merge_adapters(model: nn.Module, adapters: Iterable[TaskAdapter]) -> nn.Modu
                 for path, device in devices.items():
                     layers[path].to(device)
     return model
+
+
+def _merge_into_shards(layers: Mapping[str, Any], adapters: Sequence[TaskAdapter]) -> None:
+    """Merges adapters into each of their layers by itself, as [`merge_adapters`] merges them into all at once."""
+    for path, layer in layers.items():
+        weight = layer.weight
+        alone = nn.Module()  # holds a copy of this layer, under the same path
+        parent = alone
+        *folders, name = path.split(".")
+        for folder in folders:
+            parent.add_module(folder, nn.Module())
+            parent = parent.get_submodule(folder)
+        twin = _twin(layer)
+        twin.weight = nn.Parameter(whole(weight).to("cpu", copy=True), requires_grad=False)
+        parent.add_module(name, twin)
+        merge_adapters(alone, [_only(adapter, path) for adapter in adapters if path in adapter.pairs])
+        set_whole(weight, alone.get_submodule(path).weight)
+
+
+def _only(adapter: TaskAdapter, path: str) -> TaskAdapter:
+    """Returns the part of an adapter that changes one layer."""
+    config = copy.copy(adapter.config)
+    config.task_type = None  # there is no head beside the layer
+    return replace(adapter, config=config, pairs={path: adapter.pairs[path]})
 
 
 @contextmanager
@@ -198,7 +236,7 @@ def _twin(entry: Any) -> Any:
     return twin
 
 
-def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> tuple[str, str] | None:
+def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter, norms: dict[str, float]) -> tuple[str, str] | None:
     """Finds a module or setting of an adapter that does not fit the model; returns its name and the problem."""
     for path, (factor_a, factor_b) in adapter.pairs.items():
         module = modules.get(path)
@@ -210,7 +248,9 @@ def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> tuple[str
         if found != ((rank, inputs), (outputs, rank)):
             expected = f"{(rank, inputs)} and {(outputs, rank)}"
             return path, f"for {path!r} its matrices have the shapes {found[0]} and {found[1]}; expected {expected}"
-        if problem := _size_problem(module, adapter, path):
+        if path not in norms:
+            norms[path] = _norm(whole(module.weight))
+        if problem := _size_problem(norms[path], adapter, path):
             return path, problem
     paths = adapter.pairs.keys()
     targets = {path for path in modules if path and check_target_module_exists(adapter.config, path)}
@@ -224,13 +264,12 @@ def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter) -> tuple[str
     )
 
 
-def _size_problem(module: nn.Linear | Conv1D, adapter: TaskAdapter, path: str) -> str | None:
+def _size_problem(weight: float, adapter: TaskAdapter, path: str) -> str | None:
     """Describes an update that is far too large for its layer. Layers with zero weights have no limit."""
     factor_a, factor_b = (factor.double() for factor in adapter.pairs[path])
     # ‖BA‖² is the sum over BᵀB ∘ AAᵀ, which avoids BA itself, as large as the layer.
     square = ((factor_b.T @ factor_b) * (factor_a @ factor_a.T)).sum().clamp(min=0)
     update = abs(adapter.scaling(path)) * float(square.sqrt())
-    weight = _norm(module.weight.detach())
     if math.isfinite(update) and (not weight or update <= MAX_RELATIVE_UPDATE * weight):
         return None
     return (

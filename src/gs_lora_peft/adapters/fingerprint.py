@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..compat import bare, has_tied_heads, is_foreign, loaded_from
+from ..compat import bare, has_tied_heads, is_foreign, loaded_from, own_class, release_gathered, whole
 from ..errors import InvalidInputError
 from ..io import public_name
 from ..objectives import head_size
@@ -23,7 +23,8 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
 
     The same weights have the same fingerprint on every device, bare or wrapped by PEFT (without merged adapters), by
     `DistributedDataParallel` or by `torch.compile`, with tied weights listed once or under each of their names. A
-    change of any value, dtype or shape changes the fingerprint.
+    change of any value, dtype or shape changes the fingerprint. Shards (FSDP 2) are gathered one at a time, so that
+    every process has to call this function.
 
     How it works: equal tensors count once. Names count only among tensors of the same dtype and shape, which could be
     swapped. The name of a tensor with a unique dtype and shape, such as an embedding, is left out, so that it does not
@@ -41,6 +42,7 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
             such as the quantised ones of torchao.
     """
     if isinstance(model_or_state_dict, nn.Module):
+        release_gathered(bare(model_or_state_dict))
         state: Mapping[str, Any] = bare(model_or_state_dict).state_dict()
     elif isinstance(model_or_state_dict, Mapping):
         state = model_or_state_dict
@@ -83,7 +85,7 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     return {
         "name_or_path": name,
         "revision": commit or revision,
-        "model_class": type(own).__name__,
+        "model_class": own_class(own).__name__,
         "num_labels": head_size(own),
         **({"tied_heads": True} if has_tied_heads(own) else {}),
         "fingerprint": weights_fingerprint(own),
@@ -134,6 +136,6 @@ def _content_hash(name: str, tensor: torch.Tensor) -> str:
             "a tensor type that torch can read",
             "Take the fingerprint of the model before it is quantised.",
         )
-    data = tensor.detach().cpu().contiguous().reshape(-1)
+    data = whole(tensor).cpu().contiguous().reshape(-1)
     # Bytes cover NaNs, signed zeros and dtypes that numpy lacks (bfloat16, float8).
     return hashlib.sha256(data.view(torch.uint8).numpy().data).hexdigest() if data.numel() else "empty"

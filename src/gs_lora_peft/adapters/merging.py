@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..compat import local, release_gathered
 from ..ledger import ForgettingLedger
 from .attaching import check_adapters, merge_adapters
 from .task_adapter import TaskAdapter
@@ -46,20 +49,23 @@ def merge_changes(
         changes (`Iterable[TaskChange]`):
             What the tasks left, in order. It must fit the model, see [`check_changes`].
         originals (`MutableMapping[str, torch.Tensor]`, *optional*):
-            Receives CPU copies of the tensors before their first change, by name.
+            Receives CPU copies of the tensors before their first change, by name; of shards, those of this process.
 
     Returns:
         `torch.nn.Module`: `model`.
     """
-    for change in changes:
+    release_gathered(model)
+    for is_adapter, group in groupby(changes, lambda change: isinstance(change, TaskAdapter)):
+        together: list[Any] = list(group)
         if originals is not None:
-            for name in change.tensors:
+            for name in dict.fromkeys(name for change in together for name in change.tensors):
                 if name not in originals:
-                    originals[name] = tensor_of(model, name).to("cpu", copy=True)
-        if isinstance(change, TaskAdapter):
-            merge_adapters(model, [change])
+                    originals[name] = local(tensor_of(model, name)).to("cpu", copy=True)
+        if is_adapter:
+            merge_adapters(model, together)
         else:
-            change.merge_into(model)
+            for change in together:
+                change.merge_into(model)
     return model
 
 
@@ -81,7 +87,8 @@ class MergedModel:
         ledger ([`ForgettingLedger`]):
             The ledger.
         originals (`dict[str, torch.Tensor]`):
-            CPU copies of the tensors that tasks have changed, with the values of the base model, by name.
+            CPU copies of the tensors that tasks have changed, with the values of the base model, by name; of shards,
+            those of this process.
     """
 
     def __init__(self, model: nn.Module, ledger: ForgettingLedger):
@@ -168,10 +175,11 @@ class MergedModel:
         for name in names:
             for saved in self._saved:
                 if name not in saved:
-                    saved[name] = tensor_of(self.bare, name).to("cpu", copy=True)
+                    saved[name] = local(tensor_of(self.bare, name)).to("cpu", copy=True)
 
     @torch.no_grad()
     def _restore(self, values: Mapping[str, torch.Tensor]) -> None:
+        release_gathered(self.bare)
         self._save(values)
         for name, value in values.items():
-            tensor_of(self.bare, name).copy_(value)
+            local(tensor_of(self.bare, name)).copy_(value)

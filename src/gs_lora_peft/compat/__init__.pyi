@@ -19,6 +19,19 @@ from .models import (
     unwrapped as unwrapped,
 )
 from .rows import has_fixed_arrays as has_fixed_arrays, read_rows as read_rows
+from .sharding import (
+    is_shard as is_shard,
+    is_sharded as is_sharded,
+    local as local,
+    own_class as own_class,
+    own_sharding as own_sharding,
+    release_gathered as release_gathered,
+    set_whole as set_whole,
+    shard as shard,
+    sharding_asked as sharding_asked,
+    shared_from_main as shared_from_main,
+    whole as whole,
+)
 
 __all__ = [
     "activate",
@@ -33,12 +46,23 @@ __all__ = [
     "has_tied_heads",
     "head_tying_hidden",
     "is_foreign",
+    "is_shard",
+    "is_sharded",
     "loaded_from",
+    "local",
+    "own_class",
+    "own_sharding",
     "preparation_undone",
     "read_rows",
     "reference_model",
     "refuse_quantised",
     "register_face_model",
+    "release_gathered",
+    "set_whole",
+    "shard",
+    "sharding_asked",
+    "shared_from_main",
     "undo_preparation",
     "unwrapped",
+    "whole",
 ]

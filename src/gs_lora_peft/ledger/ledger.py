@@ -103,8 +103,9 @@ class ForgettingLedger(LedgerFolder):
             expected = f"{count} names, one for each label of the base model's head"
             fix = f"These are {len(self.label_names)}: pass all names in the order of their ids."
             raise InvalidLedgerError("label_names", self.label_names, expected, fix)
+        forgotten: dict[int, TaskEntry] = {}
         for entry in tasks:
-            self._add(entry)
+            self._add(entry, forgotten)
         self.audit: dict[str, Any] | None = None if audit is None else checked_audit(audit, self.tasks)
 
     @classmethod
@@ -221,7 +222,7 @@ class ForgettingLedger(LedgerFolder):
         """
         if entry.name != self.next_task_name():
             raise InvalidLedgerError("a task's name", entry.name, repr(self.next_task_name()), "Rename it.")
-        self._add(entry)
+        self._add(entry, {c: earlier for earlier in self.active_tasks for c in earlier.classes or ()})
 
     def revoke(
         self,
@@ -370,14 +371,16 @@ class ForgettingLedger(LedgerFolder):
             )
             raise OtherBaseModelError(message, expected=self.base_model, given=dict(given))
 
-    def _add(self, entry: TaskEntry) -> None:
+    def _add(self, entry: TaskEntry, forgotten: dict[int, TaskEntry]) -> None:
+        """Adds a task; `forgotten` holds the task in effect of each class, and receives its own."""
         if self.tasks and entry.number <= self.tasks[-1].number:
             raise InvalidLedgerError("a task's name", entry.name, f"one that comes after {self.tasks[-1].name}")
         if entry.status != "revoked":
-            self._check_classes(entry)
+            self._check_classes(entry, forgotten)
+            forgotten.update(dict.fromkeys(entry.classes or (), entry))
         self.tasks = (*self.tasks, entry)
 
-    def _check_classes(self, entry: TaskEntry) -> None:
+    def _check_classes(self, entry: TaskEntry, forgotten: Mapping[int, TaskEntry]) -> None:
         """Checks that the classes of a task are in the head and not forgotten by another task in effect."""
         count = self.base_model.get("num_labels")
         for name in ("classes", "missing_classes"):
@@ -386,6 +389,6 @@ class ForgettingLedger(LedgerFolder):
                     expected = f"ids from 0 to {count - 1}, the classes of the base model's head"
                     raise InvalidLedgerError(f"{entry.name}.{name}", class_id, expected, "Correct it.")
         for class_id in entry.classes or ():
-            if earlier := self.task_of_class(class_id):
+            if earlier := forgotten.get(class_id):
                 fix = f"{earlier.name} has forgotten it already: leave it out, or revoke {earlier.name} first."
                 raise InvalidLedgerError(f"{entry.name}.classes", class_id, "classes that are still known", fix)

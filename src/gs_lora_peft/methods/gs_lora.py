@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
-from ..errors import InvalidInputError
 from ..objectives import Objective, ObjectiveOutput
 from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method, TrainedAdapter
 from ..tuner import LoraGroups
@@ -35,16 +34,7 @@ class GSLora(Method):
     title = "GS-LoRA, https://arxiv.org/abs/2403.11530"
 
     def check(self, args: GSLoraTrainingArguments) -> None:
-        if args.world_size <= 1 or args.sparsity not in ("proximal", "select"):
-            return
-        for name, asked in (("ddp_find_unused_parameters", False), ("ddp_static_graph", True)):
-            if getattr(args, name) is asked:
-                raise InvalidInputError(
-                    name,
-                    asked,
-                    f"{not asked} with sparsity={args.sparsity!r}, because dropped groups take no part in the forward",
-                    "Leave it unset.",
-                )
+        """Obeys all of them."""
 
     @property
     def groups(self) -> LoraGroups:
@@ -160,7 +150,7 @@ class GSLoraTrainer(ForgettingTrainer):
             given), a data set is missing or empty, the two sets share classes, `forget_classes` is missing with
             annotated boxes, a label lies outside the head, not exactly one adapter and nothing else trains, a
             checkpoint belongs to another model, the metric of the best model cannot be computed on `eval_dataset`, or
-            with FSDP or DeepSpeed.
+            with FSDP 1 or DeepSpeed (docs/scale.md).
         InvalidInputError: If an inherited option cannot be obeyed (docs/training.md).
         NoGradientError: At the first step, if no gradient reaches the adapter.
         NoStepError: At the end of a training, if the optimizer changed no weight.

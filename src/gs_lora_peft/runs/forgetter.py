@@ -14,7 +14,7 @@ from ..checking import ClassRefs, checked
 from ..data import check_given_labels, check_sampling, default_collator, read_classes
 from ..hub import fetch_to_continue
 from ..ledger import WORK_FOLDER, ForgetRequest, ForgettingLedger, TaskEntry
-from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe, check_types
+from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe, check_types, shard_if_asked
 from ..tuner import GSLoraConfig
 from .folder import load_or_create_ledger, run_on_main
 from .recipe import Recipe, recorded_config, warn_not_pushed
@@ -169,6 +169,8 @@ class ContinualForgetter(RevocableRun):
         self.ledger = load_or_create_ledger(self.folder, base_model, self.label_names)
         self.label_names = self.label_names or self.ledger.label_names or names_of_head(base_model)
         check_missing(missing_classes, self.ledger, self.label_names)
+        # Before earlier tasks are merged: the values that are kept to undo a merge are then shards, too.
+        shard_if_asked(base_model, args, trains_weights=self.recipe.trains_weights)
         self._merged = MergedModel(base_model, self.ledger)
         self.model = base_model
         self._scores = Scores(self.eval_dataset, self.recipe)

@@ -15,6 +15,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_concat
 from transformers.trainer_utils import BestRun, EvalLoopOutput, EvalPrediction
 
+from ..compat import own_sharding
 from ..data import NamedRows
 from ..errors import InvalidInputError
 from ..objectives import Objective
@@ -81,6 +82,10 @@ class ObjectiveEvaluation(Trainer):
         """Carries out `remove_unused_columns`, see [`ColumnFilter`]."""
         self._set_signature_columns_if_needed()
         self.data_collator = ColumnFilter(self.data_collator, {*(self._signature_columns or ()), label_column})
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with own_sharding():
+            super().create_accelerator_and_postprocess()
 
     def compute_loss_context_manager(self) -> Any:
         context = ExitStack()

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..compat import bare, release_gathered, whole
 from ..errors import InvalidInputError
 from .arguments import GSLoraTrainingArguments
 from .method import TaskTrainer
@@ -227,8 +228,9 @@ class NonFiniteCallback(TrainerCallback):
 def _broken_weights(trainer: TaskTrainer) -> list[str]:
     """Returns the names of the frozen weights that hold NaN or infinite numbers."""
     trained = {id(parameter) for parameter in trainer.trained.parameters}
+    release_gathered(bare(trainer.model))
     frozen = [named for named in trainer.model.named_parameters() if id(named[1]) not in trained]
-    return [name for name, weight in frozen if weight.is_floating_point() and not weight.isfinite().all()]
+    return [name for name, weight in frozen if weight.is_floating_point() and not whole(weight).isfinite().all()]
 
 
 # Missing gradients

@@ -21,6 +21,15 @@ from ..errors import InvalidInputError
 # Scores that are better if they are smaller, besides losses, which transformers knows.
 _SMALLER_IS_BETTER = ("_forget", "_old")
 
+_NO_DEEPSPEED = (
+    "its optimizer keeps copies of what trains, which would overwrite what a method does to it, such as the proximal "
+    "step"
+)
+_USE_FSDP = (
+    "Shard the base model with FSDP 2 instead, which saves as much memory with a frozen base: accelerate launch "
+    "--config_file examples/accelerate/fsdp2.yaml ..."
+)
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -121,16 +130,15 @@ BY_ARGUMENTS: dict[str, list[Refusal]] = {
         ]
         for kind in ("logging", "save")
     },
-    **{
-        name: [
-            Refusal(
-                lambda args, name=name: bool(getattr(args, name)),  # type: ignore[misc]
-                "None: group norms and proximal steps need whole matrices, which nothing else overwrites",
-                "Use DDP (`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it.",
-            )
-        ]
-        for name in ("fsdp", "deepspeed")
-    },
+    "fsdp": [
+        Refusal(
+            lambda args: bool(args.fsdp),
+            "None: the Trainer would shard the adapter together with the base model",
+            "Ask accelerate for FSDP 2, which then shards the base model alone: accelerate launch --config_file "
+            "examples/accelerate/fsdp2.yaml ...",
+        )
+    ],
+    "deepspeed": [Refusal(lambda args: bool(args.deepspeed), "None: " + _NO_DEEPSPEED, _USE_FSDP)],
     "dataloader_prefetch_factor": [
         Refusal(
             lambda args: args.dataloader_prefetch_factor is not None and args.dataloader_num_workers == 0,
@@ -285,19 +293,15 @@ def check_distribution(trainer: Trainer) -> None:
             The trainer that is made.
 
     Raises:
-        InvalidInputError: If FSDP or DeepSpeed is switched on, e.g. by `accelerate config`.
+        InvalidInputError: If DeepSpeed is switched on, e.g. by `accelerate config`, or an `Accelerator` that was made
+            before shards the adapter, too.
     """
-    for name, why in (
-        ("fsdp", "methods need whole matrices, such as for group norms and proximal steps"),
-        ("deepspeed", "its optimizer keeps copies of the weights, which overwrite what a method does to them"),
+    for name, why, fix in (
+        ("fsdp", "an Accelerator that was made before would shard the adapter, too", "Make none before the trainer."),
+        ("deepspeed", _NO_DEEPSPEED, _USE_FSDP),
     ):
         if getattr(trainer, f"is_{name}_enabled"):
-            raise InvalidInputError(
-                name,
-                getattr(trainer.args, name, None),
-                f"None: {why}",
-                "Use plain DDP (`accelerate launch --multi_gpu`); a LoRA adapter is small enough for it.",
-            )
+            raise InvalidInputError(name, getattr(trainer.args, name, None), f"None: {why}", fix)
 
 
 def check_processes(args: TrainingArguments) -> None:

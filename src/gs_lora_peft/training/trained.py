@@ -10,7 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..compat import base_of, reference_model, unwrapped
+from ..compat import base_of, is_shard, reference_model, unwrapped
 from ..errors import InvalidInputError
 from ..tuner import LoraGroups, fused_lora, trainable_adapters
 
@@ -61,6 +61,10 @@ class Trained(ABC):
         """
         with self.before():
             tensors = {name: _tensor_in(self.model, name) for name in self.originals}
+            if any(map(is_shard, tensors.values())):
+                fix = "Use plain DDP (`accelerate launch --multi_gpu`)."
+                expected = "None with a method that compares with the model before all tasks: its weights are shards"
+                raise InvalidInputError("fsdp", True, expected, fix)
             self.originals = {name: self.originals[name].to(now.device) for name, now in tensors.items()}
             with _exchanged(list(tensors.values()), list(self.originals.values())):
                 yield

@@ -57,12 +57,15 @@ from .inherited import check_by_trainer, check_distribution
 from .logs import LogContinuation, TrainingLogs
 from .method import Method
 from .prefix.running import FrozenPrefix
+from .processes.replicated import ReplicatedTraining, shard_if_asked
 from .publishing import AdapterPublishing, check_publishing
 
 logger = logging.get_logger(__name__)
 
 
-class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEvaluation, AdapterPublishing):
+class ForgettingTrainer(
+    PairedBatches, ReplicatedTraining, TrainingLogs, AdapterSearch, ForgettingEvaluation, AdapterPublishing
+):
     """Makes a model forget some classes and keep the rest, with a [`Method`].
 
     Every batch holds as many samples to keep as samples to forget and goes through the model once. An epoch runs over
@@ -176,6 +179,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
         self.has_boxes = is_object_column(retain_dataset, label_column)
         classes = classes_of_task(forget_dataset, retain_dataset, label_column, model, forget_classes)
         self.roles = roles_of_task(model, *classes, old_classes, missing_classes)
+        self.args = args
         self._take(model)
         check_publishing(args, self.method, self.trained)
         if args.validation_fraction > 0 and eval_dataset is None:
@@ -236,6 +240,7 @@ class ForgettingTrainer(PairedBatches, TrainingLogs, AdapterSearch, ForgettingEv
     def _take(self, model: nn.Module) -> None:
         self.method = self._given_method.of(self)
         self.trained = self.method.take(model)
+        shard_if_asked(model, self.args, trains_weights=self.trained.adapter is None)
 
     def _objective_for(self, model: nn.Module, args: GSLoraTrainingArguments) -> Objective:
         given = self._given_objective

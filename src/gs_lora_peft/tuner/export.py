@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..compat import bare
+from ..compat import bare, own_class
 from ..errors import InvalidInputError
 from ..io import as_path, write_bytes_atomic
 from .config import check_plain_lora, mapping_problem
@@ -126,7 +126,10 @@ def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, A
     values["base_model_name_or_path"] = config.base_model_name_or_path or getattr(base, "name_or_path", None) or None
     if values.get("auto_mapping") is None and config.task_type is None:
         # As PEFT's own save_pretrained does. AutoPeftModel needs it to find the base model's class.
-        values["auto_mapping"] = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+        values["auto_mapping"] = {
+            "base_model_class": own_class(base).__name__,
+            "parent_library": own_class(base).__module__,
+        }
     tensors = get_peft_model_state_dict(base, adapter_name=adapter_name, save_embedding_layers=False)
     return values, {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}
 
