@@ -131,11 +131,13 @@ NOT_NEGATIVE = (
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        *((name, bad) for name in NOT_NEGATIVE for bad in (-0.1, math.nan, math.inf, True, None, [1])),
+        *((name, bad) for name in NOT_NEGATIVE for bad in (-0.1, math.nan, math.inf, True, [1])),
+        *((name, None) for name in NOT_NEGATIVE if name != "depth_weight"),  # there it is what the recipe says
         *((name, "0.5") for name in NOT_NEGATIVE if name != "distillation_weight"),
         *((name, bad) for name in ("forget_bound", "prototype_bound") for bad in (0, -1, "auto ", "inf", None)),
         *((name, bad) for name in ("ema_decay", "validation_fraction") for bad in (1.0, -0.1, math.nan, "0.5", False)),
-        *((name, bad) for name in ("forget_loss", "sparsity", "ema_update") for bad in ("lasso", None, 1)),
+        *((name, bad) for name in ("forget_loss", "sparsity", "ema_update") for bad in ("lasso", 1)),
+        *((name, None) for name in ("forget_loss", "ema_update")),
         *(("depth_target", bad) for bad in ("median", None, 1)),
         *(("prototype_augmentations", bad) for bad in (-1, 1.0, "2", True)),
         *((name, bad) for name in ("learning_rate", "num_train_epochs") for bad in ("1", True, math.nan)),

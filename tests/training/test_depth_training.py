@@ -19,6 +19,7 @@ from gs_lora_peft import GSLoraTrainingArguments
 from gs_lora_peft.objectives import ClassificationObjective, DepthObjective, DistillationObjective, PrototypeObjective
 from gs_lora_peft.training import adapter_of_recipe
 
+OF_RECIPE = ("depth_weight", "depth_retain_weight", "sparsity", "num_train_epochs")
 BLOCKS = [f"vit.layers.{i}" for i in range(3)]
 
 
@@ -151,13 +152,18 @@ def test_more_to_forget_than_to_keep(tmp_path):
     trainer_for(peft_vit(), tmp_path, depth_weight=1.0, kwargs={"retain_dataset": retain_set(1)}).train()
 
 
-def test_the_deep_recipe_sets_what_is_left_at_its_default():
-    """What the user chose stays, also when the arguments are copied; and the adapter of a run is larger."""
+def test_the_deep_recipe_sets_what_is_not_set():
+    """What the user chose stays, also a value that is the default, and when the arguments are copied."""
     args = GSLoraTrainingArguments("out", recipe="deep", depth_weight=3.0, use_cpu=True)
     again = dataclasses.replace(args)
     for found in (args, again):
         assert (found.depth_weight, found.depth_retain_weight) == (3.0, 5.0)
         assert (found.sparsity, found.num_train_epochs) == ("none", 6.0)
+    of_fast = {name: getattr(GSLoraTrainingArguments("out", use_cpu=True), name) for name in OF_RECIPE}
+    given = GSLoraTrainingArguments("out", recipe="deep", use_cpu=True, **of_fast)
+    assert {name: getattr(given, name) for name in OF_RECIPE} == of_fast
+    without = GSLoraTrainingArguments("out", recipe="deep", depth_weight=0.0, use_cpu=True)
+    assert without.depth_retain_weight == 0
     adapter = adapter_of_recipe("deep", r=4, lora_alpha=None, group_by="module")
     assert (adapter.r, adapter.lora_alpha, adapter.group_by) == (4, 32, "module")
     assert (adapter_of_recipe("fast").r, adapter_of_recipe("fast").lora_alpha) == (8, 1)
@@ -165,8 +171,6 @@ def test_the_deep_recipe_sets_what_is_left_at_its_default():
         GSLoraTrainingArguments("out", recipe="slow", use_cpu=True)
 
 
-def test_the_fast_recipe_changes_nothing():
+def test_the_recipe_by_default_is_fast():
     args = GSLoraTrainingArguments("out", use_cpu=True)
-    defaults = {item.name: item.default for item in dataclasses.fields(args)}
-    for name in ("depth_weight", "depth_retain_weight", "sparsity", "num_train_epochs"):
-        assert getattr(args, name) == defaults[name]
+    assert [getattr(args, name) for name in OF_RECIPE] == [0.0, 0.0, "proximal", 15.0]

@@ -191,7 +191,7 @@ def _merge_into_shards(layers: Mapping[str, Any], adapters: Sequence[TaskAdapter
         twin.weight = nn.Parameter(whole(weight).to("cpu", copy=True), requires_grad=False)
         parent.add_module(name, twin)
         merge_adapters(alone, [_only(adapter, path) for adapter in adapters if path in adapter.pairs])
-        set_whole(weight, alone.get_submodule(path).weight)
+        set_whole(weight, alone.get_parameter(f"{path}.weight"))
 
 
 def _only(adapter: TaskAdapter, path: str) -> TaskAdapter:

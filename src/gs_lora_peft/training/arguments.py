@@ -54,7 +54,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         recipe (`"fast"` or `"deep"`, *optional*, defaults to `"fast"`):
             `"fast"`: the defaults here. The head no longer answers with the classes; few images bring them back.
             `"deep"`: `depth_weight=5`, `depth_retain_weight=5`, `sparsity="none"` and `num_train_epochs=6`, each
-            unless it is set to something else than its default; and where a [`ContinualForgetter`] or a script makes
+            unless it is set; and where a [`ContinualForgetter`] or a script makes
             the adapter, `r=32` and `lora_alpha=32`. The states of every block then say no more of the classes than
             those of a model that never saw them (docs/audit.md).
         forget_weight (`float`, *optional*, defaults to 0.1):
@@ -72,7 +72,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         background (`"matched"` or `"others"`, *optional*, defaults to `"matched"`):
             Detectors only, for images with objects of both halves. `"matched"` ignores objects of the other half in
             the loss of a half; `"others"` counts them as background, as published. See [`DetectionObjective`].
-        sparsity (`"proximal"`, `"penalty"`, `"select"` or `"none"`, *optional*, defaults to `"proximal"`):
+        sparsity (`"proximal"`, `"penalty"`, `"select"` or `"none"`, *optional*, by default what the recipe says):
             `"proximal"`: after each optimizer step, g ← max(0, 1 − lr · α · √n_g / ‖g‖) · g for every group g of n_g
             entries. Dropped groups are exactly zero; the last group is never dropped. `"penalty"`: α · Σ_g ‖g‖ is
             added to the loss as in the paper, and groups do not become exactly zero. `"select"`: only the groups that
@@ -117,13 +117,13 @@ class GSLoraTrainingArguments(TrainingArguments):
             that have no training data, see [`DistillationObjective`]. `"auto"`: 1 if the head has such classes, else 0
             to save its second forward. It acts on both halves of the batch if there are such classes, else on the half
             to keep. Not negative, not for detectors.
-        depth_weight (`float`, *optional*, defaults to 0):
+        depth_weight (`float`, *optional*, by default what the recipe says):
             Forgetting in depth: weight of the distance of the states of samples to forget from those of kept samples,
             behind every block, see [`DepthObjective`]; for a detector, of the states of queries on objects to forget
             from those of queries on background, behind every layer of the decoder, see [`QueryDepthObjective`].
             Without it the head no longer answers with the class, and the states before the head still tell it apart.
             It costs one more forward in each step. Not negative, not without an adapter.
-        depth_retain_weight (`float`, *optional*, defaults to 0):
+        depth_retain_weight (`float`, *optional*, by default what the recipe says, 0 without `depth_weight`):
             With it, weight of the distance of kept states from what they were before the task. Not negative.
         depth_target (`"sample"`, `"mean"` or `"transport"`, *optional*, defaults to `"sample"`):
             What the states are drawn to: one kept sample of the class that resembles the sample to forget most, or the
@@ -179,7 +179,11 @@ class GSLoraTrainingArguments(TrainingArguments):
     learning_rate: NotNegative = field(default=1e-2, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     weight_decay: NotNegative = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: Number = field(default=15.0, metadata={"help": "Passes over the larger of both sets."})
+    # None in the next fields: what the recipe says, so that any value that is given wins over it.
+    num_train_epochs: Number = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Passes over the larger of both sets. Default: 15, or 6 with --recipe deep."},
+    )
     per_device_train_batch_size: int = field(
         default=48, metadata={"help": "Samples to keep in a joint batch, which holds as many to forget."}
     )
@@ -211,8 +215,11 @@ class GSLoraTrainingArguments(TrainingArguments):
         metadata={"help": "Detectors: the other half's objects are ignored, or background ('others')."},
     )
     sparsity: Literal["proximal", "penalty", "select", "none"] = field(
-        default="proximal",
-        metadata={"help": "'proximal' (exact zeros), 'penalty' (as published), 'select' (at the start), or 'none'."},
+        default=None,  # type: ignore[arg-type]
+        metadata={
+            "help": "'proximal' (exact zeros), 'penalty' (as published), 'select' (at the start), or 'none'. Default: "
+            "proximal, or none with --recipe deep."
+        },
     )
     select_groups: _POSITIVE = field(
         default=0.5, metadata={"help": "With 'select': share (below 1) or number of the groups that train."}
@@ -247,11 +254,18 @@ class GSLoraTrainingArguments(TrainingArguments):
         metadata={"help": "w_d: holds the other classes; 'auto': 1 if some have no data, else 0."},
     )
     depth_weight: NotNegative = field(
-        default=0.0,
-        metadata={"help": "Draws states of forgotten samples to those of kept ones, in every block; 0: off."},
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "Draws states of forgotten samples to those of kept ones, in every block. Default: 0 (off), or 5 "
+            "with --recipe deep."
+        },
     )
     depth_retain_weight: NotNegative = field(
-        default=0.0, metadata={"help": "With it, holds the states of kept samples at what they were; 0: off."}
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "With it, holds the states of kept samples at what they were. Default: 0 (off), or 5 with "
+            "--recipe deep."
+        },
     )
     depth_target: DepthTarget = field(
         default="sample",
@@ -318,37 +332,27 @@ class GSLoraTrainingArguments(TrainingArguments):
         self._check_together()
 
     def _check_together(self) -> None:
-        views = self.prototype_augmentations
-        if views and not self.prototype_forget_weight and not self.prototype_retain_weight:
-            raise InvalidInputError(
-                "prototype_augmentations",
-                views,
-                "0 without prototypes, which average the views",
-                "Set `prototype_forget_weight` or `prototype_retain_weight`, or leave it out.",
-            )
-        if self.depth_retain_weight and not self.depth_weight:
-            raise InvalidInputError(
-                "depth_retain_weight",
-                self.depth_retain_weight,
-                "0 without forgetting in depth",
-                "Set `depth_weight`, or leave it out.",
-            )
+        prototypes = self.prototype_forget_weight or self.prototype_retain_weight
         # The second name is that of newer versions.
         checkpoints = self.gradient_checkpointing or getattr(self, "activation_checkpointing", False)
-        if self.depth_radius and (not self.depth_weight or checkpoints):
-            raise InvalidInputError(
+        for name, acts, expected, fix in (
+            (
+                "prototype_augmentations",
+                prototypes,
+                "0 without prototypes, which average the views",
+                "Set `prototype_forget_weight` or `prototype_retain_weight`",
+            ),
+            ("depth_retain_weight", self.depth_weight, "0 without forgetting in depth", "Set `depth_weight`"),
+            (
                 "depth_radius",
-                self.depth_radius,
+                self.depth_weight and not checkpoints,
                 "0 without forgetting in depth, and with gradient checkpointing",
-                "Set `depth_weight` and leave `gradient_checkpointing` off, or leave it out.",
-            )
-        if self.ema_start_epoch and not self.ema_decay:
-            raise InvalidInputError(
-                "ema_start_epoch",
-                self.ema_start_epoch,
-                "0 without an average to start",
-                "Set `ema_decay`, e.g. to 0.9, or leave it out.",
-            )
+                "Set `depth_weight` and leave `gradient_checkpointing` off",
+            ),
+            ("ema_start_epoch", self.ema_decay, "0 without an average to start", "Set `ema_decay`, e.g. to 0.9"),
+        ):
+            if (value := getattr(self, name)) and not acts:
+                raise InvalidInputError(name, value, expected, f"{fix}, or leave it out.")
         until = self.sparsity_until_epoch
         if self._shrinks and until is not None and not until > self.sparsity_warmup_epochs:
             raise InvalidInputError(

@@ -63,7 +63,7 @@ class ReplicatedTraining(TaskTrainer):
         if self._replicates:
             prepare: Any = self.accelerator.prepare_model
             # For evaluation alone accelerate prepares precision and compilation, and does not wrap the model.
-            self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)  # type: ignore[method-assign]
+            self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if self._replicates:
