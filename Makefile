@@ -1,4 +1,4 @@
-.PHONY: demo test test-fast coverage style types
+.PHONY: demo test test-fast coverage style types docs schema
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,6 +33,15 @@ style: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
+# The documentation site, in site/. It fails on a warning, a dead link, and a public name without an entry.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	$(VENV)/bin/python .ci/docs/check_site.py site
+
+# The JSON Schema of the ledger, which docs/reference/ledger.md publishes.
+schema: $(VENV)/.demo
+	$(VENV)/bin/python .ci/docs/write_schema.py
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -51,4 +60,8 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) install -e ".[dev]" -c constraints.txt
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(PIP) install -e ".[docs]" -c constraints.txt
 	touch $@
