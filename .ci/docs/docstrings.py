@@ -1,4 +1,4 @@
-"""A Griffe extension: references in docstrings, such as [`TaskEntry`] or [`~TaskEntry.to_dict`], become links."""
+"""A Griffe extension: docstrings as transformers writes them become what Griffe reads, with links between entries."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ import griffe
 from generated import path_of_name
 
 REFERENCE = re.compile(r"\[`~?([A-Za-z_][\w.]*)`\](?![\[(])")
+# `name (`type`, *optional*, defaults to `x`):` of an argument, and the type that opens "Returns:".
+ARGUMENT = re.compile(r"^( +[\w*, ]+ )\((.+)\):$", re.MULTILINE)
+RETURNS = re.compile(r"^(Returns|Yields):\n( +)([^:\n]+):(?= )", re.MULTILINE)
 
 
-class References(griffe.Extension):
-    """Links names that a façade exports; other names stay code."""
+class Docstrings(griffe.Extension):
+    """Types lose their marks, which would be shown as they are; names that a façade exports become links."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrites the docstring of every object that is read."""
         if obj.docstring is not None:
-            obj.docstring.value = REFERENCE.sub(_link, obj.docstring.value)
+            text = ARGUMENT.sub(lambda found: f"{found[1]}({_plain(found[2])}):", obj.docstring.value)
+            text = RETURNS.sub(lambda found: f"{found[1]}:\n{found[2]}{_plain(found[3])}:", text)
+            obj.docstring.value = REFERENCE.sub(_link, text)
+
+
+def _plain(kind: str) -> str:
+    return re.sub(r"\[`~?([\w.]+)`\]", r"\1", kind).replace("`", "").replace("*optional*", "optional")
 
 
 def _link(found: re.Match[str]) -> str:

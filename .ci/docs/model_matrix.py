@@ -61,13 +61,12 @@ def segformer() -> dict[str, Any]:
 MODELS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "image classification": {
         "ViT": ("ViT", {**TINY, **PATCHES}),
-        "DeiT": ("Deit", {**TINY, **PATCHES}),
+        "DeiT": ("DeiT", {**TINY, **PATCHES}),
         "BEiT": ("Beit", {**TINY, **PATCHES}),
         "Data2Vec vision": ("Data2VecVision", {**TINY, **PATCHES}),
         "ViT-MSN": ("ViTMSN", {**TINY, **PATCHES}),
         "DINOv2": ("Dinov2", {**TINY, **PATCHES, "mlp_ratio": 2}),
         "DINOv2 with registers": ("Dinov2WithRegisters", {**TINY, **PATCHES, "mlp_ratio": 2}),
-        "DINOv3 ViT": ("DINOv3ViT", {**TINY, **PATCHES}),
         "Swin": ("Swin", {**STAGES, "image_size": 16, "patch_size": 4, "window_size": 2}),
         "Swin v2": ("Swinv2", {**STAGES, "image_size": 16, "patch_size": 4, "window_size": 2}),
         "FocalNet": ("FocalNet", {"embed_dim": 8, "depths": [1, 1], "hidden_sizes": [8, 16], "focal_levels": [1, 1],
@@ -114,7 +113,7 @@ HEADS = {
     "text classification": "SequenceClassification",
     "audio classification": "AudioClassification",
 }
-NAMES = {"Deit": "DeiT", "XLNet": "XLNet"}
+SPOKEN = ("Wav2Vec2", "Hubert", "WavLM", "Data2VecAudio")  # their audio classifiers are called so
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def architectures() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Task, name and a function that makes the tiny model."""
     for task, models in MODELS.items():
         for name, (kind, settings) in models.items():
-            yield task, name, _builder(NAMES.get(kind, kind), HEADS[task], settings)
+            yield task, name, _builder(kind, "SequenceClassification" if kind in SPOKEN else HEADS[task], settings)
     for name in DETECTORS:
         yield "object detection", name.replace("_", "-"), lambda name=name: detector(name)
 
