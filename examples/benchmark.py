@@ -17,7 +17,7 @@ from digits import load_digits, pretrained_vit
 from huggingface_hub import cached_assets_path
 
 from gs_lora_peft.benchmark import BenchmarkConfig
-from gs_lora_peft.cli import main as gs_lora, run_script
+from gs_lora_peft.cli import main as gs_lora
 
 DIGITS = Path(__file__).parent / "benchmarks" / "digits.yaml"
 
@@ -41,4 +41,4 @@ def saved_digits() -> list[str]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -1,8 +1,6 @@
 """A retrained model is the yardstick for "gone", so it must never have seen the classes, and be the same each time."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from errors import ANY, refused
 from transformers import RTDetrImageProcessor, ViTConfig, ViTForImageClassification, ViTModel
 
 from gs_lora_peft.audit import RetrainRecipe, retrain, retrained_models
+from gs_lora_peft.cli import DIGITS_RECIPE, load_digits
 from gs_lora_peft.data import DetectionCollator, RowCollator, remove_classes
 from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.training import ResumableTrainer
@@ -250,16 +249,13 @@ def test_bad_input_is_refused_before_any_work(tmp_path, untrainable):
 
 
 @pytest.mark.slow
-def test_real_digits_without_one_digit(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
-    import digits
-
-    data = digits.load_digits()
+def test_real_digits_without_one_digit(tmp_path):
+    data = load_digits()
     config = ViTConfig(
         image_size=8, patch_size=2, num_channels=1, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=64, initializer_range=0.06, num_labels=10,
     )  # fmt: skip
-    recipe = dataclasses.replace(digits.RECIPE, epochs=8)
+    recipe = dataclasses.replace(DIGITS_RECIPE, epochs=8)
     model = retrain(
         ViTForImageClassification(config), data["train"], ["three"], recipe=recipe, cache=tmp_path, disable_tqdm=True
     )
@@ -269,7 +265,6 @@ def test_real_digits_without_one_digit(tmp_path, monkeypatch):
     hits, three = predicted == test["label"], test["label"] == 3
     assert hits[~three].float().mean() > 0.7
     assert not (predicted == 3).any()
-    sys.modules.pop("digits")
 
 
 def test_no_bar_is_shown_where_bars_are_off(tmp_path, capfd):

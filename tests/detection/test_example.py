@@ -1,4 +1,4 @@
-"""examples/forget_detection.py as a user runs it, its settings for COCO, and its picture."""
+"""`gs-lora forget` with a detector, its settings for COCO, and its picture."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,9 @@ from transformers import Trainer
 
 from gs_lora_peft import ContinualForgetter, ForgettingLedger, parse_requests
 from gs_lora_peft.audit.detections import draw_detections, rows_to_show
+from gs_lora_peft.cli import SettingsParser, forget
+from gs_lora_peft.cli.forgetting.subjects import load_boxes
+from gs_lora_peft.cli.terminal import UsageError
 from gs_lora_peft.data.boxes.annotations import read_annotations
 from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.ledger import AlreadyForgottenError
@@ -22,12 +25,9 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PLACE = [0.3, 0.3, 0.3, 0.3]
 
 
-@pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import forget_detection
-
-    return forget_detection
+def parsed(*argv):
+    """The settings of a command line."""
+    return SettingsParser(output_dir="runs").parse_options(argv)
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def command(tmp_path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_forgets_and_draws(example, command, tmp_path, capsys):
+def test_forgets_and_draws(command, tmp_path, capsys):
     """From folders to table and picture: above are boxes of the forgotten category, below there are none."""
-    example.main(command)
+    forget(command)
     printed = capsys.readouterr().out
     assert "AP_f before" in printed
     assert "detections.png" in printed
@@ -57,7 +57,7 @@ def test_forgets_and_draws(example, command, tmp_path, capsys):
     assert not ((rows > 0.5) & (rows < 0.9)).any()  # the legend is below
 
 
-def test_a_stopped_request_goes_on(example, command, tmp_path, monkeypatch):
+def test_a_stopped_request_goes_on(command, tmp_path, monkeypatch):
     """By default after its last finished epoch; requests before it are not carried out again, no checkpoint stays."""
     command += ["--forget", "cat;dog", "--forget_weights", "0.5", "0.3", "--num_train_epochs", "2"]
     taken, original = [], Trainer.training_step
@@ -71,8 +71,8 @@ def test_a_stopped_request_goes_on(example, command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "training_step", training_step)
     with pytest.raises(KeyboardInterrupt):
-        example.main(command)
-    example.main(command)
+        forget(command)
+    forget(command)
     assert set(taken[taken.index("stopped") + 1 :]) == {("task_002", 1)}
     assert [task.class_names for task in ForgettingLedger.load(tmp_path / "run").tasks] == [["cat"], ["dog"]]
     assert not (tmp_path / "run" / "work").exists()
@@ -80,45 +80,46 @@ def test_a_stopped_request_goes_on(example, command, tmp_path, monkeypatch):
     # A request is redone with its own weight, and requests that are done are compared with theirs.
     redone = []
     monkeypatch.setattr(ContinualForgetter, "redo", lambda *given: redone.append((*given[1:], given[0].recipe.args)))
-    example.main([*command, "--redo"])
+    forget([*command, "--redo"])
     assert [(task, args.forget_weight) for task, args in redone] == [(None, 0.3)]
-    example.main(command)
+    forget(command)
 
 
-def test_refused_before_anything_is_carried_out(example, command, tmp_path, capsys):
+def test_refused_before_anything_is_carried_out(command, tmp_path):
     """What is wrong with a later request, a weight or a setting is said before the first request trains."""
     with refused("classes", ["dgo"], UnknownClassError):
-        example.main([*command, "--forget_weights", "0.5", "0.5", "--forget", "cat;dgo"])
+        forget([*command, "--forget_weights", "0.5", "0.5", "--forget", "cat;dgo"])
     two = [*command, "--forget_weights", "0.5", "0.5"]
     with pytest.raises(AlreadyForgottenError) as error:
-        example.main([*two, "--forget", "cat;dog,cat"])
+        forget([*two, "--forget", "cat;dog,cat"])
     assert (error.value.classes, error.value.task) == ([2], None)
     with refused("forget", [3]):
-        example.main([*two, "--forget", "cat;dog", "--missing", "dog"])
+        forget([*two, "--forget", "cat;dog", "--missing", "dog"])
     for weights in (["0.5", "0.5"], ["-1"]):
-        with pytest.raises(ValueError, match=f"{len(weights)} `forget_weights`"):
-            example.main([*command, "--forget_weights", *weights])
+        with refused("--forget_weights", [float(weight) for weight in weights]):
+            forget([*command, "--forget_weights", *weights])
     for options, said in (
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
-        (["--threshold", "2"], "--threshold is 2.0"),
-        (["--threshold", "nan"], "--threshold is nan"),
+        (["--threshold", "2"], "`--threshold` is 2.0"),
+        (["--threshold", "nan"], "`--threshold` is nan"),
     ):
-        with pytest.raises(SystemExit):
-            example.main([*command, *options])
-        assert said in capsys.readouterr().err
+        with pytest.raises(UsageError) as error:
+            forget([*command, *options])
+        assert said in str(error.value)
     assert not (tmp_path / "run" / "tasks").exists()
 
 
-def test_published_without_a_picture(example, command, tmp_path, capsys, monkeypatch, recwarn):
+def test_published_without_a_picture(command, tmp_path, capsys, monkeypatch, recwarn):
     """Without test objects to forget there is no picture and no error; missing classes stay; the run is pushed."""
     data = DatasetDict(train=own_findings()["train"], test=annotated([[(0, PLACE), (3, PLACE)]]))
     data.save_to_disk(str(tmp_path / "others"))
     pushed = []
     monkeypatch.setattr(
-        "gs_lora_peft.cli.running.push_to_hub", lambda *args, **options: pushed.append((args, options)) or "address"
+        "gs_lora_peft.cli.forgetting.carrying.push_to_hub",
+        lambda *args, **options: pushed.append((args, options)) or "address",
     )
     options = ["--dataset_name", str(tmp_path / "others"), "--max_steps", "1", "--missing", "ant,3"]
-    example.main([*command, *options, "--push_to_hub", "true", "--hub_model_id", "me/it", "--hub_token", "hf_x"])
+    forget([*command, *options, "--push_to_hub", "true", "--hub_model_id", "me/it", "--hub_token", "hf_x"])
     assert not [warning for warning in recwarn if "push_to_hub" in str(warning.message)]  # it is acted upon
     printed = capsys.readouterr().out
     assert "No picture will be drawn: no test image" in printed
@@ -148,38 +149,38 @@ def coco_folder(folder: Path, without_area: int) -> Path:
     return folder
 
 
-def test_says_how_many_boxes_were_dropped(example, command, tmp_path, capsys):
+def test_says_how_many_boxes_were_dropped(command, tmp_path, capsys):
     """Prints a few bad boxes of each split, and refuses more than 5 % and another box format; crowds do not count."""
     label2id = {name: number for number, name in enumerate(NAMES)}
-    script = example.DetectionArguments("model", str(coco_folder(tmp_path / "some", 2)), "cat")
-    prepared = example.load_boxes(script, label2id)
+    coco = coco_folder(tmp_path / "some", 2)
+    prepared = load_boxes(parsed("--data", str(coco)), label2id)
     assert len(prepared["train"][0]["objects"]["bbox"]) == 38 + 20
     printed = capsys.readouterr().out
     assert "train: 2 of 40 boxes" in printed
     assert "test: 2 of 40 boxes" in printed
-    script.dataset_name = str(coco_folder(tmp_path / "many", 3))
-    with pytest.raises(ValueError, match=r"train: 3 of 40 boxes .* 5% at most"):
-        example.load_boxes(script, label2id)
-    script = example.DetectionArguments("model", str(tmp_path / "data"), "cat", box_format="xyxy")
-    with pytest.raises(ValueError, match=r"of 72 boxes .* try --box_format xywh"):
-        example.load_boxes(script, label2id)
-    script.box_format = "xywh"
+    with refused("boxes of train", "3 of 40"):
+        load_boxes(parsed("--data", str(coco_folder(tmp_path / "many", 3))), label2id)
+    data = ["--data", str(tmp_path / "data"), "--box_format"]
+    with refused("boxes of train") as error:
+        load_boxes(parsed(*data, "xyxy"), label2id)
+    assert error.value.value.endswith("of 72")
+    assert "--box_format xywh" in error.value.fix
     capsys.readouterr()
-    example.load_boxes(script, label2id)
+    load_boxes(parsed(*data, "xywh"), label2id)
     assert "boxes" not in capsys.readouterr().out
 
 
-def test_settings_for_coco_are_read(example, tmp_path):
+def test_settings_for_coco_are_read(tmp_path):
     """Different categories in every request, a weight for each, and no setting that is not known."""
     command = ["--config", str(EXAMPLES / "benchmarks" / "coco.yaml"), "--dataset_name", "coco", "--use_cpu", "true"]
-    script, _, _ = example.parse_arguments(command)
-    requests = parse_requests(script.forget)
+    options = parsed(*command)
+    requests = parse_requests(options.data.forget)
     names = [name for request in requests for name in request.classes]
     assert len(set(names)) == len(names) > 0
-    assert len(script.forget_weights) == len(requests)
+    assert len(options.run.forget_weights) == len(requests)
     (tmp_path / "wrong.yaml").write_text("learning_rat: 1\n")
-    with pytest.raises(SystemExit):
-        example.parse_arguments(["--config", str(tmp_path / "wrong.yaml"), *command[2:]])
+    with pytest.raises(UsageError):
+        parsed("--config", str(tmp_path / "wrong.yaml"), *command[2:])
 
 
 def test_the_images_that_show_most(tmp_path):

@@ -13,7 +13,7 @@ from errors import refused
 from huggingface_hub import constants, file_download
 from transformers import ViTConfig, ViTModel
 
-from gs_lora_peft.cli.running import load_data, model_source
+from gs_lora_peft.cli.loading import load_data, model_source
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.hub import export_forgotten, merge_forgotten, push_to_hub, verify_repository
 from gs_lora_peft.hub.client import download as hub_calls

@@ -1,4 +1,4 @@
-"""The program `gs-lora` for finished runs, and the parts that scripts share.
+"""The program `gs-lora`, and its parts for scripts.
 
 Names are imported on first use: a shell starts the program to complete a word, and a help page must not take seconds.
 """

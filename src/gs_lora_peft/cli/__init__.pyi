@@ -1,35 +1,25 @@
 from .convert_face import read_names as read_names
-from .parser import SettingsParser as SettingsParser
+from .forgetting.digits import (
+    DIGITS_RECIPE as DIGITS_RECIPE,
+    load_digits as load_digits,
+    pretrained_digits_vit as pretrained_digits_vit,
+)
+from .forgetting.options import Options as Options
+from .forgetting.parser import SettingsParser as SettingsParser
+from .forgetting.redoing import redo as redo
+from .forgetting.working import forget as forget
+from .loading import load_data as load_data
 from .program import main as main
-from .running import (
-    carry_out as carry_out,
-    load_data as load_data,
-    make_forgetter as make_forgetter,
-    model_source as model_source,
-    publish_if_asked as publish_if_asked,
-    refuse_ignored as refuse_ignored,
-)
-from .settings import (
-    AdapterArguments as AdapterArguments,
-    RunArguments as RunArguments,
-    help_if_asked as help_if_asked,
-    missing_classes as missing_classes,
-)
-from .terminal import run_script as run_script
 
 __all__ = [
-    "AdapterArguments",
-    "RunArguments",
+    "DIGITS_RECIPE",
+    "Options",
     "SettingsParser",
-    "carry_out",
-    "help_if_asked",
+    "forget",
     "load_data",
+    "load_digits",
     "main",
-    "make_forgetter",
-    "missing_classes",
-    "model_source",
-    "publish_if_asked",
+    "pretrained_digits_vit",
     "read_names",
-    "refuse_ignored",
-    "run_script",
+    "redo",
 ]

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
-from ..ledger import NOT_FORGOTTEN_STATUS, ForgettingLedger
 from .terminal import Json, Revision, Run, Token, print_result, working
+
+if TYPE_CHECKING:
+    from ..ledger import ForgettingLedger
 
 
 @dataclass(kw_only=True)
@@ -138,6 +140,7 @@ def audit(
     with working(f"Auditing {run}"), own_names(_NAMES):
         report, folder, is_recorded = _audited(options)
     from ..audit import format_audit
+    from ..ledger import NOT_FORGOTTEN_STATUS
 
     note = "" if is_recorded else "\nThe ledger is unchanged: audit the run's own folder to record the verdict."
     text = f"{format_audit(report)}\n\nReport: {os.path.join(folder, 'report.html')}{note}"
@@ -152,15 +155,16 @@ def _audited(options: _Options) -> tuple[Any, Path, bool]:
     from transformers.utils.logging import disable_progress_bar
 
     from ..audit import audit_run, get_attacks, open_run, retrained_models
-    from ..hub import find_source, load_base_model, resolve_run_folder
+    from ..hub import base_source, find_source, load_base_model, resolve_run_folder
     from ..io import as_path
-    from .running import load_data
+    from ..ledger import ForgettingLedger
+    from .loading import load_data, load_processor, with_ids_of
 
     disable_progress_bar()
     run, token, is_local = options.run, options.token, os.path.isdir(options.run)
     get_attacks(options.attacks)
     ledger = ForgettingLedger.load(resolve_run_folder(run, tasks=0, revision=options.revision, token=token))
-    source = options.base_model or _recorded_name(ledger)
+    source = options.base_model or recorded_name(ledger)
     found = [
         find_source(name, "--reference", "the folder of a model", filename="config.json", token=token)
         for name in options.references
@@ -168,9 +172,13 @@ def _audited(options: _Options) -> tuple[Any, Path, bool]:
     dataset: Any = load_data(options)
     model: Any = load_base_model(ledger, source, token=token)
     opened = open_run(model, run, revision=options.revision, token=token)
-    dataset, label_column = _with_ids_of(model, dataset, options)
+    dataset, label_column = with_ids_of(model, dataset, options.label_column, options.box_format)
+    if options.test_split == options.train_split:
+        # The audit splits a single data set into halves: an attacker who has the samples that are judged would always
+        # win.
+        dataset = dataset["train"]
     shared = {
-        "processing_class": _processor(ledger, source, token),
+        "processing_class": load_processor(base_source(ledger, source, token=token)),
         "label_column": label_column,
         "seed": options.seed,
     }
@@ -207,34 +215,12 @@ def _audited(options: _Options) -> tuple[Any, Path, bool]:
     return report, folder, is_local
 
 
-def _with_ids_of(model: Any, dataset: Any, options: _Options) -> tuple[Any, str]:
-    """Returns the data with the class ids of the model, and their column."""
-    from ..data import align_known_labels, prepare_boxes
-    from ..objectives import is_detector
+def recorded_name(ledger: ForgettingLedger) -> str:
+    """Returns folder or Hub id of the base model of a run.
 
-    names = model.config.label2id or model.config.id2label
-    if is_detector(model):
-        column = options.label_column or "objects"
-        dataset = prepare_boxes(dataset, column, label2id=names, box_format=options.box_format, invalid="drop")
-    else:
-        column = options.label_column or "label"
-        dataset = align_known_labels(dataset, column, names) if names else dataset
-    # The audit splits a single data set into halves: an attacker who has the samples that are judged would always win.
-    return dataset["train"] if options.test_split == options.train_split else dataset, column
-
-
-def _processor(ledger: ForgettingLedger, source: str, token: str | None) -> Any:
-    from transformers import AutoProcessor
-
-    from ..hub import base_source
-
-    try:
-        return AutoProcessor.from_pretrained(**base_source(ledger, source, token=token))
-    except (OSError, ValueError, KeyError, ImportError):  # prepared data need none
-        return None
-
-
-def _recorded_name(ledger: ForgettingLedger) -> str:
+    Raises:
+        InvalidInputError: If the ledger does not name one that exists.
+    """
     from ..hub import is_on_hub
 
     name = ledger.base_model.get("name_or_path")

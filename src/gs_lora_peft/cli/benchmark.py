@@ -108,41 +108,26 @@ def load_model_and_data(config: Any, token: str | None = None) -> tuple[Any, Any
         InvalidInputError: If one of them is not named, or is not what it should be.
     """
     import torch
-    import transformers
-    from transformers import AutoConfig, AutoModelForImageClassification, AutoProcessor
 
-    from .. import models
-    from ..data import align_known_labels, prepare_boxes
     from ..hub import find_source
-    from ..objectives import is_detector
-    from .running import load_data
+    from .loading import load_data, load_processor, model_class, with_ids_of
 
     for key in ("model", "dataset"):
         if getattr(config, key) is None:
             raise InvalidInputError(key, None, "a folder or an id on the Hub", "Add it to the file.")
     found = find_source(config.model, "model", "the folder of a model", filename="config.json", token=token)
-    where = {"local_files_only": found.is_away, "token": token}
-    names = AutoConfig.from_pretrained(found.place, **where).architectures or [""]
-    kind: Any = getattr(transformers, names[0], None) or getattr(models, names[0], AutoModelForImageClassification)
-    model = kind.from_pretrained(found.place, **where)
-    try:
-        processor = AutoProcessor.from_pretrained(found.place, **where)
-    except (OSError, ValueError, KeyError, ImportError):  # prepared data need none
-        processor = None
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": found.place,
+        "local_files_only": found.is_away,
+        "token": token,
+    }
+    model: Any = model_class(source).from_pretrained(**source)
     options = dict(config.data)
     column = options.pop("label_column", "label")
     options = {("dataset_config_name" if name == "config_name" else name): value for name, value in options.items()}
-    dataset = load_data(_Data(dataset_name=config.dataset, **options))
-    ids = model.config.label2id or model.config.id2label
-    if is_detector(model):
-        dataset = prepare_boxes(dataset, column, label2id=ids, invalid="drop")
-    elif ids:
-        dataset = align_known_labels(dataset, column, ids)
-    return (
-        model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"),
-        dataset,
-        processor,
-    )
+    dataset, _ = with_ids_of(model, load_data(_Data(dataset_name=config.dataset, **options)), column)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return model.to(device), dataset, load_processor(source)
 
 
 def _part_and_whole(read: Any, methods: str | None, only: bool, seeds: str | None) -> tuple[Any, Any]:

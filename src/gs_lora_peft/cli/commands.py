@@ -1,26 +1,13 @@
-"""Commands on finished runs: show, verify, push, pull, export, merge and revoke."""
+"""Commands on finished runs: verify, push, pull, export, merge and revoke."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from ..ledger import (
-    NOT_FORGOTTEN_STATUS,
-    ForgettingLedger,
-    all_forgotten,
-    audit_lines,
-    doubts,
-    exit_status,
-    narrow_table,
-    not_forgotten,
-    task_states,
-)
 from .terminal import (
     Dataset,
     Json,
@@ -33,27 +20,9 @@ from .terminal import (
     Task,
     Tasks,
     Token,
-    print_json,
     print_result,
-    printable,
     working,
 )
-
-
-def show(run: Run, revision: Revision = None, token: Token = None, as_json: Json = False) -> None:
-    """Show what a run has forgotten: its ledger as a table.
-
-    The exit code is 3 if the classes of a request are not forgotten, or are recognised again.
-    """
-    from ..hub import resolve_run_folder
-
-    ledger = ForgettingLedger.load(resolve_run_folder(run, tasks=0, revision=revision, token=token))
-    if as_json:
-        print_json({"folder": str(ledger.folder), **_outcome(ledger), "ledger": ledger.to_dict()})
-    else:
-        _print_ledger(ledger)
-    if status := exit_status(ledger):
-        raise typer.Exit(status)
 
 
 def verify(
@@ -72,6 +41,7 @@ def verify(
     """
     with working(f"Checking {run}"):
         from ..hub import fetch_repository, folder_or_fetched, verify_repository
+        from ..ledger import NOT_FORGOTTEN_STATUS
 
         folder = folder_or_fetched(
             run, lambda repo_id: fetch_repository(repo_id, revision=revision, token=token), revision
@@ -101,60 +71,6 @@ def verify(
         raise typer.Exit(1)
     if report.forgotten is False:
         raise typer.Exit(NOT_FORGOTTEN_STATUS)
-
-
-def _print_ledger(ledger: ForgettingLedger) -> None:
-    """Prints the base model, a row for each task, and sentences on tasks that are not forgotten, in 80 columns."""
-    console = Console(highlight=False)
-    for line in _about(ledger):
-        console.print(Text(printable(line)), soft_wrap=True)
-    if ledger.tasks:
-        table = narrow_table(ledger)
-        revoked = [number for number, entry in enumerate(ledger.tasks) if entry.status == "revoked"]
-        console.print(table.to_rich(fold="to forget", faint=revoked))
-        for note in table.notes:
-            console.print(Text(printable(note)), style="dim")
-    audit = " ".join(audit_lines(ledger.audit, ledger.tasks))
-    for line in (*not_forgotten(ledger), *doubts(ledger), *([f"Audit: {audit}"] if audit else [])):
-        console.print(Text(printable(line)))
-
-
-def _about(ledger: ForgettingLedger) -> list[str]:
-    base, active = ledger.base_model, len(ledger.active_tasks)
-    name, model_class = (base.get(key) or "unknown" for key in ("name_or_path", "model_class"))
-    revision = f" at {base['revision'][:12]}" if base.get("revision") else ""
-    count = f", {base['num_labels']} labels" if base.get("num_labels") is not None else ""
-    lines = [
-        f"Base model: {name}{revision}",
-        f"Class:      {model_class}{count}",
-        f"Weights:    {base['fingerprint'][:19]}...",
-        f"Tasks:      {len(ledger.tasks)}, of which {active} in effect",
-    ]
-    for entry in ledger.tasks:
-        if entry.revocation is not None:
-            reason = f": {entry.revocation['reason']}" if entry.revocation.get("reason") else ""
-            lines.append(f"{entry.name} was revoked on {str(entry.revocation.get('revoked_at'))[:10]}{reason}")
-    return lines
-
-
-def _outcome(ledger: ForgettingLedger) -> dict[str, Any]:
-    """Returns for JSON whether all is forgotten, the state of each task in effect, and remarks in words."""
-    states = task_states(ledger.tasks)
-    return {
-        "forgotten": all_forgotten(ledger.tasks),
-        "tasks": {
-            state.entry.name: {
-                "forgotten": state.forgotten,
-                "came_back": state.came_back,
-                "score": state.score,
-                "target": state.entry.target,
-                "measured_after": state.measured_after,
-            }
-            for state in states
-        },
-        "remarks": [*not_forgotten(ledger), *doubts(ledger)],
-        "audit": audit_lines(ledger.audit, ledger.tasks),
-    }
 
 
 RepoId = Annotated[str, typer.Argument(metavar="REPO_ID", help="Repository on the Hub, as 'organisation/name'.")]
@@ -227,6 +143,7 @@ def pull(
     """
     with working(f"Fetching {repo_id}"):
         from ..hub import fetch_to_continue
+        from ..ledger import ForgettingLedger
 
         place = fetch_to_continue(repo_id, folder, revision=revision, token=token)
     tasks = [entry.name for entry in ForgettingLedger.load(place).active_tasks]
@@ -326,6 +243,8 @@ def revoke(
 
     The effect on the model is not measured, because that needs data. ContinualForgetter.revoke measures it.
     """
+    from ..ledger import ForgettingLedger
+
     ledger = ForgettingLedger.load(run)
     with ledger.changes():
         entry = ledger.revoke(task, reason=reason)

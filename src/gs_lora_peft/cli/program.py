@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import warnings
@@ -14,34 +15,55 @@ from typer.main import get_command
 
 from .audit import audit
 from .benchmark import benchmark
-from .commands import export, merge, pull, push, revoke, show, verify
+from .commands import export, merge, pull, push, revoke, verify
 from .convert_face import convert_face
-from .terminal import TRACEBACK_VARIABLE, print_error, traceback_wanted
+from .forgetting.command import RedoCommand, demo, forget, redo
+from .forgetting.help import SettingsCommand
+from .show import show
+from .terminal import TRACEBACK_VARIABLE, is_foreseen, print_error, traceback_wanted
 
 _EXIT_CODES = (
     "Exit codes: 0 if all went well; 1 if a check failed, or the command was refused or failed; 2 if the command "
-    "line is wrong; 3 if 'show' or 'verify' find a request that is not forgotten, of which other commands warn, or "
-    "if 'audit' finds a gap above --max-gap. With --json, stdout is one JSON document in all of these cases: the "
-    "result, or an object with the key 'error'. Progress and warnings go to stderr."
+    "line is wrong; 3 if 'forget', 'redo', 'show' or 'verify' find a request that is not forgotten, of which other "
+    "commands warn, or if 'audit' finds a gap above --max-gap; 130 if it was interrupted. With --json, stdout is one "
+    "JSON document in all of these cases: the result, or an object with the key 'error'. Progress and warnings go to "
+    "stderr."
 )
 
 
 app = typer.Typer(no_args_is_help=True, epilog=_EXIT_CODES, context_settings={"help_option_names": ["--help", "-h"]})
 
 
-for command, example in (
-    (show, "gs-lora show org/clinic-forgotten"),
-    (verify, "gs-lora verify org/clinic-forgotten --base-model google/vit-base-patch16-224"),
-    (audit, "gs-lora audit runs/clinic --data org/faces --reference retrained-model --quick"),
-    (benchmark, "gs-lora benchmark digits.yaml --methods my_module:MyMethod"),
-    (export, "gs-lora export runs/clinic clinic-first-two --tasks 2"),
-    (merge, "gs-lora merge org/clinic-forgotten clinic-model --base-model google/vit-base-patch16-224"),
-    (push, "gs-lora push runs/clinic org/clinic-forgotten --withhold-classes"),
-    (pull, "gs-lora pull org/clinic-forgotten runs/clinic"),
-    (revoke, "gs-lora revoke runs/clinic task_002 --reason 'consent renewed'"),
-    (convert_face, "gs-lora convert-face face.pth face-model --scale 64 --margin 0.35"),
+def _flowing(docstring: str) -> str:
+    """Returns a docstring whose paragraphs have no line breaks and no markup of rich."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).replace("[", r"\[")
+
+
+_TRAIN, _LOOK, _SHARE = "Forget", "Look and check", "Share and convert"
+for command, panel, example in (
+    (demo, _TRAIN, "gs-lora demo"),
+    (forget, _TRAIN, "gs-lora forget --model org/vit --data org/images --forget 'tench,church;dog' --recipe deep"),
+    (redo, _TRAIN, "gs-lora redo runs/clinic task_003 --data org/faces --num_train_epochs 30"),
+    (revoke, _TRAIN, "gs-lora revoke runs/clinic task_002 --reason 'consent renewed'"),
+    (show, _LOOK, "gs-lora show org/clinic-forgotten"),
+    (verify, _LOOK, "gs-lora verify org/clinic-forgotten --base-model google/vit-base-patch16-224"),
+    (audit, _LOOK, "gs-lora audit runs/clinic --data org/faces --reference retrained-model --quick"),
+    (benchmark, _LOOK, "gs-lora benchmark digits.yaml --methods my_module:MyMethod"),
+    (export, _SHARE, "gs-lora export runs/clinic clinic-first-two --tasks 2"),
+    (merge, _SHARE, "gs-lora merge org/clinic-forgotten clinic-model --base-model google/vit-base-patch16-224"),
+    (push, _SHARE, "gs-lora push runs/clinic org/clinic-forgotten --withhold-classes"),
+    (pull, _SHARE, "gs-lora pull org/clinic-forgotten runs/clinic"),
+    (convert_face, _SHARE, "gs-lora convert-face face.pth face-model --scale 64 --margin 0.35"),
 ):
-    app.command(epilog=f"Example: {example}")(command)
+    words = {forget: "[OPTIONS]", redo: "RUN [TASK] [OPTIONS]"}
+    app.command(
+        cls={forget: SettingsCommand, redo: RedoCommand}.get(command),
+        help=_flowing(command.__doc__ or ""),
+        rich_help_panel=panel,
+        epilog=f"Example: {example}",
+        options_metavar=words.get(command, "[OPTIONS]"),
+    )(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,7 +81,7 @@ def program(
         bool, typer.Option("--traceback", help=f"Show the traceback of an error; so does {TRACEBACK_VARIABLE}=1.")
     ] = False,
 ) -> None:
-    """Show, check, attack, compare, export, merge and share the runs of models that have forgotten."""
+    """Make models forget classes, attack the result, and show, check, compare, export, merge and share runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -90,7 +112,9 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if "--traceback" in arguments or traceback_wanted():
+        # What nobody foresaw after hours of training is worth its traceback.
+        is_fault = not is_foreseen(error) and not {"forget", "redo", "demo"}.isdisjoint(arguments[:2])
+        if "--traceback" in arguments or traceback_wanted() or is_fault:
             raise
         return print_error(error, "--json" in arguments)
 

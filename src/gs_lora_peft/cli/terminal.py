@@ -1,4 +1,4 @@
-"""Options that commands share, printing, and the end of a script."""
+"""Options that commands share, printing, and what holds in one of several processes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path, PurePath
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
-from ..io import visible
-from ..ledger import ForgettingLedger
 
 # Options
 
@@ -26,6 +24,8 @@ def _parsed_tasks(text: str) -> int | Sequence[str]:
 
 def _tasks_in_effect(ctx: typer.Context, incomplete: str) -> list[str]:
     """Returns the tasks of the run on the command line, for the completion of a shell."""
+    from ..ledger import ForgettingLedger
+
     try:
         names = [entry.name for entry in ForgettingLedger.load(ctx.params["run"]).active_tasks]
     except (OSError, ValueError, KeyError, TypeError):
@@ -77,6 +77,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for
 # Printing
 
 
+WRONG_COMMAND_LINE = 2  # exit code
+
 # An environment variable also works for scripts.
 TRACEBACK_VARIABLE = "GS_LORA_TRACEBACK"
 
@@ -88,6 +90,8 @@ def traceback_wanted() -> bool:
 
 def printable(text: str) -> str:
     """Returns the text with escapes for characters that move a terminal's cursor or change the direction of text."""
+    from ..io import visible
+
     return visible(text, keep="\n")
 
 
@@ -104,31 +108,44 @@ def print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps(document, indent=2))
 
 
+class UsageError(Exception):
+    """The command line is wrong. typer has errors of its own for that, with the same method."""
+
+    def format_message(self) -> str:
+        """Returns the message."""
+        return str(self)
+
+
 def print_error(error: Exception, as_json: bool) -> int:
-    """Prints an error as one message; returns its exit code."""
-    usage: Any = error if hasattr(error, "format_message") else None  # typer's error of a wrong command line
-    message = usage.format_message() if usage else str(error)
-    if not usage and not isinstance(error, (ValueError, OSError)):
-        message = f"{type(error).__name__}: {message} (GS_LORA_TRACEBACK=1 shows the traceback)"
+    """Prints an error as one line, under a launcher as the last one; returns its exit code."""
+    usage: Any = error if hasattr(error, "format_message") else None
+    parts = [usage.format_message() if usage else str(error), *getattr(error, "__notes__", ())]
+    message = " ".join(" ".join(parts).split()) or type(error).__name__
+    if not is_foreseen(error):
+        message = f"{type(error).__name__}: {message} ({TRACEBACK_VARIABLE}=1 shows the traceback)"
     if as_json:
         print_json({"error": {"type": type(error).__name__, "message": message}})
-    elif usage:
-        usage.show()
     else:
-        print(f"Error: {printable(message)}", file=sys.stderr)
-    return 2 if usage else 1
+        command = getattr(getattr(error, "ctx", None), "command_path", None)
+        say_last(f"Error: {printable(message)}" + (f" ({command} --help)" if command else ""))
+    return WRONG_COMMAND_LINE if usage else 1
+
+
+def is_foreseen(error: Exception) -> bool:
+    """Returns whether a user can correct what is wrong."""
+    return isinstance(error, (ValueError, OSError)) or hasattr(error, "format_message")
 
 
 @contextmanager
-def working(message: str) -> Iterator[None]:
+def working(message: str | None = None) -> Iterator[None]:
     """Prints a message on a terminal, and keeps the output of libraries out of stdout during the block."""
-    if sys.stderr.isatty():
+    if message is not None and sys.stderr.isatty():
         print(f"{printable(message)} ...", file=sys.stderr)
     with redirect_stdout(sys.stderr):
         yield
 
 
-# The end of a script
+# Several processes
 
 
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -145,42 +162,7 @@ print(sys.argv[2], file=sys.stderr, flush=True)
 """
 
 
-def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Runs the main function of a script and ends the process.
-
-    An error that a user can correct (`ValueError` or `OSError`, e.g. an unreachable Hub) is printed as one line on
-    stderr, with exit code 1, and with its traceback if `GS_LORA_TRACEBACK=1`. Other errors keep their traceback. If a
-    script fails, launchers print their own traceback; on Linux the line is then printed again as the last one.
-    `accelerate launch` and `torchrun` end with 1 for every exit code but 0.
-
-    Several processes without an accelerator train together on the CPU, also without `--use_cpu true`.
-
-    Args:
-        main (`Callable`):
-            The main function. It may return an exit code; `None` is 0.
-    """
-    from ..ledger import NOT_FORGOTTEN_STATUS
-
-    try:
-        _join_cpu_processes()
-        code = main() or 0
-        _leave_the_others()
-        if code == NOT_FORGOTTEN_STATUS:
-            say_last("Not everything is forgotten: the lines below the table name what is still recognised.")
-    except KeyboardInterrupt:
-        if traceback_wanted():
-            raise
-        print("Stopped.", file=sys.stderr)
-        code = 130
-    except (ValueError, OSError) as error:
-        if traceback_wanted():
-            raise
-        say_last(f"Error: {printable(' '.join(str(error).split()) or type(error).__name__)}")
-        code = 1
-    sys.exit(code)
-
-
-def _join_cpu_processes() -> None:
+def join_processes() -> None:
     """Makes several CPU processes train together. Without this, accelerate lets each train alone, silently."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch
@@ -195,11 +177,11 @@ def _join_cpu_processes() -> None:
             "--num_processes",
             "more than 1",
             "1 with `accelerate launch --cpu`, which starts a single process",
-            f"Start several with `torchrun --nproc_per_node N -- {PurePath(sys.argv[0]).name} …`.",
+            "Start several with `torchrun --nproc_per_node N -m -- gs_lora_peft forget …`.",
         )
 
 
-def _leave_the_others() -> None:
+def leave_processes() -> None:
     """Ends the process group. Threads that it leaves running would abort the process at its end (SIGABRT)."""
     from torch import distributed
 

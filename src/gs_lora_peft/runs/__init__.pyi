@@ -1,5 +1,5 @@
 from .forgetter import ContinualForgetter as ContinualForgetter
-from .recipe import Recipe as Recipe, adapter_settings as adapter_settings
+from .recipe import Recipe as Recipe, adapter_settings as adapter_settings, recorded_config as recorded_config
 from .scores import predict as predict
 from .settings import OtherSettingsError as OtherSettingsError
 from .task import (
@@ -18,5 +18,6 @@ __all__ = [
     "library_versions",
     "newest_checkpoint",
     "predict",
+    "recorded_config",
     "training_curves",
 ]

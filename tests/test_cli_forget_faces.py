@@ -1,4 +1,4 @@
-"""examples/forget_faces.py from its two starts, the data alone and a checkpoint, and the page docs/faces.md."""
+"""`gs-lora forget` with faces, from its two starts, the data alone and a checkpoint, and the page docs/faces.md."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer
 
 from gs_lora_peft import ForgettingLedger
-from gs_lora_peft.cli import main
+from gs_lora_peft.cli import forget, main
+from gs_lora_peft.cli.terminal import UsageError
 from gs_lora_peft.data.classes import UnknownClassError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,12 +28,8 @@ SETTINGS = ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--
 SETTINGS += ["--disable_tqdm", "true", "--scale", "16", "--margin", "0.1", "--num_attention_heads", "2"]
 
 
-@pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import forget_faces
-
-    return forget_faces.main
+def example(command):
+    return forget(["--pretrain", *command])
 
 
 def write_faces(root: Path, names: list[str]) -> str:
@@ -76,7 +73,7 @@ TINY += ["--num_hidden_layers", "2", "--pretrain_batch_size", "10"]  # two steps
 
 
 @pytest.mark.slow
-def test_a_stopped_pretraining_goes_on(example, faces, tmp_path, monkeypatch):
+def test_a_stopped_pretraining_goes_on(faces, tmp_path, monkeypatch):
     """After its last whole checkpoint, to the same bits; on other data or settings it is refused; no pickle stays."""
     command = [*SETTINGS, *TINY, "--dataset_name", faces, "--forget", "eve", "--pictures", "false"]
     command += ["--pretrain_epochs", "3"]
@@ -108,7 +105,7 @@ def test_a_stopped_pretraining_goes_on(example, faces, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_other_columns_from_a_file(example, tmp_path, capsys):
+def test_other_columns_from_a_file(tmp_path, capsys):
     """`--label_column` and `--image_column` hold from pre-training to the pictures; `--config` reads them."""
     loaded = load_dataset("imagefolder", data_dir=write_faces(tmp_path / "faces", NAMES))
     loaded.rename_columns({"image": "photo", "label": "identity"}).save_to_disk(str(tmp_path / "data"))
@@ -126,7 +123,7 @@ def test_other_columns_from_a_file(example, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_pretrain_and_forget(example, faces, tmp_path, capsys):
+def test_pretrain_and_forget(faces, tmp_path, capsys):
     """Without a model one is trained first; tables are printed and pictures drawn. Asked again, nothing is redone."""
     out = tmp_path / "run"
     command = [
@@ -150,7 +147,7 @@ def test_pretrain_and_forget(example, faces, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_from_a_checkpoint(example, faces, tmp_path, capsys, monkeypatch):
+def test_from_a_checkpoint(faces, tmp_path, capsys, monkeypatch):
     """A checkpoint is converted once, with the names of the data; pictures can be left out; the run is pushed.
 
     Other settings of the model are refused, by name, instead of going on with the model that is there.
@@ -158,7 +155,7 @@ def test_from_a_checkpoint(example, faces, tmp_path, capsys, monkeypatch):
     torch.save(cases.author_state(), tmp_path / "face.pth")
     pushed = []
     monkeypatch.setattr(
-        "gs_lora_peft.cli.running.push_to_hub",
+        "gs_lora_peft.cli.forgetting.carrying.push_to_hub",
         lambda folder, name, **options: pushed.append((folder, name)) or "there",
     )
     command = [*SETTINGS, "--dataset_name", faces, "--forget", "dan", "--output_dir", str(tmp_path / "run")]
@@ -175,7 +172,7 @@ def test_from_a_checkpoint(example, faces, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_names_of_the_head(example, tmp_path):
+def test_names_of_the_head(tmp_path):
     """`--people` tells whose row is whose: data of fewer people in another order is numbered as the head."""
     torch.save(cases.author_state(), tmp_path / "face.pth")
     (tmp_path / "names.txt").write_text("\n".join(reversed(NAMES)) + "\n")
@@ -193,7 +190,7 @@ def test_names_of_the_head(example, tmp_path):
         example(command)
 
 
-def test_refused_before_pretraining(example, faces, tmp_path, capsys):
+def test_refused_before_pretraining(faces, tmp_path):
     """What is wrong with a name or an option is said before a model is trained or converted."""
     command = ["--dataset_name", faces, "--forget", "dan", "--use_cpu", "true", "--output_dir", str(tmp_path / "run")]
     for options, said in (
@@ -206,16 +203,16 @@ def test_refused_before_pretraining(example, faces, tmp_path, capsys):
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
         (["--missing", "ada;bob"], "`--missing` is 'ada;bob'"),
     ):
-        with pytest.raises(SystemExit):
+        with pytest.raises(UsageError) as error:
             example([*command, *options])
-        assert said in capsys.readouterr().err
+        assert said in str(error.value)
     for options in (["--forget", "dna"], ["--missing", "dna"]):
         with pytest.raises(UnknownClassError) as error:
             example([*command, *options])
         assert "dna" in error.value.value
     unnamed = Dataset.from_dict({"image": [Image.new("L", (32, 32))] * 2, "label": [0, 1]})
     DatasetDict(train=unnamed, test=unnamed).save_to_disk(tmp_path / "unnamed")
-    with pytest.raises(ValueError, match="labels without names"):
+    with refused("label", "labels without names"):
         example([*command, "--dataset_name", str(tmp_path / "unnamed")])
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""examples/forget.py as a user runs it: a local model, local images, settings from a file, one process and two."""
+"""`gs-lora forget` as a user runs it: a local model, local images, settings from a file, one process and two."""
 
 import json
 import os
@@ -18,8 +18,17 @@ from PIL import Image
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from gs_lora_peft import ForgettingLedger, GSLoraTrainingArguments, OtherSettingsError
-from gs_lora_peft.cli import terminal as ending
-from gs_lora_peft.cli.settings import missing_classes, training_options
+from gs_lora_peft.cli import (
+    SettingsParser,
+    forget,
+    load_data,
+    load_digits,
+    pretrained_digits_vit,
+)
+from gs_lora_peft.cli.forgetting import digits, subjects, working
+from gs_lora_peft.cli.forgetting.options import missing_classes, training_options
+from gs_lora_peft.cli.loading import model_source
+from gs_lora_peft.cli.terminal import UsageError
 from gs_lora_peft.data.classes import UnknownClassError
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.ledger import RequestOrderError
@@ -95,20 +104,11 @@ def test_local_model_and_images(local, tmp_path, monkeypatch):
     assert ledger["tasks"][0]["settings"]["config"]["r"] == 2
     files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
     monkeypatch.chdir(tmp_path)
-    forget = example(monkeypatch)
-    assert forget.main(command) == 0
+    assert forget(command) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")} == files
     command[command.index("tench;school bus")] = "tench;church"
     with pytest.raises(RequestOrderError):
-        forget.main(command)
-
-
-def example(monkeypatch):
-    """examples/forget.py as a module."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import forget
-
-    return forget
+        forget(command)
 
 
 @pytest.mark.slow
@@ -133,44 +133,52 @@ def test_two_processes(local, tmp_path):
     assert scores[1] == scores[2]
 
 
-def test_mistakes_are_named_before_any_work(local, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_named_before_any_work(local, tmp_path):
     """A class that does not exist, half a pair of options and an unknown setting end with their own message."""
-    forget = example(monkeypatch)
     base = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
     pair = ["--model_name_or_path", local["model"], "--dataset_name", local["images"]]
     with pytest.raises(UnknownClassError) as error:
-        forget.main([*base, *pair, "--forget", "tensch"])
+        forget([*base, *pair, "--forget", "tensch"])
     assert "tensch" in error.value.value
     (tmp_path / "bad.yaml").write_text("learning_rte: 1\n")
     bad = [*pair, f"--config={tmp_path / 'bad.yaml'}"]
-    for options, said in ((pair[:2], "--dataset_name"), (bad, "learning_rte")):
-        with pytest.raises(SystemExit):
-            forget.main([*base, *options])
-        assert said in capsys.readouterr().err
+    for options, said in (
+        (pair[:2], "--forget is missing"),
+        ([*pair[:2], "--forget", "tench"], "--dataset_name is missing"),
+        ([*pair[2:], "--forget", "tench"], "--model_name_or_path is missing"),
+        (bad, "learning_rte"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            forget([*base, *options])
     assert not (tmp_path / "out").exists()
 
 
-def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
-    """`--config=` counts, a number is a class, and what cannot work is refused with its fix."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import forget
+def parsed(*argv):
+    """The settings of a command line."""
+    return SettingsParser(output_dir="runs").parse_options(argv)
 
+
+def test_settings_from_a_file(tmp_path):
+    """`--config=` counts, a number is a class, and what cannot work is refused with its fix."""
     (tmp_path / "a.yaml").write_text("forget: 1\nr: 2\n")
-    script, adapter, _ = forget.parse_arguments([f"--config={tmp_path / 'a.yaml'}"])
-    assert (script.forget, adapter.r) == ("1", 2)
-    assert forget.parse_arguments([])[0].forget == "three;seven;zero,one"
-    assert missing_classes(forget.parse_arguments([])[0]) == []
-    for options, redo in (([], None), (["--redo"], "last"), (["--redo", "task_002"], "task_002")):
-        assert forget.parse_arguments([*options, "--keep"])[0].redo == redo
-    assert missing_classes(forget.parse_arguments(["--missing", "one,two"])[0]) == ["one", "two"]
+    options = parsed(f"--config={tmp_path / 'a.yaml'}")
+    assert (options.data.forget, options.adapter.r) == ("1", 2)
+    assert missing_classes(parsed().data) == []
+    for words, task in (([], None), (["--redo"], "last"), (["--redo", "task_002"], "task_002")):
+        assert parsed(*words, "--keep").run.redo == task
+    assert missing_classes(parsed("--missing", "one,two").data) == ["one", "two"]
+    (tmp_path / "a.yaml").write_text("model: m\nobjects_column: boxes\n")
+    options = parsed("--config", str(tmp_path / "a.yaml"), "--data=d", "--train-split", "t")
+    assert (options.data.model_name_or_path, options.data.label_column) == ("m", "boxes")
+    assert (options.data.dataset_name, options.data.train_split) == ("d", "t")
     for text, expected in (
         ("forget: [tench, church]", "tench,church"),
         ("forget: [[tench, 3], [church]]", "tench,3;church"),
         ("forget: tench,3;church", "tench,3;church"),
     ):
         (tmp_path / "a.yaml").write_text(f"{text}\nmissing: [ada, bob]\n")
-        script = forget.parse_arguments(["--config", str(tmp_path / "a.yaml")])[0]
-        assert (script.forget, missing_classes(script)) == (expected, ["ada", "bob"])
+        data = parsed("--config", str(tmp_path / "a.yaml")).data
+        assert (data.forget, missing_classes(data)) == (expected, ["ada", "bob"])
     for text, said in (
         ("forget: [tench, [church]]", "expected a list of classes, or a list of such lists"),
         ("forget: [[tench], []]", "none of them empty"),
@@ -188,9 +196,9 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         ("- a list", "is ['a list']"),
     ):
         (tmp_path / "b.yaml").write_text(text)
-        with pytest.raises(SystemExit):
-            forget.parse_arguments(["--config", str(tmp_path / "b.yaml")])
-        assert said in capsys.readouterr().err
+        with pytest.raises(UsageError) as error:
+            parsed("--config", str(tmp_path / "b.yaml"))
+        assert said in str(error.value)
     for argv, said in (
         (["--config"], "expected one argument"),
         (["--config", "none.yaml"], "none.yaml"),
@@ -202,19 +210,17 @@ def test_settings_from_a_file(tmp_path, monkeypatch, capsys):
         (["--missing", ""], "`--missing` is ''"),
         (["--rank", "4"], "no option --rank; did you mean"),
         (["--r", "4", "tench"], "'tench' belongs to no option"),
-        (["--model_name_or_path", "m", "--dataset_name", "d"], "--forget is missing"),
-        (["--audit", "--model_name_or_path", "m", "--dataset_name", "d"], "gs-lora audit"),
+        (["--retrain", "2"], "--audit, which is missing"),
+        (["--forget_weights", "1", "x"], "--forget_weights"),
     ):
-        with pytest.raises(SystemExit):
-            forget.parse_arguments(argv)
-        assert said in capsys.readouterr().err
+        with pytest.raises(UsageError) as error:
+            parsed(*argv)
+        assert said in str(error.value)
 
 
 @pytest.mark.slow
 def test_the_digits_end_with_an_audit(tmp_path, monkeypatch, capsys):
     """The last lines give the verdict beside retrained models; the ledger has it, and no file names a digit."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import forget
 
     def tiny(seed):
         torch.manual_seed(seed)
@@ -231,18 +237,18 @@ def test_the_digits_end_with_an_audit(tmp_path, monkeypatch, capsys):
         )
         return ViTForImageClassification(config).eval()
 
-    third = DatasetDict({name: rows.shard(3, 0, contiguous=False) for name, rows in forget.load_digits().items()})
+    third = DatasetDict({name: rows.shard(3, 0, contiguous=False) for name, rows in load_digits().items()})
     names = third["train"].features["label"].names
-    monkeypatch.setattr(forget, "load_digits", lambda: third)
+    monkeypatch.setattr(subjects, "load_digits", lambda: third)
     left_out = []
-    monkeypatch.setattr(forget, "pretrained_vit", lambda dataset: tiny(0))
+    monkeypatch.setattr(subjects, "pretrained_digits_vit", lambda dataset, **more: tiny(0))
     monkeypatch.setattr(
-        forget,
+        working,
         "retrained_models",
         lambda model, data, classes, count, **more: left_out.append(classes) or map(tiny, range(1, count + 1)),
     )
     command = ["--audit", "--forget", "three", "--num_train_epochs", "1", "--output_dir", str(tmp_path)]
-    forget.main([*command, "--use_cpu", "true", "--disable_tqdm", "true"])
+    forget([*command, "--use_cpu", "true", "--disable_tqdm", "true"])
     audit = ForgettingLedger.load(tmp_path).audit
     assert left_out == [[3]]
     assert (audit["tasks"], audit["reference"], audit["quick"]) == (["task_001"], "retrained", True)
@@ -256,15 +262,12 @@ def test_the_digits_end_with_an_audit(tmp_path, monkeypatch, capsys):
 
 def test_a_stopped_request_goes_on(local, tmp_path, monkeypatch):
     """By default after its last finished epoch, to the same bits; of the checkpoints nothing stays."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import forget
-
     command = ["--model_name_or_path", local["model"], "--dataset_name", local["images"], "--forget", "tench"]
     command += ["--num_train_epochs", "3", "--per_device_train_batch_size", "4", "--use_cpu", "true"]  # 3 steps each
     command += ["--disable_tqdm", "true"]
     whole, stopped, steps, original = tmp_path / "whole", tmp_path / "stopped", [], Trainer.training_step
     command += ["--max_forget_accuracy", "1"]
-    assert forget.main([*command, "--output_dir", str(whole), "--save_strategy", "no"]) == 0
+    assert forget([*command, "--output_dir", str(whole), "--save_strategy", "no"]) == 0
 
     def training_step(self, *args, **more):
         steps.append(self.state.global_step)
@@ -274,9 +277,9 @@ def test_a_stopped_request_goes_on(local, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "training_step", training_step)
     with pytest.raises(KeyboardInterrupt):
-        forget.main([*command, "--output_dir", str(stopped)])
+        forget([*command, "--output_dir", str(stopped)])
     assert [path.name for path in (stopped / "work/task_001").glob("checkpoint-*")] == ["checkpoint-6"]
-    forget.main([*command, "--output_dir", str(stopped)])
+    forget([*command, "--output_dir", str(stopped)])
     assert steps == [*range(8), 6, 7, 8]
     files = [{path.relative_to(run) for path in run.rglob("*")} for run in (whole, stopped)]
     assert files[0] == files[1]
@@ -286,51 +289,45 @@ def test_a_stopped_request_goes_on(local, tmp_path, monkeypatch):
 
 def test_the_same_folder_with_other_settings(local, tmp_path, monkeypatch):
     """What is done is not passed over: it is refused, kept or redone, as the command says."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import forget
-
     settings = tmp_path / "settings.yaml"
     settings.write_text("keep: true\n")
     command = ["--model_name_or_path", local["model"], "--dataset_name", local["images"], "--forget", "tench;church"]
     command += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--use_cpu", "true"]
     command += ["--disable_tqdm", "true", "--output_dir", str(tmp_path / "run")]
-    forget.main(command)
+    forget(command)
 
     def tasks():
         return [(task.name, task.status) for task in ForgettingLedger.load(tmp_path / "run").tasks]
 
     done = [("task_001", "done"), ("task_002", "done")]
     for options in ((), ("--logging_steps", "1"), ("--r", "4", "--keep"), ("--r", "4", "--config", str(settings))):
-        forget.main([*command, *options])
+        forget([*command, *options])
         assert tasks() == done
     with pytest.raises(OtherSettingsError) as caught:
-        forget.main([*command, "--r", "4"])
+        forget([*command, "--r", "4"])
     assert caught.value.differences == {name: {"r": (8, 4)} for name, _ in done}
     assert tasks() == done
     redone = [("task_001", "done"), ("task_002", "revoked"), ("task_003", "done")]
     for options in (["--redo"], ["--redo", "task_002"]):
-        forget.main([*command, "--r", "4", *options])
+        forget([*command, "--r", "4", *options])
         assert tasks() == redone
     ledger = ForgettingLedger.load(tmp_path / "run")
     with ledger.changes():
         ledger.revoke("task_001")
-    forget.main([*command, "--r", "4"])
+    forget([*command, "--r", "4"])
     assert tasks() == [("task_001", "revoked"), *redone[1:], ("task_004", "done")]
 
 
 def test_what_is_not_forgotten_ends_with_3(local, tmp_path, monkeypatch, capsys):
     """A class that the model recognises, with no training to speak of; a rerun, which only reads, says it again."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import forget
-
     command = ["--model_name_or_path", local["model"], "--dataset_name", local["images"], "--max_forget_accuracy", "0"]
     command += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--r", "2"]
     command += ["--learning_rate", "1e-9", "--save_strategy", "no", "--disable_tqdm", "true"]
     outcomes = {}
     for name in CLASSES:
         run = [*command, "--forget", name, "--output_dir", str(tmp_path / name)]
-        status = forget.main(run)
-        assert forget.main(run) == status
+        status = forget(run)
+        assert forget(run) == status
         task = json.loads((tmp_path / name / "forgetting.json").read_text())["tasks"][0]
         assert (status == 3) == (task["outcome"]["forgotten"] is False) == (task["scores"]["after"]["acc_forget"] > 0)
         assert ("is not forgotten" in capsys.readouterr().out) == (status == 3)
@@ -353,104 +350,75 @@ def test_what_is_not_forgotten_ends_with_3(local, tmp_path, monkeypatch, capsys)
 )
 def test_the_split_that_is_scored_on(tmp_path, monkeypatch, splits, asked, scored):
     """The usual names by themselves, any other when it is asked for, and never another one than was asked for."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import forget
-
     DatasetDict({name: Dataset.from_dict({"image": [name], "label": [0]}) for name in splits}).save_to_disk(tmp_path)
     paths = ["--model_name_or_path", "m", "--dataset_name", str(tmp_path), "--forget", "0"]
-    script = forget.parse_arguments([*paths, *asked])[0]
+    script = parsed(*paths, *asked).data
     if scored is None:
         with refused(f"splits of {tmp_path}", splits) as error:
-            forget.load_data(script)
+            load_data(script)
         assert "--test_split" in error.value.fix
     else:
-        data = forget.load_data(script)
+        data = load_data(script)
         assert (data["train"]["image"][0], data["test"]["image"][0]) == ("train", scored)
 
 
-@pytest.mark.parametrize("name", ["forget", "forget_detection", "forget_faces"])
 @pytest.mark.parametrize(
     ("options", "wrong"),
     [(["--hub_model_id", "./x"], "--hub_model_id"), (["--output_dir", "runs/a..b"], "--output_dir"), ([], None)],
 )
-def test_where_to_publish_is_checked_before_any_work(name, options, wrong, monkeypatch, capsys):
+def test_where_to_publish_is_checked_before_any_work(options, wrong):
     """A name that cannot be a repository, given or of the folder, is a wrong command line with a push only."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    example = __import__(name)
-    command = ["--model_name_or_path", "m", "--dataset_name", "d", "--forget", "0", *options]
-    example.parse_arguments(command)
+    parsed(*options)
     if wrong is None:
-        example.parse_arguments([*command, "--push_to_hub"])
+        parsed(*options, "--push_to_hub")
         return
-    with pytest.raises(SystemExit) as ended:
-        example.parse_arguments([*command, "--push_to_hub"])
-    assert ended.value.code == 2
-    assert wrong in capsys.readouterr().err
+    with pytest.raises(UsageError, match=wrong):
+        parsed(*options, "--push_to_hub")
 
 
-def test_no_option_is_ignored(local, tmp_path, monkeypatch):
-    """Local folders, files and the digits refuse what they have no use for, and name it."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import forget
-    import forget_detection
-
+def test_no_option_is_ignored(local, tmp_path):
+    """Local folders, files and the digits refuse what they have no use for, and name it; so does another kind."""
     rows = Dataset.from_dict({"pic": [1, 2], "image": [3, 4], "label": [0, 1]})
     DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
     rows.to_parquet(tmp_path / "file.parquet")
     (tmp_path / "coco/annotations").mkdir(parents=True)
     named = ["--model_name_or_path", local["model"], "--forget", "0", "--dataset_name"]
     saved, file, coco = ([*named, str(tmp_path / name)] for name in ("saved", "file.parquet", "coco"))
-    parse, parse_boxes = (lambda argv, of=of: of.parse_arguments(argv)[0] for of in (forget, forget_detection))
-    boxes = partial(forget_detection.load_boxes, label2id={})
+    boxes = partial(subjects.load_boxes, label2id={})
+    digits_only = ["--output_dir", str(tmp_path / "out")]
     cases = [
-        (forget.model_source, parse([*saved, "--model_revision", "v1"]), "--model_revision"),
-        (forget.load_data, parse([*saved, "--dataset_config_name", "c"]), "--dataset_config_name"),
-        (forget.load_data, parse([*file, "--dataset_config_name", "c"]), "--dataset_config_name"),
-        (forget.load_data, parse([*saved, "--image_column", "pci"]), "--image_column"),
-        (forget.load_model_and_data, parse(["--label_column", "digit"]), "--label_column"),
-        (boxes, parse_boxes([*coco, "--box_format", "xyxy"]), "--box_format"),
-        (boxes, parse_boxes([*coco, "--test_split", "a"]), "--test_split"),
+        (model_source, parsed(*saved, "--model_revision", "v1").data, "--model_revision", "v1"),
+        (load_data, parsed(*saved, "--dataset_config_name", "c").data, "--dataset_config_name", "c"),
+        (load_data, parsed(*file, "--dataset_config_name", "c").data, "--dataset_config_name", "c"),
+        (load_data, parsed(*saved, "--image_column", "pci").data, "--image_column", "pci"),
+        (boxes, parsed(*coco, "--box_format", "xyxy"), "--box_format", "xyxy"),
+        (boxes, parsed(*coco, "--test_split", "a"), "--test_split", "a"),
+        (forget, [*digits_only, "--label_column", "digit"], "--label_column", "digit"),
+        (forget, [*digits_only, "--threshold", "0.1"], "--threshold", 0.1),
+        (forget, [*digits_only, "--no_pictures"], "--pictures", False),
+        (forget, [*saved, *digits_only, "--hidden_size", "9"], "--hidden_size", 9),
     ]
-    for load, script, option in cases:
-        with pytest.raises(InvalidInputError) as caught:
-            load(script)
-        assert (caught.value.name, caught.value.value) == (option, getattr(script, option.removeprefix("--")))
-    assert forget.load_data(parse([*saved, "--image_column", "pic"]))["test"]["image"][:] == [1, 2]
+    for load, given, option, value in cases:
+        kind = UsageError if option == "--hidden_size" else InvalidInputError
+        with pytest.raises(kind) as caught:
+            load(given)
+        assert option in str(caught.value)
+        assert kind is UsageError or (caught.value.name, caught.value.value) == (option, value)
+    assert load_data(parsed(*saved, "--image_column", "pic").data)["test"]["image"][:] == [1, 2]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):
     """What a killed run left in the cache is trained anew, and a whole model takes its name at the end."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import digits
-
     monkeypatch.setattr(digits, "cached_assets_path", lambda *args, **more: tmp_path)
     trained = []
     monkeypatch.setattr("gs_lora_peft.training.ResumableTrainer.train", lambda self, **options: trained.append(1))
-    digits.pretrained_vit(digits.load_digits())
+    pretrained_digits_vit(load_digits())
     (weights,) = tmp_path.glob("*/model/model.safetensors")
     weights.unlink()
-    digits.pretrained_vit(digits.load_digits())
-    digits.pretrained_vit(digits.load_digits())
+    pretrained_digits_vit(load_digits())
+    pretrained_digits_vit(load_digits())
     assert len(trained) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["forget.py", "forget_detection.py", "forget_faces.py"])
-def test_help_is_quick_and_begins_with_what_is_ours(name, tmp_path):
-    """`--help` shows an example and the options of this package, and imports nothing that takes seconds."""
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = [{name!r}, '--help']\n"
-        f"try: runpy.run_path({str(EXAMPLES / name)!r}, run_name='__main__')\n"
-        "except SystemExit as end: assert not end.code\n"
-        "print('heavy:', sorted({'torch', 'transformers', 'datasets', 'peft', 'accelerate'} & set(sys.modules)))"
-    )
-    text = run([sys.executable, "-c", code], tmp_path)
-    assert text.endswith("heavy: []\n")
-    assert f"accelerate launch examples/{name}" in text
-    places = [text.index(f"  {option} ") for option in ("--forget", "--config", "--r", "--forget_bound")]
-    assert places == sorted(places)
-    assert text.index("--push_to_hub") > places[-1]
 
 
 def test_the_help_knows_the_training_options():
@@ -460,92 +428,3 @@ def test_the_help_knows_the_training_options():
     found = {name: (default, said) for name, default, said in training_options()}
     assert found == {name: (fields[name].default, fields[name].metadata["help"]) for name in found}
     assert {name for name in fields if name not in stock or fields[name].default != stock[name].default} <= set(found)
-
-
-LAUNCHER = """
-import subprocess, sys
-if subprocess.run([sys.executable, "-c", sys.argv[1]]).returncode:
-    raise RuntimeError("what a launcher says")
-"""
-SCRIPT = """
-from gs_lora_peft.cli.terminal import run_script
-def main(): {}
-run_script(main)
-"""
-
-
-@pytest.mark.parametrize(
-    ("body", "line"),
-    [
-        ("raise ValueError('two\\nlines')", "Error: two lines"),
-        ("open('/nowhere/x')", "Error: [Errno 2] No such file or directory: '/nowhere/x'"),
-        ("raise ConnectionError", "Error: ConnectionError"),
-    ],
-)
-def test_the_useful_line_is_the_last(body, line, tmp_path):
-    """What a user can correct is one line; under a launcher it comes again after the launcher's own traceback."""
-    alone = subprocess.run([sys.executable, "-c", SCRIPT.format(body)], capture_output=True, text=True)
-    assert (alone.returncode, alone.stderr) == (1, f"{line}\n")
-    (tmp_path / "torchrun").write_text(LAUNCHER)
-    command = [sys.executable, str(tmp_path / "torchrun"), SCRIPT.format(body)]
-    launched = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    lines = launched.stderr.splitlines()
-    assert lines[0] == lines[-1] == line
-    assert "RuntimeError: what a launcher says" in lines
-
-
-WORLD = """
-from transformers import TrainingArguments
-state = TrainingArguments("out").distributed_state
-state.wait_for_everyone()  # a process that ends early breaks the connections of the other
-print("world", state.num_processes)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="processes take the accelerators, if there are any")
-def test_a_lone_process_of_accelerate_is_refused(tmp_path):
-    """Without an accelerator accelerate's lone process is refused; `test_two_processes` has those of torchrun."""
-    (tmp_path / "script.py").write_text(SCRIPT.format("exec(" + repr(WORLD) + ")"))
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "script.py"]
-    said = run(accelerate, tmp_path, ok=False)
-    assert "torchrun --nproc_per_node N" in said
-    assert "world" not in said
-
-
-@pytest.mark.parametrize(
-    ("environment", "allowed"),
-    [
-        ({}, True),
-        ({"ACCELERATE_USE_CPU": "True"}, True),
-        ({"MASTER_ADDR": "127.0.0.1"}, True),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, False),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "PMI_SIZE": "2"}, True),
-    ],
-)
-def test_a_process_is_not_left_alone(environment, allowed, monkeypatch, capsys):
-    """What accelerate prepares and then does not start is refused; one process and MPI go on."""
-    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE", *ending._MPI_SIZES):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    ran = []
-    with pytest.raises(SystemExit) as end:
-        ending.run_script(lambda: ran.append(True))
-    assert (bool(ran), end.value.code) == (allowed, 0 if allowed else 1)
-
-
-@pytest.mark.parametrize(("main", "code"), [(lambda: 3, 3), (lambda: None, 0), (lambda: sys.exit(2), 2)])
-def test_exit_codes_of_scripts(main, code):
-    """What the main function returns is the exit code."""
-    with pytest.raises(SystemExit) as end:
-        ending.run_script(main)
-    assert (end.value.code or 0) == code
-
-
-def test_faults_of_the_program_keep_their_traceback(monkeypatch):
-    """An error that no user can correct shows where it came from; others do if they are asked to."""
-    assert b"Traceback" in subprocess.run([sys.executable, "-c", SCRIPT.format("{}['x']")], capture_output=True).stderr
-    monkeypatch.setenv("GS_LORA_TRACEBACK", "1")
-    asked = subprocess.run([sys.executable, "-c", SCRIPT.format("raise ValueError('x')")], capture_output=True)
-    assert b"Traceback" in asked.stderr

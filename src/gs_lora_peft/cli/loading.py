@@ -1,40 +1,38 @@
-"""The steps that scripts share: load model and data, make a forgetter, carry out requests, publish."""
+"""Loading what a command names: model, processor and data, by folder, file or Hub id."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
+import transformers
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.naming import camelcase_to_snakecase
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, AutoProcessor, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from ..data import EVALUATION_SPLITS, evaluation_split, resolve_classes
+from .. import models
+from ..data import EVALUATION_SPLITS, align_known_labels, evaluation_split, prepare_boxes
 from ..errors import InvalidInputError
-from ..hub import find_source, push_to_hub
-from ..ledger import ForgetRequest
-from ..runs import ContinualForgetter
-from ..training import GSLoraTrainingArguments, adapter_of_recipe, repo_to_publish_in
-from .settings import AdapterArguments, RunArguments, missing_classes
+from ..hub import find_source
+from ..objectives import is_detector
 
 _CARD = "README.md"
 
 
 class ModelOptions(Protocol):
-    """Options of a script that name its model."""
+    """Options that name a model."""
 
     model_name_or_path: Any
     model_revision: str | None
 
 
 class DataOptions(Protocol):
-    """Options of a script that name its data."""
+    """Options that name data."""
 
     dataset_name: Any
     dataset_config_name: str | None
@@ -60,6 +58,46 @@ def model_source(script: ModelOptions) -> dict[str, Any]:
         "revision": revision,
         "local_files_only": found.is_away,
     }
+
+
+def model_class(source: dict[str, Any]) -> type[PreTrainedModel]:
+    """Returns the class that a model was saved with; an image classifier if neither library has it.
+
+    Args:
+        source (`dict`):
+            Keyword arguments of `from_pretrained`.
+    """
+    name = (AutoConfig.from_pretrained(**source).architectures or [""])[0]
+    return getattr(transformers, name, None) or getattr(models, name, AutoModelForImageClassification)
+
+
+def load_processor(source: dict[str, Any]) -> Any:
+    """Returns the processor saved with a model; `None` without one, because prepared data need none."""
+    try:
+        return AutoProcessor.from_pretrained(**source)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
+
+
+def with_ids_of(model: PreTrainedModel, dataset: Any, column: str | None, box_format: Any = "xywh") -> tuple[Any, str]:
+    """Returns data with the class ids of a model, and the column of its labels or annotated boxes.
+
+    Args:
+        model (`transformers.PreTrainedModel`):
+            The model.
+        dataset (`datasets.DatasetDict`):
+            The data.
+        column (`str`, *optional*):
+            By default `"objects"` for a detector, else `"label"`.
+        box_format (`"xywh"` or `"xyxy"`):
+            Format of boxes.
+    """
+    names = model.config.label2id or model.config.id2label
+    if is_detector(model):
+        column = column or "objects"
+        return prepare_boxes(dataset, column, label2id=names, box_format=box_format, invalid="drop"), column
+    column = column or "label"
+    return align_known_labels(dataset, column, names) if names else dataset, column
 
 
 def load_data(script: DataOptions) -> DatasetDict:
@@ -159,95 +197,3 @@ def _with_image(dataset: Dataset, column: str) -> Dataset:
         return dataset
     unused = [name for name in dataset.column_names if name == "image"]  # renaming needs the name
     return dataset.remove_columns(unused).rename_column(column, "image")
-
-
-def make_forgetter(
-    script: RunArguments,
-    adapter: AdapterArguments,
-    args: GSLoraTrainingArguments,
-    model: PreTrainedModel,
-    dataset: DatasetDict,
-    label_column: str,
-    processor: Any,
-) -> ContinualForgetter:
-    """Makes a forgetter with the settings of a script.
-
-    Args:
-        script ([`RunArguments`]):
-            The options of the script.
-        adapter ([`AdapterArguments`]):
-            The adapter of each task.
-        args ([`GSLoraTrainingArguments`]):
-            The training. `output_dir` is the folder of the run. [`publish_if_asked`] publishes it, not the trainer.
-        model (`transformers.PreTrainedModel`):
-            The base model.
-        dataset (`datasets.DatasetDict`):
-            The data, with a train and a test split.
-        label_column (`str`):
-            The column of the labels, or of the annotated boxes.
-        processor (*optional*):
-            The image processor of the model.
-    """
-    args = copy.copy(args)
-    args.push_to_hub = False
-    return ContinualForgetter(
-        model,
-        dataset,
-        str(args.output_dir),
-        config=adapter_of_recipe(args.recipe, **vars(adapter)),
-        args=args,
-        label_column=label_column,
-        processing_class=processor,
-        replay_ratio=script.replay_ratio,
-        shots=script.shots,
-        missing_classes=missing_classes(script),
-    )
-
-
-def carry_out(
-    forgetter: ContinualForgetter,
-    requests: Sequence[ForgetRequest],
-    script: RunArguments,
-    args: Sequence[GSLoraTrainingArguments] | None = None,
-) -> None:
-    """Carries out requests, after `--redo` and with `--keep`.
-
-    Args:
-        forgetter ([`ContinualForgetter`]):
-            The forgetter.
-        requests (`Sequence[ForgetRequest]`):
-            All requests of the run; those that are done are skipped.
-        script ([`RunArguments`]):
-            The options of the script.
-        args (`Sequence[GSLoraTrainingArguments]`, *optional*):
-            The training of each request; by default that of the forgetter for all.
-
-    Raises:
-        LedgerError, ValueError, OSError: As [`~ContinualForgetter.redo`] and [`~ContinualForgetter.run`].
-    """
-    if script.redo is not None:
-        if args is not None:
-            forgetter.recipe.args = _args_of_last(forgetter, requests, args)
-        forgetter.redo(None if script.redo == "last" else script.redo)
-    forgetter.run(requests, keep=script.keep or script.redo is not None, args=args)
-
-
-def _args_of_last(
-    forgetter: ContinualForgetter, requests: Sequence[ForgetRequest], args: Sequence[GSLoraTrainingArguments]
-) -> GSLoraTrainingArguments:
-    """Returns the training of the request that the last task in effect carried out, which alone can be redone."""
-    tasks = forgetter.ledger.active_tasks
-    classes = set(tasks[-1].classes or ()) if tasks else set()
-    for request, own in zip(requests, args, strict=True):
-        if set(resolve_classes(request.classes, names=forgetter.label_names)) == classes:
-            return own
-    return forgetter.recipe.args
-
-
-def publish_if_asked(args: GSLoraTrainingArguments) -> None:
-    """Publishes the whole run if `--push_to_hub` is given, and prints the address. By default it is private."""
-    if args.push_to_hub:
-        repo_id = repo_to_publish_in(args)
-        private = args.hub_private_repo is not False
-        options: dict[str, Any] = {"private": private, "revision": args.hub_revision, "token": args.hub_token}
-        print(f"Hub:      {push_to_hub(str(args.output_dir), repo_id, **options)}")
