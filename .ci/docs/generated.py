@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,36 +77,19 @@ def cli() -> str:
 
 
 def settings() -> str:
-    """Tables of the options that scripts and their YAML files have."""
+    """Tables of the options of `gs-lora forget`, which are the keys of its file."""
     sys.path.insert(0, str(PACKAGE.parent))
-    from gs_lora_peft.cli.settings import AdapterArguments, RunArguments, training_options
+    from gs_lora_peft.cli.forgetting.options import help_entries
 
-    def fields(kind: type) -> list[tuple[str, object, str]]:
-        return [(item.name, item.default, item.metadata.get("help", "")) for item in dataclasses.fields(kind)]
-
-    groups = [
-        (
-            "Model, data and requests",
-            "Of every script; `examples/SCRIPT --help` lists its own ones.",
-            fields(RunArguments),
-        ),
-        ("Adapter", "Keys of [`GSLoraConfig`][gs_lora_peft.tuner.GSLoraConfig].", fields(AdapterArguments)),
-        (
-            "Training and forgetting",
-            "Keys of [`GSLoraTrainingArguments`][gs_lora_peft.training.GSLoraTrainingArguments], whose entry says more.",
-            list(training_options()),
-        ),
-    ]
-    return "\n\n".join(f"## {title}\n\n{about}\n\n{_option_table(options)}" for title, about, options in groups)
-
-
-def _option_table(options: Iterable[tuple[str, object, str]]) -> str:
-    rows = [f"| `{name}` | {_shown(default)} | {_cell(text)} |" for name, default, text in options]
-    return "\n".join(["| Setting | Default | What it does |", "| --- | --- | --- |", *rows])
-
-
-def _shown(default: object) -> str:
-    return "–" if default is None else "required" if default is dataclasses.MISSING else f"`{default}`"
+    panels: dict[str, list[str]] = {}
+    for entry in help_entries():
+        name, *short = (name.removeprefix("--") for name in entry.names)
+        names = f"`{name}`" + "".join(f", on the command line also `--{other}`" for other in short)
+        default = "–" if entry.default is None else f"`{entry.default}`"
+        panels.setdefault(entry.panel, []).append(f"| {names} | {default} | {_cell(entry.text)} |")
+    head = "| Setting | Default | What it does |\n| --- | --- | --- |\n"
+    parts = [f"## {title.partition('; see ')[0]}\n\n{head}" + "\n".join(rows) for title, rows in panels.items()]
+    return "\n\n".join(parts)
 
 
 def _cell(text: str) -> str:

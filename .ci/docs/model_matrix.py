@@ -2,7 +2,7 @@
 
     python .ci/docs/model_matrix.py        # `make models`; a minute or two on one core
 
-A row is a fact: the model was made from its configuration with random weights, forgot two classes for two steps by both
+A row is a fact: a model was made from its configuration with random weights, forgot two classes for two steps by both
 recipes, left plain LoRA, and stock PEFT gave the same answers with it. A test makes one row of each task again.
 """
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reference" / "models.md"
 sys.path.append(str(ROOT / "tests"))
 
-from detectors import DETECTORS, IMAGE_SIZE, NUM_LABELS, TIED, detector
+from detectors import DETECTORS, IMAGE_SIZE, NUM_LABELS, detector
 from peft import PeftModel
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, NoFFNFoundError, find_ffn_blocks
@@ -46,7 +46,20 @@ STAGES = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "num_labels": C
 WORDS = {"vocab_size": 40, "max_position_embeddings": 32, "pad_token_id": 0}
 DECODER = {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40, "pad_token_id": 0}
 SOUND = {"conv_dim": [8, 8], "conv_kernel": [10, 8], "conv_stride": [5, 4], "num_feat_extract_layers": 2}
-SPEECH = {**TINY, **SOUND, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16}
+WHISPER = {
+    "d_model": 16,
+    **{f"{side}_{name}": size for side in ("encoder", "decoder")
+       for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 32))},
+    "num_mel_bins": 8, "max_source_positions": 16, "vocab_size": 60, "num_labels": CLASSES,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+SPEECH = {
+    **TINY,
+    **SOUND,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 16,
+}
 
 
 def segformer() -> dict[str, Any]:
@@ -101,11 +114,7 @@ MODELS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "HuBERT": ("Hubert", SPEECH),
         "WavLM": ("WavLM", SPEECH),
         "Data2Vec audio": ("Data2VecAudio", {**SPEECH, "num_conv_pos_embeddings": 1}),
-        "Whisper": ("Whisper", {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
-                                "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
-                                "num_mel_bins": 8, "max_source_positions": 16, "vocab_size": 60, "pad_token_id": 0,
-                                "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
-                                "num_labels": CLASSES}),
+        "Whisper": ("Whisper", WHISPER),
     },
 }  # fmt: skip
 HEADS = {
@@ -253,7 +262,8 @@ def tables(rows: list[Row]) -> str:
     head = "| Architecture | Blocks found | `fast` | `deep` | Stock PEFT loads it |\n| --- | --- | --- | --- | --- |"
     tasks = dict.fromkeys(row.task for row in rows)
     parts = [
-        f"## {task.capitalize()}\n\n{head}\n" + "\n".join(str(row) for row in rows if row.task == task) for task in tasks
+        f"## {task.capitalize()}\n\n{head}\n" + "\n".join(str(row) for row in rows if row.task == task)
+        for task in tasks
     ]
     return "\n\n".join(parts)
 

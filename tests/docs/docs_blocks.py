@@ -7,7 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # CONTRIBUTING.md holds excerpts of files; tests/test_contributing.py compares them. README.md: tests/test_readme.py.
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ def name_of(page: Path) -> str:
 def blocks(page: Path) -> list[Block]:
     text = page.read_text("utf-8")
     return [
-        Block(name_of(page), text.count("\n", 0, found.start("code")) + 1, found["kind"], found["code"], found["reason"])
+        Block(
+            name_of(page), text.count("\n", 0, found.start("code")) + 1, found["kind"], found["code"], found["reason"]
+        )
         for found in BLOCK.finditer(text)
     ]
 

@@ -95,7 +95,10 @@ def write_audio_model(folder):
 
 def pictures(classes, per_class, size, seed):
     """A pattern for each class, and noise."""
-    random, patterns = np.random.default_rng(seed), np.random.default_rng(0).integers(0, 200, (len(classes), size, size, 3))
+    random, patterns = (
+        np.random.default_rng(seed),
+        np.random.default_rng(0).integers(0, 200, (len(classes), size, size, 3)),
+    )
     labels = np.arange(len(classes)).repeat(per_class)
     return (patterns[labels] + random.integers(0, 50, (len(labels), size, size, 3))).astype(np.uint8), labels
 

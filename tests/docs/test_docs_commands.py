@@ -6,19 +6,23 @@ import runpy
 import shlex
 import sys
 import tomllib
+from contextlib import contextmanager
+from itertools import takewhile
 
 import pytest
 import yaml
-from docs_blocks import PAGES, ROOT, blocks, commands, name_of
+from docs_blocks import PAGES, ROOT, blocks, commands
 from transformers import HfArgumentParser
 from typer.main import get_command
 
 from gs_lora_peft.benchmark import BenchmarkConfig
+from gs_lora_peft.cli import SettingsParser
 from gs_lora_peft.cli.program import app
 
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *PAGES]
 NOT_CHECKED = {"text", "diff", "mermaid", "python", ""}  # Python blocks are run elsewhere
-OTHERS = ("pip", "git", "cd")  # programs of other people
+OTHERS = ("pip", "git", "cd", "uvx")  # programs of other people
+OWN_PARSER = ("forget", "redo")  # their options are those of a `SettingsParser`
 SETTINGS = {"docs/reference/settings.md": "settings.yaml", "docs/benchmarks.md": "my_benchmark.yaml"}
 
 
@@ -42,17 +46,9 @@ def at_root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def check_gs_lora(words):
-    if words == ["--help"]:
-        return
-    group = get_command(app)
-    command = group.get_command(None, words[0])
-    assert command is not None, words
-    command.make_context(words[0], words[1:])
-
-
-def check_script(path, arguments, monkeypatch):
-    """Runs a script until its own parser has accepted the arguments."""
+@contextmanager
+def stopped_by_the_parser(monkeypatch):
+    """Ends a program as soon as its own parser has accepted the arguments; fails if it has not."""
 
     def and_stop(method):
         def stopped(*args, **kwargs):
@@ -61,14 +57,36 @@ def check_script(path, arguments, monkeypatch):
 
         return stopped
 
-    assert (ROOT / path).exists(), path
+    parse = HfArgumentParser.parse_args_into_dataclasses
     with monkeypatch.context() as patch:
-        patch.setattr(HfArgumentParser, "parse_args_into_dataclasses", and_stop(HfArgumentParser.parse_args_into_dataclasses))
+        patch.setattr(HfArgumentParser, "parse_args_into_dataclasses", and_stop(parse))
         patch.setattr(argparse.ArgumentParser, "parse_args", and_stop(argparse.ArgumentParser.parse_args))
+        with pytest.raises(Accepted):
+            yield patch
+
+
+def check_gs_lora(words, monkeypatch):
+    if words[0] in OWN_PARSER:
+        options = words[1:] if words[0] == "forget" else [word for word in words[1:] if word not in placed(words)]
+        with stopped_by_the_parser(monkeypatch):
+            SettingsParser().parse_options(options)
+    elif words != ["--help"]:
+        command = get_command(app).get_command(None, words[0])
+        assert command is not None, words
+        command.make_context(words[0], words[1:])
+
+
+def placed(words):
+    """Folder and task of `gs-lora redo`, which come before its options."""
+    return list(takewhile(lambda word: not word.startswith("-"), words[1:]))
+
+
+def check_script(path, arguments, monkeypatch):
+    assert (ROOT / path).exists(), path
+    with stopped_by_the_parser(monkeypatch) as patch:
         patch.setattr(sys, "argv", [path, *arguments])
         patch.syspath_prepend(str((ROOT / path).parent))
-        with pytest.raises(Accepted):
-            runpy.run_path(str(ROOT / path), run_name="__main__")
+        runpy.run_path(str(ROOT / path), run_name="__main__")
 
 
 def check_launcher(words):
@@ -88,7 +106,10 @@ def check(line, monkeypatch):
     words[0] = words[0].removeprefix(".venv/bin/")
     scripts = [number for number, word in enumerate(words) if word.endswith(".py")]
     if words[0] == "gs-lora":
-        check_gs_lora(words[1:])
+        check_gs_lora(words[1:], monkeypatch)
+    elif "-m" in words and "gs_lora_peft" in words:
+        check_launcher(words)
+        check_gs_lora(words[words.index("gs_lora_peft") + 1 :], monkeypatch)
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
@@ -117,7 +138,7 @@ def test_settings_files_are_accepted(block, at_root, monkeypatch):
     if name == "my_benchmark.yaml":
         BenchmarkConfig.read(name)
     else:
-        check_script("examples/forget.py", ["--config", name], monkeypatch)
+        check_gs_lora(["forget", "--config", name], monkeypatch)
 
 
 @pytest.mark.parametrize("block", of_kind("toml"))

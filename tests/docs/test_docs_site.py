@@ -86,7 +86,9 @@ def test_the_check_of_the_site_finds_what_is_missing(tmp_path, monkeypatch):
     """A link to no file, a link to no heading, and a public name without an entry."""
     monkeypatch.setattr(check_site, "rooms", lambda: [])
     monkeypatch.setattr(check_site, "public_names", lambda room="": {"There": "", "Gone": ""})
-    page = '<p id="here"></p><a href="#here">1</a><a href="#away">2</a><a href="b.html">3</a><a href="https://x.y">4</a>'
+    page = (
+        '<p id="here"></p><a href="#here">1</a><a href="#away">2</a><a href="b.html">3</a><a href="https://x.y">4</a>'
+    )
     write_site(tmp_path, "gs_lora_peft.There", page)
     assert list(check_site.names_without_entry(tmp_path)) == ["gs_lora_peft.Gone"]
     assert sorted(check_site.dead_links(tmp_path)) == ["a.html → #away", "a.html → b.html"]
