@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ sys.path.append(str(ROOT / ".ci" / "docs"))
 
 import check_site
 import generated
+import model_matrix
 import write_schema
 
 
@@ -92,3 +94,18 @@ def test_the_check_of_the_site_finds_what_is_missing(tmp_path, monkeypatch):
     write_site(tmp_path, "gs_lora_peft.There", page)
     assert list(check_site.names_without_entry(tmp_path)) == ["gs_lora_peft.Gone"]
     assert sorted(check_site.dead_links(tmp_path)) == ["a.html → #away", "a.html → b.html"]
+
+
+def test_the_matrix_of_models_lists_every_architecture():
+    """`make models` writes the tables; an architecture that was added since is missing in them."""
+    text = (ROOT / "docs" / "reference" / "models.md").read_text("utf-8")
+    listed = re.findall(r"^\| ([^|]+) \| (?:\d+|none) \|", text, re.MULTILINE)
+    assert listed == [name for _, name, _ in model_matrix.architectures()]
+
+
+@pytest.mark.parametrize("wanted", ["ViT", "BERT", "AST", "yolos", "ResNet"])
+def test_a_row_of_each_task_is_what_a_run_finds(wanted):
+    (found,) = [one for one in model_matrix.architectures() if one[1] == wanted]
+    with model_matrix.quiet():
+        row = model_matrix.row_of(*found)
+    assert f"\n{row}\n" in (ROOT / "docs" / "reference" / "models.md").read_text("utf-8")
