@@ -15,6 +15,7 @@ from docs_blocks import PAGES, ROOT, blocks, commands
 from transformers import HfArgumentParser
 from typer.main import get_command
 
+import gs_lora_peft.cli
 from gs_lora_peft.benchmark import BenchmarkConfig
 from gs_lora_peft.cli import SettingsParser
 from gs_lora_peft.cli.program import app
@@ -22,6 +23,7 @@ from gs_lora_peft.cli.program import app
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *PAGES]
 NOT_CHECKED = {"text", "diff", "mermaid", "python", ""}  # Python blocks are run elsewhere
 OTHERS = ("pip", "git", "cd", "uvx")  # programs of other people
+WITHOUT_PARSER = {"examples/benchmarks/speed.py": 0, "examples/benchmarks/plot_sweep.py": 2}  # and how many words
 OWN_PARSER = ("forget", "redo")  # their options are those of a `SettingsParser`
 SETTINGS = {"docs/reference/settings.md": "settings.yaml", "docs/benchmarks.md": "my_benchmark.yaml"}
 
@@ -82,11 +84,24 @@ def placed(words):
 
 
 def check_script(path, arguments, monkeypatch):
+    """Runs a script until a parser has its arguments: its own, or that of `gs-lora`."""
+
+    def check_and_stop(words):
+        check_gs_lora(words, monkeypatch)
+        raise Accepted
+
     assert (ROOT / path).exists(), path
-    with stopped_by_the_parser(monkeypatch) as patch:
-        patch.setattr(sys, "argv", [path, *arguments])
-        patch.syspath_prepend(str((ROOT / path).parent))
-        runpy.run_path(str(ROOT / path), run_name="__main__")
+    if path in WITHOUT_PARSER:
+        assert len(arguments) == WITHOUT_PARSER[path]
+    elif path == "examples/benchmark.py":  # trains a model before it calls gs-lora
+        file = [] if arguments and not arguments[0].startswith("-") else ["examples/benchmarks/digits.yaml"]
+        check_gs_lora(["benchmark", *file, *arguments], monkeypatch)
+    else:
+        with stopped_by_the_parser(monkeypatch) as patch:
+            patch.setattr(gs_lora_peft.cli, "main", check_and_stop, raising=False)
+            patch.setattr(sys, "argv", [path, *arguments])
+            patch.syspath_prepend(str((ROOT / path).parent))
+            runpy.run_path(str(ROOT / path), run_name="__main__")
 
 
 def check_launcher(words):
