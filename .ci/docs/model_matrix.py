@@ -289,9 +289,9 @@ def main() -> None:
     """Tries all, and writes the page."""
     rows = []
     for task, name, build in architectures():
-        print(f"{task}: {name}", file=sys.stderr)
         with quiet():
             rows.append(row_of(task, name, build))
+        print(f"{task}: {rows[-1]}", file=sys.stderr, flush=True)
     PAGE.write_text(page_with(PAGE.read_text("utf-8"), tables(rows)), "utf-8")
 
 
