@@ -20,6 +20,7 @@ OTHER_OPTIONS = {
     "cpu",
     "name-classes",
     "mpirun_hostfile",
+    "update-aliases",
 }
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -22,7 +22,7 @@ from gs_lora_peft.cli.program import app
 
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *PAGES]
 NOT_CHECKED = {"text", "diff", "mermaid", "python", ""}  # Python blocks are run elsewhere
-OTHERS = ("pip", "git", "cd", "uvx")  # programs of other people
+OTHERS = ("pip", "git", "cd", "uvx", "pre-commit")  # programs of other people
 WITHOUT_PARSER = {"examples/benchmarks/speed.py": 0, "examples/benchmarks/plot_sweep.py": 2}  # and how many words
 OWN_PARSER = ("forget", "redo")  # their options are those of a `SettingsParser`
 SETTINGS = {"docs/reference/settings.md": "settings.yaml", "docs/benchmarks.md": "my_benchmark.yaml"}

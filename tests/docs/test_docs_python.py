@@ -13,7 +13,7 @@ from gs_lora_peft.cli import main
 CARRIED_OUT = ("show", "verify", "export", "merge", "revoke", "push", "pull")
 WITH_PYTHON = [page for page in PAGES if any(block.kind == "python" and not block.reason for block in blocks(page))]
 # Pages that begin with a run which another page has made, and a page that begins with its repository.
-WITH_RUN = ("audit.md", "sharing.md", "audit_report.md", "publish.md", "ship.md", "continue.md")
+WITH_RUN = ("audit.md", "ledger.md", "sharing.md", "audit_report.md", "publish.md", "ship.md", "continue.md")
 WITH_REPOSITORY = ("continue.md",)
 
 
