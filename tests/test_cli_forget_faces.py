@@ -196,7 +196,7 @@ def test_refused_before_pretraining(faces, tmp_path):
     for options, said in (
         (["--checkpoint", "face.pth", "--model_name_or_path", "face"], "give one"),
         (["--people", "names.txt"], "is for the model of a --checkpoint"),
-        (["--checkpoint", "face.pth", "--people", "poeple.txt"], "--people: `names` is 'poeple.txt'"),
+        (["--checkpoint", "face.pth", "--people", "poeple.txt"], "`--people` is 'poeple.txt'"),
         (["--checkpoint", "face.pth", "--hidden_size", "99"], "`--hidden_size` is 99"),
         (["--model_name_or_path", "face", "--scale", "32", "--pretrain_epochs", "2"], "--scale, --pretrain_epochs."),
         (["--model_revision", "v1"], "--model_revision is of a --model_name_or_path"),

@@ -121,8 +121,8 @@ def test_published_without_a_picture(command, tmp_path, capsys, monkeypatch, rec
     options = ["--dataset_name", str(tmp_path / "others"), "--max_steps", "1", "--missing", "ant,3"]
     forget([*command, *options, "--push_to_hub", "true", "--hub_model_id", "me/it", "--hub_token", "hf_x"])
     assert not [warning for warning in recwarn if "push_to_hub" in str(warning.message)]  # it is acted upon
-    printed = capsys.readouterr().out
-    assert "No picture will be drawn: no test image" in printed
+    printed, said = capsys.readouterr()
+    assert "No picture will be drawn: no test image" in said
     assert "No picture was drawn: no test image" in printed
     assert not (tmp_path / "run" / "private_pictures").exists()
     (task,) = ForgettingLedger.load(tmp_path / "run").tasks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,8 +10,6 @@ import typer
 from .terminal import Json, Revision, Run, Token, print_json, printable
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from ..ledger import ForgettingLedger
 
 # Colours of verdicts; the words stand beside them.
@@ -71,7 +69,7 @@ def print_page(ledger: ForgettingLedger, title: str) -> None:
             Folder or repository, as the user named it.
     """
     from rich.box import ROUNDED
-    from rich.console import Console, Group
+    from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
@@ -89,7 +87,9 @@ def print_page(ledger: ForgettingLedger, title: str) -> None:
         console.print(table.to_rich(fold="to forget", faint=revoked))
         for note in table.notes:
             console.print(Text(printable(note)), style="dim")
-        verdicts = Group(*_verdicts(ledger))
+        verdicts = Table.grid(padding=(0, 2))
+        for head, good, sentence in _verdicts(ledger):
+            verdicts.add_row(Text(head, style=_STYLES[good]), Text(printable(sentence)))
         console.print(Panel(verdicts, title="Verdict", title_align="left", box=ROUNDED))
 
 
@@ -108,39 +108,29 @@ def _about(ledger: ForgettingLedger) -> Iterator[tuple[str, str]]:
             yield "Revoked", f"{entry.name} on {str(entry.revocation.get('revoked_at'))[:10]}{reason}"
 
 
-def _verdicts(ledger: ForgettingLedger) -> Iterator[Text]:
-    """Yields what the scores say, what makes one doubt it, and what an audit says."""
+def _verdicts(ledger: ForgettingLedger) -> Iterator[tuple[str, bool | None, str]]:
+    """Yields what the scores say, what makes one doubt it, and what an audit says: a head, is it good, a sentence."""
     from ..ledger import all_forgotten, audit_lines, doubts, not_forgotten, outdated_audit
 
     forgotten, count = all_forgotten(ledger.tasks), len(ledger.active_tasks)
-    if not count:
-        yield _line("Scores", "No request is in effect.", None)
-    elif forgotten:
-        yield _line(
-            "Scores", f"Forgotten: {'the request' if count == 1 else f'all {count} requests'} in effect.", True
-        )
+    if forgotten:
+        yield "Scores", True, f"{'The request' if count == 1 else f'All {count} requests'} in effect: forgotten."
     elif forgotten is None:
-        yield _line("Scores", "Not known for every request.", None)
-    for sentence in not_forgotten(ledger):
-        yield _line("Scores", sentence, False)
-    for sentence in doubts(ledger):
-        yield _line("Doubt", sentence, None)
-    said = " ".join(audit_lines(ledger.audit, ledger.tasks))
-    if ledger.audit is None:
-        yield _line("Audit", "None: what attacks get back was not measured (gs-lora audit).", None)
+        yield "Scores", None, "Not known for every request." if count else "No request is in effect."
+    yield from (("Scores", False, sentence) for sentence in not_forgotten(ledger))
+    yield from (("Doubt", None, sentence) for sentence in doubts(ledger))
+    audit = ledger.audit
+    if audit is None:
+        yield "Audit", None, "None: what attacks get back was not measured ('gs-lora audit')."
         return
-    is_current = outdated_audit(ledger.audit, ledger.tasks) is None
-    gone = None if ledger.audit["recovered"] is None or not is_current else not ledger.audit["recovered"]
-    yield _line("Audit", said, gone)
-    budget = "a quick audit" if ledger.audit["quick"] else "an audit"
-    beside = f"{ledger.audit['references']} {ledger.audit['reference']} model(s)"
-    of = f"{len(ledger.audit['attacks'])} attack(s) on {', '.join(ledger.audit['tasks'])}"
-    from rich.text import Text
-
-    yield Text(f"       {budget} beside {beside}: {of}", style="dim")
+    is_current = outdated_audit(audit, ledger.tasks) is None
+    is_gone = None if audit["recovered"] is None or not is_current else not audit["recovered"]
+    yield "Audit", is_gone, " ".join(audit_lines(audit, ledger.tasks))
+    attacks, models = (f"{n} {what}{'s' * (n != 1)}" for n, what in _counts(audit))
+    budget = " with small budgets" if audit["quick"] else ""
+    yield "", None, f"{attacks}{budget}, beside {models}, after {audit['tasks'][-1]}."
 
 
-def _line(head: str, sentence: str, good: bool | None) -> Text:
-    from rich.text import Text
-
-    return Text.assemble((f"{head}: ", _STYLES[good]), printable(sentence))
+def _counts(audit: Mapping[str, Any]) -> tuple[tuple[int, str], ...]:
+    kind = "retrained model" if audit["reference"] == "retrained" else "model of random weights"
+    return (len(audit["attacks"]), "attack"), (audit["references"], kind)

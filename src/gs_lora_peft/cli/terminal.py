@@ -119,6 +119,8 @@ class UsageError(Exception):
 def print_error(error: Exception, as_json: bool) -> int:
     """Prints an error as one line, under a launcher as the last one; returns its exit code."""
     usage: Any = error if hasattr(error, "format_message") else None
+    if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help
+        return WRONG_COMMAND_LINE
     parts = [usage.format_message() if usage else str(error), *getattr(error, "__notes__", ())]
     message = " ".join(" ".join(parts).split()) or type(error).__name__
     if not is_foreseen(error):

@@ -257,12 +257,12 @@ class HelpEntry:
 def help_entries() -> Iterator[HelpEntry]:
     """Yields the options of this package, in the order of the help page."""
     panels = {kind: (kind.__doc__ or "").rstrip(".") for kind in OWN_ARGUMENTS}
-    first = (DataArguments, RunArguments, AdapterArguments)
-    for kind in first:
+    first = len((DataArguments, RunArguments, AdapterArguments))
+    for kind in OWN_ARGUMENTS[:first]:
         yield from _entries(kind, panels[kind])
     for name, default, text in training_options():
         yield HelpEntry("Training and forgetting; see GSLoraTrainingArguments", (f"--{name}",), default, text)
-    for kind in OWN_ARGUMENTS[len(first) :]:
+    for kind in OWN_ARGUMENTS[first:]:
         yield from _entries(kind, panels[kind])
 
 
