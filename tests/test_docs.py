@@ -20,6 +20,7 @@ OTHER_OPTIONS = {
     "cpu",
     "name-classes",
     "mpirun_hostfile",
+    "repo-type",
     "update-aliases",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from functools import cache
@@ -90,8 +91,16 @@ def _as_page(path: str) -> str:
     text = (ROOT / path).read_text("utf-8")
     if path.endswith(".md"):
         return _with_links(text, path)
+    if path.endswith(".ipynb"):
+        return _notebook(text)
     kind = {".py": "python", ".yaml": "yaml", ".jinja": "jinja"}.get(Path(path).suffix, "text")
     return f"---\nsearch: {{exclude: true}}\n---\n\n# `{path}`\n\n````{kind}\n{text}````\n"
+
+
+def _notebook(text: str) -> str:
+    """The cells of a notebook, one below the other."""
+    cells = ((cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"])
+    return "\n\n".join(f"```python\n{source}\n```" if kind == "code" else source for kind, source in cells)
 
 
 def _with_links(text: str, path: str) -> str:
