@@ -58,7 +58,7 @@ def test_options_exist(page):
 @pages
 def test_files_and_headings_exist(page):
     text = page.read_text("utf-8")
-    named = [ROOT / path for path in re.findall(r"\b((?:src|tests|docs|examples)/[\w/.-]*\w\.\w+)", text)]
+    named = [ROOT / path for path in re.findall(r"(?<![\w./])((?:\.ci/)?(?:src|tests|docs|examples)/[\w/.-]*\w\.\w+)", text)]
     for target, heading in re.findall(r"\]\((?!\w+:)([^)#]*)(?:#([^)]*))?\)", text):
         file = page.parent / target if target else page
         named.append(file)
