@@ -2,6 +2,7 @@
 
 import pkgutil
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def code(page):
     return "\n".join(blocks + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
 
 
+@cache
 def words_of(*patterns):
     files = [path for pattern in patterns for path in ROOT.glob(pattern)]
     return {word for path in files for word in re.findall(r"\w[\w-]*", path.read_text("utf-8"))}
