@@ -60,7 +60,8 @@ def test_options_exist(page):
 @pages
 def test_files_and_headings_exist(page):
     text = page.read_text("utf-8")
-    named = [ROOT / path for path in re.findall(r"(?<![\w./])((?:\.ci/)?(?:src|tests|docs|examples)/[\w/.-]*\w\.\w+)", text)]
+    path = r"(?<![\w./])((?:\.ci/)?(?:src|tests|docs|examples)/[\w/.-]*\w\.\w+)"
+    named = [ROOT / found for found in re.findall(path, text)]
     for target, heading in re.findall(r"\]\((?!\w+:)([^)#]*)(?:#([^)]*))?\)", text):
         file = page.parent / target if target else page
         named.append(file)
