@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+from errors import refused
 from local_images import local_model_and_images
 from transformers import (
     BertConfig,
@@ -35,6 +36,9 @@ def test_redo_takes_what_the_ledger_records(local, tmp_path, capsys):
         return ForgettingLedger.load(run).tasks
 
     again = ["--data", local["images"], "--learning_rate", "0.004", *quiet]
+    with refused("--model_name_or_path", None):  # the ledger holds no path
+        redo([run, *again])
+    again += ["--model", local["model"]]
     assert redo([run, "task_002", *again]) == 0
     assert [(task.name, task.status) for task in tasks()] == [
         ("task_001", "done"), ("task_002", "revoked"), ("task_003", "done")
@@ -45,7 +49,7 @@ def test_redo_takes_what_the_ledger_records(local, tmp_path, capsys):
     capsys.readouterr()
     assert redo([run, "task_002", *again, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tasks"].keys() == {"task_001", "task_003"}
-    assert redo([run, *again[:2], *quiet, "--recipe", "deep"]) == 0
+    assert redo([run, *again, "--recipe", "deep"]) == 0
     training, config = tasks()[-1].settings["training"], tasks()[-1].settings["config"]
     assert (training["recipe"], training["depth_weight"], training["sparsity"]) == ("deep", 5, "none")
     assert (training["learning_rate"], training["num_train_epochs"]) == (0.004, 1)

@@ -215,8 +215,14 @@ def _audited(options: _Options) -> tuple[Any, Path, bool]:
     return report, folder, is_local
 
 
-def recorded_name(ledger: ForgettingLedger) -> str:
+def recorded_name(ledger: ForgettingLedger, option: str = "--base-model") -> str:
     """Returns folder or Hub id of the base model of a run.
+
+    Args:
+        ledger ([`ForgettingLedger`]):
+            The ledger, which holds only the last part of a path.
+        option (`str`, *optional*, defaults to `"--base-model"`):
+            The option that names the model otherwise, for the error.
 
     Raises:
         InvalidInputError: If the ledger does not name one that exists.
@@ -226,7 +232,7 @@ def recorded_name(ledger: ForgettingLedger) -> str:
     name = ledger.base_model.get("name_or_path")
     if not name or not (is_on_hub(ledger.base_model) or os.path.isdir(name)):
         fix = f"The ledger names {name!r}, which is not known to be on the Hub: give its folder."
-        raise InvalidInputError("--base-model", None, "folder or Hub id of the base model", fix)
+        raise InvalidInputError(option, None, "folder or Hub id of the base model", fix)
     return str(name)
 
 

@@ -68,7 +68,8 @@ def model_class(source: dict[str, Any]) -> type[PreTrainedModel]:
             Keyword arguments of `from_pretrained`.
     """
     name = (AutoConfig.from_pretrained(**source).architectures or [""])[0]
-    return getattr(transformers, name, None) or getattr(models, name, AutoModelForImageClassification)
+    found: Any = getattr(transformers, name, None) or getattr(models, name, AutoModelForImageClassification)
+    return found
 
 
 def load_processor(source: dict[str, Any]) -> Any:

@@ -35,9 +35,9 @@ app = typer.Typer(no_args_is_help=True, epilog=_EXIT_CODES, context_settings={"h
 
 
 def _flowing(docstring: str) -> str:
-    """Returns a docstring whose paragraphs have no line breaks and no markup of rich."""
+    """Returns a docstring whose paragraphs have no line breaks."""
     paragraphs = inspect.cleandoc(docstring).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).replace("[", r"\[")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 _TRAIN, _LOOK, _SHARE = "Forget", "Look and check", "Share and convert"
@@ -56,13 +56,12 @@ for command, panel, example in (
     (pull, _SHARE, "gs-lora pull org/clinic-forgotten runs/clinic"),
     (convert_face, _SHARE, "gs-lora convert-face face.pth face-model --scale 64 --margin 0.35"),
 ):
-    words = {forget: "[OPTIONS]", redo: "RUN [TASK] [OPTIONS]"}
     app.command(
-        cls={forget: SettingsCommand, redo: RedoCommand}.get(command),
+        cls=SettingsCommand if command is forget else RedoCommand if command is redo else None,
         help=_flowing(command.__doc__ or ""),
         rich_help_panel=panel,
         epilog=f"Example: {example}",
-        options_metavar=words.get(command, "[OPTIONS]"),
+        options_metavar="RUN [TASK] [OPTIONS]" if command is redo else "[OPTIONS]",
     )(command)
 
 

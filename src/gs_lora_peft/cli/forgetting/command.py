@@ -17,9 +17,9 @@ _NOT_ALL = "Not everything is forgotten: the lines below the table name what is 
 class RedoCommand(SettingsCommand):
     """The same command without the options that say which requests to carry out."""
 
-    @staticmethod
-    def entries() -> list:
-        return [entry for entry in help_entries() if entry.names[0].removeprefix("--") not in REDO_LACKS]
+    entries = staticmethod(
+        lambda: [entry for entry in help_entries() if entry.names[0].removeprefix("--") not in REDO_LACKS]
+    )
 
 
 def forget(ctx: typer.Context) -> None:
@@ -30,8 +30,8 @@ def forget(ctx: typer.Context) -> None:
 
     Repeat the command to continue a stopped run: finished requests are skipped, and the unfinished one continues after
     its last finished epoch. With other settings the command is refused, unless --keep or --redo says what to do.
-    --config reads settings from a YAML file; there, 'forget: [tench, church]' is one request, and
-    'forget: [[tench], [church]]' are two.
+    --config reads settings from a YAML file; there, a list of classes under 'forget' is one request, and a list of
+    such lists are several.
 
     Options are written in full. Those of transformers.TrainingArguments work as well, such as --output_dir, --seed,
     --use_cpu, --report_to, --push_to_hub and --hub_model_id; --help_all lists them.

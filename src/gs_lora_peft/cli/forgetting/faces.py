@@ -139,7 +139,8 @@ def _check_base_model(folder: Path, settings: dict[str, Any], advice: str) -> No
 
 def _pretrain(folder: Path, work: Path, dataset: DatasetDict, options: Options) -> None:
     """Trains a Face Transformer on all people, from the last checkpoint in `work` if there is one, and writes it."""
-    face, args, names = options.face_model, options.args, _names_of_people(options, dataset) or []
+    args, names = options.args, _names_of_people(options, dataset) or []
+    face: Any = options.face_model
     config = FaceTransformerConfig(
         image_size=face.image_size or 112,
         patch_size=face.patch_size,
@@ -185,8 +186,9 @@ def _pretrain(folder: Path, work: Path, dataset: DatasetDict, options: Options) 
 
 def _convert(folder: Path, options: Options, names: list[str] | None, settings: dict[str, Any]) -> None:
     """Converts a checkpoint, and writes the model."""
+    checkpoint: Any = options.faces.checkpoint
     try:
-        convert_face_checkpoint(options.faces.checkpoint, folder, label_names=names, **settings)
+        convert_face_checkpoint(checkpoint, folder, label_names=names, **settings)
     except ValueError as error:
         if options.faces.people is None:
             error.add_note("The names are those of the data. If the head has other people, name them with --people.")

@@ -7,7 +7,7 @@ typer has no form for, such as `--use_cpu` beside `--use_cpu true`, and lists.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +22,7 @@ _HELP_ALL = {"--help_all", "--help-all"}
 class SettingsCommand(TyperCommand):
     """A command that hands its words on as they are, in `ctx.args`."""
 
-    entries = staticmethod(help_entries)
+    entries: Callable[[], Iterable[HelpEntry]] = staticmethod(help_entries)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing and not (_HELP | _HELP_ALL).isdisjoint(args):

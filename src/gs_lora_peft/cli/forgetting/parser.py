@@ -147,7 +147,8 @@ def _key_of(word: str) -> str:
 
 def _as_options(own: Sequence[Any], args: GSLoraTrainingArguments) -> Options:
     """Returns all settings together, after a check of those that exclude each other."""
-    options = Options(*own, args=args)  # in the order of OWN_ARGUMENTS
+    in_order: Any = (*own, args)  # that of OWN_ARGUMENTS
+    options = Options(*in_order)
     data, faces = options.data, options.faces
     if faces.checkpoint is not None and data.model_name_or_path is not None:
         raise ValueError("--checkpoint and --model_name_or_path both name a model; give one")

@@ -50,7 +50,7 @@ def redo(argv: Sequence[str]) -> int:
     kind: type[Classifier] = Digits
     source: dict[str, Any] = {}
     if data.dataset_name is not None:
-        source = base_source(ledger, data.model_name_or_path or recorded_name(ledger))
+        source = base_source(ledger, data.model_name_or_path or recorded_name(ledger, "--model_name_or_path"))
         kind = kind_of_class(model_class(source))
     printer = Printer(options.run.json)
     with working():
@@ -63,7 +63,7 @@ def redo(argv: Sequence[str]) -> int:
 def _placed(argv: Sequence[str]) -> tuple[str, str | None, list[str]]:
     """Splits a command line into folder, task and options."""
     words = list(argv)
-    placed = []
+    placed: list[str] = []
     while words and not words[0].startswith("-") and len(placed) < 2:
         placed.append(words.pop(0))
     if not placed:

@@ -138,7 +138,7 @@ class Detector(Classifier):
         return [f"The same images before and after, which is private: {picture}"]
 
 
-def load_boxes(options: Options, label2id: dict[str, int]) -> DatasetDict:
+def load_boxes(options: Options, label2id: Any) -> DatasetDict:
     """Loads the train and test split, with the category ids of the model. Also reads folders in COCO's own format.
 
     Args:
@@ -150,7 +150,8 @@ def load_boxes(options: Options, label2id: dict[str, int]) -> DatasetDict:
     Raises:
         InvalidInputError: If more than 5 % of the boxes cannot be used, or an option has no effect on these data.
     """
-    data, column, box_format = options.data, options.data.label_column or "objects", options.boxes.box_format
+    data, column = options.data, options.data.label_column or "objects"
+    box_format: Any = options.boxes.box_format
     annotations = as_path(data.dataset_name, "--dataset_name") / "annotations"
     if annotations.is_dir():
         why = f"the format of COCO in '{annotations}' fixes it"
