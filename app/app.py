@@ -83,6 +83,7 @@ def build(root: Path, source: Source) -> gr.Blocks:
                 forget = gr.Button("Forget", variant="primary", elem_id="forget")
             with gr.Column(scale=3, min_width=300):
                 gr.Markdown("## 2. Watch")
+                gr.HTML(views.key(), elem_classes="gs")
                 losses = _chart("Loss (nats)", None)
                 accuracies = _chart("Right answers in training (%)", [0, 100])
                 blocks = gr.HTML(views.blocks(None), elem_classes="gs", elem_id="blocks")

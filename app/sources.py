@@ -58,9 +58,9 @@ class Source:
         """The names of the classes, by id."""
         return self.dataset["train"].features["label"].names
 
-    def pictures(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def pictures(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the pixels of a split, float32, shape `(n, 1, size, size)`, and the labels, shape `(n,)`."""
-        part = self.dataset[split].with_format("numpy")
+        part = self.dataset[name].with_format("numpy")
         return np.asarray(part["pixel_values"]), np.asarray(part["label"])
 
     @torch.no_grad()
@@ -82,21 +82,20 @@ def digits(cache: Path, recipe: RetrainRecipe = RECIPE) -> Source:
     """
     found = load_digits()
     images = (found.images / 8 - 1).astype(np.float32)[:, None]
-    return _trained(_split(images, found.target, DIGIT_NAMES), cache, recipe)
+    return trained(split(images, found.target, DIGIT_NAMES), cache, recipe)
 
 
-def own_pictures(path: str | Path, cache: Path, recipe: RetrainRecipe = RECIPE) -> Source:
-    """Reads a zip with one folder of pictures for each class, and trains a base model on them.
+def own_pictures(path: str | Path) -> DatasetDict:
+    """Reads a zip with one folder of pictures for each class. Nothing is unpacked to disk.
 
-    Nothing is unpacked to disk. The name of a class is that of the folder around its pictures.
+    The name of a class is that of the folder around its pictures.
 
     Args:
         path (`str` or `Path`):
             The zip.
-        cache (`Path`):
-            Folder of trained models.
-        recipe ([`RetrainRecipe`], *optional*):
-            How to train.
+
+    Returns:
+        `datasets.DatasetDict`: As [`Source`] has it.
 
     Raises:
         InvalidInputError: If it is not a zip, a picture cannot be read, or there are too few or too many classes or
@@ -112,7 +111,7 @@ def own_pictures(path: str | Path, cache: Path, recipe: RetrainRecipe = RECIPE) 
     if fewest < LEAST_PICTURES:
         expected = f"at least {LEAST_PICTURES} pictures in every folder"
         raise InvalidInputError("zip", f"a folder with {fewest} pictures", expected, "Add some, or leave it out.")
-    return _trained(_split(images, labels, names), cache, recipe)
+    return split(images, labels, names)
 
 
 def _read_zip(path: str | Path) -> tuple[np.ndarray, list[str]]:
@@ -154,20 +153,40 @@ def _pixels(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     return (np.asarray(small, dtype=np.float32) / 127.5 - 1)[None]
 
 
-def _split(images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> DatasetDict:
+def split(images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> DatasetDict:
+    """Splits pictures into 75 % to train on and 25 % to test on, the same share of each class.
+
+    Args:
+        images (`np.ndarray`):
+            Float32 in [-1, 1], shape `(n, 1, size, size)`.
+        labels (`np.ndarray`):
+            Class ids, shape `(n,)`.
+        names (`Sequence[str]`):
+            One for each class.
+    """
     rows = train_test_split(np.arange(len(images)), test_size=0.25, stratify=labels, random_state=0)
     features = Features({"pixel_values": Array3D(images.shape[1:], "float32"), "label": ClassLabel(names=list(names))})
     return DatasetDict(
         {
-            split: Dataset.from_dict(
+            name: Dataset.from_dict(
                 {"pixel_values": images[index], "label": labels[index]}, features=features
             ).with_format("torch")
-            for split, index in zip(("train", "test"), rows, strict=True)
+            for name, index in zip(("train", "test"), rows, strict=True)
         }
     )
 
 
-def _trained(dataset: DatasetDict, cache: Path, recipe: RetrainRecipe) -> Source:
+def trained(dataset: DatasetDict, cache: Path, recipe: RetrainRecipe) -> Source:
+    """Trains a Vision Transformer of 6 blocks and width 64 on a data set, unless the cache has it.
+
+    Args:
+        dataset (`datasets.DatasetDict`):
+            As [`Source`] has it.
+        cache (`Path`):
+            Folder of trained models.
+        recipe ([`RetrainRecipe`]):
+            How to train.
+    """
     names = dataset["train"].features["label"].names
     size = dataset["train"].features["pixel_values"].shape[-1]
     model = ViTForImageClassification(

@@ -54,6 +54,12 @@ def curve(progress: Progress | None, name: str) -> pd.DataFrame | None:
     return pd.DataFrame(rows)
 
 
+def key() -> str:
+    """Returns what the colours of the charts mean."""
+    dots = [f"<span style='color:{colour}'>●</span> samples {label}" for label, colour in COLOURS.items()]
+    return f"<p class='key'>{' &emsp; '.join(dots)}</p>"
+
+
 def blocks(progress: Progress | None) -> str:
     """Returns how much the adapter changes each block, as bars."""
     if not progress or not progress.rows:

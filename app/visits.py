@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sources import Source, own_pictures
+from sources import Source, own_pictures, trained
 from transformers import PreTrainedModel, TrainerCallback
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, export_forgotten
@@ -103,7 +103,7 @@ class Visit:
             self.source = source
 
     def bring(self, path: str | Path, recipe: RetrainRecipe) -> Source:
-        """Begins anew with the visitor's pictures, trains a base model on them, and deletes the zip.
+        """Begins anew with the visitor's pictures: reads and deletes the zip, and trains a base model.
 
         Args:
             path (`str` or `Path`):
@@ -117,9 +117,10 @@ class Visit:
         self.choose(None)
         with self._busy:
             try:
-                self.source = own_pictures(path, self.models, recipe)
-            finally:
+                dataset = own_pictures(path)
+            finally:  # before the training: the name of the file may say whom it shows
                 Path(path).unlink(missing_ok=True)
+            self.source = trained(dataset, self.models, recipe)
             return self.source
 
     def forget(self, classes: Sequence[int], recipe: str) -> Iterator[Progress]:

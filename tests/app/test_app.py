@@ -56,10 +56,10 @@ def served(modules, tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
     digits = load_digits()
     rows = np.concatenate([np.flatnonzero(digits.target == digit)[:40] for digit in range(5)])
-    data = sources._split(
+    data = sources.split(
         (digits.images[rows] / 8 - 1).astype(np.float32)[:, None], digits.target[rows], sources.DIGIT_NAMES[:5]
     )
-    source = sources._trained(data, root / "digits", sources.RetrainRecipe(**RECIPE))
+    source = sources.trained(data, root / "digits", sources.RetrainRecipe(**RECIPE))
     page = app.build(root, source)
     _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **app.OPTIONS)
     yield address, root
