@@ -1,4 +1,4 @@
-.PHONY: demo test test-fast coverage style types
+.PHONY: demo test test-fast coverage style types docs schema models
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 # The unit tests: at most 90 seconds on two cores.
-FAST := $(addprefix tests/,test_contributing.py test_docs.py test_duplicates.py test_package.py test_roles.py adapters compat data io ledger methods/test_registry.py metrics models objectives reports tuner training/test_arguments.py training/test_bad_input.py)
+FAST := $(addprefix tests/,docs/test_docs_site.py test_contributing.py test_docs.py test_duplicates.py test_package.py test_roles.py adapters compat data io ledger methods/test_registry.py metrics models objectives reports tuner training/test_arguments.py training/test_bad_input.py)
 test-fast: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(FAST)
 
@@ -32,6 +32,19 @@ style: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
+
+# The documentation site, in site/. It fails on a warning, a dead link, and a public name without an entry.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	$(VENV)/bin/python .ci/docs/check_site.py site
+
+# The JSON Schema of the ledger, which docs/reference/ledger.md publishes.
+schema: $(VENV)/.demo
+	$(VENV)/bin/python .ci/docs/write_schema.py
+
+# The tables of docs/reference/models.md: every architecture forgets, as a tiny model.
+models: $(VENV)/.test
+	$(VENV)/bin/python .ci/docs/model_matrix.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,4 +64,8 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) install -e ".[dev]" -c constraints.txt
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(PIP) install -e ".[docs]" -c constraints.txt
 	touch $@

@@ -2,6 +2,7 @@
 
 import pkgutil
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ OTHER_OPTIONS = {
     "cpu",
     "name-classes",
     "mpirun_hostfile",
+    "repo-type",
+    "update-aliases",
 }
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -32,6 +35,7 @@ def code(page):
     return "\n".join(blocks + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
 
 
+@cache
 def words_of(*patterns):
     files = [path for pattern in patterns for path in ROOT.glob(pattern)]
     return {word for path in files for word in re.findall(r"\w[\w-]*", path.read_text("utf-8"))}
@@ -56,7 +60,8 @@ def test_options_exist(page):
 @pages
 def test_files_and_headings_exist(page):
     text = page.read_text("utf-8")
-    named = [ROOT / path for path in re.findall(r"\b((?:src|tests|docs|examples)/[\w/.-]*\w\.\w+)", text)]
+    path = r"(?<![\w./])((?:\.ci/)?(?:src|tests|docs|examples)/[\w/.-]*\w\.\w+)"
+    named = [ROOT / found for found in re.findall(path, text)]
     for target, heading in re.findall(r"\]\((?!\w+:)([^)#]*)(?:#([^)]*))?\)", text):
         file = page.parent / target if target else page
         named.append(file)

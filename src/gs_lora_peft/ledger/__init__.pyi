@@ -29,6 +29,9 @@ from .errors import (
     WithheldClassesError as WithheldClassesError,
     as_ledger_error as as_ledger_error,
 )
+from .json_schema import (
+    ledger_json_schema as ledger_json_schema,
+)
 from .ledger import ForgettingLedger as ForgettingLedger
 from .outcome import (
     NOT_FORGOTTEN_STATUS as NOT_FORGOTTEN_STATUS,
@@ -137,6 +140,7 @@ __all__ = [
     "first_digits",
     "format_table",
     "ledger_bytes",
+    "ledger_json_schema",
     "listed_files",
     "method_folder",
     "metric_of",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, Strict
+from pydantic import AfterValidator, BaseModel, Field, Strict, WithJsonSchema
 
 from ..checking import ClassIds, Flag, NotNegativeWhole, checked
 from ..errors import InvalidInputError
@@ -78,10 +78,12 @@ TaskName = Annotated[
 ]
 Sha256 = Annotated[str, Strict(), Field(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")]
 _Object = Annotated[dict[str, Any], Field(description="a dict")]
-_Number = Annotated[Any, _expecting("a number", _is_number)]
+_JSON_NUMBER = WithJsonSchema({"type": "number"})
+_Number = Annotated[Any, _expecting("a number", _is_number), _JSON_NUMBER]
 _Score = Annotated[
     Any,
     _expecting("a number from 0 to 1, or None", lambda x: x is None or (_is_number(x) and 0 <= x <= 1)),
+    WithJsonSchema({"type": ["number", "null"], "minimum": 0, "maximum": 1}),
 ]
 _Verdict = Flag | None
 
@@ -111,7 +113,11 @@ class _Outcome(_Earlier):
 
 class _Cost(BaseModel):
     trainable: NotNegativeWhole = 0
-    seconds: Annotated[Any, _expecting("a number, at least 0", lambda x: _is_number(x) and x >= 0)] = 0
+    seconds: Annotated[
+        Any,
+        _expecting("a number, at least 0", lambda x: _is_number(x) and x >= 0),
+        WithJsonSchema({"type": "number", "minimum": 0}),
+    ] = 0
     peak_bytes: NotNegativeWhole = 0
 
 

@@ -10,9 +10,11 @@ from typing import Any
 DOTS_PER_INCH = 150
 
 # Okabe-Ito colours, which people with any colour vision can tell apart. Shapes and fillings differ as well.
-KEPT, FORGOTTEN = "#0072B2", "#D55E00"
+KEPT = "#0072B2"
+FORGOTTEN = "#D55E00"
 
-TEXT, FAINT = "#222222", "#808080"
+TEXT = "#222222"
+FAINT = "#808080"
 
 # White instead of transparent: only a few greys can be read both on white and on black pages.
 _STYLE: dict[Any, Any] = {
