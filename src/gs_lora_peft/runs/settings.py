@@ -25,6 +25,7 @@ _MACHINE_SUFFIXES = ("_type", "_class", "_version", "name_or_path", "device")
 _UNORDERED = ("target_modules", "exclude_modules")
 _BATCH = "per_device_train_batch_size"
 _PROCESSES = "num_processes"
+_SPEED = ("prefix_cache", "prefix_cache_mib")  # the losses are the same bit for bit
 
 
 class OtherSettingsError(LedgerError):
@@ -121,6 +122,8 @@ def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _counts(name: str, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     """Whether a difference of a setting can change the result."""
+    if name in _SPEED:
+        return False
     if name in (_BATCH, _PROCESSES):
         return _batch_of_all(recorded) != _batch_of_all(given)
     if name == "data_seed":

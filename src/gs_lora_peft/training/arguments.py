@@ -16,7 +16,7 @@ from ..io import as_path
 from ..objectives import Background, DepthTarget, ForgetLoss, PrototypeDistance
 from .inherited import check_by_arguments, check_processes, smaller_is_better
 from .option_types import KINDS
-from .recipes import RecipeName, apply_recipe
+from .recipes import RecipeName, apply_recipe, check_needed
 
 _POSITIVE = Annotated[Number, Field(gt=0)]
 
@@ -332,27 +332,7 @@ class GSLoraTrainingArguments(TrainingArguments):
         self._check_together()
 
     def _check_together(self) -> None:
-        prototypes = self.prototype_forget_weight or self.prototype_retain_weight
-        # The second name is that of newer versions.
-        checkpoints = self.gradient_checkpointing or getattr(self, "activation_checkpointing", False)
-        for name, acts, expected, fix in (
-            (
-                "prototype_augmentations",
-                prototypes,
-                "0 without prototypes, which average the views",
-                "Set `prototype_forget_weight` or `prototype_retain_weight`",
-            ),
-            ("depth_retain_weight", self.depth_weight, "0 without forgetting in depth", "Set `depth_weight`"),
-            (
-                "depth_radius",
-                self.depth_weight and not checkpoints,
-                "0 without forgetting in depth, and with gradient checkpointing",
-                "Set `depth_weight` and leave `gradient_checkpointing` off",
-            ),
-            ("ema_start_epoch", self.ema_decay, "0 without an average to start", "Set `ema_decay`, e.g. to 0.9"),
-        ):
-            if (value := getattr(self, name)) and not acts:
-                raise InvalidInputError(name, value, expected, f"{fix}, or leave it out.")
+        check_needed(self)
         until = self.sparsity_until_epoch
         if self._shrinks and until is not None and not until > self.sparsity_warmup_epochs:
             raise InvalidInputError(

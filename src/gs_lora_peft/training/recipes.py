@@ -1,4 +1,4 @@
-"""Settings that belong together, by the name of a recipe."""
+"""Settings that belong together: those of a recipe, and those that act only beside others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
+from ..errors import InvalidInputError
 from ..tuner import GSLoraConfig
 
 RecipeName = Literal["fast", "deep"]
@@ -34,6 +35,39 @@ def apply_recipe(args: TrainingArguments, recipe: RecipeName) -> None:
             # Without the term there are no states to hold.
             needless = name == "depth_retain_weight" and not args.depth_weight  # type: ignore[attr-defined]
             setattr(args, name, 0.0 if needless else value)
+
+
+def check_needed(args: Any) -> None:
+    """Checks that options which act only beside others have them.
+
+    Args:
+        args ([`GSLoraTrainingArguments`]):
+            The arguments, after [`apply_recipe`].
+
+    Raises:
+        InvalidInputError: If one of them would do nothing.
+    """
+    prototypes = args.prototype_forget_weight or args.prototype_retain_weight
+    # The second name is that of newer versions.
+    checkpoints = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
+    for name, acts, expected, fix in (
+        (
+            "prototype_augmentations",
+            prototypes,
+            "0 without prototypes, which average the views",
+            "Set `prototype_forget_weight` or `prototype_retain_weight`",
+        ),
+        ("depth_retain_weight", args.depth_weight, "0 without forgetting in depth", "Set `depth_weight`"),
+        (
+            "depth_radius",
+            args.depth_weight and not checkpoints,
+            "0 without forgetting in depth, and with gradient checkpointing",
+            "Set `depth_weight` and leave `gradient_checkpointing` off",
+        ),
+        ("ema_start_epoch", args.ema_decay, "0 without an average to start", "Set `ema_decay`, e.g. to 0.9"),
+    ):
+        if (value := getattr(args, name)) and not acts:
+            raise InvalidInputError(name, value, expected, f"{fix}, or leave it out.")
 
 
 def adapter_of_recipe(recipe: RecipeName, **given: Any) -> GSLoraConfig:

@@ -348,20 +348,16 @@ class ForgettingTrainer(
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self.meter = LossMeter()
         self._continuation.load(self._logs_of_checkpoint)
-        # Last, because it may end an epoch, before which every other callback has to begin.
         self.remove_callback(self._continuation)
-        self.add_callback(self._continuation)
-        self._reset_prepared_state()
+        self.add_callback(self._continuation)  # last: it may end an epoch, which every other callback has to begin
+        # A mark of evaluation before training would keep DDP from wrapping the model.
+        if self.model_wrapped is self.model:
+            undo_preparation(self.model)
         pairs = self._train_batch_size // max(self.args.n_gpu, 1)
         logger.info(f"Joint batches: {pairs} samples to keep and as many to forget on each device")
         # An adapter does not save running statistics: they would be lost when it is loaded.
         with batch_norm_frozen(self.model), reentrant_checkpoints(self.model), self.trained.in_training(), self.prefix:
             return super()._inner_training_loop(*args, **kwargs)
-
-    def _reset_prepared_state(self) -> None:
-        """Removes the mark of evaluation before training, with which training would not wrap the model in DDP."""
-        if self.model_wrapped is self.model:
-            undo_preparation(self.model)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.method.takes_steps:
