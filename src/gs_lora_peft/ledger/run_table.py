@@ -33,7 +33,7 @@ _NAMES_SHOWN = 3
 
 _REMEDY = (
     "To forget more, raise num_train_epochs, learning_rate, the rank r, forget_weight or forget_bound, or lower "
-    'sparsity_weight. Then repeat the request: forgetter.redo("{name}"), or --redo of the examples. If this score is '
+    'sparsity_weight. Then repeat the request: forgetter.redo("{name}"), or `gs-lora redo`. If this score is '
     "low enough for you, raise max_forget_accuracy and run the same requests again; this trains nothing."
 )
 
