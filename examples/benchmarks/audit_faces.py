@@ -3,8 +3,8 @@
     python examples/benchmarks/audit_faces.py MODEL DATA REFERENCE --settings examples/benchmarks/faces/yale_deep.yaml
 
 MODEL and REFERENCE are folders that retrain_faces.py wrote, with `--requests 0` and `--requests 1`: a reference of
-another recipe knows or lacks other things in its blocks. DATA is a folder with `train.parquet` and `test.parquet`, or a Hub id.
-Quick budgets. Repeat the command to go on with an audit that was stopped.
+another recipe knows or lacks other things in its blocks. DATA is a folder with `train.parquet` and `test.parquet`, or
+a Hub id. Quick budgets. Repeat the command to go on with an audit that was stopped.
 """
 
 from __future__ import annotations
