@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -64,6 +65,8 @@ def build(root: Path, source: Source) -> gr.Blocks:
         source ([`Source`]):
             What visitors find.
     """
+    # Its warnings name classes, such as people whom the model did not know; the page shows the outcome.
+    logging.getLogger("gs_lora_peft").setLevel(logging.CRITICAL)
     os.environ["GRADIO_TEMP_DIR"] = str(root / SERVED)
     visits = Visits(root, source)
     # One request computes at a time, so that each has both cores to itself; the others see their place in the queue.

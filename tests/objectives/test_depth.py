@@ -79,10 +79,17 @@ def slow_deviation(values):
 
 
 def slow_scales(kept):
-    """Of each reading and dimension, over the kept samples; at least a tenth of the mean over dimensions."""
-    scales = [[slow_deviation(column) for column in zip(*rows, strict=True)] for rows in zip(*kept, strict=True)]
-    floors = [sum(row) / len(row) / 10 for row in scales]
-    return [[max(s, floor) if floor > 0 else 1.0 for s in row] for row, floor in zip(scales, floors, strict=True)]
+    """Of each reading and dimension, over the kept samples; at least a tenth of the mean over dimensions.
+
+    Where nothing varies, the root mean square of the reading.
+    """
+    scales = []
+    for rows in zip(*kept, strict=True):
+        deviations = [slow_deviation(column) for column in zip(*rows, strict=True)]
+        mean = sum(deviations) / len(deviations)
+        size = math.sqrt(sum(x * x for row in rows for x in row) / sum(map(len, rows)))
+        scales.append([max(d, mean / 10) for d in deviations] if mean > 1e-4 * size else [size] * len(deviations))
+    return scales
 
 
 def slow_depth(model, inputs):
@@ -140,7 +147,29 @@ def test_scales_do_not_depend_on_batches():
 def test_scales_are_positive_whatever_varies():
     model, same = Tiny(), batch(0, [0, 0])
     same["x"][:] = same["x"][:1]
-    assert all(scale.equal(torch.ones(WIDTH)) for scale in state_scales(model, BLOCKS, [same]))
+    for scale in state_scales(model, BLOCKS, [same]):
+        assert scale.min() > 0.01  # the size of the states, not the rounding of their deviation
+        assert scale.equal(scale[:1].expand(WIDTH))
+
+
+@pytest.mark.parametrize("count", [2, 1000])
+def test_states_that_do_not_vary_are_measured_in_their_size(count):
+    """As those of a token that starts every sample behind causal attention: what is left of them is rounding."""
+    model, same = Tiny(), batch(0, [0] * count)
+    same["x"][:] = same["x"][:1]
+    states = same["x"][:1]
+    for block, scale in enumerate(zip(*[iter(state_scales(model, BLOCKS, [same]))] * 2, strict=True)):
+        states = model.layers[block](states)
+        for found, read in zip(scale, (states[:, 0], states.mean(1)), strict=True):
+            torch.testing.assert_close(found[0], read.square().mean().sqrt(), rtol=1e-3, atol=1e-6)
+
+
+def test_zero_states_have_scale_one():
+    model, zero = Tiny(), batch(0, [0, 0])
+    zero["x"][:] = 0
+    for layer in model.layers:
+        nn.init.zeros_(layer.mix.bias)
+    assert all(scale.equal(torch.ones(WIDTH)) for scale in state_scales(model, BLOCKS, [zero]))
 
 
 @pytest.mark.parametrize("target", ["sample", "mean"])

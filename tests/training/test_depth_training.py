@@ -38,7 +38,7 @@ def test_acts_on_the_blocks_that_are_asked_for(tmp_path, settings, blocks):
 def test_without_it_a_training_is_what_it_was(tmp_path):
     """By default, to the last bit: nothing is drawn and no forward is added."""
     models = [peft_vit(dropout=0.3) for _ in range(2)]
-    for model, settings in zip(models, ({}, {"depth_weight": 0.0, "depth_target": "mean"}), strict=True):
+    for model, settings in zip(models, ({}, {"depth_weight": 0.0}), strict=True):
         trainer = trainer_for(model, tmp_path, **settings)
         assert isinstance(trainer.task_objective, ClassificationObjective)
         trainer.train()
@@ -83,6 +83,35 @@ def test_states_of_forgotten_samples_go_to_kept_ones(tmp_path, target):
     trainer.train()
     logged = [row["depth"] for row in trainer.state.log_history if "depth" in row]
     assert logged[-1] < 0.7 * logged[0]
+
+
+def test_kept_states_are_held(tmp_path):
+    """By the distance from what they were before the task, with a weight of its own."""
+    model, before = peft_vit(), peft_vit()
+    objective = trainer_for(
+        model, tmp_path, depth_weight=2.0, depth_retain_weight=3.0, depth_target="mean"
+    ).task_objective
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        torch.nn.init.normal_(parameter, std=2.0)
+    rows = samples((0, 1, 4, 5), 3, seed=1)[:]
+    inputs = {"pixel_values": rows["pixel_values"], "labels": rows["label"]}
+    objective.scales = [torch.full((16,), 2.0)] * 6
+    model.eval()
+    found = objective.training_step(model, inputs)
+    objective.retain_weight = 0.0
+    plain = objective.training_step(model, inputs)
+    total = 0.0
+    with torch.no_grad():
+        pairs = [
+            m(pixel_values=rows["pixel_values"], output_hidden_states=True).hidden_states[1:] for m in (model, before)
+        ]
+    for block, (now, then) in enumerate(zip(*pairs, strict=True), start=1):
+        for share, read in ((1, lambda x: x[:, 0]), (3, lambda x: x.mean(1))):
+            total += (read(now)[:6] - read(then)[:6]).square().mean() * share / 4 / block
+    expected = total / (4 * (1 + 1 / 2 + 1 / 3))
+    torch.testing.assert_close(found.metrics["depth_retain"], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.loss, plain.loss + 3.0 * expected, rtol=1e-4, atol=1e-5)
+    assert expected > 0.01
 
 
 def test_together_with_the_other_terms(tmp_path):
@@ -159,11 +188,13 @@ def test_the_deep_recipe_sets_what_is_not_set():
     for found in (args, again):
         assert (found.depth_weight, found.depth_retain_weight) == (3.0, 5.0)
         assert (found.sparsity, found.num_train_epochs) == ("none", 6.0)
-    of_fast = {name: getattr(GSLoraTrainingArguments("out", use_cpu=True), name) for name in OF_RECIPE}
+    of_fast = {name: getattr(GSLoraTrainingArguments("out", use_cpu=True), name) for name in OF_RECIPE[2:]}
     given = GSLoraTrainingArguments("out", recipe="deep", use_cpu=True, **of_fast)
-    assert {name: getattr(given, name) for name in OF_RECIPE} == of_fast
-    without = GSLoraTrainingArguments("out", recipe="deep", depth_weight=0.0, use_cpu=True)
-    assert without.depth_retain_weight == 0
+    assert {name: getattr(given, name) for name in of_fast} == of_fast
+    with refused("depth_weight", 0.0):  # a recipe that is not what it says
+        GSLoraTrainingArguments("out", recipe="deep", depth_weight=0.0, use_cpu=True)
+    with refused("depth_weight", 0.0):
+        dataclasses.replace(GSLoraTrainingArguments("out", use_cpu=True), recipe="deep")
     adapter = adapter_of_recipe("deep", r=4, lora_alpha=None, group_by="module")
     assert (adapter.r, adapter.lora_alpha, adapter.group_by) == (4, 32, "module")
     assert (adapter_of_recipe("fast").r, adapter_of_recipe("fast").lora_alpha) == (8, 1)

@@ -57,6 +57,19 @@ def test_checkpoints_give_the_same_adapter_as_none(tmp_path, without_checkpoints
     assert {type(function) for function in functions if function is not None} == {functools.partial}
 
 
+def test_reentrant_checkpoints_below_the_lowest_block_that_trains(tmp_path):
+    """There nothing is computed again, because nothing needs a gradient."""
+    losses = []
+    for reentrant in (True, False):
+        model = peft_vit(block_pattern=r"\.2$")
+        settings = {**checkpointing("gradient_checkpointing", reentrant), "prefix_cache": "off", "logging_steps": 1}
+        trainer = trainer_for(model, tmp_path, logging_strategy="steps", max_steps=2, **settings)
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
+
+
 def test_a_reentrant_checkpoint_works_without_gradient_too():
     """Prototypes and evaluation go through the same layers under no_grad."""
     model = peft_vit()

@@ -159,6 +159,16 @@ def test_forgetting_in_depth_sees_every_block(train):
     assert cached[0].kept[-1] == SAMPLES
 
 
+@pytest.mark.parametrize("blocks", ["auto", r"layers\.2"])
+def test_a_step_of_relearning_changes_the_lower_blocks_too(blocks, train):
+    """Their other weights and the gradient of these are neither left out nor kept."""
+    cached, uncached = (
+        train(lower_zero(peft_vit()), cache, depth_radius=0.1, depth_blocks=blocks, max_steps=6, **DEPTH)
+        for cache in ("auto", "off")
+    )
+    assert_same(cached, uncached)
+
+
 def test_everything_trains(train):
     record, _ = train(peft_vit(), "on", max_steps=2)
     assert (record.blocks, record.kept) == ([0, 0], [0, 0])

@@ -6,6 +6,7 @@ averaged in one call. All functions that gather must be called by every process.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -88,6 +89,9 @@ def shard(model: nn.Module, device: torch.device, precision: str = "no") -> None
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        fix = "Update torch, or use DDP."
+        raise InvalidInputError("torch", torch.__version__, "a version whose fully_shard can ignore parameters", fix)
     plugin = sharding_settings()
     wraps = fsdp2_prepare_auto_wrap_policy(plugin, model)
     blocks = [module for module in model.modules() if module is not model and wraps is not None and wraps(module)]

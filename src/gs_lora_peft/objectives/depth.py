@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..compat import reference_model, unwrapped
+from ..compat import is_sharded, reference_model, unwrapped
 from ..errors import InvalidInputError
 from ..tuner import compiled_pattern
 from .base import LossArguments, Objective, ObjectiveOutput, Task
@@ -231,12 +231,14 @@ def with_depth(objective: Objective, model: nn.Module, args: LossArguments, task
 
     Raises:
         InvalidInputError: If the weight is not 0 and the model's own weights train instead of an adapter, no block is
-            found, or `depth_blocks` matches none.
+            found, `depth_blocks` matches none, or `depth_radius` cannot be used.
     """
     if not args.depth_weight:
         return objective
     if task.adapter is None:
         raise no_depth(args.depth_weight, "the model's own weights train, and the earlier model is gone")
+    if args.depth_radius:
+        _check_radius(model, args.depth_radius)
     blocks = chosen_blocks(block_paths(model), args.depth_blocks)
     return DepthObjective(
         objective,
@@ -248,6 +250,15 @@ def with_depth(objective: Objective, model: nn.Module, args: LossArguments, task
         task.roles.forget,
         args.depth_radius,
     )
+
+
+def _check_radius(model: nn.Module, radius: float) -> None:
+    """Checks that the weights of a model can be replaced for one forward and its backward."""
+    # Both put other weights in the place of the changed ones: gathered shards, and in the backward the old ones.
+    checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in unwrapped(model).modules())
+    if is_sharded(model) or checkpoints:
+        expected = "0 with FSDP and with activation checkpoints"
+        raise InvalidInputError("depth_radius", radius, expected, "Leave it out.")
 
 
 def chosen_blocks(paths: list[str], pattern: str) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..compat import bare
+from ..compat import bare, is_quantised
 from ..errors import InvalidInputError
 from .heads import logits_of
 
@@ -52,24 +52,40 @@ def relearned_weights(
         `dict[str, torch.Tensor]`: New values of the matrices that matter, by their names in `model`; no gradient.
 
     Raises:
-        InvalidInputError: If no matrix of the blocks can be changed, because they are quantised.
+        InvalidInputError: If the blocks are quantised, or none of their matrices gets a gradient.
     """
     own = bare(model)
-    matrices = {id(p) for path in blocks for p in own.get_submodule(path).parameters() if _can_change(p)}
-    now = {name: p.detach() for name, p in model.named_parameters() if id(p) in matrices}
-    if not now:
-        expected = "blocks with frozen matrices of floating-point numbers"
-        raise InvalidInputError("depth_blocks", list(blocks), expected, "Leave out `depth_radius`.")
+    matrices = [p for path in blocks for p in own.get_submodule(path).parameters() if p.ndim > 1]
+    if any(is_quantised(matrix) for matrix in matrices):
+        raise _no_radius(radius, "a base model that is not quantised, whose matrices can take a step")
+    changeable = {id(p) for p in matrices if not p.requires_grad}
+    now = {name: p.detach() for name, p in model.named_parameters() if id(p) in changeable}
     weights = {name: weight.clone().requires_grad_(True) for name, weight in now.items()}
     with torch.enable_grad():
         logits = with_weights(model, weights, lambda changed: logits_of(changed, dict(inputs)))
         loss = F.cross_entropy(logits.float(), inputs["labels"])
+        if not loss.requires_grad:
+            raise _no_radius(radius, "blocks whose frozen matrices get a gradient")
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise _no_radius(radius, "blocks whose frozen matrices get a gradient")
     return {
-        name: weight - radius * weight.norm() * gradient / gradient.norm().clamp(min=torch.finfo(weight.dtype).tiny)
+        name: weight - radius * weight.norm() * _unit(gradient)
         for (name, weight), gradient in zip(now.items(), gradients, strict=True)
         if gradient is not None
     }
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """The gradient with norm 1; 0 if it is. That of a sure answer is so small that its squares would underflow."""
+    largest = gradient.abs().max()
+    scaled = torch.where(largest > 0, gradient / largest, gradient)
+    return scaled / scaled.norm().clamp(min=1.0)
+
+
+def _no_radius(radius: float, expected: str) -> InvalidInputError:
+    fix = "Leave it out: it does not work with FSDP, quantised bases and activation checkpoints."
+    return InvalidInputError("depth_radius", radius, expected, fix)
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor], function: Callable[[nn.Module], Result]) -> Result:
@@ -86,8 +102,3 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor], function: Call
     values = {f"model.{name}": value for name, value in weights.items()}
     # Tied parameters change together: an attacker trains them as one.
     return torch.func.functional_call(_Call(model, function), values, ())
-
-
-def _can_change(parameter: nn.Parameter) -> bool:
-    """Whether it is a frozen matrix: those of the adapter train, and vectors hold little."""
-    return parameter.ndim > 1 and parameter.is_floating_point() and not parameter.requires_grad

@@ -25,6 +25,9 @@ _POOLINGS: dict[Pooling, float] = {"first": 1.0, "mean": 3.0}
 # Dimensions that hardly vary among kept samples are measured in this share of the mean deviation of all dimensions.
 _SMALLEST_SCALE = 0.1
 
+# Below this share of their size, states do not vary at all, and are measured in their size.
+_SMALLEST_SHARE = 1e-4
+
 
 @dataclass
 class CapturedStates:
@@ -166,7 +169,8 @@ def state_scales(
 
     Returns:
         `list[torch.Tensor]`: float32, shape `(width,)` for each reading, positive; the same in every process. A
-        dimension that hardly varies gets a tenth of the mean of all. All are 1 if nothing varies.
+        dimension that hardly varies gets a tenth of the mean of all. If nothing varies, all are the root mean square
+        of the states, or 1.
 
     Raises:
         InvalidInputError: If a process has no data.
@@ -195,5 +199,9 @@ def state_scales(
 def _deviation(total: Tensor, squares: Tensor, count: Tensor) -> Tensor:
     count = count.clamp(min=1)
     deviation = (squares / count - (total / count).square()).clamp(min=0).sqrt()
-    floor = _SMALLEST_SCALE * deviation.mean()
-    return torch.where(floor > 0, deviation.clamp(min=floor), torch.ones_like(deviation)).float()
+    size = (squares / count).mean().sqrt()
+    # The same token at the start of every sample has one state behind causal attention. What is left of its deviation
+    # is rounding, in which a change would count without limit.
+    varies = deviation.mean() > _SMALLEST_SHARE * size
+    scale = torch.where(varies, deviation.clamp(min=_SMALLEST_SCALE * deviation.mean()), size.expand_as(deviation))
+    return torch.where(scale > 0, scale, torch.ones_like(scale)).float()

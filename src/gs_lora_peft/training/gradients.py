@@ -378,6 +378,11 @@ class _WithGradient:
         self.function = function
 
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        places = (*getattr(layer, "args", ()), getattr(getattr(layer, "func", None), "__self__", None))
+        module = next((place for place in places if isinstance(place, nn.Module)), None)
+        given = any(isinstance(value, Tensor) and value.requires_grad for value in args)
+        if module is not None and not given and not any(p.requires_grad for p in module.parameters()):
+            return layer(*args, **kwargs)  # below the lowest block that trains there is nothing to compute again
         device = next((value.device for value in args if isinstance(value, Tensor)), None)
         unused = torch.zeros((), device=device, requires_grad=True)
         return self.function(lambda _, *inputs, **named: layer(*inputs, **named), unused, *args, **kwargs)

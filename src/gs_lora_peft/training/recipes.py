@@ -32,9 +32,7 @@ def apply_recipe(args: TrainingArguments, recipe: RecipeName) -> None:
     """
     for name, value in _TRAINING[recipe].items():
         if getattr(args, name) is None:
-            # Without the term there are no states to hold.
-            needless = name == "depth_retain_weight" and not args.depth_weight  # type: ignore[attr-defined]
-            setattr(args, name, 0.0 if needless else value)
+            setattr(args, name, value)
 
 
 def check_needed(args: Any) -> None:
@@ -50,6 +48,10 @@ def check_needed(args: Any) -> None:
     prototypes = args.prototype_forget_weight or args.prototype_retain_weight
     # The second name is that of newer versions.
     checkpoints = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
+    if args.recipe == "deep" and not args.depth_weight:
+        expected = "more than 0 with recipe='deep', which is nothing without it"
+        fix = "Choose recipe='fast', or make new arguments instead of copying those of another recipe."
+        raise InvalidInputError("depth_weight", args.depth_weight, expected, fix)
     for name, acts, expected, fix in (
         (
             "prototype_augmentations",
@@ -63,6 +65,18 @@ def check_needed(args: Any) -> None:
             args.depth_weight and not checkpoints,
             "0 without forgetting in depth, and with gradient checkpointing",
             "Set `depth_weight` and leave `gradient_checkpointing` off",
+        ),
+        (
+            "depth_target",
+            args.depth_weight or args.depth_target == "sample",
+            "'sample' without depth",
+            "Set `depth_weight`",
+        ),
+        (
+            "depth_blocks",
+            args.depth_weight or args.depth_blocks == "auto",
+            "'auto' without depth",
+            "Set `depth_weight`",
         ),
         ("ema_start_epoch", args.ema_decay, "0 without an average to start", "Set `ema_decay`, e.g. to 0.9"),
     ):

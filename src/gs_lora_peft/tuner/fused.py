@@ -92,6 +92,7 @@ def _can_fuse(layer: Any, adapter: str, x: Tensor) -> bool:
         and x.numel() >= x.shape[-1] ** 2
         and not torch.is_autocast_enabled(x.device.type)
         and not parts[0].weight.requires_grad
+        and (parts[0].bias is None or not parts[0].bias.requires_grad)
         and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
     )
 

@@ -107,7 +107,6 @@ class Detector(Classifier):
     }
     own_groups = ("boxes",)
     draws = True
-    _drawn = False
 
     def load(self, dataset: DatasetDict | None) -> tuple[DatasetDict, str]:
         column = self.options.data.label_column or "objects"
@@ -118,14 +117,13 @@ class Detector(Classifier):
         names = [name for request in requests for name in request.classes]
         categories = resolve_classes(names, names=forgetter.label_names)
         asked = self.options.run.pictures
-        self._drawn = asked and has_objects(self.dataset["test"], categories, self.label_column)
-        if asked and not self._drawn:
+        if asked and not has_objects(self.dataset["test"], categories, self.label_column):
             PartialState().print(f"No picture will be drawn: {NO_PICTURE}.")
 
     def after(self, forgetter: ContinualForgetter) -> list[str]:
         if not self.options.run.pictures:
             return []
-        if not self._drawn:
+        if not has_objects(self.dataset["test"], forgetter.ledger.forgotten_classes, self.label_column):
             return [f"No picture was drawn: {NO_PICTURE}."]
         picture = draw_detections(
             self.base_model().to(self.options.args.device),

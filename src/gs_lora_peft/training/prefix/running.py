@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.utils import logging
 
-from ...compat import bare, reference_model, unwrapped
+from ...compat import bare, is_sharded, reference_model, unwrapped
 from ...errors import InvalidInputError
 from ...tuner import NoFFNFoundError, find_ffn_blocks
 from ..method import TaskTrainer
@@ -90,14 +90,13 @@ class FrozenPrefix:
 
     def _refusal(self) -> str | None:
         trainer, args = self.trainer, self.trainer.args
-        sharded = any(getattr(trainer, f"is_{kind}_enabled", False) for kind in ("fsdp", "deepspeed"))
         checks = {
             "it is switched off": args.prefix_cache == "off",
             "weights of the model train": trainer.trained.adapter is None,
             "every epoch trains on new views": args.augmentation,
             "the model is compiled": bool(args.torch_compile),
             "the model is replicated in one process": args.n_gpu > 1,
-            "the model is sharded": sharded,
+            "the model is sharded": is_sharded(bare(trainer.model)),
         }
         return next((reason for reason, holds in checks.items() if holds), None)
 
@@ -191,6 +190,9 @@ class FrozenPrefix:
         # All that a state may depend on, and more: a method may exchange weights for the time of a forward.
         self._weights = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in other]
         self._layers = [module for module in self._below if isinstance(module, LoraLayer)]
+        self._owned = [
+            (m._parameters, name, p) for m in self._below for name, p in m._parameters.items() if p is not None
+        ]
         self._verified.clear()
         self._installed.enter_context(replaced_forwards(forwards))
         begin = model.register_forward_pre_hook(self._begin, with_kwargs=True)
@@ -217,6 +219,8 @@ class FrozenPrefix:
         """Chooses the mode of one forward."""
         self._mode = "plain"
         if self._batch is None or model is not self._model:
+            return
+        if any(now[name] is not parameter for now, name, parameter in self._owned):  # functional_call put others there
             return
         rows = None if args else self._rows_in(kwargs)
         if rows is None:
