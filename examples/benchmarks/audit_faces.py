@@ -67,7 +67,7 @@ def main() -> None:
         processing_class=protocol.processor,
     )
     report.save(options.work / "report")
-    judged = report.comparisons()
+    judged = [one for one in report.comparisons() if one.attack.judged != "shown"]
     rows = [(one.attack.name, one.setting, one.where, *figures(one)) for one in judged]
     header = ("attack", "setting", "where", "original", "forgotten", "retrained", "excess")
     print(Table(header, rows, align="lllrrrr").to_text())

@@ -82,7 +82,7 @@ def test_the_exit_code_says_that_a_run_failed(call, file):
     code, out, said = call("bench.yaml", "--only", "--methods", "own_method:Faulty")
     assert code == 1
     assert "1 error: RuntimeError" in out
-    assert "1 run ended with an error" in said
+    assert "ended with an error: 1" in said
     assert "errors" in said
 
 

@@ -266,3 +266,25 @@ def test_a_state_that_differs_is_noticed():
     assert store.size == 36
     assert not store.add(["d", "a"], torch.zeros(2, 3))
     assert torch.equal(store.get(["a", "d"]), torch.tensor([[1.0] * 3, [0.0] * 3]))
+
+
+def test_new_views_of_every_epoch_do_not_fill_the_memory(train):
+    """A transform of the data set makes them, which no option tells."""
+    generator = torch.Generator().manual_seed(0)
+
+    def shaken(rows):
+        return {**rows, "pixel_values": [x + torch.randn(x.shape, generator=generator) for x in rows["pixel_values"]]}
+
+    data = {"retain_dataset": retain_set().with_transform(views(shaken)), "forget_dataset": forget_set()}
+    record, _ = train(lower_zero(peft_vit()), "auto", num_train_epochs=6, kwargs=data)
+    assert max(record.kept) <= 2 * SAMPLES
+    assert record.kept[-1] == 0
+
+
+def views(change):
+    """A transform that gets tensors."""
+
+    def transform(rows):
+        return change({**rows, "pixel_values": [torch.tensor(pixels) for pixels in rows["pixel_values"]]})
+
+    return transform

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -92,11 +93,10 @@ class CellRunner:
                 rows, model = self._trained(cell, course, found or {}, folder)
             figures, attacks = self._audited(course, model)
             rows[-1] |= figures
-        except Exception as error:
-            self._note(path.stem)
+        except Exception:
+            outcome = note_error(self.bench.output, path.stem)
             if cell.method == ORIGINAL:
                 raise  # it would fail for every run
-            outcome = DIVERGED if isinstance(error, NonFiniteLossError) else f"error: {type(error).__name__}"
             rows = [{"task": len(course.requests), "outcome": outcome}]
         rows = [_finite({**facts, **row, "final": row["task"] == len(course.requests)}) for row in rows]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,15 +106,6 @@ class CellRunner:
         if not self.bench.config.keep_runs and not is_error(rows[-1]):
             shutil.rmtree(folder, ignore_errors=True)
         return rows
-
-    def _note(self, name: str) -> None:
-        """Writes what failed. The text of an error can name classes, so its owner alone reads it on this machine."""
-        folder = self.bench.output / ERRORS_FOLDER
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)  # made before, or by another umask
-        note = folder / f"{name}.txt"
-        note.unlink(missing_ok=True)
-        write_bytes_atomic(note, traceback.format_exc().encode(errors="backslashreplace"), private=True)
 
     def _path(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
         """The file of a run's rows, named by everything that they depend on."""
@@ -279,6 +270,21 @@ def carry_out_requests(forgetter: ContinualForgetter, requests: Sequence[Sequenc
         row |= {name: (entry.cost or {}).get(name) for name in ("trainable", "peak_bytes")}
         rows.append(row | scores_of(entry.scores["after"]))
     return rows
+
+
+def note_error(output: Path, name: str) -> str:
+    """Writes what failed, and returns its outcome. To be called where the error is handled.
+
+    The text of an error can name classes, so its owner alone reads it on this machine.
+    """
+    folder = output / ERRORS_FOLDER
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)  # made before, or by another umask
+    note = folder / f"{name}.txt"
+    note.unlink(missing_ok=True)
+    write_bytes_atomic(note, traceback.format_exc().encode(errors="backslashreplace"), private=True)
+    error = sys.exception()
+    return DIVERGED if isinstance(error, NonFiniteLossError) else f"error: {type(error).__name__}"
 
 
 def is_error(row: Row) -> bool:

@@ -11,7 +11,7 @@ from ..errors import InvalidInputError
 from ..hub import checked_repo_id, commit_folder, open_repository, writing_api
 from ..io import StrPath, write_bytes_atomic
 from ..reports import render_dataset_card
-from .results import ATTACKS, FIGURES_FOLDER, RESULTS, TABLES_FOLDER, TRIALS, BenchmarkResults
+from .results import ATTACKS, FIGURES_FOLDER, RESULTS, RUN, SEARCH, TABLES_FOLDER, TRIALS, BenchmarkResults, Row
 
 # Files of an earlier state in these folders are removed.
 _FOLDERS = (f"{TABLES_FOLDER}/", f"{FIGURES_FOLDER}/")
@@ -59,10 +59,22 @@ def push_results(
         fix = "Choose another name, or empty the repository."
         raise InvalidInputError("repo_id", head.repo_id, "a new data set, or one with results of a benchmark", fix)
     with tempfile.TemporaryDirectory() as staged:
-        files = stage_results(results, Path(staged), head.repo_id, license)
+        files = stage_results(_published(results), Path(staged), head.repo_id, license)
         names = {file.relative_to(staged).as_posix() for file in files}
         former = [name for name in head.files if name.startswith(_FOLDERS) and name not in names]
         return commit_folder(api, head, staged, f"Benchmark: {len(results.rows)} rows", removed=former)
+
+
+def _published(results: BenchmarkResults) -> BenchmarkResults:
+    """Results without what tells the classes by trying all: a hash of few unknown classes and what everybody knows."""
+    if any("class_ids" in row for row in results.rows):
+        return results
+    rows, trials = ([_without(row) for row in part] for part in (results.rows, results.trials))
+    return BenchmarkResults(rows, trials, results.attacks)
+
+
+def _without(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in (RUN, SEARCH)}
 
 
 def stage_results(results: BenchmarkResults, folder: Path, repo_id: str, license: str | None = None) -> list[Path]:

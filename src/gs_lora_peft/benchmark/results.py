@@ -52,8 +52,8 @@ class BenchmarkResults:
 
     @property
     def failed(self) -> list[Row]:
-        """The last rows of the runs that ended with an error."""
-        return [row for row in self.rows if row["final"] and is_error(row)]
+        """The last rows of the runs that ended with an error, and the trials of the search that did."""
+        return [row for row in self.rows if row["final"] and is_error(row)] + [t for t in self.trials if is_error(t)]
 
     def final(self, setting: str) -> list[Row]:
         """Returns the rows of the last request of each run in a setting."""

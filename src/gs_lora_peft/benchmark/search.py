@@ -18,7 +18,7 @@ from ..data import train_validation_split
 from ..errors import InvalidInputError
 from ..io import write_json_atomic
 from ..metrics import measure_of
-from .cells import FORGOTTEN, carry_out_requests, is_error, make_forgetter
+from .cells import FORGOTTEN, carry_out_requests, is_error, make_forgetter, note_error
 from .parts import Entry, SearchSettings, slug
 from .plan import SCHEMA, Bench, Course, held_out_classes
 
@@ -86,8 +86,8 @@ class Search:
                 "outcome": last["outcome"],
                 "seconds": round(last["seconds"], 3),
             }
-        except Exception as error:
-            return {"h_mean": None, "outcome": f"error: {type(error).__name__}"}
+        except Exception:
+            return {"h_mean": None, "outcome": note_error(self.bench.output, f"{self.name}-{number}")}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -96,7 +96,7 @@ def benchmark(
     print_result(as_json, {"folder": os.fspath(read.output), "url": url, "rows": results.rows}, text)
     if failed := results.failed:
         where = f"Why: {Path(read.output) / 'errors'}. --retry-failed carries them out again."
-        print(f"{len(failed)} run{'s' * (len(failed) != 1)} ended with an error. {where}", file=sys.stderr)
+        print(f"Runs and trials that ended with an error: {len(failed)}. {where}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -87,6 +87,7 @@ class FrozenPrefix:
         self._digests: list[Digest] | None = None
         self._mode: Mode = "plain"
         self._verified: set[Hashable] = set()
+        self._kinds: set[Hashable] = set()  # forwards that states were kept of
 
     def _refusal(self) -> str | None:
         trainer, args = self.trainer, self.trainer.args
@@ -303,7 +304,10 @@ class FrozenPrefix:
         elif not self._has_room(state):
             needed = self._expected(state) / 2**20
             self._refuse(f"the states need {needed:.0f} MiB, more than `prefix_cache_mib`")
+        elif 0 < self._samples * len(self._kinds | {self._kind[0]}) < len(self.store):
+            self._refuse("samples come as new views each time")
         else:
+            self._kinds.add(self._kind[0])
             known = self.store.holds(self._keys)
             if not self.store.add(self._keys, state):
                 self._refuse("a state depends on the batch that the sample is in")
@@ -313,11 +317,14 @@ class FrozenPrefix:
     def _has_room(self, state: Tensor) -> bool:
         return not self.store.is_full and self._expected(state) <= self.store.limit
 
+    @property
+    def _samples(self) -> int:
+        pairs = self.trainer.train_dataset
+        return sum(len(part) for part in (pairs.retain, pairs.forget) if hasattr(part, "__len__"))
+
     def _expected(self, state: Tensor) -> int:
         """The bytes of the states of all samples, which every process may get; of a stream, of those so far."""
-        pairs = self.trainer.train_dataset
-        samples = sum(len(part) for part in (pairs.retain, pairs.forget) if hasattr(part, "__len__"))
-        return max(samples * state[0].numel() * state.element_size(), self.store.size)
+        return max(self._samples * state[0].numel() * state.element_size(), self.store.size)
 
 
 def _read_blocks(model: nn.Module, adapter: str | None) -> tuple[dict[str, nn.Module], list[Matrix]]:
