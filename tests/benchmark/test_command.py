@@ -8,6 +8,7 @@ import pytest
 import yaml
 from datasets import DatasetDict
 
+from gs_lora_peft.audit import RetrainRecipe
 from gs_lora_peft.cli import main
 
 METHOD = """
@@ -123,7 +124,7 @@ def test_a_sample_of_the_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "DIGITS", tmp_path / "digits.yaml")
     third = DatasetDict({name: rows.shard(3, 0, contiguous=False) for name, rows in digits.load_digits().items()})
     monkeypatch.setattr(benchmark, "load_digits", lambda: third)
-    short = {"recipe": digits.RetrainRecipe(epochs=3, learning_rate=2e-3), "cache": tmp_path / "cache"}
+    short = {"recipe": RetrainRecipe(epochs=3, learning_rate=2e-3), "cache": tmp_path / "cache"}
     monkeypatch.setattr(benchmark, "pretrained_vit", lambda data: digits.pretrained_vit(data, **short))
     monkeypatch.setattr(benchmark, "cached_assets_path", lambda *args, **kwargs: tmp_path / "assets")
     options = ["--seeds", "0", "--processes", "1", "--output", str(tmp_path / "out")]

@@ -166,7 +166,7 @@ class ForgettingTrainer(
             fix = "Get one by its name: gs_lora_peft.methods.get_method(name)."
             raise InvalidInputError("method", method, "a Method", fix)
         method.check(args)
-        self._given_method, self._given_objective = method, objective
+        self._given_method, self._given_objective, self.args = method, objective, args
         pairs = PairedDataset(retain_dataset, forget_dataset)
         if model is None:
             # As the Trainer does it: the seed decides the start of the adapter.
@@ -179,7 +179,6 @@ class ForgettingTrainer(
         self.has_boxes = is_object_column(retain_dataset, label_column)
         classes = classes_of_task(forget_dataset, retain_dataset, label_column, model, forget_classes)
         self.roles = roles_of_task(model, *classes, old_classes, missing_classes)
-        self.args = args
         self._take(model)
         check_publishing(args, self.method, self.trained)
         if args.validation_fraction > 0 and eval_dataset is None:

@@ -115,8 +115,8 @@ def _target(ledger: ForgettingLedger, entry: TaskEntry) -> dict[str, Any]:
 def _without_recipe(training: Mapping[str, Any], adapter: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Leaves out what the recorded recipe set, so that another recipe can."""
     recipe = training.get("recipe", "fast")
-    plain, made = (GSLoraTrainingArguments(os.devnull, recipe=name) for name in ("fast", recipe))
-    of_recipe = {name for name in training if getattr(plain, name) != getattr(made, name)} - {"recipe"}
+    made, usual = GSLoraTrainingArguments(os.devnull, recipe=recipe), GSLoraTrainingArguments.__dataclass_fields__
+    of_recipe = {name for name in training if usual[name].default is None}
     kept = {name: value for name, value in training.items() if name not in of_recipe or value != getattr(made, name)}
     own = adapter_of_recipe(recipe)
     ranks = {name for name in ("r", "lora_alpha") if adapter.get(name) == getattr(own, name)}

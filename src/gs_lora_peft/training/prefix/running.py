@@ -119,7 +119,7 @@ class FrozenPrefix:
             inputs (`Mapping[str, Any]`):
                 The joint batch with `labels`.
         """
-        if not self._is_on:
+        if not self._is_on or "labels" not in inputs:  # without labels the objective says what is missing
             yield
             return
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and name != "labels"}
