@@ -18,6 +18,7 @@ from gs_lora_peft import FaceTransformerForRecognition, ForgettingLedger
 from gs_lora_peft.cli import forget, redo
 from gs_lora_peft.cli.forgetting import redoing, subjects, working
 from gs_lora_peft.cli.forgetting.faces import Faces
+from gs_lora_peft.cli.terminal import UsageError
 
 
 @pytest.fixture
@@ -39,6 +40,8 @@ def test_redo_takes_what_the_ledger_records(local, tmp_path, capsys):
     with refused("--model_name_or_path", None):  # the ledger holds no path
         redo([run, *again])
     again += ["--model", local["model"]]
+    with pytest.raises(UsageError, match="model_revision"):  # the ledger says which
+        redo([run, *again, "--model_revision", "main"])
     assert redo([run, "task_002", *again]) == 0
     assert [(task.name, task.status) for task in tasks()] == [
         ("task_001", "done"), ("task_002", "revoked"), ("task_003", "done")

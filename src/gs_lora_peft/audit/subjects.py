@@ -32,7 +32,8 @@ Kind = Literal["original", "forgotten", "retrained", "random"]
 Models = PreTrainedModel | Sequence[PreTrainedModel] | None
 Computed = TypeVar("Computed")
 
-EMBEDDING, LOGITS = "embedding", "logits"
+EMBEDDING = "embedding"
+LOGITS = "logits"
 
 
 @dataclass

@@ -198,7 +198,7 @@ class Options:
 
 # Options of `gs-lora forget` that `gs-lora redo` lacks.
 REDO_LACKS = frozenset(
-    {"forget", "forget_weights", "output_dir", "keep", "redo", "checkpoint", "people", "pretrain"}
+    {"forget", "forget_weights", "output_dir", "keep", "redo", "checkpoint", "people", "pretrain", "model_revision"}
     | {item.name for item in dataclasses.fields(FaceModelArguments)}
 )
 

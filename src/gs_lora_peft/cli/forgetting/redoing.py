@@ -47,6 +47,8 @@ def redo(argv: Sequence[str]) -> int:
     data: DataArguments = options.data
     if data.dataset_name is None and ledger.label_names != DIGIT_NAMES:
         raise UsageError("--dataset_name is missing: name the data of all classes, to forget and to keep")
+    if data.dataset_name is None and data.model_name_or_path is not None:
+        raise UsageError("--model_name_or_path is given without --dataset_name: the digits come with their own model")
     kind: type[Classifier] = Digits
     source: dict[str, Any] = {}
     if data.dataset_name is not None:
