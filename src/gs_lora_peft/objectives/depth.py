@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from .base import LossArguments, Objective, ObjectiveOutput, Task
 from .heads import logits_of
 from .losses import DepthTarget, GlobalMean, identity
 from .relearning import relearned_weights, with_weights
-from .states import block_paths, captured_states, reading_weights, readings, state_scales
+from .states import block_paths, captured_states, reading_weights, readings, rows_of, state_scales
 from .transport import StateSample, TransportTargets
 
 
@@ -181,15 +181,6 @@ class DepthObjective(Objective):
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return self.objective.evaluation_step(model, inputs)
-
-
-def rows_of(inputs: Mapping[str, Any], rows: slice) -> dict[str, Any]:
-    """Some samples of a batch; what does not have a row for each sample stays as it is."""
-    count = len(inputs["labels"])
-    return {
-        name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
-        for name, value in inputs.items()
-    }
 
 
 def mean_distance(states: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

@@ -129,6 +129,15 @@ def captured_states(model: nn.Module, paths: Sequence[str] | None = None) -> Ite
             hook.remove()
 
 
+def rows_of(inputs: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Some samples of a batch; what does not have a row for each sample stays as it is."""
+    count = len(inputs["labels"])
+    return {
+        name: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
+        for name, value in inputs.items()
+    }
+
+
 def readings(captured: CapturedStates, inputs: Mapping[str, Any]) -> list[Tensor]:
     """The states of a batch behind every block, by each way to read them, float32, shape `(B, width)`."""
     mask = inputs.get("attention_mask")

@@ -21,6 +21,7 @@ from .losses import (
     embedding_distances,
     identity,
 )
+from .states import rows_of
 
 DISTILLATION_WEIGHT = 1.0  # w_d by default where classes have no training data; docs/experiments/faces.md
 
@@ -230,7 +231,7 @@ class DistillationObjective(Objective):
         size = len(inputs["labels"])
         rows = size // 2 if self.retain_only else size
         with reference_model(own, self.adapter):
-            earlier = logits_of(own, _first_rows(inputs, rows, size))
+            earlier = logits_of(own, rows_of(inputs, slice(rows)))
         distillation = distillation_loss(output.logits[:rows], earlier, self.excluded_classes)
         output.loss = output.loss + self.weight * distillation
         output.metrics |= {"distillation": distillation.detach()}
@@ -238,14 +239,6 @@ class DistillationObjective(Objective):
 
     def evaluation_step(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return self.objective.evaluation_step(model, inputs)
-
-
-def _first_rows(inputs: dict[str, Any], rows: int, size: int) -> dict[str, Any]:
-    """The first rows of a batch of `size`; values that do not belong to single samples stay as they are."""
-    return {
-        name: value[:rows] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-        for name, value in inputs.items()
-    }
 
 
 def with_prototypes(objective: Objective, model: nn.Module, args: LossArguments) -> Objective:
