@@ -36,7 +36,7 @@ def places(config, model, data):
     """Files of the runs of the benchmark, and of its searches."""
     bench = Bench(config, model, data)
     runner = CellRunner(bench)
-    searches = [Search(bench, entry.name, bench.courses["continual"]).path for entry in config.methods]
+    searches = [Search(bench, entry.name, bench.scenarios["continual"]).path for entry in config.methods]
     return {runner._path(cell, None) for cell in bench.cells()}, set(searches)
 
 

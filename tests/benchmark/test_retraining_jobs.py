@@ -17,7 +17,7 @@ def test_settings_with_the_same_forgotten_classes_share_a_job(tmp_path, model, d
         {"name": "other", "requests": [[2]]},
     ]
     jobs = running._retraining(Bench(cases.config(tmp_path, settings=settings), model, data))
-    asked = [(job.keywords["course"], job.keywords["number"]) for job in jobs]
+    asked = [(job.keywords["scenario"], job.keywords["number"]) for job in jobs]
     assert len(set(asked)) == len(asked)
     assert set(asked) == {(name, number) for name in ("all", "other") for number in range(3)}
 

@@ -226,7 +226,7 @@ def test_an_audit_that_fails_is_tried_again_without_training(tmp_path, model, da
         lambda *given, **options: trained.append(given) or original(*given, **options),
     )
 
-    def audited(self, course, model):
+    def audited(self, scenario, model):
         if model is not self.bench.model and failing:
             raise OSError(failing.pop())
         return {"recovery_gap": 1.0}, []
@@ -310,7 +310,7 @@ def test_a_setting_may_use_a_share_of_the_training_samples(tmp_path, model, data
     """Of every class, drawn with the seed of the run."""
     settings = [{"name": "half", "requests": [[0]], "train_fraction": 0.5}]
     bench = Bench(cases.config(tmp_path, settings=settings, audit=None), model, data)
-    chosen = [bench.data_of(bench.courses["half"], seed) for seed in (0, 0, 1)]
+    chosen = [bench.data_of(bench.scenarios["half"], seed) for seed in (0, 0, 1)]
     pixels = [part["train"]["pixel_values"][:].numpy().tobytes() for part in chosen]
     assert sorted(chosen[0]["train"]["label"]) == sorted([*range(6)] * 6)
     assert pixels[0] == pixels[1] != pixels[2]
@@ -331,11 +331,11 @@ def test_failed_trials_are_tried_again_if_asked(tmp_path, model, data, monkeypat
     config = cases.config(tmp_path, audit=None, methods=["random_labels"], search=options)
     original, failing, tried = search.make_forgetter, [1], []
 
-    def made(bench, name, course, seed, found, folder, **given):
+    def made(bench, name, scenario, seed, found, folder, **given):
         tried.append(int(folder.name.rpartition("-")[2]))
         if tried[-1] in failing:
             raise OSError
-        return original(bench, name, course, seed, found, folder, **given)
+        return original(bench, name, scenario, seed, found, folder, **given)
 
     monkeypatch.setattr(search, "make_forgetter", made)
     outcomes = [trial["outcome"] for trial in run_benchmark(config, model, data, disable_tqdm=True).trials]
@@ -353,9 +353,9 @@ def test_the_search_sees_no_test_data_and_other_classes(finished, model, data):
     """Its images are training images, and none of its requests names a class that the benchmark forgets."""
     config, _ = finished
     bench = Bench(config, model, data)
-    course = search.search_course(bench, bench.courses["continual"], config.search)
-    assert len(course.requests) == config.search.requests
-    assert not set(course.forgotten) & {0, 1}
+    scenario = search.search_scenario(bench, bench.scenarios["continual"], config.search)
+    assert len(scenario.requests) == config.search.requests
+    assert not set(scenario.forgotten) & {0, 1}
     judged, tested = search.held_out(bench, config.search), data["test"]
     images = [
         {image.numpy().tobytes() for image in part["pixel_values"]}

@@ -19,7 +19,7 @@ from ..metrics import measure_of
 from ..runs import ContinualForgetter, library_versions
 from ..training import NonFiniteLossError
 from .parts import ORIGINAL, RETRAINED, slug
-from .plan import SCHEMA, Bench, Cell, Course
+from .plan import SCHEMA, Bench, Cell, Scenario
 from .trained import keep_trained, read_trained
 from .yardsticks import Yardsticks, retrained, scores_at_end
 
@@ -45,13 +45,13 @@ class CellRunner:
         self.bench = bench
         self._yardsticks: dict[str, Yardsticks] = {}
 
-    def yardsticks(self, course: Course) -> Yardsticks | None:
+    def yardsticks(self, scenario: Scenario) -> Yardsticks | None:
         """Returns retrained models and attacks for a setting; `None` without an audit."""
-        if self.bench.audit_of(course.name) is None:
+        if self.bench.audit_of(scenario.name) is None:
             return None
-        if course.name not in self._yardsticks:
-            self._yardsticks = {course.name: Yardsticks(self.bench, course)}  # one at a time: they hold models
-        return self._yardsticks[course.name]
+        if scenario.name not in self._yardsticks:
+            self._yardsticks = {scenario.name: Yardsticks(self.bench, scenario)}  # one at a time: they hold models
+        return self._yardsticks[scenario.name]
 
     def finished(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row] | None:
         """Returns the rows of a run that is done; `None` if it is not."""
@@ -67,7 +67,7 @@ class CellRunner:
 
     def attacks(self, cell: Cell, found: Mapping[str, Any] | None = None) -> list[Row]:
         """Returns the figures of the audit of a run that is done."""
-        about = {"method": cell.method, "setting": cell.course, "seed": cell.seed}
+        about = {"method": cell.method, "setting": cell.scenario, "seed": cell.seed}
         kept = json.loads(self._path(cell, found).read_text(encoding="utf-8"))
         return [{**about, **row} for row in kept["attacks"]]
 
@@ -83,22 +83,22 @@ class CellRunner:
         path = self._path(cell, found)
         if (rows := read_rows(path)) is not None:
             return rows
-        course, folder = self.bench.courses[cell.course], self._folder(cell, found)
-        facts = self._facts(cell, course, found)
+        scenario, folder = self.bench.scenarios[cell.scenario], self._folder(cell, found)
+        facts = self._facts(cell, scenario, found)
         attacks: list[Row] = []
         try:
             if cell.method in (ORIGINAL, RETRAINED):
-                rows, model = self._yardstick(cell, course)
+                rows, model = self._yardstick(cell, scenario)
             else:
-                rows, model = self._trained(cell, course, found or {}, folder)
-            figures, attacks = self._audited(course, model)
+                rows, model = self._trained(cell, scenario, found or {}, folder)
+            figures, attacks = self._audited(scenario, model)
             rows[-1] |= figures
         except Exception:
             outcome = note_error(self.bench.output, path.stem)
             if cell.method == ORIGINAL:
                 raise  # it would fail for every run
-            rows = [{"task": len(course.requests), "outcome": outcome}]
-        rows = [_finite({**facts, **row, "final": row["task"] == len(course.requests)}) for row in rows]
+            rows = [{"task": len(scenario.requests), "outcome": outcome}]
+        rows = [_finite({**facts, **row, "final": row["task"] == len(scenario.requests)}) for row in rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"schema": SCHEMA, "rows": rows, "attacks": attacks, "versions": library_versions()}
         write_json_atomic(path, kept)
@@ -109,31 +109,31 @@ class CellRunner:
 
     def _path(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
         """The file of a run's rows, named by everything that they depend on."""
-        digest = self.bench.digest(*self._training(cell, found), self.bench.audit_facts(cell.course))
-        return self.bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.course, cell.seed, digest)}.json"
+        digest = self.bench.digest(*self._training(cell, found), self.bench.audit_facts(cell.scenario))
+        return self.bench.output / CELLS_FOLDER / f"{slug(cell.method, cell.scenario, cell.seed, digest)}.json"
 
     def _folder(self, cell: Cell, found: Mapping[str, Any] | None) -> Path:
         """The folder of a run, which another audit goes on with."""
         digest = self.bench.digest(*self._training(cell, found))
-        return self.bench.output / RUNS_FOLDER / slug(cell.method, cell.course, cell.seed, digest)
+        return self.bench.output / RUNS_FOLDER / slug(cell.method, cell.scenario, cell.seed, digest)
 
     def _training(self, cell: Cell, found: Mapping[str, Any] | None) -> list[Any]:
         """What a run depends on besides its audit."""
-        bench, course = self.bench, self.bench.courses[cell.course].facts()
+        bench, scenario = self.bench, self.bench.scenarios[cell.scenario].facts()
         own = [cell.method] if cell.method in (ORIGINAL, RETRAINED) else bench.entry_facts(bench.entry(cell.method))
-        return [cell.method, cell.course, own, course, cell.seed, found or {}]
+        return [cell.method, cell.scenario, own, scenario, cell.seed, found or {}]
 
-    def _facts(self, cell: Cell, course: Course, found: Mapping[str, Any] | None) -> Row:
+    def _facts(self, cell: Cell, scenario: Scenario, found: Mapping[str, Any] | None) -> Row:
         bench = self.bench
         facts: Row = {
             "method": cell.method,
-            "setting": cell.course,
+            "setting": cell.scenario,
             "seed": cell.seed,
-            "tasks": len(course.requests),
-            "shots": course.setting.shots,
-            "replay_ratio": course.setting.replay_ratio,
-            "train_fraction": course.setting.train_fraction,
-            "missing_classes": len(course.missing),
+            "tasks": len(scenario.requests),
+            "shots": scenario.setting.shots,
+            "replay_ratio": scenario.setting.replay_ratio,
+            "train_fraction": scenario.setting.train_fraction,
+            "missing_classes": len(scenario.missing),
             "device": bench.model.device.type,
         }
         if cell.method not in (ORIGINAL, RETRAINED):
@@ -144,39 +144,41 @@ class CellRunner:
             facts["options"] = json.dumps(own, sort_keys=True, default=str)
         return facts
 
-    def _trained(self, cell: Cell, course: Course, found: Mapping[str, Any], folder: Path) -> tuple[list[Row], Any]:
+    def _trained(
+        self, cell: Cell, scenario: Scenario, found: Mapping[str, Any], folder: Path
+    ) -> tuple[list[Row], Any]:
         """Carries out a run, or reads what one has left that had another audit."""
         place = self.bench.output / TRAINED_FOLDER / folder.name
         if (kept := read_trained(place, self.bench.fresh_model())) is not None:
             return kept
-        rows, model = self._run(cell, course, found, folder)
+        rows, model = self._run(cell, scenario, found, folder)
         if not self.bench.config.keep_runs:
             keep_trained(place, self.bench.model, model, [_finite(row) for row in rows])
         return rows, model
 
-    def _run(self, cell: Cell, course: Course, found: Mapping[str, Any], folder: Path) -> tuple[list[Row], Any]:
-        forgetter = make_forgetter(self.bench, cell.method, course, cell.seed, found, folder)
-        rows = carry_out_requests(forgetter, course.requests, folder / _TIMES)
-        for row, classes in zip(rows, course.requests, strict=True):
+    def _run(self, cell: Cell, scenario: Scenario, found: Mapping[str, Any], folder: Path) -> tuple[list[Row], Any]:
+        forgetter = make_forgetter(self.bench, cell.method, scenario, cell.seed, found, folder)
+        rows = carry_out_requests(forgetter, scenario.requests, folder / _TIMES)
+        for row, classes in zip(rows, scenario.requests, strict=True):
             row["classes"] = len(classes)
         rows[-1]["outcome"] = _OUTCOMES[all_forgotten(forgetter.ledger.tasks)]
         return rows, forgetter.model
 
-    def _yardstick(self, cell: Cell, course: Course) -> tuple[list[Row], Any]:
+    def _yardstick(self, cell: Cell, scenario: Scenario) -> tuple[list[Row], Any]:
         bench = self.bench
-        model = bench.model if cell.method == ORIGINAL else retrained(bench, course, self._control(cell))
-        of_base = scores_at_end(bench, course, bench.model, None)
+        model = bench.model if cell.method == ORIGINAL else retrained(bench, scenario, self._control(cell))
+        of_base = scores_at_end(bench, scenario, bench.model, None)
         before = of_base[measure_of(of_base).key("forget")]
-        scores = scores_at_end(bench, course, model, before)
-        row = {"task": len(course.requests), "classes": len(course.requests[-1]), "outcome": YARDSTICK}
+        scores = scores_at_end(bench, scenario, model, before)
+        row = {"task": len(scenario.requests), "classes": len(scenario.requests[-1]), "outcome": YARDSTICK}
         return [{**row, **scores_of(scores)}], model
 
     def _control(self, cell: Cell) -> int:
         assert self.bench.config.audit is not None
         return self.bench.config.audit.references + cell.seed
 
-    def _audited(self, course: Course, model: Any) -> tuple[Row, list[Row]]:
-        yardsticks = self.yardsticks(course)
+    def _audited(self, scenario: Scenario, model: Any) -> tuple[Row, list[Row]]:
+        yardsticks = self.yardsticks(scenario)
         if yardsticks is None:
             return {}, []
         start = time.perf_counter()
@@ -205,7 +207,7 @@ def attack_rows(report: AuditReport) -> list[Row]:
 
 
 def make_forgetter(
-    bench: Bench, name: str, course: Course, seed: int, found: Mapping[str, Any], folder: Path, **data: Any
+    bench: Bench, name: str, scenario: Scenario, seed: int, found: Mapping[str, Any], folder: Path, **data: Any
 ) -> ContinualForgetter:
     """Makes the forgetter of a run, which goes on in a folder that has one.
 
@@ -214,7 +216,7 @@ def make_forgetter(
             The benchmark.
         name (`str`):
             Name of the method.
-        course ([`Course`]):
+        scenario ([`Scenario`]):
             The setting.
         seed (`int`):
             The seed.
@@ -230,14 +232,14 @@ def make_forgetter(
     method = entry.make(**found.get("hyper_parameters", {}))
     return ContinualForgetter(
         bench.fresh_model(),
-        bench.data_of(course, seed, data.get("dataset")),
+        bench.data_of(scenario, seed, data.get("dataset")),
         folder,
         config=None if method.trains == "weights" else entry.adapter_config(args),
         args=args,
         method=method,
-        shots=course.setting.shots,
-        replay_ratio=course.setting.replay_ratio,
-        missing_classes=course.missing,
+        shots=scenario.setting.shots,
+        replay_ratio=scenario.setting.replay_ratio,
+        missing_classes=scenario.missing,
         **bench.loading,
     )
 

@@ -45,7 +45,7 @@ _OF_PYTHON = sys.stdlib_module_names - {"__main__"}
 
 
 @dataclass(frozen=True)
-class Course:
+class Scenario:
     """A setting with the ids of its classes.
 
     Args:
@@ -96,7 +96,7 @@ class Cell:
     """One run: a method (or a yardstick), a setting and a seed."""
 
     method: str
-    course: str
+    scenario: str
     seed: int
 
 
@@ -125,7 +125,7 @@ class Bench:
     dataset: Mapping[str, Dataset]
     processing_class: Any = None
     data_collator: Callable | None = None
-    courses: dict[str, Course] = field(init=False)
+    scenarios: dict[str, Scenario] = field(init=False)
 
     def __post_init__(self) -> None:
         check_class_head(self.model)
@@ -141,7 +141,7 @@ class Bench:
         )
         # Of the start: an edit of the file meanwhile belongs to the next benchmark.
         self._sources = {entry.name: _source_of(entry.make()) for entry in self.config.methods}
-        self.courses = {setting.name: self._resolved(setting) for setting in self.config.settings}
+        self.scenarios = {setting.name: self._resolved(setting) for setting in self.config.settings}
 
     @property
     def label_column(self) -> str:
@@ -193,9 +193,11 @@ class Bench:
         """Returns a copy of the base model."""
         return copy.deepcopy(self.model)
 
-    def data_of(self, course: Course, seed: int, data: Mapping[str, Dataset] | None = None) -> Mapping[str, Dataset]:
+    def data_of(
+        self, scenario: Scenario, seed: int, data: Mapping[str, Dataset] | None = None
+    ) -> Mapping[str, Dataset]:
         """Returns the data that a run with a seed may use: a share of the training samples, if the setting says so."""
-        data, share = self.dataset if data is None else data, course.setting.train_fraction
+        data, share = self.dataset if data is None else data, scenario.setting.train_fraction
         if share == 1:
             return data
         chosen, _ = train_validation_split(data["train"], self.label_column, 1 - share, seed)
@@ -204,9 +206,9 @@ class Bench:
     def cells(self) -> Iterator[Cell]:
         """Yields the runs of all methods, seed by seed, so that early results cover every method."""
         for seed in self.config.seeds:
-            for course in self.courses:
+            for scenario in self.scenarios:
                 for entry in self.config.methods:
-                    yield Cell(entry.name, course, seed)
+                    yield Cell(entry.name, scenario, seed)
 
     def digest(self, *content: Any) -> str:
         """Identifies a result by what it depends on, with the version of this package, but not those of others."""
@@ -217,19 +219,19 @@ class Bench:
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def audit_of(self, course: str) -> AuditSettings | None:
+    def audit_of(self, scenario: str) -> AuditSettings | None:
         """Returns the audit of a setting; `None` without one, also where models are given for other settings alone."""
         audit = self.config.audit
-        return None if audit is None or (audit.given is not None and course not in audit.given) else audit
+        return None if audit is None or (audit.given is not None and scenario not in audit.given) else audit
 
-    def audit_facts(self, course: str) -> dict[str, Any] | None:
+    def audit_facts(self, scenario: str) -> dict[str, Any] | None:
         """Returns what figures of the audit depend on, as JSON types: neither the folder nor the controls."""
-        if (audit := self.audit_of(course)) is None:
+        if (audit := self.audit_of(scenario)) is None:
             return None
         facts = {name: value for name, value in asdict(audit).items() if name not in ("cache", "controls")}
         if audit.given is None:
             return facts
-        models = [sha256_of(Path(folder) / "model.safetensors") for folder in audit.given[course]]
+        models = [sha256_of(Path(folder) / "model.safetensors") for folder in audit.given[scenario]]
         return {**facts, "references": len(models), "recipe": None, "given": models}
 
     def entry_facts(self, entry: Entry) -> dict[str, Any]:
@@ -241,7 +243,7 @@ class Bench:
             own["source"] = self._sources[entry.name]
         return {**own, "training": self.config.training_of(entry)}
 
-    def _resolved(self, setting: Setting) -> Course:
+    def _resolved(self, setting: Setting) -> Scenario:
         where = f"settings[{setting.name!r}]"
         trained, scored = (sorted(set(labels.tolist())) for labels in self._labels)
         present = sorted({*trained, *scored})
@@ -263,7 +265,7 @@ class Bench:
         if not set(kept) - set(missing):
             raise InvalidInputError(where, f"{len(named)} classes", "a class with data that stays to the end")
         missing = sorted({*missing, *(set(scored) - set(trained) - set(named))})
-        return Course(setting, requests, missing, present)
+        return Scenario(setting, requests, missing, present)
 
     def _ids(self, classes: Sequence[str | int]) -> list[int]:
         return resolve_classes(classes, names=self._names)
@@ -282,11 +284,11 @@ def _source_of(method: Method) -> list[str]:
     return hashes
 
 
-def held_out_classes(course: Course, others: Sequence[int], requests: int | None, seed: int) -> list[list[int]]:
+def held_out_classes(scenario: Scenario, others: Sequence[int], requests: int | None, seed: int) -> list[list[int]]:
     """Draws other classes than a benchmark forgets, as many for each request, as long as one class is left.
 
     Args:
-        course ([`Course`]):
+        scenario ([`Scenario`]):
             The setting.
         others (`Sequence[int]`):
             Classes that no setting forgets and none misses.
@@ -297,7 +299,7 @@ def held_out_classes(course: Course, others: Sequence[int], requests: int | None
     """
     drawn = np.random.default_rng(seed).permutation(sorted(others)).tolist()
     chosen: list[list[int]] = []
-    for classes in course.requests[:requests]:
+    for classes in scenario.requests[:requests]:
         taken, drawn = drawn[: len(classes)], drawn[len(classes) :]
         if not taken or (len(taken) < len(classes) and chosen):
             break

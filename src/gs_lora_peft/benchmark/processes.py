@@ -42,7 +42,7 @@ class Worker:
         """Returns what the search found for a run; `None` without a search, or before its end."""
         if not self.is_searched(cell):
             return None
-        trials = Search(self.bench, cell.method, self.bench.courses[cell.course]).trials()
+        trials = Search(self.bench, cell.method, self.bench.scenarios[cell.scenario]).trials()
         return None if trials is None else dict(best_of(trials)["options"])
 
     def finished(self, cell: Cell) -> list[Row] | None:

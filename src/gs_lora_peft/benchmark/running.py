@@ -20,7 +20,7 @@ from .plan import Bench, Cell
 from .processes import Pool, Worker
 from .restoring import restore_finished
 from .results import RUN, SEARCH, BenchmarkResults
-from .search import Search, search_course
+from .search import Search, search_scenario
 from .settings import BenchmarkConfig
 from .yardsticks import check_audit, retrained
 
@@ -83,10 +83,12 @@ def run_benchmark(
     searches = _searches(bench)  # refuses what cannot be searched
     _warn_of_short_searches(bench)
     if config.audit is not None:
-        audited = [course for course in bench.courses.values() if bench.audit_of(course.name)]
+        audited = [scenario for scenario in bench.scenarios.values() if bench.audit_of(scenario.name)]
         given = config.audit.given is not None  # each setting then has its own models
-        for course in {course.name if given else tuple(course.forgotten): course for course in audited}.values():
-            check_audit(bench, course)
+        for scenario in {
+            scenario.name if given else tuple(scenario.forgotten): scenario for scenario in audited
+        }.values():
+            check_audit(bench, scenario)
     bench.output.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(bench.output / "benchmark.lock"), Pool(bench) as pool:
         restore_finished(bench.output)
@@ -133,26 +135,26 @@ def _output() -> dict[str, Any]:
 # Jobs. With `only_look` they say whether they are done.
 
 
-def _retrain(worker: Worker, course: str, number: int, only_look: bool = False) -> Any:
+def _retrain(worker: Worker, scenario: str, number: int, only_look: bool = False) -> Any:
     if only_look:
         return False  # quick if the cache has it
-    retrained(worker.bench, worker.bench.courses[course], number)
-    return f"retrained model for {course}"
+    retrained(worker.bench, worker.bench.scenarios[scenario], number)
+    return f"retrained model for {scenario}"
 
 
-def _search(worker: Worker, method: str, course: str, only_look: bool = False) -> Any:
-    search = Search(worker.bench, method, worker.bench.courses[course])
+def _search(worker: Worker, method: str, scenario: str, only_look: bool = False) -> Any:
+    search = Search(worker.bench, method, worker.bench.scenarios[scenario])
     if only_look:
         return search.trials() is not None
     search.carry_out()
-    return f"search for {method}, {course}"
+    return f"search for {method}, {scenario}"
 
 
 def _cell(worker: Worker, cell: Cell, only_look: bool = False) -> Any:
     if only_look:
         return worker.finished(cell) is not None
     worker.runner.carry_out(cell, worker.found(cell))
-    return f"{cell.method}, {cell.course}, seed {cell.seed}"
+    return f"{cell.method}, {cell.scenario}, seed {cell.seed}"
 
 
 def _retraining(bench: Bench) -> list[partial]:
@@ -163,35 +165,35 @@ def _retraining(bench: Bench) -> list[partial]:
     if all(_cell(worker, cell, only_look=True) for cell in (*yardstick_cells(bench), *bench.cells())):
         return []
     # Retrained models depend on the forgotten classes alone: settings that share them share the models.
-    courses = {tuple(course.forgotten): name for name, course in reversed(bench.courses.items())}
-    return [partial(_retrain, course=name, number=number) for number in range(count) for name in courses.values()]
+    scenarios = {tuple(scenario.forgotten): name for name, scenario in reversed(bench.scenarios.items())}
+    return [partial(_retrain, scenario=name, number=number) for number in range(count) for name in scenarios.values()]
 
 
 def _searches(bench: Bench) -> list[partial]:
     if bench.config.search is None:
         return []
     jobs = []
-    for course in bench.courses.values():
+    for scenario in bench.scenarios.values():
         for entry in bench.config.methods:
-            Search(bench, entry.name, course)
-            jobs.append(partial(_search, method=entry.name, course=course.name))
+            Search(bench, entry.name, scenario)
+            jobs.append(partial(_search, method=entry.name, scenario=scenario.name))
     return jobs
 
 
 def _search_of(bench: Bench, job: partial) -> Search:
-    return Search(bench, job.keywords["method"], bench.courses[job.keywords["course"]])
+    return Search(bench, job.keywords["method"], bench.scenarios[job.keywords["scenario"]])
 
 
 def _warn_of_short_searches(bench: Bench) -> None:
     """Says where trials forget fewer classes than the benchmark, because too few are left."""
     if bench.config.search is None:
         return
-    for course in bench.courses.values():
-        wanted = [len(classes) for classes in course.requests[: bench.config.search.requests]]
-        found = [len(classes) for classes in search_course(bench, course, bench.config.search).requests]
+    for scenario in bench.scenarios.values():
+        wanted = [len(classes) for classes in scenario.requests[: bench.config.search.requests]]
+        found = [len(classes) for classes in search_scenario(bench, scenario, bench.config.search).requests]
         if found != wanted:
             message = "Trials of %r forget %s classes, request by request, not %s: no setting may forget them too."
-            logger.warning(message, course.name, found, wanted)
+            logger.warning(message, scenario.name, found, wanted)
 
 
 def yardstick_cells(bench: Bench) -> list[Cell]:
@@ -199,8 +201,8 @@ def yardstick_cells(bench: Bench) -> list[Cell]:
     audit = bench.config.audit
     controls = audit.controls if audit and audit.given is None else 0
     return [
-        *(Cell(ORIGINAL, course, 0) for course in bench.courses),
-        *(Cell(RETRAINED, course, seed) for course in bench.courses for seed in range(controls)),
+        *(Cell(ORIGINAL, scenario, 0) for scenario in bench.scenarios),
+        *(Cell(RETRAINED, scenario, seed) for scenario in bench.scenarios for seed in range(controls)),
     ]
 
 
@@ -218,7 +220,7 @@ def collect(bench: Bench) -> BenchmarkResults:
     trials = []
     for job in _searches(bench):
         search = _search_of(bench, job)
-        about = {"method": job.keywords["method"], "setting": job.keywords["course"], SEARCH: search.name}
+        about = {"method": job.keywords["method"], "setting": job.keywords["scenario"], SEARCH: search.name}
         trials += [{**about, **trial, "options": json.dumps(trial["options"])} for trial in search.trials() or []]
     results = BenchmarkResults(rows, trials, attacks)
     results.save(bench.output)
@@ -229,7 +231,7 @@ def _named(bench: Bench, cell: Cell, rows: list[Row]) -> list[Row]:
     """Adds the ids of each request. No run keeps them, so that they leave the results when they are not asked for."""
     if cell.method in (ORIGINAL, RETRAINED):
         return rows
-    requests = bench.courses[cell.course].requests
+    requests = bench.scenarios[cell.scenario].requests
     return [{**row, "class_ids": json.dumps(requests[row["task"] - 1])} for row in rows]
 
 

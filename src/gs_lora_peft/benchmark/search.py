@@ -20,7 +20,7 @@ from ..io import write_json_atomic
 from ..metrics import measure_of
 from .cells import FORGOTTEN, carry_out_requests, is_error, make_forgetter, note_error
 from .parts import Entry, SearchSettings, slug
-from .plan import SCHEMA, Bench, Course, held_out_classes
+from .plan import SCHEMA, Bench, Scenario, held_out_classes
 
 SEARCH_FOLDER = "search"
 _RATE = "learning_rate"
@@ -36,16 +36,16 @@ class Search:
             The benchmark, with a search.
         method (`str`):
             Name of the method.
-        course ([`Course`]):
+        scenario ([`Scenario`]):
             The setting.
     """
 
-    def __init__(self, bench: Bench, method: str, course: Course):
+    def __init__(self, bench: Bench, method: str, scenario: Scenario):
         assert bench.config.search is not None
         self.bench, self.entry, self.settings = bench, bench.entry(method), bench.config.search
-        self.course = search_course(bench, course, self.settings)
+        self.scenario = search_scenario(bench, scenario, self.settings)
         space = dict(self.entry.make().space)
-        content = [bench.entry_facts(self.entry), space, self.course.facts(), asdict(self.settings)]
+        content = [bench.entry_facts(self.entry), space, self.scenario.facts(), asdict(self.settings)]
         # Without the name of the setting: those whose trials are the same share them.
         self.name = slug(method, bench.digest(method, *content))
         self.path = bench.output / SEARCH_FOLDER / f"{self.name}.json"
@@ -76,9 +76,9 @@ class Search:
         try:
             data = held_out(self.bench, self.settings)
             forgetter = make_forgetter(
-                self.bench, self.entry.name, self.course, self.settings.seed, options, folder, dataset=data
+                self.bench, self.entry.name, self.scenario, self.settings.seed, options, folder, dataset=data
             )
-            last = carry_out_requests(forgetter, self.course.requests, folder / "times.json")[-1]
+            last = carry_out_requests(forgetter, self.scenario.requests, folder / "times.json")[-1]
             key = measure_of(last).key
             return {
                 "h_mean": last["h_mean"],
@@ -153,19 +153,19 @@ def best_of(trials: list[Trial]) -> Trial:
     return max(trials, key=rank)
 
 
-def search_course(bench: Bench, course: Course, settings: SearchSettings) -> Course:
+def search_scenario(bench: Bench, scenario: Scenario, settings: SearchSettings) -> Scenario:
     """Returns a setting like the given one, with classes that the benchmark never forgets.
 
     Raises:
         InvalidInputError: If there is none.
     """
-    taken = {*course.missing, *(c for one in bench.courses.values() for c in one.forgotten)}
-    others = [class_id for class_id in course.present if class_id not in taken]
-    requests = held_out_classes(course, others, settings.requests, settings.seed)
+    taken = {*scenario.missing, *(c for one in bench.scenarios.values() for c in one.forgotten)}
+    others = [class_id for class_id in scenario.present if class_id not in taken]
+    requests = held_out_classes(scenario, others, settings.requests, settings.seed)
     if not requests:
         fix = "Forget fewer classes, or leave `search` out."
         raise InvalidInputError("search", f"{len(others)} other classes", "a class that no setting forgets", fix)
-    return replace(course, requests=requests)
+    return replace(scenario, requests=requests)
 
 
 def held_out(bench: Bench, settings: SearchSettings) -> DatasetDict:

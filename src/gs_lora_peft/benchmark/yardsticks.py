@@ -18,7 +18,7 @@ from ..errors import InvalidInputError
 from ..roles import ClassRoles
 from ..runs import predict
 from ..training import GSLoraTrainingArguments
-from .plan import Bench, Course
+from .plan import Bench, Scenario
 
 AUDIT_FOLDER = "audit"
 
@@ -29,13 +29,13 @@ class Yardsticks:
     Args:
         bench ([`Bench`]):
             The benchmark, with an audit.
-        course ([`Course`]):
+        scenario ([`Scenario`]):
             The setting.
     """
 
-    def __init__(self, bench: Bench, course: Course):
+    def __init__(self, bench: Bench, scenario: Scenario):
         assert bench.config.audit is not None
-        self.bench, self.course, self.settings = bench, course, bench.config.audit
+        self.bench, self.scenario, self.settings = bench, scenario, bench.config.audit
         self._references: list[PreTrainedModel] | None = None
         self._auditor: Auditor | None = None
 
@@ -43,12 +43,12 @@ class Yardsticks:
     def references(self) -> list[PreTrainedModel]:
         """The retrained models."""
         if self._references is None:
-            given = (self.settings.given or {}).get(self.course.name)
+            given = (self.settings.given or {}).get(self.scenario.name)
             if given is not None:
                 self._references = [_read(self.bench, folder) for folder in given]
             else:
                 count = range(self.settings.references)
-                self._references = [retrained(self.bench, self.course, number) for number in count]
+                self._references = [retrained(self.bench, self.scenario, number) for number in count]
         return self._references
 
     @property
@@ -59,7 +59,7 @@ class Yardsticks:
             self._auditor = Auditor(
                 bench.model,
                 dict(bench.dataset),
-                self.course.forgotten,
+                self.scenario.forgotten,
                 reference=self.references,
                 attacks=self.settings.chosen(),
                 max_samples=self.settings.max_samples,
@@ -101,7 +101,7 @@ class Yardsticks:
         own, *references = (
             [subject.states(part)[LOGITS] for part in samples] for subject in (model, *self.auditor.context.references)
         )
-        each = [closeness(own, reference, labels, self.course.forgotten) for reference in references]
+        each = [closeness(own, reference, labels, self.scenario.forgotten) for reference in references]
         return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
 
 
@@ -140,14 +140,14 @@ def closeness(
     return {"tow": float(tow), **found}
 
 
-def retrained(bench: Bench, course: Course, number: int) -> PreTrainedModel:
+def retrained(bench: Bench, scenario: Scenario, number: int) -> PreTrainedModel:
     """Trains a model without the forgotten classes, or reads it from the cache. The first ones are the references."""
     settings = bench.config.audit
     assert settings is not None
     (model,) = retrained_models(
         bench.model,
         bench.dataset["train"],
-        course.forgotten,
+        scenario.forgotten,
         1,
         recipe=settings.recipe,
         seed=settings.seed + 1 + number,
@@ -164,7 +164,7 @@ def _read(bench: Bench, folder: str) -> PreTrainedModel:
     return model.to(bench.model.device).eval()
 
 
-def check_audit(bench: Bench, course: Course) -> None:
+def check_audit(bench: Bench, scenario: Scenario) -> None:
     """Refuses an audit that cannot work, before anything is trained.
 
     The original stands in for the retrained models, and two samples of each class for all.
@@ -172,7 +172,7 @@ def check_audit(bench: Bench, course: Course) -> None:
     Args:
         bench ([`Bench`]):
             The benchmark, with an audit.
-        course ([`Course`]):
+        scenario ([`Scenario`]):
             The setting.
 
     Raises:
@@ -181,34 +181,36 @@ def check_audit(bench: Bench, course: Course) -> None:
     settings, data = bench.config.audit, dict(bench.dataset)
     assert settings is not None
     options: dict[str, Any] = {"attacks": [], "max_samples": 1, "disable_tqdm": True, **bench.loading}
-    audit_models(bench.model, bench.model, data, course.forgotten, **options)
+    audit_models(bench.model, bench.model, data, scenario.forgotten, **options)
     few = [
         Samples(part, options["data_collator"], bench.label_column).limited(
-            2 * len(course.present), AuditContext.generator(0, "samples")
+            2 * len(scenario.present), AuditContext.generator(0, "samples")
         )
         for part in data.values()
     ]
-    roles = ClassRoles(forget=course.forgotten, retain=set(course.present) - set(course.forgotten))
+    roles = ClassRoles(forget=scenario.forgotten, retain=set(scenario.present) - set(scenario.forgotten))
     original = Subject("original", "original", bench.model)
-    count = settings.references if settings.given is None else len(settings.given[course.name])
+    count = settings.references if settings.given is None else len(settings.given[scenario.name])
     references = [Subject("retrained", "retrained", bench.model)] * count
-    for folder in (settings.given or {}).get(course.name, ()):
+    for folder in (settings.given or {}).get(scenario.name, ()):
         if not (Path(folder) / "model.safetensors").is_file():
             expected = "the folder of a model with model.safetensors"
-            raise InvalidInputError(f"audit.given[{course.name!r}]", folder, expected, "Retrain it, or leave it out.")
+            raise InvalidInputError(
+                f"audit.given[{scenario.name!r}]", folder, expected, "Retrain it, or leave it out."
+            )
     context = AuditContext(roles, few[0], few[1], original, references)
     if not any(attack.judged != "shown" and attack.fits(context) for attack in settings.chosen()):
         names = [attack.name for attack in settings.chosen()]
         raise InvalidInputError("audit.attacks", names, "one that fits this model and data, and is judged")
 
 
-def scores_at_end(bench: Bench, course: Course, model: nn.Module, before: float | None) -> dict[str, Any]:
+def scores_at_end(bench: Bench, scenario: Scenario, model: nn.Module, before: float | None) -> dict[str, Any]:
     """Scores a model on the test data by the roles of the last request.
 
     Args:
         bench ([`Bench`]):
             The benchmark.
-        course ([`Course`]):
+        scenario ([`Scenario`]):
             The setting.
         model (`torch.nn.Module`):
             The model.
@@ -218,4 +220,4 @@ def scores_at_end(bench: Bench, course: Course, model: nn.Module, before: float 
     args = GSLoraTrainingArguments(str(bench.output), disable_tqdm=True, report_to="none", dataloader_pin_memory=False)
     assert bench.data_collator is not None
     found = predict(model, bench.dataset["test"], args, bench.data_collator, bench.label_column)
-    return found.by_role(course.roles, before)
+    return found.by_role(scenario.roles, before)
