@@ -99,8 +99,11 @@ def run_benchmark(
         # Later phases use what the former ones have found.
         phases = [
             _retraining(bench),
-            [job for job in runs if job.keywords["cell"].method == ORIGINAL],
-            list({_search_of(bench, job).name: job for job in searches}.values()),
+            # The audit of the original is one long job, which no trial needs: the other processes search meanwhile.
+            [
+                *(job for job in runs if job.keywords["cell"].method == ORIGINAL),
+                *{_search_of(bench, job).name: job for job in searches}.values(),
+            ],
             [job for job in runs if job.keywords["cell"].method != ORIGINAL],
         ]
         todo = [[job for job in phase if not job.func(worker, **job.keywords, only_look=True)] for phase in phases]
