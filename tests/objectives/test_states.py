@@ -4,7 +4,7 @@ import pytest
 import torch
 from errors import refused
 from peft import LoraConfig, get_peft_model
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import GPT2Config, GPT2ForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from gs_lora_peft.objectives import block_paths, captured_states
 
@@ -28,7 +28,7 @@ def test_states_are_those_that_transformers_returns(vit):
         hidden = vit(pixel_values=PIXELS, output_hidden_states=True).hidden_states
     assert captured.paths == block_paths(vit)
     for path, expected in zip(captured.paths, hidden[1:], strict=True):
-        assert torch.equal(captured.pooled("first")[path], expected[:, 0])
+        assert torch.equal(captured.pooled("token")[path], expected[:, 0])
         assert torch.equal(captured.pooled("mean")[path], expected.mean(1))
 
 
@@ -41,13 +41,28 @@ def test_padding_does_not_count(vit):
         torch.testing.assert_close(states[1], captured.outputs[path][1].mean(0))
 
 
+@pytest.mark.parametrize(("mask", "last"), [([1, 1, 1, 0], 2), ([0, 1, 1, 1], 3), (None, 3)])
+def test_behind_causal_attention_the_last_token_is_read(mask, last):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=9, n_embd=8, n_layer=2, n_head=2, num_labels=3, pad_token_id=0)
+    model = GPT2ForSequenceClassification(config).eval()
+    rows = torch.tensor([[5, 6, 7, 8]])
+    attention = None if mask is None else torch.tensor([mask])
+    with captured_states(model) as captured:
+        logits = model(input_ids=rows if mask is None else rows * attention, attention_mask=attention).logits
+    for path, states in captured.pooled("token", attention).items():
+        assert torch.equal(states[0], captured.outputs[path][0, last])
+    read_by_the_head = model.transformer.ln_f(captured.pooled("token", attention)[captured.paths[-1]])
+    torch.testing.assert_close(model.score(read_by_the_head), logits)
+
+
 def test_paths_and_gradients_hold_in_a_peft_model_and_the_hooks_are_removed(vit):
     paths = block_paths(vit)
     model = get_peft_model(vit, LoraConfig(target_modules=["fc1"]))
     with captured_states(model) as captured:
         model(pixel_values=PIXELS)
-    assert list(captured.pooled("first")) == paths
-    assert captured.pooled("first")[paths[-1]].requires_grad
+    assert list(captured.pooled("token")) == paths
+    assert captured.pooled("token")[paths[-1]].requires_grad
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -56,4 +71,4 @@ def test_a_block_that_takes_no_part_is_named(vit):
     with captured_states(vit, ["unused"]) as captured:
         vit(pixel_values=PIXELS)
     with refused("blocks that took part in the forward", []):
-        captured.pooled("first")
+        captured.pooled("token")

@@ -84,8 +84,8 @@ class Subject:
 
         Returns:
             `dict[str, np.ndarray]`: Float32, shape `(n, width)`, by place: `"block 1"` … (the first token, which is
-            the class token of most models), `"block 1 (mean)"` … (the mean over all tokens), `"embedding"` (the input
-            of the head, where that is one vector) and `"logits"`.
+            the class token of most models, or with causal attention the last one), `"block 1 (mean)"` … (the mean over
+            all tokens), `"embedding"` (the input of the head, where that is one vector) and `"logits"`.
         """
         return self.computed(samples, states_of)
 
@@ -124,10 +124,12 @@ def states_of(model: nn.Module, samples: Samples, size: int = 128) -> dict[str, 
         with captured_states(model, paths) as captured, embeddings as inputs:
             logits = logits_of(model, batch)
         found = {LOGITS: logits.float(), **({EMBEDDING: inputs.embeddings} if inputs else {})}
-        for number, (path, first) in enumerate(captured.pooled("first").items(), start=1):
-            found[f"block {number}"] = first
+        mask = batch.get("attention_mask")
+        means = captured.pooled("mean", mask)
+        for number, (path, token) in enumerate(captured.pooled("token", mask).items(), start=1):
+            found[f"block {number}"] = token
             if captured.outputs[path].ndim > 2:
-                found[f"block {number} (mean)"] = captured.pooled("mean", batch.get("attention_mask"))[path]
+                found[f"block {number} (mean)"] = means[path]
         for place, values in found.items():
             parts.setdefault(place, []).append(values.cpu().numpy())
     return {place: np.concatenate(values) for place, values in sorted(parts.items(), key=_order)}

@@ -30,17 +30,17 @@ class DepthObjective(Objective):
     $$w \cdot \operatorname{mean}_{l, i} \frac{1}{d} \left\| \frac{s_l(x_i) - s_l^0(y_{j(i)})}{\sigma_l} \right\|^2
     + w_r \cdot \operatorname{mean}_{l, j} \frac{1}{d} \left\| \frac{s_l(y_j) - s_l^0(y_j)}{\sigma_l} \right\|^2$$
 
-    l counts the blocks and the two readings of each: its first token (the class token of a ViT) and the mean over its
-    tokens, which counts three times. s_l and s_l⁰ are the states of the model that trains and of the model before the
-    task, both of width d, and σ_l is the standard deviation of s_l⁰ among all kept samples, by dimension. Without it
-    the offset that all samples share would hide in what they differ. x_i are the samples to forget and y_j those to
-    keep. With the target `"sample"`, y_{j(i)} is of that class among those in the half to keep to which the model
-    before the task gives the largest logit for x_i; it is drawn anew at each step. With `"transport"` it is the kept
-    sample of the whole training set that an optimal transport gives to x_i, the same in each step, see
-    [`TransportTargets`]. Where samples of a class differ much, as faces under varied light do, drawn targets teach
-    their mean, and forgotten samples end there in a tight cluster that gives them away. No gradient reaches the
-    targets. The mean over blocks weighs the l-th block by 1 / l, because most of what later states tell apart is there
-    behind the first block.
+    l counts the blocks and the two readings of each: one token (the class token of a ViT, the last one with causal
+    attention) and the mean over its tokens, which counts three times. s_l and s_l⁰ are the states of the model that
+    trains and of the model before the task, both of width d, and σ_l is the standard deviation of s_l⁰ among all kept
+    samples, by dimension. Without it the offset that all samples share would hide in what they differ. x_i are the
+    samples to forget and y_j those to keep. With the target `"sample"`, y_{j(i)} is of that class among those in the
+    half to keep to which the model before the task gives the largest logit for x_i; it is drawn anew at each step.
+    With `"transport"` it is the kept sample of the whole training set that an optimal transport gives to x_i, the
+    same in each step, see [`TransportTargets`]. Where samples of a class differ much, as faces under varied light do,
+    drawn targets teach their mean, and forgotten samples end there in a tight cluster that gives them away. No
+    gradient reaches the targets. The mean over blocks weighs the l-th block by 1 / l, because most of what later
+    states tell apart is there behind the first block.
 
     With a radius ρ the first term counts a second time, at the weights that an attacker would have after one step of
     fine-tuning on x_i with their true labels, see [`relearned_weights`]: what a step brings back is not gone. Training

@@ -16,11 +16,11 @@ from ..tuner import find_ffn_blocks
 from .heads import logits_of
 from .losses import GlobalMean, identity
 
-Pooling = Literal["first", "mean"]
+Pooling = Literal["token", "mean"]
 
-# What an attacker may read of a block, and its weight: the class token, and the mean over all tokens. The mean needs
-# more, because every token of an image takes part in it, and attention hands only some of that to the class token.
-_POOLINGS: dict[Pooling, float] = {"first": 1.0, "mean": 3.0}
+# What an attacker may read of a block, and its weight: the token that a head reads, and the mean over all tokens. The
+# mean needs more, because every token of an image takes part in it, and attention hands only some of that to another.
+_POOLINGS: dict[Pooling, float] = {"token": 1.0, "mean": 3.0}
 
 # Dimensions that hardly vary among kept samples are measured in this share of the mean deviation of all dimensions.
 _SMALLEST_SCALE = 0.1
@@ -41,20 +41,24 @@ class CapturedStates:
         outputs (`dict[str, torch.Tensor]`):
             Output of each block by its path, shape `(B, T, width)` or `(B, width)`, with gradient where the forward
             had one. If a block is called several times, its last output.
+        causal (`bool`):
+            Whether a token sees only what stands before it, so that the last one tells most.
     """
 
     paths: Sequence[str]
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    causal: bool = False
 
     def pooled(self, kind: Pooling, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Returns one vector for each sample and block, float32, shape `(B, width)`.
 
         Args:
-            kind (`"first"` or `"mean"`):
-                The first token, which is the class token in ViT and BERT; or the mean over all tokens.
+            kind (`"token"` or `"mean"`):
+                The first token, which is the class token in ViT and BERT, or with causal attention the last one, which
+                the heads of GPT and Llama read; or the mean over all tokens.
             mask (`torch.Tensor`, *optional*):
-                Shape `(B, T)`, 0 for padding that the mean leaves out, such as `attention_mask`. Ignored for blocks
-                with another number of tokens.
+                Shape `(B, T)`, 0 for padding, which does not count, such as `attention_mask`. Ignored for blocks with
+                another number of tokens.
 
         Raises:
             InvalidInputError: If a block was not called.
@@ -62,19 +66,23 @@ class CapturedStates:
         if missing := [path for path in self.paths if path not in self.outputs]:
             fix = "Name blocks that the forward of this model calls."
             raise InvalidInputError("blocks that took part in the forward", list(self.outputs), f"{missing} too", fix)
-        return {path: _pool(self.outputs[path].float(), kind, mask) for path in self.paths}
+        return {path: self._pool(self.outputs[path].float(), kind, mask) for path in self.paths}
 
-
-def _pool(states: Tensor, kind: Pooling, mask: Tensor | None) -> Tensor:
-    if states.ndim == 2:
-        return states
-    if kind == "first":
-        return states.flatten(1, -2)[:, 0]
-    tokens = states.flatten(1, -2)
-    if mask is None or mask.shape != tokens.shape[:2]:
-        return tokens.mean(1)
-    weights = mask.to(tokens.dtype)[..., None]
-    return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
+    def _pool(self, states: Tensor, kind: Pooling, mask: Tensor | None) -> Tensor:
+        if states.ndim == 2:
+            return states
+        tokens = states.flatten(1, -2)
+        fits = mask is not None and mask.shape == tokens.shape[:2]
+        if kind == "token" and not (fits and self.causal):
+            return tokens[:, -1 if self.causal else 0]
+        if mask is None or not fits:
+            return tokens.mean(1)
+        if kind == "mean":
+            weights = mask.to(tokens.dtype)[..., None]
+            return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
+        # Padding may stand on either side.
+        last = torch.where(mask > 0, torch.arange(mask.shape[1], device=mask.device), 0).argmax(1)
+        return tokens[torch.arange(len(tokens), device=tokens.device), last]
 
 
 def block_paths(model: nn.Module) -> list[str]:
@@ -113,6 +121,7 @@ def captured_states(model: nn.Module, paths: Sequence[str] | None = None) -> Ite
     """
     own = bare(model)
     captured = CapturedStates(list(paths) if paths is not None else block_paths(own))
+    captured.causal = any(_is_causal(own.get_submodule(path)) for path in captured.paths)
 
     def keep(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -127,6 +136,10 @@ def captured_states(model: nn.Module, paths: Sequence[str] | None = None) -> Ite
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _is_causal(block: nn.Module) -> bool:
+    return any(getattr(module, "is_causal", False) is True for module in block.modules())
 
 
 def rows_of(inputs: Mapping[str, Any], rows: slice) -> dict[str, Any]:

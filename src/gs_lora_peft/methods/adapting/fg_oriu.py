@@ -36,8 +36,8 @@ class StatesObjective(Objective):
     Args:
         missing_classes (`Sequence[int]`):
             Classes to keep without training data, which the loss leaves out.
-        reading (`"first"` or `"mean"`):
-            How a state is read: its first token, or the mean over its tokens.
+        reading (`"token"` or `"mean"`):
+            How a state is read: one token, or the mean over all of them, see [`CapturedStates.pooled`].
 
     Attributes:
         states (`dict[str, torch.Tensor]`):
@@ -66,7 +66,7 @@ class FGOrIU(Method):
     r"""Moves the states of samples to forget out of the subspace of their classes, behind every block.
 
     Before the task, an orthonormal basis P_f of each block's states of D_f and a basis P_r of those of D_r are found:
-    the fewest directions with the share `energy` of Σ‖state‖². A state is the first token (the class token of a ViT).
+    the fewest directions with the share `energy` of Σ‖state‖². A state is one token (the class token of a ViT).
     With S_f and S_r the states of both halves of the batch, each of length 1, minimises
 
     $$w\,\mathrm{CE}(\text{retain half}) + w_f \sum_l \lVert S_f P_f\rVert_*
@@ -93,7 +93,7 @@ class FGOrIU(Method):
             Share of the energy of the states that a basis holds, in (0, 1].
         blocks (`"all"` or `"last"`, *optional*, defaults to `"all"`):
             The blocks of the two norms. The source uses the last one for ImageNet. Projections act in all.
-        reading (`"first"` or `"mean"`, *optional*, defaults to `"first"`):
+        reading (`"token"` or `"mean"`, *optional*, defaults to `"token"`):
             How a state is read; `"mean"` for models without a class token.
         official_compat (`bool`, *optional*, defaults to `False`):
             As in the public code: energy of the squared eigenvalues, which gives fewer directions; no subspaces of
@@ -128,7 +128,7 @@ class FGOrIU(Method):
     cross_entropy_weight: NotNegative = 1.0
     energy: Share = 0.99
     blocks: Literal["all", "last"] = "all"
-    reading: Pooling = "first"
+    reading: Pooling = "token"
     official_compat: bool = False
 
     def __post_init__(self) -> None:
