@@ -383,6 +383,13 @@ def test_trials_are_different_and_begin_as_published(finished):
         assert len(set(options)) == len(options) == 2
 
 
+def test_trials_say_what_is_recovered_and_which_was_chosen(finished):
+    for method in ("gs_lora", "random_labels"):
+        trials = [trial for trial in finished[1].trials if trial["method"] == method]
+        assert all(0 <= trial["recovered"] <= 100 for trial in trials)
+        assert [trial["chosen"] for trial in trials].count(True) == 1
+
+
 def test_the_best_trial_forgets_most_of_those_with_the_same_h():
     """One that did not forget would rank last in the table, whatever its H."""
     trials = [
@@ -394,6 +401,20 @@ def test_the_best_trial_forgets_most_of_those_with_the_same_h():
     ]
     assert search.best_of(trials) is trials[1]
     assert search.best_of(trials[2:4]) is trials[2]
+
+
+def test_among_trials_of_nearly_the_same_h_the_one_that_hides_least_is_best():
+    """H alone does not see what is only silent, and held-out images are few."""
+    trials = [
+        {"h_mean": 1.0, "acc_forget": 0.0, "recovered": 80.0, "outcome": "forgotten"},
+        {"h_mean": 0.995, "acc_forget": 0.0, "recovered": 40.0, "outcome": "forgotten"},
+        {"h_mean": 0.98, "acc_forget": 0.0, "recovered": 10.0, "outcome": "forgotten"},
+        {"h_mean": 1.0, "acc_forget": 0.0, "recovered": 5.0, "outcome": "not forgotten"},
+        {"h_mean": 0.999, "acc_forget": 0.0, "recovered": None, "outcome": "forgotten"},
+    ]
+    assert search.best_of(trials) is trials[0]
+    assert search.best_of(trials, tolerance=1) is trials[1]
+    assert search.best_of(trials, tolerance=3) is trials[2]
 
 
 def test_files(finished, tmp_path):

@@ -10,7 +10,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from ..audit import Attack, RetrainRecipe, get_attacks
-from ..checking import ClassId, Count, NotNegativeWhole, Number, Share, Text, check_fields, checked, ordered_list
+from ..checking import (
+    ClassId,
+    Count,
+    NotNegative,
+    NotNegativeWhole,
+    Number,
+    Share,
+    Text,
+    check_fields,
+    checked,
+    ordered_list,
+)
 from ..errors import InvalidInputError
 from ..methods import get_method
 from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe
@@ -237,9 +248,10 @@ class AuditSettings:
 class SearchSettings:
     """How learning rate and hyper-parameters of every method are chosen, before any cell of the table.
 
-    Each trial trains on part of the training data and forgets other classes than the benchmark does; the images held
-    out judge it by H, and ties by the lower forget accuracy. Test data are never used. The first trial has the
-    published settings. The others are drawn, for every method the same number.
+    Each trial trains on part of the training data and forgets other classes than the benchmark does; the images
+    held out judge it: among the trials that forgot and whose H is at most `tolerance` below the largest, the one
+    wins from whose states nearest class means recover least of the forgotten classes. Test data are never used.
+    The first trial has the published settings. The others are drawn, for every method the same number.
 
     Args:
         trials (`int`, *optional*, defaults to 7):
@@ -251,6 +263,8 @@ class SearchSettings:
             Requests of a trial, from the first of the setting; by default all.
         fraction (`float`, *optional*, defaults to 0.25):
             Share of the training images of each class that judge the trials.
+        tolerance (`float`, *optional*, defaults to 1):
+            Points of H that do not count as a difference, because few images are held out. With 0, H alone decides.
         seed (`int`, *optional*, defaults to 0):
             Seed of the classes, the images, the draws and the training.
     """
@@ -259,6 +273,7 @@ class SearchSettings:
     learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     requests: Count | None = None
     fraction: Annotated[Number, Field(gt=0, lt=1, description="a number between 0 and 1")] = 0.25
+    tolerance: NotNegative = 1.0
     seed: NotNegativeWhole = 0
 
     def __post_init__(self) -> None:

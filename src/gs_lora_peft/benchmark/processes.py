@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from .cells import CellRunner, Row
 from .parts import ORIGINAL, RETRAINED
 from .plan import Bench, Cell
-from .search import Search, best_of
+from .search import Search
 from .settings import BenchmarkConfig
 
 
@@ -42,8 +42,8 @@ class Worker:
         """Returns what the search found for a run; `None` without a search, or before its end."""
         if not self.is_searched(cell):
             return None
-        trials = Search(self.bench, cell.method, self.bench.scenarios[cell.scenario]).trials()
-        return None if trials is None else dict(best_of(trials)["options"])
+        best = Search(self.bench, cell.method, self.bench.scenarios[cell.scenario]).best()
+        return None if best is None else dict(best["options"])
 
     def finished(self, cell: Cell) -> list[Row] | None:
         """Returns the rows of a run that is done; `None` if it is not."""

@@ -10,11 +10,11 @@ from ..io import write_json_atomic
 from .cells import CELLS_FOLDER
 from .plan import SCHEMA
 from .results import RUN, SEARCH, BenchmarkResults
-from .search import SEARCH_FOLDER
+from .search import CHOSEN, SEARCH_FOLDER
 
 Row = dict[str, Any]
 
-_OF_TRIAL = ("method", "setting", SEARCH)
+_OF_TRIAL = ("method", "setting", SEARCH, CHOSEN)
 _OF_ATTACK = ("method", "setting", "seed")
 
 

@@ -20,7 +20,7 @@ from .plan import Bench, Cell
 from .processes import Pool, Worker
 from .restoring import restore_finished
 from .results import RUN, SEARCH, BenchmarkResults
-from .search import Search, search_scenario
+from .search import CHOSEN, Search, search_scenario
 from .settings import BenchmarkConfig
 from .yardsticks import check_audit, retrained
 
@@ -224,7 +224,11 @@ def collect(bench: Bench) -> BenchmarkResults:
     for job in _searches(bench):
         search = _search_of(bench, job)
         about = {"method": job.keywords["method"], "setting": job.keywords["scenario"], SEARCH: search.name}
-        trials += [{**about, **trial, "options": json.dumps(trial["options"])} for trial in search.trials() or []]
+        best = search.best()
+        trials += [
+            {**about, **trial, "options": json.dumps(trial["options"]), CHOSEN: trial == best}
+            for trial in search.trials() or []
+        ]
     results = BenchmarkResults(rows, trials, attacks)
     results.save(bench.output)
     return results

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
+from torch import nn
 
+from ..audit import Auditor
+from ..audit.attacks.probes import AMONG_ALL
+from ..audit.subjects import Subject
 from ..data import train_validation_split
 from ..errors import InvalidInputError
 from ..io import write_json_atomic
@@ -23,6 +28,7 @@ from .parts import Entry, SearchSettings, slug
 from .plan import SCHEMA, Bench, Scenario, held_out_classes
 
 SEARCH_FOLDER = "search"
+RECOVERED, CHOSEN = "recovered", "chosen"  # columns of the trials
 _RATE = "learning_rate"
 
 Trial = dict[str, Any]
@@ -65,6 +71,11 @@ class Search:
         self._store(done.values(), finished=True)
         return self.trials() or []
 
+    def best(self) -> Trial | None:
+        """Returns the trial that a finished search chose, see [`best_of`]; `None` if it is not finished."""
+        trials = self.trials()
+        return None if trials is None else best_of(trials, self.settings.tolerance)
+
     def forget_failed(self) -> None:
         """Drops the trials that ended with an error, so that they are carried out again."""
         trials = self._stored().get("trials", [])
@@ -83,6 +94,7 @@ class Search:
             return {
                 "h_mean": last["h_mean"],
                 **{key(role): last[key(role)] for role in ("retain", "forget")},
+                RECOVERED: recovered(self.bench, forgetter.model, data, self.scenario.forgotten, self.settings.seed),
                 "outcome": last["outcome"],
                 "seconds": round(last["seconds"], 3),
             }
@@ -139,18 +151,64 @@ def candidates_of(entry: Entry, settings: SearchSettings) -> list[dict[str, Any]
     return [{}, *drawn[: settings.trials - 1]]
 
 
-def best_of(trials: list[Trial]) -> Trial:
-    """Returns the best trial: one that forgot, with the largest H, that recognises the classes to forget least.
+def recovered(
+    bench: Bench, model: nn.Module, data: Mapping[str, Dataset], forgotten: Sequence[int], seed: int
+) -> float | None:
+    """How much nearest class means recover of the forgotten classes, in points, mean over the places of the model.
+
+    H does not see what is only silent. There are no retrained models for the classes of a trial, so that this figure
+    says nothing by itself: it tells trials of one method apart.
+
+    Args:
+        bench ([`Bench`]):
+            The benchmark.
+        model (`torch.nn.Module`):
+            The model of a trial, with or without adapters.
+        data (`Mapping[str, Dataset]`):
+            What the trial trained on, and what judges it.
+        forgotten (`Sequence[int]`):
+            The classes that it forgot.
+        seed (`int`):
+            Seed of the audit.
+
+    Returns:
+        `float`, or `None` for a detector.
+    """
+    auditor = Auditor(bench.model, dict(data), forgotten, attacks=["centroid"], seed=seed, **bench.loading)
+    context, (attack,) = auditor.context, auditor.attacks
+    if not attack.fits(context):
+        return None
+    found = attack.run(Subject("forgotten", "forgotten", model), context)
+    return float(np.mean([figure.value for figure in found if figure.setting.startswith(AMONG_ALL)]))
+
+
+def best_of(trials: list[Trial], tolerance: float = 0.0) -> Trial:
+    """Returns the best trial: among those that forgot and whose H is near the largest, the one that recovers least.
 
     A trial that did not forget would win by H alone over one that forgot, and then rank behind all others.
+
+    Args:
+        trials (`list[dict]`):
+            Finished trials.
+        tolerance (`float`, *optional*, defaults to 0):
+            How far, in points, H may be below the largest one.
     """
 
-    def rank(trial: Trial) -> tuple[bool, float, float]:
-        score, known = trial.get("h_mean"), trial.get(measure_of(trial).key("forget"))
-        forgot = trial.get("outcome") == FORGOTTEN
-        return (forgot, -1.0 if score is None else round(score, 4), 0.0 if known is None else -known)
+    def score(trial: Trial) -> float:
+        return -1.0 if trial.get("h_mean") is None else round(trial["h_mean"], 4)
 
-    return max(trials, key=rank)
+    def least(*figures: float | None) -> tuple[float, ...]:
+        return tuple(math.inf if figure is None else figure for figure in figures)
+
+    forgot = [trial for trial in trials if trial.get("outcome") == FORGOTTEN] or trials
+    enough = max(map(score, forgot)) - tolerance / 100
+    near = [trial for trial in forgot if score(trial) >= enough]
+    return min(near, key=lambda trial: (*least(trial.get(RECOVERED)), -score(trial), *least(_known(trial))))
+
+
+def _known(trial: Trial) -> float | None:
+    """How well the classes to forget are still recognised."""
+    return trial.get(measure_of(trial).key("forget"))
 
 
 def search_scenario(bench: Bench, scenario: Scenario, settings: SearchSettings) -> Scenario:

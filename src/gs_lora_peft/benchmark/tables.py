@@ -14,7 +14,7 @@ from ..ledger import TOLERANCE
 from ..metrics import measure_of
 from ..reports import Table
 from .parts import YARDSTICKS
-from .search import best_of
+from .search import CHOSEN, RECOVERED
 
 Row = dict[str, Any]
 
@@ -178,13 +178,13 @@ def search_table(trials: Sequence[Row]) -> Table:
         groups.setdefault((trial["method"], trial["setting"]), []).append(trial)
     cells = []
     for (method, setting), own in groups.items():
-        best = best_of(own)
+        best = next(trial for trial in own if trial[CHOSEN])
         options = json.loads(best["options"])
         found = {**options.get("training", {}), **options.get("hyper_parameters", {})}
         shown = ((name, f"{value:g}" if isinstance(value, float) else value) for name, value in found.items())
         text = ", ".join(f"{name} {value}" for name, value in shown)
-        cells.append([method, setting, len(own), best.get("h_mean"), text or "as published"])
-    return Table(["method", "setting", "trials", "H there", "chosen"], cells, "llrrl")
+        cells.append([method, setting, len(own), best.get("h_mean"), best.get(RECOVERED), text or "as published"])
+    return Table(["method", "setting", "trials", "H there", "recovered there", "chosen"], cells, "llrrrl")
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
