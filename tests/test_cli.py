@@ -203,6 +203,28 @@ def test_exit_codes(call, run, tmp_path, arguments, expected, said, as_json):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "options", "is_json"),
+    [
+        ("json: true", [], True),
+        ("json: 'yes'", [], True),
+        ("json: true", ["--json", "false"], False),
+        ("json: false", ["--json"], True),
+        ("json: false", [], False),
+        ("json: [", ["--json"], True),
+        ("", ["--json=false"], False),
+    ],
+)
+@pytest.mark.parametrize("command", [["forget"], ["redo", "run"]])
+def test_json_of_a_file_holds_for_errors_too(call, tmp_path, monkeypatch, settings, options, is_json, command):
+    """The command line wins over the file."""
+    monkeypatch.chdir(tmp_path)
+    Path("settings.yaml").write_text(settings)
+    code, out, err = call(*command, "--config", "settings.yaml", "--rank", "4", *options)
+    assert code in (1, 2)
+    assert ("error" in json.loads(out)) if is_json else (out == "" and err.startswith("Error: "))
+
+
 def test_a_run_without_tasks_in_effect(call, tmp_path):
     """Neither export nor merge leaves anything; the reason is told: no request yet, or all of them revoked."""
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
