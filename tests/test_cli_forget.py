@@ -119,8 +119,8 @@ def test_mistakes_are_named_before_any_work(local, tmp_path):
     bad = [*pair, f"--config={tmp_path / 'bad.yaml'}"]
     for options, said in (
         (pair[:2], "--forget is missing"),
-        ([*pair[:2], "--forget", "tench"], "--dataset_name is missing"),
-        ([*pair[2:], "--forget", "tench"], "--model_name_or_path is missing"),
+        ([*pair[:2], "--forget", "tench"], "--data is missing"),
+        ([*pair[2:], "--forget", "tench"], "--model is missing"),
         (bad, "learning_rte"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -146,6 +146,10 @@ def test_settings_from_a_file(tmp_path):
     options = parsed("--config", str(tmp_path / "a.yaml"), "--data=d", "--train-split", "t")
     assert (options.data.model_name_or_path, options.data.label_column) == ("m", "boxes")
     assert (options.data.dataset_name, options.data.train_split) == ("d", "t")
+    (tmp_path / "a.yaml").write_text("data_config: c\noutput: o\n")  # the names of all commands, and of scripts
+    for words, expected in (([], ("c", "o")), (["--output", "p", "--dataset-config-name", "d"], ("d", "p"))):
+        options = parsed("--config", str(tmp_path / "a.yaml"), *words)
+        assert (options.data.dataset_config_name, options.args.output_dir) == expected
     for text, expected in (
         ("forget: [tench, church]", "tench,church"),
         ("forget: [[tench, 3], [church]]", "tench,3;church"),
@@ -339,7 +343,7 @@ def test_the_split_that_is_scored_on(tmp_path, monkeypatch, splits, asked, score
 
 @pytest.mark.parametrize(
     ("options", "wrong"),
-    [(["--hub_model_id", "./x"], "--hub_model_id"), (["--output_dir", "runs/a..b"], "--output_dir"), ([], None)],
+    [(["--hub_model_id", "./x"], "--hub_model_id"), (["--output_dir", "runs/a..b"], "--output"), ([], None)],
 )
 def test_where_to_publish_is_checked_before_any_work(options, wrong):
     """A name that cannot be a repository, given or of the folder, is a wrong command line with a push only."""

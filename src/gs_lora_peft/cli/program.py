@@ -32,7 +32,15 @@ _EXIT_CODES = (
 )
 
 
-app = typer.Typer(no_args_is_help=True, epilog=_EXIT_CODES, context_settings={"help_option_names": ["--help", "-h"]})
+app = typer.Typer(
+    no_args_is_help=True,
+    epilog=_EXIT_CODES,
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        # --train_split, as `forget` and scripts of transformers write it, means --train-split.
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
 
 
 def _flowing(docstring: str) -> str:

@@ -26,6 +26,7 @@ from ...models import (
 from ...runs import ContinualForgetter, newest_checkpoint
 from ..convert_face import read_names
 from ..loading import load_data
+from ..terminal import renamed
 from .options import CONVERSION, Options, missing_classes
 from .subjects import Classifier
 
@@ -90,7 +91,7 @@ def made_face_model(options: Options) -> tuple[dict[str, Any], DatasetDict]:
         training |= {"seed": options.args.seed, "num_processes": options.args.world_size}
     mark = {"checkpoint": source, "people": names, **settings}
     if made:
-        advice = f"go on with --model_name_or_path {folder}, without the options that made it"
+        advice = f"go on with --model {folder}, without the options that made it"
         _check_base_model(folder, mark, advice)
     elif any(work.glob("checkpoint-*")):
         _check_base_model(folder, mark | training, f"remove '{work}' to begin anew")
@@ -138,9 +139,12 @@ def _check_base_model(folder: Path, settings: dict[str, Any], advice: str) -> No
     known = parse_json(mark.read_bytes()) if mark.is_file() else {}
     before = {name: known.get(name, "unknown") for name in settings}
     if differing := [name for name, value in settings.items() if before[name] != value]:
-        changes = (f"--{name} was {shortened(before[name])} and is {shortened(settings[name])}" for name in differing)
+        changes = (
+            renamed(f"--{name}") + f" was {shortened(before[name])} and is {shortened(settings[name])}"
+            for name in differing
+        )
         raise ValueError(
-            f"'{folder}' is made with other settings: {'; '.join(changes)}. Choose another --output_dir, or {advice}."
+            f"'{folder}' is made with other settings: {'; '.join(changes)}. Choose another --output, or {advice}."
         )
 
 
