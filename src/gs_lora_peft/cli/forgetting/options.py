@@ -16,7 +16,7 @@ from ..terminal import NAMES
 _SCORED_ON = (
     "Split to score on. Default: the first that exists of test, validation, valid, val, evaluation, eval, dev."
 )
-_OUTPUT = "Folder of the run. Default: digits, classes, faces or detection in runs, as the model is."
+_OUTPUT = "Folder of the run. Default: runs/digits, runs/classes, runs/faces or runs/detection, by the kind of model."
 
 
 @dataclass
@@ -203,19 +203,8 @@ class Options:
 
 # Options of `gs-lora forget` that `gs-lora redo` lacks.
 REDO_LACKS = frozenset(
-    {
-        "forget",
-        "forget_weights",
-        "output_dir",
-        "output",
-        "keep",
-        "redo",
-        "checkpoint",
-        "people",
-        "pretrain",
-        "model_revision",
-    }
-    | {item.name for item in dataclasses.fields(FaceModelArguments)}
+    {"forget", "forget_weights", "output_dir", "output", "keep", "redo", "checkpoint", "people", "pretrain"}
+    | {"model_revision", *(item.name for item in dataclasses.fields(FaceModelArguments))}
 )
 
 # In the order of `Options`.
