@@ -391,7 +391,12 @@ def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):
     """What a killed run left in the cache is trained anew, and a whole model takes its name at the end."""
     monkeypatch.setattr(digits, "cached_assets_path", lambda *args, **more: tmp_path)
     trained = []
-    monkeypatch.setattr("gs_lora_peft.training.ResumableTrainer.train", lambda self, **options: trained.append(1))
+
+    def train(self, **options):
+        trained.append(1)
+        self.model.classifier.bias.data += 1
+
+    monkeypatch.setattr("gs_lora_peft.training.ResumableTrainer.train", train)
     pretrained_digits_vit(load_digits())
     (weights,) = tmp_path.glob("*/model/model.safetensors")
     weights.unlink()
