@@ -91,13 +91,13 @@ def test_two_processes(local, tmp_path):
     """`torchrun --nproc_per_node 2` gives the scores that `accelerate launch` with the same global batch gives."""
     alone = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no"
     launchers = {
-        1: f"{alone} --dynamo_backend no",
-        2: "torch.distributed.run --standalone --nproc_per_node 2 --",
+        1: f"{alone} --dynamo_backend no -m gs_lora_peft",
+        2: "torch.distributed.run --standalone --nproc_per_node 2 -m -- gs_lora_peft",
     }
     scores = {}
     for processes, batch in ((1, 4), (2, 2)):
         command = [
-            sys.executable, "-m", *launchers[processes].split(), str(EXAMPLES / "forget.py"),
+            sys.executable, "-m", *launchers[processes].split(), "forget",
             "--r", "4", "--model_name_or_path", local["model"], "--dataset_name", local["images"],
             "--forget", "tench", "--num_train_epochs", "2", "--per_device_train_batch_size", str(batch),
             "--output_dir", f"out{processes}", "--max_forget_accuracy", "1",

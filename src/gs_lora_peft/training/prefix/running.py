@@ -68,8 +68,9 @@ class FrozenPrefix:
     def __enter__(self) -> None:
         self._reset()
         self._is_on = self.trainer.args.prefix_cache != "off" and self.trainer.trained.adapter is not None
-        if self.reason is not None:
-            self._refuse(self.reason)
+        # What arguments and model say is the same in all processes.
+        if self.reason is not None and self.trainer.args.prefix_cache == "on":
+            raise _demanded(self.reason)
 
     def __exit__(self, *error: Any) -> None:
         self._is_on = False
