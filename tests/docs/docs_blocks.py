@@ -8,8 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # CONTRIBUTING.md holds excerpts of files; tests/test_contributing.py compares them. README.md: tests/test_readme.py.
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(
-    r"(?:^<!-- (?:not run: (?P<reason>.+)|needs: (?P<needs>.+)) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
+    r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 
 
@@ -20,7 +19,6 @@ class Block:
     kind: str
     code: str
     reason: str | None  # why it is not run
-    needs: tuple[str, ...]  # modules that the suite does not install
 
 
 def name_of(page: Path) -> str:
@@ -31,12 +29,7 @@ def blocks(page: Path) -> list[Block]:
     text = page.read_text("utf-8")
     return [
         Block(
-            name_of(page),
-            text.count("\n", 0, found.start("code")) + 1,
-            found["kind"],
-            found["code"],
-            found["reason"],
-            tuple((found["needs"] or "").split()),
+            name_of(page), text.count("\n", 0, found.start("code")) + 1, found["kind"], found["code"], found["reason"]
         )
         for found in BLOCK.finditer(text)
     ]
