@@ -196,8 +196,11 @@ def test_a_reference_that_knows_a_forgotten_class_is_refused(dataset, caplog):
     with refused("reference") as error:
         audit(dataset, reference=knowing)
     assert "--retrain-epochs" in error.value.fix
-    # Of an original that knows everything, a reference that knows nothing is told.
-    context = Auditor(knowing, dataset, [1, 3], reference=model(2)).context
+    # Beside an original that knows everything, a reference that gives one answer to all is named.
+    constant = model(2)
+    with torch.no_grad():
+        constant.classifier.bias[3] = 100.0
+    context = Auditor(knowing, dataset, [1, 3], reference=constant).context
     check_references(context.original, context.references, context.judge, context.roles)
     assert [(record.args[0], record.args[2] > 90) for record in caplog.records if "audit" in record.name] == [
         ("retrained", True)
