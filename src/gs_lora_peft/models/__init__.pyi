@@ -5,7 +5,7 @@ from .face.modeling import (
     FaceTransformerModel as FaceTransformerModel,
 )
 from .face.processing import FaceImageProcessor as FaceImageProcessor
-from .small_vit import small_vit as small_vit
+from .vit import small_vit as small_vit
 
 __all__ = [
     "FaceImageProcessor",
