@@ -13,9 +13,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 import views
-from reception import SERVED, Visits, told
+from reception import told
+from sessions import SERVED, Visits
 from sources import RECIPE, Source, digits
-from visits import Progress
+from visits import Progress, VisitEnded
 
 MOST_WAITING = 16  # visitors in the queue
 # Fonts of the visitor's own system: the page asks no other server for anything.
@@ -113,19 +114,22 @@ def build(root: Path, source: Source) -> gr.Blocks:
 
         @told
         def on_kind(chosen: str, request: gr.Request) -> tuple:
-            visit = visits.of(request)
+            visit = visits.of(str(request.session_hash))
             visit.choose(source if chosen == DIGITS else None)
             return gr.update(visible=chosen == OWN), views.known(visit.source), *_start(visit.source), *cleared
 
         @told
         def on_upload(path: str, request: gr.Request, progress: Any = gr.Progress(track_tqdm=True)) -> tuple:  # noqa: B008
-            visit = visits.of(request)
-            own = visit.bring(path, source.recipe)
+            try:
+                own = visits.of(str(request.session_hash)).bring(path, source.recipe)
+            except VisitEnded:
+                Path(path).unlink(missing_ok=True)  # its name may say whom it shows
+                raise
             return None, views.known(own), *_start(own), *cleared
 
         @told
         def on_forget(chosen: list[int], recipe: str, request: gr.Request) -> Iterator[tuple]:
-            visit = visits.of(request)
+            visit = visits.of(str(request.session_hash))
             found = None
             for found in visit.forget(chosen, recipe):
                 yield f"**Forgetting: {found.share:.0%}**", *_watched(found), *cleared
@@ -141,18 +145,21 @@ def build(root: Path, source: Source) -> gr.Blocks:
 
         @told
         def on_attack(shots: float, request: gr.Request) -> Iterator[str]:
-            visit = visits.of(request)
+            visit = visits.of(str(request.session_hash))
             yield views.note_html("Training the same model again, without these classes …")
             visit.retrain()
             yield views.note_html("Attacking the original, the forgotten and the retrained model …")
             yield views.attacks(visit.attack(int(shots)), int(shots))
+
+        def on_leave(request: gr.Request) -> None:
+            visits.leave(str(request.session_hash))
 
         charts = [losses, accuracies, blocks]
         kind.input(on_kind, kind, [upload, status, classes, *charts, *results], show_progress="minimal", **work)
         file.upload(on_upload, file, [file, status, classes, *charts, *results], show_progress_on=status, **work)
         forget.click(on_forget, [classes, recipe], [status, *charts, *results], show_progress="minimal", **work)
         attack.click(on_attack, shots, attacks, show_progress="minimal", **work)
-        page.unload(visits.leave)
+        page.unload(on_leave)
     return page.queue(max_size=MOST_WAITING)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features
 from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTForImageClassification
 
 from gs_lora_peft.audit import RetrainRecipe, retrain
+from gs_lora_peft.cli import load_digits
 from gs_lora_peft.errors import InvalidInputError
+from gs_lora_peft.images import to_image
+from gs_lora_peft.models import small_vit
 
 # Trained in less than a minute on two cores, so that base and retrained models fit into one request each.
 RECIPE = RetrainRecipe(epochs=16, learning_rate=2e-3, batch_size=64, weight_decay=0.05, warmup=0.1)
-
-DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 PICTURE_SIZE = 32  # own pictures become grey, of 32×32 pixels: as many patches as a digit has
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".webp")
@@ -80,9 +80,7 @@ def digits(cache: Path, recipe: RetrainRecipe = RECIPE) -> Source:
         recipe ([`RetrainRecipe`], *optional*):
             How to train.
     """
-    found = load_digits()
-    images = (found.images / 8 - 1).astype(np.float32)[:, None]
-    return trained(split(images, found.target, DIGIT_NAMES), cache, recipe)
+    return trained(load_digits(), cache, recipe)
 
 
 def own_pictures(path: str | Path) -> DatasetDict:
@@ -117,16 +115,15 @@ def own_pictures(path: str | Path) -> DatasetDict:
 def _read_zip(path: str | Path) -> tuple[np.ndarray, list[str]]:
     """Returns pixels, shape `(n, 1, size, size)`, and the folder of each picture."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if _is_picture(member)]
-            if len(members) > MOST_PICTURES:
-                fix = "Leave some out."
-                raise InvalidInputError(
-                    "zip", f"{len(members)} pictures", f"at most {MOST_PICTURES} pictures in all", fix
-                )
-            images = [_pixels(archive, member) for member in members]
-    except zipfile.BadZipFile:
+        archive = zipfile.ZipFile(path)
+    except Exception:  # a damaged list of files has many errors
         raise InvalidInputError("zip", "another file", "a zip of folders with pictures", "Choose another.") from None
+    with archive:
+        members = [member for member in archive.infolist() if _is_picture(member)]
+        if len(members) > MOST_PICTURES:
+            expected = f"at most {MOST_PICTURES} pictures in all"
+            raise InvalidInputError("zip", f"{len(members)} pictures", expected, "Leave some out.")
+        images = [_pixels(archive, member, number) for number, member in enumerate(members, start=1)]
     shape = (0, 1, PICTURE_SIZE, PICTURE_SIZE)
     folders = [PurePosixPath(member.filename).parent.name for member in members]
     return np.stack(images) if images else np.empty(shape, np.float32), folders
@@ -138,18 +135,21 @@ def _is_picture(member: zipfile.ZipInfo) -> bool:
     return path.suffix.lower() in SUFFIXES and bool(path.parent.name) and not hidden
 
 
-def _pixels(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _pixels(archive: zipfile.ZipFile, member: zipfile.ZipInfo, number: int) -> np.ndarray:
     expected = f"pictures of at most {MOST_BYTES // 2**20} MiB and {MOST_PIXELS // 10**6} million pixels"
     try:
         if member.file_size > MOST_BYTES:
             raise ValueError
-        with archive.open(member) as file, Image.open(io.BytesIO(file.read(MOST_BYTES))) as picture:
+        with archive.open(member) as file:
+            content = file.read(MOST_BYTES)
+        with Image.open(io.BytesIO(content)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ValueError
-            small = picture.convert("L").resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS)
-    except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+        small = to_image(content, "L").resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS)
+    except Exception:  # each of Pillow's formats and each damage has errors of its own
         # The name of the file would name its class.
-        raise InvalidInputError("zip", "a picture that cannot be read", expected, "Leave it out.") from None
+        fix = f"It is number {number} of the pictures in the zip: leave it out."
+        raise InvalidInputError("zip", "a picture that cannot be read", expected, fix) from None
     return (np.asarray(small, dtype=np.float32) / 127.5 - 1)[None]
 
 
@@ -176,7 +176,7 @@ def split(images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Datas
     )
 
 
-def trained(dataset: DatasetDict, cache: Path, recipe: RetrainRecipe) -> Source:
+def trained(dataset: DatasetDict, cache: Path, recipe: RetrainRecipe, data_collator: Callable | None = None) -> Source:
     """Trains a Vision Transformer of 6 blocks and width 64 on a data set, unless the cache has it.
 
     Args:
@@ -186,21 +186,10 @@ def trained(dataset: DatasetDict, cache: Path, recipe: RetrainRecipe) -> Source:
             Folder of trained models.
         recipe ([`RetrainRecipe`]):
             How to train.
+        data_collator (`Callable`, *optional*):
+            As in [`retrain`].
     """
-    names = dataset["train"].features["label"].names
-    size = dataset["train"].features["pixel_values"].shape[-1]
-    model = ViTForImageClassification(
-        ViTConfig(
-            image_size=size,
-            patch_size=size // 4,
-            num_channels=1,
-            hidden_size=64,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            intermediate_size=256,
-            initializer_range=0.06,
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-        )
-    )
-    return Source(dataset, retrain(model, dataset["train"], [], recipe=recipe, seed=0, cache=cache), recipe)
+    features = dataset["train"].features
+    model = small_vit(features["label"].names, features["pixel_values"].shape[-1])
+    options = {"recipe": recipe, "cache": cache, "data_collator": data_collator}
+    return Source(dataset, retrain(model, dataset["train"], [], seed=0, **options), recipe)

@@ -10,6 +10,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, export_forgotten
 from gs_lora_peft.audit import AuditReport, RetrainRecipe, audit_run, get_attacks, retrain
+from gs_lora_peft.data import default_collator
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.ledger import TaskEntry
 
@@ -96,9 +98,28 @@ class Visit:
         self._ended = threading.Event()
         self._busy = threading.Lock()
 
-    def choose(self, source: Source | None) -> None:
-        """Begins anew with a data set and its model."""
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Keeps others from working on this visit in the block. Raises [`VisitEnded`] after its end."""
         with self._busy:
+            if self._ended.is_set():
+                raise VisitEnded
+            yield
+
+    def _collator(self) -> Callable[[Any], Any]:
+        """Makes batches until the visit is over, which so ends a training."""
+        collate = default_collator()
+
+        def collated(rows: Any) -> Any:
+            if self._ended.is_set():
+                raise VisitEnded
+            return collate(rows)
+
+        return collated
+
+    def choose(self, source: Source | None) -> None:
+        """Begins anew with a data set and its model. Raises [`VisitEnded`] after the end."""
+        with self._working():
             self._clear()
             self.source = source
 
@@ -113,14 +134,17 @@ class Visit:
 
         Raises:
             InvalidInputError: As [`own_pictures`]. The zip is deleted all the same.
+            VisitEnded: If the visitor has left.
         """
-        self.choose(None)
-        with self._busy:
-            try:
+        try:
+            with self._working():
+                self._clear()
+                self.source = None
                 dataset = own_pictures(path)
-            finally:  # before the training: the name of the file may say whom it shows
-                Path(path).unlink(missing_ok=True)
-            self.source = trained(dataset, self.models, recipe)
+        finally:  # before the training: the name of the file may say whom it shows
+            Path(path).unlink(missing_ok=True)
+        with self._working():
+            self.source = trained(dataset, self.models, recipe, self._collator())
             return self.source
 
     def forget(self, classes: Sequence[int], recipe: str) -> Iterator[Progress]:
@@ -147,7 +171,7 @@ class Visit:
         def work() -> None:
             try:
                 # Held here and not around `yield`: a page that is closed may leave the generator where it is.
-                with self._busy:
+                with self._working():
                     self._clear()
                     self.model, self.entry = self._carry_out(classes, recipe, reports.put)
             except BaseException as error:  # raised again where the visitor is told
@@ -189,15 +213,17 @@ class Visit:
 
         Raises:
             InvalidInputError: If nothing was forgotten yet; as [`retrain`].
+            VisitEnded: If the visitor has left.
         """
         source, entry = self.finished()
-        with self._busy:
+        with self._working():
             return retrain(
                 source.model,
                 source.dataset["train"],
                 entry.classes or [],
                 recipe=source.recipe,
                 seed=1,
+                data_collator=self._collator(),
                 cache=self.models,
                 disable_tqdm=True,
             )
@@ -211,11 +237,12 @@ class Visit:
 
         Raises:
             InvalidInputError: If nothing was forgotten yet; as [`audit_run`].
+            VisitEnded: If the visitor has left.
         """
         source, _ = self.finished()
         reference = self.retrain()
         answer, enrolment, relearning = get_attacks(["answer", "enrolment", "relearning"], quick=True)
-        with self._busy:
+        with self._working():
             return audit_run(
                 source.model,
                 self.run,
@@ -227,10 +254,10 @@ class Visit:
             )
 
     def download(self) -> Path:
-        """Writes base model and adapter to a zip, and returns its path."""
+        """Writes base model and adapter to a zip, and returns its path. Raises [`VisitEnded`] after the end."""
         source, _ = self.finished()
         path = self.folder / f"forgetting-adapter-{self.token}.zip"
-        with self._busy, tempfile.TemporaryDirectory(dir=self.folder) as temporary:
+        with self._working(), tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             staged = Path(temporary)
             export_forgotten(self.run, staged / "adapter")
             source.model.save_pretrained(staged / "base_model")
@@ -265,9 +292,7 @@ class Visit:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _clear(self) -> None:
-        """Removes the run; models that were trained for comparison stay. Raises [`VisitEnded`] after the end."""
-        if self._ended.is_set():
-            raise VisitEnded
+        """Removes the run; models that were trained for comparison stay."""
         self.model = self.entry = None
         for path in self.folder.iterdir():
             if path.is_file():

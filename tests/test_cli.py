@@ -170,7 +170,10 @@ def test_completion(run):
         (["forget", "--model", "RUN", "--data", "RUN"], 2, "--forget is missing"),
         (["forget", "--model", "no/such/folder", "--data", "RUN", "--forget", "a"], 1, "no/such/folder"),
         (["redo"], 2, "RUN is missing"),
-        (["redo", "RUN"], 2, "--dataset_name is missing"),
+        (["redo", "RUN"], 2, "--data is missing"),
+        (["forget", "--dataset_nam", "x"], 2, "did you mean --data"),
+        (["audit", "RUN", "--data", "no/such/folder", "--train_split", "t"], 1, "no/such/folder"),
+        (["redo", "RUN", "--data", "RUN", "--output", "x"], 2, "--output is an option of forget"),
         (["redo", "RUN", "--data", "RUN", "--forget", "a"], 2, "--forget is an option of forget"),
         (["redo", "OUT", "--data", "RUN"], 1, "forgetting.json"),
         (["demo", "--recipe", "quick"], 2, "--recipe"),
@@ -201,6 +204,28 @@ def test_exit_codes(call, run, tmp_path, arguments, expected, said, as_json):
         assert err.count("\n") == 1
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "is_json"),
+    [
+        ("json: true", [], True),
+        ("json: 'yes'", [], True),
+        ("json: true", ["--json", "false"], False),
+        ("json: false", ["--json"], True),
+        ("json: false", [], False),
+        ("json: [", ["--json"], True),
+        ("", ["--json=false"], False),
+    ],
+)
+@pytest.mark.parametrize("command", [["forget"], ["redo", "run"]])
+def test_json_of_a_file_holds_for_errors_too(call, tmp_path, monkeypatch, settings, options, is_json, command):
+    """The command line wins over the file."""
+    monkeypatch.chdir(tmp_path)
+    Path("settings.yaml").write_text(settings)
+    code, out, err = call(*command, "--config", "settings.yaml", "--rank", "4", *options)
+    assert code in (1, 2)
+    assert ("error" in json.loads(out)) if is_json else (out == "" and err.startswith("Error: "))
 
 
 def test_a_run_without_tasks_in_effect(call, tmp_path):

@@ -91,13 +91,13 @@ def test_two_processes(local, tmp_path):
     """`torchrun --nproc_per_node 2` gives the scores that `accelerate launch` with the same global batch gives."""
     alone = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no"
     launchers = {
-        1: f"{alone} --dynamo_backend no",
-        2: "torch.distributed.run --standalone --nproc_per_node 2 --",
+        1: f"{alone} --dynamo_backend no -m gs_lora_peft",
+        2: "torch.distributed.run --standalone --nproc_per_node 2 -m -- gs_lora_peft",
     }
     scores = {}
     for processes, batch in ((1, 4), (2, 2)):
         command = [
-            sys.executable, "-m", *launchers[processes].split(), str(EXAMPLES / "forget.py"),
+            sys.executable, "-m", *launchers[processes].split(), "forget",
             "--r", "4", "--model_name_or_path", local["model"], "--dataset_name", local["images"],
             "--forget", "tench", "--num_train_epochs", "2", "--per_device_train_batch_size", str(batch),
             "--output_dir", f"out{processes}", "--max_forget_accuracy", "1",
@@ -119,8 +119,8 @@ def test_mistakes_are_named_before_any_work(local, tmp_path):
     bad = [*pair, f"--config={tmp_path / 'bad.yaml'}"]
     for options, said in (
         (pair[:2], "--forget is missing"),
-        ([*pair[:2], "--forget", "tench"], "--dataset_name is missing"),
-        ([*pair[2:], "--forget", "tench"], "--model_name_or_path is missing"),
+        ([*pair[:2], "--forget", "tench"], "--data is missing"),
+        ([*pair[2:], "--forget", "tench"], "--model is missing"),
         (bad, "learning_rte"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -146,6 +146,10 @@ def test_settings_from_a_file(tmp_path):
     options = parsed("--config", str(tmp_path / "a.yaml"), "--data=d", "--train-split", "t")
     assert (options.data.model_name_or_path, options.data.label_column) == ("m", "boxes")
     assert (options.data.dataset_name, options.data.train_split) == ("d", "t")
+    (tmp_path / "a.yaml").write_text("data_config: c\noutput: o\n")  # the names of all commands, and of scripts
+    for words, expected in (([], ("c", "o")), (["--output", "p", "--dataset-config-name", "d"], ("d", "p"))):
+        options = parsed("--config", str(tmp_path / "a.yaml"), *words)
+        assert (options.data.dataset_config_name, options.args.output_dir) == expected
     for text, expected in (
         ("forget: [tench, church]", "tench,church"),
         ("forget: [[tench, 3], [church]]", "tench,3;church"),
@@ -339,7 +343,7 @@ def test_the_split_that_is_scored_on(tmp_path, monkeypatch, splits, asked, score
 
 @pytest.mark.parametrize(
     ("options", "wrong"),
-    [(["--hub_model_id", "./x"], "--hub_model_id"), (["--output_dir", "runs/a..b"], "--output_dir"), ([], None)],
+    [(["--hub_model_id", "./x"], "--hub_model_id"), (["--output_dir", "runs/a..b"], "--output"), ([], None)],
 )
 def test_where_to_publish_is_checked_before_any_work(options, wrong):
     """A name that cannot be a repository, given or of the folder, is a wrong command line with a push only."""
@@ -387,7 +391,12 @@ def test_a_cut_off_model_is_not_used(tmp_path, monkeypatch):
     """What a killed run left in the cache is trained anew, and a whole model takes its name at the end."""
     monkeypatch.setattr(digits, "cached_assets_path", lambda *args, **more: tmp_path)
     trained = []
-    monkeypatch.setattr("gs_lora_peft.training.ResumableTrainer.train", lambda self, **options: trained.append(1))
+
+    def train(self, **options):
+        trained.append(1)
+        self.model.classifier.bias.data += 1
+
+    monkeypatch.setattr("gs_lora_peft.training.ResumableTrainer.train", train)
     pretrained_digits_vit(load_digits())
     (weights,) = tmp_path.glob("*/model/model.safetensors")
     weights.unlink()

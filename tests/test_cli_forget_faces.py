@@ -89,7 +89,7 @@ def test_a_stopped_pretraining_goes_on(faces, tmp_path, monkeypatch):
     for options, said in (
         (["--pretrain_learning_rate", "1"], "--pretrain_learning_rate was 0.0005 and is 1.0"),
         (["--seed", "7"], r"--seed was 42 and is 7.*remove '.*pretraining' to begin anew"),
-        (["--dataset_name", write_faces(tmp_path / "others", NAMES)], "--dataset_name was"),
+        (["--dataset_name", write_faces(tmp_path / "others", NAMES)], "--data was"),
     ):
         with pytest.raises(ValueError, match=said):
             example([*command, "--output_dir", str(out), *options])
@@ -199,7 +199,7 @@ def test_refused_before_pretraining(faces, tmp_path):
         (["--checkpoint", "face.pth", "--people", "poeple.txt"], "`--people` is 'poeple.txt'"),
         (["--checkpoint", "face.pth", "--hidden_size", "99"], "`--hidden_size` is 99"),
         (["--model_name_or_path", "face", "--scale", "32", "--pretrain_epochs", "2"], "--scale, --pretrain_epochs."),
-        (["--model_revision", "v1"], "--model_revision is of a --model_name_or_path"),
+        (["--model_revision", "v1"], "--model_revision is of a --model,"),
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
         (["--missing", "ada;bob"], "`--missing` is 'ada;bob'"),
     ):

@@ -83,10 +83,9 @@ def settings() -> str:
 
     panels: dict[str, list[str]] = {}
     for entry in help_entries():
-        name, *short = (name.removeprefix("--") for name in entry.names)
-        names = f"`{name}`" + "".join(f", on the command line also `--{other}`" for other in short)
+        name = entry.name.removeprefix("--").replace("-", "_")
         default = "–" if entry.default is None else f"`{entry.default}`"
-        panels.setdefault(entry.panel, []).append(f"| {names} | {default} | {_cell(entry.text)} |")
+        panels.setdefault(entry.panel, []).append(f"| `{name}` | {default} | {_cell(entry.text)} |")
     head = "| Setting | Default | What it does |\n| --- | --- | --- |\n"
     parts = [f"## {title.partition('; see ')[0]}\n\n{head}" + "\n".join(rows) for title, rows in panels.items()]
     return "\n\n".join(parts)

@@ -57,7 +57,9 @@ def served(modules, tmp_path_factory):
     digits = load_digits()
     rows = np.concatenate([np.flatnonzero(digits.target == digit)[:40] for digit in range(5)])
     data = sources.split(
-        (digits.images[rows] / 8 - 1).astype(np.float32)[:, None], digits.target[rows], sources.DIGIT_NAMES[:5]
+        (digits.images[rows] / 8 - 1).astype(np.float32)[:, None],
+        digits.target[rows],
+        ["zero", "one", "two", "three", "four"],
     )
     source = sources.trained(data, root / "digits", sources.RetrainRecipe(**RECIPE))
     page = app.build(root, source)

@@ -82,6 +82,35 @@ def test_what_cannot_be_used_is_refused_before_any_training(sources, zipped, fil
     assert "0.png" not in str(error.value)  # its folder would name a person
 
 
+def damaged(kind, at=-20):
+    """A picture whose header is whole."""
+    file = io.BytesIO()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (64, 64), np.uint8)).save(file, kind)
+    content = bytearray(file.getvalue())
+    content[at] ^= 255
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [damaged("PNG", 60), damaged("PNG", 40), damaged("PNG")[:-40], damaged("JPEG")[:-400], damaged("WEBP")[:-400]],
+    ids=["zlib", "length of a chunk", "cut PNG", "cut JPEG", "cut WebP"],
+)
+def test_a_damaged_picture_is_named_by_its_place(sources, zipped, content):
+    """Pillow raises zlib.error, SyntaxError, struct.error, OSError and others; none of them may pass."""
+    with refused("zip", "a picture that cannot be read") as error:
+        sources.own_pictures(zipped({"a/0.png": picture(), "notes.txt": b"x", "b/1.png": content}))
+    assert "number 2 " in error.value.fix
+
+
+def test_a_decompression_bomb_is_refused(sources, zipped, monkeypatch):
+    """Pillow raises this before the pixels can be counted here."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with refused("zip", "a picture that cannot be read"):
+        sources.own_pictures(zipped({"a/0.png": picture()}))
+
+
 def test_a_huge_picture_is_refused_by_its_header(sources, zipped, monkeypatch):
     monkeypatch.setattr(sources, "MOST_PIXELS", 63)
     with refused("zip", "a picture that cannot be read"):

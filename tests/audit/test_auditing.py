@@ -12,6 +12,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, audit_models, audit_run
 from gs_lora_peft.audit import Attack, AuditReport, Measurement
+from gs_lora_peft.audit.auditing import Auditor
+from gs_lora_peft.audit.subjects import check_references
 from gs_lora_peft.ledger import InvalidLedgerError
 from gs_lora_peft.methods import get_method
 
@@ -182,7 +184,7 @@ def test_bad_input_is_refused_before_any_attack(dataset, counted):
     assert counted.calls == []
 
 
-def test_a_reference_that_knows_a_forgotten_class_is_refused(dataset):
+def test_a_reference_that_knows_a_forgotten_class_is_refused(dataset, caplog):
     """Beside it everything would look forgotten: it was trained before the last request, say."""
     knowing = model(2)
     pixels, labels = dataset["train"][:]["pixel_values"], dataset["train"][:]["label"]
@@ -191,8 +193,28 @@ def test_a_reference_that_knows_a_forgotten_class_is_refused(dataset):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(knowing(pixel_values=pixels).logits, labels).backward()
         optimizer.step()
-    with refused("reference"):
+    with refused("reference") as error:
         audit(dataset, reference=knowing)
+    assert "--retrain-epochs" in error.value.fix
+    # Beside an original that knows everything, a reference that gives one answer to all is named.
+    constant = model(2)
+    with torch.no_grad():
+        constant.classifier.bias[3] = 100.0
+    context = Auditor(knowing, dataset, [1, 3], reference=constant).context
+    check_references(context.original, context.references, context.judge, context.roles)
+    assert [(record.args[0], record.args[2] > 90) for record in caplog.records if "audit" in record.name] == [
+        ("retrained", True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "twin"), [((0,), "the original"), ((1,), "the forgotten model"), ((2, 2), "retrained 1")]
+)
+def test_a_reference_of_the_same_weights_is_refused_with_the_name_of_its_twin(dataset, seeds, twin):
+    """The base model given twice, a training that changed nothing, or two references of one seed."""
+    with refused("reference") as error:
+        audit(dataset, reference=[model(seed) for seed in seeds])
+    assert error.value.value.endswith(f"has the weights of {twin}")
 
 
 def test_a_reference_that_always_answers_the_same_knows_nothing(dataset):

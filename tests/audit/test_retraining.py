@@ -68,6 +68,15 @@ def untrainable(monkeypatch):
     monkeypatch.setattr(ResumableTrainer, "train", train)
 
 
+def test_a_training_too_short_to_change_anything_is_refused(tmp_path):
+    """Its only step comes while the learning rate is still 0: the reference would be its start."""
+    with refused("recipe.epochs", 0.01) as error:
+        retrain(vit(), rows(), [0], recipe={"epochs": 0.01}, cache=tmp_path, disable_tqdm=True)
+    assert "--retrain-epochs" in error.value.fix
+    assert not list(tmp_path.rglob("*.safetensors"))
+    retrain(vit(), rows(), [0], recipe={"epochs": 0.01, "warmup": 0}, cache=tmp_path, disable_tqdm=True)
+
+
 def test_left_out_classes_are_never_seen_and_the_head_stays(tmp_path):
     spy = Spy()
     model = retrain(vit(), rows(), ["bee", 3], recipe=SHORT, data_collator=spy, cache=tmp_path)

@@ -38,6 +38,12 @@ def test_a_view_depends_on_seed_and_number_alone():
     assert not any(torch.equal(other, view) for other in others)
 
 
+def test_a_view_leaves_accelerators_alone(monkeypatch):
+    """`torch.manual_seed` would make the dropout of a training on an accelerator begin again with every sample."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("an accelerator was seeded"))
+    assert Augmentation(jitter, "x", seed=3)(rows()[0], 5)["x"].shape == (3,)
+
+
 def test_views_keep_the_row_and_add_different_ones():
     """Every row as it is, followed by its views: all different, all with its label."""
     views = AugmentedViews(rows(), 2, Augmentation(jitter, "x", seed=0))

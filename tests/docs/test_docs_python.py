@@ -31,7 +31,7 @@ def scope_of(page):
         split = split_dataset(dataset["train"], forget=["person_07"], label_column="label")
         return scope | {"split": split, "validation": dataset["test"]}
     if page.name == "audit.md":
-        options = {"recipe": RetrainRecipe(epochs=1), "seed": 1, "processing_class": processor()}
+        options = {"recipe": RetrainRecipe(epochs=2), "seed": 1, "processing_class": processor()}
         forgotten = ["person_02", "person_07", "person_11"]
         return scope | {"retrained_model": retrain(base_model(), dataset["train"], forgotten, **options)}
     if page.name == "inputs.md":

@@ -102,7 +102,7 @@ def test_elsewhere(here, base, run_folder, data, tmp_path):
 @pytest.mark.slow
 def test_references_on_request(here, base, run_folder, data):
     """Models are trained without the classes, once; beside a given one they count as well."""
-    command = ["audit", run_folder, "--data", data, "--base-model", base, "--retrain", 2, "--retrain-epochs", 1, *FAST]
+    command = ["audit", run_folder, "--data", data, "--base-model", base, "--retrain", 2, "--retrain-epochs", 2, *FAST]
     code, _, err = here(*command)
     assert code == 0, err
     audit = ForgettingLedger.load(run_folder).audit

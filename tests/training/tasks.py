@@ -11,7 +11,7 @@ from datasets import Array3D, ClassLabel, Dataset, Features
 from peft import get_peft_model
 from transformers import ViTConfig, ViTForImageClassification
 
-from gs_lora_peft import GSLoraConfig, GSLoraTrainer, GSLoraTrainingArguments
+from gs_lora_peft import GSLoraConfig, GSLoraTrainer, GSLoraTrainingArguments, LoraGroups
 from gs_lora_peft.methods import get_method
 from gs_lora_peft.training import ForgettingTrainer
 
@@ -104,6 +104,15 @@ def two_adapters(dropout: float = 0.0):
     model.set_adapter("task_002")
     model.base_model.set_adapter(["task_001", "task_002"])
     assert trainable(model) == {"task_002"}
+    return model
+
+
+def lower_zero(model: Any, number: int = 2) -> Any:
+    """The model with its lowest groups zero, as sparsity leaves them."""
+    groups = LoraGroups(model, next(iter(trainable(model))))
+    with torch.no_grad():
+        for parameter, group in zip(groups.parameters, groups.group_of, strict=True):
+            parameter.mul_(group >= number)
     return model
 
 

@@ -158,6 +158,13 @@ def test_weights_do_not_train_as_shards(reports):
         assert report["refused"] == ["fsdp", True]
 
 
+def test_processes_refuse_to_keep_states_together(reports):
+    """One that has no room would leave the other waiting for its gradients."""
+    first, second = (report["refused cache"] for report in reports)
+    assert first == second
+    assert first[:2] == ["prefix_cache", "on"]
+
+
 def test_the_base_is_sharded_and_the_adapter_is_whole(reports, both):
     """Or the runs that are called sharded would be ordinary ones."""
     name, one, _ = both

@@ -5,26 +5,26 @@ import itertools
 import pytest
 import torch
 from errors import refused
-from tasks import adapter_state, differences, forget_set, peft_vit, retain_set, samples, trainer_for, two_adapters
+from tasks import (
+    adapter_state,
+    differences,
+    forget_set,
+    lower_zero,
+    peft_vit,
+    retain_set,
+    samples,
+    trainer_for,
+    two_adapters,
+)
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTForImageClassification
 from transformers.models.vit.modeling_vit import ViTAttention
 
-from gs_lora_peft import LoraGroups
+from gs_lora_peft.data import default_collator
 from gs_lora_peft.training.prefix.chain import can_be_cut, read_chain
-from gs_lora_peft.training.prefix.states import StateStore, digests, word_sums
+from gs_lora_peft.training.prefix.states import StateStore, digests, kept_generators, word_sums
 
 SAMPLES = len(retain_set()) + len(forget_set())
-
-
-def lower_zero(model, number=2):
-    """The model with its lowest groups zero, as sparsity leaves them."""
-    adapter = next(name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad)
-    groups = LoraGroups(model, adapter)
-    with torch.no_grad():
-        for parameter, group in zip(groups.parameters, groups.group_of, strict=True):
-            parameter.mul_(group >= number)
-    return model
 
 
 class Record(TrainerCallback):
@@ -167,6 +167,57 @@ def test_a_step_of_relearning_changes_the_lower_blocks_too(blocks, train):
         for cache in ("auto", "off")
     )
     assert_same(cached, uncached)
+
+
+class Contrast:
+    """A collator whose batches hold something besides tensors, which changes from batch to batch."""
+
+    def __init__(self, kinds):
+        self.kinds, self.collate = itertools.cycle(kinds), default_collator()
+
+    def __call__(self, rows):
+        return {**self.collate(rows), "contrast": next(self.kinds)}
+
+
+class ContrastViT(ViTForImageClassification):
+    """Has a further input, which no tensor of the batch tells."""
+
+    def forward(self, pixel_values, contrast, **others):
+        return super().forward(pixel_values if contrast in (1, [1]) else pixel_values.flip(-1), **others)
+
+
+def with_contrast(model):
+    model.base_model.model.__class__ = ContrastViT
+    return model
+
+
+@pytest.mark.parametrize(("kinds", "kept"), [((1, 2, 2), True), (([1], [2], [2]), False)], ids=["value", "list"])
+def test_inputs_that_are_no_tensors_tell_samples_apart(kinds, kept, train):
+    """A single value is part of the key; of anything else nobody knows which sample it belongs to."""
+    cached, uncached = (
+        train(
+            with_contrast(lower_zero(peft_vit())), cache, kwargs={"data_collator": Contrast(kinds)}, num_train_epochs=6
+        )
+        for cache in ("auto", "off")
+    )
+    assert_same(cached, uncached)
+    assert (cached[0].kept[-1] > 0) is kept
+    if not kept:
+        with refused("prefix_cache", "on"):
+            train(with_contrast(lower_zero(peft_vit())), "on", kwargs={"data_collator": Contrast(kinds)}, max_steps=2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_generator_of_the_device_is_kept_too(device, monkeypatch):
+    """Of the accelerator as well as of the CPU; in place of one stands a record of what it is given back."""
+    given = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda where: ("state", where))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, where: given.append((state, where)))
+    where, before = torch.device(device), torch.get_rng_state()
+    with kept_generators(where):
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert given == ([] if device == "cpu" else [(("state", where), where)])
 
 
 def test_everything_trains(train):

@@ -21,6 +21,7 @@ from tasks import (
     differences,
     forget_set,
     knowing_vit,
+    lower_zero,
     peft_vit,
     retain_set,
     scoring_set,
@@ -261,6 +262,19 @@ def refused(folder: Path) -> list[Any]:
     return []
 
 
+def refused_cache(folder: Path, processes: int) -> list[Any]:
+    """What each process says of the demand to keep states, for which only the second has no room."""
+    model = lower_zero(peft_vit())
+    trainer = trainer_of(model, folder, processes, prefix_cache="on")
+    if PartialState().process_index == 1:
+        trainer.args.prefix_cache_mib = 1e-5
+    try:
+        trainer.train()
+    except InvalidInputError as error:
+        return [error.name, error.value, error.expected, trainer.state.global_step]
+    return []
+
+
 @contextmanager
 def sharding(name: str) -> Iterator[None]:
     """Makes the environment that of `accelerate launch` with FSDP 2 for runs of that name."""
@@ -297,6 +311,7 @@ def main(folder: Path) -> None:
         report["resume"]["sharded"] = resume(lambda: peft_vit("task_002"), folder / "e", processes, (6, 11), **DYING)
     report["broken"] = {half: broken_run(half, folder / f"broken-{half}", processes) for half in BROKEN}
     report["refused"] = refused(folder / "refused")
+    report["refused cache"] = refused_cache(folder / "cache", processes)
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
     state.wait_for_everyone()
     state.destroy_process_group()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .terminal import Json, Revision, Run, Token, print_result, working
+from .terminal import NAMES, Json, Revision, Run, Token, own_names, print_result, working
 
 if TYPE_CHECKING:
     from ..ledger import ForgettingLedger
@@ -50,10 +47,6 @@ class BoxFormat(StrEnum):
 
     xywh = "xywh"
     xyxy = "xyxy"
-
-
-# Options of scripts that have another name here.
-_NAMES = {"--dataset_name": "--data", "--dataset_config_name": "--data-config"}
 
 
 def audit(
@@ -137,7 +130,7 @@ def audit(
         attacks=None if attacks is None else [name.strip() for name in attacks.split(",")],
         seed=seed,
     )
-    with working(f"Auditing {run}"), own_names(_NAMES):
+    with working(f"Auditing {run}"), own_names(NAMES):
         report, folder, is_recorded = _audited(options)
     from ..audit import format_audit
     from ..ledger import NOT_FORGOTTEN_STATUS
@@ -238,23 +231,3 @@ def recorded_name(ledger: ForgettingLedger, option: str = "--base-model") -> str
 
 def _last_part(repo_id: str) -> str:
     return repo_id.rpartition("/")[2]
-
-
-@contextmanager
-def own_names(names: Mapping[str, str]) -> Iterator[None]:
-    """Gives errors the names of options as they are here: functions of scripts write --train_split.
-
-    Args:
-        names (`Mapping[str, str]`):
-            Options of scripts that have another name than the same with dashes.
-    """
-
-    def own(text: str) -> str:
-        return re.sub(r"--[a-z_]+", lambda found: names.get(found[0], found[0].replace("_", "-")), text)
-
-    try:
-        yield
-    except InvalidInputError as error:
-        error.name, error.expected, error.fix = map(own, (error.name, error.expected, error.fix))
-        error.args = InvalidInputError(error.name, error.value, error.expected, error.fix).args
-        raise

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .audit import own_names
-from .terminal import Json, License, Private, Token, print_result, working
+from .terminal import Json, License, Private, Token, own_names, print_result, working
 
 # Names of options of scripts, as a configuration calls them.
 _KEYS = {

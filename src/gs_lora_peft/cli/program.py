@@ -17,6 +17,7 @@ from .audit import audit
 from .benchmark import benchmark
 from .commands import export, merge, pull, push, revoke, verify
 from .convert_face import convert_face
+from .forgetting.answering import asks_for_json
 from .forgetting.command import RedoCommand, demo, forget, redo
 from .forgetting.help import SettingsCommand
 from .show import show
@@ -31,7 +32,15 @@ _EXIT_CODES = (
 )
 
 
-app = typer.Typer(no_args_is_help=True, epilog=_EXIT_CODES, context_settings={"help_option_names": ["--help", "-h"]})
+app = typer.Typer(
+    no_args_is_help=True,
+    epilog=_EXIT_CODES,
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        # --train_split, as `forget` and scripts of transformers write it, means --train-split.
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
 
 
 def _flowing(docstring: str) -> str:
@@ -115,7 +124,12 @@ def _run(arguments: list[str]) -> int:
         is_fault = not is_foreseen(error) and not {"forget", "redo", "demo"}.isdisjoint(arguments[:2])
         if "--traceback" in arguments or traceback_wanted() or is_fault:
             raise
-        return print_error(error, "--json" in arguments)
+        return print_error(error, _wants_json(arguments))
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    has_settings = not {"forget", "redo"}.isdisjoint(arguments[:2])  # the first word may be --traceback
+    return asks_for_json(arguments) if has_settings else "--json" in arguments
 
 
 def _print_warning(

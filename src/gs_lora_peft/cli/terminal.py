@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +73,48 @@ Dataset = Annotated[str | None, typer.Option(metavar="ID", help="Hub id of the d
 License = Annotated[str | None, typer.Option(metavar="NAME", help="License of the base model, for the card.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+
+
+# Names of options
+
+
+# Options that all commands write alike, by the names that scripts of transformers give them, which work as well.
+NAMES = {
+    "--model_name_or_path": "--model",
+    "--dataset_name": "--data",
+    "--dataset_config_name": "--data-config",
+    "--output_dir": "--output",
+}
+
+
+def renamed(text: str, names: Mapping[str, str] = NAMES, dashes: bool = False) -> str:
+    """Returns a text with the names of options as a command has them.
+
+    Args:
+        text (`str`):
+            The text.
+        names (`Mapping[str, str]`, *optional*):
+            The name of each option that has another one; by default those of `NAMES`.
+        dashes (`bool`, *optional*, defaults to `False`):
+            Whether the others are written with dashes.
+    """
+
+    def name(found: re.Match[str]) -> str:
+        return names.get(found[0], found[0].replace("_", "-") if dashes else found[0])
+
+    return re.sub(r"--[a-z_]+", name, text)
+
+
+@contextmanager
+def own_names(names: Mapping[str, str] = NAMES, dashes: bool = True) -> Iterator[None]:
+    """Gives errors the names of options as they are here, see [`renamed`]: shared functions write --train_split."""
+    try:
+        yield
+    except InvalidInputError as error:
+        parts = (error.name, error.expected, error.fix)
+        error.name, error.expected, error.fix = (renamed(part, names, dashes) for part in parts)
+        error.args = InvalidInputError(error.name, error.value, error.expected, error.fix).args
+        raise
 
 
 # Printing

@@ -41,6 +41,7 @@ from .pairing import (
     PairedSampler as PairedSampler,
     check_given_labels as check_given_labels,
 )
+from .pictures import check_pictures as check_pictures
 from .row_splits import ForgettingSplit as ForgettingSplit, check_sampling as check_sampling
 from .rows import (
     NamedRows as NamedRows,
@@ -84,6 +85,7 @@ __all__ = [
     "check_dataset",
     "check_given_labels",
     "check_names",
+    "check_pictures",
     "check_sampling",
     "class_order",
     "component",

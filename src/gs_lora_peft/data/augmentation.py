@@ -181,7 +181,7 @@ def _seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(for_torch)
+            torch.default_generator.manual_seed(for_torch)  # torch.manual_seed would seed accelerators, too
             np.random.seed(for_numpy)
             random.seed(for_python)
             yield

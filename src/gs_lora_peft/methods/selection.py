@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import AgreeingLabels, PairedCollator, PairedDataset
 from ..errors import InvalidInputError
-from ..training import ForgettingTrainer
+from ..training import ForgettingTrainer, kept_generators
 from ..tuner import LoraGroups
 
 SCORED_BATCHES = 4
@@ -59,8 +59,7 @@ def gains(trainer: ForgettingTrainer, groups: LoraGroups) -> Tensor:
     size = args.per_device_train_batch_size
     draw = np.random.default_rng([args.sampling_seed, args.process_index])
     sums = [torch.zeros_like(parameter) for parameter in groups.parameters]
-    # The fork keeps the random numbers of the training as they are.
-    with torch.random.fork_rng(devices=[]), trainer.trained.at_start():
+    with kept_generators(groups.parameters[0].device), trainer.trained.at_start():
         for _ in range(SCORED_BATCHES):
             drawn = (draw.choice(len(part), size, replace=size > len(part)) for part in (plain.retain, plain.forget))
             rows = zip(*(indices.tolist() for indices in drawn), strict=True)

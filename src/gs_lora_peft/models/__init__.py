@@ -1,4 +1,4 @@
-"""Models that transformers does not include."""
+"""Models that transformers does not include, and a small one to try things with."""
 
 import lazy_loader
 

@@ -5,6 +5,7 @@ from .face.modeling import (
     FaceTransformerModel as FaceTransformerModel,
 )
 from .face.processing import FaceImageProcessor as FaceImageProcessor
+from .vit import small_vit as small_vit
 
 __all__ = [
     "FaceImageProcessor",
@@ -12,4 +13,5 @@ __all__ = [
     "FaceTransformerForRecognition",
     "FaceTransformerModel",
     "convert_face_checkpoint",
+    "small_vit",
 ]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..adapters import MergedModel
 from ..checking import ClassRefs, checked
-from ..data import check_given_labels, check_sampling, default_collator, read_classes
+from ..data import check_given_labels, check_pictures, check_sampling, default_collator, read_classes
 from ..hub import fetch_to_continue
 from ..ledger import WORK_FOLDER, ForgetRequest, ForgettingLedger, TaskEntry
 from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe, check_types, shard_if_asked
@@ -162,6 +162,8 @@ class ContinualForgetter(RevocableRun):
         self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
         parts = {"the training data": self.train_dataset, "the evaluation data": self.eval_dataset}
         check_given_labels(parts, label_column, self.recipe.data_collator)
+        for name, part in parts.items():
+            check_pictures(part, name)
         trained, scored = (read_classes(part, label_column)[0] for part in (self.train_dataset, self.eval_dataset))
         self._scored_classes = set(scored.tolist())
         self._untrained_classes = self._scored_classes.difference(trained.tolist())

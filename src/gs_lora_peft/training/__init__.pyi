@@ -9,6 +9,7 @@ from .gradients import (
     NoStepError as NoStepError,
 )
 from .method import Half as Half, Method as Method, half_of as half_of, rows_of as rows_of
+from .prefix.states import kept_generators as kept_generators
 from .processes.replicated import shard_if_asked as shard_if_asked
 from .publishing import repo_to_publish_in as repo_to_publish_in
 from .recipes import RecipeName as RecipeName, adapter_of_recipe as adapter_of_recipe
@@ -32,6 +33,7 @@ __all__ = [
     "adapter_of_recipe",
     "check_types",
     "half_of",
+    "kept_generators",
     "own_batches",
     "repo_to_publish_in",
     "rows_of",

@@ -20,11 +20,14 @@ from huggingface_hub import cached_assets_path
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from ...adapters import weights_fingerprint
 from ...checking import ClassRefs, checked
 from ...compat import bare, fresh_model
 from ...data import (
+    NamedRows,
     check_dataset,
     check_names,
+    check_pictures,
     default_collator,
     names_of_model,
     read_classes,
@@ -84,6 +87,7 @@ class Plan:
             count = None if names else head_size(own)
             kept = remove_classes(dataset, resolve_classes(left_out, names=names, num_classes=count), label_column)
         collator = data_collator or default_collator(processing_class, label_column, kept)
+        check_pictures(kept, "the training data")
         if how.start != SCRATCH:
             _check_start(own, how.start)
         config = {k: v for k, v in own.config.to_dict().items() if k not in _NOT_ARCHITECTURE}
@@ -113,10 +117,15 @@ class Plan:
         state, work = PartialState(), folder.parent / "work"
         set_seed(seed)
         model = self._new_model()
+        start = weights_fingerprint(model)
         args = self.recipe.arguments(work, seed, disable_tqdm)
-        trainer = ResumableTrainer(model, args, train_dataset=self.kept, data_collator=self.data_collator)
+        rows = NamedRows(self.kept, "the training data")  # a row that cannot be read is named
+        trainer = ResumableTrainer(model, args, train_dataset=rows, data_collator=self.data_collator)
         checkpoint = newest_checkpoint(work, state.num_processes)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if weights_fingerprint(trainer.accelerator.unwrap_model(model)) == start:
+            shutil.rmtree(work, ignore_errors=True)
+            raise self._unmoved(trainer.state.max_steps)
         if state.is_main_process:
             with staged_folder(folder) as staged:
                 trainer.accelerator.unwrap_model(model).save_pretrained(staged)
@@ -124,6 +133,11 @@ class Plan:
                     self.processing_class.save_pretrained(staged)
             shutil.rmtree(work, ignore_errors=True)
         state.wait_for_everyone()
+
+    def _unmoved(self, steps: int) -> InvalidInputError:
+        expected = f"a training that changes weights; {steps} step(s) end before the learning rate has risen from 0"
+        fix = "Raise `epochs` (--retrain-epochs), or lower `warmup` or `batch_size` of the recipe."
+        return InvalidInputError("recipe.epochs", self.recipe.epochs, expected, fix)
 
     def _new_model(self) -> PreTrainedModel:
         """A model with new weights; with the weights of a pre-trained backbone below its new head, if asked for."""

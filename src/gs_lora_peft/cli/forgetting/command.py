@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ..terminal import Json, join_processes, leave_processes, say_last
+from ..terminal import Json, join_processes, leave_processes, own_names, say_last
 from .help import SettingsCommand
 from .options import REDO_LACKS, help_entries
 
@@ -18,7 +18,7 @@ class RedoCommand(SettingsCommand):
     """The same command without the options that say which requests to carry out."""
 
     entries = staticmethod(
-        lambda: [entry for entry in help_entries() if entry.names[0].removeprefix("--") not in REDO_LACKS]
+        lambda: [entry for entry in help_entries() if entry.name.removeprefix("--") not in REDO_LACKS]
     )
 
 
@@ -33,8 +33,8 @@ def forget(ctx: typer.Context) -> None:
     --config reads settings from a YAML file; there, a list of classes under 'forget' is one request, and a list of
     such lists are several.
 
-    Options are written in full. Those of transformers.TrainingArguments work as well, such as --output_dir, --seed,
-    --use_cpu, --report_to, --push_to_hub and --hub_model_id; --help_all lists them.
+    Options are written in full. Those of transformers.TrainingArguments work as well, such as --seed, --use_cpu,
+    --report_to, --push_to_hub and --hub_model_id; --help_all lists them.
 
     Several processes: 'accelerate launch -m gs_lora_peft forget ...' on GPUs, 'torchrun --nproc_per_node 2 -m --
     gs_lora_peft forget ...' on CPUs. The exit code is 3 if a request is not forgotten.
@@ -42,7 +42,9 @@ def forget(ctx: typer.Context) -> None:
     join_processes()
     from .working import forget as carry_out
 
-    _end(carry_out(ctx.args))
+    with own_names(dashes=False):
+        status = carry_out(ctx.args)
+    _end(status)
 
 
 def redo(ctx: typer.Context) -> None:
@@ -55,7 +57,9 @@ def redo(ctx: typer.Context) -> None:
     join_processes()
     from .redoing import redo as carry_out
 
-    _end(carry_out(ctx.args))
+    with own_names(dashes=False):
+        status = carry_out(ctx.args)
+    _end(status)
 
 
 def demo(
@@ -72,7 +76,7 @@ def demo(
     from .working import forget as carry_out
 
     bars = "false" if sys.stderr.isatty() else "true"
-    options = ["--recipe", recipe, "--audit", "--disable_tqdm", bars, "--output_dir", output]
+    options = ["--recipe", recipe, "--audit", "--disable_tqdm", bars, "--output", output]
     _end(carry_out([*options, *["--json"] * as_json]))
 
 

@@ -10,10 +10,11 @@ from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features
 from huggingface_hub import cached_assets_path
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import PreTrainedModel
 
 from ...audit import RetrainRecipe, retrain
 from ...io import StrPath
+from ...models import small_vit
 
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -65,20 +66,6 @@ def pretrained_digits_vit(
     Returns:
         `transformers.PreTrainedModel`: The model in eval mode.
     """
-    labels = dataset["train"].features["label"].names
-    model = ViTForImageClassification(
-        ViTConfig(
-            image_size=8,
-            patch_size=2,
-            num_channels=1,
-            hidden_size=64,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            intermediate_size=256,
-            initializer_range=0.06,
-            id2label=dict(enumerate(labels)),
-            label2id={name: index for index, name in enumerate(labels)},
-        )
-    )
+    model = small_vit(dataset["train"].features["label"].names, image_size=8)
     cache = cache or cached_assets_path("gs_lora_peft", namespace="examples", subfolder="digits-vit")
     return retrain(model, dataset["train"], [], recipe=recipe, seed=seed, cache=cache, disable_tqdm=disable_tqdm)

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from accelerate import PartialState
 from datasets import DatasetDict
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, set_seed
 
-from ...audit import audit_faces, draw_face_pictures, format_face_audit
-from ...data import default_collator, label_names, resolve_classes
+from ...audit import RetrainRecipe, audit_faces, draw_face_pictures, format_face_audit
+from ...data import NamedRows, check_pictures, default_collator, label_names, resolve_classes
 from ...errors import InvalidInputError
 from ...io import as_path, parse_json, refuse_links, sha256_of, staged_folder, write_json_atomic
 from ...ledger import parse_requests
@@ -26,9 +26,15 @@ from ...models import (
 from ...runs import ContinualForgetter, newest_checkpoint
 from ..convert_face import read_names
 from ..loading import load_data
+from ..terminal import renamed
 from .options import CONVERSION, Options, missing_classes
 from .subjects import Classifier
 
+# Settings that the configuration of a model takes as they are.
+_OF_CONFIG = (
+    "patch_size", "patch_stride", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "scale", "margin",
+)  # fmt: skip
 SETTINGS_FILE = "base_model.json"  # the settings of the base model beside it
 
 
@@ -85,7 +91,7 @@ def made_face_model(options: Options) -> tuple[dict[str, Any], DatasetDict]:
         training |= {"seed": options.args.seed, "num_processes": options.args.world_size}
     mark = {"checkpoint": source, "people": names, **settings}
     if made:
-        advice = f"go on with --model_name_or_path {folder}, without the options that made it"
+        advice = f"go on with --model {folder}, without the options that made it"
         _check_base_model(folder, mark, advice)
     elif any(work.glob("checkpoint-*")):
         _check_base_model(folder, mark | training, f"remove '{work}' to begin anew")
@@ -115,7 +121,7 @@ def _column(options: Options) -> str:
 
 
 def _check_pretraining(options: Options, dataset: DatasetDict) -> None:
-    """Refuses people without names, and requests for people who are not in the data, before hours of training."""
+    """Refuses people without names or pictures, and requests for people who are unknown, before hours of training."""
     column = _column(options)
     names = label_names(dataset["train"], column)
     if names is None:
@@ -123,6 +129,8 @@ def _check_pretraining(options: Options, dataset: DatasetDict) -> None:
         raise InvalidInputError(column, "labels without names", "names, which pre-training needs", fix)
     asked = [name for request in parse_requests(options.data.forget or "") for name in request.classes]
     resolve_classes([*asked, *missing_classes(options.data)], names=names)
+    for name, part in dataset.items():
+        check_pictures(part, f"the split {name!r}")
 
 
 def _check_base_model(folder: Path, settings: dict[str, Any], advice: str) -> None:
@@ -131,9 +139,12 @@ def _check_base_model(folder: Path, settings: dict[str, Any], advice: str) -> No
     known = parse_json(mark.read_bytes()) if mark.is_file() else {}
     before = {name: known.get(name, "unknown") for name in settings}
     if differing := [name for name, value in settings.items() if before[name] != value]:
-        changes = (f"--{name} was {shortened(before[name])} and is {shortened(settings[name])}" for name in differing)
+        changes = (
+            renamed(f"--{name}") + f" was {shortened(before[name])} and is {shortened(settings[name])}"
+            for name in differing
+        )
         raise ValueError(
-            f"'{folder}' is made with other settings: {'; '.join(changes)}. Choose another --output_dir, or {advice}."
+            f"'{folder}' is made with other settings: {'; '.join(changes)}. Choose another --output, or {advice}."
         )
 
 
@@ -142,40 +153,27 @@ def _pretrain(folder: Path, work: Path, dataset: DatasetDict, options: Options) 
     args, names = options.args, _names_of_people(options, dataset) or []
     face: Any = options.face_model
     config = FaceTransformerConfig(
+        **{name: getattr(face, name) for name in _OF_CONFIG},
         image_size=face.image_size or 112,
-        patch_size=face.patch_size,
-        patch_stride=face.patch_stride,
-        hidden_size=face.hidden_size,
-        intermediate_size=face.intermediate_size,
-        num_hidden_layers=face.num_hidden_layers,
-        num_attention_heads=face.num_attention_heads,
         head_type=face.head_type or "cosface",
-        scale=face.scale,
-        margin=face.margin,
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
     )
     processor = FaceImageProcessor.for_pixels(face.pixels, image_size=config.image_size)
     set_seed(args.seed)
-    training = TrainingArguments(
-        output_dir=str(work),
-        num_train_epochs=face.pretrain_epochs,
-        per_device_train_batch_size=face.pretrain_batch_size,
+    recipe = RetrainRecipe(
+        epochs=face.pretrain_epochs,
         learning_rate=face.pretrain_learning_rate,
+        batch_size=face.pretrain_batch_size * args.world_size,
         weight_decay=0.05,
-        warmup_steps=0.05,
-        lr_scheduler_type="cosine",
-        save_strategy="epoch",
-        save_total_limit=1,
-        report_to="none",
-        remove_unused_columns=False,
-        seed=args.seed,
-        use_cpu=args.use_cpu,
-        disable_tqdm=args.disable_tqdm,
+        warmup=0.05,
+        training={"use_cpu": args.use_cpu, "logging_strategy": "steps"},
     )
+    training = recipe.arguments(work, args.seed, args.disable_tqdm)
     collator: Any = default_collator(processor, _column(options))
     model = FaceTransformerForRecognition(config)
-    trainer = Trainer(model, training, train_dataset=dataset["train"], data_collator=collator)
+    rows = NamedRows(dataset["train"], "the training data")  # a row that cannot be read is named
+    trainer = Trainer(model, training, train_dataset=rows, data_collator=collator)
     checkpoint = newest_checkpoint(work, training.world_size)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero():

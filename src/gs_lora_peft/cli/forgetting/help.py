@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from ..terminal import NAMES
 from .options import HelpEntry, help_entries
 
 _HELP = {"--help", "-h"}
@@ -45,9 +46,9 @@ def _as_parameters(entries: Iterable[HelpEntry]) -> list[Any]:
     parameters = []
     for entry in entries:
         default = None if entry.default is None else str(entry.default)
-        option = typer.Option(*entry.names, help=entry.text, metavar="…", rich_help_panel=entry.panel)
+        option = typer.Option(entry.name, help=entry.text, metavar="…", rich_help_panel=entry.panel)
         kind: Any = Annotated[str | None, option]
-        name = entry.names[0].removeprefix("--")
+        name = entry.name.removeprefix("--").replace("-", "_")
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
     nothing.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False, context_settings={"help_option_names": []})
@@ -59,9 +60,9 @@ def _of_transformers() -> Iterable[HelpEntry]:
     """Yields the options of transformers that this package does not list itself."""
     from transformers import TrainingArguments
 
-    known = {name for entry in help_entries() for name in entry.names}
+    known = {entry.name for entry in help_entries()} | NAMES.keys()
     for item in TrainingArguments.__dataclass_fields__.values():
-        names = (f"--{item.name}",)
-        if item.init and names[0] not in known:
+        name = f"--{item.name}"
+        if item.init and name not in known:
             text = " ".join(str(item.metadata.get("help", "")).split())
-            yield HelpEntry("Of transformers.TrainingArguments", names, item.default or None, text)
+            yield HelpEntry("Of transformers.TrainingArguments", name, item.default or None, text)

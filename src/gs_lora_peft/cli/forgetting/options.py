@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InvalidInputError
+from ..terminal import NAMES
 
 # The names of `data.EVALUATION_SPLITS`, which takes seconds to import.
 _SCORED_ON = (
     "Split to score on. Default: the first that exists of test, validation, valid, val, evaluation, eval, dev."
 )
+_OUTPUT = "Folder of the run. Default: runs/digits, runs/classes, runs/faces or runs/detection, by the kind of model."
 
 
 @dataclass
@@ -29,7 +31,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Classifier, face model or detector: a folder or a Hub id. Without model and data: the digits.",
-            "aliases": ["--model"],
+            "aliases": [NAMES["--model_name_or_path"]],
         },
     )
     dataset_name: str | None = field(
@@ -37,7 +39,7 @@ class DataArguments:
         metadata={
             "help": "Labelled data of all classes: a Hub id, or a folder or file (parquet, images, save_to_disk, "
             "COCO's).",
-            "aliases": ["--data"],
+            "aliases": [NAMES["--dataset_name"]],
         },
     )
     label_column: str | None = field(
@@ -51,7 +53,10 @@ class DataArguments:
         default=None, metadata={"help": "Column of the images, if it is not called image."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_config_name: str | None = field(
+        default=None,
+        metadata={"help": "Configuration of the data set.", "aliases": [NAMES["--dataset_config_name"]]},
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     test_split: str | None = field(default=None, metadata={"help": _SCORED_ON})
     replay_ratio: float = field(
@@ -198,8 +203,8 @@ class Options:
 
 # Options of `gs-lora forget` that `gs-lora redo` lacks.
 REDO_LACKS = frozenset(
-    {"forget", "forget_weights", "output_dir", "keep", "redo", "checkpoint", "people", "pretrain", "model_revision"}
-    | {item.name for item in dataclasses.fields(FaceModelArguments)}
+    {"forget", "forget_weights", "output_dir", "output", "keep", "redo", "checkpoint", "people", "pretrain"}
+    | {"model_revision", *(item.name for item in dataclasses.fields(FaceModelArguments))}
 )
 
 # In the order of `Options`.
@@ -240,7 +245,7 @@ class HelpEntry:
     Args:
         panel (`str`):
             Title of the panel that it stands in.
-        names (`tuple[str, ...]`):
+        name (`str`):
             How it is written.
         default (`Any`):
             Its default; `None` is not shown.
@@ -249,7 +254,7 @@ class HelpEntry:
     """
 
     panel: str
-    names: tuple[str, ...]
+    name: str
     default: Any
     text: str
 
@@ -261,16 +266,18 @@ def help_entries() -> Iterator[HelpEntry]:
     for kind in OWN_ARGUMENTS[:first]:
         yield from _entries(kind, panels[kind])
     for name, default, text in training_options():
-        yield HelpEntry("Training and forgetting; see GSLoraTrainingArguments", (f"--{name}",), default, text)
+        yield HelpEntry("Training and forgetting; see GSLoraTrainingArguments", f"--{name}", default, text)
     for kind in OWN_ARGUMENTS[first:]:
         yield from _entries(kind, panels[kind])
 
 
 def _entries(kind: Any, panel: str) -> Iterator[HelpEntry]:
+    if kind is RunArguments:
+        yield HelpEntry(panel, NAMES["--output_dir"], None, _OUTPUT)
     for item in dataclasses.fields(kind):
-        names = (f"--{item.name}", *item.metadata.get("aliases", ()))
+        name = f"--{item.name}"
         default = None if item.default in (None, False) else item.default
-        yield HelpEntry(panel, names, default, item.metadata["help"])
+        yield HelpEntry(panel, NAMES.get(name, name), default, item.metadata["help"])
 
 
 def training_options() -> Iterator[tuple[str, Any, str]]:

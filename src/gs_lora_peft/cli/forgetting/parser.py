@@ -16,7 +16,7 @@ from ...io import as_path
 from ...training import GSLoraTrainingArguments, repo_to_publish_in
 from ..convert_face import read_names
 from ..loading import refuse_ignored
-from ..terminal import UsageError
+from ..terminal import NAMES, UsageError, renamed
 from .options import CONVERSION, OWN_ARGUMENTS, Options, missing_classes
 
 RESUMABLE = {"save_strategy": "epoch", "save_total_limit": 1}  # defaults of commands only
@@ -44,6 +44,7 @@ class SettingsParser(HfArgumentParser):
     def __init__(self, **defaults: Any):
         classes: Any = (*OWN_ARGUMENTS, GSLoraTrainingArguments)
         super().__init__(classes, allow_abbrev=False, add_help=False)
+        self.add_argument(NAMES["--output_dir"], dest="output_dir", default=argparse.SUPPRESS)
         self.set_defaults(**{**RESUMABLE, **defaults})
 
     def parse_options(self, argv: Sequence[str]) -> Options:
@@ -79,7 +80,7 @@ class SettingsParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # Without the usage, in which 200 options would hide the message.
-        raise UsageError(message)
+        raise UsageError(renamed(message))
 
     def given(self, argv: Sequence[str]) -> set[str]:
         """Returns the names of the settings that a command line and its YAML file give."""
@@ -151,18 +152,18 @@ def _as_options(own: Sequence[Any], args: GSLoraTrainingArguments) -> Options:
     options = Options(*in_order)
     data, faces = options.data, options.faces
     if faces.checkpoint is not None and data.model_name_or_path is not None:
-        raise ValueError("--checkpoint and --model_name_or_path both name a model; give one")
+        raise ValueError("--checkpoint and --model both name a model; give one")
     if faces.people is not None and faces.checkpoint is None:
         raise ValueError("--people is for the model of a --checkpoint; other models have names")
     if data.model_revision is not None and data.model_name_or_path is None:
-        raise ValueError("--model_revision is of a --model_name_or_path, which is missing")
+        raise ValueError("--model_revision is of a --model, which is missing")
     if faces.people is not None:
         _check_people(faces.people)
     if not 0 <= options.boxes.threshold <= 1:
         raise InvalidInputError("threshold", options.boxes.threshold, "a confidence from 0 to 1, such as 0.5")
     face = options.face_model
     if data.model_name_or_path is not None:
-        refuse_ignored(face, vars(face), "the model of --model_name_or_path has its own settings")
+        refuse_ignored(face, vars(face), "the model of --model has its own settings")
     elif faces.checkpoint is not None:
         refuse_ignored(face, vars(face).keys() - CONVERSION, "the model of a --checkpoint is already trained")
     if options.run.retrain is not None and not options.run.audit:

@@ -15,7 +15,7 @@ from ...runs import recorded_config
 from ...training import GSLoraTrainingArguments, adapter_of_recipe
 from ..audit import recorded_name
 from ..loading import model_class
-from ..terminal import UsageError, working
+from ..terminal import UsageError, renamed, working
 from .digits import DIGIT_NAMES
 from .options import REDO_LACKS, AdapterArguments, DataArguments
 from .parser import SettingsParser
@@ -42,13 +42,15 @@ def redo(argv: Sequence[str]) -> int:
     options_of, adapter = _recorded(ledger, rest)
     parser = SettingsParser(output_dir=run, **options_of)
     if wrong := sorted(parser.given(rest) & REDO_LACKS):
-        raise UsageError(f"--{wrong[0]} is an option of forget: redo carries out a request of the ledger again")
+        raise UsageError(
+            f"{renamed(f'--{wrong[0]}')} is an option of forget: redo carries out a request of the ledger again"
+        )
     options = parser.parse_options(rest)
     data: DataArguments = options.data
     if data.dataset_name is None and ledger.label_names != DIGIT_NAMES:
-        raise UsageError("--dataset_name is missing: name the data of all classes, to forget and to keep")
+        raise UsageError("--data is missing: name the data of all classes, to forget and to keep")
     if data.dataset_name is None and data.model_name_or_path is not None:
-        raise UsageError("--model_name_or_path is given without --dataset_name: the digits come with their own model")
+        raise UsageError("--model is given without --data: the digits come with their own model")
     kind: type[Classifier] = Digits
     source: dict[str, Any] = {}
     if data.dataset_name is not None:

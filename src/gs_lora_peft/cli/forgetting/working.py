@@ -133,12 +133,12 @@ def _kind_of(options: Options) -> tuple[type[Classifier], dict[str, Any]]:
     if data.model_name_or_path is None and data.dataset_name is None and not makes_faces:
         return Digits, {}
     _required(data.forget, "--forget", "the classes to forget, e.g. 'tench,church'")
-    _required(data.dataset_name, "--dataset_name", "data of all classes, to forget and to keep")
+    _required(data.dataset_name, "--data", "data of all classes, to forget and to keep")
     if data.model_name_or_path is not None:
         source = model_source(data)
         return kind_of_class(model_class(source)), source
     if not makes_faces:
-        _required(None, "--model_name_or_path", "the model to change (--checkpoint and --pretrain make a face model)")
+        _required(None, "--model", "the model to change (--checkpoint and --pretrain make a face model)")
     return Faces, {}
 
 

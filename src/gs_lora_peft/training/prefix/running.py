@@ -8,6 +8,7 @@ from types import MethodType
 from typing import Any, Literal, cast
 
 import torch
+from accelerate.utils import gather_object
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,7 +19,7 @@ from ...errors import InvalidInputError
 from ...tuner import NoFFNFoundError, find_ffn_blocks
 from ..method import TaskTrainer
 from .chain import Chain, Link, can_be_cut, read_chain, replaced_forwards, state_in
-from .states import Digest, StateStore, digests, random_states
+from .states import Digest, StateStore, digests, kept_generators, random_states
 
 # What a forward does with the prefix: runs it as ever, runs it without graph, keeps its states too, or skips it.
 Mode = Literal["plain", "frozen", "fill", "skip"]
@@ -67,8 +68,9 @@ class FrozenPrefix:
     def __enter__(self) -> None:
         self._reset()
         self._is_on = self.trainer.args.prefix_cache != "off" and self.trainer.trained.adapter is not None
-        if self.reason is not None:
-            self._refuse(self.reason)
+        # What arguments and model say is the same in all processes.
+        if self.reason is not None and self.trainer.args.prefix_cache == "on":
+            raise _demanded(self.reason)
 
     def __exit__(self, *error: Any) -> None:
         self._is_on = False
@@ -133,6 +135,7 @@ class FrozenPrefix:
             yield
         finally:
             self._batch = None
+        self._refuse_together()
 
     def _follow(self, model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Finds the blocks that do not train, if others than at the last batch."""
@@ -149,8 +152,7 @@ class FrozenPrefix:
         def forward() -> Any:
             return model(**given)
 
-        devices = [tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"][:1]
-        with torch.random.fork_rng(devices=devices), reference_model(model, None):
+        with kept_generators(self.trainer.args.device), reference_model(model, None):
             if self._chain is None:
                 self._chain = read_chain(model, self._blocks, forward, rows)
             # Blocks outside the chain are called after it.
@@ -204,15 +206,25 @@ class FrozenPrefix:
         """Uses no states from now on.
 
         Raises:
-            InvalidInputError: If the arguments demand them.
+            InvalidInputError: If the arguments demand them, in a single process. Of several, each goes on to the end
+                of its batch, where the refusal of one is that of all.
         """
         self.reason = reason
         self.store.clear()
-        if self.trainer.args.prefix_cache == "on":
-            fix = "Leave it out: 'auto' uses it where it can."
-            raise InvalidInputError("prefix_cache", "on", f"'auto' or 'off', because {reason}", fix)
+        if self.trainer.args.prefix_cache == "on" and self.trainer.args.world_size == 1:
+            raise _demanded(reason)
         if self.block:
             logger.info(f"The outputs of frozen blocks are not kept: {reason}.")
+
+    def _refuse_together(self) -> None:
+        """Raises in every process if one has refused: the others would wait for its gradients for ever."""
+        args = self.trainer.args
+        if args.prefix_cache != "on" or args.world_size == 1:
+            return
+        refused = torch.tensor(float(self.reason is not None), device=args.device)
+        if self.trainer.global_mean(refused):
+            reasons = [reason for reason in gather_object([self.reason]) if reason is not None]
+            raise _demanded(reasons[0])
 
     # In a forward
 
@@ -229,12 +241,16 @@ class FrozenPrefix:
         self._mode = "frozen"
         if self.reason is not None or self._is_watched():
             return
+        others = _single_values(self._others)
+        if others is None:
+            self._refuse("a batch holds inputs that are neither tensors nor single values")
+            return
         if self._digests is None:
             self._digests = digests(self._batch, self._rows)
         found: list[Digest] = self._digests[rows]
         device = next(iter(self._batch.values())).device
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        state = (self._signature(), len(found), autocast)
+        state = (self._signature(), len(found), autocast, others)
         self._kind = (state, self._below[-1].training)
         self._keys = [(state, digest) for digest in found]
         if self._kind in self._verified and self.store.holds(self._keys):
@@ -341,6 +357,18 @@ def _read_blocks(model: nn.Module, adapter: str | None) -> tuple[dict[str, nn.Mo
     pairs = [(layer, cast(nn.Linear, kind[adapter])) for layer in layers for kind in (layer.lora_A, layer.lora_B)]
     found = [(layer, cast(nn.Parameter, factor.weight)) for layer, factor in pairs]
     return blocks, [(layer, matrix, inside.get(id(matrix))) for layer, matrix in found]
+
+
+def _demanded(reason: str) -> InvalidInputError:
+    fix = "Leave it out: 'auto' uses it where it can."
+    return InvalidInputError("prefix_cache", "on", f"'auto' or 'off', because {reason}", fix)
+
+
+def _single_values(inputs: Mapping[str, Any]) -> Hashable | None:
+    """What tells inputs apart that belong to the whole batch, such as a flag; `None` if they may hold more."""
+    if not all(value is None or isinstance(value, (bool, int, float, str)) for value in inputs.values()):
+        return None
+    return tuple(sorted((name, repr(value)) for name, value in inputs.items()))
 
 
 def _rows_of(given: Tensor, whole: Tensor, rows: int) -> tuple[int, int] | None:

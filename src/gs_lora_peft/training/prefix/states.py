@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -124,3 +125,17 @@ def random_states(device: torch.device) -> tuple[Any, ...]:
     if device.type == "cpu":
         return states
     return *states, torch.get_device_module(device).get_rng_state(device).numpy().tobytes()
+
+
+def kept_generators(device: torch.device) -> AbstractContextManager[None]:
+    """Restores torch's global generators, of the CPU and of one device, after the block.
+
+    `torch.random.fork_rng(devices=[])` leaves the generator of the accelerator where the block has moved it.
+
+    Args:
+        device (`torch.device`):
+            Where the model is.
+    """
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
