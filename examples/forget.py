@@ -7,8 +7,8 @@ Without arguments: a small ViT forgets the handwritten digits three, then seven,
 Any model and data set of the Hub, or local folders (parquet, an image folder, or `save_to_disk`):
 
     accelerate launch examples/forget.py \
-        --model_name_or_path google/vit-base-patch16-224 --dataset_name frgfm/imagenette --dataset_config_name 160px \
-        --forget "tench,cassette player;church" --output_dir runs/imagenette
+        --model google/vit-base-patch16-224 --data frgfm/imagenette --data-config 160px \
+        --forget "tench,cassette player;church" --output runs/imagenette
 
 Settings may come from a YAML file; the command line takes precedence: `--config settings.yaml --learning_rate 5e-3`.
 `--help` lists the options of this package, `--help_all` those of transformers as well. Exit codes: docs/cli.md.

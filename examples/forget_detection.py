@@ -1,7 +1,7 @@
 r"""Make a detector forget object categories, one request after another: `gs-lora forget` with a detector.
 
     accelerate launch examples/forget_detection.py --model_name_or_path hustvl/yolos-tiny --dataset_name cppe-5 \
-        --forget "Mask;Gloves" --output_dir runs/cppe
+        --forget "Mask;Gloves" --output runs/cppe
 
 Data: a Hub id or a local folder (parquet, `save_to_disk`) with annotated boxes, or COCO's own format: a folder with
 `annotations/instances_train2017.json`, `annotations/instances_val2017.json` and the images in `train2017` and

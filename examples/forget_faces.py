@@ -3,7 +3,7 @@ r"""Make a face recogniser forget people, one request after another: `gs-lora fo
 From a checkpoint of the papers' code, which is converted first:
 
     accelerate launch examples/forget_faces.py --dataset_name data/faces --forget "person_34,person_23;person_10" \
-        --checkpoint face.pth --scale 64 --margin 0.35 --output_dir runs/faces
+        --checkpoint face.pth --scale 64 --margin 0.35 --output runs/faces
 
 From a converted folder: `--model_name_or_path face-model` instead of `--checkpoint`. Without either, a Face
 Transformer is pre-trained on the data first (`--image_size`, `--pretrain_epochs`, ...).
