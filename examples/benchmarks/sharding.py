@@ -3,8 +3,9 @@ r"""The memory of each process with a whole base model (DDP) and with a sharded 
     python examples/benchmarks/sharding.py                # ViT-L/16 at 224, random weights
     python examples/benchmarks/sharding.py --model vit-b
 
-It starts itself with `torchrun`, once for each way. Linux only: a process reads its resident memory, and the peak since
-a mark, from /proc. Freed memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_), so that it does not count.
+It starts itself with `torchrun`, once for each way. Linux only: a process reads its resident memory, and the peak
+since a mark, from /proc. Freed memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_), so that it does not
+count.
 """
 
 from __future__ import annotations

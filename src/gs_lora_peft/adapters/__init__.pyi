@@ -1,3 +1,4 @@
+from .attached import holds_tasks as holds_tasks, with_tasks as with_tasks
 from .attaching import (
     attach_adapters as attach_adapters,
     check_adapters as check_adapters,
@@ -42,6 +43,7 @@ __all__ = [
     "check_tasks",
     "difference_groups",
     "fresh_adapter",
+    "holds_tasks",
     "merge_changes",
     "model_identity",
     "own_weights",
@@ -50,5 +52,6 @@ __all__ = [
     "read_changes",
     "verified_change",
     "weights_fingerprint",
+    "with_tasks",
     "write_difference",
 ]
