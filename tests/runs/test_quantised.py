@@ -1,4 +1,4 @@
-"""Quantised models whose parts cannot be read are refused if weights must be exact; a single adapter trains on them."""
+"""Quantised models whose parts cannot be read are refused where weights must be exact; an adapter trains on them."""
 
 import pytest
 import run_cases as cases

@@ -1,4 +1,4 @@
-from .attached import holds_tasks as holds_tasks, with_tasks as with_tasks
+from .attached import updates_beside as updates_beside, with_tasks as with_tasks
 from .attaching import (
     attach_adapters as attach_adapters,
     check_adapters as check_adapters,
@@ -43,13 +43,13 @@ __all__ = [
     "check_tasks",
     "difference_groups",
     "fresh_adapter",
-    "holds_tasks",
     "merge_changes",
     "model_identity",
     "own_weights",
     "read_adapter",
     "read_adapters",
     "read_changes",
+    "updates_beside",
     "verified_change",
     "weights_fingerprint",
     "with_tasks",

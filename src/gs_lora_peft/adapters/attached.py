@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -106,11 +107,24 @@ class AttachedModel(MergedModel):
         self._attached = list(adapters)
 
 
-def holds_tasks(model: nn.Module) -> bool:
-    """Whether tasks stay beside the weights of a bare model already ([`AttachedModel`])."""
-    return any(
-        isinstance(hook, LowRankUpdates) for module in model.modules() for hook in module._forward_hooks.values()
-    )
+def updates_beside(model: nn.Module) -> dict[str, Tensor]:
+    """Returns what tasks add beside the weights of a bare model ([`AttachedModel`]), by names of its own.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Matrices and scalings; empty unless the model is quantised and has tasks.
+    """
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for hook in module._forward_hooks.values():
+            if isinstance(hook, LowRankUpdates):
+                for number, (a, b, scaling) in enumerate(hook.factors):
+                    name = f"{path}.{number}"
+                    found |= {f"{name}.A": a, f"{name}.B": b, f"{name}.scaling": torch.tensor(scaling)}
+    return found
 
 
 def with_tasks(model: nn.Module, ledger: ForgettingLedger) -> MergedModel:

@@ -16,10 +16,10 @@ from ..adapters import (
     TaskAdapter,
     attach_adapters,
     check_changes,
-    holds_tasks,
     merge_changes,
     model_identity,
     read_changes,
+    updates_beside,
 )
 from ..compat import refuse_quantised, refuse_unreadable, unwrapped
 from ..errors import InvalidInputError
@@ -107,7 +107,7 @@ def check_bare(model: nn.Module, *, exact: bool = True) -> None:
     if hasattr(model, "peft_config"):
         fix = "It holds adapters: model.unload() removes them, model.merge_and_unload() keeps their effect."
         raise InvalidInputError("base_model", type(model).__name__, "a model without adapters", fix)
-    if holds_tasks(model):
+    if updates_beside(model):
         expected = "a model without the tasks of a run; a ContinualForgetter has put some beside its weights"
         raise InvalidInputError("base_model", type(model).__name__, expected, "Load and quantise the model again.")
 
