@@ -162,9 +162,9 @@ class RetainStream:
             )
         label = row[column]
         label = label.item() if hasattr(label, "item") else label
-        if label in self.keeps:
+        if isinstance(label, int) and label in self.keeps:
             return True
-        if label in self.drops:
+        if isinstance(label, int) and label in self.drops:
             return False
         raise InvalidInputError(
             f"row {index} of {self.name}, column {column!r}",
