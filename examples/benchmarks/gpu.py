@@ -31,7 +31,8 @@ COLUMNS = ("model", "variant", "compiled", "img/s", "time of stock", "share of m
 def measure(base: nn.Module, variant: str, options: argparse.Namespace, flops: int | None) -> tuple[float, int, float]:
     """The median seconds of a step, its floating-point operations and the peak memory in MiB (0 on a CPU)."""
     gc.collect()
-    torch.compiler.reset()
+    if options.compile:
+        torch.compiler.reset()
     if options.device != "cpu":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
