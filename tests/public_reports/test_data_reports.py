@@ -247,12 +247,12 @@ def test_rows_without_a_label_are_named(base, tmp_path, bad):
     rows = list(dataset)
     rows[4]["label"] = bad
     dataset = Dataset.from_list(rows, features=dataset.features)
-    for refused in (
+    for call in (
         lambda: split_dataset(dataset, [1]),
         lambda: cases.forgetter_for(base, tmp_path / "run", dataset),
     ):
         with pytest.raises(ValueError) as error:
-            refused()
+            call()
         assert "row 4" in str(error.value)
         assert str(bad) in str(error.value)
 
