@@ -100,7 +100,8 @@ class AttachedModel(MergedModel):
         updates: dict[str, LowRankUpdates] = {}
         for adapter in adapters:
             for path, (a, b) in adapter.pairs.items():
-                device = self.bare.get_submodule(path).weight.device
+                layer: Any = self.bare.get_submodule(path)
+                device = layer.weight.device
                 factors = a.to(device), b.to(device), adapter.scaling(path)
                 updates.setdefault(path, LowRankUpdates()).factors.append(factors)
         self._hooks = [self.bare.get_submodule(path).register_forward_hook(own) for path, own in updates.items()]

@@ -21,12 +21,12 @@ def inner_tensors(tensor: Tensor) -> dict[str, Tensor] | None:
     Returns:
         `dict[str, torch.Tensor]` or `None`: `None` if it is plain or does not tell.
     """
-    if not is_foreign(tensor) or not hasattr(tensor, "__tensor_flatten__"):
+    foreign: Any = tensor
+    if not is_foreign(tensor) or not hasattr(foreign, "__tensor_flatten__"):
         return None
-    names, _ = tensor.__tensor_flatten__()
     found: dict[str, Tensor] = {}
-    for name in names:
-        part = getattr(tensor, name)
+    for name in foreign.__tensor_flatten__()[0]:
+        part = getattr(foreign, name)
         inner = inner_tensors(part) if is_foreign(part) else {"": part}
         if inner is None:
             return None
@@ -55,7 +55,9 @@ def refuse_unreadable(model: nn.Module, name: str = "base_model") -> None:
     """
     if quantised_part(model) is None:
         return
-    weights = [module.weight for module in model.modules() if is_quantised_parameter(getattr(module, "weight", None))]
+    weights: list[Any] = [
+        module.weight for module in model.modules() if is_quantised_parameter(getattr(module, "weight", None))
+    ]
     if not weights or any(inner_tensors(weight) is None for weight in weights):
         refuse_quantised(model, name)
     for weight in weights:
