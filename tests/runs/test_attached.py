@@ -42,10 +42,14 @@ class EightBits(torch.Tensor):
         return func(*plain, **(kwargs or {}))
 
 
-def by_hand(model):
+class Int4Numbers(EightBits):
+    """Named as torchao names weights of 4 bits."""
+
+
+def by_hand(model, kind=EightBits):
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.weight = nn.Parameter(EightBits.of(module.weight.detach()), requires_grad=False)
+            module.weight = nn.Parameter(kind.of(module.weight.detach()), requires_grad=False)
     return model
 
 
@@ -111,7 +115,7 @@ def test_an_error_leaves_the_model_as_it_was(base, data, tmp_path, monkeypatch):
 
 
 def test_what_would_change_weights_is_refused(base, data, tmp_path):
-    """Merging, methods that train weights, and tasks that are there already; nothing is written for them."""
+    """Merging, methods that train weights, tasks that are there already, and 4 bits; nothing is written for them."""
     folder, model = tmp_path / "run", by_hand(cases.load_base(base))
     cases.make_forgetter(model, folder, data, args=cases.make_args(max_steps=1)).forget(ForgetRequest(REQUESTS[0]))
     fresh = by_hand(cases.load_base(base))
@@ -121,6 +125,7 @@ def test_what_would_change_weights_is_refused(base, data, tmp_path):
         lambda: cases.make_forgetter(fresh, tmp_path / "other", data, method="ffn"),
         lambda: load_forgotten(model, folder),
         lambda: cases.make_forgetter(model, folder, data),
+        lambda: cases.make_forgetter(by_hand(cases.load_base(base), Int4Numbers), tmp_path / "other", data),
     ):
         with refused("base_model"):
             call()
