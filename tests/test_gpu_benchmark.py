@@ -25,7 +25,7 @@ def table(text):
 
 def test_every_loop_is_measured(gpu, capsys):
     """The face model and a ViT; time is relative to the stock loop with the same use of torch.compile."""
-    gpu.main(["--tiny", "--models", "vit-b", "face"])
+    gpu.main(["--tiny", "--models", "vit-b", "face", "--minutes", "60"])
     rows = table(capsys.readouterr().out)
     found = {(row["model"], row["variant"], row["compiled"]): row for row in rows}
     expected = [(model, variant, "False") for model in ("vit-b", "face") for variant in gpu.VARIANTS]
