@@ -106,26 +106,27 @@ def stream_trainer(model, folder, stream, *, kwargs=None, **changes):
 
 
 def test_classes_are_forgotten_with_a_stream_to_keep(tmp_path):
-    """Four epochs over the forget set, several passes over the stream; rows to forget in the stream do no harm."""
+    """60 epochs over the forget set, several passes over the stream; rows to forget in the stream do no harm."""
     trainer = stream_trainer(
         peft_vit(r=8),
         tmp_path,
-        shuffled(per_class=4),
+        shuffled(per_class=16),
         kwargs={"eval_dataset": scoring_set()},
-        per_device_train_batch_size=6,
-        num_train_epochs=40,
+        per_device_train_batch_size=3,
+        num_train_epochs=60,
         learning_rate=2e-2,
         forget_loss="log_odds",
-        forget_bound=3.0,
+        forget_bound=5.0,
+        forget_weight=1.0,
     )
     assert (trainer.retain_classes, trainer.forget_classes) == (list(RETAIN), list(FORGET))
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
-    assert trainer.state.global_step == 40
+    assert trainer.state.global_step == 120
     assert before["eval_acc_forget"] > 0.9
     assert after["eval_acc_forget"] == 0
-    assert after["eval_acc_retain"] >= 0.8
+    assert after["eval_acc_retain"] >= 0.9
 
 
 @pytest.mark.parametrize(
