@@ -10,7 +10,8 @@ On the CPU the clock counts CPU seconds, so that other work on the machine matte
 new process for each variant.
 
 Variants: `stock`; `gs_lora`, all groups live; `half_zero`, the lower half of the groups zero, with the outputs of the
-frozen blocks kept after the first step; `half_zero_uncached`, the same without keeping them.
+frozen blocks kept after the first step; `half_zero_uncached`, the same without keeping them; `two_passes`, a step like
+the papers': stock PEFT LoRA with a forward and a backward pass for each half, and the norms of all groups.
 """
 
 from __future__ import annotations
@@ -39,10 +40,27 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from gs_lora_peft import GSLoraConfig, GSLoraTrainer, GSLoraTrainingArguments, LoraGroups, find_ffn_blocks
+from gs_lora_peft import (
+    FaceTransformerConfig,
+    FaceTransformerForRecognition,
+    GSLoraConfig,
+    GSLoraTrainer,
+    GSLoraTrainingArguments,
+    LoraGroups,
+    find_ffn_blocks,
+)
 
 VARIANTS = ("stock", "gs_lora", "half_zero", "half_zero_uncached")
 WARMUP = 3
+
+# Of ViTs with 16×16 patches at 224; the face model has the sizes of the papers, at 112.
+WIDTHS = {
+    "vit-s": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+    "vit-b": {},
+    "vit-l": {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 24},
+    "face": {},
+}
+TINY = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 2, "image_size": 32}
 
 
 class Clock(TrainerCallback):
@@ -65,12 +83,57 @@ class Clock(TrainerCallback):
             self.times.append(self.now() - self.start)
 
 
-def load_model(name: str, dropout: bool) -> nn.Module:
-    """A converted or other local model; by default ViT-S/16 with random weights."""
+class Flops(TrainerCallback):
+    """Counts the floating-point operations of one step.
+
+    Args:
+        step: The step, counted from 1.
+    """
+
+    def __init__(self, step: int):
+        self.step, self.count = step, 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            self.counter = FlopCounterMode(display=False)
+            self.counter.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.counter.__exit__(None, None, None)
+            self.count = self.counter.get_total_flops()
+
+
+class TwoPasses(Trainer):
+    """A step like the papers': each half has a forward and a backward pass, and the norms of all groups are added."""
+
+    groups: list[list[nn.Parameter]]
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        half, total = len(inputs["labels"]) // 2, torch.zeros((), device=self.args.device)
+        for forgets, rows in ((False, slice(None, half)), (True, slice(half, None))):
+            with self.compute_loss_context_manager():
+                loss = model(**{name: tensor[rows] for name, tensor in inputs.items()}).loss
+                if forgets:
+                    loss = 0.1 * torch.relu(105 - loss)
+                else:
+                    loss = loss + 1e-4 * sum(sum(p.square().sum() for p in group).sqrt() for group in self.groups)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+
+def load_model(name: str, dropout: bool, tiny: bool = False) -> nn.Module:
+    """A model of `WIDTHS` with random weights, of its own or of a tiny size; or a local folder of a model."""
     torch.manual_seed(0)
-    if name == "vit-s":
-        size = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-        model: nn.Module = ViTForImageClassification(ViTConfig(num_labels=2, **size))
+    if name in WIDTHS:
+        face = name == "face"
+        config, kind = (
+            (FaceTransformerConfig, FaceTransformerForRecognition) if face else (ViTConfig, ViTForImageClassification)
+        )
+        model: nn.Module = kind(config(num_labels=2, **(TINY if tiny else WIDTHS[name])))
     else:
         model = AutoModelForImageClassification.from_pretrained(name)
     if not dropout:
@@ -91,11 +154,19 @@ def make_trainer(base: nn.Module, variant: str, options: argparse.Namespace, ste
         "output_dir": folder, "max_steps": steps, "use_cpu": options.device == "cpu", "disable_tqdm": True,
         "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": False,
         "learning_rate": 1e-4, "weight_decay": 0.05, "bf16": options.bf16, "dataloader_pin_memory": False,
+        "torch_compile": options.compile is not None, "torch_compile_backend": options.compile,
     }  # fmt: skip
-    if variant == "stock":
-        paths = [path for block in find_ffn_blocks(base).values() for path in block]
+    if variant in ("stock", "two_passes"):
+        blocks = find_ffn_blocks(base)
+        paths = [path for block in blocks.values() for path in block]
         model = get_peft_model(base, LoraConfig(r=options.r, lora_alpha=1, target_modules=paths))
-        return Trainer(model, TrainingArguments(per_device_train_batch_size=2 * pairs, **common), train_dataset=rows)
+        args = TrainingArguments(per_device_train_batch_size=2 * pairs, **common)
+        if variant == "stock":
+            return Trainer(model, args, train_dataset=rows)
+        trainer = TwoPasses(model, args, train_dataset=rows)
+        own = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        trainer.groups = [[p for name, p in own if f".{block}." in name] for block in blocks]
+        return trainer
     model = get_peft_model(base, GSLoraConfig(r=options.r))
     if variant.startswith("half_zero"):
         groups = LoraGroups(model)
@@ -111,14 +182,18 @@ def make_trainer(base: nn.Module, variant: str, options: argparse.Namespace, ste
     return GSLoraTrainer(model, args, forget_dataset=rows[pairs:], retain_dataset=rows[:pairs])
 
 
-def run_steps(base: nn.Module, variant: str, options: argparse.Namespace) -> list[float]:
-    """The seconds of each measured step."""
+def run_steps(
+    base: nn.Module, variant: str, options: argparse.Namespace, last: TrainerCallback | None = None
+) -> list[float]:
+    """The seconds of each measured step. `last` is for one more step, which is not measured."""
     clock = Clock(options.device)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(base, variant, options, WARMUP + options.steps, folder)
+        trainer = make_trainer(base, variant, options, WARMUP + options.steps + (last is not None), folder)
         trainer.add_callback(clock)
+        if last is not None:
+            trainer.add_callback(last)
         trainer.train()
-    return clock.times
+    return clock.times[: options.steps]
 
 
 def peak_memory(device: str) -> float:
@@ -149,39 +224,30 @@ def profile(base: nn.Module, variant: str, options: argparse.Namespace) -> None:
     """Prints the operations of one step by their own time, its floating-point operations and its share of the rate."""
 
     class Profiler(TrainerCallback):
-        """Counts one step and profiles the next one."""
+        """Profiles the last step."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == WARMUP:
-                self.counter = FlopCounterMode(display=False)
-                self.counter.__enter__()
-            elif state.global_step == WARMUP + 1:
+            if state.global_step + 1 == state.max_steps:
                 self.profiler = torch.profiler.profile()
                 self.profiler.__enter__()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == WARMUP + 1:
-                self.counter.__exit__(None, None, None)
-            elif state.global_step == WARMUP + 2:
+            if state.global_step == state.max_steps:
                 self.profiler.__exit__(None, None, None)
 
-    profiler = Profiler()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(base, variant, options, WARMUP + 2, folder)
-        trainer.add_callback(profiler)
-        trainer.train()
+    profiler, flops = Profiler(), Flops(WARMUP + options.steps + 1)
+    run_steps(base, variant, options, profiler)
+    seconds = statistics.median(run_steps(base, variant, options, flops))
     by = "self_cpu_time_total" if options.device == "cpu" else "self_device_time_total"
     print(profiler.profiler.key_averages().table(sort_by=by, row_limit=options.rows, max_name_column_width=40))
-    flops = profiler.counter.get_total_flops()
-    seconds = statistics.median(run_steps(base, variant, options))
     rate = matmul_rate(options.device, torch.bfloat16 if options.bf16 else torch.float32)
-    print(f"{variant}: {flops / 1e9:.1f} GFLOP in {seconds:.3f} s, {flops / seconds / rate:.0%} of the matmul rate "
-          f"of {rate / 1e9:.0f} GFLOP/s")  # fmt: skip
+    print(f"{variant}: {flops.count / 1e9:.1f} GFLOP in {seconds:.3f} s, {flops.count / seconds / rate:.0%} of the "
+          f"matmul rate of {rate / 1e9:.0f} GFLOP/s")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit-s", help="'vit-s', or a folder of an image classifier")
+    parser.add_argument("--model", default="vit-s", help=f"one of {list(WIDTHS)}, or a folder of an image classifier")
     parser.add_argument("--pairs", type=int, default=8, help="images to keep in the joint batch")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds")
@@ -189,6 +255,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=VARIANTS, help="variants after 'stock'")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="'cpu' or 'cuda'")
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
+    parser.add_argument("--compile", metavar="BACKEND", help="torch.compile with this backend, such as 'inductor'")
     parser.add_argument("--no_dropout", action="store_true", help="set every nn.Dropout to 0")
     parser.add_argument("--no_memory", action="store_true", help="measure no memory")
     parser.add_argument("--profile", metavar="VARIANT", help="profile one variant instead")

@@ -1,4 +1,4 @@
-"""Quantised models: refused if weights must be exact, recognised by structure; an adapter trains on them."""
+"""Quantised models whose parts cannot be read are refused where weights must be exact; an adapter trains on them."""
 
 import pytest
 import run_cases as cases
@@ -86,7 +86,6 @@ KINDS = [
     noted(hf_quantizer=object()),
     in_config,
     by_torch,
-    by_torchao,
     by_bitsandbytes,
 ]
 

@@ -105,7 +105,6 @@ def untouched():
     [
         (None, "NoneType"),
         (Dataset.from_dict({"label": []}), "an empty data set"),
-        (Dataset.from_dict({"label": [0]}).to_iterable_dataset(), "IterableDataset"),
         (Dataset.from_dict({"target": [0]}), "label"),
         (Dataset.from_dict({"label": ["cat"]}), "string"),
         (Dataset.from_dict({"label": [0.5]}), "float64"),
@@ -113,11 +112,18 @@ def untouched():
     ],
 )
 def test_sets_that_cannot_be_read(tmp_path, untouched, which, bad, value):
-    """Missing, empty, streamed or unlabelled sets: the error says which one and why."""
+    """Missing, empty or unlabelled sets: the error says which one and why."""
     with pytest.raises(InvalidInputError) as error:
         trainer_for(untouched, tmp_path, kwargs={f"{which}_dataset": bad})
     assert which in error.value.name
     assert error.value.value == value
+
+
+def test_a_stream_to_forget_is_refused(tmp_path, untouched):
+    """The set to forget is a fixed one; samples to keep may be a stream (test_stream.py)."""
+    stream = Dataset.from_dict({"label": [0]}).to_iterable_dataset()
+    with refused("forget", "IterableDataset"):
+        trainer_for(untouched, tmp_path, kwargs={"forget_dataset": stream})
 
 
 @pytest.mark.parametrize("which", ["forget", "retain"])

@@ -1,3 +1,4 @@
+from .attached import updates_beside as updates_beside, with_tasks as with_tasks
 from .attaching import (
     attach_adapters as attach_adapters,
     check_adapters as check_adapters,
@@ -48,7 +49,9 @@ __all__ = [
     "read_adapter",
     "read_adapters",
     "read_changes",
+    "updates_beside",
     "verified_change",
     "weights_fingerprint",
+    "with_tasks",
     "write_difference",
 ]

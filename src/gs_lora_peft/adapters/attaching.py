@@ -18,7 +18,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..compat import adapt_layer, head_tying_hidden, is_shard, release_gathered, set_whole, whole
+from ..compat import adapt_layer, dense, head_tying_hidden, is_shard, release_gathered, set_whole, whole
 from ..errors import short
 from ..ledger import UnusableAdapterError
 from .flags import kept_flags
@@ -249,7 +249,7 @@ def _misfit(modules: Mapping[str, nn.Module], adapter: TaskAdapter, norms: dict[
             expected = f"{(rank, inputs)} and {(outputs, rank)}"
             return path, f"for {path!r} its matrices have the shapes {found[0]} and {found[1]}; expected {expected}"
         if path not in norms:
-            norms[path] = _norm(whole(module.weight))
+            norms[path] = _norm(dense(whole(module.weight)))
         if problem := _size_problem(norms[path], adapter, path):
             return path, problem
     paths = adapter.pairs.keys()

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..compat import bare, has_tied_heads, is_foreign, loaded_from, own_class, release_gathered, whole
+from ..compat import (
+    bare,
+    has_tied_heads,
+    inner_tensors,
+    is_foreign,
+    loaded_from,
+    own_class,
+    release_gathered,
+    whole,
+)
 from ..errors import InvalidInputError
 from ..io import public_name
 from ..objectives import head_size
@@ -26,6 +35,8 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
     change of any value, dtype or shape changes the fingerprint. Shards (FSDP 2) are gathered one at a time, so that
     every process has to call this function.
 
+    Of a weight that torchao has quantised, the tensors count that it consists of, and the name of its class.
+
     How it works: equal tensors count once. Names count only among tensors of the same dtype and shape, which could be
     swapped. The name of a tensor with a unique dtype and shape, such as an embedding, is left out, so that it does not
     matter under which of its names a tied tensor is listed.
@@ -39,7 +50,7 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
 
     Raises:
         ValueError: If there are no weights, or they are on the meta device or in a tensor type that torch cannot read,
-            such as the quantised ones of torchao.
+            and which does not tell its parts.
     """
     if isinstance(model_or_state_dict, nn.Module):
         release_gathered(bare(model_or_state_dict))
@@ -129,6 +140,9 @@ def _content_hash(name: str, tensor: torch.Tensor) -> str:
     if tensor.is_meta:
         fix = "Load the checkpoint first (`from_pretrained`, or `to_empty` and `load_state_dict`)."
         raise InvalidInputError(f"the device of {name!r}", "meta", "a device with values", fix)
+    if inner := inner_tensors(tensor):
+        lines = (f"{part} {own.dtype} {list(own.shape)} {_content_hash(part, own)}" for part, own in inner.items())
+        return hashlib.sha256("\n".join([type(tensor).__name__, *lines]).encode()).hexdigest()
     if is_foreign(tensor):
         raise InvalidInputError(
             f"the weight {name!r}",

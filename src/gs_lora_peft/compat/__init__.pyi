@@ -14,10 +14,16 @@ from .models import (
     is_quantised as is_quantised,
     loaded_from as loaded_from,
     preparation_undone as preparation_undone,
+    quantised_part as quantised_part,
     reference_model as reference_model,
     refuse_quantised as refuse_quantised,
     undo_preparation as undo_preparation,
     unwrapped as unwrapped,
+)
+from .quantised import (
+    dense as dense,
+    inner_tensors as inner_tensors,
+    refuse_unreadable as refuse_unreadable,
 )
 from .rows import has_fixed_arrays as has_fixed_arrays, read_rows as read_rows
 from .sharding import (
@@ -40,12 +46,14 @@ __all__ = [
     "bare",
     "base_of",
     "batch_norm_frozen",
+    "dense",
     "fresh_model",
     "has_custom_layers",
     "has_fixed_arrays",
     "has_input_embeddings",
     "has_tied_heads",
     "head_tying_hidden",
+    "inner_tensors",
     "is_foreign",
     "is_quantised",
     "is_shard",
@@ -55,9 +63,11 @@ __all__ = [
     "own_class",
     "own_sharding",
     "preparation_undone",
+    "quantised_part",
     "read_rows",
     "reference_model",
     "refuse_quantised",
+    "refuse_unreadable",
     "register_face_model",
     "release_gathered",
     "set_whole",

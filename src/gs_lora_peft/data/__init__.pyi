@@ -59,6 +59,7 @@ from .splits import (
     split_dataset as split_dataset,
     train_validation_split as train_validation_split,
 )
+from .streaming import RetainStream as RetainStream, is_stream as is_stream
 
 __all__ = [
     "ALIGN",
@@ -78,6 +79,7 @@ __all__ = [
     "PairedCollator",
     "PairedDataset",
     "PairedSampler",
+    "RetainStream",
     "RowCollator",
     "align_known_labels",
     "align_labels",
@@ -94,6 +96,7 @@ __all__ = [
     "evaluation_split",
     "is_object_column",
     "is_placeholder",
+    "is_stream",
     "label_name",
     "label_names",
     "names_of_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,10 +17,11 @@ from .boxes.collation import DetectionCollator
 from .boxes.columns import CATEGORY_KEYS, is_object_column
 from .classes import read_labels
 from .rows import NamedRows, cell_name, label_name
+from .streaming import RetainStream
 
 Pair = tuple[int, int]
 
-EpochCovers = Literal["both", "retain"]
+EpochCovers = Literal["both", "retain", "forget"]
 
 _CHECKED_ROWS = 32  # rows to check before any work; decoding them takes a fraction of a second
 
@@ -33,7 +35,7 @@ class PairedDataset(TorchDataset):
     """Samples addressed by a pair of indices: one into the retain set, one into the forget set.
 
     Args:
-        retain (map-style dataset):
+        retain (map-style dataset or [`RetainStream`]):
             D_r, the samples to keep.
         forget (map-style dataset):
             D_f, the samples to forget.
@@ -44,6 +46,8 @@ class PairedDataset(TorchDataset):
 
     def __init__(self, retain: Any, forget: Any):
         for name, dataset in (("retain", retain), ("forget", forget)):
+            if name == "retain" and isinstance(dataset, RetainStream):
+                continue
             if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
                 raise InvalidInputError(
                     name,
@@ -64,7 +68,7 @@ class PairedDataset(TorchDataset):
 
     @retain.setter
     def retain(self, dataset: Any) -> None:
-        self._retain = NamedRows(dataset, "the retain set")
+        self._retain = dataset if isinstance(dataset, RetainStream) else NamedRows(dataset, "the retain set")
 
     @property
     def forget(self) -> Any:
@@ -75,12 +79,17 @@ class PairedDataset(TorchDataset):
     def forget(self, dataset: Any) -> None:
         self._forget = NamedRows(dataset, "the forget set")
 
+    @property
+    def streams(self) -> bool:
+        """Whether the samples to keep come as a stream."""
+        return isinstance(self._retain, RetainStream)
+
     def sets(self) -> dict[str, Any]:
         """Both sets, by their names in errors."""
         return {rows.name: rows.dataset for rows in (self._retain, self._forget)}
 
     def __len__(self) -> int:
-        return max(len(self.retain), len(self.forget))
+        return len(self.forget) if self.streams else max(len(self.retain), len(self.forget))
 
     def __getitem__(self, pair: Pair) -> tuple[Any, Any]:
         return self.__getitems__([pair])[0]
@@ -103,8 +112,9 @@ class PairedSampler(Sampler[Pair]):
     across epochs, so that training sees each of its samples equally often.
 
     Args:
-        num_retain (`int`):
-            Size of the retain set.
+        num_retain (`int` or `None`):
+            Size of the retain set; `None` for a stream, whose places are counted from 0 on, across epochs. An epoch
+            then covers the forget set.
         num_forget (`int`):
             Size of the forget set.
         global_batch_size (`int`, *optional*, defaults to 1):
@@ -114,8 +124,8 @@ class PairedSampler(Sampler[Pair]):
             Seed of both orders.
         drop_last (`bool`, *optional*, defaults to `False`):
             Whether to drop the last incomplete batch instead of filling it up.
-        covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
-            `"retain"`: an epoch covers the retain set, even if it is the smaller set.
+        covers (`"both"`, `"retain"` or `"forget"`, *optional*, defaults to `"both"`):
+            `"retain"` or `"forget"`: an epoch covers this set, even if it is the smaller one.
 
     Raises:
         InvalidInputError: If a size is below 1, or `drop_last` drops the only batch.
@@ -123,7 +133,7 @@ class PairedSampler(Sampler[Pair]):
 
     def __init__(
         self,
-        num_retain: int,
+        num_retain: int | None,
         num_forget: int,
         global_batch_size: int = 1,
         seed: int = 0,
@@ -135,9 +145,10 @@ class PairedSampler(Sampler[Pair]):
             ("num_forget", num_forget),
             ("global_batch_size", global_batch_size),
         ):
-            checked(name, value, Count)
-        self._by_forget = covers == "both" and num_forget > num_retain
-        covered = num_forget if self._by_forget else num_retain
+            if value is not None:
+                checked(name, value, Count)
+        self._by_forget = num_retain is None or covers == "forget" or (covers == "both" and num_forget > num_retain)
+        covered = num_forget if self._by_forget or num_retain is None else num_retain
         if drop_last and covered < global_batch_size:
             role = "forget" if self._by_forget else "keep"
             raise InvalidInputError(
@@ -161,7 +172,11 @@ class PairedSampler(Sampler[Pair]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Pair]:
-        retain, forget = (self.num_retain, 0), (self.num_forget, 1)
+        forget = (self.num_forget, 1)
+        if self.num_retain is None:
+            yield from zip(itertools.count(self.epoch * self._length), self._covered(*forget), strict=False)
+            return
+        retain = (self.num_retain, 0)
         if self._by_forget:
             yield from zip(self._cycling(*retain), self._covered(*forget), strict=False)
         else:

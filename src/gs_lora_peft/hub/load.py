@@ -12,8 +12,16 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from .. import models
-from ..adapters import TaskAdapter, attach_adapters, check_changes, merge_changes, model_identity, read_changes
-from ..compat import refuse_quantised, unwrapped
+from ..adapters import (
+    TaskAdapter,
+    attach_adapters,
+    check_changes,
+    merge_changes,
+    model_identity,
+    read_changes,
+    updates_beside,
+)
+from ..compat import refuse_quantised, refuse_unreadable, unwrapped
 from ..errors import InvalidInputError
 from ..io import StrPath
 from ..ledger import ForgettingLedger
@@ -60,12 +68,13 @@ def load_forgotten(
             recorded hash, if the base weights are not those the ledger names, if a task does not exist, if what a task
             left does not fit the model, or if weights that it left hold the effect of an earlier task that is not
             among `tasks`. The model is unchanged then.
-        ValueError: If the model holds adapters or is quantised, the repository does not exist or may not be read, or
+        ValueError: If the model holds adapters, is quantised (with weights of torchao in 8 bits only if tasks are
+            merged, see docs/scale.md), the repository does not exist or may not be read, or
             `revision` is given for a folder.
         ConnectionError: If the Hub is out of reach and the cache does not hold everything; repeat the call.
     """
     base_model = unwrapped(base_model)
-    check_bare(base_model)
+    check_bare(base_model, exact=merge)
     folder = resolve_run_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     ledger = ForgettingLedger.load(folder)
     changes = read_changes(ledger, tasks, each=False)
@@ -73,16 +82,34 @@ def load_forgotten(
     check_changes(base_model, changes)
     adapters = [change for change in changes if isinstance(change, TaskAdapter)]
     if merge or not adapters or len(adapters) < len(changes):
+        if changes:
+            refuse_quantised(base_model)
         return merge_changes(base_model, changes).eval()
     return attach_adapters(base_model, adapters).eval()
 
 
-def check_bare(model: nn.Module) -> None:
-    """Raises InvalidInputError if a model holds adapters, or is quantised: tasks need the exact base weights."""
-    refuse_quantised(model)
+def check_bare(model: nn.Module, *, exact: bool = True) -> None:
+    """Checks that a model is without adapters, and that tasks can be put into it.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model.
+        exact (`bool`, *optional*, defaults to `True`):
+            Whether tasks are merged, which needs weights that are not quantised; else they stay beside the weights.
+
+    Raises:
+        InvalidInputError: If it holds adapters, or is quantised in a way that does not allow it.
+    """
+    if exact:
+        refuse_quantised(model)
+    else:
+        refuse_unreadable(model)
     if hasattr(model, "peft_config"):
         fix = "It holds adapters: model.unload() removes them, model.merge_and_unload() keeps their effect."
         raise InvalidInputError("base_model", type(model).__name__, "a model without adapters", fix)
+    if updates_beside(model):
+        expected = "a model without the tasks of a run; a ContinualForgetter has put some beside its weights"
+        raise InvalidInputError("base_model", type(model).__name__, expected, "Load and quantise the model again.")
 
 
 def load_base_model(ledger: ForgettingLedger, source: StrPath, *, token: str | bool | None = None) -> PreTrainedModel:

@@ -110,8 +110,9 @@ class GSLoraTrainer(ForgettingTrainer):
             By default `GSLoraTrainingArguments("forgetting")`.
         forget_dataset (map-style dataset):
             D_f, samples of the classes to forget.
-        retain_dataset (map-style dataset):
-            D_r, samples of the classes to keep.
+        retain_dataset (map-style or iterable dataset):
+            D_r, samples of the classes to keep. Of a stream (an `IterableDataset` of `datasets` or torch) all rows are
+            used whose classes are not to forget, old or missing (docs/scale.md).
         eval_dataset (map-style dataset or dict of them, *optional*):
             Labelled samples of all classes. Evaluation reports `eval_acc_forget`, `eval_acc_retain`, `eval_acc_old`,
             `eval_acc_missing` and `eval_h_mean`, each in [0, 1] (for a dict `eval_<name>_h_mean` ...; for a detector

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import AgreeingLabels, PairedCollator, PairedDataset
 from ..errors import InvalidInputError
-from ..training import ForgettingTrainer, kept_generators
+from ..training import ForgettingTrainer, kept_generators, sampled
 from ..tuner import LoraGroups
 
 SCORED_BATCHES = 4
@@ -54,7 +54,7 @@ def gains(trainer: ForgettingTrainer, groups: LoraGroups) -> Tensor:
         `torch.Tensor`: float32, shape `(number of groups,)`, the same in every process.
     """
     args, pairs = trainer.args, trainer.train_dataset
-    plain = PairedDataset(pairs.retain, pairs.forget)
+    plain = PairedDataset(*sampled(pairs))
     collate = PairedCollator(AgreeingLabels(trainer.data_collator, trainer.label_column), trainer.roles.forget)
     size = args.per_device_train_batch_size
     draw = np.random.default_rng([args.sampling_seed, args.process_index])

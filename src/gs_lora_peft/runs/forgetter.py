@@ -9,8 +9,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..adapters import MergedModel
+from ..adapters import with_tasks
 from ..checking import ClassRefs, checked
+from ..compat import refuse_quantised
 from ..data import check_given_labels, check_pictures, check_sampling, default_collator, read_classes
 from ..hub import fetch_to_continue
 from ..ledger import WORK_FOLDER, ForgetRequest, ForgettingLedger, TaskEntry
@@ -98,7 +99,8 @@ class ContinualForgetter(RevocableRun):
     Raises:
         LedgerError: If the ledger of the folder belongs to another base model or to other labels, was edited, or its
             files differ.
-        ValueError: If the model has adapters, is quantised or has no class head ([`check_class_head`]); if the data
+        ValueError: If the model has adapters, is quantised (unless by torchao in 8 bits, with a method that trains
+            an adapter, see docs/scale.md) or has no class head ([`check_class_head`]); if the data
             has no label column or labels outside the head; or if a missing class does not exist or was forgotten.
 
     Example:
@@ -159,6 +161,8 @@ class ContinualForgetter(RevocableRun):
             callbacks=callbacks,
             method="gs_lora" if method is None else method,
         )
+        if self.recipe.trains_weights:
+            refuse_quantised(base_model)
         self.label_names = checked_label_names(self.train_dataset, self.eval_dataset, label_column, base_model)
         parts = {"the training data": self.train_dataset, "the evaluation data": self.eval_dataset}
         check_given_labels(parts, label_column, self.recipe.data_collator)
@@ -173,7 +177,7 @@ class ContinualForgetter(RevocableRun):
         check_missing(missing_classes, self.ledger, self.label_names)
         # Before earlier tasks are merged: the values that are kept to undo a merge are then shards, too.
         shard_if_asked(base_model, args, trains_weights=self.recipe.trains_weights)
-        self._merged = MergedModel(base_model, self.ledger)
+        self._merged = with_tasks(base_model, self.ledger)
         self.model = base_model
         self._scores = Scores(self.eval_dataset, self.recipe)
         self._warned: set[str] = set()

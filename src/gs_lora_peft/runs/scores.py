@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from ..adapters import weights_fingerprint
+from ..adapters import updates_beside, weights_fingerprint
 from ..compat import preparation_undone
 from ..data import AgreeingLabels
 from ..objectives import Scoring, objective_for
@@ -138,6 +138,7 @@ class Scores:
         config = getattr(model, "config", None)
         asked = (
             weights_fingerprint(model),
+            weights_fingerprint(beside) if (beside := updates_beside(model)) else "",
             "" if config is None else config.to_json_string(use_diff=False),
             recipe.args.to_json_string(),
             recipe.label_column,

@@ -162,10 +162,10 @@ def prepared_base_model(model: PreTrainedModel) -> PreTrainedModel:
     """Returns a base model, without `torch.compile`, after checking that it can be trained on requests.
 
     Raises:
-        ValueError: If the model has adapters, is quantised or has no class head.
+        ValueError: If the model has adapters, is quantised (unless by torchao in 8 bits) or has no class head.
     """
     model = unwrapped(model)
-    check_bare(model)
+    check_bare(model, exact=False)
     check_class_head(model, "base_model")
     return model
 

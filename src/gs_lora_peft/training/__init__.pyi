@@ -13,6 +13,7 @@ from .prefix.states import kept_generators as kept_generators
 from .processes.replicated import shard_if_asked as shard_if_asked
 from .publishing import repo_to_publish_in as repo_to_publish_in
 from .recipes import RecipeName as RecipeName, adapter_of_recipe as adapter_of_recipe
+from .streams import sampled as sampled
 from .trained import Trained as Trained, TrainedAdapter as TrainedAdapter, TrainedWeights as TrainedWeights
 from .trainer import ForgettingTrainer as ForgettingTrainer
 
@@ -37,6 +38,7 @@ __all__ = [
     "own_batches",
     "repo_to_publish_in",
     "rows_of",
+    "sampled",
     "shard_if_asked",
     "steps_per_epoch",
 ]

@@ -158,10 +158,11 @@ class GSLoraTrainingArguments(TrainingArguments):
         prefix_cache_mib (`float`, *optional*, defaults to 1024):
             Most memory for these outputs in each process, in MiB, on the device of the model. If the outputs for all
             samples need more, none are kept.
-        epoch_covers (`"both"` or `"retain"`, *optional*, defaults to `"both"`):
+        epoch_covers (`"both"`, `"retain"` or `"forget"`, *optional*, defaults to `"both"`):
             `"both"`: an epoch runs once over the larger of the two training sets, and the other one cycles.
             `"retain"`: once over the retain set, as published, even if few classes stay; then choose the number of
-            epochs for the number of steps (docs/experiments/digits.md).
+            epochs for the number of steps (docs/experiments/digits.md). `"forget"`: once over the forget set, for a
+            stream to keep (docs/scale.md).
         max_forget_accuracy (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             The target, in [0, 1]: a [`ContinualForgetter`] calls a request forgotten if the accuracy on its classes,
             on the evaluation data, is at most this afterwards. `"auto"`: 0.05, or the accuracy of guessing (1 / C for
@@ -292,7 +293,8 @@ class GSLoraTrainingArguments(TrainingArguments):
     )
     prefix_cache_mib: NotNegative = field(default=1024.0, metadata={"help": "Most memory for these outputs, in MiB."})
     epoch_covers: EpochCovers = field(
-        default="both", metadata={"help": "An epoch covers 'both' training sets, or 'retain' only (as published)."}
+        default="both",
+        metadata={"help": "An epoch covers 'both' sets, 'retain' (as published), or 'forget'."},
     )
     max_forget_accuracy: _ShareOrAuto = field(
         default="auto",

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -28,10 +28,12 @@ from ..data import (
     label_name,
     rand_augment,
     read_classes,
+    train_validation_split,
 )
 from ..errors import InvalidInputError, located
 from .arguments import GSLoraTrainingArguments
 from .method import TaskTrainer
+from .streams import sampled
 
 
 def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> list[int]:
@@ -97,21 +99,34 @@ def _labels_of_rows(dataset: Any, label_column: str, name: str) -> np.ndarray:
     return np.asarray(labels)
 
 
-def check_hold_out(dataset: Any, label_column: str, fraction: float) -> None:
-    """Checks that samples can be held out: with annotated boxes, an image may be in both training sets.
+def held_out(pairs: PairedDataset, label_column: str, args: GSLoraTrainingArguments) -> tuple[PairedDataset, Dataset]:
+    """Holds the `validation_fraction` of every class of both training sets out: the rest, and what is held out.
+
+    Args:
+        pairs ([`PairedDataset`]):
+            Both training sets.
+        label_column (`str`):
+            Column of the integer labels.
+        args ([`GSLoraTrainingArguments`]):
+            The arguments.
 
     Raises:
-        InvalidInputError: If the data set holds annotated boxes.
+        InvalidInputError: If the data set holds annotated boxes: an image may be in both training sets.
     """
-    if is_object_column(dataset, label_column):
+    if is_object_column(pairs.retain, label_column):
         raise InvalidInputError(
             "validation_fraction",
-            fraction,
+            args.validation_fraction,
             "0 with annotated boxes: images cannot be held out of sets that share some",
             f"Take them out before they are split, with train_validation_split(dataset, {label_column!r}), and give "
             "them to GSLoraTrainer as `eval_dataset`. A ContinualForgetter scores after each task only: leave "
             "`eval_strategy` at 'no' there.",
         )
+    (retain, kept), (forget, gone) = (
+        train_validation_split(dataset, label_column, args.validation_fraction, args.seed)
+        for dataset in (pairs.retain, pairs.forget)
+    )
+    return PairedDataset(retain, forget), concatenate_datasets([kept, gone])
 
 
 class ColumnFilter:
@@ -228,12 +243,15 @@ def prepare_objective(trainer: TaskTrainer) -> None:
             The trainer that is about to train.
     """
     args = trainer.args
-    sets: list[Any] = [trainer.train_dataset.retain, trainer.train_dataset.forget]
-    if args.prototype_augmentations and trainer.augmentation:
-        sets = [AugmentedViews(dataset, args.prototype_augmentations, trainer.augmentation) for dataset in sets]
+
+    def batches() -> Iterator[dict[str, Any]]:
+        sets = sampled(trainer.train_dataset)
+        if args.prototype_augmentations and trainer.augmentation:
+            sets = [AugmentedViews(dataset, args.prototype_augmentations, trainer.augmentation) for dataset in sets]
+        return own_batches(trainer, sets)
 
     with trainer.trained.before(), trainer.accelerator.autocast():
-        trainer.task_objective.prepare(trainer.model, lambda: own_batches(trainer, sets), trainer.global_sum)
+        trainer.task_objective.prepare(trainer.model, batches, trainer.global_sum)
 
 
 def own_batches(trainer: TaskTrainer, datasets: Sequence[Any]) -> Iterator[dict[str, Any]]:
@@ -291,8 +309,11 @@ class PairedBatches(TaskTrainer):
     _sampler_epoch: SamplerEpochCallback
 
     def get_train_dataloader(self) -> DataLoader:
-        pairs_only = self.data_collator
+        pairs_only, persistent = self.data_collator, self.args.dataloader_persistent_workers
         self.data_collator = PairedCollator(AgreeingLabels(pairs_only, self.label_column), self.roles.forget)
+        if self.train_dataset.streams and self.args.dataloader_num_workers:
+            # Workers that end with an epoch would read a stream from its start again.
+            self.args.dataloader_persistent_workers = True
         try:
             return self._get_dataloader(
                 dataset=self.train_dataset,
@@ -302,13 +323,13 @@ class PairedBatches(TaskTrainer):
                 is_training=True,
             )
         finally:
-            self.data_collator = pairs_only
+            self.data_collator, self.args.dataloader_persistent_workers = pairs_only, persistent
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         kind = NumberedSampler if isinstance(dataset, AugmentedPairs) else PairedSampler
         sampler = kind(
-            len(dataset.retain),
+            None if dataset.streams else len(dataset.retain),
             len(dataset.forget),
             global_batch_size=self._global_batch_size(),
             seed=self.args.sampling_seed,

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..checking import ClassName, checked, ordered_list
-from ..data import is_object_column
+from ..data import RetainStream, is_object_column
 from ..errors import InvalidInputError
 from ..objectives import Objective, head_size
 from ..roles import ClassRoles, SharedClassesError, class_ids
@@ -20,6 +20,7 @@ from ..tuner import GSLoraConfig
 from .arguments import GSLoraTrainingArguments
 from .batches import classes_of
 from .method import TaskTrainer
+from .streams import classes_to_keep
 
 _OPTIONS = "Give the same options to {}."
 
@@ -133,14 +134,16 @@ def classes_of_task(
     label_column: str,
     model: nn.Module,
     forget_classes: Iterable[int] | None = None,
+    old_classes: Iterable[int] = (),
+    missing_classes: Iterable[int] = (),
 ) -> tuple[list[int], list[int]]:
     """Returns the classes to forget and those to keep, sorted.
 
     Args:
         forget_dataset (map-style dataset):
             D_f.
-        retain_dataset (map-style dataset):
-            D_r.
+        retain_dataset (map-style dataset or [`RetainStream`]):
+            D_r. A stream is to keep all classes of the head but those to forget, the old and the missing ones.
         label_column (`str`):
             Column of the labels, or of annotated boxes.
         model (`torch.nn.Module`):
@@ -148,13 +151,21 @@ def classes_of_task(
         forget_classes (`Iterable[int]`, *optional*):
             The classes to forget; by default those of D_f. Needed with annotated boxes, because both sets may hold
             both kinds.
+        old_classes (`Iterable[int]`, *optional*, defaults to none):
+            Ids of classes that earlier tasks forgot; read for a stream only.
+        missing_classes (`Iterable[int]`, *optional*, defaults to none):
+            Ids of classes without training data; read for a stream only.
 
     Raises:
         InvalidInputError: If they are needed and left out, or not those of D_f.
         ValueError: If labels cannot be read, as [`classes_of`].
     """
     found = classes_of(forget_dataset, label_column, "forget", model)
-    kept = classes_of(retain_dataset, label_column, "retain", model)
+    if isinstance(retain_dataset, RetainStream):
+        others = class_ids("old_classes", old_classes), class_ids("missing_classes", missing_classes)
+        kept = classes_to_keep(retain_dataset, model, set(found).union(*others))
+    else:
+        kept = classes_of(retain_dataset, label_column, "retain", model)
     if not is_object_column(forget_dataset, label_column):
         if forget_classes is not None and (asked := class_ids("forget_classes", forget_classes)) != found:
             raise InvalidInputError(

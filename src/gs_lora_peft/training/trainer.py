@@ -21,7 +21,6 @@ from ..data import (
     check_given_labels,
     default_collator,
     is_object_column,
-    train_validation_split,
 )
 from ..errors import InvalidInputError
 from ..io import as_path
@@ -31,8 +30,8 @@ from .batches import (
     PairedBatches,
     PreparationCallback,
     SamplerEpochCallback,
-    check_hold_out,
     chosen_augmentation,
+    held_out,
 )
 from .checkpoints import load_adapters, load_weights, read_state, whole_checkpoint, write_state
 from .checks import (
@@ -59,6 +58,7 @@ from .method import Method
 from .prefix.running import FrozenPrefix
 from .processes.replicated import ReplicatedTraining, shard_if_asked
 from .publishing import AdapterPublishing, check_publishing
+from .streams import opened
 
 logger = logging.get_logger(__name__)
 
@@ -83,7 +83,7 @@ class ForgettingTrainer(
             The way to forget, see [`~methods.get_method`].
         forget_dataset (map-style dataset):
             D_f, samples of the classes to forget.
-        retain_dataset (map-style dataset):
+        retain_dataset (map-style or iterable dataset):
             D_r, samples of the classes to keep.
         eval_dataset (map-style dataset or dict of them, *optional*):
             Labelled samples of all classes, scored by role of the class.
@@ -167,6 +167,7 @@ class ForgettingTrainer(
             raise InvalidInputError("method", method, "a Method", fix)
         method.check(args)
         self._given_method, self._given_objective, self.args = method, objective, args
+        retain_dataset = opened(retain_dataset, label_column, args)
         pairs = PairedDataset(retain_dataset, forget_dataset)
         if model is None:
             # As the Trainer does it: the seed decides the start of the adapter.
@@ -177,15 +178,17 @@ class ForgettingTrainer(
             kind_of(model, objective).check(model)
         self.label_column = label_column
         self.has_boxes = is_object_column(retain_dataset, label_column)
-        classes = classes_of_task(forget_dataset, retain_dataset, label_column, model, forget_classes)
+        others = old_classes, missing_classes
+        classes = classes_of_task(forget_dataset, retain_dataset, label_column, model, forget_classes, *others)
         self.roles = roles_of_task(model, *classes, old_classes, missing_classes)
         self._take(model)
         check_publishing(args, self.method, self.trained)
         if args.validation_fraction > 0 and eval_dataset is None:
-            check_hold_out(retain_dataset, label_column, args.validation_fraction)
-            pairs, eval_dataset = self._hold_out(pairs, args)
+            pairs, eval_dataset = held_out(pairs, label_column, args)
 
-        data_collator = data_collator or default_collator(processing_class, label_column, retain_dataset)
+        data_collator = data_collator or default_collator(
+            processing_class, label_column, forget_dataset if pairs.streams else retain_dataset
+        )
         check_given_labels(pairs.sets(), label_column, data_collator)
         self.augmentation = chosen_augmentation(args, augment, data_collator)
         if self.augmentation and args.augmentation:
@@ -261,15 +264,6 @@ class ForgettingTrainer(
         ]  # fmt: skip
         for callback in self._own_callbacks:
             self.add_callback(callback)
-
-    def _hold_out(self, pairs: PairedDataset, args: GSLoraTrainingArguments) -> tuple[PairedDataset, Any]:
-        from datasets import concatenate_datasets
-
-        (retain, kept), (forget, gone) = (
-            train_validation_split(dataset, self.label_column, args.validation_fraction, args.seed)
-            for dataset in (pairs.retain, pairs.forget)
-        )
-        return PairedDataset(retain, forget), concatenate_datasets([kept, gone])
 
     # Loss
 

@@ -97,6 +97,7 @@ class FrozenPrefix:
             "it is switched off": args.prefix_cache == "off",
             "weights of the model train": trainer.trained.adapter is None,
             "every epoch trains on new views": args.augmentation,
+            "the samples to keep come as a stream": trainer.train_dataset.streams,
             "the model is compiled": bool(args.torch_compile),
             "the model is replicated in one process": args.n_gpu > 1,
             "the model is sharded": is_sharded(bare(trainer.model)),

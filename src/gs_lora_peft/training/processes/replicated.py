@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
-from ...compat import bare, is_sharded, shard, sharding_asked, shared_from_main
+from ...compat import bare, is_sharded, quantised_part, shard, sharding_asked, shared_from_main
 from ...errors import InvalidInputError
 from ..arguments import GSLoraTrainingArguments
 from ..method import TaskTrainer
@@ -30,7 +30,7 @@ def shard_if_asked(model: nn.Module, args: GSLoraTrainingArguments, *, trains_we
             Whether weights of the model itself are to train, not an adapter.
 
     Raises:
-        InvalidInputError: If weights of the model itself are to train, or as [`shard`].
+        InvalidInputError: If weights of the model itself are to train, the model is quantised, or as [`shard`].
     """
     base = bare(model)
     asked = args.world_size > 1 and sharding_asked()
@@ -42,6 +42,9 @@ def shard_if_asked(model: nn.Module, args: GSLoraTrainingArguments, *, trains_we
             "matrix by matrix",
             "Use plain DDP (`accelerate launch --multi_gpu`), or a method that trains an adapter.",
         )
+    if asked and (part := quantised_part(base)):
+        expected = f"false for a quantised base model ({part}), which takes a fraction of the memory as it is"
+        raise InvalidInputError("fsdp", True, expected, "Use plain DDP (`accelerate launch --multi_gpu`).")
     if asked and not is_sharded(base):
         shard(base, args.device)
 
