@@ -1,3 +1,4 @@
+from .attacks.probes import AMONG_ALL as AMONG_ALL
 from .auditing import Auditor as Auditor, audit_models as audit_models, audit_run as audit_run
 from .base import Attack as Attack, AuditContext as AuditContext, Measurement as Measurement
 from .detections import draw_detections as draw_detections, has_objects as has_objects
@@ -20,6 +21,7 @@ from .samples import Samples as Samples
 from .subjects import LOGITS as LOGITS, Subject as Subject
 
 __all__ = [
+    "AMONG_ALL",
     "ATTACKS",
     "LOGITS",
     "PICTURES_FOLDER",

@@ -16,9 +16,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from torch import nn
 
-from ..audit import Auditor
-from ..audit.attacks.probes import AMONG_ALL
-from ..audit.subjects import Subject
+from ..audit import AMONG_ALL, Auditor, Subject
 from ..data import train_validation_split
 from ..errors import InvalidInputError
 from ..io import write_json_atomic

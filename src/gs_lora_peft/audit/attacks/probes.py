@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from ..base import Attack, AuditContext, Measurement
 from ..subjects import Subject
 
-AMONG_FORGOTTEN, AMONG_ALL = "among the forgotten", "among all"
+AMONG_FORGOTTEN = "among the forgotten"
+AMONG_ALL = "among all"
 
 
 @dataclass(frozen=True, kw_only=True)
