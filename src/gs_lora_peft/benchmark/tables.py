@@ -183,7 +183,9 @@ def search_table(trials: Sequence[Row]) -> Table:
         found = {**options.get("training", {}), **options.get("hyper_parameters", {})}
         shown = ((name, f"{value:g}" if isinstance(value, float) else value) for name, value in found.items())
         text = ", ".join(f"{name} {value}" for name, value in shown)
-        cells.append([method, setting, len(own), best.get("h_mean"), best.get(RECOVERED), text or "as published"])
+        points = best.get(RECOVERED)
+        share = None if points is None else points / 100
+        cells.append([method, setting, len(own), best.get("h_mean"), share, text or "as published"])
     return Table(["method", "setting", "trials", "H there", "recovered there", "chosen"], cells, "llrrrl")
 
 
