@@ -207,7 +207,7 @@ def test_an_audit_that_cannot_work_is_refused_before_any_training(tmp_path, mode
 
 def test_an_audit_that_fails_on_the_original_ends_the_benchmark(tmp_path, model, data, monkeypatch):
     """Before any method trains; the next call tries again."""
-    audit = cases.AUDIT | {"cache": str(tmp_path / "retrained"), "recipe": {"epochs": 1}}
+    audit = cases.AUDIT | {"cache": str(tmp_path / "retrained"), "recipe": {"epochs": 2}}
     config = cases.config(tmp_path, audit=audit, methods=["random_labels"])
     monkeypatch.setattr(cells.Yardsticks, "audit", lambda *given: 1 / 0)
     monkeypatch.setattr(cells, "make_forgetter", None)

@@ -1,5 +1,4 @@
 from .arguments import GSLoraTrainingArguments as GSLoraTrainingArguments
-from .batches import own_batches as own_batches, steps_per_epoch as steps_per_epoch
 from .checkpoints import ResumableTrainer as ResumableTrainer
 from .checks import check_types as check_types
 from .evaluation import ObjectiveEvaluation as ObjectiveEvaluation
@@ -13,7 +12,8 @@ from .prefix.states import kept_generators as kept_generators
 from .processes.replicated import shard_if_asked as shard_if_asked
 from .publishing import repo_to_publish_in as repo_to_publish_in
 from .recipes import RecipeName as RecipeName, adapter_of_recipe as adapter_of_recipe
-from .streams import sampled as sampled
+from .samples.batches import own_batches as own_batches, steps_per_epoch as steps_per_epoch
+from .samples.streams import sampled as sampled
 from .trained import Trained as Trained, TrainedAdapter as TrainedAdapter, TrainedWeights as TrainedWeights
 from .trainer import ForgettingTrainer as ForgettingTrainer
 

@@ -18,9 +18,9 @@ from ..objectives import Objective, head_size
 from ..roles import ClassRoles, SharedClassesError, class_ids
 from ..tuner import GSLoraConfig
 from .arguments import GSLoraTrainingArguments
-from .batches import classes_of
 from .method import TaskTrainer
-from .streams import classes_to_keep
+from .samples.batches import classes_of
+from .samples.streams import classes_to_keep
 
 _OPTIONS = "Give the same options to {}."
 

@@ -20,8 +20,8 @@ from ..data import NamedRows
 from ..errors import InvalidInputError
 from ..objectives import Objective
 from .arguments import GSLoraTrainingArguments
-from .batches import ColumnFilter
 from .method import Method, TaskTrainer
+from .samples.batches import ColumnFilter
 
 _PADDING = -100  # the Trainer's, where batches differ in their second dimension
 

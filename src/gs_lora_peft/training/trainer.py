@@ -26,13 +26,6 @@ from ..errors import InvalidInputError
 from ..io import as_path
 from ..objectives import LossMeter, Objective, ObjectiveOutput, kind_of
 from .arguments import GSLoraTrainingArguments
-from .batches import (
-    PairedBatches,
-    PreparationCallback,
-    SamplerEpochCallback,
-    chosen_augmentation,
-    held_out,
-)
 from .checkpoints import load_adapters, load_weights, read_state, whole_checkpoint, write_state
 from .checks import (
     check_arguments,
@@ -58,7 +51,14 @@ from .method import Method
 from .prefix.running import FrozenPrefix
 from .processes.replicated import ReplicatedTraining, shard_if_asked
 from .publishing import AdapterPublishing, check_publishing
-from .streams import opened
+from .samples.batches import (
+    PairedBatches,
+    PreparationCallback,
+    SamplerEpochCallback,
+    chosen_augmentation,
+    held_out,
+)
+from .samples.streams import opened
 
 logger = logging.get_logger(__name__)
 

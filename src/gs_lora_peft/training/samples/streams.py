@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from ..data import PairedDataset, RetainStream, check_names, is_object_column, is_stream, label_names
-from ..errors import InvalidInputError
-from ..objectives import head_size
-from .arguments import GSLoraTrainingArguments
+from ...data import PairedDataset, RetainStream, check_names, is_object_column, is_stream, label_names
+from ...errors import InvalidInputError
+from ...objectives import head_size
+from ..arguments import GSLoraTrainingArguments
 
 # Rows of a stream that stand for all of them where something is measured before the training: scales of states, and
 # what groups gain.

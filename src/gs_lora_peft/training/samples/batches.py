@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..data import (
+from ...data import (
     AgreeingLabels,
     Augmentation,
     AugmentedPairs,
@@ -30,9 +30,9 @@ from ..data import (
     read_classes,
     train_validation_split,
 )
-from ..errors import InvalidInputError, located
-from .arguments import GSLoraTrainingArguments
-from .method import TaskTrainer
+from ...errors import InvalidInputError, located
+from ..arguments import GSLoraTrainingArguments
+from ..method import TaskTrainer
 from .streams import sampled
 
 
