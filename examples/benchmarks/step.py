@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -49,6 +48,7 @@ from gs_lora_peft import (
     LoraGroups,
     find_ffn_blocks,
 )
+from gs_lora_peft.runs import peak_bytes
 
 VARIANTS = ("stock", "gs_lora", "half_zero", "half_zero_uncached")
 WARMUP = 3
@@ -198,9 +198,7 @@ def run_steps(
 
 def peak_memory(device: str) -> float:
     """The peak memory of this process so far, in MiB: resident, or allocated on the accelerator."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_bytes(torch.device(device)) / 2**20
 
 
 def memory_of(variant: str) -> float:

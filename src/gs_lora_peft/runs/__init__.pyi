@@ -1,3 +1,4 @@
+from .cost import peak_bytes as peak_bytes
 from .forgetter import ContinualForgetter as ContinualForgetter
 from .recipe import Recipe as Recipe, adapter_settings as adapter_settings, recorded_config as recorded_config
 from .scores import predict as predict
@@ -17,6 +18,7 @@ __all__ = [
     "adapter_settings",
     "library_versions",
     "newest_checkpoint",
+    "peak_bytes",
     "predict",
     "recorded_config",
     "training_curves",

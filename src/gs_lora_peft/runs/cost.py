@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 COST_FILE = "cost.json"
+_STATUS = Path("/proc/self/status")
 
 
 class CostMeter(TrainerCallback):
@@ -54,13 +56,21 @@ class CostMeter(TrainerCallback):
 
     def _measured(self, args: TrainingArguments) -> dict[str, Any]:
         seconds = self._seconds + time.monotonic() - self._started
-        return {"seconds": round(seconds, 3), "peak_bytes": max(self._peak, _peak_bytes(args.device))}
+        return {"seconds": round(seconds, 3), "peak_bytes": max(self._peak, peak_bytes(args.device))}
 
 
-def _peak_bytes(device: torch.device) -> int:
-    """The most memory: allocated on an accelerator since the start, or resident in this process since its start."""
+def peak_bytes(device: torch.device) -> int:
+    """Returns the most memory: allocated on an accelerator, or resident in this process since its start; 0 if unknown.
+
+    Args:
+        device (`torch.device`):
+            Where the model is.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Linux. getrusage would begin with the peak of the process that started this one.
+    if _STATUS.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)):
+        return int(found[1]) * 1024
     if resource is None:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
