@@ -148,7 +148,9 @@ def _weak_references(columns: Sequence[Column], runs: dict[str, list[Row]]) -> l
     """Returns a warning if retrained models know less than half of what the original does; audits warn at the same."""
     name = measure_of(*(row for own in runs.values() for row in own)).key("retain")
     kept = next((column for column in columns if column.name == name), None)
-    found = [kept.values(runs.get(method, [])) if kept else [] for method in (RETRAINED, ORIGINAL)]
+    if kept is None:
+        return []
+    found = [kept.values(runs.get(method, [])) for method in (RETRAINED, ORIGINAL)]
     if not all(found):
         return []
     right, usual = (float(np.mean(values)) for values in found)
