@@ -181,6 +181,7 @@ def _chart(title: str, limits: list[float] | None) -> gr.LinePlot:
         y="value",
         color="samples",
         color_map=views.COLOURS,
+        color_title=" ",  # views.key names the colours; the chart's own legend has a title alone
         y_lim=limits,
         x_title="step",
         y_title=" ",

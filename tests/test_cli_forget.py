@@ -72,6 +72,8 @@ def test_local_model_and_images(local, tmp_path, monkeypatch):
     printed = run([sys.executable, str(EXAMPLES / "forget.py"), *command], tmp_path)
     assert "task_002" in printed
     assert "forgetting.json" in printed
+    assert "Next:     gs-lora audit out --data DATA" in printed
+    assert "gs-lora merge out OUT --base-model MODEL" in printed
     ledger = json.loads((tmp_path / "out/forgetting.json").read_text())
     assert [task["class_names"] for task in ledger["tasks"]] == [["tench"], ["school bus"]]
     assert [task["classes"] for task in ledger["tasks"]] == [[0], [1]]  # the model's numbering

@@ -42,6 +42,15 @@ def test_lines_in_the_order_of_the_gap_and_marks():
     assert cells[6][-1] == "0 of 2; 2 diverged"
 
 
+@pytest.mark.parametrize(("kept", "said"), [(0.49, True), (0.51, False)])
+def test_references_that_know_too_little_are_named_below_the_table(kept, said):
+    """Beside them much looks remembered, so the column that decides would mislead."""
+    rows = [*ROWS, row("original", 1, 90.0, 1.0, "yardstick"), row("retrained", 0, 1.0, kept, "yardstick")]
+    lines = BenchmarkResults(rows).table().to_markdown().splitlines()
+    words = f"no fair yardstick: Acc_r {100 * kept:.1f}, the original 99.5."
+    assert any(words in line for line in lines) is said
+
+
 def test_latex_and_csv():
     table = BenchmarkResults(ROWS).table()
     assert r"\underline{85.0 $\pm$ 7.1}" in table.to_latex()

@@ -8,7 +8,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # CONTRIBUTING.md holds excerpts of files; tests/test_contributing.py compares them. README.md: tests/test_readme.py.
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(
-    r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?:^<!-- (?:not run: (?P<reason>[^\n]+)|needs: (?P<needs>[^\n]+)) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -19,6 +20,7 @@ class Block:
     kind: str
     code: str
     reason: str | None  # why it is not run
+    needs: tuple[str, ...]  # modules that the suite does not install
 
 
 def name_of(page: Path) -> str:
@@ -29,7 +31,12 @@ def blocks(page: Path) -> list[Block]:
     text = page.read_text("utf-8")
     return [
         Block(
-            name_of(page), text.count("\n", 0, found.start("code")) + 1, found["kind"], found["code"], found["reason"]
+            name_of(page),
+            text.count("\n", 0, found.start("code")) + 1,
+            found["kind"],
+            found["code"],
+            found["reason"],
+            tuple((found["needs"] or "").split()),
         )
         for found in BLOCK.finditer(text)
     ]

@@ -58,12 +58,26 @@ def carry_out(line):
 @pytest.mark.usefixtures("short_trainings")
 def test_python_blocks_run(page, at_home, clinic, hub):
     """In one process, one after another. Trainings are cut short."""
+    run_page(page, clinic, [block for block in blocks(page) if not block.needs])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.needs for block in blocks(page))], ids=name_of)
+@pytest.mark.usefixtures("short_trainings")
+def test_python_blocks_that_need_more_packages_run(page, at_home, clinic, hub):
+    """Skipped where one of the packages is not installed."""
+    for block in blocks(page):
+        for module in block.needs:
+            pytest.importorskip(module)
+    run_page(page, clinic, blocks(page))
+
+
+def run_page(page, clinic, chosen):
     if page.name in WITH_RUN:
         shutil.copytree(clinic, "runs/clinic")
     if page.name in WITH_REPOSITORY:
         carry_out("gs-lora push runs/clinic org/clinic-forgotten")
     scope = scope_of(page)
-    for block in blocks(page):
+    for block in chosen:
         if block.reason:
             continue
         if block.kind == "python":

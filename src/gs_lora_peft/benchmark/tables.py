@@ -13,7 +13,7 @@ import numpy as np
 from ..ledger import TOLERANCE
 from ..metrics import measure_of
 from ..reports import Table
-from .parts import YARDSTICKS
+from .parts import ORIGINAL, RETRAINED, YARDSTICKS
 from .search import CHOSEN, RECOVERED
 
 Row = dict[str, Any]
@@ -136,10 +136,29 @@ def _notes(columns: Sequence[Column], runs: dict[str, list[Row]]) -> list[str]:
             "The recovery gap decides: by how many points the strongest attack recovers more than from models that "
             f"were retrained without the classes; lines are in its order.{beside}"
         )
+    said += _weak_references(columns, runs)
     return [
         *said,
         "s, kB and trainable: of one request; the time with scoring, the adapter or the change of the weights that is "
         "kept, and thousands of numbers that train.",
+    ]
+
+
+def _weak_references(columns: Sequence[Column], runs: dict[str, list[Row]]) -> list[str]:
+    """Returns a warning if retrained models know less than half of what the original does; audits warn at the same."""
+    name = measure_of(*(row for own in runs.values() for row in own)).key("retain")
+    kept = next((column for column in columns if column.name == name), None)
+    if kept is None:
+        return []
+    found = [kept.values(runs.get(method, [])) for method in (RETRAINED, ORIGINAL)]
+    if not all(found):
+        return []
+    right, usual = (float(np.mean(values)) for values in found)
+    if right >= 0.5 * usual:
+        return []
+    return [
+        f"The retrained models are no fair yardstick: {kept.title[:-2]} {right:.1f}, the original {usual:.1f}. Beside "
+        "models that know so little, much looks remembered. Raise `epochs` of `audit.recipe`."
     ]
 
 

@@ -97,7 +97,16 @@ def finish(subject: Classifier, forgetter: ContinualForgetter, printer: Printer)
         ledger = ForgettingLedger.load(folder)
         printer.end({"folder": os.fspath(folder), "url": url, **outcome_of(ledger)})
         status = exit_status(ledger)
+        if status == 0 and not isinstance(subject, Digits):  # their model is in no folder that could be named
+            printer.say(_next_steps(os.fspath(folder), options.run.audit))
     return status
+
+
+def _next_steps(folder: str, audited: bool) -> str:
+    """Returns what a run that forgot still lacks; adapters beside their base model erase nothing."""
+    audit = f"gs-lora audit {folder} --data DATA measures what attacks get back"
+    merge = f"gs-lora merge {folder} OUT --base-model MODEL writes the model to share: an adapter erases nothing"
+    return "Next:     " + "\n          ".join([merge] if audited else [audit, merge])
 
 
 def _audit(subject: Classifier, forgetter: ContinualForgetter, printer: Printer) -> None:
