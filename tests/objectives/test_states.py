@@ -4,7 +4,16 @@ import pytest
 import torch
 from errors import refused
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2ForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BloomConfig,
+    BloomForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from gs_lora_peft.objectives import block_paths, captured_states
 
@@ -54,6 +63,29 @@ def test_behind_causal_attention_the_last_token_is_read(mask, last):
         assert torch.equal(states[0], captured.outputs[path][0, last])
     read_by_the_head = model.transformer.ln_f(captured.pooled("token", attention)[captured.paths[-1]])
     torch.testing.assert_close(model.score(read_by_the_head), logits)
+
+
+def test_blocks_of_an_encoder_are_read_at_the_first_token_beside_a_decoder():
+    sizes = {"d_model": 8, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = BartForSequenceClassification(
+        BartConfig(vocab_size=9, num_labels=2, eos_token_id=2, **sizes, **heads)
+    ).eval()
+    with captured_states(model) as captured:
+        model(input_ids=torch.tensor([[5, 6, 7, 2]]))
+    assert {path: "decoder" in path for path in captured.paths} == {
+        path: path in captured.causal for path in captured.paths
+    }
+    assert len(captured.causal) == 1
+
+
+def test_a_head_that_reads_the_last_token_is_known_where_attention_does_not_say_so():
+    config = BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2, num_labels=2, pad_token_id=0)
+    model = BloomForSequenceClassification(config).eval()
+    with captured_states(model) as captured:
+        model(input_ids=torch.tensor([[5, 6, 7, 8]]))
+    (path,) = captured.paths
+    assert torch.equal(captured.pooled("token")[path], captured.outputs[path][:, -1])
 
 
 def test_paths_and_gradients_hold_in_a_peft_model_and_the_hooks_are_removed(vit):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
@@ -99,7 +101,7 @@ class RetainStream:
         """The first rows to keep of the first pass, at most `count`; a new list, which this object does not hold."""
         self._rewind()
         rows = []
-        for row in self._kept(0):
+        for row in self._kept(_with_own_epoch(self.stream), 0):
             rows.append(row)
             if len(rows) == count:
                 break
@@ -115,6 +117,8 @@ class RetainStream:
         self._process: int | None = os.getpid()
 
     def _at(self, place: int) -> Any:
+        if place < self._next:
+            self._rewind()
         row = self._advance()
         while self._next <= place:
             row = self._advance()
@@ -129,9 +133,10 @@ class RetainStream:
 
     def _passes(self) -> Iterator[Any]:
         number = 0
+        stream = _with_own_epoch(self.stream)
         while True:
             row = None
-            for row in self._kept(number):
+            for row in self._kept(stream, number):
                 yield row
             if row is None:
                 raise InvalidInputError(
@@ -142,10 +147,10 @@ class RetainStream:
                 )
             number += 1
 
-    def _kept(self, number: int) -> Iterator[Any]:
-        if hasattr(self.stream, "set_epoch"):
-            self.stream.set_epoch(number)
-        for index, row in enumerate(_all_rows(self.stream)):
+    def _kept(self, stream: Any, number: int) -> Iterator[Any]:
+        if hasattr(stream, "set_epoch"):
+            stream.set_epoch(number)
+        for index, row in enumerate(_all_rows(stream)):
             if self._is_kept(row, index):
                 yield row
 
@@ -172,6 +177,14 @@ class RetainStream:
             "the id of a class of the model's head",
             "Number the classes as the model does, and leave out rows without a label.",
         )
+
+
+def _with_own_epoch(stream: Any) -> Any:
+    """The stream with an epoch of its own: that of `datasets` is in memory that all workers share and change."""
+    own = copy.copy(stream)
+    if isinstance(epoch := getattr(own, "_epoch", None), torch.Tensor):
+        own._epoch = epoch.clone()
+    return own
 
 
 def _all_rows(stream: Any) -> Iterator[Any]:

@@ -22,6 +22,9 @@ Pooling = Literal["token", "mean"]
 # mean needs more, because every token of an image takes part in it, and attention hands only some of that to another.
 _POOLINGS: dict[Pooling, float] = {"token": 1.0, "mean": 3.0}
 
+# Their heads read the last token, and their attention has no `is_causal` that says why.
+_CAUSAL_UNSAID = ("bloom", "mpt", "openai-gpt", "xlnet")
+
 # Dimensions that hardly vary among kept samples are measured in this share of the mean deviation of all dimensions.
 _SMALLEST_SCALE = 0.1
 
@@ -41,13 +44,13 @@ class CapturedStates:
         outputs (`dict[str, torch.Tensor]`):
             Output of each block by its path, shape `(B, T, width)` or `(B, width)`, with gradient where the forward
             had one. If a block is called several times, its last output.
-        causal (`bool`):
-            Whether a token sees only what stands before it, so that the last one tells most.
+        causal (`set[str]`):
+            Paths of the blocks in which a token sees only what stands before it, so that the last one tells most.
     """
 
     paths: Sequence[str]
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    causal: bool = False
+    causal: set[str] = field(default_factory=set)
 
     def pooled(self, kind: Pooling, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Returns one vector for each sample and block, float32, shape `(B, width)`.
@@ -66,15 +69,16 @@ class CapturedStates:
         if missing := [path for path in self.paths if path not in self.outputs]:
             fix = "Name blocks that the forward of this model calls."
             raise InvalidInputError("blocks that took part in the forward", list(self.outputs), f"{missing} too", fix)
-        return {path: self._pool(self.outputs[path].float(), kind, mask) for path in self.paths}
+        return {path: self._pool(path, kind, mask) for path in self.paths}
 
-    def _pool(self, states: Tensor, kind: Pooling, mask: Tensor | None) -> Tensor:
+    def _pool(self, path: str, kind: Pooling, mask: Tensor | None) -> Tensor:
+        states, causal = self.outputs[path].float(), path in self.causal
         if states.ndim == 2:
             return states
         tokens = states.flatten(1, -2)
         fits = mask is not None and mask.shape == tokens.shape[:2]
-        if kind == "token" and not (fits and self.causal):
-            return tokens[:, -1 if self.causal else 0]
+        if kind == "token" and not (fits and causal):
+            return tokens[:, -1 if causal else 0]
         if mask is None or not fits:
             return tokens.mean(1)
         if kind == "mean":
@@ -121,7 +125,8 @@ def captured_states(model: nn.Module, paths: Sequence[str] | None = None) -> Ite
     """
     own = bare(model)
     captured = CapturedStates(list(paths) if paths is not None else block_paths(own))
-    captured.causal = any(_is_causal(own.get_submodule(path)) for path in captured.paths)
+    everywhere = getattr(getattr(own, "config", None), "model_type", None) in _CAUSAL_UNSAID
+    captured.causal = {path for path in captured.paths if everywhere or _is_causal(own.get_submodule(path))}
 
     def keep(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:

@@ -60,7 +60,7 @@ class CostMeter(TrainerCallback):
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Returns the most memory: allocated on an accelerator, or resident in this process since its start; 0 if unknown.
+    """Returns the most memory: allocated on a CUDA device, or resident in this process since its start; 0 if unknown.
 
     Args:
         device (`torch.device`):
