@@ -88,6 +88,22 @@ def test_passes_over_a_shuffled_stream_differ():
     assert one != two != three
 
 
+def test_places_may_come_in_any_order():
+    rows = opened(Rows([0, 1, 2, 0, 1, 2]))
+    ascending = numbers(rows.__getitems__([1, 2, 3]))
+    assert numbers(rows.__getitems__([3, 1, 2])) == [ascending[2], *ascending[:2]]
+
+
+def test_the_epoch_of_the_stream_itself_does_not_change():
+    """Worker processes share it: a reader that changed it would give another one the rows of another pass."""
+    stream = shuffled(per_class=4)
+    rows = opened(stream)
+    before = rows[40]["pixel_values"].sum().item()
+    assert stream.epoch == 0
+    stream.set_epoch(7)
+    assert opened(stream)[40]["pixel_values"].sum().item() == before
+
+
 def test_an_epoch_covers_the_forget_set():
     """The places go on across epochs; with a map-style retain set the retain set cycles."""
     stream, both = PairedSampler(None, 3, 2, seed=1), PairedSampler(5, 3, 2, seed=1, covers="forget")

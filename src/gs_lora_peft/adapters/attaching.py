@@ -197,7 +197,7 @@ def _merge_into_shards(layers: Mapping[str, Any], adapters: Sequence[TaskAdapter
 def _only(adapter: TaskAdapter, path: str) -> TaskAdapter:
     """Returns the part of an adapter that changes one layer."""
     config = copy.copy(adapter.config)
-    config.task_type = None  # there is no head beside the layer
+    config.task_type = None  # the layer stands alone, without a head
     return replace(adapter, config=config, pairs={path: adapter.pairs[path]})
 
 

@@ -85,9 +85,8 @@ def run_benchmark(
     if config.audit is not None:
         audited = [scenario for scenario in bench.scenarios.values() if bench.audit_of(scenario.name)]
         given = config.audit.given is not None  # each setting then has its own models
-        for scenario in {
-            scenario.name if given else tuple(scenario.forgotten): scenario for scenario in audited
-        }.values():
+        alike = {scenario.name if given else tuple(scenario.forgotten): scenario for scenario in audited}
+        for scenario in alike.values():
             check_audit(bench, scenario)
     bench.output.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(bench.output / "benchmark.lock"), Pool(bench) as pool:

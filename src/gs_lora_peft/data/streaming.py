@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ class RetainStream:
     """The samples to keep of a stream, by their place: pass after pass, without the rows of other classes.
 
     It reads forwards and holds no rows: memory does not grow with their number. A place always stands for the same
-    row, whoever reads it, as long as each pass over the stream gives the same rows in the same order. A resumed
+    row, in every process, as long as each pass over the stream gives the same rows in the same order. A resumed
     training, further processes and worker processes therefore read past the rows that are not theirs.
 
     Each pass begins with `set_epoch(number)` of the stream, if it has that. A shuffled stream of `datasets` then has
@@ -101,7 +100,7 @@ class RetainStream:
         """The first rows to keep of the first pass, at most `count`; a new list, which this object does not hold."""
         self._rewind()
         rows = []
-        for row in self._kept(_with_own_epoch(self.stream), 0):
+        for row in self._kept(0):
             rows.append(row)
             if len(rows) == count:
                 break
@@ -133,10 +132,9 @@ class RetainStream:
 
     def _passes(self) -> Iterator[Any]:
         number = 0
-        stream = _with_own_epoch(self.stream)
         while True:
             row = None
-            for row in self._kept(stream, number):
+            for row in self._kept(number):
                 yield row
             if row is None:
                 raise InvalidInputError(
@@ -147,7 +145,8 @@ class RetainStream:
                 )
             number += 1
 
-    def _kept(self, stream: Any, number: int) -> Iterator[Any]:
+    def _kept(self, number: int) -> Iterator[Any]:
+        stream = _with_own_epoch(self.stream)
         if hasattr(stream, "set_epoch"):
             stream.set_epoch(number)
         for index, row in enumerate(_all_rows(stream)):
@@ -181,9 +180,11 @@ class RetainStream:
 
 def _with_own_epoch(stream: Any) -> Any:
     """The stream with an epoch of its own: that of `datasets` is in memory that all workers share and change."""
-    own = copy.copy(stream)
-    if isinstance(epoch := getattr(own, "_epoch", None), torch.Tensor):
-        own._epoch = epoch.clone()
+    epoch = getattr(stream, "_epoch", None)
+    if not isinstance(epoch, torch.Tensor):
+        return stream
+    own = object.__new__(type(stream))  # copy.copy would share the attributes
+    vars(own).update(vars(stream), _epoch=epoch.clone())
     return own
 
 

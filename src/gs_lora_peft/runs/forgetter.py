@@ -216,7 +216,7 @@ class ContinualForgetter(RevocableRun):
                 Further arguments of [`ContinualForgetter`].
 
         Raises:
-            LedgerError: If there is no ledger, or it differs from the files or from the one in `folder`; if it
+            LedgerError: If the ledger is missing, or differs from the files or from the one in `folder`; if it
                 withholds the forgotten classes, which the run would learn again; or if its adapter settings are
                 invalid.
             ValueError: If the repository does not exist or is not accessible, or `folder` contains other files.

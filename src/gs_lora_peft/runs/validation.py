@@ -58,7 +58,7 @@ def train_and_test(
         `tuple[Dataset, Dataset, str]`: Training data, evaluation data, and the name of the latter.
 
     Raises:
-        ValueError: If there is no split `train`, or a part is not a `datasets.Dataset`.
+        ValueError: If the split `train` is missing, or a part is not a `datasets.Dataset`.
     """
     if not isinstance(dataset, dict):
         train, splits = dataset, {}

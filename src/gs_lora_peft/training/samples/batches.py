@@ -50,7 +50,7 @@ def classes_of(dataset: Any, label_column: str, name: str, model: nn.Module) -> 
             The model. Its names of the classes must be those of the data.
 
     Raises:
-        ValueError: If there is no such column, it is empty in every row, a label or the category of a box is not an
+        ValueError: If the column is missing, it is empty in every row, a label or the category of a box is not an
             integer of at least 0, or the model gives one of the classes another name.
     """
     if isinstance(dataset, Dataset):
