@@ -105,9 +105,10 @@ def test_a_file_is_read_and_changed(tmp_path):
     assert [entry.name for entry in config.with_methods(["salun"], only=True).methods] == ["salun"]
 
 
-def test_every_method_has_the_same_budget_on_faces():
+@pytest.mark.parametrize("file", ["faces.yaml", "faces_first_request.yaml"])
+def test_every_method_has_the_same_budget_on_faces(file):
     """As the file says: also those that publish another number of steps. Only one starts anew."""
-    config = BenchmarkConfig.read(cases.ROOT / "examples" / "benchmarks" / "faces.yaml")
+    config = BenchmarkConfig.read(cases.ROOT / "examples" / "benchmarks" / file)
     steps = {entry.name: config.training_of(entry)["max_steps"] for entry in config.methods}
     assert set(METHODS) <= set(steps)
     assert {name for name, count in steps.items() if count != 60} == {"retrain"}
