@@ -3,6 +3,7 @@ r"""A training step of GS-LoRA against one of the stock Trainer with stock PEFT 
     python examples/benchmarks/step.py                              # ViT-S/16 at 224, random weights
     python examples/benchmarks/step.py --model face-model --pairs 48
     python examples/benchmarks/step.py --profile gs_lora            # where the time of a step goes
+    python examples/benchmarks/step.py --variants gs_lora gs_lora+bf16 gs_lora+bf16+eager
 
 Both train on the same joint batch of `--pairs` images to keep and as many to forget. The variants run in turns in one
 process, each after warm-up steps, and a round gives one ratio to the stock step: the table has the median over rounds.
@@ -11,7 +12,9 @@ new process for each variant.
 
 Variants: `stock`; `gs_lora`, all groups live; `half_zero`, the lower half of the groups zero, with the outputs of the
 frozen blocks kept after the first step; `half_zero_uncached`, the same without keeping them; `two_passes`, a step like
-the papers': stock PEFT LoRA with a forward and a backward pass for each half, and the norms of all groups.
+the papers': stock PEFT LoRA with a forward and a backward pass for each half, and the norms of all groups. An ending
+changes a variant: `gs_lora+bf16` trains in mixed precision, `gs_lora+bf16+eager` also with plain instead of fused
+attention, and `gs_lora+compile` with torch.compile.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -32,6 +35,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageClassification,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -146,6 +150,10 @@ def load_model(name: str, dropout: bool, tiny: bool = False) -> nn.Module:
 def make_trainer(base: nn.Module, variant: str, options: argparse.Namespace, steps: int, folder: str) -> Trainer:
     """A trainer on a copy of the model, with the joint batch as its only batch."""
     base, pairs = copy.deepcopy(base), options.pairs
+    variant, *endings = variant.split("+")
+    if "eager" in endings:
+        cast(PreTrainedModel, base).set_attn_implementation("eager")
+    backend = "inductor" if "compile" in endings else options.compile
     size: Any = base.config
     shape = (2 * pairs, size.num_channels, size.image_size, size.image_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -153,8 +161,8 @@ def make_trainer(base: nn.Module, variant: str, options: argparse.Namespace, ste
     common: dict[str, Any] = {
         "output_dir": folder, "max_steps": steps, "use_cpu": options.device == "cpu", "disable_tqdm": True,
         "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": False,
-        "learning_rate": 1e-4, "weight_decay": 0.05, "bf16": options.bf16, "dataloader_pin_memory": False,
-        "torch_compile": options.compile is not None, "torch_compile_backend": options.compile,
+        "learning_rate": 1e-4, "weight_decay": 0.05, "bf16": options.bf16 or "bf16" in endings,
+        "dataloader_pin_memory": False, "torch_compile": backend is not None, "torch_compile_backend": backend,
     }  # fmt: skip
     if variant in ("stock", "two_passes"):
         blocks = find_ffn_blocks(base)
