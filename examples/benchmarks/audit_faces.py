@@ -1,10 +1,10 @@
-"""Forgets the first eight people of the papers' protocol, and audits the model beside one that never saw them.
+"""Forgets the first people of the papers' protocol, and audits the model beside one that never saw them.
 
     python examples/benchmarks/audit_faces.py MODEL DATA REFERENCE --settings examples/benchmarks/faces/yale_deep.yaml
 
-MODEL and REFERENCE are folders that retrain_faces.py wrote, with `--requests 0` and `--requests 1`: a reference of
-another recipe knows or lacks other things in its blocks. DATA is a folder with `train.parquet` and `test.parquet`, or
-a Hub id. Quick budgets. Repeat the command to go on with an audit that was stopped.
+MODEL and REFERENCE are folders that retrain_faces.py wrote, with `--requests 0` and the same `--requests` as here: a
+reference of another recipe knows or lacks other things in its blocks. DATA is a folder with `train.parquet` and
+`test.parquet`, or a Hub id. Quick budgets. Repeat the command to go on with an audit that was stopped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from protocol import prepare, read_settings, with_gs_lora
 from transformers import AutoModelForImageClassification
 
-from gs_lora_peft import audit_models, load_forgotten
+from gs_lora_peft import ForgettingLedger, audit_models, load_forgotten
 from gs_lora_peft.audit import Comparison
 from gs_lora_peft.reports import Table
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("data", help="folder with train.parquet and test.parquet, or a Hub id")
     parser.add_argument("reference", help="a model that was trained without the people: a folder")
     parser.add_argument("--settings", type=Path, required=True, help="YAML file of protocol.py")
+    parser.add_argument("--requests", type=int, default=1, help="requests, one after another; all their people count")
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--work", type=Path, default=Path("runs/audit_faces"), help="folder for the run and the audit")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -44,9 +45,14 @@ def main() -> None:
 
     settings = read_settings(options.settings, {}, {})
     protocol = prepare(settings, options.model, options.data, options.seed)
-    people, run = protocol.tasks[0], options.work / "run"
-    if not (run / "forgetting.json").is_file():
-        with_gs_lora(protocol, settings, run, {"seed": options.seed, "disable_tqdm": True, "output_dir": str(run)})(0)
+    requests, run = protocol.tasks[: options.requests], options.work / "run"
+    people = [person for request in requests for person in request]
+    done = len(ForgettingLedger.load(run).tasks) if (run / "forgetting.json").is_file() else 0
+    arguments = {"seed": options.seed, "disable_tqdm": True, "output_dir": str(run)}
+    if done < len(requests):
+        carry_out = with_gs_lora(protocol, settings, run, arguments)
+        for task in range(done, len(requests)):
+            carry_out(task)
 
     def plain(folder: str) -> Any:
         return AutoModelForImageClassification.from_pretrained(folder).eval()
