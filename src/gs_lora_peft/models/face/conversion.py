@@ -244,7 +244,7 @@ def _head_settings(
         raise InvalidInputError("label_names", f"{len(label_names)} names", f"{people} names, one for each person")
     if label_names is not None and len(set(label_names)) != people:
         twice = next(place for place, name in enumerate(label_names) if name in label_names[:place])
-        raise InvalidInputError("label_names", f"an earlier one again at {twice}", "a different name for each person")
+        raise InvalidInputError(f"label_names[{twice}]", "an earlier name", "a different one for each person")
     names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(people)]
     return {
         "head_type": head_type,
