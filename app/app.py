@@ -13,10 +13,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 import views
+from progress import Progress, VisitEnded
 from reception import told
 from sessions import SERVED, Visits
 from sources import RECIPE, Source, digits
-from visits import Progress, VisitEnded
 
 MOST_WAITING = 16  # visitors in the queue
 # Fonts of the visitor's own system: the page asks no other server for anything.
@@ -66,7 +66,7 @@ def build(root: Path, source: Source) -> gr.Blocks:
         source ([`Source`]):
             What visitors find.
     """
-    # Its warnings name classes, such as people whom the model did not know; the page shows the outcome.
+    # The page shows the outcome; warnings in the log of the server would be about visitors.
     logging.getLogger("gs_lora_peft").setLevel(logging.CRITICAL)
     os.environ["GRADIO_TEMP_DIR"] = str(root / SERVED)
     visits = Visits(root, source)
