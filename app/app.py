@@ -155,9 +155,12 @@ def build(root: Path, source: Source) -> gr.Blocks:
             visits.leave(str(request.session_hash))
 
         charts = [losses, accuracies, blocks]
+        # A mark of an error on one part of the page, not on all.
+        work["show_progress_on"] = status
         kind.input(on_kind, kind, [upload, status, classes, *charts, *results], show_progress="minimal", **work)
-        file.upload(on_upload, file, [file, status, classes, *charts, *results], show_progress_on=status, **work)
+        file.upload(on_upload, file, [file, status, classes, *charts, *results], **work)
         forget.click(on_forget, [classes, recipe], [status, *charts, *results], show_progress="minimal", **work)
+        work["show_progress_on"] = attacks
         attack.click(on_attack, shots, attacks, show_progress="minimal", **work)
         page.unload(on_leave)
     return page.queue(max_size=MOST_WAITING)

@@ -90,7 +90,7 @@ def without_content(cell: Any) -> Any:
     if all(number is None or isinstance(number, (bool, int, float)) for number in numbers):
         return cell
     if isinstance(cell, str):
-        return "text"
+        return "text" if cell.strip() else cell
     kind = f"a {type(cell).__name__}"
     if (shape := getattr(cell, "shape", None)) is not None:
         return f"{kind} of shape {tuple(shape)}"

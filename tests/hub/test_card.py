@@ -301,7 +301,7 @@ def test_a_run_that_did_not_forget_says_so_in_one_sentence(withheld, model_class
     assert MAKES not in text
     (sentence,) = not_forgotten(ledger, withheld=withheld)
     assert "task_001" in sentence
-    assert all(part.format("its classes" if withheld else "person_01") in sentence for part in said)
+    assert all(part.format("the withheld classes" if withheld else "person_01") in sentence for part in said)
     assert text.index(sentence) < text.index("Base model:")
     assert "task_002 is forgotten as measured: " in text
     assert ("person" in text) != withheld

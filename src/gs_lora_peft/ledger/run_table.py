@@ -31,6 +31,9 @@ SCORES = (
 
 _NAMES_SHOWN = 3
 
+# What sentences call the classes of a task: where the ledger withholds them, and in logs.
+_WITHHELD, _UNNAMED = "the withheld classes", "its classes"
+
 _REMEDY = (
     "To forget more, raise num_train_epochs, learning_rate, the rank r, forget_weight or forget_bound, or lower "
     'sparsity_weight. Then repeat the request: forgetter.redo("{name}"), or `gs-lora redo`. If this score is '
@@ -127,7 +130,7 @@ def warn_before(ledger: ForgettingLedger, before: Mapping[str, Any], allowed: fl
     """
     target = target_score(allowed, before, ledger.base_model.get("num_labels"))
     if is_forgotten(before, target):
-        logger.warning("%s", nothing_known(ledger.next_task_name(), "its classes", before, target))
+        logger.warning("%s", nothing_known(ledger.next_task_name(), _UNNAMED, before, target))
 
 
 def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
@@ -135,9 +138,10 @@ def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
     for state in task_states(ledger.tasks):
         name = state.entry.name
         if state.forgotten is False and (name in tasks or (state.came_back and state.measured_after in tasks)):
-            logger.warning("%s %s", *not_forgotten(ledger, tasks=[name], withheld=True), _REMEDY.format(name=name))
+            (sentence,) = not_forgotten(ledger, tasks=[name], withheld=True)
+            logger.warning("%s %s", sentence.replace(_WITHHELD, _UNNAMED), _REMEDY.format(name=name))
         if state.entry.outcome is not None and state.entry.forgotten is None and name in tasks:
-            logger.warning("%s", doubts(ledger, tasks=[name], withheld=True)[0])
+            logger.warning("%s", doubts(ledger, tasks=[name], withheld=True)[0].replace(_WITHHELD, _UNNAMED))
 
 
 def describe_new_targets(before: Mapping[str, float | None], ledger: ForgettingLedger) -> str:
@@ -324,7 +328,7 @@ class _Words:
 
     def __init__(self, ledger: ForgettingLedger, entry: TaskEntry, withheld: bool):
         kind = "images" if re.search("Image|Face", str(ledger.base_model.get("model_class"))) else "samples"
-        self.classes = "the withheld classes" if entry.classes is None else "its classes"
+        self.classes = _WITHHELD
         if entry.classes is not None and not withheld:
             self.classes = class_list(entry.class_names or [f"class {c}" for c in entry.classes])
         self.samples = f"{kind} of {self.classes}"
