@@ -1,7 +1,8 @@
-.PHONY: demo test test-fast coverage style types docs schema models
+.PHONY: demo test test-fast test-lowest coverage style types docs schema models
 
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 export TRANSFORMERS_VERBOSITY ?= error
 export TOKENIZERS_PARALLELISM ?= false
@@ -19,6 +20,10 @@ test: $(VENV)/.test
 FAST := $(addprefix tests/,docs/test_docs_site.py test_contributing.py test_docs.py test_duplicates.py test_package.py test_roles.py adapters compat data io ledger methods/test_registry.py metrics models objectives reports tuner training/test_arguments.py training/test_bad_input.py)
 test-fast: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(FAST)
+
+# The unit tests of the package with the lowest releases that pyproject.toml allows.
+test-lowest: $(LOWEST)/.test
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(filter-out tests/docs/% tests/test_%,$(FAST))
 
 coverage: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
@@ -68,4 +73,10 @@ $(VENV)/.dev: $(VENV)/.test
 
 $(VENV)/.docs: $(VENV)/.demo
 	$(PIP) install -e ".[docs]" -c constraints.txt
+	touch $@
+
+$(LOWEST)/.test: pyproject.toml .ci/lowest.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip --quiet install -e ".[test]" -c $(LOWEST)/constraints.txt
 	touch $@

@@ -13,10 +13,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 import views
+from progress import Progress, VisitEnded
 from reception import told
 from sessions import SERVED, Visits
 from sources import RECIPE, Source, digits
-from visits import Progress, VisitEnded
 
 MOST_WAITING = 16  # visitors in the queue
 # Fonts of the visitor's own system: the page asks no other server for anything.
@@ -66,7 +66,7 @@ def build(root: Path, source: Source) -> gr.Blocks:
         source ([`Source`]):
             What visitors find.
     """
-    # Its warnings name classes, such as people whom the model did not know; the page shows the outcome.
+    # The page shows the outcome; warnings in the log of the server would be about visitors.
     logging.getLogger("gs_lora_peft").setLevel(logging.CRITICAL)
     os.environ["GRADIO_TEMP_DIR"] = str(root / SERVED)
     visits = Visits(root, source)
@@ -155,9 +155,12 @@ def build(root: Path, source: Source) -> gr.Blocks:
             visits.leave(str(request.session_hash))
 
         charts = [losses, accuracies, blocks]
+        # A mark of an error on one part of the page, not on all.
+        work["show_progress_on"] = status
         kind.input(on_kind, kind, [upload, status, classes, *charts, *results], show_progress="minimal", **work)
-        file.upload(on_upload, file, [file, status, classes, *charts, *results], show_progress_on=status, **work)
+        file.upload(on_upload, file, [file, status, classes, *charts, *results], **work)
         forget.click(on_forget, [classes, recipe], [status, *charts, *results], show_progress="minimal", **work)
+        work["show_progress_on"] = attacks
         attack.click(on_attack, shots, attacks, show_progress="minimal", **work)
         page.unload(on_leave)
     return page.queue(max_size=MOST_WAITING)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
-from visits import VisitEnded
+from progress import VisitEnded
 
 from gs_lora_peft.errors import InvalidInputError
 

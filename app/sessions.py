@@ -6,8 +6,9 @@ import threading
 import time
 from pathlib import Path
 
+from progress import VisitEnded
 from sources import Source
-from visits import Visit, VisitEnded
+from visits import Visit
 
 IDLE_SECONDS = 3600  # a visit that nobody uses for so long is over
 LOOK_SECONDS = 300  # between two looks for such visits

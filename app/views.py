@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from progress import Progress
 from sources import Source
-from visits import Progress, Visit
+from visits import Visit
 
 from gs_lora_peft.audit import AuditReport
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from progress import Progress, Reporter, VisitEnded
 from sources import Source, own_pictures, trained
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, export_forgotten
 from gs_lora_peft.audit import AuditReport, RetrainRecipe, audit_run, get_attacks, retrain
@@ -45,25 +46,6 @@ model = PeftModel.from_pretrained(base, "adapter").merge_and_unload()  # has for
 The base model still knows what was forgotten: take the adapter off, and it is back. To hand out a model that has
 forgotten, save the merged one, and hand out that one alone.
 """
-
-
-class VisitEnded(Exception):
-    """Stops the training of a visitor who has left."""
-
-
-@dataclass
-class Progress:
-    """How far a training is.
-
-    Args:
-        rows (`list[dict]`):
-            What the trainer logged so far: losses, accuracies in [0, 1], and the norm of every block.
-        share (`float`):
-            Share of the steps, in [0, 1].
-    """
-
-    rows: list[dict[str, float]]
-    share: float
 
 
 @dataclass
@@ -203,7 +185,7 @@ class Visit:
             self.source.dataset,
             self.run,
             args=args,
-            callbacks=[_Reporter(report, self._ended)],
+            callbacks=[Reporter(report, self._ended)],
         )
         entry = forgetter.forget(ForgetRequest([int(class_id) for class_id in classes]))
         return forgetter.model, entry
@@ -299,20 +281,3 @@ class Visit:
                 path.unlink()
             elif path != self.models:
                 shutil.rmtree(path)
-
-
-class _Reporter(TrainerCallback):
-    """Tells what the trainer logs, and stops the training of a visitor who has left."""
-
-    def __init__(self, report: Callable[[Progress], None], ended: threading.Event):
-        self.report, self.ended = report, ended
-        self.rows: list[dict[str, float]] = []
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.ended.is_set():
-            raise VisitEnded
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "retain_loss" in logs:
-            self.rows.append({**logs, "step": state.global_step})
-            self.report(Progress(list(self.rows), state.global_step / max(state.max_steps, 1)))

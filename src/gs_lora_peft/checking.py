@@ -47,15 +47,16 @@ def _not_blank(value: str) -> str:
 def ordered_list(value: Any) -> Any:
     """Returns the items of an ordered collection as a list. Sets are refused: processes see other orders."""
     if isinstance(value, (str, bytes)) or (not isinstance(value, Iterable) and plain_number(value) is not None):
-        raise ValueError(f"Write [{value!r}].")
+        written = "it in a list" if isinstance(value, str) else f"[{value!r}]"  # text may be the name of a class
+        raise ValueError(f"Write {written}.")
     if isinstance(value, (Mapping, Set)) or not isinstance(value, Iterable):
         raise ValueError("Pass a list, which has an order.")
     return list(value)
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    if twice := [value for index, value in enumerate(values) if value in values[:index]]:
-        raise ValueError(f"{twice[0]!r} is given twice: remove one.")
+    if twice := [index for index, value in enumerate(values) if value in values[:index]]:
+        raise ValueError(f"Item {twice[0]} repeats an earlier one: remove it.")
     return values
 
 
@@ -236,7 +237,7 @@ def _with_default(error: InvalidInputError, cls: type, name: str) -> InvalidInpu
     if default is MISSING:
         return error
     fix = f"Leave it out to have {getattr(default, 'value', default)!r}."
-    return InvalidInputError(error.name, error.value, error.expected, fix)
+    return type(error)(error.name, error.value, error.expected, fix)
 
 
 def _is_text(kind: Any) -> bool:

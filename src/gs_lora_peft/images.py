@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .errors import InvalidInputError
+from .errors import InvalidInputError, PrivateInputError, cause
 
 # Modes that Pillow converts only by way of another mode, or with a warning.
 _BY_WAY_OF = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB", "P": "RGBA", "PA": "RGBA"}
@@ -40,7 +40,7 @@ def to_image(cell: Any, mode: str | None = "RGB", *, name: str = "image") -> Ima
             The mode of the picture, e.g. `"L"`. With `None` a grey picture stays grey, and every other one becomes
             RGB.
         name (`str`, *optional*, defaults to `"image"`):
-            Name of the cell, for errors.
+            Name of the cell, for errors: they show neither its path nor its content.
 
     Returns:
         `PIL.Image.Image`: The picture; the cell itself if it is a picture in this mode.
@@ -60,7 +60,7 @@ def to_image(cell: Any, mode: str | None = "RGB", *, name: str = "image") -> Ima
     try:
         cell.load()
     except Exception as error:  # each of Pillow's formats has errors of its own
-        raise _broken(name, cell, error) from error
+        raise _broken(name, cell, "a picture", error, getattr(cell, "filename", None)) from None
     if 0 in cell.size:
         raise InvalidInputError(name, cell, "a picture with at least one pixel", "Leave the row out.")
     return cell if cell.mode == mode else _converted(cell, mode, name)
@@ -113,9 +113,9 @@ def _read(cell: Any, name: str) -> Image.Image:
         try:
             array = np.asarray(cell)
         except ValueError as error:
-            raise InvalidInputError(name, cell, "lists of equal lengths", "Leave the row out.") from error
+            raise PrivateInputError(name, cell, "lists of equal lengths", "Leave the row out.") from error
         return _of_array(array, name, first=False)
-    raise InvalidInputError(
+    raise PrivateInputError(
         name,
         cell,
         "a picture: a PIL image, an array, a tensor, the bytes or the path of an image file",
@@ -125,13 +125,12 @@ def _read(cell: Any, name: str) -> Image.Image:
 
 def _opened(source: Any, name: str) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
-        shown, stream = f"{len(source)} bytes", BytesIO(source)
+        value, shown, stream = f"{len(source)} bytes", None, BytesIO(source)
     else:
-        shown, stream = os.fspath(source), source
-        if "://" in str(shown):
-            raise InvalidInputError(
-                name, shown, "a picture or a local file; nothing is downloaded", "Download the pictures first."
-            )
+        value, shown, stream = os.fspath(source), "a file", source
+        if "://" in str(value):
+            expected = "a picture or a local file; nothing is downloaded"
+            raise PrivateInputError(name, value, expected, "Download the pictures first.", "a URL")
     try:
         with Image.open(stream) as image:
             image.load()
@@ -139,12 +138,12 @@ def _opened(source: Any, name: str) -> Image.Image:
             turned.format = image.format  # the bits a channel depend on it
             return turned
     except Exception as error:  # each of Pillow's formats has errors of its own
-        raise _broken(name, shown, error) from error
+        raise _broken(name, value, shown or value, error, shown and value) from None
 
 
-def _broken(name: str, value: Any, error: Exception) -> InvalidInputError:
-    fix = f"Repair it or leave the row out. Pillow says: {error}."
-    return InvalidInputError(name, value, "a picture that can be decoded", fix)
+def _broken(name: str, value: Any, shown: str, error: Exception, path: Any) -> PrivateInputError:
+    fix = f"Repair it or leave the row out. Pillow says: {cause(error, path)}."
+    return PrivateInputError(name, value, "a picture that can be decoded", fix, shown)
 
 
 def _of_array(array: np.ndarray, name: str, *, first: bool) -> Image.Image:

@@ -149,7 +149,7 @@ def test_classes_forgotten_before_and_missing_ones_need_no_rows():
 @pytest.mark.parametrize(
     ("forget", "kwargs", "name", "value", "said"),
     [
-        (["Ant"], {}, "forget", ["Ant"], "'ant'"),
+        (["Ant"], {}, "forget", ["Ant"], "forget[0]"),
         (["ant"], {"old": ["ant"]}, "forget", [0], "`old`"),
         (["ant", "bee"], {"retain": ["bee", "cat"]}, "retain", [1], "`forget`"),
         (["ant"], {"missing": ["ant"]}, "forget", [0], "`missing`"),
@@ -192,11 +192,11 @@ def test_an_unknown_class_keeps_its_error_class():
 @pytest.mark.parametrize(
     ("labels", "kwargs", "name", "value", "said"),
     [
-        ([1, 2], {}, "forget", [0], ["'ant' (id 0)"]),
-        ([0, 2], {"retain": ["bee", "dog", "cat"]}, "retain", [1, 3], ["'bee' (id 1)", "'dog' (id 3)"]),
-        ([0, 2], {"retain": ["bee"], "shots": 1}, "shots", 1, ["'bee' (id 1) has 0"]),
-        ([0, 0, 2, 1, 1, 1], {"shots": 3}, "shots", 3, ["'ant' (id 0) has 2", "'cat' (id 2) has 1"]),
-        ([], {}, "forget", [0], ["'ant'"]),
+        ([1, 2], {}, "forget", [0], ["class 0"]),
+        ([0, 2], {"retain": ["bee", "dog", "cat"]}, "retain", [1, 3], ["class 1, 3"]),
+        ([0, 2], {"retain": ["bee"], "shots": 1}, "shots", 1, ["class 1 has 0"]),
+        ([0, 0, 2, 1, 1, 1], {"shots": 3}, "shots", 3, ["class 0 has 2", "class 2 has 1"]),
+        ([], {}, "forget", [0], ["class 0"]),
     ],
 )
 def test_classes_without_enough_rows(labels, kwargs, name, value, said):
@@ -374,4 +374,4 @@ def test_real_faces(shared_data):
     assert (len(shots.forget), len(shots.retain)) == (8, 4 * 36)
     with refused("forget", ["Person_07"], UnknownClassError) as error:
         split_dataset(faces, ["Person_07"])
-    assert "nearest: 'person_07'" in error.value.fix
+    assert error.value.nearest["Person_07"][0] == "person_07"

@@ -58,14 +58,14 @@ def test_numpy_ids_and_ranges_become_plain_integers():
     ("classes", "fix"),
     [
         ([], ""),
-        ("tench", "Write ['tench']."),
+        ("tench", "Write it in a list."),
         (7, "Write [7]."),
         (True, "Write [True]."),
         (None, "Pass a list, which has an order."),
         ({"a", "b"}, "Pass a list, which has an order."),
         ({"a": 1}, "Pass a list, which has an order."),
-        (["a", "b", "a"], "'a' is given twice: remove one."),
-        ([1, 2, 1], "1 is given twice: remove one."),
+        (["a", "b", "a"], "Item 2 repeats an earlier one: remove it."),
+        ([1, 2, 1], "Item 2 repeats an earlier one: remove it."),
     ],
 )
 def test_what_is_no_list_of_classes_is_refused(classes, fix):

@@ -158,9 +158,9 @@ INHERITED = [field.name for field in dataclasses.fields(TrainingArguments)]
 
 
 def test_every_inherited_option_has_a_type():
-    """What a new version of transformers adds must not go unchecked."""
+    """What a new version of transformers adds must not go unchecked. Some types are of options of other versions."""
     annotated = {name for name in INHERITED if checking._kind(HINTS[name]) is not None}
-    assert set(INHERITED) == annotated | KINDS.keys() | {"output_dir"}
+    assert set(INHERITED) == annotated | (KINDS.keys() & set(INHERITED)) | {"output_dir"}
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def own_names(names: Mapping[str, str] = NAMES, dashes: bool = True) -> Iterator
     except InvalidInputError as error:
         parts = (error.name, error.expected, error.fix)
         error.name, error.expected, error.fix = (renamed(part, names, dashes) for part in parts)
-        error.args = InvalidInputError(error.name, error.value, error.expected, error.fix).args
+        error.args = type(error)(error.name, error.value, error.expected, error.fix).args
         raise
 
 
@@ -165,6 +165,9 @@ def print_error(error: Exception, as_json: bool) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help
         return WRONG_COMMAND_LINE
     parts = [usage.format_message() if usage else str(error), *getattr(error, "__notes__", ())]
+    if sys.stderr.isatty() and not as_json:  # what is in no log may name classes
+        nearest = getattr(error, "nearest", {})
+        parts += [f"Nearest to {item!r}: {', '.join(map(repr, found))}." for item, found in nearest.items()]
     message = " ".join(" ".join(parts).split()) or type(error).__name__
     if not is_foreseen(error):
         message = f"{type(error).__name__}: {message} ({TRACEBACK_VARIABLE}=1 shows the traceback)"

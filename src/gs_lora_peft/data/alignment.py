@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ..errors import InvalidInputError
-from .classes import describe_label_space, ids_by_name, label_names, names_of_model, read_labels
+from ..errors import InvalidInputError, PrivateInputError
+from .classes import ids_by_name, label_names, names_of_model, read_labels
 
 ALIGN = "`gs_lora_peft.data.align_labels` or `dataset.align_labels_with_mapping`"
 
@@ -59,10 +59,10 @@ def check_names(names: Sequence[str] | None, model: Any, where: str, fix: str = 
         of_model = of_models.get(class_id)
         # Several classes with one name are gaps, as in COCO's ids ("N/A").
         if of_model is not None and times[of_model] == 1 and not same_class(name, of_model):
-            raise InvalidInputError(
+            raise PrivateInputError(
                 f"{where}: class {class_id}",
                 name,
-                f"{of_model!r}, as the model's class {class_id}",
+                f"the name in `model.config.id2label[{class_id}]`",
                 f"Align the ids with the model's by {fix}. If only the spelling differs, cast the column to a "
                 "ClassLabel with the model's names.",
             )
@@ -175,22 +175,20 @@ def align_known_labels(dataset: Data, label_column: str, label2id: Mapping[Any, 
 
 def _not_aligned(names: Sequence[str], label_column: str, label2id: Mapping[str, int]) -> InvalidInputError:
     """The error for names of a dataset that are not one class of the model each."""
-    ids = {name: model_label_ids([name], label2id) for name in names}
-    if unknown := [name for name, found in ids.items() if found is None]:
-        return InvalidInputError(
-            f"column {label_column!r}",
-            unknown,
-            f"names that mean one class of the model each: {describe_label_space(list(label2id), None)}",
-            "Rename them, or use a model with these classes.",
-        )
-    same: dict[int, list[str]] = {}
-    for name, found in ids.items():
-        same.setdefault((found or [0])[0], []).append(name)
+    ids = {number: model_label_ids([name], label2id) for number, name in enumerate(names)}
+    expected = "names that mean one class of the model each, as `model.config.label2id` has them"
+    where = f"column {label_column!r}"
+    if unknown := [number for number, found in ids.items() if found is None]:
+        fix = f"Rename the classes {unknown}, or use a model that has them."
+        return PrivateInputError(where, [names[number] for number in unknown], expected, fix)
+    same: dict[int, list[int]] = {}
+    for number, found in ids.items():
+        same.setdefault((found or [0])[0], []).append(number)
     shared = {class_id: alike for class_id, alike in same.items() if len(alike) > 1}
     return InvalidInputError(
-        f"column {label_column!r}",
-        "; ".join(f"{', '.join(map(repr, alike))}, all of class {class_id}" for class_id, alike in shared.items()),
-        "names that mean one class of the model each",
+        where,
+        "; ".join(f"{alike}, all of the model's class {class_id}" for class_id, alike in shared.items()),
+        expected,
         "Merge these classes, or rename those that mean another class.",
     )
 

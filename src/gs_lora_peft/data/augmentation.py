@@ -104,7 +104,7 @@ class Augmentation:
                 view = self.augment(picture_cell(row, self.column))
             except InvalidInputError as error:
                 name = cell_name(row, self.column)
-                raise InvalidInputError(name, error.value, error.expected, error.fix) from error
+                raise type(error)(name, error.value, error.expected, error.fix) from error
         row = row if isinstance(row, Row) else Row(row)
         return row.replaced(self.column, view)
 

@@ -6,6 +6,7 @@ import difflib
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,9 +14,8 @@ from datasets import ClassLabel, Dataset, IterableDataset, Value
 from pydantic import BeforeValidator, Field
 
 from ..checking import Text, Whole, checked, ordered_list
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, PrivateInputError
 
-_SHOWN = 10  # names or ids listed in an error
 _NEAREST = 3  # similar names offered in an error
 
 # Unlike `ClassRefs`, with negative ids: they are unknown classes, like other ids out of range.
@@ -27,11 +27,36 @@ _REQUESTED = Annotated[
 
 
 class UnknownClassError(InvalidInputError):
-    """Classes that the labels do not have: `value` lists them."""
+    """Classes that the labels do not have. The message names none: it may be read by others than the caller.
 
-    def __init__(self, name: str, value: list[str | int], expected: str, fix: str = ""):
+    Args:
+        name (`str`):
+            As in [`InvalidInputError`].
+        value (`list[str | int]`):
+            The unknown classes, as they were asked for.
+        expected (`str`):
+            As in [`InvalidInputError`].
+        fix (`str`, *optional*, defaults to `""`):
+            As in [`InvalidInputError`].
+        nearest (`dict[str, list[str]]`, *optional*, defaults to none):
+            Similar names for each unknown one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        value: list[str | int],
+        expected: str,
+        fix: str = "",
+        nearest: Mapping[str, list[str]] = MappingProxyType({}),
+    ):
         super().__init__(name, value, expected, fix)
-        self.args = (f"`{name}`: unknown classes: {', '.join(map(repr, value))}; expected {expected}. {fix}".rstrip(),)
+        shown = f"{len(value)} unknown class{'es' if len(value) > 1 else ''}"
+        self.args = (f"`{name}` has {shown}; expected {expected}. {fix}".rstrip(),)
+        self.nearest = dict(nearest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.value, self.expected, self.fix, self.nearest)
 
 
 def ids_by_name(mapping: Mapping[Any, Any], argument: str = "label2id") -> dict[str, int]:
@@ -142,7 +167,7 @@ def resolve_classes(
         `list[int]`: The ids, in the order of the request.
 
     Raises:
-        UnknownClassError: If no class has a name (the error offers the most similar ones), or an id is out of range.
+        UnknownClassError: If no class has a name (`nearest` has the most similar ones), or an id is out of range.
         InvalidInputError: If the request is empty; if an item is neither a name nor an id; if two items mean the same
             class; if several classes share a requested name; or if `names` and `num_classes` disagree.
 
@@ -152,7 +177,7 @@ def resolve_classes(
         [0, 2]
         ```
     """
-    items = checked(name, requested, _REQUESTED)
+    items = checked(name, requested, _REQUESTED, error=PrivateInputError)
     names, num_classes = _checked_label_space(names, num_classes)
     ids_of_name: dict[str, list[int]] = {}
     for class_id, label in enumerate(names or ()):
@@ -160,21 +185,21 @@ def resolve_classes(
     numbers_are_names = any(_written_id(label) is not None for label in ids_of_name)
 
     ids: list[int] = []
-    unknown: list[str | int] = []
+    unknown: dict[int, str | int] = {}
     for place, item in enumerate(items):
         if isinstance(item, str) and item in ids_of_name:
             if len(ids_of_name[item]) > 1:
                 expected = f"the name of one class, but the classes {ids_of_name[item]} share this one"
-                raise InvalidInputError(f"{name}[{place}]", item, expected, "Pass the id of the class instead.")
+                raise PrivateInputError(f"{name}[{place}]", item, expected, "Pass the id of the class instead.")
             ids.append(ids_of_name[item][0])
             continue
         written = item if not isinstance(item, str) else None if numbers_are_names else _written_id(item)
         if written is not None and written >= 0 and (num_classes is None or written < num_classes):
             ids.append(written)
         else:
-            unknown.append(item)
+            unknown[place] = item
     if unknown:
-        raise UnknownClassError(name, unknown, describe_label_space(names, num_classes), _fix(unknown, names))
+        raise _unknown(name, unknown, names, num_classes)
     _refuse_repeats(name, items, ids)
     return ids
 
@@ -305,12 +330,16 @@ def _written_id(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and str(int(text)) == text else None
 
 
-def _fix(unknown: list[str | int], names: list[str] | None) -> str:
-    """Advice about unknown classes, with the most similar names."""
-    nearest = {item: _nearest(item, names) for item in unknown if isinstance(item, str) and names}
-    offers = [f"{item!r} (nearest: {', '.join(map(repr, found))})" for item, found in nearest.items() if found]
-    correct = f"Correct {', '.join(offers) or 'the request'}"
-    return f"{correct}, or check that the dataset and its labels are the right ones."
+def _unknown(
+    name: str, unknown: Mapping[int, str | int], names: list[str] | None, num_classes: int | None
+) -> UnknownClassError:
+    """The error for unknown classes by their place in the request."""
+    places = ", ".join(f"{name}[{place}]" for place in unknown)
+    fix = f"Correct {places}, or check that the dataset and its labels are the right ones."
+    values = list(unknown.values())
+    near = {item: _nearest(item, names) for item in values if isinstance(item, str) and names}
+    nearest = {item: found for item, found in near.items() if found}
+    return UnknownClassError(name, values, _label_space(names, num_classes), fix, nearest)
 
 
 def _nearest(name: str, names: list[str]) -> list[str]:
@@ -324,20 +353,17 @@ def _nearest(name: str, names: list[str]) -> list[str]:
     return list(dict.fromkeys([*folded.get(wanted, []), *close, *longer]))[:_NEAREST]
 
 
-def describe_label_space(names: list[str] | None, num_classes: int | None) -> str:
+def _label_space(names: list[str] | None, num_classes: int | None) -> str:
     """The valid names and ids, in words."""
-    ids = "an id from 0 up" if num_classes is None else f"an id from 0 to {num_classes - 1}"
-    if names is None:
-        return f"{ids} (these labels have no names)"
-    shown = ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
-    return f"{ids} or one of the names {shown}"
+    ids = "ids from 0 up" if num_classes is None else f"ids from 0 to {num_classes - 1}"
+    return f"{ids} (these labels have no names)" if names is None else f"{ids} or names of the {len(names)} classes"
 
 
 def _refuse_repeats(name: str, items: list[str | int], ids: list[int]) -> None:
     repeated = [class_id for class_id, count in Counter(ids).items() if count > 1]
     if repeated:
         spelled = "; ".join(
-            f"class {class_id} as {', '.join(repr(i) for i, c in zip(items, ids, strict=True) if c == class_id)}"
+            f"class {class_id} is {' and '.join(f'{name}[{place}]' for place, c in enumerate(ids) if c == class_id)}"
             for class_id in repeated
         )
-        raise InvalidInputError(name, items, "each class once", f"Remove the repeats: {spelled}.")
+        raise PrivateInputError(name, items, "each class once", f"Remove the repeats: {spelled}.")

@@ -12,7 +12,7 @@ from PIL.Image import Image as Picture
 from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, PrivateInputError
 from .boxes.collation import DetectionCollator, is_prepared
 from .boxes.columns import is_object_column
 from .rows import (
@@ -158,7 +158,7 @@ def _refuse_unstackable(rows: Sequence[Mapping[str, Any]], names: Sequence[str])
             try:
                 default_data_collator([{name: row[name]}])
             except (ValueError, RuntimeError, TypeError):
-                raise InvalidInputError(
+                raise PrivateInputError(
                     cell_name(row, name, number),
                     row[name],
                     "numbers, which can become a tensor",

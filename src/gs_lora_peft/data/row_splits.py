@@ -86,7 +86,7 @@ def split_rows(
     count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     requested: dict[str, Any] = {"forget": forget, "old": old, "missing": missing, "retain": retain}
     roles, request = assign_roles(requested, names=names, present=list(count_of))
-    require_rows(roles, count_of, shots, names)
+    require_rows(roles, count_of, shots)
 
     role_of_code = np.full(len(classes), -1)
     quota = counts.copy()
@@ -174,11 +174,11 @@ def assign_roles(
     try:
         return ClassRoles.of(**ids, present=present), ids["forget"]
     except SharedClassesError as error:
-        raise _two_roles(*error.roles, error.value, names) from None
+        raise _two_roles(*error.roles, error.value) from None
 
 
-def _two_roles(first: str, second: str, both: list[int], names: list[str] | None) -> InvalidInputError:
-    shown = _show(both, names)
+def _two_roles(first: str, second: str, both: list[int]) -> InvalidInputError:
+    shown = _show(both)
     if (first, second) == ("forget", "old"):
         fix = f"Leave {shown} out of the request."
         return InvalidInputError("forget", both, "classes that are not already forgotten, as those in `old`", fix)
@@ -189,7 +189,7 @@ def _two_roles(first: str, second: str, both: list[int], names: list[str] | None
     return InvalidInputError(second, both, expected, f"Take {shown} out of one.")
 
 
-def require_rows(roles: ClassRoles, count_of: dict[int, int], shots: int | None, names: list[str] | None) -> None:
+def require_rows(roles: ClassRoles, count_of: dict[int, int], shots: int | None) -> None:
     """Refuses classes to forget or retain without rows, or with fewer than `shots`, and a task that retains none."""
     needed = shots or 1
     short = {
@@ -197,7 +197,7 @@ def require_rows(roles: ClassRoles, count_of: dict[int, int], shots: int | None,
         for role, ids in (("forget", roles.forget), ("retain", roles.retain))
     }
     if shots is not None and any(short.values()):
-        counted = [f"{_show([i], names)} has {count_of.get(i, 0)}" for ids in short.values() for i in ids]
+        counted = [f"{_show([i])} has {count_of.get(i, 0)}" for ids in short.values() for i in ids]
         raise InvalidInputError(
             "shots",
             shots,
@@ -209,7 +209,7 @@ def require_rows(roles: ClassRoles, count_of: dict[int, int], shots: int | None,
         ("retain", "Name them in `missing`, or pass their data."),
     ):
         if short[role]:
-            expected = f"classes with at least one row; the data lack {_show(short[role], names)}"
+            expected = f"classes with at least one row; the data lack {_show(short[role])}"
             raise InvalidInputError(role, short[role], expected, fix)
     if not roles.retain:
         raise InvalidInputError(
@@ -220,9 +220,10 @@ def require_rows(roles: ClassRoles, count_of: dict[int, int], shots: int | None,
         )
 
 
-def _show(ids: list[int], names: list[str] | None) -> str:
-    shown = [str(i) if names is None else f"{names[i]!r} (id {i})" for i in ids[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+def _show(ids: list[int]) -> str:
+    return f"class {', '.join(map(str, ids[:_SHOWN]))}" + (
+        f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    )
 
 
 def rounded_share(counts: np.ndarray, share: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL.Image import Image as Picture
 from torch.utils.data import Dataset
 
 from ..compat import has_fixed_arrays, read_rows
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, PrivateInputError, cause
 from ..images import is_scaled, to_image
 
 # Modes whose pixel arrays are unambiguous. An array of palette indices looks like grey, and one of CMYK like RGBA.
@@ -164,17 +164,20 @@ class NamedRows(Dataset):
             except ImportError:  # not an error of the row
                 return
             except Exception as again:
-                raise self._refusal(index, column, feature, stored, again) from again
+                raise self._refusal(index, column, feature, stored, again) from None
         # Without a transform an empty cell is read as `None`.
         if empty and self.dataset.format["type"] == "custom":
             raise self._refusal(index, *empty[0], None, error) from error
 
     def _refusal(self, index: int, column: str, feature: Any, stored: Any, error: Exception) -> InvalidInputError:
-        return InvalidInputError(
+        held = stored if isinstance(stored, Mapping) else {}
+        content, path = held.get("bytes"), held.get("path")
+        return PrivateInputError(
             f"{self.row_name(index)}, column {column!r}",
-            _without_bytes(stored),
+            path if content is None else f"{len(content)} bytes",
             f"{type(feature).__name__.lower()} data that can be decoded",
-            f"Repair it or remove the row. The cause: {error}.",
+            f"Repair it or remove the row. The cause: {cause(error, path)}.",
+            None if stored is None else "a file" if content is None else f"{len(content)} bytes",
         )
 
 
@@ -182,15 +185,6 @@ def _without_tables(dataset: Any) -> Any:
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] in _TABLE_FORMATS:
         return dataset.with_format(None, columns=dataset.format["columns"])
     return dataset
-
-
-def _without_bytes(stored: Any) -> Any:
-    """A stored cell as errors show it: the number of bytes instead of the bytes of its file."""
-    if not isinstance(stored, Mapping):
-        return stored
-    content = stored.get("bytes")
-    path = stored.get("path")
-    return path if content is None else f"{len(content)} bytes" + (f" of {path}" if path else "")
 
 
 def cell_name(row: Any, column: str, number: int = 0) -> str:
@@ -228,9 +222,8 @@ def _label(row: Mapping[str, Any], label_column: str, number: int) -> int:
     try:
         return operator.index(label.item() if hasattr(label, "item") else label)
     except (TypeError, ValueError, RuntimeError):
-        raise InvalidInputError(
-            cell_name(row, column, number), label, "a class id", "Number the classes, and remove unlabelled rows."
-        ) from None
+        fix = "Number the classes, and remove unlabelled rows."
+        raise PrivateInputError(cell_name(row, column, number), label, "a class id", fix) from None
 
 
 def no_label(row: Mapping[str, Any], label_column: str) -> InvalidInputError:
@@ -346,5 +339,5 @@ def _samples(cell: Any, rate: int | None, name: str) -> np.ndarray:
     if samples.ndim == 2:  # channels and samples, in either order
         samples = samples.mean(axis=int(np.argmin(samples.shape)))
     if samples.ndim != 1 or not samples.size:
-        raise InvalidInputError(name, cell, "sound, as `datasets.Audio` decodes it or as an array", "Remove the row.")
+        raise PrivateInputError(name, cell, "sound, as `datasets.Audio` decodes it or as an array", "Remove the row.")
     return samples

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, PrivateInputError
 from .rows import label_name, no_label
 
 _SHOWS_PROGRESS = 10_000  # rows to read past, from which on a bar is shown
@@ -170,7 +170,7 @@ class RetainStream:
             return True
         if isinstance(label, int) and label in self.drops:
             return False
-        raise InvalidInputError(
+        raise PrivateInputError(
             f"row {index} of {self.name}, column {column!r}",
             label,
             "the id of a class of the model's head",

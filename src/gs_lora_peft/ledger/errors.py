@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, PrivateInputError
 
 
 class LedgerError(ValueError):
@@ -26,6 +26,10 @@ class LedgerError(ValueError):
 
 class InvalidLedgerError(InvalidInputError, LedgerError):
     """A field of a ledger, or of an entry that is about to be recorded, holds an invalid value."""
+
+
+class PrivateLedgerError(PrivateInputError, InvalidLedgerError):
+    """As [`InvalidLedgerError`], of a value with names of classes, which the message does not show."""
 
 
 class LedgerFileError(LedgerError):
@@ -211,5 +215,6 @@ def as_ledger_error(error: ValueError, fix: str | None = None) -> LedgerError:
             Advice that replaces the error's own.
     """
     if isinstance(error, InvalidInputError):
-        return InvalidLedgerError(error.name, error.value, error.expected, error.fix if fix is None else fix)
+        kind = PrivateLedgerError if isinstance(error, PrivateInputError) else InvalidLedgerError
+        return kind(error.name, error.value, error.expected, error.fix if fix is None else fix)
     return LedgerError(str(error) if fix is None else f"{str(error).rstrip('.')}. {fix}")

@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 from ..io import StrPath, as_path, file_mismatch, safe_join, write_bytes_atomic
 from .audits import checked_audit
 from .entry import TaskEntry, select_tasks
-from .errors import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError
+from .errors import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError, PrivateLedgerError
 from .request import utc_now
 from .schema import (
     FIX,
@@ -94,7 +94,7 @@ class ForgettingLedger(LedgerFolder):
             plain_json(label_names, "label_names"),
             Names | None,
             fix="Correct it.",
-            error=InvalidLedgerError,
+            error=PrivateLedgerError,
         )
         self.tasks: tuple[TaskEntry, ...] = ()
         self._extra: dict[str, Any] = plain_json(extra or {}, "extra")
@@ -102,7 +102,7 @@ class ForgettingLedger(LedgerFolder):
         if self.label_names is not None and count not in (None, len(self.label_names)):
             expected = f"{count} names, one for each label of the base model's head"
             fix = f"These are {len(self.label_names)}: pass all names in the order of their ids."
-            raise InvalidLedgerError("label_names", self.label_names, expected, fix)
+            raise PrivateLedgerError("label_names", self.label_names, expected, fix)
         forgotten: dict[int, TaskEntry] = {}
         for entry in tasks:
             self._add(entry, forgotten)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..checking import OptionalText, SomeClassRefs, Text, checked
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, PrivateInputError
 
 
 def utc_now() -> str:
@@ -85,7 +85,7 @@ class ForgetRequest:
     ) -> None:
         # Written by hand: it accepts more (any ordered collection, no time) than the fields store.
         set_field = object.__setattr__
-        set_field(self, "classes", tuple(checked("classes", classes, SomeClassRefs)))
+        set_field(self, "classes", tuple(checked("classes", classes, SomeClassRefs, error=PrivateInputError)))
         set_field(self, "requested_at", utc_now() if requested_at is None else parse_utc(requested_at))
         for name, value in (("note", note), ("request_id", request_id)):
             set_field(self, name, checked(name, value, OptionalText, fix="Pass a string or leave it out."))
@@ -107,7 +107,7 @@ class ForgetRequest:
             InvalidInputError: If `data` is not a mapping, lacks `classes`, or has unknown keys.
         """
         if not isinstance(data, Mapping) or "classes" not in data:
-            raise InvalidInputError("request", data, "a mapping with the key 'classes'", "Add the classes.")
+            raise PrivateInputError("request", data, "a mapping with the key 'classes'", "Add the classes.")
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = [key for key in data if key not in known]
         if unknown:
@@ -142,7 +142,7 @@ def parse_requests(text: str) -> list[ForgetRequest]:
         classes = _split(task)
         if not all(classes):
             fix = "Separate tasks with ';' and classes with ',', e.g. 'tench,cassette player;school bus'."
-            raise InvalidInputError(f"task {number} of {text!r}", task, "class names that are not empty", fix)
+            raise PrivateInputError(f"task {number}", task, "class names that are not empty", fix)
         requests.append(ForgetRequest(classes))
     return requests
 
@@ -170,11 +170,11 @@ def parse_classes(text: str) -> list[str]:
     """
     checked("text", text, Text, fix="Write the classes as 'tench,cassette player'.")
     if ";" in text:
-        raise InvalidInputError("text", text, "a list of classes without ';'", "Separate them with ','.")
+        raise PrivateInputError("text", text, "a list of classes without ';'", "Separate them with ','.")
     classes = _split(text)
     if not all(classes):
         fix = "Separate classes with ',', e.g. 'tench,cassette player'."
-        raise InvalidInputError("text", text, "class names that are not empty", fix)
+        raise PrivateInputError("text", text, "class names that are not empty", fix)
     return classes
 
 

@@ -31,6 +31,9 @@ SCORES = (
 
 _NAMES_SHOWN = 3
 
+# What sentences call the classes of a task: where the ledger withholds them, and in logs.
+_WITHHELD, _UNNAMED = "the withheld classes", "its classes"
+
 _REMEDY = (
     "To forget more, raise num_train_epochs, learning_rate, the rank r, forget_weight or forget_bound, or lower "
     'sparsity_weight. Then repeat the request: forgetter.redo("{name}"), or `gs-lora redo`. If this score is '
@@ -114,16 +117,12 @@ def nothing_known(task: str, classes: str, before: Mapping[str, Any], target: fl
     )
 
 
-def warn_before(
-    ledger: ForgettingLedger, classes: Sequence[str], before: Mapping[str, Any], allowed: float | str
-) -> None:
-    """Logs a warning before training if the classes meet the target already.
+def warn_before(ledger: ForgettingLedger, before: Mapping[str, Any], allowed: float | str) -> None:
+    """Logs a warning before training if the classes meet the target already. It names none of them.
 
     Args:
         ledger ([`ForgettingLedger`]):
             The ledger with the earlier tasks.
-        classes (`Sequence[str]`):
-            Names of the classes to forget.
         before (`Mapping[str, Any]`):
             Scores before the task.
         allowed (`float` or `"auto"`):
@@ -131,17 +130,18 @@ def warn_before(
     """
     target = target_score(allowed, before, ledger.base_model.get("num_labels"))
     if is_forgotten(before, target):
-        logger.warning("%s", nothing_known(ledger.next_task_name(), class_list(classes), before, target))
+        logger.warning("%s", nothing_known(ledger.next_task_name(), _UNNAMED, before, target))
 
 
 def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
-    """Logs which of these tasks are not forgotten, which earlier tasks they brought back, and the fix."""
+    """Logs which of these tasks are not forgotten, which earlier tasks they brought back, and the fix: no class."""
     for state in task_states(ledger.tasks):
         name = state.entry.name
         if state.forgotten is False and (name in tasks or (state.came_back and state.measured_after in tasks)):
-            logger.warning("%s %s", *not_forgotten(ledger, tasks=[name]), _REMEDY.format(name=name))
+            (sentence,) = not_forgotten(ledger, tasks=[name], withheld=True)
+            logger.warning("%s %s", sentence.replace(_WITHHELD, _UNNAMED), _REMEDY.format(name=name))
         if state.entry.outcome is not None and state.entry.forgotten is None and name in tasks:
-            logger.warning("%s", doubts(ledger, tasks=[name])[0])
+            logger.warning("%s", doubts(ledger, tasks=[name], withheld=True)[0].replace(_WITHHELD, _UNNAMED))
 
 
 def describe_new_targets(before: Mapping[str, float | None], ledger: ForgettingLedger) -> str:
@@ -328,7 +328,7 @@ class _Words:
 
     def __init__(self, ledger: ForgettingLedger, entry: TaskEntry, withheld: bool):
         kind = "images" if re.search("Image|Face", str(ledger.base_model.get("model_class"))) else "samples"
-        self.classes = "the withheld classes"
+        self.classes = _WITHHELD
         if entry.classes is not None and not withheld:
             self.classes = class_list(entry.class_names or [f"class {c}" for c in entry.classes])
         self.samples = f"{kind} of {self.classes}"

@@ -1,6 +1,7 @@
 from .cost import peak_bytes as peak_bytes
 from .forgetter import ContinualForgetter as ContinualForgetter
 from .recipe import Recipe as Recipe, adapter_settings as adapter_settings, recorded_config as recorded_config
+from .revocation import task_to_redo as task_to_redo
 from .scores import predict as predict
 from .settings import OtherSettingsError as OtherSettingsError
 from .task import (
@@ -21,5 +22,6 @@ __all__ = [
     "peak_bytes",
     "predict",
     "recorded_config",
+    "task_to_redo",
     "training_curves",
 ]

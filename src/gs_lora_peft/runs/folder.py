@@ -19,7 +19,7 @@ from ..ledger import (
     LEDGER_NAME,
     WORK_FOLDER,
     ForgettingLedger,
-    InvalidLedgerError,
+    PrivateLedgerError,
     TaskEntry,
     describe_new_targets,
     method_folder,
@@ -97,7 +97,7 @@ def load_or_create_ledger(
     if label_names is not None and ledger.label_names not in (None, label_names):
         expected = f"the names in the ledger in '{folder}', in their order: an id would mean another class"
         fix = "Give the data that the run was begun with, or choose another folder."
-        raise InvalidLedgerError("label_names", label_names, expected, fix)
+        raise PrivateLedgerError("label_names", label_names, expected, fix)
     check_tasks(ledger, [entry.name for entry in ledger.active_tasks])
     return ledger
 

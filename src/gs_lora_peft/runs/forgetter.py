@@ -13,6 +13,7 @@ from ..adapters import with_tasks
 from ..checking import ClassRefs, checked
 from ..compat import refuse_quantised
 from ..data import check_given_labels, check_pictures, check_sampling, default_collator, read_classes
+from ..errors import PrivateInputError
 from ..hub import fetch_to_continue
 from ..ledger import WORK_FOLDER, ForgetRequest, ForgettingLedger, TaskEntry
 from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe, check_types, shard_if_asked
@@ -144,7 +145,7 @@ class ContinualForgetter(RevocableRun):
             callbacks=callbacks,
         )
         check_sampling(replay_ratio, shots, args.sampling_seed)
-        missing_classes = checked("missing_classes", missing_classes, ClassRefs)
+        missing_classes = checked("missing_classes", missing_classes, ClassRefs, error=PrivateInputError)
         warn_not_pushed(args, self.folder)
         base_model = prepared_base_model(base_model)
         self.train_dataset, self.eval_dataset, self.scored_on = train_and_test(dataset, eval_dataset)

@@ -70,8 +70,7 @@ class TaskRunner(RunFolder):
         self._measure_base()
         before = self._scores.of_task(self.model, split.roles)
         allowed, names = self.recipe.args.max_forget_accuracy, self.label_names
-        classes = [names[c] if names else f"class {c}" for c in split.forget_classes]
-        run_on_main(lambda: warn_before(self.ledger, classes, before, allowed))
+        run_on_main(lambda: warn_before(self.ledger, before, allowed))
         training = train_task(task, self.model, self.recipe, self.ledger, self._merged.originals)
         with self._merged.restored_on_error():
             files = self._merged.merge_new(task.name)

@@ -24,7 +24,7 @@ from ..data import (
     read_classes,
     resolve_classes,
 )
-from ..errors import InvalidInputError, located
+from ..errors import InvalidInputError, PrivateInputError, located
 from ..hub import check_bare
 from ..io import StrPath, as_path
 from ..ledger import (
@@ -134,7 +134,7 @@ def checked_label_names(train: Dataset, test: Dataset, label_column: str, model:
     of_train, of_test = all_names
     if of_train is not None and of_test is not None and of_train != of_test:
         fix = "The same id would mean another class: cast both to the same ClassLabel."
-        raise InvalidInputError(f"evaluation data: {label_column}", of_test, "the names of the training data", fix)
+        raise PrivateInputError(f"evaluation data: {label_column}", of_test, "the names of the training data", fix)
     return of_train or of_test
 
 
@@ -189,7 +189,7 @@ def resolve_request(request: ForgetRequest, ledger: ForgettingLedger, names: Seq
     classes = _ids(request, ledger, names)
     for class_id in classes:
         if earlier := ledger.task_of_class(class_id):
-            message = _already_forgotten_message(_class_names([class_id], names), earlier, ledger)
+            message = _already_forgotten_message(class_id, earlier, ledger)
             raise AlreadyForgottenError(message, classes=[class_id], task=earlier.name)
     return classes
 
@@ -214,8 +214,8 @@ def check_missing(classes: Sequence[str | int], ledger: ForgettingLedger, names:
     count = ledger.base_model.get("num_labels")
     ids = resolve_classes(classes, names=names, num_classes=count, name="missing_classes")
     if gone := [class_id for class_id in ids if ledger.task_of_class(class_id)]:
-        fix = f"Leave out {_class_names(gone, names)}, which earlier tasks forgot."
-        raise InvalidInputError("missing_classes", list(classes), "classes that are kept", fix)
+        fix = f"Leave out the ids {gone}, which earlier tasks forgot."
+        raise PrivateInputError("missing_classes", list(classes), "classes that are kept", fix)
     return ids
 
 
@@ -284,13 +284,13 @@ def match_requests(
     in_order = iter([entry for entry in active if frozenset(entry.classes or ()) not in revoked])
     again = {frozenset(entry.classes or ()): entry for entry in active if frozenset(entry.classes or ()) in revoked}
     found: list[TaskEntry | None] = []
-    for number, (request, classes) in enumerate(zip(requests, asked, strict=True), start=1):
+    for number, classes in enumerate(asked, start=1):
         entry = again.pop(classes, None) if classes in revoked else next(in_order, None)
         if entry is not None and set(entry.classes or ()) != classes:
             raise RequestOrderError(
-                f"request {number} asks for {list(request.classes)!r}, but {entry.name} in '{ledger.folder}' forgot "
-                f"{entry.class_names or entry.classes!r}. Give the requests in the order they were carried out, or "
-                "choose another folder.",
+                f"request {number} asks for the classes {sorted(classes)}, but {entry.name} in '{ledger.folder}' "
+                f"forgot {entry.classes}. Give the requests in the order they were carried out, or choose another "
+                "folder.",
                 task=entry.name,
             )
         found.append(entry)
@@ -304,8 +304,8 @@ def _check_complete(done: Sequence[TaskEntry], active: Sequence[TaskEntry], ledg
     if skipped := [entry for entry in active[: len(done)] if entry.name not in names]:
         entry = skipped[0]
         raise RequestOrderError(
-            f"the requests leave out {entry.class_names or entry.classes!r}, which {entry.name} in '{ledger.folder}' "
-            "forgot before others of them. Give all requests that were carried out, or choose another folder.",
+            f"the requests leave out the classes {entry.classes}, which {entry.name} in '{ledger.folder}' forgot "
+            "before others of them. Give all requests that were carried out, or choose another folder.",
             task=entry.name,
         )
 
@@ -338,12 +338,12 @@ def check_requests(
         ValueError: If the data does not suffice.
     """
     forgotten = ledger.forgotten_classes
-    for request in requests:
+    for number, request in enumerate(requests, start=1):
         classes = resolve_request(request, ledger, names)
         if again := [class_id for class_id in classes if class_id in forgotten]:
             raise AlreadyForgottenError(
-                f"the request for {list(request.classes)!r} names {_class_names(again, names)}, which an earlier "
-                "request forgets. Leave it out.",
+                f"request {number} of those left asks for the classes {again}, which an earlier one forgets. Leave "
+                "them out.",
                 classes=again,
                 task=None,
             )
@@ -356,23 +356,23 @@ def _revoked(ledger: ForgettingLedger) -> set[frozenset[int]]:
     return {frozenset(entry.classes or ()) for entry in ledger.tasks if entry.status == "revoked"}
 
 
-def _already_forgotten_message(shown: str, earlier: TaskEntry, ledger: ForgettingLedger) -> str:
+def _already_forgotten_message(class_id: int, earlier: TaskEntry, ledger: ForgettingLedger) -> str:
     redo = f'`forgetter.redo("{earlier.name}")` (--redo of the examples) carries out that request again'
     state = next(state for state in task_states(ledger.tasks) if state.entry is earlier)
     if state.forgotten is False:
         return (
-            f"{earlier.name} was to forget class {shown} at {earlier.finished_at}, but its classes are still "
+            f"{earlier.name} was to forget class {class_id} at {earlier.finished_at}, but its classes are still "
             f"recognised. {redo}, with other settings."
         )
     return (
-        f"class {shown} was already forgotten by {earlier.name} at {earlier.finished_at}. Leave it out of the "
+        f"class {class_id} was already forgotten by {earlier.name} at {earlier.finished_at}. Leave it out of the "
         f"request. {redo}."
     )
 
 
 def _ids(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] | None) -> list[int]:
     if not isinstance(request, ForgetRequest):
-        raise InvalidInputError("request", request, "a ForgetRequest", "Write ForgetRequest(['church']).")
+        raise PrivateInputError("request", request, "a ForgetRequest", "Write ForgetRequest(['church']).")
     for entry in ledger.active_tasks:
         if entry.classes is None:
             raise WithheldClassesError(
@@ -381,7 +381,3 @@ def _ids(request: ForgetRequest, ledger: ForgettingLedger, names: Sequence[str] 
                 tasks=[entry.name],
             )
     return resolve_classes(request.classes, names=names, num_classes=ledger.base_model.get("num_labels"))
-
-
-def _class_names(classes: Sequence[int], names: Sequence[str] | None) -> str:
-    return ", ".join(repr(names[class_id] if names else class_id) for class_id in classes)

@@ -88,8 +88,8 @@ class Workspace:
             if unfinished is None:
                 return from_scratch
             raise UnfinishedRequestError(
-                f"an unfinished request for {found['request']['classes']!r} lies in '{self.path}', but "
-                f"{plan['request']['classes']!r} was asked for. {_finish_first(found)}, {_FIX}",
+                f"an unfinished request for the classes {sorted(found['classes'])} lies in '{self.path}', but "
+                f"{sorted(plan['classes'])} were asked for. {_finish_first(found)}, {_FIX}",
                 path=self.path,
                 differences={},
             )

@@ -34,7 +34,7 @@ from ...data import (
     remove_classes,
     resolve_classes,
 )
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, PrivateInputError
 from ...io import StrPath, as_path, exclusive_lock, json_bytes, sha256_of, staged_folder
 from ...objectives import check_class_head, head_size, is_detector
 from ...runs import newest_checkpoint
@@ -83,7 +83,7 @@ class Plan:
         folder = cached_assets_path("gs_lora_peft", "audit", "retrained") if cache is None else as_path(cache, "cache")
         how.arguments(folder, 0)  # refuses what transformers refuses
         kept = dataset
-        if left_out := checked("classes", classes, ClassRefs):
+        if left_out := checked("classes", classes, ClassRefs, error=PrivateInputError):
             count = None if names else head_size(own)
             kept = remove_classes(dataset, resolve_classes(left_out, names=names, num_classes=count), label_column)
         collator = data_collator or default_collator(processing_class, label_column, kept)

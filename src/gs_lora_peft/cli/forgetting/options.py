@@ -235,7 +235,7 @@ def missing_classes(data: DataArguments) -> list[str]:
     try:
         return parse_classes(data.missing)
     except InvalidInputError as error:
-        raise InvalidInputError("--missing", error.value, error.expected, error.fix) from None
+        raise type(error)("--missing", error.value, error.expected, error.fix) from None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ...checking import check_fields
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, PrivateInputError
 from ...io import as_path
 from ...training import GSLoraTrainingArguments, repo_to_publish_in
 from ..convert_face import read_names
@@ -200,14 +200,14 @@ def classes_as_text(value: Any, name: str) -> str:
         return _class_as_text(value, name)
     requests = value if any(isinstance(item, list) for item in value) else [value]
     if not all(isinstance(request, list) and request for request in requests):
-        raise InvalidInputError(name, value, "a list of classes, or a list of such lists, none of them empty")
+        raise PrivateInputError(name, value, "a list of classes, or a list of such lists, none of them empty")
     names = [[_class_as_text(item, name) for item in request] for request in requests]
     if split := [item for request in names for item in request if "," in item or ";" in item]:
-        raise InvalidInputError(name, split[0], "one class: its name, or its id if the name has ',' or ';'")
+        raise PrivateInputError(name, split[0], "one class: its name, or its id if the name has ',' or ';'")
     return ";".join(",".join(request) for request in names)
 
 
 def _class_as_text(value: Any, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):  # `no` is False in YAML
-        raise InvalidInputError(name, value, "names or ids", "Put quotes around a name that is a word of YAML's.")
+        raise PrivateInputError(name, value, "names or ids", "Put quotes around a name that is a word of YAML's.")
     return str(value)

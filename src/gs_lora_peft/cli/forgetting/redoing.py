@@ -11,7 +11,7 @@ from ...errors import InvalidInputError
 from ...hub import base_source
 from ...ledger import ForgettingLedger, TaskEntry, target_score
 from ...metrics import ACCURACY, measure_of
-from ...runs import recorded_config
+from ...runs import recorded_config, task_to_redo
 from ...training import GSLoraTrainingArguments, adapter_of_recipe
 from ..audit import recorded_name
 from ..loading import model_class
@@ -39,6 +39,8 @@ def redo(argv: Sequence[str]) -> int:
     """
     run, task, rest = _placed(argv)
     ledger = ForgettingLedger.load(run)
+    if task is not None:
+        task_to_redo(ledger, task)  # refuses, before a model is loaded
     options_of, adapter = _recorded(ledger, rest)
     parser = SettingsParser(output_dir=run, **options_of)
     if wrong := sorted(parser.given(rest) & REDO_LACKS):

@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from ...checking import checked
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, PrivateInputError
 from ..alignment import model_label_ids
 from ..classes import check_dataset, ids_by_name
 from .columns import (
@@ -281,12 +281,12 @@ def _renumbered(
     used = sorted(set(annotations.categories.tolist()))
     ids = model_label_ids([annotations.names[k] for k in used], label2id)
     if ids is None:
-        alone = [annotations.names[k] for k in used if model_label_ids([annotations.names[k]], label2id) is None]
-        raise InvalidInputError(
+        alone = [k for k in used if model_label_ids([annotations.names[k]], label2id) is None] or used
+        raise PrivateInputError(
             f"column {objects_column!r}, category",
-            alone or annotations.names,
-            f"names that mean one class of the model each, such as {list(label2id)[:_SHOWN]}",
-            "Rename them, or remove them.",
+            [annotations.names[k] for k in alone],
+            "names that mean one class of the model each, as `model.config.label2id` has them",
+            f"Rename or remove the categories {alone[:_SHOWN]}.",
         )
     new_ids = np.full(len(annotations.names), -1, dtype=np.int64)
     new_ids[used] = ids
@@ -305,7 +305,7 @@ def _renumbered(
 
 def _refuse_other_names(names: dict[Any, list[str] | None], objects_column: str) -> None:
     if len({tuple(found) if found is not None else None for found in names.values()}) > 1:
-        raise InvalidInputError(
+        raise PrivateInputError(
             f"column {objects_column!r}, category",
             names,
             "the same names in all splits, because their order determines the ids",

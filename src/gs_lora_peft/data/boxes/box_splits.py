@@ -94,7 +94,7 @@ def split_boxes(
     count_of = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     requested: dict[str, Any] = {"forget": forget, "old": old, "missing": missing, "retain": retain}
     roles, request = assign_roles(requested, names=annotations.names, present=list(count_of))
-    require_rows(roles, count_of, shots, annotations.names)
+    require_rows(roles, count_of, shots)
 
     quota = counts.copy()
     for role, ids in (("forget", roles.forget), ("retain", roles.retain)):

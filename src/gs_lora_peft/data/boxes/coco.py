@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, PrivateInputError
 from ...io import StrPath, as_path
 
 _ANNOTATION_KEYS = ("bbox", "category_id", "image_id")
@@ -45,7 +45,7 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     if len(set(names)) < len(names):
-        raise InvalidInputError("categories", names, f"a different name for each category of {annotation_file}")
+        raise PrivateInputError("categories", names, f"a different name for each category of {annotation_file}")
     number_of = {category["id"]: number for number, category in enumerate(categories)}
     objects: dict[Any, dict[str, list[Any]]] = {
         image["id"]: {"id": [], "bbox": [], "category": [], "area": [], "iscrowd": []} for image in content["images"]
@@ -60,9 +60,10 @@ def read_coco(annotation_file: StrPath, image_folder: StrPath) -> Dataset:
         row["area"].append(annotation.get("area", box[2] * box[3]))
         row["iscrowd"].append(bool(annotation.get("iscrowd", 0)))
     paths = [image_folder / image["file_name"] for image in content["images"]]
-    absent = [path for path in paths if not path.is_file()]
+    absent = [number for number, path in enumerate(paths) if not path.is_file()]
     if absent:
-        expected = f"a folder with the images of {annotation_file}; {len(absent)} are missing, the first {absent[0]}"
+        missing = f"{len(absent)} are missing, the first is number {absent[0]} of `images`, counted from 0"
+        expected = f"a folder with the images of {annotation_file}; {missing}"
         raise InvalidInputError("image_folder", str(image_folder), expected)
     features = Features(
         {

@@ -12,7 +12,7 @@ from PIL.Image import Image as Picture
 from torch.nn import functional as F
 from transformers.image_utils import get_image_size
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, PrivateInputError
 from ..rows import cell_name, no_column, picture_for
 from .annotations import InvalidBoxError
 from .columns import BOX_KEYS, CATEGORY_KEYS
@@ -195,7 +195,7 @@ def _split_fields(objects: Any, place: str) -> tuple[np.ndarray, np.ndarray, np.
     """Boxes, categories and crowds of one image, from a struct of lists or a list of structs."""
     if not isinstance(objects, Mapping):
         if not all(isinstance(item, Mapping) for item in objects):
-            raise InvalidInputError(place, objects, "boxes and categories", "Convert masks to boxes before.")
+            raise PrivateInputError(place, objects, "boxes and categories", "Convert masks to boxes before.")
         keys = objects[0] if len(objects) else (BOX_KEYS[0], CATEGORY_KEYS[0])
         objects = {key: [item[key] for item in objects] for key in keys}
     fields = [next((key for key in keys if key in objects), None) for keys in (BOX_KEYS, CATEGORY_KEYS)]
@@ -214,7 +214,7 @@ def _split_fields(objects: Any, place: str) -> tuple[np.ndarray, np.ndarray, np.
             "Convert masks to boxes before. A transform must remove a box together with its category.",
         )
     if ids.dtype.kind not in "iu":
-        raise InvalidInputError(f"{place}, category", categories[0], "an id", _ALIGN)
+        raise PrivateInputError(f"{place}, category", categories[0], "an id", _ALIGN)
     return array, ids.astype(np.int64), crowd
 
 

@@ -243,8 +243,8 @@ def _head_settings(
     if label_names is not None and len(label_names) != people:
         raise InvalidInputError("label_names", f"{len(label_names)} names", f"{people} names, one for each person")
     if label_names is not None and len(set(label_names)) != people:
-        twice = next(name for name in label_names if list(label_names).count(name) > 1)
-        raise InvalidInputError("label_names", f"{twice!r} twice", "a different name for each person")
+        twice = next(place for place, name in enumerate(label_names) if name in label_names[:place])
+        raise InvalidInputError(f"label_names[{twice}]", "an earlier name", "a different one for each person")
     names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(people)]
     return {
         "head_type": head_type,
