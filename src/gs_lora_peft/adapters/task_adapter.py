@@ -22,12 +22,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ..checking import AnyNumber, Whole, checked
+from ..compat import PEFT_PREFIX
 from ..errors import InvalidInputError, short
 from ..io import parse_json, public_name, read_limited
 from ..ledger import MAX_CONFIG_BYTES, ForgettingLedger, UnusableAdapterError, task_folder
 from ..tuner import HEAD_TRAINING_TASKS, MAX_SCALING, check_plain_lora, mapping_problem, names_modules
 
-_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
 _HALVES = (torch.float16, torch.bfloat16)
 REAL_DTYPES = (torch.float32, torch.float64, *_HALVES)
 
@@ -225,12 +226,12 @@ def _check_agreement(adapter: TaskAdapter) -> None:
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    paths = sorted(key.removeprefix(_PREFIX).removesuffix(_A) for key in tensors if key.endswith(_A))
-    expected = {f"{_PREFIX}{path}{factor}" for path in paths for factor in (_A, _B)}
+    paths = sorted(key.removeprefix(PEFT_PREFIX).removesuffix(_A) for key in tensors if key.endswith(_A))
+    expected = {f"{PEFT_PREFIX}{path}{factor}" for path in paths for factor in (_A, _B)}
     if odd := sorted(expected ^ tensors.keys()):
         raise InvalidInputError("the keys", list(tensors), f"only pairs of lora_A and lora_B; see {short(odd[0])}")
     wide = {key: value.float() if value.dtype in _HALVES else value for key, value in tensors.items()}
-    pairs = {path: (wide[f"{_PREFIX}{path}{_A}"], wide[f"{_PREFIX}{path}{_B}"]) for path in paths}
+    pairs = {path: (wide[f"{PEFT_PREFIX}{path}{_A}"], wide[f"{PEFT_PREFIX}{path}{_B}"]) for path in paths}
     for path, (factor_a, factor_b) in pairs.items():
         fits = factor_a.dim() == factor_b.dim() == 2 and factor_a.shape[0] == factor_b.shape[1] > 0
         if not fits or not {factor_a.dtype, factor_b.dtype} <= {*REAL_DTYPES}:

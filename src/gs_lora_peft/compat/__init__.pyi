@@ -21,6 +21,8 @@ from .models import (
     unwrapped as unwrapped,
 )
 from .quantised import (
+    PEFT_PREFIX as PEFT_PREFIX,
+    base_state as base_state,
     dense as dense,
     inner_tensors as inner_tensors,
     refuse_unreadable as refuse_unreadable,
@@ -41,10 +43,12 @@ from .sharding import (
 )
 
 __all__ = [
+    "PEFT_PREFIX",
     "activate",
     "adapt_layer",
     "bare",
     "base_of",
+    "base_state",
     "batch_norm_frozen",
     "dense",
     "fresh_model",

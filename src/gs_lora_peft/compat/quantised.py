@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..errors import InvalidInputError
 from .models import is_foreign, is_quantised, quantised_part, refuse_quantised
 
+PEFT_PREFIX = "base_model.model."  # of the base model's keys in the state dict of a `PeftModel`
+
 
 def inner_tensors(tensor: Tensor) -> dict[str, Tensor] | None:
     """Returns the plain tensors that a tensor with operators of its own consists of, by name.
@@ -37,6 +39,16 @@ def inner_tensors(tensor: Tensor) -> dict[str, Tensor] | None:
 def dense(tensor: Any) -> Tensor:
     """Returns the values of a tensor as plain numbers: of a quantised one those that it stands for."""
     return tensor.dequantize() if is_foreign(tensor) else tensor
+
+
+def base_state(model: nn.Module) -> dict[str, Any]:
+    """Returns the state dict of a bare model, also of one that refuses it because tasks are beside its weights.
+
+    Args:
+        model (`torch.nn.Module`):
+            The bare model. Its layers may hold adapters of PEFT.
+    """
+    return {key.removeprefix(PEFT_PREFIX): value for key, value in model.state_dict(prefix=PEFT_PREFIX).items()}
 
 
 def refuse_unreadable(model: nn.Module, name: str = "base_model") -> None:
