@@ -25,6 +25,7 @@ from .quantised import (
     base_state as base_state,
     dense as dense,
     inner_tensors as inner_tensors,
+    quantisation_unsaid as quantisation_unsaid,
     refuse_unreadable as refuse_unreadable,
 )
 from .rows import has_fixed_arrays as has_fixed_arrays, read_rows as read_rows
@@ -67,6 +68,7 @@ __all__ = [
     "own_class",
     "own_sharding",
     "preparation_undone",
+    "quantisation_unsaid",
     "quantised_part",
     "read_rows",
     "reference_model",

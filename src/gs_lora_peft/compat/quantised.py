@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,6 +79,25 @@ def refuse_unreadable(model: nn.Module, name: str = "base_model") -> None:
             expected = "weights of 8 bits, or not quantised: PEFT does not train an adapter on those of 4 bits"
             fix = "Quantise with torchao.quantization.Int8WeightOnlyConfig()."
             raise InvalidInputError(name, type(weight).__name__, expected, fix)
+
+
+@contextmanager
+def quantisation_unsaid(model: Any) -> Iterator[None]:
+    """Lets a Trainer evaluate a model that transformers has quantised, which it takes for one to train.
+
+    Args:
+        model (`torch.nn.Module`):
+            The bare model. During the block its `is_quantized` is false.
+    """
+    said = getattr(model, "is_quantized", None)
+    if not isinstance(said, bool):
+        yield
+        return
+    model.is_quantized = False
+    try:
+        yield
+    finally:
+        model.is_quantized = said
 
 
 def is_quantised_parameter(weight: Any) -> bool:
