@@ -401,23 +401,6 @@ def test_what_is_recorded_is_what_was_merged(base, data, one_task, monkeypatch):
     assert list(error.value.problems) == [f"tasks/task_002/{WEIGHTS}"]
 
 
-def test_an_interrupted_merge_leaves_no_wrappers(base, random_run, monkeypatch):
-    """Whatever stops a merge half-way, the model is bare afterwards."""
-    adapters = read_adapters(ForgettingLedger.load(random_run))
-    model = cases.load_base(base)
-    names = [name for name, _ in model.named_modules()]
-    monkeypatch.setattr(
-        PeftModel, "merge_and_unload", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt), raising=False
-    )
-    monkeypatch.setattr(
-        "peft.tuners.lora.LoraModel.merge_and_unload", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
-    with pytest.raises(KeyboardInterrupt):
-        merge_adapters(model, adapters)
-    assert [name for name, _ in model.named_modules()] == names
-    assert not hasattr(model, "peft_config")
-
-
 def test_what_concerns_another_machine_is_left_out(base, random_run, tmp_path):
     """A `runtime_config` in a published configuration is ignored, as PEFT does."""
     folder = shutil.copytree(random_run, tmp_path / "run")

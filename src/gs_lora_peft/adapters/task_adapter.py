@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,12 @@ class TaskAdapter:
         """Names of the tensors of the bare model that change."""
         return [f"{path}.weight" for path in self.pairs]
 
+    @cached_property
+    def norms(self) -> dict[str, tuple[float, float]]:
+        """Frobenius norms of `lora_A` and `lora_B` of each module; infinite or NaN if one of their numbers is."""
+        found = iter(torch._foreach_norm([factor for pair in self.pairs.values() for factor in pair]))
+        return {path: (next(found).item(), next(found).item()) for path in self.pairs}
+
     def settings(self, path: str) -> tuple[int, float, bool, float]:
         """Returns rank, α, rank stabilisation and dropout of a module's LoRA layer."""
         rank = _setting(self.config.rank_pattern, path, self.config.r)
@@ -152,6 +159,7 @@ def _parsed(path: Path, config: bytes, weights: bytes) -> TaskAdapter:
         lora = LoraConfig.from_peft_type(**{**checked_config(config), "inference_mode": True})
     with _in_file(path, SAFETENSORS_WEIGHTS_NAME):
         adapter = TaskAdapter(path.name, lora, _pairs(load(weights)))
+        _check_finite(adapter)
     with _in_file(path, CONFIG_NAME):
         _check_agreement(adapter)
     return adapter
@@ -237,10 +245,16 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         if not fits or not {factor_a.dtype, factor_b.dtype} <= {*REAL_DTYPES}:
             found = [f"{factor.dtype} {list(factor.shape)}" for factor in (factor_a, factor_b)]
             raise InvalidInputError(path, found, "two matrices of real numbers with the same rank")
-        for factor in (factor_a, factor_b):
+    return pairs
+
+
+def _check_finite(adapter: TaskAdapter) -> None:
+    for path, norms in adapter.norms.items():
+        if all(map(math.isfinite, norms)):
+            continue
+        for factor in adapter.pairs[path]:  # a norm may be infinite because of large numbers
             if not (finite := factor.isfinite()).all():
                 raise InvalidInputError(path, factor[~finite][0].item(), "finite numbers, not NaN or infinity")
-    return pairs
 
 
 def _setting(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:

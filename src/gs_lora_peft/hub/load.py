@@ -85,7 +85,7 @@ def load_forgotten(
         if changes:
             refuse_quantised(base_model)
         return merge_changes(base_model, changes).eval()
-    return attach_adapters(base_model, adapters).eval()
+    return attach_adapters(base_model.eval(), adapters)
 
 
 def check_bare(model: nn.Module, *, exact: bool = True) -> None:
