@@ -181,7 +181,9 @@ def test_weights_that_remember_are_not_written(base, data, tmp_path, quantise):
     one = PeftModel.from_pretrained(quantise(cases.load_base(base)), tmp_path / "one")
     torch.testing.assert_close(logits(one, data), after)
     for name in ("task_001", "task_002"):
-        kept, given = (load_file(path / name / "adapter_model.safetensors") for path in (tmp_path / "adapters", folder / "tasks"))
+        kept, given = (
+            load_file(path / name / "adapter_model.safetensors") for path in (tmp_path / "adapters", folder / "tasks")
+        )
         assert cases.same(kept, given)
 
     for name in ("task_002", "task_001"):
