@@ -112,17 +112,16 @@ def attach_adapters(model: nn.Module, adapters: Sequence[TaskAdapter]) -> PeftMo
         peft_model = peft_class(model, empty, adapter_name=first.name, low_cpu_mem_usage=True)
     tuner: Any = peft_model.base_model
     tuner.peft_config.update({adapter.name: adapter.config for adapter in adapters})
-    by_layer = _by_layer(adapters)
+    by_layer, names = _by_layer(adapters), [adapter.name for adapter in adapters]
     for path, own in by_layer.items():
-        _adapt(peft_model, path, own)
-    tuner.targeted_module_names = list(by_layer)
-    tuner.active_adapter = [adapter.name for adapter in adapters]
+        activate(_adapted(peft_model, path, own), list(names))
+    tuner.targeted_module_names, tuner.active_adapter = list(by_layer), names
     tuner.training = peft_model.training = False
     return peft_model
 
 
-def _adapt(model: PeftModel, path: str, adapters: Sequence[TaskAdapter]) -> None:
-    """Puts adapters on one layer, active, frozen and in eval mode.
+def _adapted(model: PeftModel, path: str, adapters: Sequence[TaskAdapter]) -> Any:
+    """Puts adapters on one layer, frozen and in eval mode; returns the layer.
 
     PEFT makes one of those that are made alike, and the others are its copies: PEFT needs longer for each adapter that
     the layer has already. What belongs to an adapter is what PEFT itself lists in order to delete it.
@@ -146,7 +145,7 @@ def _adapt(model: PeftModel, path: str, adapters: Sequence[TaskAdapter]) -> None
         device = layer.get_base_layer().weight.device
         for factors, factor in zip((layer.lora_A, layer.lora_B), adapter.pairs[path], strict=True):
             factors[name]._parameters["weight"] = nn.Parameter(factor.to(device), requires_grad=False)
-    activate(layer, [adapter.name for adapter in adapters])
+    return layer
 
 
 def _copies(entry: Any) -> Callable[[], Any]:
