@@ -8,7 +8,7 @@ from errors import refused
 from peft import PeftModel
 from safetensors.torch import load_file, save_model
 from torch import nn
-from transformers import Trainer, TrainingArguments, ViTImageProcessor, pipeline
+from transformers import TorchAoConfig, Trainer, TrainingArguments, ViTImageProcessor, pipeline
 
 from gs_lora_peft import ForgetRequest, export_forgotten, load_forgotten, merge_forgotten, weights_fingerprint
 from gs_lora_peft.compat import quantised_part
@@ -63,13 +63,19 @@ def by_torchao(model):
     return model
 
 
+def by_transformers(model):
+    quantization = pytest.importorskip("torchao.quantization")
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    return type(model).from_pretrained(model.name_or_path, quantization_config=config).eval()
+
+
 def logits(model, data):
     with torch.no_grad():
         return model.eval()(pixel_values=data["test"][:]["pixel_values"]).logits
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("quantise", [by_hand, by_torchao])
+@pytest.mark.parametrize("quantise", [by_hand, by_torchao, by_transformers])
 def test_requests_one_after_another(base, data, tmp_path, quantise):
     """Forgotten, resumed, loaded bit-equal, and revoked down to the base; no weight changes on the way."""
 
