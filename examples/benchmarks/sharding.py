@@ -1,11 +1,11 @@
-r"""The memory of each process with a whole base model (DDP) and with a sharded one (FSDP 2): two processes on a CPU.
+r"""Memory and losses with a whole base model in each process (DDP) and with a sharded one (FSDP 2): two CPU processes.
 
     python examples/benchmarks/sharding.py                # ViT-L/16 at 224, random weights
     python examples/benchmarks/sharding.py --model vit-b
 
 It starts itself with `torchrun`, once for each way. Linux only: a process reads its resident memory, and the peak
 since a mark, from /proc. Freed memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_), so that it does not
-count.
+count. The losses of the steps must be equal to 1e-5, else it fails.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ FSDP2 = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
+TOLERANCE = 1e-5
 WAYS: dict[str, dict[str, str]] = {"DDP": {}, "FSDP 2": FSDP2}
 
 
@@ -69,7 +70,7 @@ def train(options: argparse.Namespace) -> None:
     rows = [{"pixel_values": image, "label": number % 2} for number, image in enumerate(images)]
     args = GSLoraTrainingArguments(
         options.folder, use_cpu=True, max_steps=options.steps, per_device_train_batch_size=1, disable_tqdm=True,
-        distillation_weight=0, dataloader_pin_memory=False, sparsity="none",
+        distillation_weight=0, dataloader_pin_memory=False, sparsity="none", logging_steps=1,
     )  # fmt: skip
     start = resident("VmRSS")
     model = get_peft_model(load_model(options.model, dropout=True, tiny=options.tiny), GSLoraConfig(r=8))
@@ -77,7 +78,8 @@ def train(options: argparse.Namespace) -> None:
     meter = Meter()
     trainer.add_callback(meter)
     trainer.train()
-    found = {"base MiB": meter.before - start, "peak MiB": meter.peak - start}
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    found = {"base MiB": meter.before - start, "peak MiB": meter.peak - start, "losses": losses}
     Path(options.folder, f"{args.process_index}.json").write_text(json.dumps(found))
 
 
@@ -93,6 +95,7 @@ def main() -> None:
         return
     shared = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     print("| | process | resident before the first step, MiB | peak of the steps, MiB |\n|---|---|---|---|")
+    losses: dict[str, list[float]] = {}
     for way, settings in WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
@@ -101,6 +104,11 @@ def main() -> None:
             for number in range(PROCESSES):
                 found = json.loads(Path(folder, f"{number}.json").read_text())
                 print(f"| {way} | {number} | {found['base MiB']:.0f} | {found['peak MiB']:.0f} |", flush=True)
+                losses[way] = found["losses"]  # means over all processes
+    apart = max(abs(one - other) for one, other in zip(*losses.values(), strict=True))
+    print(f"\nlargest difference of the losses of {options.steps} steps: {apart:.1e}")
+    if apart > TOLERANCE:
+        sys.exit(f"expected at most {TOLERANCE:g}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ process, in turns, so that slow phases of the machine affect all of them; ratios
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,8 +19,12 @@ VARIANTS = ("stock", "gs_lora", "gs_lora_half_zero", "gs_lora_task_20")
 
 
 def peak_memory() -> float:
-    """Returns the peak resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Returns the peak resident memory of this process so far, in MiB. It does not begin with that of its parent."""
+    import torch
+
+    from gs_lora_peft.runs import peak_bytes
+
+    return peak_bytes(torch.device("cpu")) / 2**20
 
 
 def measure(variant: str) -> dict:

@@ -10,13 +10,14 @@ import run_cases as cases
 import torch
 from errors import ANY
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 from test_forgetter import never_trains
 from torch import nn
 
 from gs_lora_peft import ForgetRequest, ForgettingLedger, LedgerError, export_lora, load_forgotten
 from gs_lora_peft.adapters import model_identity
-from gs_lora_peft.adapters.attaching import attach_adapters, check_adapters, merge_adapters
+from gs_lora_peft.adapters.attaching import _Places, attach_adapters, check_adapters, merge_adapters
 from gs_lora_peft.adapters.task_files import read_adapters
 from gs_lora_peft.io import sha256_of
 from gs_lora_peft.ledger import TaskEntry
@@ -116,6 +117,36 @@ def test_adapters_keep_their_precision_on_a_model_of_less(base, random_run):
     assert cases.same(cases.weights(model), cases.weights(stock))
     merged = merge_adapters(cases.load_base(base).to(torch.bfloat16), adapters)
     assert cases.same(cases.weights(merged), cases.weights(stock.merge_and_unload()))
+
+
+def test_a_loaded_model_is_frozen_active_and_in_eval_mode(base, random_run):
+    """As PEFT leaves it, though PEFT's walks through the model are left out."""
+    model = load_forgotten(cases.load_base(base).train(), random_run)
+    stock = PeftModel.from_pretrained(cases.load_base(base), random_run / "tasks/task_001", adapter_name="task_001")
+    for name in ("task_002", "task_003", "task_004"):
+        stock.load_adapter(random_run / "tasks" / name, name)
+    stock.base_model.set_adapter(list(stock.peft_config), inference_mode=True)
+    assert model.active_adapters == stock.active_adapters
+    found, expected = ({n: (type(m), m.training) for n, m in one.eval().named_modules()} for one in (model, stock))
+    assert found == expected
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert {n: m._active_adapter for n, m in model.named_modules() if hasattr(m, "lora_A")} == {
+        n: m._active_adapter for n, m in stock.named_modules() if hasattr(m, "lora_A")
+    }
+
+
+def test_not_eval_by_chance(base, random_run):
+    """The mode is set while the model is made: nothing walks through it afterwards."""
+    model = load_forgotten(cases.load_base(base).train(), random_run)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("targets", [["fc1"], ["mlp.fc1", "0.mlp.fc2"], [FC1], ["c1", "", "vit", "fc1."], []])
+def test_targets_are_those_that_peft_finds(base, targets):
+    """Endings of paths, looked up together instead of one by one."""
+    model, config = cases.load_base(base), LoraConfig(target_modules=targets)
+    found = {path for path, _ in model.named_modules() if path and check_target_module_exists(config, path)}
+    assert _Places(model).targeted(config) == found
 
 
 def test_layers_do_not_share_hooks(base, random_run):
@@ -399,23 +430,6 @@ def test_what_is_recorded_is_what_was_merged(base, data, one_task, monkeypatch):
     with pytest.raises(FilesDifferError) as error:
         load_forgotten(cases.load_base(base), one_task)
     assert list(error.value.problems) == [f"tasks/task_002/{WEIGHTS}"]
-
-
-def test_an_interrupted_merge_leaves_no_wrappers(base, random_run, monkeypatch):
-    """Whatever stops a merge half-way, the model is bare afterwards."""
-    adapters = read_adapters(ForgettingLedger.load(random_run))
-    model = cases.load_base(base)
-    names = [name for name, _ in model.named_modules()]
-    monkeypatch.setattr(
-        PeftModel, "merge_and_unload", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt), raising=False
-    )
-    monkeypatch.setattr(
-        "peft.tuners.lora.LoraModel.merge_and_unload", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
-    with pytest.raises(KeyboardInterrupt):
-        merge_adapters(model, adapters)
-    assert [name for name, _ in model.named_modules()] == names
-    assert not hasattr(model, "peft_config")
 
 
 def test_what_concerns_another_machine_is_left_out(base, random_run, tmp_path):

@@ -3,10 +3,14 @@
 import pytest
 import run_cases as cases
 import torch
+from accelerate import Accelerator
 from errors import refused
+from peft import PeftModel
+from safetensors.torch import load_file, save_model
 from torch import nn
+from transformers import TorchAoConfig, Trainer, TrainingArguments, ViTImageProcessor, pipeline
 
-from gs_lora_peft import ForgetRequest, load_forgotten, merge_forgotten, weights_fingerprint
+from gs_lora_peft import ForgetRequest, export_forgotten, load_forgotten, merge_forgotten, weights_fingerprint
 from gs_lora_peft.compat import quantised_part
 from gs_lora_peft.ledger import LedgerError
 
@@ -59,13 +63,19 @@ def by_torchao(model):
     return model
 
 
+def by_transformers(model):
+    quantization = pytest.importorskip("torchao.quantization")
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    return type(model).from_pretrained(model.name_or_path, quantization_config=config).eval()
+
+
 def logits(model, data):
     with torch.no_grad():
         return model.eval()(pixel_values=data["test"][:]["pixel_values"]).logits
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("quantise", [by_hand, by_torchao])
+@pytest.mark.parametrize("quantise", [by_hand, by_torchao, by_transformers])
 def test_requests_one_after_another(base, data, tmp_path, quantise):
     """Forgotten, resumed, loaded bit-equal, and revoked down to the base; no weight changes on the way."""
 
@@ -130,6 +140,62 @@ def test_what_would_change_weights_is_refused(base, data, tmp_path):
         with refused("base_model"):
             call()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def in_pipeline(model):
+    return pipeline("image-classification", model=model, image_processor=ViTImageProcessor(), device="cpu")
+
+
+def in_trainer(model, folder):
+    return Trainer(model, TrainingArguments(folder, use_cpu=True, report_to="none"))
+
+
+WRITES = {
+    "save_pretrained": lambda model, out: model.save_pretrained(out),
+    "save_pretrained of a part": lambda model, out: model.vit.save_pretrained(out),
+    "push_to_hub": lambda model, out: model.push_to_hub("someone/model"),
+    "save_pretrained to the Hub": lambda model, out: model.save_pretrained(out, push_to_hub=True),
+    "compiled": lambda model, out: torch.compile(model).save_pretrained(out),
+    "state_dict": lambda model, out: torch.save(model.state_dict(), out / "model.pt"),
+    "safetensors": lambda model, out: save_model(model, str(out / "model.safetensors")),
+    "accelerate": lambda model, out: Accelerator(cpu=True).save_model(model, out),
+    "into another model": lambda model, out: nn.Identity().load_state_dict(model.state_dict()),
+    "Trainer": lambda model, out: in_trainer(model, out).save_model(),
+    "pipeline": lambda model, out: in_pipeline(model).save_pretrained(out),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("quantise", [by_hand, by_torchao])
+def test_weights_that_remember_are_not_written(base, data, tmp_path, quantise):
+    """No way to write the model leaves its weights, which know nothing of the tasks beside them; a copy writes none
+    either. What a run can give is right: the tasks as one adapter, and those that are loaded."""
+    folder, out = tmp_path / "run", tmp_path / "out"
+    model = quantise(cases.load_base(base))
+    forgetter = cases.make_forgetter(model, folder, data, args=cases.make_args(max_steps=2))
+    forgetter.run(cases.requests(*REQUESTS))
+    after = logits(model, data)
+    for write in WRITES.values():
+        out.mkdir(exist_ok=True)
+        with refused("model"):
+            write(model, out)
+        assert [path for path in out.rglob("*") if path.suffix in (".safetensors", ".pt", ".bin")] == []
+
+    loaded = load_forgotten(quantise(cases.load_base(base)), folder)
+    loaded.save_pretrained(tmp_path / "adapters")
+    export_forgotten(folder, tmp_path / "one")
+    one = PeftModel.from_pretrained(quantise(cases.load_base(base)), tmp_path / "one")
+    torch.testing.assert_close(logits(one, data), after)
+    for name in ("task_001", "task_002"):
+        kept, given = (
+            load_file(path / name / "adapter_model.safetensors") for path in (tmp_path / "adapters", folder / "tasks")
+        )
+        assert cases.same(kept, given)
+
+    for name in ("task_002", "task_001"):
+        forgetter.revoke(name)
+    assert model.state_dict()  # nothing is beside the weights any more
+    assert "save_pretrained" not in vars(model)
 
 
 def test_another_base_is_refused(base, data, tmp_path):

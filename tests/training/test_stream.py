@@ -179,6 +179,30 @@ def test_worker_processes_change_nothing(tmp_path):
     assert not differences(*map(adapter_state, models))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_share_no_pass_over_the_stream(tmp_path):
+    """Three workers read a shuffled stream over several passes: each row comes once in each pass, in another order, at
+    the places where a single process meets it."""
+    read: dict[int, list[float]] = {0: [], 3: []}
+    for workers, found in read.items():
+        kwargs = {"forget_dataset": forget_set(24)}  # an epoch over it is four passes over the stream
+        changes = {"dataloader_num_workers": workers, "per_device_train_batch_size": 4}
+        trainer = stream_trainer(peft_vit(layers=1), tmp_path, shuffled(), kwargs=kwargs, **changes)
+        loader = trainer.get_train_dataloader()
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            for batch in loader:
+                half = len(batch["pixel_values"]) // 2
+                found += batch["pixel_values"][:half].double().sum(dim=(1, 2, 3)).tolist()
+    size = 3 * len(RETAIN)
+    passes = [read[3][start : start + size] for start in range(0, len(read[3]), size)]
+    assert len(passes) == 8
+    assert all(sorted(one) == sorted(passes[0]) for one in passes)
+    assert len(set(passes[0])) == size
+    assert len({tuple(one) for one in passes}) == len(passes)
+    assert read[3] == read[0]
+
+
 def test_no_rows_are_held(tmp_path):
     """As many rows are in memory after 400 of them as after 40: those of one batch and the next one."""
     most = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..compat import quantised_part
+from ..compat import PEFT_PREFIX, quantised_part
 from ..errors import InvalidInputError
 from ..ledger import ForgettingLedger
 from .merging import MergedModel, check_changes
@@ -45,6 +45,11 @@ class AttachedModel(MergedModel):
     Each layer adds the updates of all tasks to its output ([`LowRankUpdates`]), so that a step costs two small
     products more for every task. The outputs equal bit for bit those of the adapters that [`attach_adapters`]
     attaches.
+
+    The weights alone are those of the model that remembers. While tasks are attached, `save_pretrained`,
+    `push_to_hub` and `state_dict` of the model, of its parts and of copies therefore raise [`InvalidInputError`],
+    also where a trainer or a pipeline calls them. Within a `PeftModel` `state_dict` works: PEFT takes its adapter
+    from it.
 
     Args:
         model (`torch.nn.Module`):
@@ -104,8 +109,36 @@ class AttachedModel(MergedModel):
                 device = layer.weight.device
                 factors = a.to(device), b.to(device), adapter.scaling(path)
                 updates.setdefault(path, LowRankUpdates()).factors.append(factors)
-        self._hooks = [self.bare.get_submodule(path).register_forward_hook(own) for path, own in updates.items()]
+        self._hooks = []
+        for path, own in updates.items():
+            layer = self.bare.get_submodule(path)
+            self._hooks += [layer.register_forward_hook(own), layer.register_state_dict_pre_hook(_no_state_alone)]
+        for name in _SAVING:  # sooner than `state_dict`: before a folder or a repository is made
+            if updates:
+                setattr(self.bare, name, _no_saving)
+            else:
+                vars(self.bare).pop(name, None)
         self._attached = list(adapters)
+
+
+_SAVING = ("save_pretrained", "push_to_hub")
+
+
+def _no_saving(*args: Any, **kwargs: Any) -> NoReturn:
+    """Takes the place of methods that write the weights of a model."""
+    raise InvalidInputError(
+        "model",
+        "a quantised model with tasks beside its weights",
+        "a model whose weights have forgotten: these alone remember what the tasks forgot",
+        "Publish the run with gs_lora_peft.push_to_hub(folder, ...), and load it with load_forgotten; or forget on "
+        "the model that is not quantised, and write a full model with merge_forgotten.",
+    )
+
+
+def _no_state_alone(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Refuses `state_dict` of a layer with tasks beside its weights, unless the layer is within a `PeftModel`."""
+    if PEFT_PREFIX not in prefix:
+        _no_saving()
 
 
 def updates_beside(model: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from ..compat import (
+    PEFT_PREFIX,
     bare,
+    base_state,
     has_tied_heads,
     inner_tensors,
     is_foreign,
@@ -54,7 +56,7 @@ def weights_fingerprint(model_or_state_dict: nn.Module | Mapping[str, torch.Tens
     """
     if isinstance(model_or_state_dict, nn.Module):
         release_gathered(bare(model_or_state_dict))
-        state: Mapping[str, Any] = bare(model_or_state_dict).state_dict()
+        state: Mapping[str, Any] = base_state(bare(model_or_state_dict))
     elif isinstance(model_or_state_dict, Mapping):
         state = model_or_state_dict
     else:
@@ -105,8 +107,7 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
 
 def _bare_names(state: Mapping[str, Any]) -> dict[str, str]:
     """Maps the keys of a state dict to their names without PEFT. Keys that PEFT added are absent."""
-    prefix = "base_model.model."
-    start = len(prefix) if state and all(key.startswith(prefix) for key in state) else 0
+    start = len(PEFT_PREFIX) if state and all(key.startswith(PEFT_PREFIX) for key in state) else 0
     children: dict[str, set[str]] = defaultdict(set)
     for key in state:
         for dot in [start - 1, *(i for i, c in enumerate(key) if c == "." and i >= start)]:

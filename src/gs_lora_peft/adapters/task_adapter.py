@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +23,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ..checking import AnyNumber, Whole, checked
+from ..compat import PEFT_PREFIX
 from ..errors import InvalidInputError, short
 from ..io import parse_json, public_name, read_limited
 from ..ledger import MAX_CONFIG_BYTES, ForgettingLedger, UnusableAdapterError, task_folder
 from ..tuner import HEAD_TRAINING_TASKS, MAX_SCALING, check_plain_lora, mapping_problem, names_modules
 
-_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
 _HALVES = (torch.float16, torch.bfloat16)
 REAL_DTYPES = (torch.float32, torch.float64, *_HALVES)
 
@@ -79,6 +81,12 @@ class TaskAdapter:
     def tensors(self) -> list[str]:
         """Names of the tensors of the bare model that change."""
         return [f"{path}.weight" for path in self.pairs]
+
+    @cached_property
+    def norms(self) -> dict[str, tuple[float, float]]:
+        """Frobenius norms of `lora_A` and `lora_B` of each module; infinite or NaN if one of their numbers is."""
+        found = iter(torch._foreach_norm([factor for pair in self.pairs.values() for factor in pair]))
+        return {path: (next(found).item(), next(found).item()) for path in self.pairs}
 
     def settings(self, path: str) -> tuple[int, float, bool, float]:
         """Returns rank, α, rank stabilisation and dropout of a module's LoRA layer."""
@@ -151,6 +159,7 @@ def _parsed(path: Path, config: bytes, weights: bytes) -> TaskAdapter:
         lora = LoraConfig.from_peft_type(**{**checked_config(config), "inference_mode": True})
     with _in_file(path, SAFETENSORS_WEIGHTS_NAME):
         adapter = TaskAdapter(path.name, lora, _pairs(load(weights)))
+        _check_finite(adapter)
     with _in_file(path, CONFIG_NAME):
         _check_agreement(adapter)
     return adapter
@@ -225,21 +234,27 @@ def _check_agreement(adapter: TaskAdapter) -> None:
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    paths = sorted(key.removeprefix(_PREFIX).removesuffix(_A) for key in tensors if key.endswith(_A))
-    expected = {f"{_PREFIX}{path}{factor}" for path in paths for factor in (_A, _B)}
+    paths = sorted(key.removeprefix(PEFT_PREFIX).removesuffix(_A) for key in tensors if key.endswith(_A))
+    expected = {f"{PEFT_PREFIX}{path}{factor}" for path in paths for factor in (_A, _B)}
     if odd := sorted(expected ^ tensors.keys()):
         raise InvalidInputError("the keys", list(tensors), f"only pairs of lora_A and lora_B; see {short(odd[0])}")
     wide = {key: value.float() if value.dtype in _HALVES else value for key, value in tensors.items()}
-    pairs = {path: (wide[f"{_PREFIX}{path}{_A}"], wide[f"{_PREFIX}{path}{_B}"]) for path in paths}
+    pairs = {path: (wide[f"{PEFT_PREFIX}{path}{_A}"], wide[f"{PEFT_PREFIX}{path}{_B}"]) for path in paths}
     for path, (factor_a, factor_b) in pairs.items():
         fits = factor_a.dim() == factor_b.dim() == 2 and factor_a.shape[0] == factor_b.shape[1] > 0
         if not fits or not {factor_a.dtype, factor_b.dtype} <= {*REAL_DTYPES}:
             found = [f"{factor.dtype} {list(factor.shape)}" for factor in (factor_a, factor_b)]
             raise InvalidInputError(path, found, "two matrices of real numbers with the same rank")
-        for factor in (factor_a, factor_b):
+    return pairs
+
+
+def _check_finite(adapter: TaskAdapter) -> None:
+    for path, norms in adapter.norms.items():
+        if all(map(math.isfinite, norms)):
+            continue
+        for factor in adapter.pairs[path]:  # a norm may be infinite because of large numbers
             if not (finite := factor.isfinite()).all():
                 raise InvalidInputError(path, factor[~finite][0].item(), "finite numbers, not NaN or infinity")
-    return pairs
 
 
 def _setting(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:

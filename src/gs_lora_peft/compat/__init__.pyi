@@ -21,8 +21,11 @@ from .models import (
     unwrapped as unwrapped,
 )
 from .quantised import (
+    PEFT_PREFIX as PEFT_PREFIX,
+    base_state as base_state,
     dense as dense,
     inner_tensors as inner_tensors,
+    quantisation_unsaid as quantisation_unsaid,
     refuse_unreadable as refuse_unreadable,
 )
 from .rows import has_fixed_arrays as has_fixed_arrays, read_rows as read_rows
@@ -41,10 +44,12 @@ from .sharding import (
 )
 
 __all__ = [
+    "PEFT_PREFIX",
     "activate",
     "adapt_layer",
     "bare",
     "base_of",
+    "base_state",
     "batch_norm_frozen",
     "dense",
     "fresh_model",
@@ -63,6 +68,7 @@ __all__ = [
     "own_class",
     "own_sharding",
     "preparation_undone",
+    "quantisation_unsaid",
     "quantised_part",
     "read_rows",
     "reference_model",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInputError
 from .models import is_foreign, is_quantised, quantised_part, refuse_quantised
+
+PEFT_PREFIX = "base_model.model."  # of the base model's keys in the state dict of a `PeftModel`
 
 
 def inner_tensors(tensor: Tensor) -> dict[str, Tensor] | None:
@@ -39,6 +43,16 @@ def dense(tensor: Any) -> Tensor:
     return tensor.dequantize() if is_foreign(tensor) else tensor
 
 
+def base_state(model: nn.Module) -> dict[str, Any]:
+    """Returns the state dict of a bare model, also of one that refuses it because tasks are beside its weights.
+
+    Args:
+        model (`torch.nn.Module`):
+            The bare model. Its layers may hold adapters of PEFT.
+    """
+    return {key.removeprefix(PEFT_PREFIX): value for key, value in model.state_dict(prefix=PEFT_PREFIX).items()}
+
+
 def refuse_unreadable(model: nn.Module, name: str = "base_model") -> None:
     """Refuses a quantised model unless adapters can stay beside its weights, and its weights have a fingerprint.
 
@@ -65,6 +79,25 @@ def refuse_unreadable(model: nn.Module, name: str = "base_model") -> None:
             expected = "weights of 8 bits, or not quantised: PEFT does not train an adapter on those of 4 bits"
             fix = "Quantise with torchao.quantization.Int8WeightOnlyConfig()."
             raise InvalidInputError(name, type(weight).__name__, expected, fix)
+
+
+@contextmanager
+def quantisation_unsaid(model: Any) -> Iterator[None]:
+    """Lets a Trainer evaluate a model that transformers has quantised, which it takes for one to train.
+
+    Args:
+        model (`torch.nn.Module`):
+            The bare model. During the block its `is_quantized` is false.
+    """
+    said = getattr(model, "is_quantized", None)
+    if not isinstance(said, bool):
+        yield
+        return
+    model.is_quantized = False
+    try:
+        yield
+    finally:
+        model.is_quantized = said
 
 
 def is_quantised_parameter(weight: Any) -> bool:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import nn
 
 from ..adapters import updates_beside, weights_fingerprint
-from ..compat import preparation_undone
+from ..compat import preparation_undone, quantisation_unsaid
 from ..data import AgreeingLabels
 from ..objectives import Scoring, objective_for
 from ..roles import ClassRoles
@@ -225,7 +225,8 @@ class _Scorer(ObjectiveEvaluation):
     """Evaluates with the objective of the model, because not every model has its own loss."""
 
     def __init__(self, model: nn.Module, args: GSLoraTrainingArguments, **kwargs: Any):
-        super().__init__(model, args, **kwargs)
+        with quantisation_unsaid(model):  # the Trainer refuses it without adapters, as if it were to train
+            super().__init__(model, args, **kwargs)
         self.objective = objective_for(model, args)
 
     def compute_loss(

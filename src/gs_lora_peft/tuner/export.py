@@ -16,13 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..compat import bare, own_class
+from ..compat import PEFT_PREFIX, bare, base_state, own_class
 from ..errors import InvalidInputError
 from ..io import as_path, write_bytes_atomic
 from .config import check_plain_lora, mapping_problem
 from .targets import exact_targets, names_modules
 
-_PREFIX = "base_model.model."
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -130,8 +129,9 @@ def _from_model(model: PeftModel, adapter_name: str | None) -> tuple[dict[str, A
             "base_model_class": own_class(base).__name__,
             "parent_library": own_class(base).__module__,
         }
-    tensors = get_peft_model_state_dict(base, adapter_name=adapter_name, save_embedding_layers=False)
-    return values, {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}
+    state = base_state(base)
+    tensors = get_peft_model_state_dict(base, state, adapter_name=adapter_name, save_embedding_layers=False)
+    return values, {f"{PEFT_PREFIX}{name}": tensor for name, tensor in tensors.items()}
 
 
 def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -180,7 +180,7 @@ def _check_exportable(config: dict[str, Any], tensors: dict[str, Tensor]) -> Non
 
 
 def _module_paths(tensors: dict[str, Tensor]) -> set[str]:
-    return {name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in tensors}
+    return {name.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)[0] for name in tensors}
 
 
 def _plain_config(config: dict[str, Any], paths: list[str], known_paths: set[str]) -> dict[str, Any]:
