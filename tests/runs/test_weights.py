@@ -24,12 +24,12 @@ DIFFERENCE = "weight_difference.safetensors"
 REQUESTS = cases.REQUESTS[:2]
 
 
-def make_args(**more):
-    return cases.make_args(**{"learning_rate": 1e-2, **more})
+def make_args(method="ffn", **more):
+    return cases.make_args(method, **{"learning_rate": 1e-2, **more})
 
 
 def make_forgetter(base, folder, data, method="ffn", *, args=None, **more):
-    return cases.make_forgetter(base, folder, data, args=args or make_args(), method=method, **more)
+    return cases.make_forgetter(base, folder, data, args=args or make_args(method), method=method, **more)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from ..data import ForgettingSplit, split_dataset
 from ..errors import InvalidInputError, short
 from ..ledger import ForgettingLedger, InvalidLedgerError, plain_json
 from ..methods import GSLora, get_method
-from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method
+from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method, adapter_of_recipe, unread_options
 from ..tuner import GSLoraConfig, is_quick
 from .settings import function_name, processor_identity
 
@@ -32,8 +32,6 @@ _TRANSFORMERS_SETTINGS = (
 )  # fmt: skip
 
 
-# Options of sparsity and of the moving average, which act with GS-LoRA only.
-_GS_LORA_PREFIXES = ("sparsity", "ema_")
 # Settings that only affect the outcome, which records them. They may change when a run is resumed.
 _OUTCOME_SETTINGS = ("max_forget_accuracy",)
 
@@ -75,7 +73,7 @@ class Recipe:
             The method, or its name; by default GS-LoRA.
 
     Raises:
-        InvalidInputError: If the adapter's initialisation needs data.
+        InvalidInputError: If the adapter's initialisation needs data, or the method does not read one of `args`.
     """
 
     config: GSLoraConfig
@@ -93,6 +91,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.method = get_method(self.method)
+        self.method.check(self.args)
         if self.config.init_lora_weights == "eva":
             raise InvalidInputError(
                 "init_lora_weights",
@@ -188,10 +187,9 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """Returns the record of the settings: `training`, `data`, `config` (adapters), and `method` unless GS-LoRA."""
         method = get_method(self.method)
-        excluded = {*_OUTCOME_SETTINGS, *(item.name for item in fields(TrainingArguments))}
-        names = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in excluded]
-        inactive = () if isinstance(method, GSLora) else _GS_LORA_PREFIXES
-        own = [name for name in names if not name.startswith(inactive)]
+        inherited = (item.name for item in fields(TrainingArguments))
+        excluded = {*_OUTCOME_SETTINGS, *inherited, *unread_options(method.reads)}
+        own = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in excluded]
         training = {name: getattr(self.args, name) for name in (*own, *_TRANSFORMERS_SETTINGS)}
         data = {
             "replay_ratio": self.replay_ratio,
@@ -208,6 +206,20 @@ class Recipe:
         if method.name != GSLora.name:
             values["method"] = method.settings()
         return plain_json(values, "settings")
+
+
+def config_for(method: Method, args: GSLoraTrainingArguments, given: GSLoraConfig | None) -> GSLoraConfig:
+    """Returns the configuration of the adapters of a run: the given one, or that of the recipe.
+
+    Raises:
+        InvalidInputError: If one is given, and the method trains weights of the model instead of adapters.
+    """
+    if given is None:
+        return adapter_of_recipe(args.recipe)
+    if method.trains == "weights":
+        expected = f"None: the method {method.name!r} trains weights of the model and makes no adapter"
+        raise InvalidInputError("config", given, expected, "Leave it out.")
+    return given
 
 
 def adapter_settings(config: GSLoraConfig) -> dict[str, Any]:
