@@ -23,13 +23,17 @@ from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method, adapt
 from ..tuner import GSLoraConfig, is_quick
 from .settings import function_name, processor_identity
 
-# Settings that affect the trained weights. Paths, logging and settings of the machine are not recorded.
+# Settings that affect the trained weights. Not recorded: paths, logging, settings of the machine, and what changes
+# weights by rounding alone (full_determinism, tf32, gradient_checkpointing, torch_compile, use_liger_kernel).
 _TRANSFORMERS_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps",
+    "neftune_noise_alpha", "optim_target_modules", "auto_find_batch_size",
     "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "load_best_model_at_end",
     "metric_for_best_model", "greater_is_better", "seed", "data_seed", "bf16", "fp16",
 )  # fmt: skip
+# Which checkpoints the best one is chosen from.
+_BEST_OF = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps")
 
 
 # Settings that only affect the outcome, which records them. They may change when a run is resumed.
@@ -184,13 +188,19 @@ class Recipe:
         finally:
             self.args = before
 
+    def _spread(self) -> dict[str, Any]:
+        """How batches are spread over processes."""
+        own: Any = self.args.accelerator_config
+        return {"num_processes": self.args.world_size, "split_batches": own.split_batches}
+
     def settings(self) -> dict[str, Any]:
         """Returns the record of the settings: `training`, `data`, `config` (adapters), and `method` unless GS-LoRA."""
         method = get_method(self.method)
         inherited = (item.name for item in fields(TrainingArguments))
         excluded = {*_OUTCOME_SETTINGS, *inherited, *unread_options(method.reads)}
         own = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in excluded]
-        training = {name: getattr(self.args, name) for name in (*own, *_TRANSFORMERS_SETTINGS)}
+        best = _BEST_OF if self.args.load_best_model_at_end else ()
+        training = {name: getattr(self.args, name) for name in (*own, *_TRANSFORMERS_SETTINGS, *best)}
         data = {
             "replay_ratio": self.replay_ratio,
             "shots": self.shots,
@@ -200,7 +210,7 @@ class Recipe:
         }
         values = {
             **({} if self.trains_weights else {"config": adapter_settings(self.config)}),
-            "training": {**training, "num_processes": self.args.world_size},
+            "training": {**training, **self._spread()},
             "data": data,
         }
         if method.name != GSLora.name:
