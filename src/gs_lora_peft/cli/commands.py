@@ -225,7 +225,8 @@ def merge(
 ) -> None:
     """Write a full model that has forgotten, and print its folder.
 
-    A base model with an adapter still holds what was forgotten. This model, shared alone, does not.
+    From a base model with an adapter, the adapter can be taken off. From this model, shared alone, it cannot. What
+    attacks still get back from it depends on the recipe: 'gs-lora audit' measures it.
     """
     with working(f"Merging {run} into {base_model}"):
         from ..hub import merge_forgotten

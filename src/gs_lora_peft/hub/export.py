@@ -98,8 +98,9 @@ def merge_forgotten(
 ) -> Path:
     """Writes a full model that has forgotten: the base model with the tasks merged, its processor and a card.
 
-    A base model with an adapter still holds what was forgotten. This model, shared alone, does not: it has no weights
-    of the base model in the layers that the tasks change. It is stored as safetensors, sharded as by transformers,
+    From a base model with an adapter, the adapter can be taken off. From this model, shared alone, it cannot: it has
+    no weights of the base model in the layers that the tasks change. What attacks still get back from it depends on
+    the recipe, see [`audit_run`]. It is stored as safetensors, sharded as by transformers,
     loads with `AutoModelFor...`, and is bit-equal to the model of the live run. A warning and the card name the tasks
     that did not forget.
 
