@@ -155,7 +155,7 @@ class Method(TrainerCallback):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        has_own_loss = "loss" in vars(cls) and super(cls, cls).loss is Method.loss
+        has_own_loss = "loss" in vars(cls) and getattr(super(cls, cls), "loss", None) is Method.loss
         if "reads" not in vars(cls) and (has_own_loss or vars(cls).get("takes_steps") is False):
             cls.reads = frozenset()
 
