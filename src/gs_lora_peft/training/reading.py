@@ -84,7 +84,7 @@ def warn_not_held(missing: Collection[int], reads: Collection[str], method: str)
         method (`str`):
             Name of the method.
     """
-    if missing and "distillation_weight" not in reads:
+    if len(missing) > 0 and "distillation_weight" not in reads:  # an array has no truth value
         warnings.warn(
             f"`missing_classes`: the method {method!r} holds no class without data, so these may be forgotten, too; "
             "`acc_missing` tells. Use 'gs_lora', which holds them by distillation.",
