@@ -78,16 +78,16 @@ def warn_not_held(missing: Collection[int], reads: Collection[str], method: str)
 
     Args:
         missing (`Collection[int]`):
-            The classes; without any, there is nothing to warn of.
+            The classes, given as `missing_classes` or not; without any, there is nothing to warn of.
         reads (`Collection[str]`):
             As in [`unread_options`].
         method (`str`):
             Name of the method.
     """
-    if len(missing) > 0 and "distillation_weight" not in reads:  # an array has no truth value
+    if missing and "distillation_weight" not in reads:
         warnings.warn(
-            f"`missing_classes`: the method {method!r} holds no class without data, so these may be forgotten, too; "
-            "`acc_missing` tells. Use 'gs_lora', which holds them by distillation.",
+            f"{len(missing)} class(es) to keep have no training data (`missing_classes`), and nothing in the method "
+            f"{method!r} holds them: they may be forgotten, too; `acc_missing` tells. Use 'gs_lora', which holds them by distillation.",
             stacklevel=4,
         )
 

@@ -175,7 +175,7 @@ class ForgettingTrainer(
         others = old_classes, missing_classes
         classes = classes_of_task(forget_dataset, retain_dataset, label_column, model, forget_classes, *others)
         self.roles = roles_of_task(model, *classes, old_classes, missing_classes)
-        warn_not_held(missing_classes, method.reads, method.name)
+        warn_not_held(self.roles.missing, method.reads, method.name)
         self._take(model)
         check_publishing(args, self.method, self.trained)
         if args.validation_fraction > 0 and eval_dataset is None:
