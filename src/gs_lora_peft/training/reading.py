@@ -87,7 +87,8 @@ def warn_not_held(missing: Collection[int], reads: Collection[str], method: str)
     if missing and "distillation_weight" not in reads:
         warnings.warn(
             f"{len(missing)} class(es) to keep have no training data (`missing_classes`), and nothing in the method "
-            f"{method!r} holds them: they may be forgotten, too; `acc_missing` tells. Use 'gs_lora', which holds them by distillation.",
+            f"{method!r} holds them: they may be forgotten, too; `acc_missing` tells. "
+            "Use 'gs_lora', which holds them by distillation.",
             stacklevel=4,
         )
 
