@@ -36,7 +36,7 @@ from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.methods import get_method
 from gs_lora_peft.roles import ClassRoles
 from gs_lora_peft.runs import predict
-from gs_lora_peft.training import ForgettingTrainer
+from gs_lora_peft.training import ForgettingTrainer, only_read
 
 METHODS = ("gs_lora", "ffn")
 CarryOut = Callable[[int], dict[str, float]]
@@ -78,7 +78,8 @@ class Settings:
     def arguments(self, task: int, **others: Any) -> GSLoraTrainingArguments:
         """Returns the training of one task."""
         own = {name: values[task] for name, values in self.per_task.items()}
-        return GSLoraTrainingArguments(**(self.training | own | others))
+        read = only_read(self.training | own, get_method(self.method).reads)
+        return GSLoraTrainingArguments(**(read | others))
 
 
 def read_settings(file: Path, changes: dict[str, Any], training: dict[str, Any]) -> Settings:

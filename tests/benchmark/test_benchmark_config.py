@@ -70,6 +70,20 @@ def test_wrong_keys_and_values(changes, name, tmp_path):
         cases.config(tmp_path, **changes)
 
 
+@pytest.mark.parametrize("part", ["training", "fixed_training"])
+def test_common_arguments_are_for_the_methods_that_read_them(part, tmp_path):
+    """One file trains them all: the others get none of it. What nobody reads is refused, as in one's own part."""
+    config = cases.config(tmp_path, **{part: {"forget_weight": 0.7, "adam_beta1": 0.8}})
+    of = {entry.name: config.training_of(entry) for entry in config.methods}
+    assert (of["gs_lora"]["forget_weight"], of["gs_lora"]["adam_beta1"]) == (0.7, 0.8)
+    assert "forget_weight" not in of["random_labels"]
+    assert of["random_labels"]["adam_beta1"] == 0.8
+    with refused(part, ["forget_weight"]):
+        cases.config(tmp_path, methods=["random_labels"], **{part: {"forget_weight": 0.7}})
+    with refused("forget_weight", 0.7):
+        cases.config(tmp_path, methods=[{"method": "random_labels", "training": {"forget_weight": 0.7}}])
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

@@ -23,7 +23,7 @@ TASKS = {f"tasks/task_00{number}/weight_difference.safetensors" for number in (1
 
 
 def make_forgetter(base, folder, method, **more):
-    args = run_cases.make_args(learning_rate=1e-2, max_forget_accuracy=0.5)
+    args = run_cases.make_args(method, learning_rate=1e-2, max_forget_accuracy=0.5)
     return cases.ContinualForgetter(cases.load_base(base), cases.make_data(), folder, args=args, method=method, **more)
 
 

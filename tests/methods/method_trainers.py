@@ -13,9 +13,8 @@ from gs_lora_peft.training import ForgettingTrainer
 def trainer_of(name: str, model: Any, folder: Any, hyper_parameters: dict[str, Any] | None = None, **changes: Any):
     """A trainer by the name of its method; `changes` go to the arguments."""
     data = {"forget_dataset": forget_set(), "retain_dataset": retain_set(), "eval_dataset": scoring_set()}
-    return ForgettingTrainer(
-        model, arguments(folder, **changes), method=get_method(name, **hyper_parameters or {}), **data
-    )
+    args = arguments(folder, name, **changes)
+    return ForgettingTrainer(model, args, method=get_method(name, **hyper_parameters or {}), **data)
 
 
 def scores_after(trainer: ForgettingTrainer) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from gs_lora_peft import (
     load_forgotten,
 )
 from gs_lora_peft.methods import METHODS, get_method
-from gs_lora_peft.training import ForgettingTrainer, Method
+from gs_lora_peft.training import LOSS_OPTIONS, ForgettingTrainer, Method
 
 MODULE = '''
     """NegGrad+ with a pull towards the weights as they were, and a method that edits instead of training."""
@@ -81,7 +81,7 @@ def registered(tmp_path, monkeypatch):
 
 
 def trainer_of(method, model, folder, **changes):
-    args = arguments(folder, **{"eval_strategy": "epoch", "num_train_epochs": 6, **changes})
+    args = arguments(folder, method, **{"eval_strategy": "epoch", "num_train_epochs": 6, **changes})
     data = {"forget_dataset": forget_set(), "retain_dataset": retain_set(), "eval_dataset": scoring_set()}
     return ForgettingTrainer(model, args, method=method, **data)
 
@@ -158,7 +158,7 @@ def test_an_edit_that_changes_nothing_is_an_error(tmp_path):
 def test_a_run_is_carried_out_by_it(tmp_path):
     """It leaves plain LoRA, and the ledger says by which method; another method is another setting."""
     base = knowing_vit()
-    args = arguments(tmp_path / "out", num_train_epochs=8, learning_rate=2e-2)
+    args = arguments(tmp_path / "out", "neggrad", num_train_epochs=8, learning_rate=2e-2)
 
     def forgetter(method):
         options = {"config": GSLoraConfig(r=2), "args": args, "eval_dataset": scoring_set(), "method": method}
@@ -189,7 +189,7 @@ def test_a_run_is_carried_out_by_a_method_that_edits(tmp_path):
                 for weight in self.trainer.trained.parameters:
                     weight += torch.randn_like(weight)
 
-    options = {"config": GSLoraConfig(r=2), "args": arguments(tmp_path / "out"), "eval_dataset": scoring_set()}
+    options = {"config": GSLoraConfig(r=2), "args": arguments(tmp_path / "out", Edit()), "eval_dataset": scoring_set()}
     forgetter = ContinualForgetter(knowing_vit(), samples(), tmp_path / "run", method=Edit(), **options)
     entry = forgetter.forget(ForgetRequest(["echidna"]))
     assert (entry.sizes["steps"], entry.settings["method"]) == (0, {"name": "edit"})
@@ -205,7 +205,7 @@ def test_a_run_of_gs_lora_records_no_method(tmp_path):
 
 def test_a_run_of_a_method_that_trains_weights(tmp_path):
     """It leaves the new values of the weights that changed, see tests/runs/test_weights.py."""
-    args = arguments(tmp_path / "out")
+    args = arguments(tmp_path / "out", "noise")
     forgetter = ContinualForgetter(knowing_vit(), samples(), tmp_path / "run", args=args, method="noise")
     entry = forgetter.forget(ForgetRequest(["echidna"]))
     assert (entry.leaves_weights, entry.sizes["steps"]) == (True, 0)
@@ -225,6 +225,7 @@ def test_the_earlier_model_answers_while_the_weights_train(tmp_path):
 
     class Comparing(Method):
         name = "comparing"
+        reads = LOSS_OPTIONS
 
         def loss(self, model, inputs, output):
             seen.append(self.earlier_logits(model, inputs))

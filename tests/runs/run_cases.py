@@ -12,6 +12,8 @@ from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features
 from transformers import ViTConfig, ViTForImageClassification
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraConfig, GSLoraTrainingArguments
+from gs_lora_peft.methods import get_method
+from gs_lora_peft.training import only_read
 
 NAMES = ["aardvark", "bumblebee", "cassowary", "dragonfly", "earthworm", "flamingo"]
 REQUESTS = [["cassowary"], ["aardvark", 4], ["flamingo"]]
@@ -74,8 +76,11 @@ def load_base(folder):
     return ViTForImageClassification.from_pretrained(folder).eval()
 
 
-def make_args(**more):
-    """Settings under which the tiny classifier forgets; those of forgetting do not follow the package's defaults."""
+def make_args(method="gs_lora", **more):
+    """Settings under which the tiny classifier forgets, of which a method gets those that it reads.
+
+    Those of forgetting do not follow the package's defaults.
+    """
     values = {
         "output_dir": "not-used",
         "forget_weight": 0.5,
@@ -94,14 +99,16 @@ def make_args(**more):
         "save_steps": 4,
         "dataloader_pin_memory": False,
     }
-    return GSLoraTrainingArguments(**{**values, **more})
+    return GSLoraTrainingArguments(**{**only_read(values, get_method(method).reads), **more})
 
 
 def make_forgetter(base, folder, data=None, *, args=None, config=None, **more):
     model = load_base(base) if isinstance(base, (str, Path)) else base
-    config = config or GSLoraConfig(r=4, lora_alpha=4)
+    method = get_method(more.get("method", "gs_lora"))
+    if method.trains != "weights":
+        config = config or GSLoraConfig(r=4, lora_alpha=4)
     return ContinualForgetter(
-        model, make_data() if data is None else data, folder, config=config, args=args or make_args(), **more
+        model, make_data() if data is None else data, folder, config=config, args=args or make_args(method), **more
     )
 
 

@@ -94,7 +94,9 @@ def main(base, folder):
     seen["stopped"] = weights_fingerprint(forgetter.model)
 
     # Weights of the model train, and the method keeps something of each task.
-    settings = {"args": cases.make_args(per_device_train_batch_size=8, learning_rate=1e-2, ddp_backend="gloo")}
+    settings = {
+        "args": cases.make_args(Anchored(), per_device_train_batch_size=8, learning_rate=1e-2, ddp_backend="gloo")
+    }
     weights = cases.make_forgetter(base, folder / "weights", method=Anchored(), **settings)
     weights.run(requests)
     seen["weights"] = weights_fingerprint(weights.model)

@@ -21,8 +21,10 @@ from gs_lora_peft import ForgetRequest, GSLoraConfig, LedgerError, NoStepError, 
 from gs_lora_peft.errors import InvalidInputError
 from gs_lora_peft.ledger import ForgettingLedger, TaskEntry
 from gs_lora_peft.ledger.errors import InvalidLedgerError, LaterTasksError, RequestOrderError, UnfinishedRequestError
+from gs_lora_peft.runs.recipe import Recipe
 from gs_lora_peft.runs.settings import changed_settings
 from gs_lora_peft.runs.validation import match_requests
+from gs_lora_peft.runs.workspace import _differences
 from gs_lora_peft.training import ForgettingTrainer
 
 TASKS = ["task_001", "task_002", "task_003"]
@@ -107,6 +109,15 @@ def test_what_cannot_change_the_result_does_not_count(base, data, finished, monk
     assert [entry.name for entry in forgetter.run(cases.requests())] == TASKS
 
 
+BEST = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "h_mean",
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "eval_steps": 4,
+    "save_steps": 4,
+}
+
 SETTINGS = {
     "config": {"r": 4, "target_modules": ["fc1", "fc2"]},
     "training": {"per_device_train_batch_size": 4, "num_processes": 2, "seed": 1, "data_seed": None},
@@ -135,6 +146,40 @@ def test_which_differences_count(part, given, expected):
     """A batch of all processes together, module names in any order; what only one version knows is not compared."""
     settings = {**SETTINGS, part: {**SETTINGS[part], **given}}
     assert set(changed_settings(entry(SETTINGS), settings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "expected"),
+    [
+        ({}, {"neftune_noise_alpha": 5.0}, {"neftune_noise_alpha"}),
+        ({"neftune_noise_alpha": 5.0}, {}, {"neftune_noise_alpha"}),
+        ({}, {"optim_target_modules": ["fc1"]}, {"optim_target_modules"}),
+        ({}, {"auto_find_batch_size": True}, {"auto_find_batch_size"}),
+        ({}, {"accelerator_config": {"split_batches": True}}, {"split_batches"}),
+        ({}, {"gradient_checkpointing": True, "full_determinism": False, "eval_delay": 1}, set()),
+        (BEST, {**BEST, "eval_steps": 8, "save_steps": 8}, {"eval_steps", "save_steps"}),
+        (BEST, {**BEST, "eval_delay": 1}, {"eval_delay"}),
+    ],
+)
+def test_inherited_options_that_change_the_weights_count(before, given, expected):
+    """Noise, what an optimizer works on, the size of a batch, and where the best weights are looked for."""
+    was, now = (
+        Recipe(GSLoraConfig(), cases.make_args(**options), "label", None, print).settings()
+        for options in (before, given)
+    )
+    assert changed_settings(entry(was), now).keys() == expected
+    for name in expected:
+        del was["training"][name]
+    assert not changed_settings(entry(was), now)  # a ledger of a former version
+
+
+def test_a_request_that_a_former_version_began():
+    """What one version alone records is no other setting: the request goes on."""
+    now = {"settings": {"training": {"learning_rate": 0.1, "split_batches": False}}}
+    was = {"settings": {"training": {"learning_rate": 0.1, "forget_weight": 3.0}}}
+    assert not _differences(was, now)
+    was["settings"]["training"]["learning_rate"] = 0.2
+    assert _differences(was, now) == {"learning_rate": (0.2, 0.1)}
 
 
 @pytest.mark.parametrize("recorded", [{}, {"data": None, "training": []}, {"data": {"shots": None}}])

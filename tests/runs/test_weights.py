@@ -24,12 +24,12 @@ DIFFERENCE = "weight_difference.safetensors"
 REQUESTS = cases.REQUESTS[:2]
 
 
-def make_args(**more):
-    return cases.make_args(**{"learning_rate": 1e-2, **more})
+def make_args(method="ffn", **more):
+    return cases.make_args(method, **{"learning_rate": 1e-2, **more})
 
 
 def make_forgetter(base, folder, data, method="ffn", *, args=None, **more):
-    return cases.make_forgetter(base, folder, data, args=args or make_args(), method=method, **more)
+    return cases.make_forgetter(base, folder, data, args=args or make_args(method), method=method, **more)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_one_in_the_middle_cannot_be_left_out(base, run):
 
 def test_tasks_that_changed_other_tensors_are_independent(base, data, run):
     """Before or after: the values of the one do not hold the other."""
-    run.recipe.method = Edit()
+    run.recipe.method, run.recipe.args = Edit(), make_args(Edit())
     run.forget(ForgetRequest(["flamingo"]))
     with pytest.raises(LaterTasksError):
         run.revoke("task_001")
@@ -261,7 +261,7 @@ def test_adapters_and_weights_in_one_run(base, data, tmp_path):
     """They build on each other. An adapter before weights stays; one after them can be revoked, and so can they."""
     forgetter = cases.make_forgetter(base, tmp_path / "run", data)
     forgetter.forget(ForgetRequest(["cassowary"]))
-    forgetter.recipe.method, forgetter.recipe.args = Edit(), make_args()
+    forgetter.recipe.method, forgetter.recipe.args = Edit(), make_args(Edit())
     forgetter.forget(ForgetRequest(["aardvark"]))
     forgetter.recipe.method, forgetter.recipe.args = "gs_lora", cases.make_args()
     forgetter.recipe.__post_init__()
@@ -384,7 +384,7 @@ def test_what_is_missing_or_changed_of_it(base, data, tmp_path):
 @pytest.mark.parametrize("method", [Distilling, DistillingWeights])
 def test_the_model_before_all_tasks(base, data, tmp_path, method):
     """`original()` is the base model, and `before()` the one with the earlier task, in each step of the second one."""
-    args = cases.make_args() if method is Distilling else make_args()
+    args = (cases.make_args if method is Distilling else make_args)(method())
     for restart in (False, True):
         folder = tmp_path / str(restart)
         forgetter = make_forgetter(base, folder, data, method(), args=args)

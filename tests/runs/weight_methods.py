@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from gs_lora_peft.training import Method
+from gs_lora_peft.training import LOSS_OPTIONS, Method
 
 
 @dataclass(kw_only=True)
@@ -46,6 +46,7 @@ class Distilling(Method):
     """Holds the samples to keep at the answers of the model before all tasks."""
 
     name = "distilling"
+    reads = LOSS_OPTIONS
     noted: ClassVar[list] = []  # of every step, for a test
 
     def loss(self, model, inputs, output):

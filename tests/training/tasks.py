@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from gs_lora_peft import GSLoraConfig, GSLoraTrainer, GSLoraTrainingArguments, LoraGroups
 from gs_lora_peft.methods import get_method
-from gs_lora_peft.training import ForgettingTrainer
+from gs_lora_peft.training import ForgettingTrainer, only_read
 
 torch.set_num_threads(1)
 
@@ -116,8 +116,8 @@ def lower_zero(model: Any, number: int = 2) -> Any:
     return model
 
 
-def arguments(folder: str | Path, **changes: Any) -> GSLoraTrainingArguments:
-    """Three epochs of four steps on CPU, without shrinkage unless asked for."""
+def arguments(folder: str | Path, method: Any = "gs_lora", **changes: Any) -> GSLoraTrainingArguments:
+    """Three epochs of four steps on CPU, without shrinkage unless asked for; of these, what a method reads."""
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -137,7 +137,7 @@ def arguments(folder: str | Path, **changes: Any) -> GSLoraTrainingArguments:
         "sparsity_weight": 0.0,
         "sparsity_ramp_epochs": 0.0,
     }
-    return GSLoraTrainingArguments(**{**settings, **changes})
+    return GSLoraTrainingArguments(**{**only_read(settings, get_method(method).reads), **changes})
 
 
 def trainer_for(model: Any, folder: str | Path, *, kwargs: dict[str, Any] | None = None, **changes: Any):

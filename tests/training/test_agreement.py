@@ -52,7 +52,7 @@ def trainer(folder, retain, forget, **kwargs):
 
 
 def finetuner(folder, retain, forget):
-    return ffn_trainer(knowing_vit(), arguments(folder), forget_dataset=forget, retain_dataset=retain)
+    return ffn_trainer(knowing_vit(), arguments(folder, "ffn"), forget_dataset=forget, retain_dataset=retain)
 
 
 @pytest.mark.parametrize("make", [trainer, finetuner])

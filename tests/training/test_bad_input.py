@@ -76,7 +76,7 @@ def test_models_without_a_class_head_are_refused_by_everything_that_trains(tmp_p
     config = vit().config
     if build == "regression":
         config.problem_type, build = "regression", ViTForImageClassification
-    model, args = build(config), arguments(tmp_path / "run")
+    model, args = build(config), arguments(tmp_path / "run", "ffn" if kind == "fine-tuner" else "gs_lora")
     with pytest.raises(InvalidInputError) as error:
         TRAINERS[kind](model, args)
     assert error.value.value in ("ViTModel", "ViTForMaskedImageModeling", "regression")

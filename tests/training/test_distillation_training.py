@@ -186,4 +186,4 @@ def test_refused_without_an_adapter(tmp_path):
     """The baseline changes the model itself: there is no earlier one to compare with."""
     sets = {"forget_dataset": forget_set(), "retain_dataset": retain_set()}
     with refused("distillation_weight", 0.5):
-        ffn_trainer(knowing_vit(), arguments(tmp_path, distillation_weight=0.5), **sets)
+        ffn_trainer(knowing_vit(), arguments(tmp_path, "ffn", distillation_weight=0.5), **sets)

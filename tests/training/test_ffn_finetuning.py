@@ -25,7 +25,7 @@ from gs_lora_peft import find_ffn_blocks
 def finetuner(tmp_path, model, **changes):
     settings = {"learning_rate": 5e-3, "num_train_epochs": 10, **changes}
     return ffn_trainer(
-        model, arguments(tmp_path, **settings), forget_dataset=forget_set(), retain_dataset=retain_set()
+        model, arguments(tmp_path, "ffn", **settings), forget_dataset=forget_set(), retain_dataset=retain_set()
     )
 
 
@@ -59,14 +59,16 @@ def test_changes_the_feed_forward_alone(tmp_path):
 def test_classes_without_data_take_no_part(tmp_path):
     """As in GSLoraTrainer; what earlier tasks forgot is a wrong answer like any other."""
     sets = {"forget_dataset": samples((5,)), "retain_dataset": samples((0, 1))}
-    tuner = ffn_trainer(knowing_vit(), arguments(tmp_path), old_classes=[4], **sets)
+    tuner = ffn_trainer(knowing_vit(), arguments(tmp_path, "ffn"), old_classes=[4], **sets)
     assert tuner.objective.missing_classes == [2, 3]
 
 
 def test_shared_classes_are_refused(tmp_path):
     """A class that is to be kept and forgotten at once is named before anything trains."""
     with refused("forget_classes", [0, 1, 2, 3]):
-        ffn_trainer(knowing_vit(), arguments(tmp_path), forget_dataset=retain_set(), retain_dataset=retain_set())
+        ffn_trainer(
+            knowing_vit(), arguments(tmp_path, "ffn"), forget_dataset=retain_set(), retain_dataset=retain_set()
+        )
 
 
 def test_batch_norm_stays(tmp_path):
@@ -80,7 +82,7 @@ def test_batch_norm_stays(tmp_path):
         return [{"pixel_values": torch.randn(3, 32, 32) + c, "label": c} for c in classes for _ in range(4)]
 
     sets = {"forget_dataset": images(3), "retain_dataset": images(0, 1, 2)}
-    ffn_trainer(model, arguments(tmp_path, num_train_epochs=1), **sets).train()
+    ffn_trainer(model, arguments(tmp_path, "ffn", num_train_epochs=1), **sets).train()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     # The Linears of LeViT's feed-forwards have no bias of their own.
     assert changed == {f"{path}.weight" for paths in find_ffn_blocks(model).values() for path in paths}
@@ -117,7 +119,7 @@ def test_resumed_bit_for_bit(tmp_path, step):
 
     def trainer(name):
         model = knowing_vit(dropout=0.1)
-        args = arguments(tmp_path / name, learning_rate=5e-3, prototype_retain_weight=0.1, **settings)
+        args = arguments(tmp_path / name, "ffn", learning_rate=5e-3, prototype_retain_weight=0.1, **settings)
         return ffn_trainer(
             model, args, forget_dataset=forget_set(), retain_dataset=retain_set(), eval_dataset=scoring_set()
         )

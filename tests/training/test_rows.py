@@ -228,7 +228,7 @@ def test_the_baseline_takes_them_too(tmp_path, kind):
     make, prepare = KINDS[kind]
     split = split_dataset(make(), ["bee"])
     sets = {"forget_dataset": split.forget, "retain_dataset": split.retain}
-    tuner = ffn_trainer(knowing(kind), arguments(tmp_path, max_steps=1), **sets, processing_class=prepare())
+    tuner = ffn_trainer(knowing(kind), arguments(tmp_path, "ffn", max_steps=1), **sets, processing_class=prepare())
     assert tuner.train().training_loss > 0
 
 

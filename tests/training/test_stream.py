@@ -218,7 +218,7 @@ def test_a_training_that_passes_over_a_set_to_keep_is_refused(tmp_path):
     """Methods that measure all samples to keep say so at the start, by the name of the argument."""
     trainer = ForgettingTrainer(
         knowing_vit(),
-        arguments(tmp_path, **BY_FORGET),
+        arguments(tmp_path, "ssd", **BY_FORGET),
         method=get_method("ssd"),
         forget_dataset=forget_set(),
         retain_dataset=shuffled(),

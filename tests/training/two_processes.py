@@ -152,7 +152,7 @@ def trainer_of(model: Any, folder: Path, processes: int, method: str = "gs_lora"
     split = settings.get("accelerator_config", {}).get("split_batches", False)
     sharers = settings.get("gradient_accumulation_steps", 1) * (1 if split else processes)
     per_process = GLOBAL_BATCH // sharers
-    args = arguments(folder, per_device_train_batch_size=per_process, **settings)
+    args = arguments(folder, method, per_device_train_batch_size=per_process, **settings)
     sets = {"forget_dataset": forget_set(5), "retain_dataset": retain_set(8)}
     return WatchedTrainer(model, args, method=get_method(method), eval_dataset=scoring_set(), **sets)
 

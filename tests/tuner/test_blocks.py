@@ -292,6 +292,18 @@ class TestPatterns:
             find(self.clip(), "text", "model")
         assert "'model'" in error.value.expected
 
+    @pytest.mark.parametrize("find", [find_ffn_blocks, find_attention_blocks])
+    def test_that_leave_nothing_out(self, find):
+        """Blocks that were meant to be left alone would be adapted; the error lists those that there are."""
+        with refused("exclude_blocks", "vison_model") as error:
+            find(self.clip(), exclude_blocks="vison_model")
+        assert "'text_model.encoder.layers.0', " in error.value.expected
+        with refused("exclude_blocks", "vision_model") as error:
+            find(self.clip(), "text_model", "vision_model")
+        assert "block_pattern='text_model'" in error.value.expected
+        with refused("block_pattern", "audio"):
+            find(self.clip(), "audio", "vision_model")
+
     @pytest.mark.parametrize("name", ["block_pattern", "exclude_blocks"])
     def test_that_are_invalid(self, name):
         with refused(name, "layers.("):

@@ -16,8 +16,10 @@ from peft.tuners.lora.config import (
     ArrowConfig,
     BdLoraConfig,
     CordaConfig,
+    EvaConfig,
     LoftQConfig,
     LoraGAConfig,
+    LoraRuntimeConfig,
     MontecloraConfig,
     VeloraConfig,
 )
@@ -59,6 +61,9 @@ REFUSED: list[dict[str, Any]] = [
     {"velora_config": VeloraConfig()},
     {"monteclora_config": MontecloraConfig()},
     {"use_bdlora": BdLoraConfig()},
+    {"qalora_group_size": 8},
+    {"runtime_config": LoraRuntimeConfig(ephemeral_gpu_offload=True)},
+    {"eva_config": EvaConfig()},
     {"bias": "all"},
     {"bias": "lora_only"},
     *(

@@ -13,7 +13,7 @@ from ..checking import Count, NotNegativeWhole, check_fields, checked, ordered_l
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path
 from ..methods import METHODS
-from ..training import GSLoraTrainingArguments
+from ..training import GSLoraTrainingArguments, only_read
 from .parts import OWN_ARGUMENTS, AuditSettings, Entry, Options, SearchSettings, Setting, check_training, slug
 
 _Seeds = Annotated[
@@ -47,9 +47,9 @@ class BenchmarkConfig:
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
             One run of every method and setting for each.
         training (`dict`, *optional*):
-            Training arguments of all methods. Those that a method publishes win over them.
+            Training arguments of all methods that read them. Those that a method publishes win over them.
         fixed_training (`dict`, *optional*):
-            Training arguments of all methods that win over the published ones, such as `max_steps`.
+            Training arguments of all methods that read them, which win over the published ones, such as `max_steps`.
         audit (`dict` or `None`, *optional*):
             See [`AuditSettings`]; `None`: no audit, and no comparison with retrained models.
         search (`dict` or `None`, *optional*):
@@ -107,6 +107,7 @@ class BenchmarkConfig:
             raise InvalidInputError("settings", "search", "a name that no other table has", "Choose another `name`.")
         for name in ("training", "fixed_training"):
             check_training(name, getattr(self, name))
+            self._check_read(name)
         checked("model_config", self.model_config, Options)
         if self.audit is not None:
             self.audit.check_given([setting.name for setting in self.settings])
@@ -145,10 +146,23 @@ class BenchmarkConfig:
         before = [] if only else [entry for entry in self.methods if entry not in chosen]
         return replace(self, methods=[*before, *chosen])
 
+    def _check_read(self, name: str) -> None:
+        """Refuses common training arguments that none of the methods reads."""
+        given, methods = getattr(self, name), [entry.make() for entry in self.methods]
+        read = {option for method in methods for option in only_read(given, method.reads)}
+        if unread := [option for option in given if option not in read]:
+            fix = "Leave it out, or add a method that reads it."
+            raise InvalidInputError(name, unread, "arguments that one of the methods reads", fix)
+
     def training_of(self, entry: Entry, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Returns training arguments: common, published, fixed, the method's own, then what a search found."""
-        published = {name: value for name, value in entry.make().published.items() if name not in OWN_ARGUMENTS}
-        return {**self.training, **published, **self.fixed_training, **entry.training, **(found or {})}
+        """Returns training arguments: common, published, fixed, the method's own, then what a search found.
+
+        Common and fixed ones are for all methods: each gets those that it reads.
+        """
+        method = entry.make()
+        published = {name: value for name, value in method.published.items() if name not in OWN_ARGUMENTS}
+        common, fixed = (only_read(shared, method.reads) for shared in (self.training, self.fixed_training))
+        return {**common, **published, **fixed, **entry.training, **(found or {})}
 
     def arguments(
         self, entry: Entry, folder: StrPath, seed: int, found: Mapping[str, Any] | None = None

@@ -86,7 +86,9 @@ def audit(
     ] = None,
     max_gap: Annotated[
         float | None,
-        typer.Option(metavar="POINTS", min=0, help="Largest recovery gap; the exit code is 3 if it is exceeded."),
+        typer.Option(
+            metavar="POINTS", min=0, help="Largest recovery gap; the exit code is 3 if it is exceeded, or not known."
+        ),
     ] = None,
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column of labels; by default 'label', for detectors 'objects'.")
@@ -138,8 +140,13 @@ def audit(
     note = "" if is_recorded else "\nThe ledger is unchanged: audit the run's own folder to record the verdict."
     text = f"{format_audit(report)}\n\nReport: {os.path.join(folder, 'report.html')}{note}"
     print_result(as_json, {"folder": os.fspath(folder), "recorded": is_recorded, **report.summary()}, text)
-    if max_gap is not None and report.gap is not None and report.gap.points > max_gap:
+    if max_gap is not None and not _is_within(report, max_gap):
         raise typer.Exit(NOT_FORGOTTEN_STATUS)
+
+
+def _is_within(report: Any, points: float) -> bool:
+    """Whether the gap is known to be at most so many points: silence is no proof of it."""
+    return report.gap is not None and report.recovered is not None and report.gap.points <= points
 
 
 def _audited(options: _Options) -> tuple[Any, Path, bool]:

@@ -37,7 +37,8 @@ def verify(
 ) -> None:
     """Check a run: its ledger, the hashes of its files, the adapter of all tasks together, and the base model.
 
-    The exit code is 1 if anything differs from the ledger, else 3 if a request is not forgotten by its scores.
+    The exit code is 1 if anything differs from the ledger, else 3 if a request is not forgotten by its scores. It is
+    0 if that is not known, and the output says so.
     """
     with working(f"Checking {run}"):
         from ..hub import fetch_repository, folder_or_fetched, verify_repository
@@ -51,7 +52,7 @@ def verify(
         lines = [f"{len(report.problems)} problem(s):", *report.problems]
     else:
         lines = [
-            f"{'Files and ledger agree' if report.forgotten is False else 'All is well'}: {len(report.tasks)} task(s) "
+            f"{'All is well' if report.forgotten else 'Files and ledger agree'}: {len(report.tasks)} task(s) "
             f"in effect, {len(report.files)} file(s) with the right hashes."
         ]
     if report.root_checked:
@@ -65,6 +66,8 @@ def verify(
         if report.base_checked
         else "No base model was compared (--base-model)."
     )
+    if report.forgotten is None and report.tasks:
+        lines.append("It is not known whether every request is forgotten: the ledger holds no score that tells.")
     lines += report.remarks
     print_result(as_json, {"ok": not report.problems, **dataclasses.asdict(report)}, "\n".join(lines))
     if report.problems:
@@ -222,7 +225,8 @@ def merge(
 ) -> None:
     """Write a full model that has forgotten, and print its folder.
 
-    A base model with an adapter still holds what was forgotten. This model, shared alone, does not.
+    From a base model with an adapter, the adapter can be taken off. From this model, shared alone, it cannot. What
+    attacks still get back from it depends on the recipe: 'gs-lora audit' measures it.
     """
     with working(f"Merging {run} into {base_model}"):
         from ..hub import merge_forgotten

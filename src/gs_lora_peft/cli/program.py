@@ -26,9 +26,9 @@ from .terminal import TRACEBACK_VARIABLE, is_foreseen, print_error, traceback_wa
 _EXIT_CODES = (
     "Exit codes: 0 if all went well; 1 if a check failed, or the command was refused or failed; 2 if the command "
     "line is wrong; 3 if 'demo', 'forget', 'redo', 'show' or 'verify' find a request that is not forgotten, of which "
-    "other commands warn, or if 'audit' finds a gap above --max-gap; 130 if it was interrupted. With --json, stdout "
-    "is one JSON document in all of these cases: the result, or an object with the key 'error'. Progress and warnings "
-    "go to stderr."
+    "other commands warn, or if 'audit' finds a gap above --max-gap, or cannot tell; 130 if it was interrupted. With "
+    "--json, stdout is one JSON document in all of these cases: the result, or an object with the key 'error'. "
+    "Progress and warnings go to stderr."
 )
 
 

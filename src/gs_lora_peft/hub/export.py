@@ -14,7 +14,15 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..compat import loaded_from, refuse_quantised, unwrapped
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, staged_folder
-from ..ledger import ForgettingLedger, empty_selection_reason, metric_of, not_forgotten, warn_not_forgotten
+from ..ledger import (
+    ForgettingLedger,
+    TaskEntry,
+    doubts,
+    empty_selection_reason,
+    metric_of,
+    not_forgotten,
+    warn_not_forgotten,
+)
 from ..reports import render_card
 from .card_metadata import is_on_hub, model_module
 from .client.calls import checked_repo_id, writing_api
@@ -22,7 +30,7 @@ from .client.commit import commit_folder, open_repository, was_always_new
 from .composite import CompositeReport, check_max_rank, write_composite
 from .fetch import resolve_run_folder
 from .install import check_free
-from .load import base_source, load_base_model, load_forgotten, model_source
+from .load import base_source, load_base_model, model_source, with_tasks_of
 from .withhold import coarse_audit
 
 
@@ -90,8 +98,9 @@ def merge_forgotten(
 ) -> Path:
     """Writes a full model that has forgotten: the base model with the tasks merged, its processor and a card.
 
-    A base model with an adapter still holds what was forgotten. This model, shared alone, does not: it has no weights
-    of the base model in the layers that the tasks change. It is stored as safetensors, sharded as by transformers,
+    From a base model with an adapter, the adapter can be taken off. From this model, shared alone, it cannot: it has
+    no weights of the base model in the layers that the tasks change. What attacks still get back from it depends on
+    the recipe, see [`audit_run`]. It is stored as safetensors, sharded as by transformers,
     loads with `AutoModelFor...`, and is bit-equal to the model of the live run. A warning and the card name the tasks
     that did not forget.
 
@@ -151,7 +160,7 @@ def merge_forgotten(
         model = copy.deepcopy(base_model)
     else:
         model = load_base_model(ledger, source, token=token)
-    merged: Any = load_forgotten(model, folder, tasks=names, merge=True)
+    merged: Any = with_tasks_of(model, ledger, names, merge=True)
     with staged_folder(out) as staged:
         merged.save_pretrained(staged)
         processor = processing_class or _processor(ledger, source, token)
@@ -184,6 +193,11 @@ def _processor(ledger: ForgettingLedger, source: str, token: str | bool | None) 
         return None
 
 
+def _is_scored(entry: TaskEntry) -> bool:
+    """Whether the ledger has a score of the classes to forget after the task."""
+    return entry.scores.get("after", {}).get(metric_of(entry).key("forget")) is not None
+
+
 def _card(ledger: ForgettingLedger, model_class: str, names: Sequence[str], repo: str | None, out: Path) -> ModelCard:
     base = ledger.base_model.get("name_or_path")
     on_hub = bool(ledger.base_model.get("revision")) and is_on_hub(ledger.base_model)
@@ -201,7 +215,8 @@ def _card(ledger: ForgettingLedger, model_class: str, names: Sequence[str], repo
         count=len(names),
         measure=metric_of(*ledger.tasks),
         audit=coarse_audit(ledger.audit) if ledger.audit and ledger.audit["tasks"] == list(names) else None,
-        not_forgotten=not_forgotten(ledger, tasks=names, withheld=True),
+        measured=all(_is_scored(entry) for entry in ledger.select(names)),
+        remarks=[line for find in (not_forgotten, doubts) for line in find(ledger, tasks=names, withheld=True)],
         model_class=model_class,
         model_module=model_module(model_class),
         repo=repo or out.name,

@@ -26,7 +26,7 @@ from ..adapters import (
 from ..compat import refuse_quantised, refuse_unreadable, unwrapped
 from ..errors import InvalidInputError
 from ..io import StrPath
-from ..ledger import ForgettingLedger
+from ..ledger import ForgettingLedger, warn_not_forgotten
 from .client.download import as_folder_or_repo, find_source
 from .fetch import resolve_run_folder
 
@@ -43,6 +43,8 @@ def load_forgotten(
     token: str | bool | None = None,
 ) -> nn.Module:
     """Loads a model as it was after some of its forgetting tasks. Ledger, files and base weights are checked first.
+
+    A warning names the tasks that did not forget, by the scores in the ledger.
 
     Args:
         base_model (`transformers.PreTrainedModel`):
@@ -80,15 +82,38 @@ def load_forgotten(
     folder = resolve_run_folder(repo_or_folder, tasks=tasks, revision=revision, token=token)
     with _garbage_left():
         ledger = ForgettingLedger.load(folder)
-        changes = read_changes(ledger, tasks, each=False)
-        ledger.check_base(model_identity(base_model))
-        check_changes(base_model, changes)
-        adapters = [change for change in changes if isinstance(change, TaskAdapter)]
-        if merge or not adapters or len(adapters) < len(changes):
-            if changes:
-                refuse_quantised(base_model)
-            return merge_changes(base_model, changes).eval()
-        return attach_adapters(base_model.eval(), adapters)
+        model = with_tasks_of(base_model, ledger, tasks, merge=merge)
+    warn_not_forgotten(ledger, tasks)
+    return model
+
+
+def with_tasks_of(
+    base_model: PreTrainedModel, ledger: ForgettingLedger, tasks: int | Sequence[str] | None, *, merge: bool
+) -> nn.Module:
+    """Returns the model with tasks of a ledger, as [`load_forgotten`] does, without a warning.
+
+    Args:
+        base_model (`transformers.PreTrainedModel`):
+            The model, without adapters. It is changed in place.
+        ledger ([`ForgettingLedger`]):
+            The ledger, beside whose file are those of the tasks.
+        tasks (`int` or `Sequence[str]`, *optional*):
+            As in [`load_forgotten`].
+        merge (`bool`):
+            As in [`load_forgotten`].
+
+    Raises:
+        LedgerError: As in [`load_forgotten`].
+    """
+    changes = read_changes(ledger, tasks, each=False)
+    ledger.check_base(model_identity(base_model))
+    check_changes(base_model, changes)
+    adapters = [change for change in changes if isinstance(change, TaskAdapter)]
+    if merge or not adapters or len(adapters) < len(changes):
+        if changes:
+            refuse_quantised(base_model)
+        return merge_changes(base_model, changes).eval()
+    return attach_adapters(base_model.eval(), adapters)
 
 
 @contextmanager

@@ -35,9 +35,8 @@ _NAMES_SHOWN = 3
 _WITHHELD, _UNNAMED = "the withheld classes", "its classes"
 
 _REMEDY = (
-    "To forget more, raise num_train_epochs, learning_rate, the rank r, forget_weight or forget_bound, or lower "
-    'sparsity_weight. Then repeat the request: forgetter.redo("{name}"), or `gs-lora redo`. If this score is '
-    "low enough for you, raise max_forget_accuracy and run the same requests again; this trains nothing."
+    'To forget more, {changes}. Then repeat the request: forgetter.redo("{name}"), or `gs-lora redo`. If this score '
+    "is low enough for you, raise max_forget_accuracy and run the same requests again; this trains nothing."
 )
 
 _BASE = {
@@ -139,7 +138,7 @@ def warn_after(ledger: ForgettingLedger, tasks: Sequence[str]) -> None:
         name = state.entry.name
         if state.forgotten is False and (name in tasks or (state.came_back and state.measured_after in tasks)):
             (sentence,) = not_forgotten(ledger, tasks=[name], withheld=True)
-            logger.warning("%s %s", sentence.replace(_WITHHELD, _UNNAMED), _REMEDY.format(name=name))
+            logger.warning("%s %s", sentence.replace(_WITHHELD, _UNNAMED), _remedy(state.entry))
         if state.entry.outcome is not None and state.entry.forgotten is None and name in tasks:
             logger.warning("%s", doubts(ledger, tasks=[name], withheld=True)[0].replace(_WITHHELD, _UNNAMED))
 
@@ -321,6 +320,26 @@ def _scored_on(entries: Sequence[TaskEntry]) -> str:
 
 def _shortened(text: str, limit: int = 30) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _remedy(entry: TaskEntry) -> str:
+    """Returns what may forget more: settings that the ledger records, because they act with the task's method."""
+    training, method = (entry.settings.get(part) or {} for part in ("training", "method"))
+    steps = "max_steps" if (training.get("max_steps") or 0) > 0 else "num_train_epochs"
+    takes_steps = entry.sizes.get("steps") != 0
+    weights = [name for name in ("forget_weight", "forget_bound") if name in training]
+    raised = [*([steps, "learning_rate"] if takes_steps else []), *(["the rank r"] * ("config" in entry.settings))]
+    raised += weights
+    changes = [f"raise {_either(raised)}"] if raised else []
+    if training.get("sparsity") in ("proximal", "penalty") and "sparsity_weight" in training:
+        changes.append("lower sparsity_weight")
+    if own := [name for name, value in method.items() if name != "name" and not isinstance(value, bool)]:
+        changes.append(f"change {_either(own)} of the method {method['name']!r}")
+    return _REMEDY.format(changes=", or ".join(changes) or "use another method", name=entry.name)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 class _Words:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..training import Method, Trained, TrainedWeights
+from ..training import LOSS_OPTIONS, Method, Trained, TrainedWeights
 from ..tuner import find_ffn_blocks
 
 
@@ -18,8 +18,8 @@ class FFNFinetuning(Method):
 
     Layers, batches and losses are those of GS-LoRA, so that a comparison shows the effect of low rank and sparsity.
     The losses leave out classes without data, as with GS-LoRA, but no distillation holds these classes. The model
-    changes in place, without an adapter to remove, store or share. The options of sparsity have no effect. Weights
-    need a smaller learning rate than LoRA factors.
+    changes in place, without an adapter to remove, store or share. Weights need a smaller learning rate than LoRA
+    factors.
 
     Raises:
         NoFFNFoundError: If no feed-forward is found in the model.
@@ -27,6 +27,8 @@ class FFNFinetuning(Method):
 
     name = "ffn"
     trains = "weights"
+    # The earlier model, which they compare with, is gone when weights train.
+    reads = frozenset(name for name in LOSS_OPTIONS if not name.startswith(("depth_", "distillation_")))
     # No source: a usual rate for AdamW on weights, where the default is one for LoRA factors.
     published: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3}
 

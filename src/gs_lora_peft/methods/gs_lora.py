@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
 from ..objectives import Objective, ObjectiveOutput
-from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method, TrainedAdapter
+from ..training import GROUP_OPTIONS, LOSS_OPTIONS, ForgettingTrainer, GSLoraTrainingArguments, Method, TrainedAdapter
 from ..tuner import LoraGroups
 from .selection import gains, gains_for_their_cost, keep_best, number_to_keep
 from .sparsity import EMACallback, SparsityCallback
@@ -31,10 +31,8 @@ class GSLora(Method):
 
     name = "gs_lora"
     trains = "adapter"
+    reads = LOSS_OPTIONS | GROUP_OPTIONS
     title = "GS-LoRA, https://arxiv.org/abs/2403.11530"
-
-    def check(self, args: GSLoraTrainingArguments) -> None:
-        """Obeys all of them."""
 
     @property
     def groups(self) -> LoraGroups:

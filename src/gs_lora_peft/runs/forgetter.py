@@ -16,10 +16,11 @@ from ..data import check_given_labels, check_pictures, check_sampling, default_c
 from ..errors import PrivateInputError
 from ..hub import fetch_to_continue
 from ..ledger import WORK_FOLDER, ForgetRequest, ForgettingLedger, TaskEntry
-from ..training import GSLoraTrainingArguments, Method, adapter_of_recipe, check_types, shard_if_asked
+from ..methods import GSLora, get_method
+from ..training import GSLoraTrainingArguments, Method, check_types, shard_if_asked
 from ..tuner import GSLoraConfig
 from .folder import load_or_create_ledger, run_on_main
-from .recipe import Recipe, recorded_config, warn_not_pushed
+from .recipe import Recipe, config_for, recorded_config, warn_not_pushed
 from .revocation import RevocableRun
 from .scores import Scores
 from .settings import data_settings, refuse_other_settings
@@ -87,7 +88,7 @@ class ContinualForgetter(RevocableRun):
             Callbacks of every trainer. Those with a state, such as `EarlyStoppingCallback`, start fresh for each task.
         method ([`Method`] or `str`, *optional*):
             The method, or its name, see [`get_method`]; by default GS-LoRA. One that trains weights of the model
-            itself leaves their new values instead of an adapter ([`WeightDifference`]); `config` has no effect then.
+            itself leaves their new values instead of an adapter ([`WeightDifference`]), and takes no `config`.
 
     Attributes:
         model (`transformers.PreTrainedModel`):
@@ -135,7 +136,8 @@ class ContinualForgetter(RevocableRun):
         self.folder = checked_folder(folder)
         args = GSLoraTrainingArguments(output_dir=str(self.folder / WORK_FOLDER)) if args is None else args
         check_types(args=args)
-        config = adapter_of_recipe(args.recipe) if config is None else config
+        method = get_method(GSLora.name if method is None else method)
+        config = config_for(method, args, config)
         check_types(
             base_model=base_model,
             config=config,
@@ -160,7 +162,7 @@ class ContinualForgetter(RevocableRun):
             missing_classes=missing_classes,
             augment=augment,
             callbacks=callbacks,
-            method="gs_lora" if method is None else method,
+            method=method,
         )
         if self.recipe.trains_weights:
             refuse_quantised(base_model)
@@ -224,7 +226,7 @@ class ContinualForgetter(RevocableRun):
             ConnectionError: If the Hub is out of reach. The call can be repeated.
         """
         run_folder = run_on_main(lambda: fetch_to_continue(repo_id, folder, revision=revision, token=token))
-        if kwargs.get("config") is None:
+        if kwargs.get("config") is None and get_method(kwargs.get("method") or GSLora.name).trains != "weights":
             kwargs["config"] = recorded_config(ForgettingLedger.load(run_folder))
         return cls(base_model, dataset, run_folder, **kwargs)
 

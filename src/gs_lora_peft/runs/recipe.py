@@ -19,21 +19,23 @@ from ..data import ForgettingSplit, split_dataset
 from ..errors import InvalidInputError, short
 from ..ledger import ForgettingLedger, InvalidLedgerError, plain_json
 from ..methods import GSLora, get_method
-from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method
+from ..training import ForgettingTrainer, GSLoraTrainingArguments, Method, adapter_of_recipe, unread_options
 from ..tuner import GSLoraConfig, is_quick
 from .settings import function_name, processor_identity
 
-# Settings that affect the trained weights. Paths, logging and settings of the machine are not recorded.
+# Settings that affect the trained weights. Not recorded: paths, logging, settings of the machine, and what changes
+# weights by rounding alone (full_determinism, tf32, gradient_checkpointing, torch_compile, use_liger_kernel).
 _TRANSFORMERS_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps",
+    "neftune_noise_alpha", "optim_target_modules", "auto_find_batch_size",
     "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "load_best_model_at_end",
     "metric_for_best_model", "greater_is_better", "seed", "data_seed", "bf16", "fp16",
 )  # fmt: skip
+# Which checkpoints the best one is chosen from.
+_BEST_OF = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps")
 
 
-# Options of sparsity and of the moving average, which act with GS-LoRA only.
-_GS_LORA_PREFIXES = ("sparsity", "ema_")
 # Settings that only affect the outcome, which records them. They may change when a run is resumed.
 _OUTCOME_SETTINGS = ("max_forget_accuracy",)
 
@@ -75,7 +77,7 @@ class Recipe:
             The method, or its name; by default GS-LoRA.
 
     Raises:
-        InvalidInputError: If the adapter's initialisation needs data.
+        InvalidInputError: If the adapter's initialisation needs data, or the method does not read one of `args`.
     """
 
     config: GSLoraConfig
@@ -93,6 +95,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.method = get_method(self.method)
+        self.method.check(self.args)
         if self.config.init_lora_weights == "eva":
             raise InvalidInputError(
                 "init_lora_weights",
@@ -185,14 +188,19 @@ class Recipe:
         finally:
             self.args = before
 
+    def _spread(self) -> dict[str, Any]:
+        """How batches are spread over processes."""
+        own: Any = self.args.accelerator_config
+        return {"num_processes": self.args.world_size, "split_batches": own.split_batches}
+
     def settings(self) -> dict[str, Any]:
         """Returns the record of the settings: `training`, `data`, `config` (adapters), and `method` unless GS-LoRA."""
         method = get_method(self.method)
-        excluded = {*_OUTCOME_SETTINGS, *(item.name for item in fields(TrainingArguments))}
-        names = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in excluded]
-        inactive = () if isinstance(method, GSLora) else _GS_LORA_PREFIXES
-        own = [name for name in names if not name.startswith(inactive)]
-        training = {name: getattr(self.args, name) for name in (*own, *_TRANSFORMERS_SETTINGS)}
+        inherited = (item.name for item in fields(TrainingArguments))
+        excluded = {*_OUTCOME_SETTINGS, *inherited, *unread_options(method.reads)}
+        own = [item.name for item in fields(GSLoraTrainingArguments) if item.name not in excluded]
+        best = _BEST_OF if self.args.load_best_model_at_end else ()
+        training = {name: getattr(self.args, name) for name in (*own, *_TRANSFORMERS_SETTINGS, *best)}
         data = {
             "replay_ratio": self.replay_ratio,
             "shots": self.shots,
@@ -202,12 +210,26 @@ class Recipe:
         }
         values = {
             **({} if self.trains_weights else {"config": adapter_settings(self.config)}),
-            "training": {**training, "num_processes": self.args.world_size},
+            "training": {**training, **self._spread()},
             "data": data,
         }
         if method.name != GSLora.name:
             values["method"] = method.settings()
         return plain_json(values, "settings")
+
+
+def config_for(method: Method, args: GSLoraTrainingArguments, given: GSLoraConfig | None) -> GSLoraConfig:
+    """Returns the configuration of the adapters of a run: the given one, or that of the recipe.
+
+    Raises:
+        InvalidInputError: If one is given, and the method trains weights of the model instead of adapters.
+    """
+    if given is None:
+        return adapter_of_recipe(args.recipe)
+    if method.trains == "weights":
+        expected = f"None: the method {method.name!r} trains weights of the model and makes no adapter"
+        raise InvalidInputError("config", given, expected, "Leave it out.")
+    return given
 
 
 def adapter_settings(config: GSLoraConfig) -> dict[str, Any]:

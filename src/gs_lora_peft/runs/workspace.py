@@ -239,8 +239,8 @@ def _differences(found: Any, wanted: Any, name: str = "") -> Differences:
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = dict.fromkeys([*wanted, *found])
         skipped = [] if name else ["request", "started_at", "classes", "redoes"]
-        if name == "settings.data":  # older versions did not record all of it
-            skipped = [key for key in keys if key not in found]
+        if name in ("settings.data", "settings.training"):  # versions differ in what they record
+            skipped = [key for key in keys if key not in found or key not in wanted]
         different: Differences = {}
         for key in keys:
             if key not in skipped:

@@ -54,9 +54,9 @@ class GSLoraTrainingArguments(TrainingArguments):
         recipe (`"fast"` or `"deep"`, *optional*, defaults to `"fast"`):
             `"fast"`: the defaults here. The head no longer answers with the classes; few images bring them back.
             `"deep"`: `depth_weight=5`, `depth_retain_weight=5`, `sparsity="none"` and `num_train_epochs=6`, each
-            unless it is set; and where a [`ContinualForgetter`] or a script makes
-            the adapter, `r=32` and `lora_alpha=32`. The states of every block then say no more of the classes than
-            those of a model that never saw them (docs/audit.md).
+            unless it is set; and where a [`ContinualForgetter`] or a script makes the adapter, `r=32` and
+            `lora_alpha=32`. On digits, most attacks then get no more back than from a retrained model. Faces need
+            other settings, detectors `block_pattern="decoder"` (docs/audit.md).
         forget_weight (`float`, *optional*, defaults to 0.1):
             β, weight of the forgetting term. Not negative.
         forget_loss (`"log_odds"` or `"cross_entropy"`, *optional*, defaults to `"log_odds"`):

@@ -20,7 +20,7 @@ from ..data import NamedRows
 from ..errors import InvalidInputError
 from ..objectives import Objective
 from .arguments import GSLoraTrainingArguments
-from .method import Method, TaskTrainer
+from .method import TaskTrainer
 from .samples.batches import ColumnFilter
 
 _PADDING = -100  # the Trainer's, where batches differ in their second dimension
@@ -134,7 +134,6 @@ def _kept_precision(model: Any) -> Iterator[None]:
 class ForgettingEvaluation(ObjectiveEvaluation, TaskTrainer):
     """The part of [`ForgettingTrainer`] that computes scores by role of the class."""
 
-    method: Method
     _evaluating = "eval"  # prefix of the metrics that are being computed
     _batches: tuple[EvalLoopContainer, EvalLoopContainer]
 
@@ -235,8 +234,6 @@ def _joined(batches: Any) -> Any:
 
 class AdapterSearch(TaskTrainer):
     """The part of [`ForgettingTrainer`] that works with `model_init`."""
-
-    method: Method
 
     def _take(self, model: nn.Module) -> None:
         raise NotImplementedError

@@ -218,10 +218,9 @@ class NonFiniteCallback(TrainerCallback):
             )
         else:
             where = "these samples" if quantities[0] in ("retain_loss", "forget_loss") else "the samples"
-            advice = (
-                f"Lower `learning_rate` (now {args.learning_rate}) or `forget_weight` (now {args.forget_weight}), or "
-                f"look for broken values in {where}."
-            )
+            reads = "forget_weight" in trainer.method.reads
+            weight = f" or `forget_weight` (now {args.forget_weight})" if reads else ""
+            advice = f"Lower `learning_rate` (now {args.learning_rate}){weight}, or look for broken values in {where}."
         return NonFiniteLossError(step, quantities, folder, advice, broken)
 
 

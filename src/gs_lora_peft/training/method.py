@@ -18,6 +18,7 @@ from ..errors import InvalidInputError
 from ..objectives import LossMeter, Objective, ObjectiveOutput, logits_of, objective_for
 from ..roles import ClassRoles
 from .arguments import GSLoraTrainingArguments
+from .reading import LOSS_OPTIONS, check_read
 from .trained import Trained, TrainedAdapter, TrainedWeights
 
 Half = Literal["retain", "forget"]
@@ -95,6 +96,9 @@ class Method(TrainerCallback):
             `"weights"` leave the new values of the weights that changed, and all others a LoRA adapter.
         takes_steps (`bool`):
             `False` for a method that edits the weights in `on_train_begin` and does not train.
+        reads (`frozenset[str]`):
+            Its options among `LOSS_OPTIONS` and `GROUP_OPTIONS`; others must have their defaults. By default those of
+            the loss; none if it overrides [`~Method.loss`] (one that uses `output.loss` sets it) or takes no steps.
         title (`str`):
             Its name on model cards; by default `name`.
         published (`Mapping[str, Any]`):
@@ -140,6 +144,7 @@ class Method(TrainerCallback):
     name: ClassVar[str]
     trains: ClassVar[Literal["any", "adapter", "weights"]] = "any"
     takes_steps: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = LOSS_OPTIONS
     title: ClassVar[str] = ""
     published: ClassVar[Mapping[str, Any]] = {}
     adapter: ClassVar[Mapping[str, Any]] = {}
@@ -148,22 +153,21 @@ class Method(TrainerCallback):
     earlier: Sequence[Mapping[str, Tensor]] = dataclasses.field(init=False, repr=False, compare=False, default=())
     trainer: TaskTrainer = dataclasses.field(init=False, repr=False, compare=False)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        has_own_loss = "loss" in vars(cls) and getattr(super(cls, cls), "loss", None) is Method.loss
+        if "reads" not in vars(cls) and (has_own_loss or vars(cls).get("takes_steps") is False):
+            cls.reads = frozenset()
+
     # What trains, and on which loss
 
     def check(self, args: GSLoraTrainingArguments) -> None:
-        """Checks that the method can obey the arguments, before any data is read; by default refuses `ema_decay`.
-
-        Args:
-            args ([`GSLoraTrainingArguments`]):
-                The arguments of the trainer.
+        """Checks that the method can obey the arguments of the trainer, before any data is read.
 
         Raises:
-            InvalidInputError: If it cannot obey one of them.
+            InvalidInputError: If it cannot; by default if one is set that it does not read, see `reads`.
         """
-        if args.ema_decay:
-            raise InvalidInputError(
-                "ema_decay", args.ema_decay, f"0: the method {self.name!r} keeps no moving average", "Leave it out."
-            )
+        check_read(args, self.reads, self.name)
 
     def take(self, model: nn.Module) -> Trained:
         """Chooses what trains in a model and freezes the rest.
@@ -370,6 +374,7 @@ class TaskTrainer(Trainer):
 
     args: GSLoraTrainingArguments
     model: nn.Module
+    method: Method
     train_dataset: PairedDataset
     trained: Trained
     task_objective: Objective

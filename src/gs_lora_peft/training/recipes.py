@@ -35,6 +35,11 @@ def apply_recipe(args: TrainingArguments, recipe: RecipeName) -> None:
             setattr(args, name, value)
 
 
+def default_of(name: str, recipe: RecipeName) -> Any:
+    """Returns the value of an option that is `None` until a recipe sets it."""
+    return _TRAINING[recipe][name]
+
+
 def check_needed(args: Any) -> None:
     """Checks that options which act only beside others have them.
 

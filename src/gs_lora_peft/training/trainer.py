@@ -27,14 +27,7 @@ from ..io import as_path
 from ..objectives import LossMeter, Objective, ObjectiveOutput, kind_of
 from .arguments import GSLoraTrainingArguments
 from .checkpoints import load_adapters, load_weights, read_state, whole_checkpoint, write_state
-from .checks import (
-    check_arguments,
-    check_evaluation,
-    check_model,
-    check_types,
-    classes_of_task,
-    roles_of_task,
-)
+from .checks import check_arguments, check_evaluation, check_model, check_types, classes_of_task, roles_of_task
 from .evaluation import AdapterSearch, ForgettingEvaluation
 from .gradients import (
     GradientCallback,
@@ -51,6 +44,7 @@ from .method import Method
 from .prefix.running import FrozenPrefix
 from .processes.replicated import ReplicatedTraining, shard_if_asked
 from .publishing import AdapterPublishing, check_publishing
+from .reading import warn_not_held
 from .samples.batches import (
     PairedBatches,
     PreparationCallback,
@@ -181,6 +175,7 @@ class ForgettingTrainer(
         others = old_classes, missing_classes
         classes = classes_of_task(forget_dataset, retain_dataset, label_column, model, forget_classes, *others)
         self.roles = roles_of_task(model, *classes, old_classes, missing_classes)
+        warn_not_held(self.roles.missing, method.reads, method.name)
         self._take(model)
         check_publishing(args, self.method, self.trained)
         if args.validation_fraction > 0 and eval_dataset is None:

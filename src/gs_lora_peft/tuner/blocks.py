@@ -47,7 +47,8 @@ def find_ffn_blocks(
 
     Raises:
         NoFFNFoundError: If none can be found. The message says why, and what to set instead.
-        InvalidInputError: If a pattern is not a regular expression, or if no block is left.
+        InvalidInputError: If a pattern is not a regular expression, if `exclude_blocks` leaves nothing out, or if no
+            block is left.
 
     Warns:
         UserWarning: If some experts are fused into 3-D parameters, which are not Linears.
@@ -88,8 +89,8 @@ def find_attention_blocks(
 
     Raises:
         InvalidInputError: If there is no attention with Linear projections, if the attention of a selected block is an
-            `nn.MultiheadAttention` (whose q, k and v are one parameter), if a pattern is not a regular expression, or
-            if no block is left.
+            `nn.MultiheadAttention` (whose q, k and v are one parameter), if a pattern is not a regular expression, if
+            `exclude_blocks` leaves nothing out, or if no block is left.
     """
     nodes = read_structure(model)
     blocks = search_blocks(nodes)
@@ -196,11 +197,12 @@ def _select(
 ) -> dict[str, list[str]]:
     keep = None if block_pattern is None else compiled_pattern(block_pattern, "block_pattern")
     drop = None if exclude_blocks is None else compiled_pattern(exclude_blocks, "exclude_blocks")
-    selected = {
-        block: linears
-        for block, linears in found.items()
-        if (keep is None or keep.search(block)) and not (drop is not None and drop.search(block))
-    }
+    kept = {block: linears for block, linears in found.items() if keep is None or keep.search(block)}
+    selected = {block: linears for block, linears in kept.items() if drop is None or not drop.search(block)}
+    if drop is not None and kept and len(selected) == len(kept):
+        beside = "" if keep is None else f" that match block_pattern={block_pattern!r}"
+        expected = f"a pattern that is found in at least one of the blocks{beside}: {_some(list(kept))}"
+        raise InvalidInputError("exclude_blocks", exclude_blocks, expected, "Leave it out, or correct it.")
     if not selected:
         name, pattern = ("exclude_blocks", exclude_blocks) if keep is None else ("block_pattern", block_pattern)
         beside = "" if keep is None or drop is None else f", with exclude_blocks={exclude_blocks!r},"

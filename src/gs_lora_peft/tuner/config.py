@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from peft import LoraConfig, PeftType
+from peft.tuners.lora import LoraRuntimeConfig
 from pydantic import AfterValidator, Field, Strict
 
 from ..checking import BelowOne, Count, Number, Whole, check_fields, checked
@@ -60,6 +61,12 @@ _REFUSED = {
     "monteclora_config": "MonteCLoRA trains a sampler in every layer, which is part of no group, and needs a term of "
     "its own in the loss",
     "use_bdlora": "block-diagonal LoRA matrices are not part of the plain LoRA form",
+}
+
+# Options of `LoraConfig` that act only beside another one: their default there, and what they need.
+_INEFFECTIVE: dict[str, tuple[Any, str]] = {
+    "qalora_group_size": (LoraConfig.qalora_group_size, "`use_qalora`, which GS-LoRA does not have"),
+    "runtime_config": (LoraRuntimeConfig(), "`use_dora`, which GS-LoRA does not have"),
 }
 
 # These leave the base weights alone. `False` starts B at random, as PEFT does to test an adapter. "gaussian" and
@@ -165,7 +172,8 @@ class GSLoraConfig(LoraConfig):
             with the export as plain LoRA (DoRA, bias training, `modules_to_save` and the task types that imply it,
             initialisations that change base weights, layer replication, …), if a rank is below 1, if `lora_alpha` is 0
             or not finite, if `lora_dropout` is outside [0, 1), if a pattern is not a regular expression, or if
-            `layers_to_transform` is combined with a keyword (use `block_pattern`).
+            `layers_to_transform` is combined with a keyword (use `block_pattern`), or if an option acts only beside
+            another one that is not set. When a model is adapted: if `exclude_blocks` leaves nothing out.
 
     A process that has not imported this package can unpickle a configuration, or a model with one: unpickling imports
     the package. It cannot read a saved `adapter_config.json`, because PEFT looks up the type by name. Share the form
@@ -216,6 +224,7 @@ class GSLoraConfig(LoraConfig):
         self.resolved_from = None  # the value of `target_modules` knows it; `to_dict` writes it
         # Before PEFT's own checks, which drop some of these options with a warning.
         check_plain_lora(vars(self))
+        self._check_effects()
         if self.task_type in HEAD_TRAINING_TASKS:
             raise InvalidInputError(
                 "task_type",
@@ -258,6 +267,16 @@ class GSLoraConfig(LoraConfig):
             # PEFT has replaced the keyword by names (EVA does), to which all restrictions have been applied.
             values["block_pattern"] = values["exclude_blocks"] = None
         return values
+
+    def _check_effects(self) -> None:
+        """Refuses options that would do nothing."""
+        needs = dict(_INEFFECTIVE)
+        if self.init_lora_weights != "eva":
+            needs["eva_config"] = (None, "`init_lora_weights='eva'`")
+        for name, (default, needed) in needs.items():
+            if (value := getattr(self, name)) not in (None, default):
+                expected = f"{default!r}, its default: it acts only with {needed}"
+                raise InvalidInputError(name, value, expected, "Leave it out.")
 
     def _check_targets(self) -> None:
         for name in ("block_pattern", "exclude_blocks"):

@@ -161,7 +161,7 @@ def test_another_objective_is_refused(tmp_path):
     data = {"forget_dataset": forget_set(), "retain_dataset": retain_set()}
     objective = ClassificationObjective(0.1, "auto")
     trainer = ForgettingTrainer(
-        peft_vit(), arguments(tmp_path), method=get_method("fg_oriu"), objective=objective, **data
+        peft_vit(), arguments(tmp_path, "fg_oriu"), method=get_method("fg_oriu"), objective=objective, **data
     )
     with refused("objective", "ClassificationObjective"):
         trainer.train()

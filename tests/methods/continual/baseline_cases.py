@@ -16,7 +16,7 @@ from gs_lora_peft.training import ForgettingTrainer
 def trainer_of(method: Any, model: Any, folder: Any, **changes: Any) -> ForgettingTrainer:
     settings = {"num_train_epochs": 6, "learning_rate": 5e-3, "weight_decay": 0.0, **changes}
     data = {"forget_dataset": forget_set(), "retain_dataset": retain_set(), "eval_dataset": scoring_set()}
-    return ForgettingTrainer(model, arguments(folder, **settings), method=method, **data)
+    return ForgettingTrainer(model, arguments(folder, method, **settings), method=method, **data)
 
 
 def scores_after(method: Any, model: Any, folder: Any, **changes: Any) -> tuple[float, float]:

@@ -112,7 +112,7 @@ def test_retraining_is_refused_where_samples_to_forget_would_leave_a_trace(tmp_p
 def test_published_arguments_and_the_space_can_be_used(tmp_path, name):
     """Names of arguments that exist, and hyper-parameters in their range."""
     method = get_method(name)
-    args = arguments(tmp_path, **method.published)
+    args = arguments(tmp_path, method, **method.published)
     assert args.learning_rate == method.published["learning_rate"]
     for field, values in method.space.items():
         assert len(values) == 3

@@ -26,7 +26,7 @@ class Learning(Method):
 def learned(build, folder):
     model = build()
     data = {"forget_dataset": forget_set(), "retain_dataset": retain_set()}
-    ForgettingTrainer(model, arguments(folder), method=Learning(), **data).train()
+    ForgettingTrainer(model, arguments(folder, Learning()), method=Learning(), **data).train()
     return model
 
 

@@ -95,7 +95,7 @@ def test_text_is_refused(tmp_path):
     retain, forget = (
         Dataset.from_dict({**rows, "label": labels}).with_format("torch") for labels in ([0, 1, 2] * 2, [3] * 6)
     )
-    args = arguments(tmp_path)
+    args = arguments(tmp_path, "unsir")
     trainer = ForgettingTrainer(model, args, method=get_method("unsir"), forget_dataset=forget, retain_dataset=retain)
     with refused("the inputs of the model", ["attention_mask", "input_ids"]):
         trainer.train()

@@ -133,5 +133,5 @@ def test_values_out_of_range_are_refused(name, field, value):
 def test_a_penalty_that_never_acts_is_refused(tmp_path):
     """Without a penalty in any epoch it would be fine-tuning under another name."""
     with refused("no_l1_epochs", 3):
-        get_method("l1_sparse", no_l1_epochs=3).check(arguments(tmp_path, num_train_epochs=3))
-    get_method("l1_sparse", no_l1_epochs=3).check(arguments(tmp_path, num_train_epochs=4))
+        get_method("l1_sparse", no_l1_epochs=3).check(arguments(tmp_path, "l1_sparse", num_train_epochs=3))
+    get_method("l1_sparse", no_l1_epochs=3).check(arguments(tmp_path, "l1_sparse", num_train_epochs=4))

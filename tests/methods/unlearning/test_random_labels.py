@@ -16,7 +16,7 @@ from gs_lora_peft.training import ForgettingTrainer
 def trainer_of(method, model, folder, **changes):
     settings = {"eval_strategy": "epoch", "num_train_epochs": 10, "learning_rate": 5e-3, **changes}
     data = {"forget_dataset": forget_set(), "retain_dataset": retain_set(), "eval_dataset": scoring_set()}
-    return ForgettingTrainer(model, arguments(folder, **settings), method=method, **data)
+    return ForgettingTrainer(model, arguments(folder, method, **settings), method=method, **data)
 
 
 def last_scores(trainer):

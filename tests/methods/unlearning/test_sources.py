@@ -11,7 +11,7 @@ NAMES = [name for name, place in METHODS.items() if ".unlearning." in place]
 @pytest.mark.parametrize("name", NAMES)
 def test_published_arguments_are_accepted(tmp_path, name):
     """A misspelt one, or an optimizer that does not exist, shows here."""
-    args = arguments(tmp_path, **get_method(name).published)
+    args = arguments(tmp_path, name, **get_method(name).published)
     for argument, value in get_method(name).published.items():
         assert getattr(args, argument) == value
 

@@ -11,7 +11,9 @@ from gs_lora_peft.training import ForgettingTrainer
 
 def trainer_of(name, model, folder, *, hyper=None, **settings):
     data = {"forget_dataset": forget_set(), "retain_dataset": retain_set()}
-    return ForgettingTrainer(model, arguments(folder, **settings), method=get_method(name, **(hyper or {})), **data)
+    return ForgettingTrainer(
+        model, arguments(folder, name, **settings), method=get_method(name, **(hyper or {})), **data
+    )
 
 
 def trained_scores(name, model, folder, *, hyper=None, **settings):
