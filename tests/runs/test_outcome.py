@@ -179,9 +179,12 @@ def test_labels_numbered_otherwise_are_noticed_before_training(base, data, tmp_p
     assert entry.scores["before"]["acc_forget"] <= entry.target
     assert entry.outcome["known_before"] is False
     (line,) = doubts(forgetter.ledger)
-    assert "task_001" in line and "cassowary" in line
+    assert "task_001" in line
+    assert "cassowary" in line
     before, after = line.split("cassowary")
-    assert before in seen[0] and after in seen[0] and "cassowary" not in seen[0]
+    assert before in seen[0]
+    assert after in seen[0]
+    assert "cassowary" not in seen[0]
     assert line in format_table(forgetter.ledger)
 
 
