@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, audit_models, audit_run
 from gs_lora_peft.audit import Attack, AuditReport, Measurement
 from gs_lora_peft.audit.auditing import Auditor
-from gs_lora_peft.audit.subjects import check_references
+from gs_lora_peft.audit.retraining.references import check_references
 from gs_lora_peft.ledger import InvalidLedgerError
 from gs_lora_peft.methods import get_method
 

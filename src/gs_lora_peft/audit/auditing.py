@@ -36,8 +36,9 @@ from .opening import open_run
 from .registry import get_attacks
 from .report import AuditReport
 from .results import SCHEMA, AttackResult, AuditedModel
+from .retraining.references import check_references
 from .samples import Samples
-from .subjects import Models, Subject, check_references, reference_subjects
+from .subjects import Models, Subject, reference_subjects
 
 PARTS_FOLDER = "parts"
 _IDENTIFYING_ROWS = 8
@@ -181,7 +182,7 @@ class Auditor:
 
     Raises:
         InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
-            model, a reference has another head or the weights of the original, or the name of an attack is unknown.
+            model, a reference has another head or the weights of the original or recognises a forgotten class, or the name of an attack is unknown.
     """
 
     def __init__(
