@@ -3,12 +3,11 @@
 import copy
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
-from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features
+from datasets import DatasetDict
 from errors import refused
-from transformers import ViTConfig, ViTForImageClassification
+from tiny_models import NAMES, model, rows
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, audit_models, audit_run
 from gs_lora_peft.audit import Attack, AuditReport, Measurement
@@ -17,31 +16,10 @@ from gs_lora_peft.audit.retraining.references import check_references
 from gs_lora_peft.ledger import InvalidLedgerError
 from gs_lora_peft.methods import get_method
 
-NAMES = ["quokka", "axolotl", "okapi", "tapir"]
-
-
-def rows(count, seed):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % len(NAMES)
-    pixels = rng.normal(size=(count, 1, 4, 4)).astype(np.float32) + labels[:, None, None, None]
-    features = Features({"pixel_values": Array3D((1, 4, 4), "float32"), "label": ClassLabel(names=NAMES)})
-    return Dataset.from_dict({"pixel_values": pixels, "label": labels}, features=features).with_format("torch")
-
 
 @pytest.fixture(scope="module")
 def dataset():
     return DatasetDict(train=rows(48, 0), test=rows(24, 1))
-
-
-def model(seed=0, num_labels=4):
-    torch.manual_seed(seed)
-    return ViTForImageClassification(
-        ViTConfig(
-            image_size=4, patch_size=2, num_channels=1, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=16, id2label=dict(enumerate(NAMES[:num_labels])),
-            label2id={name: index for index, name in enumerate(NAMES[:num_labels])},
-        )
-    ).eval()  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

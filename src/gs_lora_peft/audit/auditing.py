@@ -36,7 +36,7 @@ from .opening import open_run
 from .registry import get_attacks
 from .report import AuditReport
 from .results import SCHEMA, AttackResult, AuditedModel
-from .retraining.references import check_references
+from .retraining.references import check_references, check_weights
 from .samples import Samples
 from .subjects import Models, Subject, reference_subjects
 
@@ -182,7 +182,8 @@ class Auditor:
 
     Raises:
         InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
-            model, a reference has another head or the weights of the original or recognises a forgotten class, or the name of an attack is unknown.
+            model, a reference has another head, the weights of another model or knowledge of a forgotten class, or the
+            name of an attack is unknown.
     """
 
     def __init__(
@@ -262,16 +263,7 @@ class _Runner:
 
     def __post_init__(self) -> None:
         self.models = [AuditedModel(s.name, s.kind, s.fingerprint()) for s in self.subjects]
-        (forgotten,) = (model for model in self.models if model.kind == "forgotten")
-        seen = {self.models[0].fingerprint: "the original", forgotten.fingerprint: "the forgotten model"}
-        for model in (model for model in self.models if model.kind == "retrained"):
-            if model.fingerprint in seen:
-                twin = seen[model.fingerprint]
-                found = f"{model.name}, which has the weights of {twin}"
-                other = "trained with another seed" if twin.startswith("retrained") else "trained without the classes"
-                fix = f"Give one that was {other} (--retrain, `retrained_models`), or leave it out."
-                raise InvalidInputError("reference", found, "a model of its own weights", fix)
-            seen[model.fingerprint] = model.name
+        check_weights(*self.subjects[:2], self.subjects[2:], [model.fingerprint for model in self.models])
 
     def run(self, attacks: Sequence[Attack], disable_tqdm: bool) -> list[AttackResult]:
         results = []

@@ -67,8 +67,7 @@ class DetectorStates:
         return torch.cat(best).numpy()
 
     def answers(self) -> tuple[np.ndarray, np.ndarray]:
-        """What each annotated object is taken for: by the box on it (IoU 0.5) whose best category has the most
-        confidence.
+        """What each annotated object is taken for, by the most confident box on it (IoU 0.5).
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: The annotated categories and the answered ones, int64, shape `(objects,)`;

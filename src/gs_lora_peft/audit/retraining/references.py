@@ -1,4 +1,4 @@
-"""What a reference must be: a model that never learned the forgotten classes, as far as its answers show it."""
+"""What a reference must be: a model that never learned the forgotten classes, as far as weights and answers show."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from ...compat import is_foreign
 from ...errors import InvalidInputError
+from ...objectives import HeadRecorder, is_detector
 from ...roles import ClassRoles
 from ..attacks.detector_states import DetectorStates
 from ..samples import Samples
-from ..subjects import LOGITS, Subject
+from ..subjects import LOGITS, Subject, head_path
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,85 @@ class Answers:
 
 def _share(hits: np.ndarray) -> float:
     return float(hits.mean()) if len(hits) else 0.0
+
+
+def check_weights(
+    original: Subject, forgotten: Subject, references: Sequence[Subject], fingerprints: Sequence[str]
+) -> None:
+    """Checks by their weights that references are trainings of their own.
+
+    The forgotten model under another name, the original, or another run that forgot from the same base would make
+    everything look gone. They differ from it in a few tensors only. Refused is a reference whose class head has the
+    weights of the original, of the forgotten model or of another reference bit for bit, if a further tensor is equal
+    as well. A model that was trained without the classes has a head of its own, also above a frozen backbone that it
+    shares with the original; and one below a fixed head has a backbone of its own. Precision does not count, nor do
+    tensors that hold one value throughout, as a new bias does.
+
+    Not seen is a copy whose head was changed, too; [`check_references`] refuses it if it still answers.
+
+    Args:
+        original ([`Subject`]):
+            The model before anything was forgotten.
+        forgotten ([`Subject`]):
+            The model afterwards.
+        references (`Sequence[Subject]`):
+            The models. Random weights are not checked.
+        fingerprints (`Sequence[str]`):
+            The hashes of the weights of all of them, in this order.
+
+    Raises:
+        InvalidInputError: If one has the weights of another model.
+    """
+    seen = list(zip([original, forgotten], ["the original", "the forgotten model"], fingerprints[:2], strict=True))
+    for reference, fingerprint in zip(references, fingerprints[2:], strict=True):
+        if reference.kind != "retrained":
+            continue
+        for other, twin, hashed in seen:
+            if fingerprint == hashed:
+                found = f"{reference.name}, which has the weights of {twin}"
+            elif _has_head_of(reference.model, other.model):
+                found = f"{reference.name}, whose class head and more has the weights of {twin}"
+            else:
+                continue
+            own = "trained with another seed" if twin.startswith("retrained") else "trained without the classes"
+            fix = f"Give one that was {own} (--retrain, `retrained_models`), or leave it out."
+            raise InvalidInputError("reference", found, "a model of its own weights", fix)
+        seen.append((reference, reference.name, fingerprint))
+
+
+def _has_head_of(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have the same class head bit for bit, and a further tensor."""
+    others = dict(other.named_parameters())
+    head = _head_weights(model)
+    if not head or not all(_are_equal(weight, others.get(name)) for name, weight in head.items()):
+        return False
+    rest = (pair for pair in model.named_parameters() if pair[0] not in head)
+    return any(_are_equal(weight, others.get(name)) for name, weight in rest)
+
+
+def _head_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weight matrices of the class head by name; the last matrix of a model whose head is not known."""
+    matrices = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1}
+    if is_detector(model):
+        linears = {id(linear.weight) for linear in HeadRecorder(model).linears}
+        return {name: weight for name, weight in matrices.items() if id(weight) in linears}
+    path = head_path(model)
+    of_head = {name: weight for name, weight in matrices.items() if path and name.startswith(f"{path}.")}
+    return of_head or dict(list(matrices.items())[-1:])
+
+
+def _are_equal(weight: Tensor, other: Tensor | None) -> bool:
+    """Whether two weights that were learned are equal, as far as the coarser precision of both tells."""
+    if other is None or weight.shape != other.shape or any(map(_is_not_plain, (weight, other))):
+        return False
+    if bool((weight == weight.flatten()[:1]).all()):
+        return False
+    coarse = min(weight.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(weight.to(coarse), other.to(weight.device, coarse))
+
+
+def _is_not_plain(weight: Tensor) -> bool:
+    return is_foreign(weight) or not weight.is_floating_point()
 
 
 def check_references(original: Subject, references: Sequence[Subject], judge: Samples, roles: ClassRoles) -> None:
