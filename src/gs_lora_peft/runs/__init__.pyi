@@ -8,6 +8,7 @@ from .task import (
     library_versions as library_versions,
     training_curves as training_curves,
 )
+from .validation import names_of_head as names_of_head
 from .workspace import newest_checkpoint as newest_checkpoint
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Recipe",
     "adapter_settings",
     "library_versions",
+    "names_of_head",
     "newest_checkpoint",
     "peak_bytes",
     "predict",
