@@ -51,6 +51,23 @@ def test_an_audit_is_read_back(ledger):
     assert again.to_dict() == json.loads(ledger.path.read_text())
 
 
+def test_what_models_know_before_any_attack_is_read_back(ledger):
+    """Earlier versions did not record it."""
+    more = {"recognised": False, "kept": {"original": 97.5, "references": [20.0, 96.0]}}
+    with ledger.changes():
+        ledger.record_audit({**SUMMARY, **more, "recovered": None})
+    assert more.items() <= ForgettingLedger.load(ledger.folder).audit.items()
+    gap = {name: value for name, value in GAP.items() if name != "points"}
+    for wrong in (
+        {"recovery_gap": gap},
+        {"recognised": "yes"},
+        {"kept": {"original": 1.0}},
+        {"kept": {**more["kept"], "references": ["x"]}},
+    ):
+        with pytest.raises(InvalidLedgerError):
+            ledger.record_audit({**SUMMARY, **wrong})
+
+
 def test_without_an_audit_the_file_is_as_before(tmp_path):
     """Ledgers that earlier versions wrote have no such field, and get none."""
     ledger = ForgettingLedger.create(tmp_path, base_model=BASE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -36,9 +37,11 @@ from .opening import open_run
 from .registry import get_attacks
 from .report import AuditReport
 from .results import SCHEMA, AttackResult, AuditedModel
-from .retraining.references import check_references, check_weights
+from .retraining.references import check_references, check_weights, known
 from .samples import Samples
 from .subjects import Models, Subject, reference_subjects
+
+logger = logging.getLogger(__name__)
 
 PARTS_FOLDER = "parts"
 _IDENTIFYING_ROWS = 8
@@ -240,6 +243,9 @@ class Auditor:
         context, chosen = self.context, self.attacks
         runner = _Runner(context, [context.original, forgotten, *context.references], self.folder)
         check_references(context.original, context.references, context.judge, context.roles)
+        answers = known([context.original, *context.references], context.judge, context.roles)
+        for warning in AuditReport(runner.models, [], facts={"answers": answers}).warnings() if chosen else ():
+            logger.warning(warning)
         fitting = [attack for attack in chosen if attack.fits(context)]
         if chosen and not any(attack.judged != "shown" for attack in fitting):
             names = [attack.name for attack in chosen]
@@ -247,6 +253,7 @@ class Auditor:
             raise InvalidInputError("attacks", names, expected, "Leave it out.")
         facts = {
             **self.facts,
+            "answers": answers,
             "not_applicable": [attack.title for attack in chosen if attack not in fitting],
             "versions": library_versions(),
         }

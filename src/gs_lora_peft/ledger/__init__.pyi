@@ -3,6 +3,7 @@ from .audits import (
     audit_lines as audit_lines,
     audit_verdict as audit_verdict,
     outdated_audit as outdated_audit,
+    weak_reference as weak_reference,
 )
 from .entry import (
     CURVE_NAMES as CURVE_NAMES,
@@ -164,4 +165,5 @@ __all__ = [
     "warn_after",
     "warn_before",
     "warn_not_forgotten",
+    "weak_reference",
 ]

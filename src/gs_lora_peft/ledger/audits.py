@@ -37,6 +37,12 @@ class _Gap(BaseModel):
     judged: Literal["excess", "distance"] = "excess"
 
 
+class _Kept(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    original: Number
+    references: list[Number]
+
+
 class _Audit(BaseModel):
     model_config = ConfigDict(extra="allow")
     tasks: Annotated[list[TaskName], Field(min_length=1)]
@@ -44,6 +50,8 @@ class _Audit(BaseModel):
     recovered: Flag | None
     recovery_gap: _Gap | None
     noise: Number | None = None  # the largest gap of a reference over the others
+    recognised: Flag | None = None  # whether the original knows the forgotten classes in the data of the audit
+    kept: _Kept | None = None  # per cent of the kept samples that each model answers right
     reference: Literal["retrained", "random"]
     references: Count
     attacks: Names
@@ -89,6 +97,8 @@ def audit_verdict(
     reference: str,
     *,
     noise: float | None = None,
+    recognised: bool | None = None,
+    kept: Mapping[str, Any] | None = None,
     decimals: int = 1,
 ) -> str:
     """Returns the result of an audit as one plain sentence.
@@ -102,18 +112,57 @@ def audit_verdict(
             What the forgotten model is compared with.
         noise (`float`, *optional*):
             The largest gap of a reference over the others, in points.
+        recognised (`bool`, *optional*):
+            Whether the original recognises the forgotten classes in the data of the audit; `None`: not measured.
+        kept (`Mapping[str, Any]`, *optional*):
+            Per cent of the kept samples that are answered right: `original`, and `references`, a list. A reference
+            that knows less than half of what the original does is named.
         decimals (`int`, *optional*, defaults to 1):
             Decimals of the points.
     """
     if gap is None:
         return "Nothing was judged: no attack applies to this model and data."
+    sentence = _sentence(gap, recovered, reference, noise, recognised, decimals)
+    weak = weak_reference(kept, decimals)
+    return sentence if weak is None else f"{sentence.removesuffix('.')}; {weak}."
+
+
+def weak_reference(kept: Mapping[str, Any] | None, decimals: int = 1) -> str | None:
+    """Returns a clause on the weakest reference if it knows less than half of what the original does, else `None`.
+
+    Args:
+        kept (`Mapping[str, Any]`, *optional*):
+            As in [`audit_verdict`].
+        decimals (`int`, *optional*, defaults to 1):
+            Decimals of the shares.
+    """
+    if not kept or not kept["references"] or min(kept["references"]) >= 0.5 * kept["original"]:
+        return None
+    share, usual = (f"{value:.{decimals}f} %" for value in (min(kept["references"]), kept["original"]))
+    return (
+        f"a reference is weak, right on {share} of the kept samples and the original on {usual}, and beside such a "
+        "model much looks remembered"
+    )
+
+
+def _sentence(
+    gap: Mapping[str, Any],
+    recovered: bool | None,
+    reference: str,
+    noise: float | None,
+    recognised: bool | None,
+    decimals: int,
+) -> str:
     found = f"{gap['title']} ({', '.join(filter(None, (gap['setting'], gap['where'])))})"
     points = f"{max(0, gap['points']):.{decimals}f} ± {gap['margin']:.{decimals}f} points"
-    if reference != "retrained":
-        return f"Not known without a retrained model: {found} recovers {points} more than from random weights."
     among = "" if noise is None else f", which differ by up to {noise:.{decimals}f} points in the same attacks"
-    beside = f"models that were retrained without the data{among}"
+    beside = "random weights" if reference != "retrained" else f"models that were retrained without the data{among}"
     differs = f"differs by {points} from" if gap.get("judged") == "distance" else f"recovers {points} more than from"
+    if recognised is False:
+        why = "the original itself does not recognise the forgotten classes in these data"
+        return f"Not known: {why}; {found} {differs} {beside}."
+    if reference != "retrained":
+        return f"Not known without a retrained model: {found} {differs} {beside}."
     if recovered:
         return f"Not gone, only silent: {found} {differs} {beside}."
     if recovered is None:
