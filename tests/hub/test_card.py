@@ -503,10 +503,13 @@ def test_an_audit_of_earlier_tasks_is_not_that_of_the_present():
 
 
 def test_a_withheld_audit_says_what_was_measured():
-    """A weak reference stays weak, in whole numbers."""
+    """A distance stays a distance, and a weak reference weak; in whole numbers."""
     record = cases.audited(cases.run(1)).audit
+    record["recovery_gap"]["judged"] = "distance"
     record["kept"] = {"original": 97.4, "references": [20.4]}
     audit = coarse_audit(record)
+    assert audit["recovery_gap"]["judged"] == "distance"
+    assert "differs by 12 ± 2 points from" in audit["verdict"]
     assert audit["kept"] == {"original": 97, "references": [20]}
     assert "a reference is weak, right on 20 % of the kept samples and the original on 97 %" in audit["verdict"]
     assert coarse_audit(audit) == audit

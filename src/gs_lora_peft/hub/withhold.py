@@ -191,7 +191,7 @@ def coarse_audit(audit: Mapping[str, Any] | None) -> dict[str, Any] | None:
     kept = {name: audit[name] for name in _AUDIT_KEPT}
     gap = audit["recovery_gap"]
     if gap is not None:
-        texts = {name: gap[name] for name in ("attack", "title", "setting", "where")}
+        texts = {name: gap[name] for name in ("attack", "title", "setting", "where", "judged") if name in gap}
         gap = {"points": round(gap["points"]), "margin": round(gap["margin"]), **texts}
     noise = None if audit.get("noise") is None else round(audit["noise"])
     answers = {"recognised": audit.get("recognised"), "kept": _whole_kept(audit.get("kept"))}
