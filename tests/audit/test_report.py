@@ -11,7 +11,7 @@ from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.audit import AuditReport, Measurement
 from gs_lora_peft.audit.page import render_report
 from gs_lora_peft.io import sha256_of
-from gs_lora_peft.ledger import LedgerError, OtherBaseModelError, TaskEntry
+from gs_lora_peft.ledger import LedgerError, OtherBaseModelError, TaskEntry, WorseAuditError
 
 MODEL = {"name_or_path": "org/base", "model_class": "ViTForImageClassification", "num_labels": 10}
 
@@ -164,6 +164,21 @@ def test_recording(tmp_path):
     with ledger.changes():
         add_task(ledger)
     assert ForgettingLedger.load(tmp_path).audit == ledger.audit
+
+
+def test_a_smaller_audit_leaves_a_worse_one_and_its_report(tmp_path):
+    """Unless it is told to replace it."""
+    make_run(tmp_path)
+    made_up(20).record(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    smaller = made_up(0)
+    smaller = dataclasses.replace(smaller, attacks=smaller.attacks[:1])
+    with pytest.raises(WorseAuditError) as error:
+        smaller.record(tmp_path)
+    assert (error.value.verdict, error.value.replacement) == (made_up(20).verdict, smaller.verdict)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+    smaller.record(tmp_path, replace=True)
+    assert ForgettingLedger.load(tmp_path).audit["verdict"] == smaller.verdict
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def render_report(results: AuditResults, figures: list[str]) -> str:
         reference=results.reference_kind,
         references=results.references,
         reference_gaps=[_signed(gap) for gap in results.reference_gaps],
-        judged_count=sum(found.attack.judged != "shown" for found in results.comparisons()),
+        judged_count=results.judged_count,
         figures=figures,
         summary=summary_table(results),
         models=Table(

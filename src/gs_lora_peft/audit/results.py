@@ -191,6 +191,11 @@ class AuditResults:
                     yield Comparison(attack, own.setting, own.where, before, own, references)
 
     @property
+    def judged_count(self) -> int:
+        """The number of judged figures, of which the gap is the largest."""
+        return sum(found.attack.judged != "shown" for found in self.comparisons())
+
+    @property
     def gap(self) -> RecoveryGap | None:
         """The recovery gap: the largest excess of all judged figures; `None` if nothing was judged."""
         judged = [found for found in self.comparisons() if found.attack.judged != "shown"]
@@ -304,6 +309,7 @@ class AuditResults:
             "reference": self.reference_kind,
             "references": len(self.references),
             "attacks": list(dict.fromkeys(f.attack.name for f in self.comparisons() if f.attack.judged != "shown")),
+            "figures": self.judged_count,
             "quick": self.facts.get("quick", False),
         }
 

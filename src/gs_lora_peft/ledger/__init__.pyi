@@ -28,6 +28,7 @@ from .errors import (
     UnfinishedRequestError as UnfinishedRequestError,
     UnusableAdapterError as UnusableAdapterError,
     WithheldClassesError as WithheldClassesError,
+    WorseAuditError as WorseAuditError,
     as_ledger_error as as_ledger_error,
 )
 from .json_schema import (
@@ -126,6 +127,7 @@ __all__ = [
     "UnfinishedRequestError",
     "UnusableAdapterError",
     "WithheldClassesError",
+    "WorseAuditError",
     "active_groups",
     "all_forgotten",
     "as_ledger_error",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
-from ..checking import Count, Flag, Number, checked
+from ..checking import Count, Flag, NotNegativeWhole, Number, checked
 from ..errors import InvalidInputError
 from .entry import Sha256, TaskEntry, TaskName
-from .errors import InvalidLedgerError, as_ledger_error
+from .errors import InvalidLedgerError, WorseAuditError, as_ledger_error
 from .request import parse_utc
 from .schema import AUDIT_FOLDER, Names, plain_json
 
@@ -55,6 +56,7 @@ class _Audit(BaseModel):
     reference: Literal["retrained", "random"]
     references: Count
     attacks: Names
+    figures: NotNegativeWhole | None = None  # the judged ones, of which the gap is the largest
     quick: Flag
     recorded_at: Annotated[_Text, AfterValidator(_moment)]
     # Only what may be published, by its path in the run.
@@ -89,6 +91,45 @@ def checked_audit(audit: Any, tasks: Sequence[TaskEntry]) -> dict[str, Any]:
     if unknown := [name for name in record["tasks"] if name not in names]:
         raise InvalidLedgerError("audit['tasks']", unknown[0], f"tasks of the ledger, which are {names}", fix)
     return record
+
+
+def check_replaces(audit: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
+    """Refuses an audit in place of a worse one of the same tasks that tried more.
+
+    It tried more with an attack, a figure or a reference that the new one lacks, or with full budgets instead of quick
+    ones. Worse is "not gone", then "not known", then "no attack that was tried", and among those the larger gap.
+
+    Args:
+        audit (`Mapping[str, Any]`):
+            The new record.
+        recorded (`Mapping[str, Any]`, *optional*):
+            The present one.
+
+    Raises:
+        WorseAuditError: If it is refused.
+    """
+    if recorded is None or recorded["tasks"] != audit["tasks"] or _severity(recorded) <= _severity(audit):
+        return
+    tried_less = (
+        not set(recorded["attacks"]) <= set(audit["attacks"])
+        or (audit["quick"] and not recorded["quick"])
+        or (recorded["reference"], audit["reference"]) == ("retrained", "random")
+        or any((audit.get(name) or 0) < (recorded.get(name) or 0) for name in ("references", "figures"))
+    )
+    if tried_less:
+        was, now = recorded["verdict"], audit["verdict"]
+        raise WorseAuditError(
+            f"the recorded audit of the same tasks tried more and found worse: '{was}' The new one: '{now}' "
+            "The ledger is unchanged. Audit with everything that was tried before, or replace the record in any case: --replace, "
+            "`report.record(run, replace=True)`. `report.save(folder)`, --output, writes the new report elsewhere.",
+            verdict=was,
+            replacement=now,
+        )
+
+
+def _severity(audit: Mapping[str, Any]) -> tuple[int, float]:
+    gap = audit["recovery_gap"]
+    return {True: 2, None: 1, False: 0}[audit["recovered"]], -math.inf if gap is None else gap["points"]
 
 
 def audit_verdict(

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import PartialState
 
 from ...audit import audit_run, format_audit, retrained_models
-from ...ledger import ForgettingLedger, exit_status, format_table, parse_requests
+from ...ledger import ForgettingLedger, WorseAuditError, exit_status, format_table, parse_requests
 from ...runs import ContinualForgetter
 from ..loading import model_class, model_source
 from ..show import outcome_of
@@ -126,8 +126,12 @@ def _audit(subject: Classifier, forgetter: ContinualForgetter, printer: Printer)
             return
         shown = {"quick": True, "folder": folder, **data, **quiet}
         report = audit_run(base, forgetter.folder, subject.dataset, reference=references or None, **shown)
-        report.record(forgetter.folder)
-    printer.say(f"{format_audit(report)}\n\nReport:   {folder / 'report.html'}")
+        said = f"Report:   {folder / 'report.html'}"
+        try:
+            report.record(forgetter.folder)
+        except WorseAuditError as error:  # the run is unchanged, and so is what a larger audit found
+            said = f"Not recorded: {error}"
+    printer.say(f"{format_audit(report)}\n\n{said}")
 
 
 def _chosen(argv: Sequence[str]) -> tuple[type[Classifier], Options, dict[str, Any]]:
