@@ -155,6 +155,11 @@ def test_bad_input_is_refused_before_any_attack(dataset, counted):
             audit(dataset, **{"attacks": [counted], **options})
     with refused("data", ["train"]):
         audit(DatasetDict(train=dataset["train"]))
+    same = dataset["train"]
+    for judge in (same, copy.copy(same)):
+        with refused("data") as error:
+            audit(DatasetDict(train=same, test=judge))
+        assert "'test' with the same rows" in error.value.value
     few = dataset["test"].filter(lambda row: row["label"] != 3)
     with refused("classes of the data to judge on"):
         audit(DatasetDict(train=dataset["train"], test=few))

@@ -31,7 +31,7 @@ from ..data import (
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_json_atomic
 from ..roles import ClassRoles
-from ..runs import library_versions
+from ..runs import are_same_rows, library_versions
 from .base import Attack, AuditContext, Measurement
 from .opening import open_run
 from .registry import get_attacks
@@ -71,7 +71,8 @@ def audit_run(
             The folder of a run, or a repository on the Hub.
         data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
             Labelled samples of all classes, the forgotten ones too: `train` for the attacker and `test` (or another
-            name of [`evaluation_split`]) to judge on. A single data set is split into halves.
+            name of [`evaluation_split`]) to judge on. A single data set is split into halves, and so must be one that
+            both names hold.
         reference (`transformers.PreTrainedModel` or a list of them, *optional*):
             Models with the same head that were trained without the forgotten classes, see [`retrained_models`]. By
             default the same architecture with random weights, which is a low bar: a retrained model also knows
@@ -184,9 +185,9 @@ class Auditor:
             What all attacks share, with the samples of the attacker and of the judge.
 
     Raises:
-        InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
-            model, a reference has another head, the weights of another model or knowledge of a forgotten class, or the
-            name of an attack is unknown.
+        InvalidInputError: Before any attack, if the data lack a forgotten class, are the same for both, or name
+            classes otherwise than the model; if a reference has another head, the weights of another model, or
+            knowledge of a forgotten class; or if the name of an attack is unknown.
     """
 
     def __init__(
@@ -270,7 +271,8 @@ class _Runner:
 
     def __post_init__(self) -> None:
         self.models = [AuditedModel(s.name, s.kind, s.fingerprint()) for s in self.subjects]
-        check_weights(*self.subjects[:2], self.subjects[2:], [model.fingerprint for model in self.models])
+        original, forgotten, *references = self.subjects
+        check_weights(original, forgotten, references, [model.fingerprint for model in self.models])
 
     def run(self, attacks: Sequence[Attack], disable_tqdm: bool) -> list[AttackResult]:
         results = []
@@ -358,6 +360,11 @@ def _attacker_and_judge(data: Any, label_column: str, seed: int) -> tuple[Datase
     if "train" not in data or name is None:
         fix = "Rename them, or give a single Dataset, which is split into halves."
         raise InvalidInputError("data", list(data), "the splits 'train' and 'test'", fix)
+    if are_same_rows(data["train"], data[name]):
+        found = f"'train' and {name!r} with the same rows"
+        expected = "samples to judge on that the attacker does not have: with them every attack succeeds"
+        fix = "Give other samples, or a single Dataset, which is split into halves."
+        raise InvalidInputError("data", found, expected, fix)
     return data["train"], data[name]
 
 

@@ -194,7 +194,7 @@ def coarse_audit(audit: Mapping[str, Any] | None) -> dict[str, Any] | None:
         texts = {name: gap[name] for name in ("attack", "title", "setting", "where", "judged") if name in gap}
         gap = {"points": round(gap["points"]), "margin": round(gap["margin"]), **texts}
     noise = None if audit.get("noise") is None else round(audit["noise"])
-    answers = {"recognised": audit.get("recognised"), "kept": _whole_kept(audit.get("kept"))}
+    answers: dict[str, Any] = {"recognised": audit.get("recognised"), "kept": _whole_kept(audit.get("kept"))}
     verdict = audit_verdict(gap, audit["recovered"], audit["reference"], noise=noise, decimals=0, **answers)
     day = _day(audit["recorded_at"])
     return {

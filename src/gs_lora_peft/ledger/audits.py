@@ -120,8 +120,9 @@ def check_replaces(audit: Mapping[str, Any], recorded: Mapping[str, Any] | None)
         was, now = recorded["verdict"], audit["verdict"]
         raise WorseAuditError(
             f"the recorded audit of the same tasks tried more and found worse: '{was}' The new one: '{now}' "
-            "The ledger is unchanged. Audit with everything that was tried before, or replace the record in any case: --replace, "
-            "`report.record(run, replace=True)`. `report.save(folder)`, --output, writes the new report elsewhere.",
+            "The ledger is unchanged. Audit with everything that was tried before, or replace the record in any case: "
+            "--replace, `report.record(run, replace=True)`. `report.save(folder)`, --output, writes the new report "
+            "elsewhere.",
             verdict=was,
             replacement=now,
         )

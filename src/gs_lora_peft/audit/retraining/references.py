@@ -115,7 +115,7 @@ def _has_head_of(model: nn.Module, other: nn.Module) -> bool:
 
 def _head_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weight matrices of the class head by name; the last matrix of a model whose head is not known."""
-    matrices = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1}
+    matrices: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1}
     if is_detector(model):
         linears = {id(linear.weight) for linear in HeadRecorder(model).linears}
         return {name: weight for name, weight in matrices.items() if id(weight) in linears}

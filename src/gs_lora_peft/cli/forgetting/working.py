@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from ...audit import audit_run, format_audit, retrained_models
 from ...ledger import ForgettingLedger, WorseAuditError, exit_status, format_table, parse_requests
-from ...runs import ContinualForgetter
+from ...runs import ContinualForgetter, are_same_rows
 from ..loading import model_class, model_source
 from ..show import outcome_of
 from ..terminal import UsageError, print_json, print_result, working
@@ -125,7 +125,9 @@ def _audit(subject: Classifier, forgetter: ContinualForgetter, printer: Printer)
         if not printer.is_main:
             return
         shown = {"quick": True, "folder": folder, **data, **quiet}
-        report = audit_run(base, forgetter.folder, subject.dataset, reference=references or None, **shown)
+        whole = are_same_rows(train, subject.dataset["test"])  # then it is split into halves
+        dataset = train if whole else subject.dataset
+        report = audit_run(base, forgetter.folder, dataset, reference=references or None, **shown)
         said = f"Report:   {folder / 'report.html'}"
         try:
             report.record(forgetter.folder)
