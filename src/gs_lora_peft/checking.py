@@ -270,7 +270,8 @@ def _refused(
         place = place[:-2]
     inner = kind
     for key in place:
-        value, inner = value[key], _inside(inner)
+        value = value.get(key) if isinstance(value, Mapping) else value[key]  # a required key may be missing
+        inner = _inside(inner)
     said = _description(inner) or " or ".join(dict.fromkeys(_expected(entry["msg"]) for entry in found))
     reasons = [str(entry["ctx"]["error"]) for entry in found if entry["type"] == "value_error"]
     advice = " ".join(dict.fromkeys(reason for reason in reasons if reason.endswith("."))) or fix

@@ -6,42 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features
+from datasets import DatasetDict
 from errors import refused
-from transformers import ViTConfig, ViTForImageClassification
+from tiny_models import NAMES, model, rows
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, audit_models, audit_run
 from gs_lora_peft.audit import Attack, AuditReport, Measurement
-from gs_lora_peft.audit.auditing import Auditor
-from gs_lora_peft.audit.subjects import check_references
 from gs_lora_peft.ledger import InvalidLedgerError
 from gs_lora_peft.methods import get_method
-
-NAMES = ["quokka", "axolotl", "okapi", "tapir"]
-
-
-def rows(count, seed):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % len(NAMES)
-    pixels = rng.normal(size=(count, 1, 4, 4)).astype(np.float32) + labels[:, None, None, None]
-    features = Features({"pixel_values": Array3D((1, 4, 4), "float32"), "label": ClassLabel(names=NAMES)})
-    return Dataset.from_dict({"pixel_values": pixels, "label": labels}, features=features).with_format("torch")
 
 
 @pytest.fixture(scope="module")
 def dataset():
     return DatasetDict(train=rows(48, 0), test=rows(24, 1))
-
-
-def model(seed=0, num_labels=4):
-    torch.manual_seed(seed)
-    return ViTForImageClassification(
-        ViTConfig(
-            image_size=4, patch_size=2, num_channels=1, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=16, id2label=dict(enumerate(NAMES[:num_labels])),
-            label2id={name: index for index, name in enumerate(NAMES[:num_labels])},
-        )
-    ).eval()  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +155,20 @@ def test_bad_input_is_refused_before_any_attack(dataset, counted):
             audit(dataset, **{"attacks": [counted], **options})
     with refused("data", ["train"]):
         audit(DatasetDict(train=dataset["train"]))
+    same = dataset["train"]
+    for judge in (same, copy.copy(same)):
+        with refused("data") as error:
+            audit(DatasetDict(train=same, test=judge))
+        assert "'test' with the same rows" in error.value.value
     few = dataset["test"].filter(lambda row: row["label"] != 3)
     with refused("classes of the data to judge on"):
         audit(DatasetDict(train=dataset["train"], test=few))
     assert counted.calls == []
 
 
-def test_a_reference_that_knows_a_forgotten_class_is_refused(dataset, caplog):
-    """Beside it everything would look forgotten: it was trained before the last request, say."""
+@pytest.fixture(scope="module")
+def knowing(dataset):
+    """A model that was trained on all classes."""
     knowing = model(2)
     pixels, labels = dataset["train"][:]["pixel_values"], dataset["train"][:]["label"]
     optimizer = torch.optim.Adam(knowing.parameters(), 1e-2)
@@ -193,18 +176,52 @@ def test_a_reference_that_knows_a_forgotten_class_is_refused(dataset, caplog):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(knowing(pixel_values=pixels).logits, labels).backward()
         optimizer.step()
+    return knowing
+
+
+def test_a_reference_that_knows_a_forgotten_class_is_refused(dataset, knowing):
+    """Beside it everything would look forgotten: it was trained before the last request, say."""
     with refused("reference") as error:
         audit(dataset, reference=knowing)
     assert "--retrain-epochs" in error.value.fix
-    # Beside an original that knows everything, a reference that gives one answer to all is named.
+
+
+def test_what_original_and_references_know_is_told_and_warned_of(dataset, knowing, caplog):
     constant = model(2)
     with torch.no_grad():
-        constant.classifier.bias[3] = 100.0
-    context = Auditor(knowing, dataset, [1, 3], reference=constant).context
-    check_references(context.original, context.references, context.judge, context.roles)
-    assert [(record.args[0], record.args[2] > 90) for record in caplog.records if "audit" in record.name] == [
-        ("retrained", True)
-    ]
+        constant.classifier.bias[0] = 100.0
+    options = {"attacks": ["answer"], "disable_tqdm": True}
+    report = audit_models(knowing, model(1), dataset, [1, 3], reference=[constant, model(4)], **options)
+    assert report.recognised
+    assert report.kept["original"] > 90
+    # It gives one answer to all, which is right for one of two kept classes, and names no forgotten one.
+    assert report.facts["answers"]["retrained 1"]["kept"] == pytest.approx(50)
+    assert report.facts["answers"]["retrained 1"]["forgotten"] == 0
+    constant.classifier.bias.data[3] = 200.0
+    report = audit_models(knowing, model(1), dataset, [1, 3], reference=constant, **options)
+    assert report.kept["references"] == [0]
+    assert "right on 0.0 % of the kept samples" in report.verdict
+    assert [record.getMessage() for record in caplog.records if "audit" in record.name] == report.warnings()
+
+
+@pytest.mark.parametrize("spoilt", ["label", "pixel_values"])
+def test_data_in_which_the_original_does_not_know_the_classes_give_no_verdict(dataset, knowing, spoilt):
+    """Labels by other ids, or images prepared in another way. Answers by chance are no recognition."""
+    rng = np.random.default_rng(0)
+
+    def spoil(row):
+        return {"label": (row["label"] + 1) % 4, "pixel_values": 9 * rng.normal(size=(1, 4, 4))}[spoilt]
+
+    data = DatasetDict(
+        {
+            name: part.with_format("numpy").map(lambda row: {spoilt: spoil(row)}, features=part.features)
+            for name, part in dataset.items()
+        }
+    ).with_format("torch")
+    report = audit_models(knowing, model(1), data, [1, 3], reference=model(4), quick=True, attacks=["answer", "knn"])
+    assert report.recognised is False
+    assert report.recovered is None
+    assert report.verdict.startswith("Not known: the original itself")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,9 @@ def test_the_verdict_comes_first(page):
     ]
     for said in ("+20.0 ± 2.3 points", "task_002", "quick audit", "Seed of all draws: 7", "class-agnostic recall"):
         assert said in text
+    # The probe at 7 places and one more, relearning, membership and the answer.
+    assert "the largest of N = 11 judged figures. Its ± is that of this one figure" in text
+    assert "largest of N figures is larger by chance" in text
     for said in ("shots 1, 4; draws 10", "classes, forgotten", "has the weights", "2.13.0"):
         assert said in text
 

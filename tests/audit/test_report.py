@@ -9,8 +9,9 @@ from made_up_audits import BASE, attack, made_up, measured, without
 
 from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.audit import AuditReport, Measurement
+from gs_lora_peft.audit.page import render_report
 from gs_lora_peft.io import sha256_of
-from gs_lora_peft.ledger import LedgerError, OtherBaseModelError, TaskEntry
+from gs_lora_peft.ledger import LedgerError, OtherBaseModelError, TaskEntry, WorseAuditError
 
 MODEL = {"name_or_path": "org/base", "model_class": "ViTForImageClassification", "num_labels": 10}
 
@@ -66,6 +67,53 @@ def test_what_is_not_known_is_not_said():
         assert report.verdict.startswith("Not known")
 
 
+def answering(report, original=98.0, kept=(97.0, 95.0, 96.0, 97.0), reference=0.0, margin=4.0):
+    """The same audit with what the original and the references know before any attack."""
+    names = [model.name for model in report.models if model.kind != "forgotten"]
+    known = [original, *[reference] * (len(names) - 1)]
+    answers = {
+        name: {"kept": share, "forgotten": points, "margin": margin}
+        for name, share, points in zip(names, kept, known, strict=True)
+    }
+    return dataclasses.replace(report, facts=report.facts | {"answers": answers})
+
+
+@pytest.mark.parametrize("excess", [20.0, 0.0])
+@pytest.mark.parametrize("known", [{"original": 4.0}, {"original": 98.0, "reference": 94.0}, {"original": -2.0}])
+def test_what_the_original_does_not_know_is_neither_gone_nor_silent(excess, known):
+    """Noise, other labels, or another preparation: an attack has nothing to get back."""
+    report = answering(made_up(excess), **known)
+    assert report.recovered is None
+    assert report.verdict.startswith("Not known: the original itself does not recognise")
+    assert report.summary()["recognised"] is False
+    assert report.warnings()
+    # 20 points are many, but not with an interval of this width.
+    assert answering(made_up(excess), original=20.0).recognised is True
+    assert answering(made_up(excess), original=20.0, margin=30.0).recognised is False
+
+
+@pytest.mark.parametrize("excess", [20.0, 0.0])
+def test_what_is_known_before_any_attack_changes_no_ordinary_verdict(excess):
+    report = answering(made_up(excess))
+    assert (report.verdict, report.recovered) == (made_up(excess).verdict, made_up(excess).recovered)
+    assert report.warnings() == []
+
+
+@pytest.mark.parametrize(("excess", "recovered"), [(20.0, True), (0.0, False)])
+def test_a_weak_reference_is_told_with_the_verdict(excess, recovered):
+    """The least of all: beside it even what every model learns looks remembered."""
+    report = answering(made_up(excess), kept=(97.0, 95.0, 20.0, 60.0))
+    assert report.recovered is recovered
+    own = made_up(excess).verdict.removesuffix(".")
+    assert report.verdict.startswith(f"{own}; a reference is weak, right on 20.0 % of the kept samples")
+    assert "the original on 97.0 %" in report.verdict
+    assert report.summary()["kept"] == {"original": 97.0, "references": [95.0, 20.0, 60.0]}
+    (warning,) = report.warnings()
+    assert "--retrain-epochs" in warning
+    page = render_report(report, [])
+    assert "20.0" in next(line for line in page.splitlines() if line.startswith("| retrained 2"))
+
+
 def test_nothing_judged():
     """Without an attack that fits, there is neither a gap nor a verdict on it."""
     report = AuditReport(made_up().models, [])
@@ -116,6 +164,21 @@ def test_recording(tmp_path):
     with ledger.changes():
         add_task(ledger)
     assert ForgettingLedger.load(tmp_path).audit == ledger.audit
+
+
+def test_a_smaller_audit_leaves_a_worse_one_and_its_report(tmp_path):
+    """Unless it is told to replace it."""
+    make_run(tmp_path)
+    made_up(20).record(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    smaller = made_up(0)
+    smaller = dataclasses.replace(smaller, attacks=smaller.attacks[:1])
+    with pytest.raises(WorseAuditError) as error:
+        smaller.record(tmp_path)
+    assert (error.value.verdict, error.value.replacement) == (made_up(20).verdict, smaller.verdict)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+    smaller.record(tmp_path, replace=True)
+    assert ForgettingLedger.load(tmp_path).audit["verdict"] == smaller.verdict
 
 
 @pytest.mark.parametrize(

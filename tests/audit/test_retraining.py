@@ -11,6 +11,7 @@ from errors import ANY, refused
 from transformers import RTDetrImageProcessor, ViTConfig, ViTForImageClassification, ViTModel
 
 from gs_lora_peft.audit import RetrainRecipe, retrain, retrained_models
+from gs_lora_peft.audit.retraining.plan import Plan
 from gs_lora_peft.cli import DIGITS_RECIPE, load_digits
 from gs_lora_peft.data import DetectionCollator, RowCollator, remove_classes
 from gs_lora_peft.data.classes import UnknownClassError
@@ -89,6 +90,20 @@ def test_left_out_classes_are_never_seen_and_the_head_stays(tmp_path):
     assert model.config.id2label == dict(enumerate(NAMES))
     assert model.classifier.out_features == 4
     assert not model.training
+
+
+def test_names_of_the_model_are_read_by_id(tmp_path, untrainable):
+    """A configuration may list them in any order. Labels without names are ids of the model."""
+    data = rows().cast_column("label", Value("int64")).with_format("torch")
+    reversed_names = dict(reversed(list(enumerate(NAMES))))
+    model = vit(id2label=reversed_names, label2id={name: number for number, name in reversed_names.items()})
+    assert list(model.config.id2label) == [3, 2, 1, 0]
+    assert set(Plan.of(model, data, ["ant"], cache=tmp_path).kept["label"][:].tolist()) == {1, 2, 3}
+    # With a gap, the place of a name is not its id.
+    gaps = {0: "ant", 1: "bee", 2: "cat", 4: "dog"}
+    model.config.id2label = gaps
+    with refused("classes", ["dog"], UnknownClassError):
+        Plan.of(model, data, ["dog"], cache=tmp_path)
 
 
 def test_boxes_of_left_out_categories_are_never_seen_but_all_images_are(tmp_path):

@@ -1,6 +1,7 @@
 """Attacks on detectors find planted knowledge, find nothing in random weights, and read what the class head reads."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -69,6 +70,39 @@ def test_a_silent_head_is_seen_through_and_random_weights_give_nothing(how):
     assert found["class_agnostic_recall", "forgotten", "IoU 0.5"] == 100
     assert found["class_agnostic_recall", "random weights", "IoU 0.5"] < 5
     assert report.gap.points > 90
+
+
+@pytest.mark.parametrize(("share", "is_refused"), [(1.0, True), (0.0, False)])
+def test_a_reference_that_knows_a_forgotten_category_is_refused(share, is_refused):
+    """Beside it everything would look forgotten. Another threshold of its answers is no excuse; ignorance is."""
+    reference = knowing_yolos()
+    head = reference.class_labels_classifier.layers[-1]
+    with torch.no_grad():
+        head.weight *= 1.01
+        head.bias[-1] += 3  # less confident: nothing is answered with over 50 %
+        head.weight[FORGOTTEN] *= share
+        head.bias[FORGOTTEN] -= 20 * (1 - share)
+    options = {"reference": reference, "attacks": [DetectorAnswer(resamples=5)], **OPTIONS}
+    with refused("reference") if is_refused else nullcontext() as error:
+        audit_models(knowing_yolos(), silenced("offset"), own_findings(), [FORGOTTEN], **options)
+    assert not is_refused or "recognises 100%" in error.value.value
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_each_object_is_answered_by_the_box_on_it(name):
+    """Whatever the head is: softmax with a background, or a sigmoid for each category."""
+    states = DetectorStates.of(Subject("original", "original", detector(name)), _samples(2))
+    states.logits.fill_(-9.0)
+    for image, label in enumerate(states.labels):
+        label["class_labels"] = torch.tensor([2, 1])
+        states.boxes[image, 2:] = torch.tensor([0.9, 0.9, 0.01, 0.01])
+        states.boxes[image, :2] = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.6, 0.6, 0.2, 0.2]])
+        label["boxes"] = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.6, 0.3, 0.2, 0.2]])  # no box is on the second
+        states.logits[image, 0, 2] = 1.0
+        states.logits[image, 1:, 0] = 5.0
+    labels, given = states.answers()
+    assert labels.tolist() == [2, 1, 2, 1]
+    assert given.tolist() == [2, -1, 2, -1]
 
 
 def test_what_is_gone_from_the_states_is_not_found_by_a_new_head():

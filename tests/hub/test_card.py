@@ -19,6 +19,7 @@ from gs_lora_peft.hub import stage_repository
 from gs_lora_peft.hub.card import build_card, task_ranges
 from gs_lora_peft.hub.composite import CompositeReport
 from gs_lora_peft.hub.export import _card
+from gs_lora_peft.hub.withhold import coarse_audit
 from gs_lora_peft.io import code_span
 from gs_lora_peft.ledger.run_table import doubts, not_forgotten
 from gs_lora_peft.reports import Table, escape_markdown, render_card
@@ -499,6 +500,19 @@ def test_an_audit_of_earlier_tasks_is_not_that_of_the_present():
     assert said.startswith(
         "**Audited after task_002; task_003, which came later, is not audited.** The verdict of then:"
     )
+
+
+def test_a_withheld_audit_says_what_was_measured():
+    """A distance stays a distance, and a weak reference weak; in whole numbers."""
+    record = cases.audited(cases.run(1)).audit
+    record["recovery_gap"]["judged"] = "distance"
+    record["kept"] = {"original": 97.4, "references": [20.4]}
+    audit = coarse_audit(record)
+    assert audit["recovery_gap"]["judged"] == "distance"
+    assert "differs by 12 ± 2 points from" in audit["verdict"]
+    assert audit["kept"] == {"original": 97, "references": [20]}
+    assert "a reference is weak, right on 20 % of the kept samples and the original on 97 %" in audit["verdict"]
+    assert coarse_audit(audit) == audit
 
 
 def test_a_withheld_audit_is_rounded():

@@ -9,7 +9,14 @@ from hypothesis import given, strategies as st
 
 from gs_lora_peft import ForgettingLedger
 from gs_lora_peft.io import sha256_of
-from gs_lora_peft.ledger import InvalidLedgerError, TaskEntry, audit_lines, audit_verdict, outdated_audit
+from gs_lora_peft.ledger import (
+    InvalidLedgerError,
+    TaskEntry,
+    WorseAuditError,
+    audit_lines,
+    audit_verdict,
+    outdated_audit,
+)
 
 BASE = {"fingerprint": "sha256:" + "1234567890abcdef" * 4, "num_labels": 10}
 NOW = "2026-01-31T12:00:00Z"
@@ -49,6 +56,60 @@ def test_an_audit_is_read_back(ledger):
     assert again.audit["recorded_at"].endswith("Z")
     assert again.audit["files"] == {"audit/report.md": "ab" * 32}
     assert again.to_dict() == json.loads(ledger.path.read_text())
+
+
+def test_what_models_know_before_any_attack_is_read_back(ledger):
+    """Earlier versions did not record it."""
+    more = {"recognised": False, "kept": {"original": 97.5, "references": [20.0, 96.0]}}
+    with ledger.changes():
+        ledger.record_audit({**SUMMARY, **more, "recovered": None})
+    assert more.items() <= ForgettingLedger.load(ledger.folder).audit.items()
+    gap = {name: value for name, value in GAP.items() if name != "points"}
+    for wrong in (
+        {"recovery_gap": gap},
+        {"recognised": "yes"},
+        {"kept": {"original": 1.0}},
+        {"kept": {**more["kept"], "references": ["x"]}},
+    ):
+        with pytest.raises(InvalidLedgerError):
+            ledger.record_audit({**SUMMARY, **wrong})
+
+
+BETTER = {"recovered": False, "verdict": "No attack that was tried.", "recovery_gap": {**GAP, "points": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "less",
+    [
+        {"attacks": ["answer"]},
+        {"quick": True},
+        {"references": 1},
+        {"reference": "random", "recovered": None},
+        {"figures": 3},
+    ],
+    ids=lambda less: next(iter(less)),
+)
+def test_a_smaller_audit_does_not_replace_a_worse_verdict(ledger, less):
+    """Else one harmless attack, tried afterwards, would be all that the card tells."""
+    recorded = {**SUMMARY, "figures": 4}
+    with ledger.changes():
+        ledger.record_audit(recorded)
+    before = ledger.path.read_bytes()
+    for found in (BETTER, {"recovery_gap": {**GAP, "points": 5.5}}):  # also "not gone", but only just
+        with pytest.raises(WorseAuditError) as error, ledger.changes():
+            ledger.record_audit({**recorded, **found, **less})
+        assert error.value.verdict == SUMMARY["verdict"]
+    assert ledger.path.read_bytes() == before
+    # In any case if asked for; and what is as bad, or tried as much, or of another state of the run.
+    ledger.record_audit({**recorded, "attacks": ["answer"], "quick": True})
+    ledger.record_audit(recorded)
+    ledger.record_audit({**recorded, **BETTER})
+    ledger.record_audit({**recorded, **BETTER, **less})
+    ledger.record_audit(recorded)
+    ledger.record_audit({**recorded, **BETTER, **less, "tasks": ["task_001"]})
+    ledger.record_audit(recorded)
+    ledger.record_audit({**recorded, **BETTER, **less}, replace=True)
+    assert ledger.audit["recovered"] is less.get("recovered", False)
 
 
 def test_without_an_audit_the_file_is_as_before(tmp_path):

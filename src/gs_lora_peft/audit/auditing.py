@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -30,14 +31,17 @@ from ..data import (
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_json_atomic
 from ..roles import ClassRoles
-from ..runs import library_versions
+from ..runs import are_same_rows, library_versions
 from .base import Attack, AuditContext, Measurement
 from .opening import open_run
 from .registry import get_attacks
 from .report import AuditReport
 from .results import SCHEMA, AttackResult, AuditedModel
+from .retraining.references import check_references, check_weights, known
 from .samples import Samples
-from .subjects import Models, Subject, check_references, reference_subjects
+from .subjects import Models, Subject, reference_subjects
+
+logger = logging.getLogger(__name__)
 
 PARTS_FOLDER = "parts"
 _IDENTIFYING_ROWS = 8
@@ -67,7 +71,8 @@ def audit_run(
             The folder of a run, or a repository on the Hub.
         data (`datasets.Dataset`, `datasets.DatasetDict` or `dict`):
             Labelled samples of all classes, the forgotten ones too: `train` for the attacker and `test` (or another
-            name of [`evaluation_split`]) to judge on. A single data set is split into halves.
+            name of [`evaluation_split`]) to judge on. A single data set is split into halves, and so must be one that
+            both names hold.
         reference (`transformers.PreTrainedModel` or a list of them, *optional*):
             Models with the same head that were trained without the forgotten classes, see [`retrained_models`]. By
             default the same architecture with random weights, which is a low bar: a retrained model also knows
@@ -180,8 +185,9 @@ class Auditor:
             What all attacks share, with the samples of the attacker and of the judge.
 
     Raises:
-        InvalidInputError: Before any attack, if the data lack a forgotten class or name classes otherwise than the
-            model, a reference has another head or the weights of the original, or the name of an attack is unknown.
+        InvalidInputError: Before any attack, if the data lack a forgotten class, are the same for both, or name
+            classes otherwise than the model; if a reference has another head, the weights of another model, or
+            knowledge of a forgotten class; or if the name of an attack is unknown.
     """
 
     def __init__(
@@ -238,6 +244,9 @@ class Auditor:
         context, chosen = self.context, self.attacks
         runner = _Runner(context, [context.original, forgotten, *context.references], self.folder)
         check_references(context.original, context.references, context.judge, context.roles)
+        answers = known([context.original, *context.references], context.judge, context.roles)
+        for warning in AuditReport(runner.models, [], facts={"answers": answers}).warnings() if chosen else ():
+            logger.warning(warning)
         fitting = [attack for attack in chosen if attack.fits(context)]
         if chosen and not any(attack.judged != "shown" for attack in fitting):
             names = [attack.name for attack in chosen]
@@ -245,6 +254,7 @@ class Auditor:
             raise InvalidInputError("attacks", names, expected, "Leave it out.")
         facts = {
             **self.facts,
+            "answers": answers,
             "not_applicable": [attack.title for attack in chosen if attack not in fitting],
             "versions": library_versions(),
         }
@@ -261,16 +271,8 @@ class _Runner:
 
     def __post_init__(self) -> None:
         self.models = [AuditedModel(s.name, s.kind, s.fingerprint()) for s in self.subjects]
-        (forgotten,) = (model for model in self.models if model.kind == "forgotten")
-        seen = {self.models[0].fingerprint: "the original", forgotten.fingerprint: "the forgotten model"}
-        for model in (model for model in self.models if model.kind == "retrained"):
-            if model.fingerprint in seen:
-                twin = seen[model.fingerprint]
-                found = f"{model.name}, which has the weights of {twin}"
-                other = "trained with another seed" if twin.startswith("retrained") else "trained without the classes"
-                fix = f"Give one that was {other} (--retrain, `retrained_models`), or leave it out."
-                raise InvalidInputError("reference", found, "a model of its own weights", fix)
-            seen[model.fingerprint] = model.name
+        original, forgotten, *references = self.subjects
+        check_weights(original, forgotten, references, [model.fingerprint for model in self.models])
 
     def run(self, attacks: Sequence[Attack], disable_tqdm: bool) -> list[AttackResult]:
         results = []
@@ -358,6 +360,11 @@ def _attacker_and_judge(data: Any, label_column: str, seed: int) -> tuple[Datase
     if "train" not in data or name is None:
         fix = "Rename them, or give a single Dataset, which is split into halves."
         raise InvalidInputError("data", list(data), "the splits 'train' and 'test'", fix)
+    if are_same_rows(data["train"], data[name]):
+        found = f"'train' and {name!r} with the same rows"
+        expected = "samples to judge on that the attacker does not have: with them every attack succeeds"
+        fix = "Give other samples, or a single Dataset, which is split into halves."
+        raise InvalidInputError("data", found, expected, fix)
     return data["train"], data[name]
 
 

@@ -14,7 +14,7 @@ from .results import AttackResult, AuditResults, Comparison
 
 JSON_NAME, MARKDOWN_NAME, HTML_NAME = "audit.json", "report.md", "report.html"
 
-_SHOWN_ELSEWHERE = ("not_applicable", "quick", "seed", "versions")
+_SHOWN_ELSEWHERE = ("answers", "not_applicable", "quick", "remarks", "seed", "versions")
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -66,6 +66,7 @@ def render_report(results: AuditResults, figures: list[str]) -> str:
     return render_markdown(
         "audit",
         verdict=results.verdict,
+        remarks=[*results.warnings(), *facts.get("remarks", [])],
         gap=results.gap,
         signed=_signed,
         place=lambda found: ", ".join(filter(None, (found.setting, found.where))),
@@ -75,10 +76,14 @@ def render_report(results: AuditResults, figures: list[str]) -> str:
         reference=results.reference_kind,
         references=results.references,
         reference_gaps=[_signed(gap) for gap in results.reference_gaps],
-        judged_count=sum(found.attack.judged != "shown" for found in results.comparisons()),
+        judged_count=results.judged_count,
         figures=figures,
         summary=summary_table(results),
-        models=Table(["Model", "What it is", "SHA-256 of the weights"], list(_models(results))),
+        models=Table(
+            ["Model", "What it is", "Kept: right", "Forgotten: recognised", "SHA-256 of the weights"],
+            list(_models(results)),
+            "llrrl",
+        ),
         attacks=Table(
             ["Attack", "What the attacker has", "Judged by", "Budget", "Seconds"], list(_budgets(results)), "llllr"
         ),
@@ -108,7 +113,7 @@ def format_audit(results: AuditResults) -> str:
         for found in sorted(worst_of_each(results), key=lambda found: -found.excess)
     ]
     header = ["attack", "its worst setting", "original", "forgotten", "reference", "above it"]
-    notes = [results.verdict]
+    notes = [results.verdict, *results.facts.get("remarks", [])]
     if missing := results.facts.get("not_applicable"):
         notes.append(f"Not tried, because they do not apply to this model and data: {', '.join(missing)}.")
     return Table(
@@ -206,8 +211,11 @@ _JUDGED = {"excess": "excess over the reference", "distance": "distance from the
 
 
 def _models(results: AuditResults) -> Iterator[list[str]]:
+    answers = results.facts.get("answers", {})
     for model in results.models:
-        yield [model.name, _KINDS[model.kind], model.fingerprint.removeprefix("sha256:")[:16] + "…"]
+        known = answers.get(model.name)
+        figures = ["–", "–"] if known is None else [_number(known[role], "points") for role in ("kept", "forgotten")]
+        yield [model.name, _KINDS[model.kind], *figures, model.fingerprint.removeprefix("sha256:")[:16] + "…"]
 
 
 def _budgets(results: AuditResults) -> Iterator[list[str]]:

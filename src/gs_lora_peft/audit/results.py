@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from ..errors import InvalidInputError
-from ..ledger import TOLERANCE, audit_verdict
+from ..ledger import TOLERANCE, audit_verdict, weak_reference
 from .base import Judged, Measurement
 from .subjects import Kind
 
@@ -156,7 +156,8 @@ class AuditResults:
         tasks (`list[str]`):
             The tasks of the run that were in effect.
         facts (`dict[str, Any]`):
-            Seed, versions, numbers of classes and samples, attacks that do not apply.
+            Seed, versions, numbers of classes and samples, attacks that do not apply; and `answers`, what the original
+            and the references know before any attack.
     """
 
     models: list[AuditedModel]
@@ -188,6 +189,11 @@ class AuditResults:
                 before = of.get(original, {}).get(key)
                 if references and before is not None:
                     yield Comparison(attack, own.setting, own.where, before, own, references)
+
+    @property
+    def judged_count(self) -> int:
+        """The number of judged figures, of which the gap is the largest."""
+        return sum(found.attack.judged != "shown" for found in self.comparisons())
 
     @property
     def gap(self) -> RecoveryGap | None:
@@ -229,15 +235,53 @@ class AuditResults:
         return "retrained" if self.has_retrained else "random"
 
     @property
+    def recognised(self) -> bool | None:
+        """Whether the original answers with the forgotten classes in these data, more than the references do.
+
+        By more than 5 points and than the margin; `None` if that was not measured. Else nothing can be got back,
+        whatever is forgotten: the data may be prepared in another way, or labelled by other ids.
+        """
+        found = self.facts.get("answers")
+        if not found:
+            return None
+        others = [found[name] for name in self.references]
+        margin = math.hypot(
+            found["original"]["margin"], math.hypot(*(each["margin"] for each in others)) / len(others)
+        )
+        above = found["original"]["forgotten"] - sum(each["forgotten"] for each in others) / len(others)
+        return above > max(TOLERANCE, margin)
+
+    @property
+    def kept(self) -> dict[str, Any] | None:
+        """Per cent of the kept samples that the original and each retrained model answer right, if it was measured."""
+        found = self.facts.get("answers")
+        if not found or not self.has_retrained:
+            return None
+        return {"original": found["original"]["kept"], "references": [found[name]["kept"] for name in self.references]}
+
+    def warnings(self) -> list[str]:
+        """Returns what keeps the audit from saying much, a sentence each, with a fix."""
+        found = []
+        if self.recognised is False:
+            found.append(
+                "The original itself does not recognise the forgotten classes in these data, so the audit cannot say "
+                "whether they are gone. Give data of them that are labelled by the model's ids, and the processor (or "
+                "`data_collator`) of its training."
+            )
+        if weak := weak_reference(self.kept):
+            found.append(f"{weak.capitalize()}. Raise `epochs` of its recipe (--retrain-epochs).")
+        return found
+
+    @property
     def recovered(self) -> bool | None:
         """Whether an attack recovers more than references differ by, and than 5 points; `None` if that is not known.
 
         The largest of many figures exceeds the reference by chance, also for a model that never learned the classes.
-        It is not known beside random weights alone, if the samples are too few for the gap, or if the attacks were
-        chosen by hand and found nothing.
+        It is not known beside random weights alone, if the original does not recognise the classes in these data, if
+        the samples are too few for the gap, or if the attacks were chosen by hand and found nothing.
         """
         gap = self.gap
-        if gap is None or not self.has_retrained:
+        if gap is None or not self.has_retrained or self.recognised is False:
             return None
         if gap.points <= max(TOLERANCE, self.noise or 0):
             return False if self.facts.get("every_attack", True) else None
@@ -247,7 +291,9 @@ class AuditResults:
     def verdict(self) -> str:
         """One plain sentence, with the gap and the attack."""
         gap = None if self.gap is None else asdict(self.gap)
-        return audit_verdict(gap, self.recovered, self.reference_kind, noise=self.noise)
+        return audit_verdict(
+            gap, self.recovered, self.reference_kind, noise=self.noise, recognised=self.recognised, kept=self.kept
+        )
 
     def summary(self) -> dict[str, Any]:
         """Returns what the ledger records, as JSON types."""
@@ -258,9 +304,12 @@ class AuditResults:
             "recovered": self.recovered,
             "recovery_gap": None if gap is None else asdict(gap),
             "noise": self.noise,
+            "recognised": self.recognised,
+            "kept": self.kept,
             "reference": self.reference_kind,
             "references": len(self.references),
             "attacks": list(dict.fromkeys(f.attack.name for f in self.comparisons() if f.attack.judged != "shown")),
+            "figures": self.judged_count,
             "quick": self.facts.get("quick", False),
         }
 

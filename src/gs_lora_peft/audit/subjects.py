@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,10 +25,7 @@ from ..objectives import (
     is_detector,
     logits_of,
 )
-from ..roles import ClassRoles
 from .samples import Samples
-
-logger = logging.getLogger(__name__)
 
 Kind = Literal["original", "forgotten", "retrained", "random"]
 
@@ -187,50 +183,3 @@ def reference_subjects(original: PreTrainedModel, reference: Models, seed: int) 
         raise InvalidInputError("reference", [], "at least one model, or None for random weights")
     names = ["retrained"] if len(models) == 1 else [f"retrained {number}" for number in range(1, len(models) + 1)]
     return [Subject(name, "retrained", model) for name, model in zip(names, models, strict=True)]
-
-
-def check_references(original: Subject, references: Sequence[Subject], judge: Samples, roles: ClassRoles) -> None:
-    """Checks by their answers that retrained models are what a forgotten one may be compared with.
-
-    Beside one that answers with a forgotten class, everything would look forgotten; it is refused. Of one that knows
-    little of the other classes a warning is logged: beside it everything would look remembered.
-
-    Args:
-        original ([`Subject`]):
-            The model before anything was forgotten.
-        references (`Sequence[Subject]`):
-            The models. Detectors and random weights are not checked.
-        judge ([`Samples`]):
-            What their answers are judged on.
-        roles ([`ClassRoles`]):
-            The forgotten and the kept classes.
-
-    Raises:
-        InvalidInputError: If one answers the samples of a forgotten class with it, and others mostly not.
-    """
-    kept = np.isin(judge.labels, list(roles.retain))
-    for reference in references:
-        if reference.kind != "retrained" or reference.is_detector:
-            continue
-        answers = reference.states(judge)[LOGITS].argmax(1)
-        for class_id in roles.forget:
-            own, answered = judge.labels == class_id, answers == class_id
-            # A model that gives the same answer to every sample knows nothing.
-            if answered[own].mean() - answered[~own].mean() > 0.5:
-                found = f"{reference.name} recognises {answered[own].mean():.0%} of the samples of a forgotten class"
-                expected = "a model that was trained without all forgotten classes, and long enough not to guess them"
-                fix = (
-                    "Retrain one without them (--retrain, `retrained_models`). If it was, raise its `epochs` "
-                    "(--retrain-epochs): a head that has hardly been trained still answers with any class."
-                )
-                raise InvalidInputError("reference", found, expected, fix)
-        right = (answers == judge.labels)[kept].mean()
-        usual = (original.states(judge)[LOGITS].argmax(1) == judge.labels)[kept].mean()
-        if right < 0.5 * usual:
-            logger.warning(
-                "%s is right on %.0f %% of the kept samples, the original on %.0f %%: beside a model that knows so "
-                "little, much looks remembered. Raise `epochs` of its recipe (--retrain-epochs).",
-                reference.name,
-                100 * right,
-                100 * usual,
-            )

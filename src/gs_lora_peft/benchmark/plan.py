@@ -26,7 +26,6 @@ from ..data import (
     continual_protocol,
     default_collator,
     evaluation_split,
-    names_of_model,
     read_classes,
     resolve_classes,
     train_validation_split,
@@ -35,6 +34,7 @@ from ..errors import InvalidInputError
 from ..io import sha256_of
 from ..objectives import check_class_head
 from ..roles import ClassRoles
+from ..runs import names_of_head
 from ..training import Method
 from .parts import AuditSettings, Entry, Setting
 from .settings import BenchmarkConfig
@@ -165,7 +165,7 @@ class Bench:
     @cached_property
     def _names(self) -> list[str] | None:
         names = read_classes(self.dataset["train"], self.label_column)[1]
-        return names or list(names_of_model(self.model).values()) or None
+        return names or names_of_head(self.model)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -40,6 +40,7 @@ class _Options:
     quick: bool
     attacks: list[str] | None
     seed: int
+    replace: bool
 
 
 class BoxFormat(StrEnum):
@@ -84,6 +85,9 @@ def audit(
             help="Folder of the report, and of what is finished if the audit is stopped. By default 'audit' in RUN.",
         ),
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Record the verdict also in place of a worse one of a larger audit.")
+    ] = False,
     max_gap: Annotated[
         float | None,
         typer.Option(
@@ -131,6 +135,7 @@ def audit(
         quick=quick,
         attacks=None if attacks is None else [name.strip() for name in attacks.split(",")],
         seed=seed,
+        replace=replace,
     )
     with working(f"Auditing {run}"), own_names(NAMES):
         report, folder, is_recorded = _audited(options)
@@ -209,7 +214,7 @@ def _audited(options: _Options) -> tuple[Any, Path, bool]:
         **shared,
     )
     if is_local:
-        report.record(run, folder if options.output else None)
+        report.record(run, folder if options.output else None, replace=options.replace)
     else:
         report.save(folder)
     return report, folder, is_local

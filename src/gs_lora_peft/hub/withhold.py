@@ -191,12 +191,28 @@ def coarse_audit(audit: Mapping[str, Any] | None) -> dict[str, Any] | None:
     kept = {name: audit[name] for name in _AUDIT_KEPT}
     gap = audit["recovery_gap"]
     if gap is not None:
-        texts = {name: gap[name] for name in ("attack", "title", "setting", "where")}
+        texts = {name: gap[name] for name in ("attack", "title", "setting", "where", "judged") if name in gap}
         gap = {"points": round(gap["points"]), "margin": round(gap["margin"]), **texts}
     noise = None if audit.get("noise") is None else round(audit["noise"])
-    verdict = audit_verdict(gap, audit["recovered"], audit["reference"], noise=noise, decimals=0)
+    answers: dict[str, Any] = {"recognised": audit.get("recognised"), "kept": _whole_kept(audit.get("kept"))}
+    verdict = audit_verdict(gap, audit["recovered"], audit["reference"], noise=noise, decimals=0, **answers)
     day = _day(audit["recorded_at"])
-    return {**kept, "recovery_gap": gap, "noise": noise, "verdict": verdict, "recorded_at": day, "files": {}}
+    return {
+        **kept,
+        "recovery_gap": gap,
+        "noise": noise,
+        **answers,
+        "verdict": verdict,
+        "recorded_at": day,
+        "files": {},
+    }
+
+
+def _whole_kept(kept: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Returns what models know of the kept samples in whole per cent."""
+    if kept is None:
+        return None
+    return {"original": round(kept["original"]), "references": [round(share) for share in kept["references"]]}
 
 
 # Digests

@@ -3,6 +3,7 @@ from .audits import (
     audit_lines as audit_lines,
     audit_verdict as audit_verdict,
     outdated_audit as outdated_audit,
+    weak_reference as weak_reference,
 )
 from .entry import (
     CURVE_NAMES as CURVE_NAMES,
@@ -28,6 +29,7 @@ from .errors import (
     UnfinishedRequestError as UnfinishedRequestError,
     UnusableAdapterError as UnusableAdapterError,
     WithheldClassesError as WithheldClassesError,
+    WorseAuditError as WorseAuditError,
     as_ledger_error as as_ledger_error,
 )
 from .json_schema import (
@@ -127,6 +129,7 @@ __all__ = [
     "UnfinishedRequestError",
     "UnusableAdapterError",
     "WithheldClassesError",
+    "WorseAuditError",
     "active_groups",
     "all_forgotten",
     "as_ledger_error",
@@ -166,4 +169,5 @@ __all__ = [
     "warn_after",
     "warn_before",
     "warn_not_forgotten",
+    "weak_reference",
 ]

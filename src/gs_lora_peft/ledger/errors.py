@@ -205,6 +205,20 @@ class DivergedRunError(LedgerError):
     folder: Path
 
 
+class WorseAuditError(LedgerError):
+    """An audit that tried less would replace a worse verdict of the same tasks.
+
+    Attributes:
+        verdict (`str`):
+            The recorded verdict.
+        replacement (`str`):
+            The verdict of the new audit.
+    """
+
+    verdict: str
+    replacement: str
+
+
 def as_ledger_error(error: ValueError, fix: str | None = None) -> LedgerError:
     """Converts an error of another part of the package to a [`LedgerError`].
 

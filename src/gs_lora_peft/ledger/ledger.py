@@ -11,7 +11,7 @@ from typing import Any
 from ..checking import checked
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, file_mismatch, safe_join, write_bytes_atomic
-from .audits import checked_audit
+from .audits import check_replaces, checked_audit
 from .entry import TaskEntry, select_tasks
 from .errors import FilesDifferError, InvalidLedgerError, LedgerFileError, OtherBaseModelError, PrivateLedgerError
 from .request import utc_now
@@ -278,7 +278,9 @@ class ForgettingLedger(LedgerFolder):
             for entry in self.tasks
         )
 
-    def record_audit(self, summary: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:
+    def record_audit(
+        self, summary: Mapping[str, Any], files: Mapping[str, str] | None = None, *, replace: bool = False
+    ) -> None:
         """Records an audit in place of an earlier one, in memory. Tasks that come later are not covered by it.
 
         Args:
@@ -286,12 +288,18 @@ class ForgettingLedger(LedgerFolder):
                 [`~AuditReport.summary`] of the audit, which names no class.
             files (`Mapping[str, str]`, *optional*):
                 Files of the report that may be published with the run: path in `audit/` → SHA-256.
+            replace (`bool`, *optional*, defaults to `False`):
+                Whether to record it also in place of an audit that tried more and found worse.
 
         Raises:
             LedgerError: If a field is missing or invalid, or a task is not in the ledger.
+            WorseAuditError: If an audit of the same tasks tried more and found worse, see [`check_replaces`].
         """
         record = {**summary, "recorded_at": utc_now(), "files": dict(files or {})}
-        self.audit = checked_audit(record, self.tasks)
+        record = checked_audit(record, self.tasks)
+        if not replace:
+            check_replaces(record, self.audit)
+        self.audit = record
 
     @property
     def active_tasks(self) -> list[TaskEntry]:

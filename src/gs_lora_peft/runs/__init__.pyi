@@ -9,6 +9,7 @@ from .task import (
     library_versions as library_versions,
     training_curves as training_curves,
 )
+from .validation import are_same_rows as are_same_rows, names_of_head as names_of_head
 from .workspace import newest_checkpoint as newest_checkpoint
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "OtherSettingsError",
     "Recipe",
     "adapter_settings",
+    "are_same_rows",
     "library_versions",
+    "names_of_head",
     "newest_checkpoint",
     "peak_bytes",
     "predict",

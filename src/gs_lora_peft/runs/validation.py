@@ -78,8 +78,8 @@ def train_and_test(
             check_dataset(part)
         except ValueError as error:
             raise located(error, f"{title_of} data") from None
-    # The same rows under another name are training data, too. Equal fingerprints prove it; others prove nothing.
-    if test is train or test._fingerprint == train._fingerprint:
+    # The same rows under another name are training data, too.
+    if are_same_rows(train, test):
         title = "train"
         if PartialState().is_main_process:
             logger.warning(
@@ -88,6 +88,11 @@ def train_and_test(
                 ", ".join(EVALUATION_SPLITS),
             )
     return train, test, title
+
+
+def are_same_rows(first: Dataset, second: Dataset) -> bool:
+    """Whether two data sets are known to hold the same rows. Equal fingerprints prove it; others prove nothing."""
+    return first is second or first._fingerprint == second._fingerprint
 
 
 def checked_label_names(train: Dataset, test: Dataset, label_column: str, model: PreTrainedModel) -> list[str] | None:

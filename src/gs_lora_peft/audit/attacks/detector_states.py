@@ -66,6 +66,24 @@ class DetectorStates:
             best.append(overlaps.amax(1))
         return torch.cat(best).numpy()
 
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """What each annotated object is taken for, by the most confident box on it (IoU 0.5).
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: The annotated categories and the answered ones, int64, shape `(objects,)`;
+            -1 where no box covers the object.
+        """
+        is_softmax = self.criterion.is_softmax
+        chances = self.logits.softmax(-1)[..., :-1] if is_softmax else self.logits.sigmoid()
+        confidences, categories = chances.max(-1)
+        labels, given = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
+        for boxes, confidence, category, label in zip(self.boxes, confidences, categories, self.labels, strict=True):
+            overlaps, _ = box_iou(corners_of(label["boxes"]), corners_of(boxes))
+            best, query = torch.where(overlaps >= 0.5, confidence, -1.0).max(1)
+            labels.append(label["class_labels"])
+            given.append(torch.where(best < 0, -1, category[query]))
+        return torch.cat(labels).numpy(), torch.cat(given).numpy()
+
 
 @torch.no_grad()
 def _detector_states(model: nn.Module, samples: Samples) -> DetectorStates:

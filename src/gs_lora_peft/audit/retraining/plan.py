@@ -29,7 +29,6 @@ from ...data import (
     check_names,
     check_pictures,
     default_collator,
-    names_of_model,
     read_classes,
     remove_classes,
     resolve_classes,
@@ -37,7 +36,7 @@ from ...data import (
 from ...errors import InvalidInputError, PrivateInputError
 from ...io import StrPath, as_path, exclusive_lock, json_bytes, sha256_of, staged_folder
 from ...objectives import check_class_head, head_size, is_detector
-from ...runs import newest_checkpoint
+from ...runs import names_of_head, newest_checkpoint
 from ...training import ResumableTrainer
 from ..samples import Samples
 from .recipe import SCRATCH, RetrainRecipe
@@ -193,7 +192,7 @@ def _checked_names(model: PreTrainedModel, dataset: Dataset, label_column: str) 
         fix = "Number them as the model does, with `gs_lora_peft.data.align_labels`."
         raise InvalidInputError(label_column, int(labels.max()), f"ids of the {count} classes of the head", fix)
     check_names(names, model, repr(label_column))
-    return names or list(names_of_model(model).values()) or None
+    return names or names_of_head(model)
 
 
 def _bytes_of(batch: Any) -> bytes:

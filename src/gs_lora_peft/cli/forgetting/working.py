@@ -9,8 +9,8 @@ from typing import Any
 from accelerate import PartialState
 
 from ...audit import audit_run, format_audit, retrained_models
-from ...ledger import ForgettingLedger, exit_status, format_table, parse_requests
-from ...runs import ContinualForgetter
+from ...ledger import ForgettingLedger, WorseAuditError, exit_status, format_table, parse_requests
+from ...runs import ContinualForgetter, are_same_rows
 from ..loading import model_class, model_source
 from ..show import outcome_of
 from ..terminal import UsageError, print_json, print_result, working
@@ -125,9 +125,15 @@ def _audit(subject: Classifier, forgetter: ContinualForgetter, printer: Printer)
         if not printer.is_main:
             return
         shown = {"quick": True, "folder": folder, **data, **quiet}
-        report = audit_run(base, forgetter.folder, subject.dataset, reference=references or None, **shown)
-        report.record(forgetter.folder)
-    printer.say(f"{format_audit(report)}\n\nReport:   {folder / 'report.html'}")
+        whole = are_same_rows(train, subject.dataset["test"])  # then it is split into halves
+        dataset = train if whole else subject.dataset
+        report = audit_run(base, forgetter.folder, dataset, reference=references or None, **shown)
+        said = f"Report:   {folder / 'report.html'}"
+        try:
+            report.record(forgetter.folder)
+        except WorseAuditError as error:  # the run is unchanged, and so is what a larger audit found
+            said = f"Not recorded: {error}"
+    printer.say(f"{format_audit(report)}\n\n{said}")
 
 
 def _chosen(argv: Sequence[str]) -> tuple[type[Classifier], Options, dict[str, Any]]:
