@@ -295,10 +295,8 @@ class ForgettingLedger(LedgerFolder):
             LedgerError: If a field is missing or invalid, or a task is not in the ledger.
             WorseAuditError: If an audit of the same tasks tried more and found worse, see [`check_replaces`].
         """
-        record = {**summary, "recorded_at": utc_now(), "files": dict(files or {})}
-        record = checked_audit(record, self.tasks)
-        if not replace:
-            check_replaces(record, self.audit)
+        record = checked_audit({**summary, "recorded_at": utc_now(), "files": dict(files or {})}, self.tasks)
+        check_replaces(record, None if replace else self.audit)
         self.audit = record
 
     @property
