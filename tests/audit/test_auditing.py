@@ -9,6 +9,7 @@ import torch
 from datasets import DatasetDict
 from errors import refused
 from tiny_models import NAMES, model, rows
+from transformers import ViTImageProcessor
 
 from gs_lora_peft import ContinualForgetter, ForgetRequest, GSLoraTrainingArguments, audit_models, audit_run
 from gs_lora_peft.audit import Attack, AuditReport, Measurement
@@ -269,6 +270,21 @@ def test_nothing_forgotten_or_nothing_kept_is_refused(dataset):
     for classes in ([], [0, 1, 2, 3]):
         with refused("forget_classes"):
             audit_models(model(0), model(1), dataset, classes, reference=model(2))
+
+
+def test_data_prepared_otherwise_than_in_training_is_remarked(dataset, tmp_path):
+    """Then the original may not know its classes, and nothing seems to be recovered."""
+    processors = [ViTImageProcessor(size={"height": size, "width": size}) for size in (8, 16)]
+    args = GSLoraTrainingArguments(str(tmp_path), max_steps=1, sparsity="none", disable_tqdm=True)
+    forgetter = ContinualForgetter(model(0), dataset, tmp_path / "run", args=args, processing_class=processors[0])
+    forgetter.forget(ForgetRequest(["axolotl"]))
+    remarks = []
+    for processor in (None, *processors):
+        options = {"attacks": ["answer"], "reference": model(2), "processing_class": processor, "disable_tqdm": True}
+        report = audit_run(model(0), tmp_path / "run", dataset, **options)
+        remarks.append(report.facts.get("remarks", []))
+    assert [len(found) for found in remarks] == [0, 0, 1]
+    assert "task_001" in remarks[2][0]
 
 
 def test_a_run_is_audited_with_all_tasks_in_effect(dataset, tmp_path):

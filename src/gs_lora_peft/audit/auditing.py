@@ -30,8 +30,9 @@ from ..data import (
 )
 from ..errors import InvalidInputError
 from ..io import StrPath, as_path, write_json_atomic
+from ..ledger import TaskEntry
 from ..roles import ClassRoles
-from ..runs import are_same_rows, library_versions
+from ..runs import are_same_rows, library_versions, processor_identity
 from .base import Attack, AuditContext, Measurement
 from .opening import open_run
 from .registry import get_attacks
@@ -100,7 +101,7 @@ def audit_run(
     """
     opened = open_run(base_model, run, revision=revision, token=token)
     forgotten = merge_changes(copy.deepcopy(base_model), opened.changes)
-    return audit_models(
+    report = audit_models(
         base_model,
         forgotten,
         data,
@@ -108,6 +109,21 @@ def audit_run(
         reference=reference,
         tasks=[entry.name for entry in opened.entries],
         **options,
+    )
+    if remark := _other_processor(opened.entries[-1], options.get("processing_class")):
+        report.facts["remarks"] = [remark]
+    return report
+
+
+def _other_processor(entry: TaskEntry, processing_class: Any) -> str | None:
+    """A remark if a task was trained on data that was prepared in another way, as far as both are known."""
+    recorded = ((entry.settings or {}).get("data") or {}).get("processor")
+    given = processor_identity(processing_class)
+    if given is None or recorded in (None, given):
+        return None
+    return (
+        f"{entry.name} was trained with another processor ({recorded}) than this audit reads data with ({given}): "
+        "all models may answer worse than they can."
     )
 
 

@@ -3,7 +3,7 @@ from .forgetter import ContinualForgetter as ContinualForgetter
 from .recipe import Recipe as Recipe, adapter_settings as adapter_settings, recorded_config as recorded_config
 from .revocation import task_to_redo as task_to_redo
 from .scores import predict as predict
-from .settings import OtherSettingsError as OtherSettingsError
+from .settings import OtherSettingsError as OtherSettingsError, processor_identity as processor_identity
 from .task import (
     MAX_CURVE_POINTS as MAX_CURVE_POINTS,
     library_versions as library_versions,
@@ -24,6 +24,7 @@ __all__ = [
     "newest_checkpoint",
     "peak_bytes",
     "predict",
+    "processor_identity",
     "recorded_config",
     "task_to_redo",
     "training_curves",
