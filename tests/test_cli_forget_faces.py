@@ -201,7 +201,7 @@ def test_refused_before_pretraining(faces, tmp_path):
         (["--model_name_or_path", "face", "--scale", "32", "--pretrain_epochs", "2"], "--scale, --pretrain_epochs."),
         (["--model_revision", "v1"], "--model_revision is of a --model,"),
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
-        (["--missing", "ada;bob"], "`--missing` is 'ada;bob'"),
+        (["--missing", "ada;bob"], "Separate them with ','"),  # and the message does not name them
     ):
         with pytest.raises(UsageError) as error:
             example([*command, *options])

@@ -65,8 +65,9 @@ def test_files(protocol, path, tmp_path):
     GSLoraConfig(**settings.adapter)
     model = FaceTransformerConfig if path.parent.name == "faces" else ViTConfig
     # A configuration takes names that it does not know, and nothing comes of them.
-    assert settings.model.keys() <= model().to_dict().keys()
-    model(**settings.model)
+    assert settings.model.keys() - {"attn_implementation"} <= model().to_dict().keys()
+    attention = settings.model.get("attn_implementation")
+    assert model(**settings.model)._attn_implementation == attention
     assert len(every_task(settings, tmp_path)) == len(settings.kept)
     for scores in settings.published.values():
         assert all(len(values) == len(settings.kept) for values in scores.values() if isinstance(values, list))

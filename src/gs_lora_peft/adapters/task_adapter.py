@@ -85,7 +85,8 @@ class TaskAdapter:
     @cached_property
     def norms(self) -> dict[str, tuple[float, float]]:
         """Frobenius norms of `lora_A` and `lora_B` of each module; infinite or NaN if one of their numbers is."""
-        found = iter(torch._foreach_norm([factor for pair in self.pairs.values() for factor in pair]))
+        factors = [factor for pair in self.pairs.values() for factor in pair]
+        found = iter(torch._foreach_norm(factors) if factors else ())  # none if all groups are zero
         return {path: (next(found).item(), next(found).item()) for path in self.pairs}
 
     def settings(self, path: str) -> tuple[int, float, bool, float]:
