@@ -150,7 +150,7 @@ def audit(
 
 
 def _is_within(report: Any, points: float) -> bool:
-    """Whether the gap is known to be at most so many points: silence is no proof of it."""
+    """Whether the gap is known to be at most so many points; a gap that is not known does not count."""
     return report.gap is not None and report.recovered is not None and report.gap.points <= points
 
 
