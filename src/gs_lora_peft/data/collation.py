@@ -79,7 +79,7 @@ class TensorCollator:
     """Collates rows of tensors, arrays and numbers as [`transformers.default_data_collator`] does.
 
     The labels become `labels`. Other columns named `label`, `labels` or `label_ids` are left out, because the collator
-    would read them as the labels; if there is no `label_column`, they are the labels. Pictures and single numbers are
+    would read them as the labels; without a `label_column` they are the labels. Pictures and single numbers are
     left out of rows that have an input of transformers' models, such as `pixel_values`.
 
     Args:

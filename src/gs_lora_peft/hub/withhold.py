@@ -127,7 +127,7 @@ def request_proof(folder: StrPath, task: str) -> dict[str, Any]:
         `dict`: `task`, `classes`, `class_names` and the `key` of this one digest, for [`is_proof`].
 
     Raises:
-        InvalidLedgerError: If there is no such task, the ledger withholds its classes, or the key is missing.
+        InvalidLedgerError: If the task is unknown, the ledger withholds its classes, or the key is missing.
     """
     entry = next((entry for entry in ForgettingLedger.load(folder).tasks if entry.name == task), None)
     if entry is None or entry.classes is None:

@@ -141,7 +141,7 @@ class ForgettingLedger(LedgerFolder):
                 The run folder. It may be a symbolic link, but its parts must not.
 
         Raises:
-            LedgerError: If there is no ledger; if it is damaged, edited, of a newer schema or lists a file outside the
+            LedgerError: If the folder has none; if damaged, edited, of a newer schema or lists a file outside the
                 folder; or if a part of the folder is a symbolic link.
         """
         folder = as_path(folder, "folder")

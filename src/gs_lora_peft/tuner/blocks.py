@@ -88,7 +88,7 @@ def find_attention_blocks(
         `dict[str, list[str]]`: Block path → paths of its attention projections, both in module order.
 
     Raises:
-        InvalidInputError: If there is no attention with Linear projections, if the attention of a selected block is an
+        InvalidInputError: If no attention has Linear projections, if the attention of a selected block is an
             `nn.MultiheadAttention` (whose q, k and v are one parameter), if a pattern is not a regular expression, if
             `exclude_blocks` leaves nothing out, or if no block is left.
     """

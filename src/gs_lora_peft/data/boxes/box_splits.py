@@ -76,7 +76,7 @@ def split_boxes(
     Raises:
         InvalidBoxError: If a box does not have an area, is not finite or lies outside its image.
         UnknownClassError: If the annotations do not have a name or id.
-        InvalidInputError: If there is no category to forget or to retain; if a category has two roles; if a category
+        InvalidInputError: If no category is to be forgotten or retained; if a category has two roles; if a category
             to forget or to retain does not have images, or fewer than `shots`; if the dataset or the column cannot be
             split; or if a setting is out of range, or both `replay_ratio` and `shots` are set.
 
